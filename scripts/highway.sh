@@ -22,13 +22,14 @@ give_up() {
 
 intact() { echo "$sha256  $1" | sha256sum --check --status 2>/dev/null; }
 
-# Prints "URI<tab>keyring or -" of the first apt source that serves a Debian release of main: one-line files or deb822.
+# Prints "URI<tab>keyring or -" of the first apt source that serves main of a Debian release: one-line files or deb822.
 debian_source() {
   local codename file
-  codename=$(. /etc/os-release && echo "${VERSION_CODENAME:-}")
+  codename=$(. /etc/os-release && [ "$ID" = debian ] && echo "${VERSION_CODENAME:-}") || true
   for file in /etc/apt/sources.list /etc/apt/sources.list.d/*.list /etc/apt/sources.list.d/*.sources; do
     [ -r "$file" ] || continue
     awk -v codename="$codename" -v one_line="${file%.list}" -v file="$file" '
+      # Exact names, so that neither security archives nor other vendors match.
       function wanted(suites, components,    n, i, s, ok) {
         n = split(suites, s, " ")
         for (i = 1; i <= n; i++)
