@@ -92,7 +92,7 @@ fetch() {
     tail -n 15 "$work/log" >&2
     give_up "apt could not bring the source package"
   }
-  [ -f "$work/get/$tarball" ] || give_up "$suite no longer holds $tarball, but $(ls "$work/get" | tr '\n' ' ')"
+  [ -f "$work/get/$tarball" ] || give_up "$suite no longer holds $tarball, but another version"
   intact "$work/get/$tarball" || give_up "$tarball does not have the SHA-256 $sha256"
   mkdir -p "$CACHE"
   # Copy, then rename: a second run at the same time never sees half a file.

@@ -13,3 +13,12 @@ die() {
   exit 1
 }
 have() { command -v "$1" >/dev/null 2>&1; }
+JOBS=${JOBS:-$(nproc)}
+
+# Compilations through ccache, if there is one, kept for other checkouts too: paths below the checkout are hashed relative
+# to it. CMake reads CMAKE_CXX_COMPILER_LAUNCHER when it configures a build folder for the first time.
+use_ccache() {
+  if ! have ccache || [ -n "${CMAKE_CXX_COMPILER_LAUNCHER:-}" ]; then return 0; fi
+  export CMAKE_CXX_COMPILER_LAUNCHER=ccache CCACHE_DIR=${CCACHE_DIR:-$CACHE/ccache}
+  export CCACHE_BASEDIR=$ROOT CCACHE_NOHASHDIR=1
+}

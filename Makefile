@@ -1,0 +1,65 @@
+# Two commands do everything from a clean clone: `make demo` and `make test`. The work is in scripts/ and CMakePresets.json;
+# this file names it. JOBS=n sets the parallel compilations, RIFFLE_CACHE the folder that keeps downloads.
+
+.DEFAULT_GOAL := help
+.NOTPARALLEL:
+
+STAGE := scripts/stage.sh
+
+##@ First
+help: ## this text
+	@awk 'BEGIN { FS = ":.*## " } /^##@ / { printf "\n%s\n", substr($$0, 5) } \
+	  /^[a-z-]+:.*## / { sub(/:.*/, "", $$1); printf "  make %-15s %s\n", $$1, $$2 }' Makefile
+demo: build ## set up, build and run the main job (fresh Debian or Ubuntu: asks for packages)
+	@scripts/demo.sh
+test: start setup test-cpp test-clang test-consumer test-python test-asan test-tsan fuzz ## set up and run every test
+	@scripts/test_summary.sh
+
+##@ Build
+build: ## the release build: build/release/riffle
+	@scripts/setup.sh build
+	@scripts/highway.sh || true
+	@scripts/build.sh release
+python: ## the Python package, installed into .venv
+	@scripts/setup.sh build
+	@scripts/venv.sh
+	@scripts/python_package.sh
+
+##@ Tests, one kind each
+test-cpp: setup ## C++ tests on every SIMD target of this machine
+	@$(STAGE) cpp "C++ tests on every SIMD target (release)" scripts/ctest.sh release
+test-clang: setup ## does clang build the library and the command without warnings
+	@$(STAGE) clang "library and command by clang" scripts/build.sh clang
+test-consumer: setup ## an installed riffle through find_package
+	@$(STAGE) consumer "an installed riffle, through find_package" scripts/consumer_test.sh
+test-python: setup ## Python tests and doctests
+	@$(STAGE) venv "Python environment" scripts/venv.sh
+	@$(STAGE) package "Python package" scripts/python_package.sh
+	@$(STAGE) python "Python tests and doctests" \
+	  .venv/bin/python -P -m pytest --doctest-modules --pyargs riffle python/tests
+test-asan: setup ## C++ tests under AddressSanitizer and UBSan
+	@$(STAGE) asan "C++ tests under AddressSanitizer and UBSan" scripts/ctest.sh asan
+test-tsan: setup ## pool and concurrent callers under ThreadSanitizer
+	@$(STAGE) tsan "pool and concurrent callers under ThreadSanitizer" scripts/ctest.sh tsan
+fuzz: setup ## every fuzz target over its corpus, a minute in all
+	@$(STAGE) fuzz "fuzzing for a minute" scripts/fuzz.sh 60
+
+##@ Work
+setup: ## packages and Highway, for all of the above
+	@$(STAGE) setup "packages and Highway" sh -c 'scripts/setup.sh test && { scripts/highway.sh || true; }'
+bench: build ## measure riffle beside this machine's read bandwidth
+	@build/release/riffle bench topk
+format: ## rewrite C++ files in the project's format
+	@scripts/lint.sh format --fix
+lint: ## format, clang-tidy, shellcheck
+	@scripts/lint.sh
+clean: ## remove what was built; .venv, .deps and the cache folder stay
+	rm -rf build dist
+distclean: clean ## remove .venv and .deps too
+	rm -rf .venv .deps
+
+start:
+	@rm -rf build/log
+
+.PHONY: help demo test build python test-cpp test-clang test-consumer test-python test-asan test-tsan fuzz \
+  setup bench format lint clean distclean start

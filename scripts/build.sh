@@ -1,0 +1,15 @@
+#!/usr/bin/env bash
+# Configures a preset of CMakePresets.json and builds it in build/PRESET.
+#
+#   scripts/build.sh PRESET [options of cmake --build]
+set -euo pipefail
+. "$(dirname "$0")/lib.sh"
+
+preset=${1:?usage: build.sh PRESET [options of cmake --build]}
+shift
+# CMake has other ways to find Highway, and says so if none works.
+[ -f "$ROOT/.deps/highway/CMakeLists.txt" ] || "$ROOT/scripts/highway.sh" || true
+use_ccache
+cd "$ROOT"
+cmake --preset "$preset"
+cmake --build "build/$preset" --parallel "$JOBS" "$@"

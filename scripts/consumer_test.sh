@@ -1,0 +1,24 @@
+#!/usr/bin/env bash
+# Proves that an installed riffle can be used: installs build/release under a temporary prefix, then configures, builds and
+# runs tests/consumer, which knows nothing but find_package(riffle).
+set -euo pipefail
+. "$(dirname "$0")/lib.sh"
+
+build=$ROOT/build/release
+[ -f "$build/CMakeCache.txt" ] || "$ROOT/scripts/build.sh" release
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+# The prefix is moved after the installation: the package must not depend on where it was installed.
+cmake --install "$build" --prefix "$work/first" >"$work/install.log" || {
+  cat "$work/install.log" >&2
+  die "cmake --install failed"
+}
+mv "$work/first" "$work/prefix"
+# The consumer is copied too, so that no relative path leads back into the sources.
+cp -R "$ROOT/tests/consumer" "$work/consumer"
+use_ccache
+cmake -G Ninja -S "$work/consumer" -B "$work/build" -DCMAKE_PREFIX_PATH="$work/prefix" -DCMAKE_BUILD_TYPE=Release
+cmake --build "$work/build" --parallel "$JOBS"
+ctest --test-dir "$work/build" --output-on-failure --no-tests=error
+if grep -rIlF "$ROOT" "$work/prefix"; then die "the installed files above name the checkout"; fi
+"$work/prefix/bin/riffle" info
