@@ -1,0 +1,41 @@
+# Highway 1.2 or newer: an installed one, else the source that scripts/highway.sh brought to
+# .deps/highway, else the upstream tag. From source its objects become part of libriffle, so that
+# an installed riffle needs no Highway.
+set(RIFFLE_HIGHWAY_DIR ${CMAKE_CURRENT_SOURCE_DIR}/.deps/highway CACHE PATH "Highway's source")
+
+find_package(hwy 1.2 CONFIG QUIET)
+if(hwy_FOUND)
+  message(STATUS "riffle: installed Highway ${hwy_VERSION}")
+else()
+  set(HWY_ENABLE_CONTRIB OFF CACHE BOOL "" FORCE)
+  set(HWY_ENABLE_EXAMPLES OFF CACHE BOOL "" FORCE)
+  set(HWY_ENABLE_INSTALL OFF CACHE BOOL "" FORCE)
+  set(HWY_ENABLE_TESTS OFF CACHE BOOL "" FORCE)
+  set(HWY_FORCE_STATIC_LIBS ON CACHE BOOL "" FORCE)
+  set(riffle_position_independent ${CMAKE_POSITION_INDEPENDENT_CODE})
+  set(CMAKE_POSITION_INDEPENDENT_CODE ON)
+  if(EXISTS ${RIFFLE_HIGHWAY_DIR}/CMakeLists.txt)
+    message(STATUS "riffle: Highway's source in ${RIFFLE_HIGHWAY_DIR}")
+    add_subdirectory(${RIFFLE_HIGHWAY_DIR} ${CMAKE_BINARY_DIR}/highway EXCLUDE_FROM_ALL SYSTEM)
+  else()
+    message(STATUS "riffle: fetching Highway 1.2.0")
+    include(FetchContent)
+    FetchContent_Declare(highway GIT_REPOSITORY https://github.com/google/highway.git
+                         GIT_TAG 1.2.0 GIT_SHALLOW ON EXCLUDE_FROM_ALL SYSTEM)
+    FetchContent_MakeAvailable(highway)
+  endif()
+  set(CMAKE_POSITION_INDEPENDENT_CODE ${riffle_position_independent})
+endif()
+
+# SSSE3 and AVX3_DL are left out: every kernel is compiled once a target, and machines that have
+# one of them run the next lower target at nearly the same speed.
+function(riffle_use_highway target)
+  target_compile_definitions(${target} PRIVATE "HWY_DISABLED_TARGETS=(HWY_SSSE3|HWY_AVX3_DL)")
+  if(hwy_FOUND)
+    target_link_libraries(${target} PRIVATE hwy::hwy)
+  else()
+    target_include_directories(${target} SYSTEM PRIVATE
+      $<BUILD_INTERFACE:$<TARGET_PROPERTY:hwy,INTERFACE_INCLUDE_DIRECTORIES>>)
+    target_sources(${target} PRIVATE $<TARGET_OBJECTS:hwy>)
+  endif()
+endfunction()

@@ -1,0 +1,15 @@
+# Warnings and sanitizers of everything this repository compiles.
+add_library(riffle_options INTERFACE)
+target_compile_options(riffle_options INTERFACE
+  -Wall -Wextra -Wshadow -Wconversion -Wno-sign-conversion
+  # Multiplications and additions are fused where the source says so, never where the compiler
+  # likes: the same query must give the same bits through every kernel.
+  -ffp-contract=off)
+if(RIFFLE_WERROR)
+  target_compile_options(riffle_options INTERFACE -Werror)
+endif()
+if(RIFFLE_SANITIZE)
+  add_compile_options(-fsanitize=${RIFFLE_SANITIZE} -fno-sanitize-recover=all
+                      -fno-omit-frame-pointer)
+  add_link_options(-fsanitize=${RIFFLE_SANITIZE})
+endif()

@@ -1,0 +1,31 @@
+// Every failure of the library is this exception, thrown before any output is written.
+#pragma once
+
+#include <stdexcept>
+#include <string>
+
+namespace riffle {
+
+enum class Code {
+  kBadShape,     // a dimension, stride or pointer that describes no array
+  kBadK,         // k outside its limits
+  kBadRange,     // start, end or length outside the row
+  kBadOption,    // an option outside its limits
+  kBadDType,     // an element type that the call does not take
+  kBadPage,      // a page number outside the pool
+  kOverlap,      // an output that overlaps itself or an input
+  kOutOfPages,   // the KV cache's pool is full
+  kOutOfMemory,  // scratch could not be allocated
+};
+
+// what() names the argument, its value and the limit.
+class Error : public std::runtime_error {
+ public:
+  Error(Code code, const std::string& what) : std::runtime_error(what), code_(code) {}
+  Code code() const { return code_; }
+
+ private:
+  Code code_;
+};
+
+}  // namespace riffle

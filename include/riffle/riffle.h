@@ -1,0 +1,7 @@
+// The whole public API.
+#pragma once
+
+#include "riffle/error.h"
+#include "riffle/runtime.h"
+#include "riffle/topk.h"
+#include "riffle/types.h"

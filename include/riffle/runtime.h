@@ -1,0 +1,62 @@
+// Version, SIMD targets, threads, and the roofline every timing is held against.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <string_view>
+#include <vector>
+
+namespace riffle {
+
+std::string_view Version();
+
+// SIMD targets this machine can run, best first, by Highway's names ("AVX3_ZEN4", "AVX2", ...).
+std::vector<std::string> Targets();
+
+// The target that kernels run on now.
+std::string Target();
+
+// Forces a target for all later calls in the process; "" returns to the best. The environment
+// variable RIFFLE_TARGET does the same at the first call. Throws Error(kBadOption) for a name that
+// is not in Targets(). Not to be called while a kernel runs.
+void SetTarget(std::string_view name);
+
+// A fixed set of threads. A call that finds its pool busy, from another thread or from inside a
+// task, runs on the calling thread alone, so callers need no lock. Thread counts never change a bit
+// of a result. Workers spin for some tens of microseconds after a call before they sleep: LLM steps
+// come in bursts, and waking a sleeping thread costs as much as a small top-k.
+class Pool {
+ public:
+  // `threads` counts the caller too; 0 = the CPUs this process may use. Throws Error(kBadOption)
+  // unless 0 <= threads <= 1024.
+  explicit Pool(int threads = 0);
+  ~Pool();
+  Pool(const Pool&) = delete;
+  Pool& operator=(const Pool&) = delete;
+
+  int threads() const;
+
+  class Impl;
+  Impl& impl() const { return *impl_; }
+
+ private:
+  std::unique_ptr<Impl> impl_;
+};
+
+// The pool that calls use when their options name none. Its size comes from RIFFLE_NUM_THREADS
+// (1 to 1024), else from the CPUs this process may use.
+Pool& DefaultPool();
+int NumThreads();
+
+// Resizes the default pool. Throws Error(kBadOption) unless 1 <= threads <= 1024. Waits for a
+// running call to end.
+void SetNumThreads(int threads);
+
+// Reads every byte of [data, data + bytes) once, in order, `threads` contiguous parts at a time, and
+// returns the largest byte: the fastest useful pass there is over that memory, so the time it takes
+// is the roofline of everything that must read it. Any alignment.
+uint8_t ReadMax(const void* data, size_t bytes, Pool* pool = nullptr);
+
+}  // namespace riffle

@@ -1,0 +1,22 @@
+// How a row is reduced: a pure function of shapes.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+namespace riffle {
+
+// Bucket maxima for k of n elements. Bucket b holds the elements [b * size, min(n, (b + 1) * size)).
+struct BucketPlan {
+  int64_t size = 0;     // a power of two, kMinBucket to kMaxBucket
+  int64_t buckets = 0;  // ceil(n / size); 0: the row is too short or k too large for a first pass to
+                        // pay, and all elements are candidates
+};
+constexpr int64_t kMinBucket = 32;  // a whole number of vectors for every dtype and target
+constexpr int64_t kMaxBucket = 4096;
+BucketPlan PlanBuckets(int64_t n, int64_t k);
+
+// Lane sort's default depths for one row.
+std::vector<int> PlanDepths(int64_t n, int64_t k, int lanes);
+
+}  // namespace riffle
