@@ -11,5 +11,6 @@ shift
 [ -f "$ROOT/.deps/highway/CMakeLists.txt" ] || "$ROOT/scripts/highway.sh" || true
 use_ccache
 cd "$ROOT"
-cmake --preset "$preset"
+# Ninja configures again by itself when a CMakeLists.txt changes, but does not know of the presets.
+if ! [ "build/$preset/build.ninja" -nt CMakePresets.json ]; then cmake --preset "$preset"; fi
 cmake --build "build/$preset" --parallel "$JOBS" "$@"
