@@ -1,0 +1,153 @@
+#include "topk/topk_plan.h"
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+
+#include "core/check.h"
+#include "riffle/topk.h"
+#include "topk/depth.h"
+
+namespace riffle {
+namespace {
+
+constexpr int kMaxLanes = 4096;
+
+// The elements of the fullest lane: no lane is deeper.
+int64_t LaneLength(int64_t n, int64_t lanes) { return (n + lanes - 1) / lanes; }
+
+// A schedule step that always certifies: no lane can have that many of the k best.
+int64_t LastDepth(int64_t n, int64_t k, int64_t lanes) {
+  return std::min(k, LaneLength(n, lanes)) + 1;
+}
+
+// P(not certified by a step of depth m), that is P(depth > m - 1).
+double NotCertified(const DepthDistribution& depths, int64_t m, int64_t last) {
+  return m >= last ? 0.0 : depths.Above(m - 1);
+}
+
+// A pass that keeps `depth` elements of each lane, and the probability that it certifies nothing.
+struct Step {
+  int64_t depth;
+  double fails;
+};
+
+// What a pass that keeps m elements of each lane costs, relative.
+double Cost(int64_t m) { return 1.0 + 0.08 * static_cast<double>(m); }
+
+void CheckSchedule(std::span<const int> schedule) {
+  for (size_t i = 0; i < schedule.size(); ++i) {
+    Check(schedule[i] >= 1, Code::kBadOption, "depth_schedule[", i, "] = ", schedule[i],
+          " but depths start at 1");
+    Check(i == 0 || schedule[i] > schedule[i - 1], Code::kBadOption, "depth_schedule[", i,
+          "] = ", schedule[i], " but must exceed the depth before it, ",
+          i == 0 ? 0 : schedule[i - 1]);
+  }
+}
+
+// Depths worth trying: from the first that can certify to where failing is hardly possible, in steps
+// that keep their number small, then doubled depths up to the one that always certifies.
+std::vector<Step> CandidateSteps(const DepthDistribution& depths, int64_t last) {
+  constexpr double kUnlikely = 1e-9;
+  constexpr int64_t kMaxSteps = 256;
+  int64_t end = depths.first + 1;
+  while (end < last && depths.Above(end - 1) > kUnlikely) {
+    ++end;
+  }
+  std::vector<Step> steps;
+  const int64_t stride = (end - depths.first) / kMaxSteps + 1;
+  for (int64_t m = depths.first + 1; m < std::min(end, last); m += stride) {
+    if (depths.Above(m - 1) < 1) {
+      steps.push_back({m, depths.Above(m - 1)});
+    }
+  }
+  for (int64_t m = end; m < last; m *= 2) {
+    steps.push_back({m, depths.Above(m - 1)});
+  }
+  steps.push_back({last, 0});
+  return steps;
+}
+
+// The steps with the least expected cost, the sum over steps of Cost * P(the step before failed).
+// The last one is always among them.
+std::vector<int> Cheapest(const std::vector<Step>& steps) {
+  const size_t count = steps.size();
+  std::vector<double> rest(count, 0.0);  // expected cost of what follows step i
+  std::vector<size_t> next(count, count);
+  size_t first = count - 1;
+  double least = Cost(steps.back().depth);
+  for (size_t i = count - 1; i-- > 0;) {
+    rest[i] = std::numeric_limits<double>::infinity();
+    for (size_t j = i + 1; j < count; ++j) {
+      const double cost = steps[i].fails * Cost(steps[j].depth) + rest[j];
+      if (cost < rest[i]) {
+        rest[i] = cost;
+        next[i] = j;
+      }
+    }
+    const double cost = Cost(steps[i].depth) + rest[i];
+    if (cost < least) {
+      least = cost;
+      first = i;
+    }
+  }
+  std::vector<int> schedule;
+  for (size_t i = first; i < count; i = next[i]) {
+    schedule.push_back(static_cast<int>(steps[i].depth));
+  }
+  return schedule;
+}
+
+}  // namespace
+
+std::vector<double> DepthProbabilities(int k, int lanes) {
+  Check(k >= 1 && k <= kMaxExactDepths, Code::kBadK, "k = ", k, " but must be in 1..",
+        kMaxExactDepths);
+  Check(lanes >= 1 && lanes <= (1 << 20), Code::kBadOption, "lanes = ", lanes,
+        " but must be in 1..", 1 << 20);
+  const DepthDistribution depths = Depths(k, lanes);
+  std::vector<double> result(static_cast<size_t>(k), 0.0);
+  std::copy(depths.pmf.begin(), depths.pmf.end(), result.begin() + (depths.first - 1));
+  return result;
+}
+
+std::vector<int> PlanDepths(int64_t n, int64_t k, int lanes) {
+  return Cheapest(CandidateSteps(Depths(k, lanes), LastDepth(n, k, lanes)));
+}
+
+TopKPlan PlanTopK(int64_t n, int64_t k, int64_t rows, int lanes,
+                  std::span<const int> depth_schedule) {
+  Check(n >= 1 && n <= std::numeric_limits<int32_t>::max(), Code::kBadShape, "n = ", n,
+        " but must be in 1..", std::numeric_limits<int32_t>::max());
+  Check(k >= 1 && k <= n, Code::kBadK, "k = ", k, " but must be in 1..n = ", n);
+  Check(rows >= 0, Code::kBadShape, "rows = ", rows, " but must not be negative");
+  Check(lanes >= 1 && lanes <= kMaxLanes && (lanes & (lanes - 1)) == 0, Code::kBadOption,
+        "lanes = ", lanes, " but must be a power of two in 1..", kMaxLanes);
+  CheckSchedule(depth_schedule);
+
+  TopKPlan plan;
+  const BucketPlan bucket_plan = PlanBuckets(n, k);
+  plan.buckets = bucket_plan.buckets;
+  plan.bucket_size = bucket_plan.size;
+  plan.depth_schedule = depth_schedule.empty()
+                            ? PlanDepths(n, k, lanes)
+                            : std::vector<int>(depth_schedule.begin(), depth_schedule.end());
+
+  const DepthDistribution depths = Depths(k, lanes);
+  const int64_t last = LastDepth(n, k, lanes);
+  const double batch = static_cast<double>(rows);
+  for (const int m : plan.depth_schedule) {
+    plan.batch_done.push_back(std::exp(batch * std::log1p(-NotCertified(depths, m, last))));
+  }
+  // E[depth] = sum over m >= 0 of P(depth > m), which is 1 below the first possible depth.
+  const int64_t first = std::min(depths.first, last - 1);
+  plan.expected_depth = static_cast<double>(first);
+  plan.expected_batch_depth = plan.expected_depth;
+  for (int64_t m = first; m + 1 < last && depths.Above(m) > 0; ++m) {
+    plan.expected_depth += depths.Above(m);
+    plan.expected_batch_depth += -std::expm1(batch * std::log1p(-depths.Above(m)));
+  }
+  return plan;
+}
+
+}  // namespace riffle
