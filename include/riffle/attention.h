@@ -1,0 +1,121 @@
+// Attention over keys and values that lie in pages of a shared pool: decode, prefill, chunked
+// prefill and mixed ragged batches are one operation.
+//
+// Bitwise invariance: what a query gets does not depend on the batch it is in, the thread count, the
+// page size, the layout, or whether it came by decode or by prefill; per SIMD target the bits are
+// the same. Everything per (query, head) is computed in an order fixed by absolute key positions
+// (docs/attention.md).
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <span>
+
+#include "riffle/runtime.h"
+#include "riffle/types.h"
+
+namespace riffle {
+
+// Queries, or results of attention: [tokens, heads, head_dim], head_dim contiguous, any alignment.
+struct HeadsView {
+  const void* data = nullptr;
+  DType dtype = DType::kF32;
+  int64_t tokens = 0;
+  int64_t heads = 0;
+  int64_t head_dim = 0;      // 32 to 512, a multiple of 8
+  int64_t token_stride = 0;  // elements from a token to the next; zero and negative are legal
+  int64_t head_stride = 0;   // elements from a head to the next; zero and negative are legal
+};
+
+// The keys, or the values, of every page of the pool. Element (page, token, head, i) is at
+// page * page_stride + token * token_stride + head * head_stride + i, so the layouts in use are all
+// views: HND [pages, kv_heads, page_size, d] (vLLM CPU, FlashInfer), NHD [pages, page_size, kv_heads,
+// d] (FlashInfer, sglang) and [kv_heads, pages, page_size, d] (JAX).
+struct PagedKv {
+  const void* data = nullptr;
+  DType dtype = DType::kF32;
+  int64_t num_pages = 0;
+  int64_t page_size = 0;  // tokens of a page, 1 to 256
+  int64_t kv_heads = 0;
+  int64_t head_dim = 0;
+  int64_t page_stride = 0;   // the three strides are in elements
+  int64_t token_stride = 0;
+  int64_t head_stride = 0;
+};
+
+// B sequences. The q_len = cu_q_lens[b+1] - cu_q_lens[b] queries of sequence b are its last
+// positions: query i stands at kv_lens[b] - q_len + i.
+struct PagedBatch {
+  std::span<const int32_t> cu_q_lens;  // [B + 1], from 0 to the number of tokens; empty: one query
+                                       // a sequence (decode)
+  std::span<const int32_t> kv_lens;    // [B], tokens of each sequence, its queries included
+  const int32_t* page_table = nullptr;  // [B, max_pages]; entries past ceil(kv_len / page_size) of
+                                        // a row are ignored
+  int64_t max_pages = 0;
+  int64_t page_table_stride = 0;  // elements from a row to the next
+};
+
+struct AttentionOptions {
+  std::optional<float> scale;  // of the logits; default 1 / sqrt(head_dim)
+  bool causal = true;          // a query at position p sees keys 0..p; else all keys
+  std::optional<int64_t> window;  // w >= 1: a query at position p sees p-w+1..p, causal or not
+  std::optional<float> soft_cap;  // c > 0: a scaled logit x becomes c * tanh(x / c)
+  // [q_heads] or empty: a raw logit per head, neither scaled nor capped, that takes part in the
+  // softmax and in lse but has no value.
+  std::span<const float> sinks;
+  std::optional<float> mask_value;  // accepted when <= -1e30 for the sake of published signatures;
+                                    // without effect: masked keys are skipped
+  Pool* pool = nullptr;             // null: DefaultPool()
+};
+
+// Results [tokens, q_heads, head_dim] in the dtype of q, and their log-sum-exp.
+struct AttentionOut {
+  void* data = nullptr;
+  int64_t token_stride = 0;  // elements
+  int64_t head_stride = 0;   // elements
+  float* lse = nullptr;      // [tokens, q_heads], natural log; optional
+  int64_t lse_token_stride = 0;  // elements; heads are contiguous
+};
+
+// Softmax(scale * q K^T) V per query head; KV head h serves the q_heads / kv_heads query heads from
+// h * q_heads / kv_heads on.
+//   q       [tokens, q_heads, head_dim] f32|f16|bf16; tokens and B may be 0
+//   keys, values  same shape of pool, f32|f16|bf16, the same dtype
+// A query that sees no key (kv_len = 0, whatever its q_len) gets zeros and lse = -inf, or lse = the
+// sink. Slots beyond kv_len are never read. Accumulation and softmax are in f32; where q and KV are
+// both bf16 and the target has bf16 dot products, probabilities are rounded to bf16 before they
+// multiply values. A NaN that a query sees makes its result NaN; logits that overflow f32 do too.
+// Throws Error: kBadShape, kBadDType, kBadOption, kBadRange (lengths), kBadPage, kOverlap,
+// kOutOfMemory. Nothing is written on error. Allocates nothing once the pool's scratch has grown.
+// Source of the method: Kwon et al. 2023 (paged attention), Milakov and Gimelshein 2018 (online
+// softmax), Dao 2023 (split-KV).
+void PagedAttention(const HeadsView& q, const PagedKv& keys, const PagedKv& values,
+                    const PagedBatch& batch, const AttentionOut& out,
+                    const AttentionOptions& options = {});
+
+// A result over a part of the keys.
+struct AttentionPart {
+  HeadsView out;
+  const float* lse = nullptr;    // [tokens, heads], natural log; -inf: the part saw no key
+  int64_t lse_token_stride = 0;  // elements; heads are contiguous
+};
+
+// What one call over all keys would have given (up to rounding), from results over disjoint parts of
+// the keys: sharded and cascaded attention. Parts have one shape and one dtype, which is out's;
+// parts[i].lse = -inf contributes nothing, whatever stands in its out; all of them empty gives zeros
+// and -inf. Parts are folded in their order. Sinks, if any, belong into exactly one part. Throws
+// Error: kBadShape (no part, shapes that differ), kBadDType, kOverlap. Nothing is written on error.
+void MergeStates(std::span<const AttentionPart> parts, const AttentionOut& out,
+                 Pool* pool = nullptr);
+
+// The roofline of decode: reads the key and value bytes of every sequence of `batch` once, in the
+// order and with the prefetching, the split over threads and the pages of PagedAttention's decode,
+// and returns the largest byte.
+uint8_t ReadPages(const PagedKv& keys, const PagedKv& values, const PagedBatch& batch,
+                  Pool* pool = nullptr);
+
+// The roofline of prefill: FLOP/s of independent dot-product instructions on registers, all threads,
+// measured now for about `seconds`. kBF16: pairs of bf16 where the target has them, else f32 FMA.
+double DotPeak(DType dtype, double seconds = 0.02, Pool* pool = nullptr);
+
+}  // namespace riffle
