@@ -2,6 +2,7 @@
 add_library(riffle_options INTERFACE)
 target_compile_options(riffle_options INTERFACE
   -Wall -Wextra -Wshadow -Wconversion -Wno-sign-conversion
+  $<$<CXX_COMPILER_ID:GNU>:-Wno-tsan>  # fences in Highway's headers
   # Multiplications and additions are fused where the source says so, never where the compiler
   # likes: the same query must give the same bits through every kernel.
   -ffp-contract=off)

@@ -52,4 +52,12 @@ inline float ToFloat(uint16_t bits, DType dtype) {
   return __builtin_bit_cast(float, wide);
 }
 
+// The value of a key: its own inverse but for the signs of zeros and NaNs.
+inline float KeyToFloat(int64_t key, DType dtype) {
+  const auto bits = static_cast<uint32_t>(key < 0 ? -key : key);
+  const float magnitude = dtype == DType::kF32 ? __builtin_bit_cast(float, bits)
+                                               : ToFloat(static_cast<uint16_t>(bits), dtype);
+  return key < 0 ? -magnitude : magnitude;
+}
+
 }  // namespace riffle

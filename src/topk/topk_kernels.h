@@ -28,24 +28,26 @@ struct LaneOptions {
   std::span<const int> schedule;  // not empty, increasing
 };
 
-// Bytes of scratch that one call of a kernel needs.
+// Bytes of scratch that one call of a kernel needs, and of the maxima of one row.
 size_t BucketMaximaScratch(const RowTask& task);
-size_t BucketMaximaShared(const RowTask& task);  // of `maxima` below
+size_t MaximaBytes(const RowTask& task);
 size_t LaneSortScratch(const RowTask& task, const LaneOptions& options);
 
 // Pre for all: scratch has the bytes stated above, 64-byte aligned.
 struct TopKKernels {
-  void (*bucket_maxima)(const RowTask& task, uint8_t* scratch);
-  void (*lane_sort)(const RowTask& task, const LaneOptions& options, uint8_t* scratch);
+  // A whole row on one thread.
+  void (*row)(const RowTask& task, uint8_t* scratch);
 
-  // bucket_maxima in two steps, for rows that are split over threads. `first` computes the maxima of
-  // buckets [begin, end), begin a multiple of kMinBucket, and returns whether their bits were in
-  // order (see select-inl.h); `finish` is given the conjunction over all parts.
+  // The same in steps, for rows whose first pass is split over threads. `first` computes the maxima
+  // of buckets [begin, end), begin a multiple of kMinBucket, of keys or of raw bits, and returns
+  // false when the bits are not in the order of the values. They are if it returned true for all
+  // parts and at least k maxima are `positive`; if not, `first` runs again with keys.
   bool (*first)(const RowTask& task, int64_t begin, int64_t end, bool keyed, uint8_t* maxima);
-  void (*finish)(const RowTask& task, bool ok, bool keyed, uint8_t* maxima, uint8_t* scratch);
-  bool (*wants_keys)(const RowTask& task);
+  int64_t (*positive)(const RowTask& task, int64_t buckets, uint8_t* maxima);
+  void (*finish)(const RowTask& task, bool keyed, uint8_t* maxima, uint8_t* scratch);
 };
 
 const TopKKernels& Kernels();
+void RunLaneSort(const RowTask& task, const LaneOptions& options, uint8_t* scratch);
 
 }  // namespace riffle

@@ -1,0 +1,180 @@
+// First pass: the maximum of each contiguous bucket of a row, at the speed of reading.
+//
+// A superblock is as many buckets as a vector has lanes. Each bucket is first reduced lane by lane
+// to one vector; a tree of interleavings then reduces and transposes those vectors together, so that
+// lane i of the result is the maximum of bucket i. For vectors of L lanes and buckets of G vectors
+// that is L * G loads and maxima plus 3 (L - 1) operations for every L * G vectors read.
+#if defined(RIFFLE_TOPK_BUCKET_MAXIMA_INL_H_) == defined(HWY_TARGET_TOGGLE)
+#ifdef RIFFLE_TOPK_BUCKET_MAXIMA_INL_H_
+#undef RIFFLE_TOPK_BUCKET_MAXIMA_INL_H_
+#else
+#define RIFFLE_TOPK_BUCKET_MAXIMA_INL_H_
+#endif
+
+#include <algorithm>
+#include <cstring>
+
+#include "core/order-inl.h"
+
+HWY_BEFORE_NAMESPACE();
+namespace riffle::HWY_NAMESPACE {
+namespace hn = hwy::HWY_NAMESPACE;
+
+// kKeyed: maxima of keys, for any row. Otherwise maxima of the bits as signed integers, three
+// operations a vector fewer: in the order of the values for whatever is positive, so a bound that
+// comes out positive is as good as one of keys, unless the row holds a NaN with its sign bit set.
+// Those are watched for: they are the largest bits of all when read as unsigned.
+template <typename TI, bool kKeyed>
+struct Leaves {
+  using D = Tag<TI>;
+  using DU = hn::RebindToUnsigned<D>;
+  using V = hn::Vec<D>;
+
+  D d;
+  Format<TI> format;
+  hn::Vec<DU> watch;  // lane-wise maximum of the bits as unsigned integers
+
+  HWY_INLINE V Load(const TI* from) {
+    const V bits = hn::LoadU(d, from);
+    if constexpr (kKeyed) {
+      return Keys(d, bits, format);
+    } else {
+      watch = hn::Max(watch, hn::BitCast(DU(), bits));
+      return bits;
+    }
+  }
+
+  // The vectors of one bucket, reduced lane by lane.
+  HWY_INLINE V Bucket(const TI* from, size_t vectors) {
+    V max = Load(from);
+    for (size_t i = 1; i < vectors; ++i) {
+      max = hn::Max(max, Load(from + i * hn::Lanes(d)));
+    }
+    return max;
+  }
+};
+
+constexpr size_t ReverseBits(size_t value, size_t count) {
+  size_t reversed = 0;
+  for (size_t i = 0; i < count; ++i) {
+    reversed |= ((value >> i) & 1) << (count - 1 - i);
+  }
+  return reversed;
+}
+
+// Buckets [kFirst, ...) of one 16-byte block's worth of a superblock: position p of every block of
+// the result holds a part of bucket p's maximum. Interleaving reverses the bits of the positions,
+// so the buckets are visited in that order.
+template <size_t kLevel, size_t kLevels, size_t kIndex, size_t kVectors, class L, typename TI>
+HWY_INLINE typename L::V BlockTree(L& leaves, const TI* block, size_t vectors) {
+  if constexpr (kLevel == 0) {
+    const size_t size = (kVectors != 0 ? kVectors : vectors) * hn::Lanes(leaves.d);
+    return leaves.Bucket(block + ReverseBits(kIndex, kLevels) * size,
+                         kVectors != 0 ? kVectors : vectors);
+  } else {
+    constexpr size_t kHalf = size_t{1} << (kLevel - 1);
+    const auto a = BlockTree<kLevel - 1, kLevels, kIndex, kVectors>(leaves, block, vectors);
+    const auto b = BlockTree<kLevel - 1, kLevels, kIndex + kHalf, kVectors>(leaves, block, vectors);
+    return hn::Max(hn::InterleaveLower(leaves.d, a, b), hn::InterleaveUpper(leaves.d, a, b));
+  }
+}
+
+// The maxima of as many buckets as there are lanes.
+template <size_t kVectors, class L, typename TI>
+HWY_INLINE typename L::V Superblock(L& leaves, const TI* from, size_t vectors) {
+  constexpr size_t kPerBlock = 16 / sizeof(TI);
+  constexpr size_t kLevels = sizeof(TI) == 2 ? 3 : 2;
+  constexpr size_t kBlocks = hn::MaxLanes(typename L::D()) / kPerBlock;
+  const auto d = leaves.d;
+  const size_t step = (kVectors != 0 ? kVectors : vectors) * hn::Lanes(d) * kPerBlock;
+  const auto block = [&](size_t i) HWY_ATTR {
+    return BlockTree<kLevels, kLevels, 0, kVectors>(leaves, from + i * step, vectors);
+  };
+  if constexpr (kBlocks == 1) {
+    return block(0);
+  } else {
+    const auto merge_halves = [&](auto a, auto b) HWY_ATTR {
+      return hn::Max(hn::ConcatLowerLower(d, b, a), hn::ConcatUpperUpper(d, b, a));
+    };
+    if constexpr (kBlocks == 2) {
+      const auto a = block(0);
+      return merge_halves(a, block(1));
+    } else {
+      static_assert(kBlocks == 4);
+      const auto b0 = block(0);
+      const auto b1 = block(1);
+      const auto even = merge_halves(b0, block(2));  // blocks 0 0 2 2
+      const auto odd = merge_halves(b1, block(3));   // blocks 1 1 3 3
+      return hn::Max(hn::OddEvenBlocks(odd, even),
+                     hn::SwapAdjacentBlocks(hn::OddEvenBlocks(even, odd)));
+    }
+  }
+}
+
+template <size_t kVectors, class L, typename TI>
+HWY_INLINE size_t Superblocks(L& leaves, const TI* row, size_t bucket, size_t end, size_t size,
+                              TI* maxima) {
+  const size_t lanes = hn::Lanes(leaves.d);
+  for (; bucket + lanes <= end; bucket += lanes) {
+    hn::StoreU(Superblock<kVectors>(leaves, row + bucket * size, size / lanes), leaves.d,
+               maxima + bucket);
+  }
+  return bucket;
+}
+
+// The maximum of `count` elements, count > 0.
+template <class L, typename TI>
+HWY_INLINE TI ShortBucket(L& leaves, const TI* from, size_t count) {
+  const auto d = leaves.d;
+  const size_t lanes = hn::Lanes(d);
+  auto max = hn::Set(d, hwy::LimitsMin<TI>());
+  size_t i = 0;
+  for (; i + lanes <= count; i += lanes) {
+    max = hn::Max(max, leaves.Load(from + i));
+  }
+  if (i < count) {
+    HWY_ALIGN TI tail[hn::MaxLanes(d)];
+    std::memcpy(tail, from + i, sizeof(TI));
+    hn::Store(hn::Set(d, tail[0]), d, tail);  // the lanes past the end repeat an element
+    std::memcpy(tail, from + i, (count - i) * sizeof(TI));
+    max = hn::Max(max, leaves.Load(tail));
+  }
+  return hn::ReduceMax(d, max);
+}
+
+// Maxima of the buckets [begin, end) of row[0, n). Returns whether the row may be ordered by its
+// bits: whether no NaN with its sign bit set was among them (always true when keyed).
+template <typename TI, bool kKeyed>
+bool BucketMaxima(const TI* row, size_t n, size_t size, size_t begin, size_t end, Format<TI> format,
+                  TI* maxima) {
+  using L = Leaves<TI, kKeyed>;
+  using DU = typename L::DU;
+  L leaves{{}, format, hn::Zero(DU())};
+  const size_t whole = std::min(end, n / size);
+  size_t bucket = begin;
+  switch (size / hn::Lanes(leaves.d)) {
+    case 1:
+      bucket = Superblocks<1>(leaves, row, bucket, whole, size, maxima);
+      break;
+    case 2:
+      bucket = Superblocks<2>(leaves, row, bucket, whole, size, maxima);
+      break;
+    case 4:
+      bucket = Superblocks<4>(leaves, row, bucket, whole, size, maxima);
+      break;
+    default:
+      bucket = Superblocks<0>(leaves, row, bucket, whole, size, maxima);
+      break;
+  }
+  for (; bucket < end; ++bucket) {
+    const size_t from = bucket * size;
+    maxima[bucket] = ShortBucket(leaves, row + from, std::min(size, n - from));
+  }
+  const auto minus_inf = static_cast<hwy::MakeUnsigned<TI>>(format.minus_inf());
+  return kKeyed || hn::ReduceMax(DU(), leaves.watch) <= minus_inf;
+}
+
+}  // namespace riffle::HWY_NAMESPACE
+HWY_AFTER_NAMESPACE();
+
+#endif  // per-target include guard

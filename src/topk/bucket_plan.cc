@@ -1,0 +1,61 @@
+#include <algorithm>
+#include <bit>
+#include <cmath>
+
+#include "topk/finish.h"
+
+namespace riffle {
+namespace {
+
+constexpr size_t kVector = 64;  // room for one vector: elements of the widest, for any type
+
+size_t Aligned(size_t bytes) { return (bytes + 63) / 64 * 64; }
+
+}  // namespace
+
+BucketPlan PlanBuckets(int64_t n, int64_t k) {
+  // Every maximum is counted some ten times to find the bound, and the elements of some k buckets
+  // are looked at again: their sum is least near sqrt(n / k) (bench/topk; docs/performance.md).
+  const double balance = std::sqrt(static_cast<double>(n) / static_cast<double>(k));
+  const int64_t size =
+      std::clamp(static_cast<int64_t>(std::bit_ceil(static_cast<uint64_t>(balance))), kMinBucket,
+                 kMaxBucket);
+  const int64_t buckets = (n + size - 1) / size;
+  if (n < 2048 || BucketLimit(static_cast<size_t>(k)) * 4 > static_cast<size_t>(buckets) * 3) {
+    return {};
+  }
+  return {size, buckets};
+}
+
+FinishLayout PlanFinish(const RowTask& task) {
+  const auto n = static_cast<size_t>(task.n);
+  const auto k = static_cast<size_t>(task.k);
+  const auto size = static_cast<size_t>(task.plan.size);
+  const auto buckets = static_cast<size_t>(task.plan.buckets);
+  const size_t candidates = buckets == 0 ? n : std::min(n, BucketLimit(k) * size);
+  const size_t to_sort = std::min(candidates, std::max(SortLimit(k, true), SortLimit(k, false)));
+  FinishLayout layout;
+  size_t end = 0;
+  const auto place = [&end](size_t count, size_t width) {
+    const size_t begin = end;
+    end += Aligned(count * width);
+    return begin;
+  };
+  layout.keys = place(candidates + kVector, SizeOf(task.dtype));
+  layout.indices = place(candidates + kVector, sizeof(int32_t));
+  layout.ids = place(buckets == 0 ? 0 : std::min(buckets, BucketLimit(k)) + kVector,
+                     sizeof(int32_t));
+  layout.ties = place(k + kVector, sizeof(int32_t));
+  layout.pairs = place(2 * to_sort, sizeof(uint64_t));
+  layout.maxima = place(buckets + kVector, SizeOf(task.dtype));
+  layout.bytes = end;
+  return layout;
+}
+
+size_t BucketMaximaScratch(const RowTask& task) { return PlanFinish(task).bytes; }
+
+size_t MaximaBytes(const RowTask& task) {
+  return Aligned((static_cast<size_t>(task.plan.buckets) + kVector) * SizeOf(task.dtype));
+}
+
+}  // namespace riffle

@@ -1,0 +1,352 @@
+// The doors of top-k: validate, plan, run.
+#include "riffle/topk.h"
+
+#include <algorithm>
+#include <cstring>
+#include <limits>
+
+#include "core/check.h"
+#include "core/overlap.h"
+#include "core/parallel.h"
+#include "core/targets.h"
+#include "topk/topk_kernels.h"
+
+namespace riffle {
+namespace {
+
+constexpr int64_t kMaxColumns = std::numeric_limits<int32_t>::max();
+constexpr int kMaxLanes = 4096;
+
+// A row shorter than this is not worth the two synchronisations of splitting it.
+constexpr int64_t kSplitBytes = 64 * 1024;
+constexpr int64_t kMaxSplitRows = 64;
+
+// What a call does to each row; everything in it has been checked.
+struct Batch {
+  MatrixView x;
+  TopKOut out;
+  int64_t width = 0;                 // columns of the outputs
+  std::span<const int32_t> k = {};   // per row; empty: `width` for all
+  std::span<const int32_t> starts = {};  // ranges; empty: whole rows
+  std::span<const int32_t> ends = {};
+  int next_n = 0;                    // > 0: `ends` holds the lengths of decoded sequences
+
+  struct Range {
+    int64_t begin;
+    int64_t end;
+  };
+  Range RangeOf(int64_t row) const {
+    const auto r = static_cast<size_t>(row);
+    if (next_n > 0) {
+      const int64_t length = ends[static_cast<size_t>(row / next_n)];
+      return {0, std::max<int64_t>(0, length - next_n + row % next_n + 1)};
+    }
+    return starts.empty() ? Range{0, x.cols} : Range{starts[r], std::max(starts[r], ends[r])};
+  }
+
+  // The work of one row; n = 0 when there is none.
+  RowTask Task(int64_t row, const TopKOptions& options) const {
+    const auto element = static_cast<int64_t>(SizeOf(x.dtype));
+    const Range range = RangeOf(row);
+    RowTask task;
+    task.x = static_cast<const uint8_t*>(x.data) + (row * x.row_stride + range.begin) * element;
+    task.dtype = x.dtype;
+    task.n = range.end - range.begin;
+    task.k = std::min(task.n, k.empty() ? width : k[static_cast<size_t>(row)]);
+    task.sorted = options.sorted;
+    if (out.values != nullptr) {
+      task.values = static_cast<uint8_t*>(out.values) + row * out.values_stride * element;
+    }
+    task.indices = out.indices + row * out.indices_stride;
+    task.stats = out.stats != nullptr ? out.stats + row : nullptr;
+    if (task.n > 0 && options.algorithm != Algorithm::kLaneSort) {
+      task.plan = PlanBuckets(task.n, task.k);
+    }
+    return task;
+  }
+
+  // -inf and -1 in the columns past a row's k.
+  void PadRow(const RowTask& task) const {
+    std::fill(task.indices + task.k, task.indices + width, -1);
+    if (task.values == nullptr) {
+      return;
+    }
+    const uint32_t minus_inf = x.dtype == DType::kF32   ? 0xff800000u
+                               : x.dtype == DType::kF16 ? 0xfc00u
+                                                        : 0xff80u;
+    const size_t element = SizeOf(x.dtype);
+    for (int64_t i = task.k; i < width; ++i) {  // little-endian; of any alignment
+      std::memcpy(static_cast<uint8_t*>(task.values) + static_cast<size_t>(i) * element, &minus_inf,
+                  element);
+    }
+  }
+};
+
+void CheckInput(const MatrixView& x) {
+  Check(x.rows >= 0, Code::kBadShape, "x has ", x.rows, " rows; at least 0 are needed");
+  Check(x.cols >= 1 && x.cols <= kMaxColumns, Code::kBadShape, "x has ", x.cols,
+        " columns; 1 to ", kMaxColumns, " are possible");
+  Check(x.dtype <= DType::kBF16, Code::kBadDType, "x has the unknown dtype ",
+        static_cast<int>(x.dtype));
+  Check(x.data != nullptr || x.rows == 0, Code::kBadShape, "x.data is null");
+  int64_t extent = 0;
+  Check(!__builtin_mul_overflow(x.row_stride, std::max<int64_t>(x.rows, 1), &extent) &&
+            !__builtin_mul_overflow(extent, int64_t{4}, &extent),
+        Code::kBadShape, "x's row stride ", x.row_stride, " times its ", x.rows,
+        " rows does not fit an address");
+}
+
+void CheckOptions(const TopKOptions& options) {
+  Check(options.algorithm <= Algorithm::kLaneSort, Code::kBadOption, "algorithm = ",
+        static_cast<int>(options.algorithm), " is none of auto, bucket maxima and lane sort");
+  Check(options.lanes >= 1 && options.lanes <= kMaxLanes &&
+            (options.lanes & (options.lanes - 1)) == 0,
+        Code::kBadOption, "lanes = ", options.lanes, " is not a power of two from 1 to ",
+        kMaxLanes);
+  int last = 0;
+  for (const int depth : options.depth_schedule) {
+    Check(depth > last, Code::kBadOption, "depth_schedule has ", depth, " after ", last,
+          "; depths are positive and increase");
+    last = depth;
+  }
+}
+
+void CheckOutputs(const Batch& batch) {
+  if (batch.x.rows == 0) {
+    return;
+  }
+  const auto element = static_cast<int64_t>(SizeOf(batch.x.dtype));
+  struct Named {
+    const char* name;
+    ByteRows rows;
+  };
+  const auto bytes = [](std::span<const int32_t> span) {
+    return ByteRows{span.data(), 1, 0, static_cast<int64_t>(span.size_bytes())};
+  };
+  const int64_t rows = batch.x.rows;
+  const Named outputs[] = {
+      {"values", {batch.out.values, batch.out.values != nullptr ? rows : 0,
+                  batch.out.values_stride * element, batch.width * element}},
+      {"indices", {batch.out.indices, rows, batch.out.indices_stride * 4, batch.width * 4}},
+      {"stats", {batch.out.stats, batch.out.stats != nullptr ? rows : 0, sizeof(TopKStats),
+                 sizeof(TopKStats)}}};
+  const Named inputs[] = {
+      {"x", {batch.x.data, rows, batch.x.row_stride * element, batch.x.cols * element}},
+      {"k", bytes(batch.k)},
+      {"starts", bytes(batch.starts)},
+      {batch.next_n > 0 ? "seq_lens" : "ends", bytes(batch.ends)}};
+  Check(batch.out.indices != nullptr, Code::kBadShape, "indices is null");
+  for (const Named& out : outputs) {
+    int64_t extent = 0;
+    Check(!__builtin_mul_overflow(out.rows.stride, rows, &extent), Code::kBadShape, "the stride of ",
+          out.name, " times ", rows, " rows does not fit an address");
+    Check(!OverlapsItself(out.rows), Code::kOverlap, out.name, "' rows of ", out.rows.width,
+          " bytes overlap: they are ", out.rows.stride, " bytes apart");
+    for (const Named& in : inputs) {
+      Check(!Overlaps(out.rows, in.rows), Code::kOverlap, out.name, " shares memory with ",
+            in.name, ", which is only read");
+    }
+    for (const Named* other = outputs; other != &out; ++other) {
+      Check(!Overlaps(out.rows, other->rows), Code::kOverlap, out.name, " shares memory with ",
+            other->name);
+    }
+  }
+}
+
+// The planner takes milliseconds for a large k; engines ask for the same shape at every step.
+std::span<const int> Schedule(const Batch& batch, const TopKOptions& options) {
+  if (!options.depth_schedule.empty()) {
+    return options.depth_schedule;
+  }
+  thread_local struct {
+    int64_t n = 0;
+    int64_t k = 0;
+    int lanes = 0;
+    std::vector<int> schedule;
+  } last;
+  const int64_t k = std::min(batch.width, batch.x.cols);
+  if (last.n != batch.x.cols || last.k != k || last.lanes != options.lanes) {
+    last.schedule = PlanDepths(batch.x.cols, k, options.lanes);
+    last.n = batch.x.cols;
+    last.k = k;
+    last.lanes = options.lanes;
+  }
+  return last.schedule;
+}
+
+void RunLaneSorts(const Batch& batch, const TopKOptions& options, Lease& lease) {
+  const LaneOptions lanes{options.lanes, Schedule(batch, options)};
+  size_t scratch = 0;
+  for (int64_t row = 0; row < batch.x.rows; ++row) {
+    const RowTask task = batch.Task(row, options);
+    scratch = task.n > 0 ? std::max(scratch, LaneSortScratch(task, lanes)) : scratch;
+  }
+  lease.ReserveScratch(scratch);
+  lease.Run(batch.x.rows, [&](int64_t row, uint8_t* memory) {
+    const RowTask task = batch.Task(row, options);
+    if (task.n > 0) {
+      RunLaneSort(task, lanes, memory);
+    }
+    batch.PadRow(task);
+  });
+}
+
+// Few rows: the first pass of each is split over the threads.
+void RunSplit(const Batch& batch, const TopKOptions& options, Lease& lease, size_t maxima_bytes) {
+  const TopKKernels& kernels = Kernels();
+  const int64_t rows = batch.x.rows;
+  const int64_t parts = lease.threads();
+  uint8_t* shared = lease.Shared(static_cast<size_t>(rows) * maxima_bytes +
+                                 static_cast<size_t>(rows * parts));
+  uint8_t* in_order = shared + static_cast<size_t>(rows) * maxima_bytes;
+  const auto first = [&](int64_t row, int64_t part, bool keyed) {
+    const RowTask task = batch.Task(row, options);
+    const int64_t buckets = task.plan.buckets;
+    const int64_t per_part = (buckets / parts + kMinBucket) / kMinBucket * kMinBucket;
+    const int64_t begin = std::min(buckets, part * per_part);
+    const int64_t end = std::min(buckets, begin + per_part);
+    in_order[row * parts + part] =
+        kernels.first(task, begin, end, keyed, shared + static_cast<size_t>(row) * maxima_bytes);
+  };
+  lease.Run(rows * parts,
+            [&](int64_t i, uint8_t*) { first(i / parts, i % parts, /*keyed=*/false); });
+  bool any_keyed = false;
+  bool keyed[kMaxSplitRows] = {};
+  for (int64_t row = 0; row < rows; ++row) {
+    const RowTask task = batch.Task(row, options);
+    keyed[row] = task.plan.buckets != 0 &&
+                 !(std::all_of(in_order + row * parts, in_order + (row + 1) * parts,
+                               [](uint8_t ok) { return ok != 0; }) &&
+                   kernels.positive(task, task.plan.buckets,
+                                    shared + static_cast<size_t>(row) * maxima_bytes) >= task.k);
+    any_keyed |= keyed[row];
+  }
+  if (any_keyed) {
+    lease.Run(rows * parts, [&](int64_t i, uint8_t*) {
+      if (keyed[i / parts]) {
+        first(i / parts, i % parts, /*keyed=*/true);
+      }
+    });
+  }
+  lease.Run(rows, [&](int64_t row, uint8_t* scratch) {
+    const RowTask task = batch.Task(row, options);
+    if (task.n > 0) {
+      kernels.finish(task, keyed[row], shared + static_cast<size_t>(row) * maxima_bytes, scratch);
+    }
+    batch.PadRow(task);
+  });
+}
+
+void RunBucketMaxima(const Batch& batch, const TopKOptions& options, Lease& lease) {
+  size_t scratch = 0;
+  size_t maxima = 0;
+  const bool uniform = batch.k.empty() && batch.ends.empty();
+  for (int64_t row = 0; row < (uniform ? 1 : batch.x.rows); ++row) {
+    const RowTask task = batch.Task(row, options);
+    if (task.n > 0) {
+      scratch = std::max(scratch, BucketMaximaScratch(task));
+      maxima = std::max(maxima, MaximaBytes(task));
+    }
+  }
+  lease.ReserveScratch(scratch);
+  const int64_t threads = lease.threads();
+  const bool uneven = batch.x.rows < 4 * threads && batch.x.rows % threads != 0;
+  if (uneven && batch.x.rows <= kMaxSplitRows &&
+      batch.x.cols * static_cast<int64_t>(SizeOf(batch.x.dtype)) >= kSplitBytes) {
+    RunSplit(batch, options, lease, maxima);
+    return;
+  }
+  const TopKKernels& kernels = Kernels();
+  lease.Run(batch.x.rows, [&](int64_t row, uint8_t* memory) {
+    const RowTask task = batch.Task(row, options);
+    if (task.n > 0) {
+      kernels.row(task, memory);
+    }
+    batch.PadRow(task);
+  });
+}
+
+void Run(const Batch& batch, const TopKOptions& options) {
+  CheckOptions(options);
+  CheckOutputs(batch);
+  EnsureTarget();
+  if (batch.x.rows == 0) {
+    return;
+  }
+  Lease lease(options.pool);
+  if (options.algorithm == Algorithm::kLaneSort) {
+    RunLaneSorts(batch, options, lease);
+  } else {
+    RunBucketMaxima(batch, options, lease);
+  }
+}
+
+}  // namespace
+
+void TopK(const MatrixView& x, int64_t k, const TopKOut& out, const TopKOptions& options) {
+  CheckInput(x);
+  Check(k >= 1 && k <= x.cols, Code::kBadK, "k = ", k, " is not in 1..", x.cols,
+        ", the columns of x");
+  Check(out.values != nullptr || x.rows == 0, Code::kBadShape, "values is null");
+  Run({.x = x, .out = out, .width = k}, options);
+}
+
+void TopK(const MatrixView& x, std::span<const int32_t> k, const TopKOut& out,
+          const TopKOptions& options) {
+  CheckInput(x);
+  Check(static_cast<int64_t>(k.size()) == x.rows, Code::kBadShape, "k has ", k.size(),
+        " elements for ", x.rows, " rows");
+  int64_t width = 0;
+  for (size_t row = 0; row < k.size(); ++row) {
+    Check(k[row] >= 1 && k[row] <= x.cols, Code::kBadK, "k[", row, "] = ", k[row],
+          " is not in 1..", x.cols, ", the columns of x");
+    width = std::max<int64_t>(width, k[row]);
+  }
+  Check(out.values != nullptr || x.rows == 0, Code::kBadShape, "values is null");
+  Run({.x = x, .out = out, .width = width, .k = k}, options);
+}
+
+void TopKPerRow(const MatrixView& x, std::span<const int32_t> starts,
+                std::span<const int32_t> ends, int64_t k, const OutView<int32_t>& indices,
+                const TopKOptions& options) {
+  CheckInput(x);
+  Check(k >= 1 && k <= kMaxColumns, Code::kBadK, "k = ", k, " is not in 1..", kMaxColumns);
+  Check(static_cast<int64_t>(starts.size()) == x.rows, Code::kBadShape, "starts has ",
+        starts.size(), " elements for ", x.rows, " rows");
+  Check(static_cast<int64_t>(ends.size()) == x.rows, Code::kBadShape, "ends has ", ends.size(),
+        " elements for ", x.rows, " rows");
+  for (size_t row = 0; row < starts.size(); ++row) {
+    Check(starts[row] >= 0, Code::kBadRange, "starts[", row, "] = ", starts[row],
+          " is negative");
+    Check(ends[row] <= x.cols, Code::kBadRange, "ends[", row, "] = ", ends[row],
+          " is past the ", x.cols, " columns of x");
+  }
+  Run({.x = x,
+       .out = {.indices = indices.data, .indices_stride = indices.row_stride},
+       .width = k,
+       .starts = starts,
+       .ends = ends},
+      options);
+}
+
+void TopKPerRowDecode(const MatrixView& x, std::span<const int32_t> seq_lens, int next_n, int64_t k,
+                      const OutView<int32_t>& indices, const TopKOptions& options) {
+  CheckInput(x);
+  Check(k >= 1 && k <= kMaxColumns, Code::kBadK, "k = ", k, " is not in 1..", kMaxColumns);
+  Check(next_n >= 1, Code::kBadOption, "next_n = ", next_n, " is not positive");
+  Check(x.rows % next_n == 0 && static_cast<int64_t>(seq_lens.size()) == x.rows / next_n,
+        Code::kBadShape, "seq_lens has ", seq_lens.size(), " elements for ", x.rows,
+        " rows of ", next_n, " a sequence");
+  for (size_t i = 0; i < seq_lens.size(); ++i) {
+    Check(seq_lens[i] <= x.cols, Code::kBadRange, "seq_lens[", i, "] = ", seq_lens[i],
+          " is past the ", x.cols, " columns of x");
+  }
+  Run({.x = x,
+       .out = {.indices = indices.data, .indices_stride = indices.row_stride},
+       .width = k,
+       .ends = seq_lens,
+       .next_n = next_n},
+      options);
+}
+
+}  // namespace riffle
