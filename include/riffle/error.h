@@ -13,6 +13,7 @@ enum class Code {
   kBadOption,    // an option outside its limits
   kBadDType,     // an element type that the call does not take
   kBadPage,      // a page number outside the pool
+  kBadSequence,  // an id of no sequence of the KV cache
   kOverlap,      // an output that overlaps itself or an input
   kOutOfPages,   // the KV cache's pool is full
   kOutOfMemory,  // scratch could not be allocated

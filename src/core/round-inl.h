@@ -1,0 +1,51 @@
+// round.h on vectors. Included once per SIMD target.
+#if defined(RIFFLE_CORE_ROUND_INL_H_) == defined(HWY_TARGET_TOGGLE)
+#ifdef RIFFLE_CORE_ROUND_INL_H_
+#undef RIFFLE_CORE_ROUND_INL_H_
+#else
+#define RIFFLE_CORE_ROUND_INL_H_
+#endif
+
+#include <hwy/highway.h>
+
+HWY_BEFORE_NAMESPACE();
+namespace riffle::HWY_NAMESPACE {
+namespace hn = hwy::HWY_NAMESPACE;
+
+// The bits of bf16, one in the lower half of each 32-bit lane.
+template <class DF, class VF = hn::Vec<DF>>
+HWY_INLINE hn::Vec<hn::RebindToUnsigned<DF>> BF16Bits(DF df, VF value) {
+  const hn::RebindToUnsigned<DF> du;
+  const auto bits = hn::BitCast(du, value);
+  const auto upper = hn::ShiftRight<16>(bits);
+  const auto odd = hn::And(upper, hn::Set(du, 1));
+  const auto rounded = hn::ShiftRight<16>(hn::Add(hn::Add(bits, hn::Set(du, 0x7fff)), odd));
+  const auto is_nan = hn::RebindMask(du, hn::IsNaN(value));
+  (void)df;
+  return hn::IfThenElse(is_nan, hn::Or(upper, hn::Set(du, 0x40)), rounded);
+}
+
+// The bits of f16, likewise.
+template <class DF, class VF = hn::Vec<DF>>
+HWY_INLINE hn::Vec<hn::RebindToUnsigned<DF>> F16Bits(DF df, VF value) {
+  const hn::RebindToUnsigned<DF> du;
+  const auto bits = hn::BitCast(du, value);
+  const auto sign = hn::And(hn::ShiftRight<16>(bits), hn::Set(du, 0x8000));
+  const auto magnitude = hn::And(bits, hn::Set(du, 0x7fffffffu));
+  const auto upper = hn::ShiftRight<13>(magnitude);
+  const auto odd = hn::And(upper, hn::Set(du, 1));
+  const auto rebiased = hn::Sub(magnitude, hn::Set(du, (112u << 23) - 0xfff));
+  const auto normal = hn::Min(hn::ShiftRight<13>(hn::Add(rebiased, odd)), hn::Set(du, 0x7c00));
+  const auto sum = hn::Add(hn::BitCast(df, magnitude), hn::Set(df, 0.5f));
+  const auto tiny = hn::Sub(hn::BitCast(du, sum), hn::Set(du, 0x3f000000u));
+  const auto nan = hn::Or(hn::And(upper, hn::Set(du, 0x1ff)), hn::Set(du, 0x7e00));
+  const auto is_tiny = hn::Lt(magnitude, hn::Set(du, 0x38800000u));
+  const auto is_nan = hn::Gt(magnitude, hn::Set(du, 0x7f800000u));
+  const auto finite = hn::IfThenElse(is_tiny, tiny, normal);
+  return hn::Or(sign, hn::IfThenElse(is_nan, nan, finite));
+}
+
+}  // namespace riffle::HWY_NAMESPACE
+HWY_AFTER_NAMESPACE();
+
+#endif  // per-target include guard
