@@ -206,6 +206,7 @@ void RunSplit(const Batch& batch, const TopKOptions& options, Lease& lease, size
     const int64_t begin = std::min(buckets, part * per_part);
     const int64_t end = std::min(buckets, begin + per_part);
     in_order[row * parts + part] =
+        buckets == 0 ||  // the row has no first pass: see PlanBuckets
         kernels.first(task, begin, end, keyed, shared + static_cast<size_t>(row) * maxima_bytes);
   };
   lease.Run(rows * parts,
