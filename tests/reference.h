@@ -1,0 +1,33 @@
+// The truth that the selection kernels are held against: slow, scalar, in double, and written apart
+// from src/core/order.h, so that a mistake there cannot hide here.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "riffle/types.h"
+
+namespace riffle::test {
+
+// The value of one element, exact. `element` may have any alignment.
+double Decode(DType dtype, const void* element);
+
+// Where element (row, col) stands.
+const uint8_t* ElementAt(const MatrixView& x, int64_t row, int64_t col);
+
+// Whether value a in column ia comes before value b in column ib: descending, NaN first and equal
+// to every NaN, -0 equal to +0, then the lower column.
+bool Before(double a, int64_t ia, double b, int64_t ib);
+
+// The columns of the best min(k, end - begin) elements of x[row, begin:end), best first. Columns
+// count from column 0 of the row. begin >= end gives none.
+std::vector<int32_t> ReferenceTopK(const MatrixView& x, int64_t row, int64_t begin, int64_t end,
+                                   int64_t k);
+
+// How many elements of the row equal element `col` in the order (NaN equals NaN, -0 equals +0).
+int64_t ReferenceTies(const MatrixView& x, int64_t row, int64_t col);
+
+// The largest number of `columns` that share a lane, column c being in lane c % lanes.
+int64_t MaxLaneLoad(const std::vector<int32_t>& columns, int64_t lanes);
+
+}  // namespace riffle::test
