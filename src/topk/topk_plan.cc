@@ -7,19 +7,12 @@
 #include "core/check.h"
 #include "riffle/topk.h"
 #include "topk/depth.h"
+#include "topk/lane_sort.h"
 
 namespace riffle {
 namespace {
 
 constexpr int kMaxLanes = 4096;
-
-// The elements of the fullest lane: no lane is deeper.
-int64_t LaneLength(int64_t n, int64_t lanes) { return (n + lanes - 1) / lanes; }
-
-// A schedule step that always certifies: no lane can have that many of the k best.
-int64_t LastDepth(int64_t n, int64_t k, int64_t lanes) {
-  return std::min(k, LaneLength(n, lanes)) + 1;
-}
 
 // P(not certified by a step of depth m), that is P(depth > m - 1).
 double NotCertified(const DepthDistribution& depths, int64_t m, int64_t last) {
