@@ -229,6 +229,9 @@ void LaneSorter<TI>::Pass(size_t m) {
 template <typename TI>
 bool LaneSorter<TI>::Certify() {
   const size_t kept = (m_ - 1) * lanes_;
+  if (kept == 0) {
+    return false;
+  }
   TI pivot = kEmpty;
   int32_t pivot_column = 0;
   for (size_t slot = kept; slot < kept + lanes_; ++slot) {
@@ -265,21 +268,15 @@ bool LaneSorter<TI>::Certify() {
 
 template <typename TI>
 size_t LaneSorter<TI>::Run(std::span<const int> schedule, size_t last_depth) {
-  size_t step = 0;
   size_t m = 0;
-  for (bool first = true;; first = false) {
+  for (size_t step = 0;; ++step) {
     m = step < schedule.size() ? static_cast<size_t>(schedule[step]) : 2 * m;
-    ++step;
-    m = std::min(m, last_depth);
-    if (m < 2) {
-      continue;  // keeps nothing above the m-th
-    }
-    Pass(m);
-    row_.examined += first ? 0 : row_.n;
+    row_.examined += step == 0 ? 0 : row_.n;
+    floor_ = kEmpty;
+    Pass(std::min(m, last_depth));
     if (Certify()) {
       return m - 1;
     }
-    floor_ = kEmpty;
   }
 }
 
