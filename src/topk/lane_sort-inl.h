@@ -194,10 +194,10 @@ template <typename TI>
 void LaneSorter<TI>::RaiseFloor() {
   const size_t kept = m_ * lanes_;
   Pad(D(), keys_, kept);
-  Bracket<TI> bracket = Gallop(keys_, kept, row_.k, row_.format.lowest_key(), row_.format);
-  if (bracket.reached >= row_.k) {
-    Bisect(keys_, kept, row_.k, row_.k + row_.k / 4, bracket);
-    floor_ = bracket.key();
+  const Bound<TI> bound = FindBound(keys_, kept, row_.k, row_.k + row_.k / 4,
+                                    row_.format.lowest_key(), row_.format);
+  if (bound.count >= row_.k) {
+    floor_ = bound.key;
   }
 }
 
@@ -244,10 +244,10 @@ bool LaneSorter<TI>::Certify() {
   candidates.count = kept;
   Pad(D(), keys_, kept);  // over the m-th elements, which are not needed any more
   const TI above = std::max(static_cast<TI>(pivot + 1), row_.format.lowest_key());
-  Bracket<TI> bracket = Gallop(keys_, kept, row_.k, above, row_.format);
-  if (bracket.reached >= row_.k) {
-    Bisect(keys_, kept, row_.k, SortLimit(row_.k, row_.task.sorted), bracket);
-    KeepGe(candidates, bracket.key());
+  const Bound<TI> bound = FindBound(keys_, kept, row_.k, SortLimit(row_.k, row_.task.sorted), above,
+                                    row_.format);
+  if (bound.count >= row_.k) {
+    KeepGe(candidates, bound.key);
     return true;
   }
   // Only together with elements that equal the pivot in lower columns.
