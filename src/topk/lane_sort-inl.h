@@ -196,7 +196,7 @@ void LaneSorter<TI>::RaiseFloor() {
   Pad(D(), keys_, kept);
   const Bound<TI> bound = FindBound(keys_, kept, row_.k, row_.k + row_.k / 4,
                                     row_.format.lowest_key(), row_.format);
-  if (bound.count >= row_.k) {
+  if (bound.reached >= row_.k) {
     floor_ = bound.key;
   }
 }
@@ -246,7 +246,7 @@ bool LaneSorter<TI>::Certify() {
   const TI above = std::max(static_cast<TI>(pivot + 1), row_.format.lowest_key());
   const Bound<TI> bound = FindBound(keys_, kept, row_.k, SortLimit(row_.k, row_.task.sorted), above,
                                     row_.format);
-  if (bound.count >= row_.k) {
+  if (bound.reached >= row_.k) {
     KeepGe(candidates, bound.key);
     return true;
   }
