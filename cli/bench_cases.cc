@@ -1,0 +1,243 @@
+#include "cli/bench_cases.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <cstddef>
+#include <memory>
+
+#include "cli/failure.h"
+#include "cli/huge_buffer.h"
+#include "cli/reference.h"
+
+namespace riffle::cli {
+namespace {
+
+constexpr int64_t kVocab = 201088;  // the published TPU kernel's rows
+constexpr int64_t kRows = 32;
+constexpr int64_t kPerRowVocab = 129280;  // FlagGems' and vLLM's
+constexpr int64_t kPerRowK = 1024;
+
+const char* ShortName(DType dtype) {
+  return dtype == DType::kF32 ? "f32" : dtype == DType::kF16 ? "f16" : "bf16";
+}
+
+BenchSection Main(bool quick) {
+  BenchSection section{"Whole rows, and ranges of rows", {}, false};
+  for (const DType dtype : {DType::kBF16, DType::kF32, DType::kF16}) {
+    section.cases.push_back({fmt::format("rows32-{}", ShortName(dtype)), dtype, kRows, kVocab, 64});
+  }
+  if (!quick) {
+    section.cases.push_back({"rows2048-bf16", DType::kBF16, 2048, kVocab, 64});
+  }
+  for (const int64_t rows : {kRows, int64_t{1}}) {
+    BenchCase per_row{fmt::format("per-row-{}", rows), DType::kF32, rows, kPerRowVocab, kPerRowK};
+    per_row.per_row = true;
+    section.cases.push_back(per_row);
+  }
+  return section;
+}
+
+BenchSection Distributions() {
+  BenchSection section{"The same time in any order of the data", {}, true};
+  for (const DType dtype : {DType::kBF16, DType::kF32}) {
+    for (const Distribution distribution : kDistributions) {
+      section.cases.push_back({fmt::format("{}-{}", ShortName(dtype), Name(distribution)), dtype,
+                               kRows, kVocab, 64, distribution});
+    }
+  }
+  return section;
+}
+
+BenchSection Ks() {
+  BenchSection section{"k", {}, false};
+  for (const DType dtype : {DType::kBF16, DType::kF32}) {
+    for (const int64_t k : {1, 8, 64, 256, 1024, 4096}) {
+      section.cases.push_back(
+          {fmt::format("{}-k{}", ShortName(dtype), k), dtype, kRows, kVocab, k});
+    }
+  }
+  return section;
+}
+
+BenchSection Algorithms() {
+  BenchSection section{"Bucket maxima and lane sort", {}, false};
+  for (const DType dtype : {DType::kBF16, DType::kF32}) {
+    for (const int64_t k : {8, 64}) {
+      for (const Algorithm algorithm : {Algorithm::kBucketMaxima, Algorithm::kLaneSort}) {
+        section.cases.push_back(
+            {fmt::format("{}-k{}-{}", ShortName(dtype), k,
+                         algorithm == Algorithm::kLaneSort ? "lane-sort" : "bucket-maxima"),
+             dtype, kRows, kVocab, k, Distribution::kNormal, algorithm});
+      }
+    }
+  }
+  return section;
+}
+
+// A matrix with its answers, shared by the cases that differ only in what is done with it.
+struct Matrix {
+  HugeBuffer buffer;
+  MatrixView view;
+  Distribution distribution;
+  int64_t reference_k = 0;
+  std::vector<int32_t> reference;  // [rows, reference_k]
+  std::string pages;
+  std::vector<size_t> cases;  // places in the section
+
+  bool Serves(const BenchCase& what) const {
+    return view.dtype == what.dtype && view.rows == what.rows && view.cols == what.n &&
+           distribution == what.distribution;
+  }
+};
+
+Matrix MakeMatrix(const BenchCase& what) {
+  Matrix matrix{HugeBuffer(static_cast<size_t>(what.rows * what.n) * SizeOf(what.dtype)),
+                {nullptr, what.dtype, what.rows, what.n, what.n},
+                what.distribution,
+                0,
+                {},
+                "",
+                {}};
+  matrix.view.data = matrix.buffer.data();
+  Fill(what.distribution, what.dtype, what.rows, what.n, matrix.buffer.data());
+  matrix.pages = PagesOf(matrix.buffer.data(), matrix.buffer.bytes());
+  return matrix;
+}
+
+// One case ready to be called, with its own results.
+class Call {
+ public:
+  Call(const BenchCase& what, const MatrixView& x, Pool* pool) : what_(what), x_(x) {
+    options_.algorithm = what.algorithm;
+    options_.pool = pool;
+    values_.resize(static_cast<size_t>(what.rows * what.k) * SizeOf(what.dtype));
+    indices_.resize(static_cast<size_t>(what.rows * what.k));
+    starts_.assign(static_cast<size_t>(what.rows), 0);
+    ends_.assign(static_cast<size_t>(what.rows), static_cast<int32_t>(what.n));
+  }
+
+  void Run() {
+    if (what_.per_row) {
+      TopKPerRow(x_, starts_, ends_, what_.k, {indices_.data(), what_.k}, options_);
+    } else {
+      TopK(x_, what_.k, {values_.data(), what_.k, indices_.data(), what_.k, nullptr}, options_);
+    }
+  }
+
+  void Check(const Matrix& matrix) {
+    Run();
+    const std::string wrong = Compare(x_, what_.k, matrix.reference, matrix.reference_k, indices_,
+                                      what_.per_row ? nullptr : values_.data());
+    if (!wrong.empty()) {
+      FailRun("wrong answer, not timed: {}: {}", what_.name, wrong);
+    }
+  }
+
+ private:
+  BenchCase what_;
+  MatrixView x_;
+  TopKOptions options_;
+  std::vector<uint8_t> values_;
+  std::vector<int32_t> indices_;
+  std::vector<int32_t> starts_;
+  std::vector<int32_t> ends_;
+};
+
+// The matrices of a section, each with the answers to its largest k.
+std::vector<Matrix> MakeMatrices(const BenchSection& section,
+                                 const std::function<void(const std::string&)>& progress) {
+  std::vector<Matrix> matrices;
+  for (size_t i = 0; i < section.cases.size(); ++i) {
+    const BenchCase& what = section.cases[i];
+    auto place = std::find_if(matrices.begin(), matrices.end(),
+                              [&](const Matrix& matrix) { return matrix.Serves(what); });
+    if (place == matrices.end()) {
+      progress("data of " + what.name);
+      matrices.push_back(MakeMatrix(what));
+      place = matrices.end() - 1;
+    }
+    place->cases.push_back(i);
+    place->reference_k = std::max(place->reference_k, what.k);
+  }
+  for (Matrix& matrix : matrices) {
+    progress("the reference's answers for " + section.cases[matrix.cases[0]].name);
+    matrix.reference = ReferenceTopK(matrix.view, matrix.reference_k);
+  }
+  return matrices;
+}
+
+void SetRatios(std::vector<BenchLine>& lines) {
+  for (BenchLine& line : lines) {
+    for (const BenchLine& other : lines) {
+      if (other.what.distribution == Distribution::kNormal && other.what.dtype == line.what.dtype) {
+        line.ratio = line.time.median / other.time.median;
+      }
+    }
+  }
+}
+
+}  // namespace
+
+std::vector<BenchSection> BenchSections(bool quick) {
+  return {Main(quick), Distributions(), Ks(), Algorithms()};
+}
+
+std::vector<BenchSection> Select(const std::vector<BenchSection>& sections,
+                                 const std::string& part) {
+  const auto matches = [&](const BenchCase& what) {
+    return what.name.find(part) != std::string::npos;
+  };
+  std::vector<BenchSection> selected;
+  for (BenchSection section : sections) {
+    const std::vector<BenchCase> all = section.cases;
+    std::erase_if(section.cases, [&](const BenchCase& what) {
+      const bool is_base = section.ratios && what.distribution == Distribution::kNormal &&
+                           std::any_of(all.begin(), all.end(), [&](const BenchCase& other) {
+                             return other.dtype == what.dtype && matches(other);
+                           });
+      return !matches(what) && !is_base;
+    });
+    if (!section.cases.empty()) {
+      selected.push_back(std::move(section));
+    }
+  }
+  return selected;
+}
+
+std::vector<BenchLine> RunSection(const BenchSection& section, double min_seconds, Pool* pool,
+                                  const std::function<void(const std::string&)>& progress) {
+  std::vector<Matrix> matrices = MakeMatrices(section, progress);
+  std::vector<std::unique_ptr<Call>> calls(section.cases.size());
+  std::vector<Group> groups;
+  volatile uint8_t sink;
+  for (const Matrix& matrix : matrices) {
+    groups.push_back({[&matrix, &sink, pool] {
+      sink = ReadMax(matrix.buffer.data(), matrix.buffer.bytes(), pool);
+    }});
+    for (const size_t i : matrix.cases) {
+      progress("checking " + section.cases[i].name);
+      calls[i] = std::make_unique<Call>(section.cases[i], matrix.view, pool);
+      calls[i]->Check(matrix);
+      groups.back().emplace_back([call = calls[i].get()] { call->Run(); });
+    }
+  }
+  const auto timings = Measure(
+      groups, min_seconds, [&](double done) { progress(fmt::format("{:3.0f} %", 100 * done)); });
+
+  std::vector<BenchLine> lines(section.cases.size());
+  for (size_t m = 0; m < matrices.size(); ++m) {
+    for (size_t i = 0; i < matrices[m].cases.size(); ++i) {
+      const size_t place = matrices[m].cases[i];
+      lines[place] = {section.cases[place], static_cast<double>(matrices[m].buffer.bytes()),
+                      matrices[m].pages,    timings[m][i + 1],
+                      timings[m][0],        0};
+    }
+  }
+  if (section.ratios) {
+    SetRatios(lines);
+  }
+  return lines;
+}
+
+}  // namespace riffle::cli

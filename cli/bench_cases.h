@@ -1,0 +1,57 @@
+// What `riffle bench topk` measures, and how one section of it is run.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <string>
+#include <vector>
+
+#include "cli/distributions.h"
+#include "cli/measure.h"
+#include "riffle/riffle.h"
+
+namespace riffle::cli {
+
+struct BenchCase {
+  std::string name;
+  DType dtype = DType::kF32;
+  int64_t rows = 0;
+  int64_t n = 0;
+  int64_t k = 0;
+  Distribution distribution = Distribution::kNormal;
+  Algorithm algorithm = Algorithm::kAuto;
+  bool per_row = false;  // TopKPerRow over whole rows, else TopK
+};
+
+// Cases that are compared with each other, and therefore measured in turn.
+struct BenchSection {
+  std::string title;
+  std::vector<BenchCase> cases;
+  bool ratios = false;  // each case beside the normal one of its dtype, which is always there
+};
+
+// A case's figures. `read` is ReadMax over the same bytes with the same pool.
+struct BenchLine {
+  BenchCase what;
+  double bytes = 0;
+  std::string pages;
+  Timing time;
+  Timing read;
+  double ratio = 0;  // of the median to the normal case's; 0 outside of such sections
+
+  double share() const { return read.median / time.median; }
+};
+
+// All sections; `quick` leaves out the matrix that does not fit in a cache.
+std::vector<BenchSection> BenchSections(bool quick);
+
+// The sections and cases whose name contains `part`, and the normal cases they are held against.
+std::vector<BenchSection> Select(const std::vector<BenchSection>& sections,
+                                 const std::string& part);
+
+// Makes the data, holds every answer against the reference, then measures. Throws
+// std::runtime_error when an answer is wrong: what is wrong is not timed.
+std::vector<BenchLine> RunSection(const BenchSection& section, double min_seconds, Pool* pool,
+                                  const std::function<void(const std::string&)>& progress);
+
+}  // namespace riffle::cli

@@ -1,0 +1,174 @@
+// riffle bench topk: times of top-k, each beside the time of reading the same bytes.
+#include <fmt/format.h>
+#include <unistd.h>
+
+#include <CLI/CLI.hpp>
+#include <cstdio>
+#include <memory>
+#include <nlohmann/json.hpp>
+#include <string>
+#include <vector>
+
+#include "cli/bench_cases.h"
+#include "cli/commands.h"
+#include "cli/failure.h"
+#include "cli/report.h"
+
+namespace riffle::cli {
+namespace {
+
+constexpr const char* kDescription = "Top-k beside this machine's read bandwidth";
+
+constexpr const char* kDetails =
+    "Every answer is first held against a scalar reference. `read` is a maximum over the same "
+    "bytes\n"
+    "by the same threads, measured in turn with the call; `share` is read / time: how much of the\n"
+    "read bandwidth the call reaches. `pages`: 2M where the kernel granted 2 MiB pages to the "
+    "matrix.\n"
+    "Let nothing else run meanwhile.\n"
+    "\n"
+    "Examples:\n"
+    "  riffle bench topk --quick                        a short run without the 823 MB matrix\n"
+    "  riffle bench topk --only rows32                  the cases whose name contains rows32\n"
+    "  riffle bench topk --target AVX2 --threads 1 --json > avx2.json";
+
+struct Arguments {
+  bool quick = false;
+  bool json = false;
+  std::string only;
+  std::string target;
+  int threads = 0;
+  double min_time = 0;
+};
+
+// A line on stderr that overwrites itself, if a person is watching.
+class Progress {
+ public:
+  Progress() : watched_(isatty(STDERR_FILENO) != 0) {}
+  ~Progress() { Show(""); }
+
+  void Show(const std::string& text) const {
+    if (watched_) {
+      fmt::print(stderr, "\r\x1b[K{}", text);
+      std::fflush(stderr);
+    }
+  }
+
+ private:
+  bool watched_;
+};
+
+void PrintSection(const BenchSection& section, const std::vector<BenchLine>& lines) {
+  fmt::print("\n{}\n{:<22} {:>15} {:>5} {:>5} {:>5} {:>11} {:>11} {:>11} {:>6} {:>6}{}\n",
+             section.title, "name", "shape", "k", "type", "pages", "time", "min", "read", "GB/s",
+             "share", section.ratios ? "  / normal" : "");
+  for (const BenchLine& line : lines) {
+    const BenchCase& what = line.what;
+    fmt::print("{:<22} {:>15} {:>5} {:>5} {:>5} {:>11} {:>11} {:>11} {:>6.1f} {:>5.0f}%{}\n",
+               what.name, fmt::format("{} x {}", what.rows, what.n), what.k,
+               what.dtype == DType::kF32   ? "f32"
+               : what.dtype == DType::kF16 ? "f16"
+                                           : "bf16",
+               line.pages, FormatSeconds(line.time.median), FormatSeconds(line.time.min),
+               FormatSeconds(line.read.median), Gigabytes(line.bytes) / line.time.median,
+               100 * line.share(), section.ratios ? fmt::format("  {:8.2f}", line.ratio) : "");
+  }
+  std::fflush(stdout);
+}
+
+nlohmann::ordered_json ToJson(const BenchSection& section, const BenchLine& line) {
+  const BenchCase& what = line.what;
+  nlohmann::ordered_json json = {{"section", section.title},
+                                 {"name", what.name},
+                                 {"rows", what.rows},
+                                 {"n", what.n},
+                                 {"k", what.k},
+                                 {"dtype", Name(what.dtype)},
+                                 {"distribution", Name(what.distribution)},
+                                 {"algorithm", Name(what.algorithm)},
+                                 {"per_row", what.per_row},
+                                 {"pages", line.pages},
+                                 {"bytes", line.bytes},
+                                 {"seconds_median", line.time.median},
+                                 {"seconds_min", line.time.min},
+                                 {"repetitions", line.time.repetitions},
+                                 {"read_seconds_median", line.read.median},
+                                 {"read_seconds_min", line.read.min},
+                                 {"bytes_per_second", line.bytes / line.time.median},
+                                 {"read_bandwidth_share", line.share()}};
+  if (section.ratios) {
+    json["ratio_to_normal"] = line.ratio;
+  }
+  return json;
+}
+
+std::vector<BenchSection> Choose(const Arguments& arguments) {
+  const std::vector<BenchSection> all = BenchSections(arguments.quick);
+  std::vector<BenchSection> chosen = Select(all, arguments.only);
+  if (chosen.empty()) {
+    std::string names;
+    for (const BenchSection& section : all) {
+      for (const BenchCase& what : section.cases) {
+        names += (names.empty() ? "" : " ") + what.name;
+      }
+    }
+    FailInput("--only '{}' is part of no case; the cases are: {}", arguments.only, names);
+  }
+  return chosen;
+}
+
+void Run(const Arguments& arguments) {
+  const std::vector<BenchSection> sections = Choose(arguments);
+  if (!arguments.target.empty()) {
+    SetTarget(arguments.target);
+  }
+  const std::unique_ptr<Pool> pool = MakePool(arguments.threads);
+  const int threads = pool != nullptr ? pool->threads() : NumThreads();
+  const double min_time =
+      arguments.min_time > 0 ? arguments.min_time : (arguments.quick ? 0.05 : 0.3);
+  nlohmann::ordered_json json = {
+      {"version", Version()},    {"cpu", CpuName()},
+      {"target", Target()},      {"threads", threads},
+      {"min_seconds", min_time}, {"lines", nlohmann::ordered_json::array()}};
+  if (!arguments.json) {
+    fmt::print("riffle {}, {}, target {}, {} threads\n", Version(), CpuName(), Target(), threads);
+  }
+  const Progress progress;
+  for (const BenchSection& section : sections) {
+    const auto lines = RunSection(section, min_time, pool.get(), [&](const std::string& what) {
+      progress.Show(section.title + ": " + what);
+    });
+    progress.Show("");
+    if (!arguments.json) {
+      PrintSection(section, lines);
+      continue;
+    }
+    for (const BenchLine& line : lines) {
+      json["lines"].push_back(ToJson(section, line));
+    }
+  }
+  if (arguments.json) {
+    fmt::print("{}\n", Dump(json, 2));
+  }
+}
+
+}  // namespace
+
+void AddBenchTopKCommand(CLI::App& bench) {
+  CLI::App* command = bench.add_subcommand("topk", kDescription);
+  auto arguments = std::make_shared<Arguments>();
+  Arguments& a = *arguments;
+  command->footer(kDetails);
+  command->add_flag("--quick", a.quick, "short measurements, no matrix larger than the caches");
+  command->add_option("--only", a.only, "the cases whose name contains NAME")->type_name("NAME");
+  command->add_option("--target", a.target, "a SIMD target of `riffle info`")->type_name("T");
+  command->add_option("--threads", a.threads, "threads; 0: RIFFLE_NUM_THREADS or all CPUs")
+      ->type_name("N");
+  command->add_option("--min-time", a.min_time, "seconds for each case (0.3; quick 0.05)")
+      ->type_name("S")
+      ->check(CLI::NonNegativeNumber);
+  command->add_flag("--json", a.json, "one JSON object, seconds and bytes");
+  command->callback([arguments] { Run(*arguments); });
+}
+
+}  // namespace riffle::cli

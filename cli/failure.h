@@ -1,0 +1,29 @@
+// How a command fails: an exception whose text main() prints as `riffle: error: TEXT`.
+#pragma once
+
+#include <fmt/format.h>
+
+#include <stdexcept>
+#include <string>
+#include <utility>
+
+namespace riffle::cli {
+
+// Bad usage or bad input, which the caller can mend: exit code 2. Every other exception is a
+// failure of the run: exit code 1.
+class BadInput : public std::runtime_error {
+ public:
+  using std::runtime_error::runtime_error;
+};
+
+template <typename... Args>
+[[noreturn]] void FailInput(fmt::format_string<Args...> format, Args&&... args) {
+  throw BadInput(fmt::format(format, std::forward<Args>(args)...));
+}
+
+template <typename... Args>
+[[noreturn]] void FailRun(fmt::format_string<Args...> format, Args&&... args) {
+  throw std::runtime_error(fmt::format(format, std::forward<Args>(args)...));
+}
+
+}  // namespace riffle::cli

@@ -1,0 +1,92 @@
+// The `riffle` command. Exit codes: 0 done, 1 the run failed, 2 bad usage or bad input.
+#include <fmt/format.h>
+
+#include <CLI/CLI.hpp>
+#include <cstdio>
+#include <exception>
+#include <new>
+#include <string>
+#include <vector>
+
+#include "cli/commands.h"
+#include "cli/failure.h"
+#include "riffle/error.h"
+#include "riffle/runtime.h"
+
+namespace riffle::cli {
+namespace {
+
+constexpr int kRunFailed = 1;
+constexpr int kBadUsage = 2;
+
+constexpr const char* kFooter =
+    "Start with:\n"
+    "  riffle make-logits logits.npy\n"
+    "  riffle topk logits.npy -k 64 --dtype bf16 --show-rows 1 --show 8 --stats --time\n"
+    "Exit codes: 0 done, 1 the run failed, 2 bad usage or bad input. Errors go to stderr.\n"
+    "RIFFLE_TARGET and RIFFLE_NUM_THREADS: see `riffle info`.";
+
+int Fail(int code, const std::string& text) {
+  fmt::print(stderr, "riffle: error: {}\n", text);
+  return code;
+}
+
+std::string Explain(const CLI::App& app, const CLI::ParseError& error) {
+  std::string path = "riffle";
+  const CLI::App* command = &app;
+  while (!command->get_subcommands().empty()) {
+    command = command->get_subcommands()[0];
+    path += " " + command->get_name();
+  }
+  // CLI11 would speak of the command that is missing, not of the word in its place.
+  const std::vector<std::string> unknown = command->remaining();
+  const bool no_command = command->get_require_subcommand_min() > 0 && !unknown.empty();
+  return fmt::format("{}\nTry `{} --help`.",
+                     no_command ? fmt::format("no such command: {}", unknown[0]) : error.what(),
+                     path);
+}
+
+int Main(int argc, char** argv) {
+  CLI::App app("Exact top-k for language models on CPUs.", "riffle");
+  app.require_subcommand(1);
+  app.footer(kFooter);
+  app.set_version_flag("--version", fmt::format("riffle {}", Version()));
+  AddTopKCommand(app);
+  AddPlanCommand(app);
+  AddInfoCommand(app);
+  AddMakeLogitsCommand(app);
+  CLI::App* bench = app.add_subcommand("bench", "Measures this machine, answers checked first");
+  bench->require_subcommand(1);
+  AddBenchTopKCommand(*bench);
+  try {
+    app.parse(argc, argv);
+  } catch (const CLI::Success& asked) {  // --help and --version
+    app.exit(asked);
+  } catch (const CLI::ParseError& error) {
+    return Fail(kBadUsage, Explain(app, error));
+  }
+  // A full disk or a closed pipe must not look like success.
+  if (std::fflush(stdout) != 0 || std::ferror(stdout) != 0) {
+    return Fail(kRunFailed, "writing to standard output failed");
+  }
+  return 0;
+}
+
+}  // namespace
+}  // namespace riffle::cli
+
+int main(int argc, char** argv) {
+  using riffle::cli::Fail;
+  try {
+    return riffle::cli::Main(argc, argv);
+  } catch (const riffle::cli::BadInput& error) {
+    return Fail(riffle::cli::kBadUsage, error.what());
+  } catch (const riffle::Error& error) {
+    const bool callers = error.code() != riffle::Code::kOutOfMemory;
+    return Fail(callers ? riffle::cli::kBadUsage : riffle::cli::kRunFailed, error.what());
+  } catch (const std::bad_alloc&) {
+    return Fail(riffle::cli::kRunFailed, "out of memory");
+  } catch (const std::exception& error) {
+    return Fail(riffle::cli::kRunFailed, error.what());
+  }
+}

@@ -1,0 +1,84 @@
+#include "cli/measure.h"
+
+#include <algorithm>
+#include <chrono>
+
+namespace riffle::cli {
+namespace {
+
+constexpr int kTimedPerVisit = 3;
+
+double Seconds(const std::function<void()>& call) {
+  const auto begin = std::chrono::steady_clock::now();
+  call();
+  return std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
+}
+
+// The times of one call.
+struct Samples {
+  std::vector<double> seconds;
+  double total = 0;
+
+  void Add(double value) {
+    seconds.push_back(value);
+    total += value;
+  }
+
+  double Done(double min_seconds) const {
+    return std::min(total / min_seconds, static_cast<double>(seconds.size()) / kMinRepetitions);
+  }
+
+  Timing Result() {
+    const auto middle = seconds.begin() + static_cast<std::ptrdiff_t>(seconds.size() / 2);
+    std::nth_element(seconds.begin(), middle, seconds.end());
+    return {*middle, *std::min_element(seconds.begin(), seconds.end()),
+            static_cast<int>(seconds.size())};
+  }
+};
+
+void Visit(const Group& group, std::vector<Samples>& samples) {
+  for (const auto& call : group) {
+    call();
+  }
+  for (int repeat = 0; repeat < kTimedPerVisit; ++repeat) {
+    for (size_t i = 0; i < group.size(); ++i) {
+      samples[i].Add(Seconds(group[i]));
+    }
+  }
+}
+
+// The share of the work that is done for the call that is furthest behind.
+double LeastDone(const std::vector<std::vector<Samples>>& samples, double min_seconds) {
+  double least = 1;
+  for (const auto& group : samples) {
+    for (const Samples& call : group) {
+      least = std::min(least, call.Done(min_seconds));
+    }
+  }
+  return least;
+}
+
+}  // namespace
+
+std::vector<std::vector<Timing>> Measure(const std::vector<Group>& groups, double min_seconds,
+                                         const std::function<void(double)>& progress) {
+  std::vector<std::vector<Samples>> samples;
+  for (const Group& group : groups) {
+    samples.emplace_back(group.size());
+  }
+  for (double done = 0; done < 1; done = LeastDone(samples, min_seconds)) {
+    progress(done);
+    for (size_t g = 0; g < groups.size(); ++g) {
+      Visit(groups[g], samples[g]);
+    }
+  }
+  std::vector<std::vector<Timing>> timings(groups.size());
+  for (size_t g = 0; g < groups.size(); ++g) {
+    for (Samples& call : samples[g]) {
+      timings[g].push_back(call.Result());
+    }
+  }
+  return timings;
+}
+
+}  // namespace riffle::cli
