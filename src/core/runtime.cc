@@ -94,21 +94,36 @@ uint8_t* Arena::Get(size_t bytes) {
 class Pool::Impl {
  public:
   explicit Impl(int threads) { Start(threads); }
-  ~Impl() { Stop(); }
+  ~Impl() {
+    if (getpid() == owner_.load(std::memory_order_relaxed)) {
+      Stop();
+    } else {
+      Leak();
+    }
+  }
 
   int threads() const { return threads_.load(std::memory_order_relaxed); }
 
   // False when another call holds the pool, or in a forked child, which has no workers.
   bool TryAcquire() {
-    return getpid() == owner_ && !busy_.exchange(true, std::memory_order_acquire);
+    return getpid() == owner_.load(std::memory_order_relaxed) &&
+           !busy_.exchange(true, std::memory_order_acquire);
   }
   void Release() { busy_.store(false, std::memory_order_release); }
 
   void Resize(int threads) {
-    while (busy_.exchange(true, std::memory_order_acquire)) {
-      std::this_thread::yield();
+    if (pid_t parent = owner_.load(std::memory_order_acquire);
+        parent != getpid() && parent != kNobody && owner_.compare_exchange_strong(parent, kNobody)) {
+      // In a forked child. A call that held the pool at the fork will never give it back.
+      busy_.store(true, std::memory_order_relaxed);
+      Leak();
+    } else {
+      while (owner_.load(std::memory_order_acquire) != getpid() ||
+             busy_.exchange(true, std::memory_order_acquire)) {
+        std::this_thread::yield();
+      }
+      Stop();
     }
-    Stop();
     try {
       Start(threads);
     } catch (...) {
@@ -146,6 +161,7 @@ class Pool::Impl {
 
  private:
   static constexpr uint32_t kOpen = 1u << 31;
+  static constexpr pid_t kNobody = 0;  // while a forked child makes the pool its own
 
   struct alignas(64) Slot {
     Arena arena;
@@ -153,7 +169,7 @@ class Pool::Impl {
   };
 
   void Start(int threads) {
-    owner_ = getpid();
+    owner_.store(getpid(), std::memory_order_release);
     stop_.store(false, std::memory_order_relaxed);
     may_spin_ = threads <= AvailableCpus();
     slots_ = std::vector<Slot>(static_cast<size_t>(threads));
@@ -171,12 +187,13 @@ class Pool::Impl {
     threads_.store(threads, std::memory_order_relaxed);
   }
 
+  // In a forked child the threads are not there to be joined.
+  void Leak() {
+    [[maybe_unused]] auto* leaked = new std::vector<std::thread>(std::move(workers_));
+    workers_.clear();
+  }
+
   void Stop() {
-    if (getpid() != owner_) {  // a forked child: the threads are not there to be joined
-      [[maybe_unused]] auto* leaked = new std::vector<std::thread>(std::move(workers_));
-      workers_.clear();
-      return;
-    }
     stop_.store(true, std::memory_order_relaxed);
     epoch_.fetch_add(1, std::memory_order_release);
     epoch_.notify_all();
@@ -220,7 +237,7 @@ class Pool::Impl {
   std::vector<std::thread> workers_;
   std::vector<Slot> slots_;  // [threads]; 0 is the caller's
   Arena shared_;
-  pid_t owner_ = 0;
+  std::atomic<pid_t> owner_{kNobody};
   bool may_spin_ = false;
   std::atomic<int> threads_{1};
   std::atomic<bool> stop_{false};
