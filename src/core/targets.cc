@@ -17,7 +17,8 @@ const std::vector<int64_t>& AllTargets() {
   return targets;
 }
 
-void Use(std::string_view name) {
+// `argument` is what the caller knows the name by.
+void Use(std::string_view argument, std::string_view name) {
   const std::vector<int64_t>& all = AllTargets();
   int64_t mask = 0;  // no mock: what the machine has
   if (!name.empty()) {
@@ -29,7 +30,8 @@ void Use(std::string_view name) {
         mask = target;
       }
     }
-    Check(mask != 0, Code::kBadOption, "target '", name, "' is not one of this machine's: ", known);
+    Check(mask != 0, Code::kBadOption, argument, " = '", name,
+          "' is not one of this machine's targets: ", known);
   }
   hwy::SetSupportedTargetsForTest(mask);
   hwy::GetChosenTarget().Update(hwy::SupportedTargets());
@@ -37,7 +39,7 @@ void Use(std::string_view name) {
 
 bool UseEnvironment() {
   const char* name = std::getenv("RIFFLE_TARGET");
-  Use(name != nullptr ? name : "");
+  Use("RIFFLE_TARGET", name != nullptr ? name : "");
   return true;
 }
 
@@ -62,7 +64,7 @@ std::string Target() {
 
 void SetTarget(std::string_view name) {
   EnsureTarget();
-  Use(name);
+  Use("target", name);
 }
 
 }  // namespace riffle
