@@ -15,6 +15,7 @@ namespace riffle {
 namespace {
 
 constexpr int64_t kMaxColumns = std::numeric_limits<int32_t>::max();
+constexpr int64_t kLowest = std::numeric_limits<int64_t>::min();
 constexpr int kMaxLanes = 4096;
 
 // A row shorter than this is not worth the two synchronisations of splitting it.
@@ -91,7 +92,7 @@ void CheckInput(const MatrixView& x) {
   Check(x.data != nullptr || x.rows == 0, Code::kBadShape, "x.data is null");
   int64_t extent = 0;
   Check(!__builtin_mul_overflow(x.row_stride, std::max<int64_t>(x.rows, 1), &extent) &&
-            !__builtin_mul_overflow(extent, int64_t{4}, &extent),
+            !__builtin_mul_overflow(extent, int64_t{4}, &extent) && extent != kLowest,
         Code::kBadShape, "x's row stride ", x.row_stride, " times its ", x.rows,
         " rows does not fit an address");
 }
@@ -111,6 +112,17 @@ void CheckOptions(const TopKOptions& options) {
   }
 }
 
+// Rows of an output may not share bytes, and must lie within 64 bits of addresses.
+void CheckStride(const char* name, int64_t stride, int64_t rows, int64_t width) {
+  int64_t bytes = 0;
+  Check(!__builtin_mul_overflow(stride, rows, &bytes) &&
+            !__builtin_mul_overflow(bytes, int64_t{4}, &bytes) && bytes != kLowest,
+        Code::kBadShape, "the row stride ", stride, " of ", name, " times ", rows,
+        " rows does not fit an address");
+  Check(rows <= 1 || (stride < 0 ? -stride : stride) >= width, Code::kOverlap, "the row stride ",
+        stride, " of ", name, " makes its rows of ", width, " elements overlap");
+}
+
 void CheckOutputs(const Batch& batch) {
   if (batch.x.rows == 0) {
     return;
@@ -124,6 +136,10 @@ void CheckOutputs(const Batch& batch) {
     return ByteRows{span.data(), 1, 0, static_cast<int64_t>(span.size_bytes())};
   };
   const int64_t rows = batch.x.rows;
+  Check(batch.out.indices != nullptr, Code::kBadShape, "indices is null");
+  CheckStride("values", batch.out.values_stride, batch.out.values != nullptr ? rows : 0,
+              batch.width);
+  CheckStride("indices", batch.out.indices_stride, rows, batch.width);
   const Named outputs[] = {
       {"values", {batch.out.values, batch.out.values != nullptr ? rows : 0,
                   batch.out.values_stride * element, batch.width * element}},
@@ -135,13 +151,7 @@ void CheckOutputs(const Batch& batch) {
       {"k", bytes(batch.k)},
       {"starts", bytes(batch.starts)},
       {batch.next_n > 0 ? "seq_lens" : "ends", bytes(batch.ends)}};
-  Check(batch.out.indices != nullptr, Code::kBadShape, "indices is null");
   for (const Named& out : outputs) {
-    int64_t extent = 0;
-    Check(!__builtin_mul_overflow(out.rows.stride, rows, &extent), Code::kBadShape, "the stride of ",
-          out.name, " times ", rows, " rows does not fit an address");
-    Check(!OverlapsItself(out.rows), Code::kOverlap, out.name, "' rows of ", out.rows.width,
-          " bytes overlap: they are ", out.rows.stride, " bytes apart");
     for (const Named& in : inputs) {
       Check(!Overlaps(out.rows, in.rows), Code::kOverlap, out.name, " shares memory with ",
             in.name, ", which is only read");
