@@ -2,6 +2,7 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <cmath>
 #include <cstring>
 #include <limits>
 #include <set>
@@ -105,6 +106,8 @@ TEST(TopKPerRow, ByHand) {
   EXPECT_EQ(run(3, 3, 2), (std::vector<int32_t>{-1, -1}));
   EXPECT_EQ(run(6, 2, 2), (std::vector<int32_t>{-1, -1}));
   EXPECT_EQ(run(8, 8, 1), (std::vector<int32_t>{-1}));
+  EXPECT_EQ(run(2147483647, 0, 1), (std::vector<int32_t>{-1}));
+  EXPECT_EQ(run(0, -2147483647 - 1, 1), (std::vector<int32_t>{-1}));
   EXPECT_EQ(run(7, 8, 1), (std::vector<int32_t>{0}));
 }
 
@@ -179,14 +182,15 @@ TEST(TopKPerRow, RandomCases) {
 TEST(TopKPerRowDecode, SeesItsColumns) {
   constexpr int64_t n = 500;
   for (const int next_n : {1, 2, 3}) {
-    const std::vector<int32_t> lens = {500, 1, 77, 3, 0, 2};
+    const std::vector<int32_t> lens = {500, 1, 77, 3, 0, 2, std::numeric_limits<int32_t>::min()};
     const auto rows = static_cast<int64_t>(lens.size()) * next_n;
     const Input input(Spec(Distribution::kTies, DType::kBF16, rows, n, 13));
     Ranges ranges;
     for (int64_t row = 0; row < rows; ++row) {
       ranges.starts.push_back(0);
-      ranges.ends.push_back(std::max<int32_t>(0, lens[static_cast<size_t>(row / next_n)] - next_n +
-                                                     static_cast<int32_t>(row % next_n) + 1));
+      const int64_t length = lens[static_cast<size_t>(row / next_n)];
+      const int64_t end = length - next_n + row % next_n + 1;
+      ranges.ends.push_back(static_cast<int32_t>(std::max<int64_t>(0, end)));
     }
     for (const int32_t k : {1, 5, 100, 600}) {
       ranges.k = k;

@@ -164,7 +164,7 @@ class RandomCase {
     call_.threads = rng_.Pick(std::vector{1, 2, 3, 5});
     call_.values_gap = rng_.Below(20);
     call_.indices_gap = rng_.Below(20);
-    call_.values_shift = static_cast<size_t>(rng_.Below(32)) * SizeOf(spec_.dtype);
+    call_.values_shift = static_cast<size_t>(rng_.Below(64));
     call_.indices_shift = static_cast<size_t>(rng_.Below(16)) * sizeof(int32_t);
   }
 

@@ -1,0 +1,115 @@
+// Calls allocate nothing once the pool's scratch has grown to the shape.
+#include <gtest/gtest.h>
+
+#include <atomic>
+#include <cstdlib>
+#include <functional>
+#include <new>
+
+#include "riffle/topk.h"
+#include "tests/topk_check.h"
+
+namespace {
+std::atomic<int64_t> allocations{0};
+
+void* Allocate(size_t bytes, size_t alignment) {
+  ++allocations;
+  return std::aligned_alloc(alignment, (bytes + alignment - 1) / alignment * alignment);
+}
+void* OrThrow(void* memory) { return memory != nullptr ? memory : throw std::bad_alloc(); }
+}  // namespace
+
+// The array forms of the standard library call these.
+void* operator new(size_t bytes) { return OrThrow(Allocate(bytes, 16)); }
+void* operator new(size_t bytes, std::align_val_t alignment) {
+  return OrThrow(Allocate(bytes, static_cast<size_t>(alignment)));
+}
+void* operator new(size_t bytes, const std::nothrow_t&) noexcept { return Allocate(bytes, 16); }
+void* operator new(size_t bytes, std::align_val_t alignment, const std::nothrow_t&) noexcept {
+  return Allocate(bytes, static_cast<size_t>(alignment));
+}
+void operator delete(void* memory) noexcept { std::free(memory); }
+void operator delete(void* memory, size_t) noexcept { std::free(memory); }
+void operator delete(void* memory, std::align_val_t) noexcept { std::free(memory); }
+void operator delete(void* memory, size_t, std::align_val_t) noexcept { std::free(memory); }
+
+namespace riffle::test {
+namespace {
+
+int64_t AllocationsOf(const std::function<void()>& call) {
+  const int64_t before = allocations;
+  call();
+  return allocations - before;
+}
+
+class Allocations : public testing::Test {
+ protected:
+  static constexpr int64_t kRows = 4;
+  static constexpr int64_t kCols = 40000;
+
+  // The first call may allocate; no later one may, whatever its data is.
+  void ExpectSteady(
+      DType dtype, const TopKOptions& options,
+      const std::function<void(const MatrixView&, const TopKOut&, const TopKOptions&)>& call) {
+    const Input normal({Distribution::kNormal, dtype, kRows, kCols, kCols, 64, 0, true, 1});
+    const Input equal({Distribution::kAllEqual, dtype, kRows, kCols, kCols, 64, 0, true, 1});
+    std::vector<float> values(static_cast<size_t>(kRows * 2000));
+    std::vector<int32_t> indices(values.size());
+    std::vector<TopKStats> stats(static_cast<size_t>(kRows));
+    const TopKOut out{values.data(), 2000, indices.data(), 2000, stats.data()};
+    const int64_t first = AllocationsOf([&] { call(normal.view(), out, options); });
+    EXPECT_GT(first, 0) << "the counter does not count";
+    for (int i = 0; i < 3; ++i) {
+      EXPECT_EQ(AllocationsOf([&] { call(normal.view(), out, options); }), 0) << "call " << i;
+      EXPECT_EQ(AllocationsOf([&] { call(equal.view(), out, options); }), 0) << "all equal";
+    }
+  }
+};
+
+TEST_F(Allocations, TopK) {
+  for (const DType dtype : {DType::kF32, DType::kBF16}) {
+    for (const Algorithm algorithm : {Algorithm::kBucketMaxima, Algorithm::kLaneSort}) {
+      for (const int32_t k : {1, 64, 2000}) {
+        for (const int threads : {1, 3}) {
+          Pool pool(threads);
+          TopKOptions options;
+          options.algorithm = algorithm;
+          options.pool = &pool;
+          ExpectSteady(dtype, options,
+                       [&](const MatrixView& x, const TopKOut& out, const TopKOptions& with) {
+                         riffle::TopK(x, k, out, with);
+                       });
+        }
+      }
+    }
+  }
+}
+
+TEST_F(Allocations, OneLongRowAndOneKPerRow) {
+  Pool pool(2);
+  TopKOptions options;
+  options.pool = &pool;
+  const std::vector<int32_t> k = {1, 700, 64, 2};
+  ExpectSteady(DType::kF32, options,
+               [&](const MatrixView& x, const TopKOut& out, const TopKOptions& with) {
+                 MatrixView one = x;
+                 one.rows = 1;
+                 riffle::TopK(one, 64, out, with);
+                 riffle::TopK(x, k, out, with);
+               });
+}
+
+TEST_F(Allocations, TopKPerRow) {
+  Pool pool(2);
+  TopKOptions options;
+  options.pool = &pool;
+  const std::vector<int32_t> starts = {0, 5, 100, 0}, ends = {40000, 30000, 90, 1500};
+  ExpectSteady(DType::kF32, options,
+               [&](const MatrixView& x, const TopKOut& out, const TopKOptions& with) {
+                 TopKPerRow(x, starts, ends, 1024, {out.indices, out.indices_stride}, with);
+                 TopKPerRowDecode(x, ends, 1, 1024, {out.indices, out.indices_stride}, with);
+               });
+}
+
+}  // namespace
+}  // namespace riffle::test
