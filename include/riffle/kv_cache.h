@@ -47,7 +47,8 @@ class KvCache {
  public:
   // The storage is zero and takes memory as it is written. It is aligned to 64 bytes in each layer
   // (tiles are too where their size is a multiple of it) and asks for huge pages.
-  // Throws Error: kBadOption, kBadShape for dimensions below 1, kOutOfMemory with the bytes wanted.
+  // Throws Error: kBadShape for dimensions outside their limits, kBadDType, kOutOfMemory with the
+  // bytes wanted.
   explicit KvCache(const KvCacheOptions& options);
   ~KvCache();
   KvCache(const KvCache&) = delete;

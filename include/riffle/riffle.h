@@ -2,6 +2,7 @@
 #pragma once
 
 #include "riffle/error.h"
+#include "riffle/kv_cache.h"
 #include "riffle/runtime.h"
 #include "riffle/topk.h"
 #include "riffle/types.h"

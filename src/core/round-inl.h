@@ -1,4 +1,6 @@
-// round.h on vectors. Included once per SIMD target.
+// f32 to the 16-bit formats, to the nearest, ties to even; subnormals kept, NaNs quiet. The same
+// bits on every target, by integer arithmetic: the native conversions differ (x86's to bf16 flushes
+// subnormals). Included once per SIMD target.
 #if defined(RIFFLE_CORE_ROUND_INL_H_) == defined(HWY_TARGET_TOGGLE)
 #ifdef RIFFLE_CORE_ROUND_INL_H_
 #undef RIFFLE_CORE_ROUND_INL_H_
@@ -14,14 +16,15 @@ namespace hn = hwy::HWY_NAMESPACE;
 
 // The bits of bf16, one in the lower half of each 32-bit lane.
 template <class DF, class VF = hn::Vec<DF>>
-HWY_INLINE hn::Vec<hn::RebindToUnsigned<DF>> BF16Bits(DF df, VF value) {
+HWY_INLINE hn::Vec<hn::RebindToUnsigned<DF>> BF16Bits(DF /*df*/, VF value) {
   const hn::RebindToUnsigned<DF> du;
   const auto bits = hn::BitCast(du, value);
   const auto upper = hn::ShiftRight<16>(bits);
   const auto odd = hn::And(upper, hn::Set(du, 1));
+  // Below one half of the last place that stays, plus its lowest bit.
   const auto rounded = hn::ShiftRight<16>(hn::Add(hn::Add(bits, hn::Set(du, 0x7fff)), odd));
-  const auto is_nan = hn::RebindMask(du, hn::IsNaN(value));
-  (void)df;
+  const auto magnitude = hn::And(bits, hn::Set(du, 0x7fffffffu));
+  const auto is_nan = hn::Gt(magnitude, hn::Set(du, 0x7f800000u));
   return hn::IfThenElse(is_nan, hn::Or(upper, hn::Set(du, 0x40)), rounded);
 }
 
@@ -34,8 +37,11 @@ HWY_INLINE hn::Vec<hn::RebindToUnsigned<DF>> F16Bits(DF df, VF value) {
   const auto magnitude = hn::And(bits, hn::Set(du, 0x7fffffffu));
   const auto upper = hn::ShiftRight<13>(magnitude);
   const auto odd = hn::And(upper, hn::Set(du, 1));
+  // The exponent's bias falls from 127 to 15; what overflows f16 is infinite.
   const auto rebiased = hn::Sub(magnitude, hn::Set(du, (112u << 23) - 0xfff));
   const auto normal = hn::Min(hn::ShiftRight<13>(hn::Add(rebiased, odd)), hn::Set(du, 0x7c00));
+  // Below 2^-14, the least normal f16: 0.5 more leaves 2^-24, the least subnormal, as the last
+  // place of the sum, so the addition rounds.
   const auto sum = hn::Add(hn::BitCast(df, magnitude), hn::Set(df, 0.5f));
   const auto tiny = hn::Sub(hn::BitCast(du, sum), hn::Set(du, 0x3f000000u));
   const auto nan = hn::Or(hn::And(upper, hn::Set(du, 0x1ff)), hn::Set(du, 0x7e00));

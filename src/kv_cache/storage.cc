@@ -13,10 +13,10 @@ namespace {
 
 constexpr size_t kHugePage = size_t{2} << 20;
 
-uint8_t* Map(size_t bytes) {
+uint8_t* Map(size_t bytes, size_t wanted) {
   void* start = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
   const int reason = errno;
-  Check(start != MAP_FAILED, Code::kOutOfMemory, "no ", bytes,
+  Check(start != MAP_FAILED, Code::kOutOfMemory, "no ", wanted,
         " bytes of memory: ", std::generic_category().message(reason));
   return static_cast<uint8_t*>(start);
 }
@@ -27,13 +27,13 @@ Storage::Storage(size_t bytes) : bytes_(bytes) {
   Check(bytes <= static_cast<size_t>(std::numeric_limits<ptrdiff_t>::max()) - 2 * kHugePage,
         Code::kOutOfMemory, "no ", bytes, " bytes of memory: more than the address space");
   if (bytes < kHugePage) {
-    data_ = Map(bytes);
+    data_ = Map(bytes, bytes);
     return;
   }
   // One huge page more than needed, so that the start can move to a multiple; what then lies before
   // and behind is given back.
   bytes_ = (bytes + kHugePage - 1) / kHugePage * kHugePage;
-  uint8_t* const start = Map(bytes_ + kHugePage);
+  uint8_t* const start = Map(bytes_ + kHugePage, bytes);
   const size_t head = -reinterpret_cast<uintptr_t>(start) % kHugePage;
   data_ = start + head;
   if (head > 0) {

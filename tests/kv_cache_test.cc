@@ -1,0 +1,438 @@
+// The edges of KvCache: limits, refusals, layout, copies, and reading beside writing. Histories are
+// in kv_cache_model_test.cc, rounding in kv_cache_rounding_test.cc.
+#include "riffle/kv_cache.h"
+
+#include <gtest/gtest.h>
+
+#include <atomic>
+#include <limits>
+#include <thread>
+#include <vector>
+
+#include "tests/kv_cache_check.h"
+#include "tests/reference.h"
+
+namespace riffle::test {
+namespace {
+
+constexpr int64_t kMax = std::numeric_limits<int64_t>::max();
+
+KvCacheOptions Small(int64_t pages = 4, int64_t page_size = 4) {
+  KvCacheOptions options;
+  options.kv_heads = 2;
+  options.head_dim = 8;
+  options.pages = pages;
+  options.page_size = page_size;
+  options.dtype = DType::kF32;
+  return options;
+}
+
+// [tokens, kv_heads, head_dim], all elements `value`.
+struct Filled {
+  Filled(const KvCacheOptions& o, int64_t tokens, float value)
+      : memory(static_cast<size_t>(tokens * o.kv_heads * o.head_dim), value),
+        view{memory.data(),           DType::kF32, tokens, o.kv_heads, o.head_dim,
+             o.kv_heads * o.head_dim, o.head_dim} {}
+  std::vector<float> memory;
+  HeadsView view;
+};
+
+// The first key element of a position in layer 0.
+double KeyAt(const KvCache& cache, int64_t seq, int64_t position) {
+  const KvBatch batch = cache.Batch(std::vector<int64_t>{seq});
+  const int64_t page_size = cache.options().page_size;
+  const PagedKv keys = cache.Keys(0);
+  return Decode(keys.dtype,
+                Element(keys, batch.page_table[static_cast<size_t>(position / page_size)],
+                        position % page_size, 0, 0));
+}
+
+TEST(KvCache, RefusesImpossiblePools) {
+  const auto with = [](auto member, int64_t value) {
+    KvCacheOptions options = Small();
+    options.*member = value;
+    return [options] { KvCache cache(options); };
+  };
+  ExpectError(Code::kBadShape, "layers = 0", with(&KvCacheOptions::layers, 0));
+  ExpectError(Code::kBadShape, "kv_heads = -1", with(&KvCacheOptions::kv_heads, -1));
+  ExpectError(Code::kBadShape, "head_dim = 0", with(&KvCacheOptions::head_dim, 0));
+  ExpectError(Code::kBadShape, "pages = 0", with(&KvCacheOptions::pages, 0));
+  ExpectError(Code::kBadShape, "pages = 2147483648", with(&KvCacheOptions::pages, 1ll << 31));
+  ExpectError(Code::kBadShape, "page_size = -5", with(&KvCacheOptions::page_size, -5));
+  // Sizes that overflow, alone and as a product, and one that only no machine has.
+  ExpectError(Code::kOutOfMemory, "x 8 elements of 4 bytes",
+              with(&KvCacheOptions::page_size, kMax));
+  ExpectError(Code::kOutOfMemory, "elements", with(&KvCacheOptions::head_dim, kMax / 4));
+  ExpectError(Code::kOutOfMemory, "elements", with(&KvCacheOptions::layers, int64_t{1} << 54));
+  ExpectError(Code::kOutOfMemory, "no 9223372036854773760 bytes",
+              with(&KvCacheOptions::layers, kMax / 2048));
+  ExpectError(Code::kOutOfMemory, "no 2251799813685248 bytes",
+              with(&KvCacheOptions::layers, int64_t{1} << 40));
+}
+
+TEST(KvCache, AVastPoolCostsNothingUntouched) {
+  KvCacheOptions options = Small(std::numeric_limits<int32_t>::max(), 1);
+  options.kv_heads = options.head_dim = 1;
+  options.dtype = DType::kBF16;
+  KvCache cache(options);  // 8 GB of storage, 24 GB of bookkeeping if it were touched
+  const int64_t seq = cache.Create();
+  cache.Extend(seq, 1000);
+  EXPECT_EQ(cache.pages_free(), options.pages - 1000);
+  ExpectError(Code::kOutOfPages, "tokens = 2147482648", [&] { cache.Extend(seq, 2147482648); });
+}
+
+TEST(KvCache, LengthsStayBelowTwoToThe31) {
+  KvCacheOptions options = Small(1 << 20, 4096);  // room for 2^32 tokens
+  options.kv_heads = options.head_dim = 1;
+  options.dtype = DType::kBF16;
+  KvCache cache(options);
+  const int64_t seq = cache.Create();
+  cache.Extend(seq, 10);
+  ExpectError(Code::kBadRange, "longer than 2147483647",
+              [&] { cache.Extend(seq, (int64_t{1} << 31) - 10); });
+  cache.Extend(seq, (int64_t{1} << 31) - 11);
+  EXPECT_EQ(cache.Length(seq), 2147483647);
+  EXPECT_EQ(cache.Batch(std::vector<int64_t>{seq}).kv_lens[0], 2147483647);
+}
+
+TEST(KvCache, StorageIsAlignedAndLaidOutAsStated) {
+  for (const DType dtype : {DType::kF32, DType::kF16, DType::kBF16}) {
+    for (const int64_t pages : {1, 3, 3000}) {
+      KvCacheOptions options;
+      options.layers = 3;
+      options.kv_heads = 3;
+      options.head_dim = 32;
+      options.page_size = 5;
+      options.pages = pages;
+      options.dtype = dtype;
+      const KvCache cache(options);
+      for (int64_t layer = 0; layer < options.layers; ++layer) {
+        for (const PagedKv& kv : {cache.Keys(layer), cache.Values(layer)}) {
+          EXPECT_EQ(reinterpret_cast<uintptr_t>(kv.data) % 64, 0u);
+          EXPECT_EQ(kv.dtype, dtype);
+          EXPECT_EQ(kv.num_pages, pages);
+          EXPECT_EQ(kv.page_size, 5);
+          EXPECT_EQ(kv.kv_heads, 3);
+          EXPECT_EQ(kv.head_dim, 32);
+          EXPECT_EQ(kv.token_stride, 32);
+          EXPECT_EQ(kv.head_stride, 5 * 32);
+          EXPECT_GE(kv.page_stride, 3 * 5 * 32);
+          // Zero, and in reach, to the last byte.
+          EXPECT_EQ(Decode(dtype, Element(kv, pages - 1, 4, 2, 31)), 0.0);
+        }
+      }
+      EXPECT_GE(cache.bytes(), 3 * pages * 2 * 3 * 5 * 32 * static_cast<int64_t>(SizeOf(dtype)));
+      ExpectError(Code::kBadRange, "layer = 3 is not in 0..2", [&] { (void)cache.Keys(3); });
+      ExpectError(Code::kBadRange, "layer = -1", [&] { (void)cache.Values(-1); });
+    }
+  }
+}
+
+TEST(KvCache, RefusesIdsThatAreNoSequence) {
+  KvCache cache(Small());
+  const Filled one(cache.options(), 1, 1);
+  const int64_t seq = cache.Create();
+  EXPECT_GT(seq, 0);
+  cache.Free(seq);
+  ExpectError(Code::kBadSequence, "has been freed", [&] { cache.Free(seq); });
+  ExpectError(Code::kBadSequence, "has been freed", [&] { (void)cache.Fork(seq); });
+  ExpectError(Code::kBadSequence, "seq = 7 is no sequence", [&] { cache.Extend(7, 1); });
+  ExpectError(Code::kBadSequence, "seq = 0", [&] { cache.Truncate(0, 0); });
+  ExpectError(Code::kBadSequence, "seq = -1", [&] { (void)cache.Length(-1); });
+  ExpectError(Code::kBadSequence, "freed", [&] { cache.Write(0, seq, 0, one.view, one.view); });
+  ExpectError(Code::kBadSequence, "freed", [&] {
+    (void)cache.Batch(std::vector<int64_t>{cache.Create(), seq});
+  });
+}
+
+TEST(KvCache, EmptySequencesAndEmptyCalls) {
+  KvCache cache(Small());
+  const KvBatch none = cache.Batch({});
+  EXPECT_TRUE(none.kv_lens.empty());
+  EXPECT_EQ(none.max_pages, 0);
+  const int64_t seq = cache.Create();
+  const int64_t fork = cache.Fork(seq);
+  cache.Extend(fork, 0);
+  cache.Write(0, fork, 0, Filled(cache.options(), 0, 1).view, Filled(cache.options(), 0, 1).view);
+  cache.Truncate(seq, 0);
+  EXPECT_EQ(cache.Length(fork), 0);
+  EXPECT_EQ(cache.pages_free(), 4);
+  cache.Extend(fork, 5);
+  EXPECT_EQ(cache.Length(seq), 0);
+  const KvBatch batch = cache.Batch(std::vector<int64_t>{seq, fork, fork});
+  EXPECT_EQ(batch.kv_lens, (std::vector<int32_t>{0, 5, 5}));
+  EXPECT_EQ(batch.max_pages, 2);
+  EXPECT_EQ(batch.page_table, (std::vector<int32_t>{-1, -1, 0, 1, 0, 1}));
+  cache.Free(seq);
+  cache.Free(fork);
+  EXPECT_EQ(cache.pages_free(), 4);
+  EXPECT_EQ(cache.sequences(), 0);
+}
+
+TEST(KvCache, ReusesTheMemoryOfABatch) {
+  KvCache cache(Small());
+  const std::vector<int64_t> both = {cache.Create(), cache.Create()};
+  cache.Extend(both[0], 16);
+  KvBatch batch;
+  cache.Batch(both, batch);
+  const int32_t* const before = batch.page_table.data();
+  cache.Batch(both, batch);
+  EXPECT_EQ(batch.page_table.data(), before);
+  cache.Batch(std::span(both).last(1), batch);
+  EXPECT_EQ(batch.kv_lens, std::vector<int32_t>{0});
+  EXPECT_TRUE(batch.page_table.empty());
+}
+
+TEST(KvCache, ExtendIsAllOrNothing) {
+  KvCache cache(Small(/*pages=*/4, /*page_size=*/4));
+  const int64_t a = cache.Create();
+  cache.Extend(a, 6);
+  ExpectError(Code::kOutOfPages, "takes 3 pages but 2 of 4 are free", [&] { cache.Extend(a, 11); });
+  ExpectError(Code::kOutOfPages, "are free", [&] { cache.Extend(a, kMax); });
+  ExpectError(Code::kBadRange, "tokens = -1 is negative", [&] { cache.Extend(a, -1); });
+  EXPECT_EQ(cache.Length(a), 6);
+  EXPECT_EQ(cache.pages_free(), 2);
+  cache.Extend(a, 10);
+  EXPECT_EQ(cache.pages_free(), 0);
+  cache.Extend(a, 0);
+  ExpectError(Code::kOutOfPages, "takes 1 pages", [&] { cache.Extend(a, 1); });
+}
+
+TEST(KvCache, HugeTokensWithPagesOfOne) {
+  KvCache cache(Small(/*pages=*/3, /*page_size=*/1));
+  const int64_t a = cache.Create();
+  ExpectError(Code::kOutOfPages, "9223372036854775807", [&] { cache.Extend(a, kMax); });
+  cache.Extend(a, 3);
+  const int64_t b = cache.Fork(a);  // full pages are shared, nothing to copy for what comes behind
+  cache.Truncate(b, 2);
+  EXPECT_EQ(cache.pages_shared(), 2);
+  EXPECT_EQ(cache.pages_free(), 0);
+  cache.Truncate(a, 2);
+  EXPECT_EQ(cache.pages_free(), 1);
+  cache.Extend(b, 1);
+  EXPECT_EQ(cache.pages_free(), 0);
+}
+
+TEST(KvCache, ForkSharesAndExtendCopiesTheLastPage) {
+  KvCache cache(Small(/*pages=*/4, /*page_size=*/4));
+  const KvCacheOptions& options = cache.options();
+  const int64_t a = cache.Create();
+  cache.Extend(a, 6);
+  const Filled six(options, 6, 1), two(options, 2, 2), one(options, 1, 3);
+  cache.Write(0, a, 0, six.view, six.view);
+  const int64_t b = cache.Fork(a);
+  EXPECT_EQ(cache.pages_used(), 2);
+  EXPECT_EQ(cache.pages_shared(), 2);
+
+  cache.Extend(b, 1);  // fits into the last page, which is shared
+  EXPECT_EQ(cache.pages_used(), 3);
+  EXPECT_EQ(cache.pages_shared(), 1);
+  cache.Write(0, b, 5, two.view, two.view);
+  EXPECT_EQ(KeyAt(cache, a, 5), 1);
+  EXPECT_EQ(KeyAt(cache, b, 4), 1);
+  EXPECT_EQ(KeyAt(cache, b, 5), 2);
+  EXPECT_EQ(KeyAt(cache, b, 6), 2);
+
+  cache.Write(0, a, 0, one.view, one.view);  // a full page that is shared
+  EXPECT_EQ(KeyAt(cache, a, 0), 3);
+  EXPECT_EQ(KeyAt(cache, b, 0), 1);
+  EXPECT_EQ(KeyAt(cache, a, 1), 1);
+  EXPECT_EQ(cache.pages_free(), 0);
+  EXPECT_EQ(cache.pages_shared(), 0);
+}
+
+TEST(KvCache, ExtendCountsTheCopyAmongItsPages) {
+  KvCache cache(Small(/*pages=*/2, /*page_size=*/4));
+  const int64_t a = cache.Create();
+  cache.Extend(a, 3);
+  const int64_t b = cache.Fork(a);
+  ExpectError(Code::kOutOfPages, "takes 1 pages and one for a copy of its shared last page",
+              [&] { cache.Extend(b, 2); });
+  EXPECT_EQ(cache.pages_shared(), 1);
+  EXPECT_EQ(cache.Length(b), 3);
+  cache.Extend(b, 1);  // the copy alone fits
+  cache.Extend(a, 1);  // by now nobody shares a's last page
+  EXPECT_EQ(cache.pages_free(), 0);
+  EXPECT_EQ(cache.pages_shared(), 0);
+}
+
+TEST(KvCache, ExtendCopiesAPageThatIsPartlyUsedAfterTruncate) {
+  KvCache cache(Small(/*pages=*/3, /*page_size=*/4));
+  const Filled eight(cache.options(), 8, 1), one(cache.options(), 1, 2);
+  const int64_t a = cache.Create();
+  cache.Extend(a, 8);
+  cache.Write(0, a, 0, eight.view, eight.view);
+  const int64_t b = cache.Fork(a);
+  cache.Truncate(b, 2);
+  cache.Extend(b, 1);
+  cache.Write(0, b, 2, one.view, one.view);
+  EXPECT_EQ(KeyAt(cache, a, 2), 1);
+  EXPECT_EQ(KeyAt(cache, b, 1), 1);
+  EXPECT_EQ(KeyAt(cache, b, 2), 2);
+}
+
+TEST(KvCache, WriteIntoSharedPagesIsRefusedBeforeAnythingIsWritten) {
+  KvCache cache(Small(/*pages=*/3, /*page_size=*/2));
+  const Filled four(cache.options(), 4, 1), again(cache.options(), 4, 2);
+  const int64_t a = cache.Create();
+  cache.Extend(a, 4);
+  cache.Write(0, a, 0, four.view, four.view);
+  const int64_t b = cache.Fork(a);
+  const KvBatch before = cache.Batch(std::vector<int64_t>{a, b});
+  ExpectError(Code::kOutOfPages, "copies 2 shared pages but 1 of 3 are free",
+              [&] { cache.Write(0, b, 0, again.view, again.view); });
+  EXPECT_EQ(cache.Batch(std::vector<int64_t>{a, b}).page_table, before.page_table);
+  for (int64_t p = 0; p < 4; ++p) {
+    EXPECT_EQ(KeyAt(cache, a, p), 1);
+    EXPECT_EQ(KeyAt(cache, b, p), 1);
+  }
+  cache.Free(a);
+  cache.Write(0, b, 0, again.view, again.view);
+  EXPECT_EQ(KeyAt(cache, b, 3), 2);
+}
+
+TEST(KvCache, ACopyTakesAllLayersAlong) {
+  KvCacheOptions options = Small(/*pages=*/4, /*page_size=*/4);
+  options.layers = 3;
+  KvCache cache(options);
+  const int64_t a = cache.Create();
+  cache.Extend(a, 3);
+  for (int64_t layer = 0; layer < 3; ++layer) {
+    const Filled keys(options, 3, static_cast<float>(10 + layer));
+    const Filled values(options, 3, static_cast<float>(20 + layer));
+    cache.Write(layer, a, 0, keys.view, values.view);
+  }
+  const int64_t b = cache.Fork(a);
+  const Filled one(options, 1, 99);
+  cache.Write(1, b, 1, one.view, one.view);
+  const KvBatch batch = cache.Batch(std::vector<int64_t>{a, b});
+  for (int64_t layer = 0; layer < 3; ++layer) {
+    for (size_t s = 0; s < 2; ++s) {
+      for (int64_t t = 0; t < 3; ++t) {
+        const bool written = s == 1 && layer == 1 && t == 1;
+        const int64_t page = batch.page_table[s];
+        for (int64_t h = 0; h < 2; ++h) {
+          EXPECT_EQ(Decode(DType::kF32, Element(cache.Keys(layer), page, t, h, 7)),
+                    written ? 99.0 : 10.0 + static_cast<double>(layer));
+          EXPECT_EQ(Decode(DType::kF32, Element(cache.Values(layer), page, t, h, 7)),
+                    written ? 99.0 : 20.0 + static_cast<double>(layer));
+        }
+      }
+    }
+  }
+}
+
+TEST(KvCache, RefusesBadInputs) {
+  KvCacheOptions options = Small();
+  options.dtype = DType::kBF16;
+  KvCache cache(options);
+  const int64_t seq = cache.Create();
+  cache.Extend(seq, 3);
+  const Filled good(options, 2, 1);
+  const auto write = [&](int64_t position, const HeadsView& keys, const HeadsView& values) {
+    return [&cache, seq, position, keys, values] { cache.Write(0, seq, position, keys, values); };
+  };
+  ExpectError(Code::kBadRange, "position = 2 with 2 tokens is not in the length 3",
+              write(2, good.view, good.view));
+  ExpectError(Code::kBadRange, "position = -1", write(-1, good.view, good.view));
+  ExpectError(Code::kBadRange, "position = 9223372036854775807", write(kMax, good.view, good.view));
+  HeadsView bad = good.view;
+  bad.tokens = kMax;
+  ExpectError(Code::kBadRange, "with 9223372036854775807 tokens", write(0, bad, bad));
+  bad.tokens = -1;
+  ExpectError(Code::kBadShape, "keys has -1 tokens", write(0, bad, bad));
+  bad = good.view;
+  bad.tokens = 1;
+  ExpectError(Code::kBadShape, "values is [1, 2, 8] instead of [2, 2, 8]",
+              write(0, good.view, bad));
+  bad = good.view;
+  bad.heads = 1;
+  ExpectError(Code::kBadShape, "keys is [2, 1, 8]", write(0, bad, good.view));
+  bad = good.view;
+  bad.head_dim = 16;
+  ExpectError(Code::kBadShape, "keys is [2, 2, 16]", write(0, bad, good.view));
+  bad = good.view;
+  bad.data = nullptr;
+  ExpectError(Code::kBadShape, "values is null", write(0, good.view, bad));
+  bad = good.view;
+  bad.dtype = DType::kF16;
+  ExpectError(Code::kBadDType, "keys is float16 but the cache takes bfloat16 or float32",
+              write(0, bad, good.view));
+  for (const int64_t stride : {kMax, -kMax}) {
+    bad = good.view;
+    bad.token_stride = stride;
+    ExpectError(Code::kBadShape, "beyond the address space", write(0, good.view, bad));
+    bad = good.view;
+    bad.head_stride = stride;
+    ExpectError(Code::kBadShape, "beyond the address space", write(0, bad, good.view));
+  }
+  const PagedKv own = cache.Values(0);
+  bad = HeadsView{own.data, own.dtype, 2, 2, 8, own.token_stride, own.head_stride};
+  ExpectError(Code::kOverlap, "keys lies in the cache's own storage", write(0, bad, good.view));
+  EXPECT_EQ(KeyAt(cache, seq, 0), 0);  // nothing was written by any of them
+}
+
+TEST(KvCache, AStrideThatIsNeverTakenMayBeAnything) {
+  KvCacheOptions options = Small();
+  options.kv_heads = 1;
+  KvCache cache(options);
+  const int64_t seq = cache.Create();
+  cache.Extend(seq, 2);
+  Filled one(options, 1, 5);
+  one.view.token_stride = kMax;
+  one.view.head_stride = -kMax;
+  cache.Write(0, seq, 1, one.view, one.view);
+  EXPECT_EQ(KeyAt(cache, seq, 1), 5);
+}
+
+TEST(KvCache, BroadcastsByStridesOfZero) {
+  KvCache cache(Small(/*pages=*/4, /*page_size=*/4));
+  const int64_t seq = cache.Create();
+  cache.Extend(seq, 9);
+  Filled one(cache.options(), 1, 5);
+  one.view.tokens = 7;
+  one.view.token_stride = one.view.head_stride = 0;
+  cache.Write(0, seq, 1, one.view, one.view);  // ends and starts inside pages
+  EXPECT_EQ(KeyAt(cache, seq, 0), 0);
+  for (int64_t p = 1; p < 8; ++p) EXPECT_EQ(KeyAt(cache, seq, p), 5);
+  EXPECT_EQ(KeyAt(cache, seq, 8), 0);
+}
+
+// One thread reads a sequence, as attention would; another one lets forks of it grow and overwrites
+// what they share. For ThreadSanitizer, and for the contents.
+TEST(KvCacheConcurrency, ReadingBesideWritesToForks) {
+  KvCache cache(Small(/*pages=*/16, /*page_size=*/4));
+  const Filled six(cache.options(), 6, 1), two(cache.options(), 2, 2);
+  const int64_t a = cache.Create();
+  cache.Extend(a, 6);
+  cache.Write(0, a, 0, six.view, six.view);
+  const KvBatch batch = cache.Batch(std::vector<int64_t>{a});
+  const PagedKv keys = cache.Keys(0);
+  std::atomic<bool> stop{false};
+  std::atomic<int64_t> reads{0};
+  std::atomic<int64_t> wrong{0};
+  std::thread reader([&] {
+    while (!stop.load()) {
+      for (int64_t p = 0; p < 6; ++p) {
+        const int64_t page = batch.page_table[static_cast<size_t>(p / 4)];
+        wrong += Decode(DType::kF32, Element(keys, page, p % 4, 1, 3)) != 1.0;
+      }
+      ++reads;
+    }
+  });
+  for (int i = 0; i < 300 || reads.load() < 100; ++i) {
+    const int64_t fork = cache.Fork(a);
+    cache.Extend(fork, 3);
+    cache.Write(0, fork, 7, two.view, two.view);
+    cache.Write(0, fork, 0, two.view, two.view);
+    cache.Truncate(fork, 1);
+    cache.Free(fork);
+  }
+  stop = true;
+  reader.join();
+  EXPECT_EQ(wrong.load(), 0);
+  EXPECT_EQ(cache.pages_used(), 2);
+}
+
+}  // namespace
+}  // namespace riffle::test
