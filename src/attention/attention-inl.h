@@ -1,0 +1,300 @@
+// A unit of attention: some queries of a sequence, some KV heads, some spans of keys. Included once
+// per SIMD target.
+#if defined(RIFFLE_ATTENTION_ATTENTION_INL_H_) == defined(HWY_TARGET_TOGGLE)
+#ifdef RIFFLE_ATTENTION_ATTENTION_INL_H_
+#undef RIFFLE_ATTENTION_ATTENTION_INL_H_
+#else
+#define RIFFLE_ATTENTION_ATTENTION_INL_H_
+#endif
+
+#include <hwy/highway.h>
+
+#include <algorithm>
+#include <cstring>
+
+#include "attention/attention_kernels.h"
+#include "attention/kv_block-inl.h"
+#include "attention/results-inl.h"
+#include "attention/softmax-inl.h"
+#include "attention/unit_scratch-inl.h"
+
+HWY_BEFORE_NAMESPACE();
+namespace riffle::HWY_NAMESPACE {
+namespace hn = hwy::HWY_NAMESPACE;
+
+// Rows that pass through the kernels together: their lanes, and the keys that some and that all of
+// them see.
+struct Tile {
+  int row;  // of the unit, and its lane: tiles before the last one are full
+  int rows;
+  int lanes;
+  KeyRange any;
+  KeyRange all;
+};
+
+template <class Math>
+class UnitRunner {
+  using Word = typename Math::Word;
+
+ public:
+  UnitRunner(const AttentionArgs& args, const Plan& plan, uint8_t* scratch)
+      : args_(args),
+        dim_(args.shape.head_dim),
+        columns_(PaddedDim(dim_)),
+        words_(dim_ / Math::kPerWord),
+        // After a soft cap scores are logits in units of log2 already.
+        factor_(args.soft_cap > 0 || args.scale == 0 ? 1.0f : std::abs(args.scale) * kLog2E) {
+    at_.LayOut(dim_, plan, scratch);
+    // Columns past head_dim stay 0.
+    std::fill_n(at_.values, kBlock / Math::kPerWord * columns_, Word{0});
+  }
+
+  void Run(const Unit& unit, float* slots, TileCursor& ahead) {
+    Enter(unit);
+    float* slot = slots + std::max<int64_t>(unit.slot, 0);
+    Clear(at_.total);
+    for (int span = unit.span_begin; span < unit.span_end; ++span) {
+      Clear(at_.span);
+      const int begin = std::max(seen_.begin, span * kSpan) / kBlock * kBlock;
+      const int end = std::min(seen_.end, (span + 1) * kSpan);
+      for (int key0 = begin; key0 < end; key0 += kBlock) {
+        for (int head = 0; head < heads_; ++head) {
+          RunBlock(head, key0, ahead);
+          ahead.Next();
+        }
+      }
+      if (unit.folds) {
+        Fold();
+      } else {
+        slot = StoreState(at_.span, slot);
+      }
+    }
+    if (unit.slot < 0) {
+      WriteResults();
+    } else if (unit.folds) {
+      StoreState(at_.total, slot);
+    }
+  }
+
+ private:
+  using State = typename UnitScratch<Math>::State;
+
+  // ---- queries
+
+  void Enter(const Unit& unit) {
+    unit_ = &unit;
+    seen_ = UnitKeys(args_, unit);
+    heads_ = unit.head_end - unit.head_begin;
+    rows_ = (unit.query_end - unit.query_begin) * args_.shape.group;
+    lanes_ = UnitLanes(rows_);
+    if (seen_.empty()) {
+      return;
+    }
+    const int kv_len = args_.kv_lens[unit.seq];
+    const int position = kv_len - args_.q_len(unit.seq) + unit.query_begin;
+    for (int lane = 0; lane < lanes_; ++lane) {
+      const int row = std::min(lane, rows_ - 1);
+      const KeyRange keys = Visible(args_.shape, kv_len, position + row / args_.shape.group);
+      at_.first[lane] = keys.begin;
+      at_.last[lane] = keys.end;
+    }
+    for (int head = 0; head < heads_; ++head) {
+      ForEachTile([&](const Tile& tile) { LayOutQueries(head, tile); });
+    }
+  }
+
+  template <typename F>
+  void ForEachTile(const F& f) const {
+    for (int row = 0; row < rows_; row += kTileRows) {
+      const int rows = std::min(kTileRows, rows_ - row);
+      const int end = row + rows - 1;
+      f(Tile{row, rows, TileLanes(rows), {at_.first[row], at_.last[end]}, {at_.first[end], at_.last[row]}});
+    }
+  }
+
+  Word* Queries(int head, const Tile& tile) const {
+    return at_.q + (int64_t{head} * lanes_ + tile.row) * words_;
+  }
+
+  // q of a tile as [words][lanes]; lanes without a row are 0.
+  void LayOutQueries(int head, const Tile& tile) {
+    Word* to = Queries(head, tile);
+    std::fill_n(to, words_ * tile.lanes, Word{0});
+    alignas(64) float f32[512];
+    for (int row = 0; row < tile.rows; ++row) {
+      const uint8_t* from = args_.q + Token(tile.row + row) * args_.q_token_stride +
+                            QueryHead(head, tile.row + row) * args_.q_head_stride;
+      ToF32(args_.q_dtype, from, dim_, f32);
+      // Without a soft cap the sign of the scale goes here, so that the factor of scores is
+      // positive and the largest score is the largest logit.
+      const float sign = args_.scale < 0 ? -1.0f : args_.scale == 0 ? 0.0f : 1.0f;
+      for (int w = 0; w < words_; ++w) {
+        to[w * tile.lanes + row] = Math::MakeWord(f32 + w * Math::kPerWord, sign);
+      }
+    }
+  }
+
+  int64_t Token(int row) const {
+    return args_.first_token(unit_->seq) + unit_->query_begin + row / args_.shape.group;
+  }
+  int64_t QueryHead(int head, int row) const {
+    return int64_t{unit_->head_begin + head} * args_.shape.group + row % args_.shape.group;
+  }
+
+  // ---- a block of keys
+
+  void RunBlock(int head, int key0, const TileCursor& ahead) {
+    const int kv_head = unit_->head_begin + head;
+    for (int group = 0; group < kGroups; ++group) {
+      ahead.Prefetch(group);
+      const int key = key0 + group * kGroupKeys;
+      LayOutKeys(Math(), args_.kv_dtype,
+                 FindRows(args_, args_.keys, unit_->seq, kv_head, key, seen_), dim_,
+                 at_.keys + group * kGroupKeys * Math::kKeyStride);
+    }
+    for (int group = 0; group < kGroups; ++group) {
+      ahead.Prefetch(kGroups + group);
+      LayOutGroupValues(kv_head, key0, group, seen_);
+    }
+    ForEachTile([&](const Tile& tile) { RunTile(head, key0, tile); });
+  }
+
+  void LayOutGroupValues(int kv_head, int key0, int group, const KeyRange& keys) {
+    LayOutValues(Math(), args_.kv_dtype,
+                 FindRows(args_, args_.values, unit_->seq, kv_head, key0 + group * kGroupKeys,
+                          keys),
+                 dim_, columns_, at_.values + group * kGroupSteps * columns_);
+  }
+
+  void RunTile(int head, int key0, const Tile& tile) {
+    // The groups of keys that any row sees, relative to the block.
+    const int begin = std::max({tile.any.begin, seen_.begin, key0}) / kGroupKeys * kGroupKeys - key0;
+    const int seen_end = std::min({tile.any.end, seen_.end, key0 + kBlock});
+    const int end = (seen_end - key0 + kGroupKeys - 1) / kGroupKeys * kGroupKeys;
+    if (begin >= end) {
+      return;
+    }
+    for (int key = begin; key < end; key += kGroupKeys) {
+      Scores16<Math>(Queries(head, tile), tile.lanes, at_.keys + key * Math::kKeyStride, words_,
+                     at_.scores + key * tile.lanes);
+    }
+    const bool partial = tile.all.begin > key0 + begin || tile.all.end < key0 + end;
+    const bool changed = Softmax(head, key0, begin, end, partial, tile);
+    float* sums = at_.span.sums + (int64_t{head} * rows_ + tile.row) * columns_;
+    if (changed) {
+      for (int row = 0; row < tile.rows; ++row) {
+        if (at_.correction[row] != 1.0f) {
+          Scale(at_.correction[row], columns_, sums + row * columns_);
+        }
+      }
+    }
+    const int steps = (end - begin) / Math::kPerWord;
+    const Word* values = at_.values + begin / Math::kPerWord * columns_;
+    if (partial && AnyNonFinite(Math(), values, steps * columns_)) {
+      AddRowByRow(head, key0, begin, end, tile, sums);
+      return;
+    }
+    AddValues<Math>(at_.p + begin / Math::kPerWord * tile.lanes, tile.lanes, tile.rows, values,
+                    columns_, steps, sums);
+  }
+
+  // Scores -> probabilities, states, corrections. Whether any correction is not 1.
+  bool Softmax(int head, int key0, int begin, int end, bool partial, const Tile& tile) {
+    const int state = head * lanes_ + tile.row;
+    const auto run = [&](auto df) HWY_ATTR {
+      if (args_.soft_cap > 0) {
+        SoftCap(df, tile.lanes, begin, end, std::abs(args_.scale), args_.soft_cap, at_.scores);
+      }
+      if (partial) {
+        Mask(df, tile.lanes, begin, end, key0, at_.first + tile.row, at_.last + tile.row, at_.scores);
+      }
+      return SoftmaxBlock<Math>(df, tile.lanes, begin, end, factor_, at_.scores, at_.p,
+                                {at_.span.max + state, at_.span.weight + state, at_.correction});
+    };
+    return tile.lanes == 4   ? run(FloatTag<4>())
+           : tile.lanes == 8 ? run(FloatTag<8>())
+                             : run(FloatTag<16>());
+  }
+
+  // A key that some rows see and others do not has a NaN or an infinite value: 0 times it is not 0.
+  // Every row gets values of its own, in which what it does not see is 0.
+  void AddRowByRow(int head, int key0, int begin, int end, const Tile& tile, float* sums) {
+    const int kv_head = unit_->head_begin + head;
+    for (int row = 0; row < tile.rows; ++row) {
+      const KeyRange keys{std::max(at_.first[tile.row + row], seen_.begin),
+                          std::min(at_.last[tile.row + row], seen_.end)};
+      for (int group = begin / kGroupKeys; group < end / kGroupKeys; ++group) {
+        LayOutGroupValues(kv_head, key0, group, keys);
+      }
+      AddValues<Math>(at_.p + begin / Math::kPerWord * tile.lanes + row, tile.lanes, 1,
+                      at_.values + begin / Math::kPerWord * columns_, columns_,
+                      (end - begin) / Math::kPerWord, sums + row * columns_);
+    }
+    for (int group = begin / kGroupKeys; group < end / kGroupKeys; ++group) {
+      LayOutGroupValues(kv_head, key0, group, seen_);  // for the next tile
+    }
+  }
+
+  // ---- states
+
+  void Clear(const State& state) const {
+    std::fill_n(state.max, heads_ * lanes_, -std::numeric_limits<float>::infinity());
+    std::fill_n(state.weight, heads_ * lanes_, 0.0f);
+    std::fill_n(state.sums, int64_t{heads_} * rows_ * columns_, 0.0f);
+  }
+
+  template <typename F>
+  void ForEachRow(const F& f) const {
+    for (int head = 0; head < heads_; ++head) {
+      for (int row = 0; row < rows_; ++row) {
+        f(head, row, head * lanes_ + row, (int64_t{head} * rows_ + row) * columns_);
+      }
+    }
+  }
+
+  void Fold() const {
+    ForEachRow([this](int, int, int lane, int64_t sums) {
+      MergeState(at_.span.max[lane], at_.span.weight[lane], at_.span.sums + sums, columns_,
+                 at_.total.max + lane, at_.total.weight + lane, at_.total.sums + sums);
+    });
+  }
+
+  // Returns where the next state goes.
+  float* StoreState(const State& state, float* slot) const {
+    const SlotView view(slot, heads_, rows_, columns_);
+    std::copy_n(state.sums, int64_t{heads_} * rows_ * columns_, view.sums);
+    ForEachRow([&](int head, int row, int lane, int64_t) {
+      view.max[head * rows_ + row] = state.max[lane];
+      view.weight[head * rows_ + row] = state.weight[lane];
+    });
+    return slot + SlotFloats(heads_, rows_, dim_);
+  }
+
+  void WriteResults() const {
+    ForEachRow([this](int head, int row, int lane, int64_t sums) {
+      WriteRow(args_, Token(row), QueryHead(head, row), at_.total.max[lane], at_.total.weight[lane],
+               at_.total.sums + sums);
+    });
+  }
+
+  static constexpr int kGroupSteps = kGroupKeys / Math::kPerWord;
+
+  const AttentionArgs& args_;
+  const int dim_;
+  const int columns_;
+  const int words_;
+  const float factor_;
+
+  const Unit* unit_ = nullptr;
+  KeyRange seen_{0, 0};
+  int heads_ = 0;
+  int rows_ = 0;
+  int lanes_ = 0;
+
+  UnitScratch<Math> at_;
+};
+
+}  // namespace riffle::HWY_NAMESPACE
+HWY_AFTER_NAMESPACE();
+
+#endif  // per-target include guard

@@ -1,0 +1,206 @@
+// The doors of attention: validate, plan, run.
+#include "riffle/attention.h"
+
+#include <algorithm>
+#include <atomic>
+#include <chrono>
+#include <cmath>
+#include <cstring>
+
+#include "attention/attention_check.h"
+#include "attention/attention_kernels.h"
+#include "core/check.h"
+#include "core/parallel.h"
+#include "core/targets.h"
+
+namespace riffle {
+namespace {
+
+KvBytes Bytes(const PagedKv& kv) {
+  const auto element = static_cast<int64_t>(SizeOf(kv.dtype));
+  return {static_cast<const uint8_t*>(kv.data), kv.page_stride * element, kv.token_stride * element,
+          kv.head_stride * element};
+}
+
+AttentionArgs PoolArgs(const PagedKv& keys, const PagedKv& values, const PagedBatch& batch,
+                       int group) {
+  AttentionArgs args{};
+  args.keys = Bytes(keys);
+  args.values = Bytes(values);
+  args.kv_dtype = keys.dtype;
+  args.page_size = static_cast<int>(keys.page_size);
+  args.page_table = batch.page_table;
+  args.page_table_stride = batch.page_table_stride;
+  args.kv_lens = batch.kv_lens.data();
+  args.shape = {static_cast<int>(keys.kv_heads), group, static_cast<int>(keys.head_dim), true, 0};
+  return args;
+}
+
+AttentionArgs MakeArgs(const HeadsView& q, const PagedKv& keys, const PagedKv& values,
+                       const PagedBatch& batch, const AttentionOut& out,
+                       const AttentionOptions& options) {
+  AttentionArgs args = PoolArgs(keys, values, batch, static_cast<int>(q.heads / keys.kv_heads));
+  const auto element = static_cast<int64_t>(SizeOf(q.dtype));
+  args.q = static_cast<const uint8_t*>(q.data);
+  args.q_dtype = q.dtype;
+  args.q_token_stride = q.token_stride * element;
+  args.q_head_stride = q.head_stride * element;
+  args.cu_q_lens = batch.cu_q_lens.empty() ? nullptr : batch.cu_q_lens.data();
+  args.shape.causal = options.causal;
+  // A window as long as any sequence is none, except that it ends at the query.
+  constexpr int64_t kLongest = INT32_MAX;
+  args.shape.window = static_cast<int>(std::min(options.window.value_or(0), kLongest));
+  args.scale = options.scale.value_or(
+      static_cast<float>(1.0 / std::sqrt(static_cast<double>(q.head_dim))));
+  args.soft_cap = options.soft_cap.value_or(0.0f);
+  args.sinks = options.sinks.empty() ? nullptr : options.sinks.data();
+  args.out = static_cast<uint8_t*>(out.data);
+  args.out_token_stride = out.token_stride * element;
+  args.out_head_stride = out.head_stride * element;
+  args.lse = out.lse;
+  args.lse_token_stride = out.lse_token_stride;
+  return args;
+}
+
+// A plan in the lease's shared memory, and the slots of split columns behind it.
+struct PlannedCall {
+  Plan plan;
+  PlanOut out;
+  float* slots = nullptr;
+
+  PlannedCall(const AttentionArgs& args, std::span<const int32_t> kv_lens, Lease& lease) {
+    plan = PlanAttention(args.shape, args.cu_q_lens, kv_lens, lease.threads(), {});
+    const auto padded = [](size_t bytes) { return (bytes + 63) / 64 * 64; };
+    const auto units = static_cast<size_t>(plan.units);
+    const auto splits = static_cast<size_t>(plan.splits);
+    const auto shares = static_cast<size_t>(plan.shares);
+    const size_t unit_bytes = padded(units * sizeof(Unit));
+    const size_t split_bytes = padded(splits * sizeof(Split));
+    const size_t share_bytes = padded((shares + 1) * sizeof(int64_t));
+    uint8_t* at = lease.Shared(unit_bytes + split_bytes + share_bytes +
+                               static_cast<size_t>(plan.slot_floats) * sizeof(float));
+    out.units = {reinterpret_cast<Unit*>(at), units};
+    out.splits = {reinterpret_cast<Split*>(at + unit_bytes), splits};
+    out.share_begin = {reinterpret_cast<int64_t*>(at + unit_bytes + split_bytes), shares + 1};
+    slots = reinterpret_cast<float*>(at + unit_bytes + split_bytes + share_bytes);
+    PlanAttention(args.shape, args.cu_q_lens, kv_lens, lease.threads(), out);
+  }
+
+  const Unit* ShareBegin(int64_t share) const {
+    return out.units.data() + out.share_begin[static_cast<size_t>(share)];
+  }
+};
+
+}  // namespace
+
+void PagedAttention(const HeadsView& q, const PagedKv& keys, const PagedKv& values,
+                    const PagedBatch& batch, const AttentionOut& out,
+                    const AttentionOptions& options) {
+  CheckAttention(q, keys, values, batch, out, options);
+  EnsureTarget();
+  if (q.tokens == 0) {
+    return;
+  }
+  const AttentionArgs args = MakeArgs(q, keys, values, batch, out, options);
+  Lease lease(options.pool);
+  const PlannedCall call(args, batch.kv_lens, lease);
+  lease.ReserveScratch(AttentionScratchBytes(args.shape, call.plan));
+  lease.Run(call.plan.shares, [&](int64_t share, uint8_t* scratch) {
+    RunUnits(args, call.plan, call.ShareBegin(share), call.ShareBegin(share + 1), call.slots,
+             scratch);
+  });
+  if (call.plan.splits == 0) {
+    return;
+  }
+  const int64_t heads = args.shape.kv_heads;
+  lease.Run(call.plan.splits * heads, [&](int64_t i, uint8_t*) {
+    const Split& split = call.out.splits[static_cast<size_t>(i / heads)];
+    const int head = static_cast<int>(i % heads);
+    if (head < split.whole.head_end - split.whole.head_begin) {
+      MergeSplit(args, split, head, call.slots);
+    }
+  });
+}
+
+void MergeStates(std::span<const AttentionPart> parts, const AttentionOut& out, Pool* pool) {
+  CheckMerge(parts, out);
+  EnsureTarget();
+  const HeadsView& shape = parts.front().out;
+  const auto element = static_cast<int64_t>(SizeOf(shape.dtype));
+  const size_t n = parts.size();
+  const size_t pointer_bytes = n * sizeof(const uint8_t*);
+  Lease lease(pool);
+  lease.ReserveScratch(pointer_bytes + n * sizeof(float));
+  lease.Run(shape.tokens, [&](int64_t token, uint8_t* scratch) {
+    auto** rows = reinterpret_cast<const uint8_t**>(scratch);
+    auto* weights = reinterpret_cast<float*>(scratch + pointer_bytes);
+    for (int64_t head = 0; head < shape.heads; ++head) {
+      float largest = -INFINITY;
+      for (size_t i = 0; i < n; ++i) {
+        weights[i] = parts[i].lse[token * parts[i].lse_token_stride + head];
+        rows[i] = static_cast<const uint8_t*>(parts[i].out.data) +
+                  (token * parts[i].out.token_stride + head * parts[i].out.head_stride) * element;
+        largest = weights[i] > largest || std::isnan(weights[i]) ? weights[i] : largest;
+      }
+      double sum = 0;
+      for (size_t i = 0; i < n && largest > -INFINITY; ++i) {
+        sum += std::exp(static_cast<double>(weights[i]) - largest);
+      }
+      for (size_t i = 0; i < n; ++i) {
+        // NaN and +inf stay NaN; a part that saw nothing weighs 0.
+        weights[i] = weights[i] == -INFINITY
+                         ? 0.0f
+                         : static_cast<float>(std::exp(weights[i] - static_cast<double>(largest)) /
+                                              sum);
+      }
+      WeightedSum(shape.dtype, rows, weights, static_cast<int64_t>(n),
+                  static_cast<int>(shape.head_dim),
+                  static_cast<uint8_t*>(out.data) +
+                      (token * out.token_stride + head * out.head_stride) * element);
+      if (out.lse != nullptr) {
+        out.lse[token * out.lse_token_stride + head] =
+            sum == 0 ? largest : static_cast<float>(largest + std::log(sum));
+      }
+    }
+  });
+}
+
+uint8_t ReadPages(const PagedKv& keys, const PagedKv& values, const PagedBatch& batch,
+                  Pool* pool) {
+  CheckPages(keys, values, batch);
+  EnsureTarget();
+  const AttentionArgs args = PoolArgs(keys, values, batch, 1);
+  Lease lease(pool);
+  const PlannedCall call(args, batch.kv_lens, lease);
+  lease.ReserveScratch(64);
+  std::atomic<int> largest{0};
+  lease.Run(call.plan.shares, [&](int64_t share, uint8_t*) {
+    const int max = ReadUnits(args, call.ShareBegin(share), call.ShareBegin(share + 1));
+    for (int seen = largest; max > seen && !largest.compare_exchange_weak(seen, max);) {
+    }
+  });
+  return static_cast<uint8_t>(largest);
+}
+
+double DotPeak(DType dtype, double seconds, Pool* pool) {
+  Check(dtype <= DType::kBF16, Code::kBadDType, "unknown dtype ", static_cast<int>(dtype));
+  Check(seconds > 0 && seconds <= 10, Code::kBadOption, "seconds = ", seconds,
+        " is not in 0..10");
+  EnsureTarget();
+  using Clock = std::chrono::steady_clock;
+  Lease lease(pool);
+  const int64_t threads = lease.threads();
+  std::atomic<int64_t> operations{0};
+  const auto start = Clock::now();
+  const auto elapsed = [&start] {
+    return std::chrono::duration<double>(Clock::now() - start).count();
+  };
+  lease.Run(threads, [&](int64_t, uint8_t*) {
+    while (elapsed() < seconds) {
+      operations += static_cast<int64_t>(SpinDots(dtype, 4096));
+    }
+  });
+  return static_cast<double>(operations.load()) / elapsed();
+}
+
+}  // namespace riffle

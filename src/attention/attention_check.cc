@@ -1,0 +1,275 @@
+#include "attention/attention_check.h"
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+
+#include "attention/strided.h"
+#include "core/check.h"
+
+namespace riffle {
+namespace {
+
+constexpr int64_t kMaxHeadDim = 512;
+constexpr int64_t kMaxPageSize = 256;
+constexpr int64_t kMaxHeads = 1 << 16;
+constexpr int64_t kMaxInt = std::numeric_limits<int32_t>::max();
+constexpr int64_t kMaxKvLen = kMaxInt - 1023;  // positions of whole spans are ints
+
+void CheckIn(const char* name, int64_t value, int64_t low, int64_t high) {
+  Check(value >= low && value <= high, Code::kBadShape, name, " = ", value, " is not in ", low,
+        "..", high);
+}
+
+void CheckHeadDim(const char* name, int64_t dim) {
+  Check(dim >= 32 && dim <= kMaxHeadDim && dim % 8 == 0, Code::kBadShape, name, ".head_dim = ", dim,
+        " is not a multiple of 8 from 32 to ", kMaxHeadDim);
+}
+
+void CheckDType(const char* name, DType dtype) {
+  Check(dtype <= DType::kBF16, Code::kBadDType, name, " has the unknown dtype ",
+        static_cast<int>(dtype));
+}
+
+void CheckHeads(const char* name, const HeadsView& x) {
+  CheckDType(name, x.dtype);
+  Check(x.tokens >= 0 && x.tokens <= kMaxInt, Code::kBadShape, name, ".tokens = ", x.tokens,
+        " is not in 0..", kMaxInt);
+  Check(x.heads >= 1 && x.heads <= kMaxHeads, Code::kBadShape, name, ".heads = ", x.heads,
+        " is not in 1..", kMaxHeads);
+  CheckHeadDim(name, x.head_dim);
+  Check(x.data != nullptr || x.tokens == 0, Code::kBadShape, name, ".data is null");
+}
+
+void CheckKv(const char* name, const PagedKv& kv) {
+  CheckDType(name, kv.dtype);
+  Check(kv.num_pages >= 0 && kv.num_pages <= kMaxInt, Code::kBadShape, name, ".num_pages = ",
+        kv.num_pages, " is not in 0..", kMaxInt);
+  Check(kv.page_size >= 1 && kv.page_size <= kMaxPageSize, Code::kBadShape, name, ".page_size = ",
+        kv.page_size, " is not in 1..", kMaxPageSize);
+  Check(kv.kv_heads >= 1 && kv.kv_heads <= kMaxHeads, Code::kBadShape, name, ".kv_heads = ",
+        kv.kv_heads, " is not in 1..", kMaxHeads);
+  CheckHeadDim(name, kv.head_dim);
+  Check(kv.data != nullptr || kv.num_pages == 0, Code::kBadShape, name, ".data is null");
+}
+
+void CheckSame(const char* what, int64_t a, const char* other, int64_t b) {
+  Check(a == b, Code::kBadShape, what, " = ", a, " but ", other, " = ", b);
+}
+
+void CheckPool(const PagedKv& keys, const PagedKv& values) {
+  CheckKv("keys", keys);
+  CheckKv("values", values);
+  Check(keys.dtype == values.dtype, Code::kBadDType, "keys are ", Name(keys.dtype),
+        " but values are ", Name(values.dtype));
+  CheckSame("values.num_pages", values.num_pages, "keys.num_pages", keys.num_pages);
+  CheckSame("values.page_size", values.page_size, "keys.page_size", keys.page_size);
+  CheckSame("values.kv_heads", values.kv_heads, "keys.kv_heads", keys.kv_heads);
+  CheckSame("values.head_dim", values.head_dim, "keys.head_dim", keys.head_dim);
+}
+
+void CheckOptions(const AttentionOptions& options, int64_t heads) {
+  const float scale = options.scale.value_or(1.0f);
+  Check(std::isfinite(scale), Code::kBadOption, "scale = ", scale, " is not finite");
+  const int64_t window = options.window.value_or(1);
+  Check(window >= 1, Code::kBadOption, "window = ", window, " is not at least 1");
+  const float cap = options.soft_cap.value_or(1.0f);
+  Check(cap > 0 && std::isfinite(cap), Code::kBadOption, "soft_cap = ", cap,
+        " is not positive and finite");
+  const float mask = options.mask_value.value_or(-1e30f);
+  Check(mask <= -1e30f, Code::kBadOption, "mask_value = ", mask, " is not at most -1e30");
+  if (!options.sinks.empty()) {
+    CheckSame("the number of sinks", static_cast<int64_t>(options.sinks.size()), "q.heads", heads);
+  }
+  for (size_t i = 0; i < options.sinks.size(); ++i) {
+    const float sink = options.sinks[i];
+    Check(sink < std::numeric_limits<float>::infinity(), Code::kBadOption, "sinks[", i, "] = ",
+          sink, " is not below +inf");
+  }
+}
+
+// Of sequence b; also that they are in range and ascend.
+int64_t QueryLength(const PagedBatch& batch, size_t b, int64_t tokens) {
+  if (batch.cu_q_lens.empty()) {
+    return 1;
+  }
+  const int64_t begin = batch.cu_q_lens[b];
+  const int64_t end = batch.cu_q_lens[b + 1];
+  Check(begin >= 0 && begin <= end && end <= tokens, Code::kBadRange, "cu_q_lens[", b, "..", b + 1,
+        "] = ", begin, ", ", end, " do not ascend from 0 to the ", tokens, " tokens of q");
+  return end - begin;
+}
+
+void CheckQueryLengths(const PagedBatch& batch, int64_t tokens) {
+  const auto sequences = static_cast<int64_t>(batch.kv_lens.size());
+  CheckIn("the number of kv_lens", sequences, 0, kMaxInt - 1);
+  if (batch.cu_q_lens.empty()) {
+    CheckSame("q.tokens", tokens, "the number of kv_lens (one query a sequence)", sequences);
+    return;
+  }
+  CheckSame("the number of cu_q_lens", static_cast<int64_t>(batch.cu_q_lens.size()),
+            "the number of kv_lens + 1", sequences + 1);
+  Check(batch.cu_q_lens.front() == 0, Code::kBadRange, "cu_q_lens[0] = ", batch.cu_q_lens.front(),
+        " is not 0");
+  Check(batch.cu_q_lens.back() == tokens, Code::kBadRange, "cu_q_lens[", sequences, "] = ",
+        batch.cu_q_lens.back(), " is not the number of tokens of q, ", tokens);
+}
+
+void CheckTable(const PagedBatch& batch, const PagedKv& keys) {
+  const auto sequences = static_cast<int64_t>(batch.kv_lens.size());
+  Check(batch.max_pages >= 0, Code::kBadShape, "max_pages = ", batch.max_pages, " is negative");
+  if (sequences == 0) {
+    return;
+  }
+  const Strided table{batch.page_table, {sequences, batch.max_pages, 1},
+                      {SaturatingMul(batch.page_table_stride, 4), 4, 0}, 4};
+  Check(batch.page_table != nullptr || batch.max_pages == 0, Code::kBadShape,
+        "page_table is null");
+  CheckAddressable("page_table", table);
+  const int64_t longest =
+      std::min(kMaxKvLen, SaturatingMul(batch.max_pages, keys.page_size));
+  for (size_t b = 0; b < batch.kv_lens.size(); ++b) {
+    const int64_t kv_len = batch.kv_lens[b];
+    Check(kv_len >= 0 && kv_len <= longest, Code::kBadRange, "kv_lens[", b, "] = ", kv_len,
+          " is not in 0..", longest, "; the table has ", batch.max_pages, " pages of ",
+          keys.page_size, " for it");
+    const int64_t pages = (kv_len + keys.page_size - 1) / keys.page_size;
+    const int32_t* row =
+        batch.page_table + static_cast<int64_t>(b) * batch.page_table_stride;
+    for (int64_t i = 0; i < pages; ++i) {
+      Check(row[i] >= 0 && row[i] < keys.num_pages, Code::kBadPage, "page_table[", b, ", ", i,
+            "] = ", row[i], " but the pool has ", keys.num_pages, " pages");
+    }
+  }
+}
+
+// Lengths against each other; after CheckTable.
+void CheckLengths(const PagedBatch& batch, int64_t tokens) {
+  for (size_t b = 0; b < batch.kv_lens.size(); ++b) {
+    const int64_t q_len = QueryLength(batch, b, tokens);
+    const int64_t kv_len = batch.kv_lens[b];
+    Check(kv_len == 0 || q_len <= kv_len, Code::kBadRange, "sequence ", b, " has ", q_len,
+          " queries but kv_lens[", b, "] = ", kv_len, "; its queries are its last positions");
+  }
+}
+
+Strided Heads(const void* data, DType dtype, const HeadsView& shape, int64_t token_stride,
+              int64_t head_stride) {
+  const auto element = static_cast<int64_t>(SizeOf(dtype));
+  return {data,
+          {shape.tokens, shape.heads, 1},
+          {SaturatingMul(token_stride, element), SaturatingMul(head_stride, element), 0},
+          shape.head_dim * element};
+}
+
+Strided Heads(const HeadsView& x) {
+  return Heads(x.data, x.dtype, x, x.token_stride, x.head_stride);
+}
+
+Strided Pool3(const PagedKv& kv) {
+  const auto element = static_cast<int64_t>(SizeOf(kv.dtype));
+  return {kv.data,
+          {kv.page_size, kv.num_pages, kv.kv_heads},
+          {SaturatingMul(kv.token_stride, element), SaturatingMul(kv.page_stride, element),
+           SaturatingMul(kv.head_stride, element)},
+          kv.head_dim * element};
+}
+
+Strided Lse(const float* lse, const HeadsView& shape, int64_t token_stride) {
+  return {lse, {lse != nullptr ? shape.tokens : 0, 1, 1}, {SaturatingMul(token_stride, 4), 0, 0},
+          shape.heads * 4};
+}
+
+template <typename T>
+Strided Array(std::span<const T> x) {
+  return {x.data(), {1, 1, 1}, {0, 0, 0}, static_cast<int64_t>(x.size_bytes())};
+}
+
+struct Named {
+  const char* name;
+  Strided bytes;
+};
+
+void CheckOutputs(const HeadsView& shape, const AttentionOut& out, std::span<const Named> inputs) {
+  if (shape.tokens == 0) {
+    return;
+  }
+  Check(out.data != nullptr, Code::kBadShape, "out.data is null");
+  const Named outputs[] = {
+      {"out", Heads(out.data, shape.dtype, shape, out.token_stride, out.head_stride)},
+      {"lse", Lse(out.lse, shape, out.lse_token_stride)}};
+  for (const Named& output : outputs) {
+    CheckAddressable(output.name, output.bytes);
+    Check(!OverlapsItself(output.bytes), Code::kOverlap, output.name,
+          " overlaps itself: its rows of ", output.bytes.width, " bytes are ",
+          output.bytes.stride[0], " (tokens) and ", output.bytes.stride[1], " (heads) bytes apart");
+    for (const Named& input : inputs) {
+      Check(!Overlaps(output.bytes, input.bytes), Code::kOverlap, output.name,
+            " shares memory with ", input.name, ", which is only read");
+    }
+  }
+  Check(!Overlaps(outputs[0].bytes, outputs[1].bytes), Code::kOverlap,
+        "out shares memory with lse");
+}
+
+}  // namespace
+
+void CheckPages(const PagedKv& keys, const PagedKv& values, const PagedBatch& batch) {
+  CheckPool(keys, values);
+  CheckAddressable("keys", Pool3(keys));
+  CheckAddressable("values", Pool3(values));
+  CheckTable(batch, keys);
+}
+
+void CheckAttention(const HeadsView& q, const PagedKv& keys, const PagedKv& values,
+                    const PagedBatch& batch, const AttentionOut& out,
+                    const AttentionOptions& options) {
+  CheckHeads("q", q);
+  CheckPool(keys, values);
+  CheckSame("q.head_dim", q.head_dim, "keys.head_dim", keys.head_dim);
+  Check(q.heads % keys.kv_heads == 0, Code::kBadShape, "q.heads = ", q.heads,
+        " is not a multiple of keys.kv_heads = ", keys.kv_heads);
+  CheckOptions(options, q.heads);
+  CheckQueryLengths(batch, q.tokens);
+  CheckAddressable("q", Heads(q));
+  CheckPages(keys, values, batch);
+  CheckLengths(batch, q.tokens);
+  const Named inputs[] = {
+      {"q", Heads(q)},
+      {"keys", Pool3(keys)},
+      {"values", Pool3(values)},
+      {"cu_q_lens", Array(batch.cu_q_lens)},
+      {"kv_lens", Array(batch.kv_lens)},
+      {"page_table",
+       {batch.page_table,
+        {static_cast<int64_t>(batch.kv_lens.size()), 1, 1},
+        {SaturatingMul(batch.page_table_stride, 4), 0, 0},
+        SaturatingMul(batch.max_pages, 4)}},
+      {"sinks", Array(options.sinks)}};
+  CheckOutputs(q, out, inputs);
+}
+
+void CheckMerge(std::span<const AttentionPart> parts, const AttentionOut& out) {
+  Check(!parts.empty(), Code::kBadShape, "there are no parts to merge");
+  const HeadsView& first = parts.front().out;
+  for (size_t i = 0; i < parts.size(); ++i) {
+    const HeadsView& part = parts[i].out;
+    const std::string name = Concat("parts[", i, "].out");
+    CheckHeads(name.c_str(), part);
+    Check(part.dtype == first.dtype, Code::kBadDType, name, " is ", Name(part.dtype),
+          " but parts[0].out is ", Name(first.dtype));
+    CheckSame((name + ".tokens").c_str(), part.tokens, "parts[0].out.tokens", first.tokens);
+    CheckSame((name + ".heads").c_str(), part.heads, "parts[0].out.heads", first.heads);
+    CheckSame((name + ".head_dim").c_str(), part.head_dim, "parts[0].out.head_dim",
+              first.head_dim);
+    Check(parts[i].lse != nullptr || part.tokens == 0, Code::kBadShape, "parts[", i,
+          "].lse is null");
+    const Strided lse = Lse(parts[i].lse, part, parts[i].lse_token_stride);
+    CheckAddressable(name.c_str(), Heads(part));
+    CheckAddressable("lse", lse);
+    const Named inputs[] = {{name.c_str(), Heads(part)}, {"the lse of a part", lse}};
+    CheckOutputs(first, out, inputs);
+  }
+}
+
+}  // namespace riffle

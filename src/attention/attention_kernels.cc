@@ -1,0 +1,87 @@
+#include "attention/attention_kernels.h"
+
+#undef HWY_TARGET_INCLUDE
+#define HWY_TARGET_INCLUDE "attention/attention_kernels.cc"
+#include <hwy/foreach_target.h>  // includes this file once per target
+// clang-format off
+#include <hwy/highway.h>
+// clang-format on
+
+#include "attention/attention-inl.h"
+#include "attention/results-inl.h"
+#include "attention/roofline-inl.h"
+
+HWY_BEFORE_NAMESPACE();
+namespace riffle::HWY_NAMESPACE {
+
+template <class Math>
+void RunUnitsAs(const AttentionArgs& args, const Plan& plan, const Unit* begin, const Unit* end,
+                float* slots, uint8_t* scratch) {
+  UnitRunner<Math> runner(args, plan, scratch);
+  TileCursor ahead(args, begin, end);
+  for (int i = TilesAhead(args); i > 0; --i) {
+    for (int part = 0; part < 2 * kGroups; ++part) {
+      ahead.Prefetch(part);
+    }
+    ahead.Next();
+  }
+  for (const Unit* unit = begin; unit != end; ++unit) {
+    runner.Run(*unit, slots, ahead);
+  }
+}
+
+void RunUnitsImpl(const AttentionArgs& args, const Plan& plan, const Unit* begin, const Unit* end,
+                  float* slots, uint8_t* scratch) {
+#if HWY_NATIVE_DOT_BF16 && HWY_ARCH_X86
+  if (args.q_dtype == DType::kBF16 && args.kv_dtype == DType::kBF16) {
+    return RunUnitsAs<BF16Math>(args, plan, begin, end, slots, scratch);
+  }
+#endif
+  RunUnitsAs<F32Math>(args, plan, begin, end, slots, scratch);
+}
+
+// No Math needs more than f32's.
+size_t ScratchBytesImpl(const AttentionShape& shape, const Plan& plan) {
+  return UnitScratch<F32Math>().LayOut(shape.head_dim, plan, nullptr);
+}
+
+}  // namespace riffle::HWY_NAMESPACE
+HWY_AFTER_NAMESPACE();
+
+#if HWY_ONCE
+namespace riffle {
+HWY_EXPORT(RunUnitsImpl);
+HWY_EXPORT(ScratchBytesImpl);
+HWY_EXPORT(MergeSplitImpl);
+HWY_EXPORT(ReadUnitsImpl);
+HWY_EXPORT(WeightedSumImpl);
+HWY_EXPORT(SpinDotsImpl);
+
+size_t AttentionScratchBytes(const AttentionShape& shape, const Plan& plan) {
+  return HWY_DYNAMIC_DISPATCH(ScratchBytesImpl)(shape, plan);
+}
+
+void RunUnits(const AttentionArgs& args, const Plan& plan, const Unit* begin, const Unit* end,
+              float* slots, uint8_t* scratch) {
+  HWY_DYNAMIC_DISPATCH(RunUnitsImpl)(args, plan, begin, end, slots, scratch);
+}
+
+void MergeSplit(const AttentionArgs& args, const Split& split, int head, float* slots) {
+  HWY_DYNAMIC_DISPATCH(MergeSplitImpl)(args, split, head, slots);
+}
+
+uint8_t ReadUnits(const AttentionArgs& args, const Unit* begin, const Unit* end) {
+  return HWY_DYNAMIC_DISPATCH(ReadUnitsImpl)(args, begin, end);
+}
+
+void WeightedSum(DType dtype, const uint8_t* const* rows, const float* weights, int64_t n, int dim,
+                 uint8_t* out) {
+  HWY_DYNAMIC_DISPATCH(WeightedSumImpl)(dtype, rows, weights, n, dim, out);
+}
+
+double SpinDots(DType dtype, int64_t steps) {
+  return HWY_DYNAMIC_DISPATCH(SpinDotsImpl)(dtype, steps);
+}
+
+}  // namespace riffle
+#endif  // HWY_ONCE

@@ -1,0 +1,191 @@
+#include "attention/attention_plan.h"
+
+#include <algorithm>
+
+#include "attention/attention_args.h"
+
+namespace riffle {
+namespace {
+
+// States of a unit (sums of a span and of all spans) that stay in L2 beside keys and values.
+constexpr int64_t kStateBytes = 256 << 10;
+
+// A share is not worth a thread's start below this many units of Cost.
+constexpr int64_t kMinShareCost = 256 * 16;
+
+// Shares of a thread: more balance better, fewer leave fewer cuts.
+constexpr int kSharesPerThread = 4;
+
+// Queries of one sequence, some heads, every span they see.
+struct Column {
+  Unit unit;
+  KeyRange keys;
+  int64_t cost;
+};
+
+// In keys times rows. A row's arithmetic against a key costs about 1/16 of the time that memory
+// needs to bring the key and the value of a head.
+int64_t Cost(int64_t keys, int heads, int rows) { return keys * heads * std::max(16, rows); }
+
+class Planner {
+ public:
+  Planner(const AttentionShape& shape, const int32_t* cu_q_lens, std::span<const int32_t> kv_lens,
+          int threads, const PlanOut& out)
+      : shape_(shape), cu_q_lens_(cu_q_lens), kv_lens_(kv_lens), threads_(threads), out_(out) {}
+
+  Plan Run() {
+    int64_t total = 0;
+    int64_t spans = 0;
+    ForEachColumn([&](const Column& column) {
+      total += column.cost;
+      spans += column.unit.span_end - column.unit.span_begin;
+    });
+    shares_ = 1;
+    if (threads_ > 1) {
+      shares_ = std::clamp<int64_t>(total / kMinShareCost, 1, threads_ * kSharesPerThread);
+    }
+    // Few spans for many threads: cut between the heads too.
+    head_splits_ = static_cast<int>(
+        std::clamp<int64_t>((shares_ + spans - 1) / std::max<int64_t>(spans, 1), 1,
+                            shape_.kv_heads));
+    share_cost_ = std::max<int64_t>(1, (total + shares_ - 1) / shares_);
+    StartShare();
+    ForEachColumn([&](const Column& column) { Place(column); });
+    plan_.shares = share_;
+    if (!out_.share_begin.empty()) {
+      out_.share_begin[share_] = plan_.units;
+    }
+    return plan_;
+  }
+
+ private:
+  template <typename F>
+  void ForEachColumn(const F& f) const {
+    for (size_t b = 0; b < kv_lens_.size(); ++b) {
+      const int q_len = cu_q_lens_ != nullptr ? cu_q_lens_[b + 1] - cu_q_lens_[b] : 1;
+      if (q_len == 0) {
+        continue;
+      }
+      const int queries = std::clamp(kUnitRows / shape_.group, 1, q_len);
+      const int64_t head_bytes =
+          int64_t{8} * queries * shape_.group * PaddedDim(shape_.head_dim);
+      int heads = (shape_.kv_heads + head_splits_ - 1) / head_splits_;
+      if (head_bytes * heads > kStateBytes) {
+        heads = 1;
+      }
+      for (int h = 0; h < shape_.kv_heads; h += heads) {
+        for (int q = 0; q < q_len; q += queries) {
+          f(MakeColumn(static_cast<int>(b), q, std::min(q + queries, q_len), q_len, h,
+                       std::min(h + heads, shape_.kv_heads)));
+        }
+      }
+    }
+  }
+
+  Column MakeColumn(int seq, int query_begin, int query_end, int q_len, int head_begin,
+                    int head_end) const {
+    Column column{{seq, query_begin, query_end, head_begin, head_end, 0, 0, true}, {0, 0}, 0};
+    const int kv_len = kv_lens_[seq];
+    if (kv_len > 0) {
+      const int first = kv_len - q_len;
+      column.keys = {Visible(shape_, kv_len, first + query_begin).begin,
+                     Visible(shape_, kv_len, first + query_end - 1).end};
+      column.unit.span_begin = column.keys.begin / kSpan;
+      column.unit.span_end = (column.keys.end + kSpan - 1) / kSpan;
+    }
+    column.cost = std::max<int64_t>(
+        1, Cost(column.keys.end - column.keys.begin, head_end - head_begin,
+                (query_end - query_begin) * shape_.group));
+    return column;
+  }
+
+  void StartShare() {
+    if (share_ + 1 < static_cast<int64_t>(out_.share_begin.size())) {
+      out_.share_begin[share_] = plan_.units;
+    }
+    ++share_;
+  }
+
+  // Cuts a column where shares end, unless one of the two pieces would be small.
+  void Place(const Column& column) {
+    const int spans = column.unit.span_end - column.unit.span_begin;
+    const int64_t span_cost = std::max<int64_t>(1, column.cost / std::max(spans, 1));
+    int begin = column.unit.span_begin;
+    int64_t pieces = 0;
+    int64_t first_slot = plan_.slot_floats;
+    int64_t slots = 0;
+    for (;;) {
+      const int64_t left = (column.unit.span_end - begin) * span_cost;
+      const int64_t room = share_ * share_cost_ - used_;
+      int end = column.unit.span_end;
+      if (share_ < shares_ && left > room + share_cost_ / 8) {
+        if (room < std::max(share_cost_ / 8, std::min(span_cost, share_cost_))) {
+          used_ = std::max(used_, share_ * share_cost_);
+          StartShare();
+          continue;
+        }
+        end = std::min<int>(end, begin + std::max<int>(1, static_cast<int>(room / span_cost)));
+      }
+      Unit unit = column.unit;
+      unit.span_begin = begin;
+      unit.span_end = end;
+      if (pieces > 0 || end < column.unit.span_end) {
+        unit.folds = pieces == 0;
+        unit.slot = plan_.slot_floats;
+        const int64_t states = unit.folds ? 1 : end - begin;
+        slots += states;
+        plan_.slot_floats += states * SlotFloats(unit.head_end - unit.head_begin, Rows(unit),
+                                                 shape_.head_dim);
+      }
+      Emit(unit);
+      ++pieces;
+      used_ += (end - begin) * span_cost;
+      begin = end;
+      if (begin >= column.unit.span_end) {
+        break;
+      }
+    }
+    if (pieces > 1) {
+      if (!out_.splits.empty()) {
+        Split split{column.unit, slots};
+        split.whole.slot = first_slot;
+        out_.splits[plan_.splits] = split;
+      }
+      ++plan_.splits;
+    }
+  }
+
+  int Rows(const Unit& unit) const { return (unit.query_end - unit.query_begin) * shape_.group; }
+
+  void Emit(const Unit& unit) {
+    if (!out_.units.empty()) {
+      out_.units[plan_.units] = unit;
+    }
+    ++plan_.units;
+    const int heads = unit.head_end - unit.head_begin;
+    plan_.max_rows = std::max(plan_.max_rows, Rows(unit));
+    plan_.max_head_rows = std::max(plan_.max_head_rows, heads * Rows(unit));
+    plan_.max_head_lanes = std::max(plan_.max_head_lanes, heads * UnitLanes(Rows(unit)));
+  }
+
+  const AttentionShape& shape_;
+  const int32_t* cu_q_lens_;
+  std::span<const int32_t> kv_lens_;
+  int threads_;
+  const PlanOut& out_;
+  Plan plan_;
+  int head_splits_ = 1;
+  int64_t shares_ = 1;
+  int64_t share_cost_ = 1;
+  int64_t share_ = 0;  // shares begun
+  int64_t used_ = 0;   // cost placed
+};
+
+}  // namespace
+
+Plan PlanAttention(const AttentionShape& shape, const int32_t* cu_q_lens,
+                   std::span<const int32_t> kv_lens, int threads, const PlanOut& out) {
+  return Planner(shape, cu_q_lens, kv_lens, threads, out).Run();
+}
+
+}  // namespace riffle

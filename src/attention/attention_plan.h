@@ -1,0 +1,95 @@
+// How a call is cut into units of work: a pure function of shapes, lengths and the number of
+// threads. No cut changes a bit of the result, because states are per span of kSpan keys and spans
+// are folded in their order whoever computes them.
+#pragma once
+
+#include <cstdint>
+#include <span>
+
+namespace riffle {
+
+// Keys are taken in blocks counted from position 0, and blocks in spans. 64: blocks of 128 keys of
+// eight heads no longer leave room in L2 for what is prefetched. 512 sequential additions keep
+// f32 sums within 2e-5 whatever the data; spans of 512 cost under 2 % against none
+// (docs/attention.md).
+inline constexpr int kBlock = 64;
+inline constexpr int kSpan = 512;
+
+// Rows (query, head of the group) that pass through the kernels together.
+inline constexpr int kTileRows = 32;
+// Rows of a unit: each block of keys and values is laid out once for so many rows.
+inline constexpr int kUnitRows = 128;
+
+struct AttentionShape {
+  int kv_heads;
+  int group;  // query heads of a KV head
+  int head_dim;
+  bool causal;
+  int window;  // 0: none
+};
+
+// Value columns, padded to whole vectors of any target.
+constexpr int PaddedDim(int head_dim) { return (head_dim + 31) / 32 * 32; }
+
+// Lanes of a tile of `rows` rows, 1 <= rows <= kTileRows.
+constexpr int TileLanes(int rows) { return rows <= 4 ? 4 : rows <= 8 ? 8 : rows <= 16 ? 16 : 32; }
+
+// Lanes of all tiles of `rows` rows, padded so that those of the next head are aligned as well.
+constexpr int UnitLanes(int rows) { return rows <= 8 ? TileLanes(rows) : (rows + 15) / 16 * 16; }
+
+struct KeyRange {
+  int begin;
+  int end;
+  bool empty() const { return begin >= end; }
+};
+
+// Keys that the query at `position` of a sequence of kv_len keys sees.
+inline KeyRange Visible(const AttentionShape& shape, int kv_len, int position) {
+  KeyRange range{0, shape.causal || shape.window > 0 ? position + 1 : kv_len};
+  if (shape.window > 0 && position >= shape.window) {
+    range.begin = position - shape.window + 1;
+  }
+  return range;
+}
+
+// Some queries of a sequence, some KV heads, some spans. Of the queries [query_begin, query_end) of
+// sequence `seq`; `slot` says where its states go: < 0: it covers all spans that its queries see and
+// writes results; else from this slot on, one state if span_begin is the column's first span, else
+// one state a span.
+struct Unit {
+  int32_t seq;
+  int32_t query_begin, query_end;
+  int32_t head_begin, head_end;  // KV heads
+  int32_t span_begin, span_end;
+  bool folds;        // spans are folded into one state
+  int64_t slot = -1;  // in floats
+};
+
+// A column of spans that several units share: its states, in order, from `slot` on.
+struct Split {
+  Unit whole;
+  int64_t slots;
+};
+
+struct Plan {
+  int64_t units = 0;
+  int64_t splits = 0;
+  int64_t shares = 0;       // tasks; share s is units [share_begin[s], share_begin[s + 1])
+  int64_t slot_floats = 0;  // of all states
+  int max_rows = 0;         // of a unit
+  int max_head_rows = 0;    // KV heads times rows of a unit, the largest
+  int max_head_lanes = 0;   // KV heads times UnitLanes(rows), the largest
+};
+
+// Where the plan is written; sizes from a first call with empty spans.
+struct PlanOut {
+  std::span<Unit> units;
+  std::span<Split> splits;
+  std::span<int64_t> share_begin;  // [shares + 1]
+};
+
+// q_lens by cu_q_lens [B + 1], or null: one query a sequence.
+Plan PlanAttention(const AttentionShape& shape, const int32_t* cu_q_lens,
+                   std::span<const int32_t> kv_lens, int threads, const PlanOut& out);
+
+}  // namespace riffle

@@ -1,0 +1,204 @@
+// The two products of attention as register-blocked outer products: every result is one chain of
+// fused multiply-adds in the order of its inner index, in a lane of its own, whatever the blocking
+// and the vector length. That is what makes decode and prefill agree to the last bit.
+// Included once per SIMD target.
+#if defined(RIFFLE_ATTENTION_DOT_INL_H_) == defined(HWY_TARGET_TOGGLE)
+#ifdef RIFFLE_ATTENTION_DOT_INL_H_
+#undef RIFFLE_ATTENTION_DOT_INL_H_
+#else
+#define RIFFLE_ATTENTION_DOT_INL_H_
+#endif
+
+#include <hwy/highway.h>
+
+#include <cstdint>
+#include <type_traits>
+
+HWY_BEFORE_NAMESPACE();
+namespace riffle::HWY_NAMESPACE {
+namespace hn = hwy::HWY_NAMESPACE;
+
+#if HWY_HAVE_SCALABLE
+#error "Kernels hold vectors in arrays: leave scalable targets out of HWY_TARGETS"
+#endif
+
+
+template <int kLanes>
+using FloatTag = hn::CappedTag<float, kLanes>;
+
+// f32: a word is one element, a step one fused multiply-add (two roundings on SSE).
+struct F32Math {
+  using Word = float;
+  static constexpr int kPerWord = 1;
+  static constexpr int kKeyStride = 512 + 16;  // words; not a multiple of 4 KiB: no aliasing
+
+  static HWY_INLINE Word MakeWord(const float* x, float factor) { return *x * factor; }
+
+  template <class DF, class VF = hn::Vec<DF>>
+  static HWY_INLINE VF Step(DF df, Word a, VF b, VF sum) {
+    return hn::MulAdd(hn::Set(df, a), b, sum);
+  }
+};
+
+#if HWY_NATIVE_DOT_BF16 && HWY_ARCH_X86
+// bf16: a word is two neighbours of the inner index, the lower one in the low half; a step adds both
+// products (VDPBF16PS: round to nearest, denormals are zero).
+struct BF16Math {
+  using Word = uint32_t;
+  static constexpr int kPerWord = 2;
+  static constexpr int kKeyStride = 256 + 16;
+
+  // Of two values that bf16 holds exactly, times 1, -1 or 0.
+  static HWY_INLINE Word MakeWord(const float* x, float factor) {
+    return (hwy::BitCastScalar<uint32_t>(x[0] * factor) >> 16) |
+           (hwy::BitCastScalar<uint32_t>(x[1] * factor) & 0xffff0000u);
+  }
+
+  template <class DF, class VW, class VF = hn::Vec<DF>>
+  static HWY_INLINE VF Step(DF df, Word a, VW b, VF sum) {
+    const hn::RebindToUnsigned<DF> du;
+    const hn::Repartition<hwy::bfloat16_t, DF> dbf;
+    VF unused = hn::Zero(df);
+    return hn::ReorderWidenMulAccumulate(df, hn::BitCast(dbf, hn::Set(du, a)),
+                                         hn::BitCast(dbf, b), sum, unused);
+  }
+};
+#endif
+
+// scores[key][lane] = sum over w of keys[key][w] * q[w][lane], kKeys keys, kVecs vectors of lanes.
+//   q       [words][lanes], aligned    keys  [kKeys][Math::kKeyStride]
+//   scores  [kKeys][lanes], aligned
+template <class Math, int kKeys, int kVecs, class DF, typename Word = typename Math::Word>
+HWY_INLINE void ScoreKernel(DF df, const Word* HWY_RESTRICT q, int lanes,
+                            const Word* HWY_RESTRICT keys, int words, float* HWY_RESTRICT scores) {
+  const hn::Rebind<Word, DF> dw;
+  constexpr size_t kN = hn::MaxLanes(DF());
+  hn::Vec<DF> sum[kKeys][kVecs];
+  for (auto& key : sum) {
+    for (auto& s : key) {
+      s = hn::Zero(df);
+    }
+  }
+  for (int w = 0; w < words; ++w, q += lanes) {
+    hn::Vec<decltype(dw)> x[kVecs];
+    for (int v = 0; v < kVecs; ++v) {
+      x[v] = hn::Load(dw, q + v * kN);
+    }
+    for (int key = 0; key < kKeys; ++key) {
+      const Word k = keys[key * Math::kKeyStride + w];
+      for (int v = 0; v < kVecs; ++v) {
+        sum[key][v] = Math::Step(df, k, x[v], sum[key][v]);
+      }
+    }
+  }
+  for (int key = 0; key < kKeys; ++key) {
+    for (int v = 0; v < kVecs; ++v) {
+      hn::Store(sum[key][v], df, scores + key * lanes + v * kN);
+    }
+  }
+}
+
+// Scores of 16 keys against a tile of `lanes` rows.
+template <class Math, typename Word = typename Math::Word>
+HWY_INLINE void Scores16(const Word* q, int lanes, const Word* keys, int words, float* scores) {
+  // Sums in registers: 16 of 32, or 8 of 16.
+  constexpr int kSums = HWY_CAP_GE512 ? 16 : 8;
+  const auto all = [&](auto df, auto vecs) HWY_ATTR {
+    constexpr int kVecs = decltype(vecs)::value;
+    constexpr int kKeys = kSums / kVecs;
+    constexpr int kStep = kVecs * static_cast<int>(hn::MaxLanes(df));
+    for (int lane = 0; lane < lanes; lane += kStep) {
+      for (int key = 0; key < 16; key += kKeys) {
+        ScoreKernel<Math, kKeys, kVecs>(df, q + lane, lanes, keys + key * Math::kKeyStride, words,
+                                        scores + key * lanes + lane);
+      }
+    }
+  };
+  using One = std::integral_constant<int, 1>;
+  using Two = std::integral_constant<int, 2>;
+  if (lanes == 4) {
+    all(FloatTag<4>(), One());
+  } else if (lanes == 8) {
+    all(FloatTag<8>(), One());
+  } else if (lanes == 16) {
+    all(FloatTag<16>(), One());
+  } else {
+    all(FloatTag<16>(), Two());
+  }
+}
+
+// sums[row][column] += sum over s of p[s][row] * v[s][column], kRows rows, kVecs vectors of columns.
+//   p  [steps][lanes]    v  [steps][columns], aligned    sums  [kRows][columns], aligned
+template <class Math, int kRows, int kVecs, class DF, typename Word = typename Math::Word>
+HWY_INLINE void ValueKernel(DF df, const Word* HWY_RESTRICT p, int lanes,
+                            const Word* HWY_RESTRICT v, int columns, int steps,
+                            float* HWY_RESTRICT sums) {
+  const hn::Rebind<Word, DF> dw;
+  constexpr size_t kN = hn::MaxLanes(DF());
+  hn::Vec<DF> sum[kRows][kVecs];
+  for (int row = 0; row < kRows; ++row) {
+    for (int i = 0; i < kVecs; ++i) {
+      sum[row][i] = hn::Load(df, sums + row * columns + i * kN);
+    }
+  }
+  for (int s = 0; s < steps; ++s, p += lanes, v += columns) {
+    hn::Vec<decltype(dw)> x[kVecs];
+    for (int i = 0; i < kVecs; ++i) {
+      x[i] = hn::Load(dw, v + i * kN);
+    }
+    for (int row = 0; row < kRows; ++row) {
+      const Word a = p[row];
+      for (int i = 0; i < kVecs; ++i) {
+        sum[row][i] = Math::Step(df, a, x[i], sum[row][i]);
+      }
+    }
+  }
+  for (int row = 0; row < kRows; ++row) {
+    for (int i = 0; i < kVecs; ++i) {
+      hn::Store(sum[row][i], df, sums + row * columns + i * kN);
+    }
+  }
+}
+
+template <class Math, int kVecs, class DF, typename Word = typename Math::Word>
+HWY_INLINE void ValueRows(DF df, const Word* p, int lanes, int rows, const Word* v, int columns,
+                          int steps, float* sums) {
+  int row = 0;
+  for (; row + 4 <= rows; row += 4) {
+    ValueKernel<Math, 4, kVecs>(df, p + row, lanes, v, columns, steps, sums + row * columns);
+  }
+  p += row;
+  sums += row * columns;
+  switch (rows - row) {
+    case 3:
+      return ValueKernel<Math, 3, kVecs>(df, p, lanes, v, columns, steps, sums);
+    case 2:
+      return ValueKernel<Math, 2, kVecs>(df, p, lanes, v, columns, steps, sums);
+    case 1:
+      return ValueKernel<Math, 1, kVecs>(df, p, lanes, v, columns, steps, sums);
+    default:
+      return;
+  }
+}
+
+// sums[row][column] += p * v for all columns; `columns` is a multiple of 32.
+template <class Math, typename Word = typename Math::Word>
+HWY_INLINE void AddValues(const Word* p, int lanes, int rows, const Word* v, int columns, int steps,
+                          float* sums) {
+  const FloatTag<16> df;
+  constexpr int kN = static_cast<int>(hn::MaxLanes(df));
+  constexpr int kWide = HWY_CAP_GE512 ? 4 : 2;
+  constexpr int kNarrow = 32 / kN < kWide ? 32 / kN : kWide;
+  int column = 0;
+  for (; column + kWide * kN <= columns; column += kWide * kN) {
+    ValueRows<Math, kWide>(df, p, lanes, rows, v + column, columns, steps, sums + column);
+  }
+  for (; column < columns; column += kNarrow * kN) {
+    ValueRows<Math, kNarrow>(df, p, lanes, rows, v + column, columns, steps, sums + column);
+  }
+}
+
+}  // namespace riffle::HWY_NAMESPACE
+HWY_AFTER_NAMESPACE();
+
+#endif  // per-target include guard

@@ -1,0 +1,143 @@
+// Where keys and values lie, and bringing them near in time.
+#pragma once
+
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
+
+#include "attention/attention_args.h"
+
+namespace riffle {
+
+// Rows are handled 16 at a time: one page of the usual size, a quarter of a block.
+inline constexpr int kGroupKeys = 16;
+inline constexpr int kGroups = kBlock / kGroupKeys;
+
+// What stands for rows that no query sees, so that nothing outside of the visible range is read.
+alignas(64) inline constexpr uint8_t kZeroRow[512 * 4] = {};
+
+struct KvRows {
+  const uint8_t* row[kGroupKeys];
+};
+
+// Rows [begin, begin + 16) of KV head `head` of sequence `seq`; those outside `keys` are zeros.
+inline KvRows FindRows(const AttentionArgs& args, const KvBytes& kv, int seq, int head, int begin,
+                       KeyRange keys) {
+  KvRows rows;
+  const int32_t* table = args.page_table + seq * args.page_table_stride;
+  const uint8_t* base = kv.data + head * kv.head_stride;
+  const int from = std::max(begin, keys.begin);
+  const int to = std::min(begin + kGroupKeys, keys.end);
+  int i = 0;
+  for (; i < from - begin && i < kGroupKeys; ++i) {
+    rows.row[i] = kZeroRow;
+  }
+  int page = from / args.page_size;
+  int token = from - page * args.page_size;
+  while (i < to - begin) {
+    const uint8_t* data = base + table[page] * kv.page_stride + token * kv.token_stride;
+    const int stop = std::min(i + args.page_size - token, to - begin);
+    for (; i < stop; ++i, data += kv.token_stride) {
+      rows.row[i] = data;
+    }
+    token = 0;
+    ++page;
+  }
+  for (; i < kGroupKeys; ++i) {
+    rows.row[i] = kZeroRow;
+  }
+  return rows;
+}
+
+// Keys that any query of a unit sees.
+inline KeyRange UnitKeys(const AttentionArgs& args, const Unit& unit) {
+  const int kv_len = args.kv_lens[unit.seq];
+  const int first = kv_len - args.q_len(unit.seq);
+  KeyRange keys{Visible(args.shape, kv_len, first + unit.query_begin).begin,
+                Visible(args.shape, kv_len, first + unit.query_end - 1).end};
+  keys.begin = std::max(keys.begin, unit.span_begin * kSpan);
+  keys.end = std::min(keys.end, unit.span_end * kSpan);
+  return keys;
+}
+
+// Walks the tiles (block of keys, KV head) of a share in the order in which kernels take them: all
+// heads of a block before the next block, so that memory is read in page order. One cursor runs
+// ahead and brings tiles into L2, across the ends of spans and sequences. On Zen 4, 33 GB/s
+// streaming: without it decode read 14 GB/s, into L1 17, into L2 25 to 27.
+class TileCursor {
+ public:
+  TileCursor(const AttentionArgs& args, const Unit* begin, const Unit* end)
+      : args_(args), unit_(begin), end_(end) {
+    Enter();
+  }
+
+  // Prefetches part `part` (0..2 * kGroups - 1) of the tile: a group of keys, then one of values.
+  void Prefetch(int part) const {
+    if (unit_ == end_) {
+      return;
+    }
+    const int group = part % kGroups;
+    const int begin = block_ + group * kGroupKeys;
+    if (begin >= keys_.end || begin + kGroupKeys <= keys_.begin) {
+      return;
+    }
+    const KvRows rows =
+        FindRows(args_, part < kGroups ? args_.keys : args_.values, unit_->seq, head_, begin, keys_);
+    const size_t bytes = static_cast<size_t>(args_.shape.head_dim) * SizeOf(args_.kv_dtype);
+    for (const uint8_t* row : rows.row) {
+      for (size_t i = 0; i < bytes; i += 64) {
+        __builtin_prefetch(row + i, 0, 2);
+      }
+    }
+  }
+
+  void Next() {
+    if (unit_ == end_) {
+      return;
+    }
+    if (++head_ < unit_->head_end) {
+      return;
+    }
+    head_ = unit_->head_begin;
+    block_ += kBlock;
+    if (block_ >= keys_.end) {
+      ++unit_;
+      Enter();
+    }
+  }
+
+  bool done() const { return unit_ == end_; }
+  const Unit& unit() const { return *unit_; }
+  int head() const { return head_; }
+  int block() const { return block_; }
+  KeyRange keys() const { return keys_; }
+
+ private:
+  void Enter() {
+    for (; unit_ != end_; ++unit_) {
+      keys_ = UnitKeys(args_, *unit_);
+      if (!keys_.empty()) {
+        head_ = unit_->head_begin;
+        block_ = keys_.begin / kBlock * kBlock;
+        return;
+      }
+    }
+  }
+
+  const AttentionArgs& args_;
+  const Unit* unit_;
+  const Unit* end_;
+  KeyRange keys_{0, 0};
+  int head_ = 0;
+  int block_ = 0;
+};
+
+// How many tiles the cursor runs ahead: at least 128 KiB, four tiles of 64 keys of bf16 at head_dim
+// 128.
+inline int TilesAhead(const AttentionArgs& args) {
+  const size_t tile =
+      2 * kBlock * static_cast<size_t>(args.shape.head_dim) * SizeOf(args.kv_dtype);
+  return static_cast<int>(std::max<size_t>(1, (128 << 10) / tile));
+}
+
+}  // namespace riffle

@@ -1,0 +1,117 @@
+// From states to results. Included once per SIMD target.
+#if defined(RIFFLE_ATTENTION_RESULTS_INL_H_) == defined(HWY_TARGET_TOGGLE)
+#ifdef RIFFLE_ATTENTION_RESULTS_INL_H_
+#undef RIFFLE_ATTENTION_RESULTS_INL_H_
+#else
+#define RIFFLE_ATTENTION_RESULTS_INL_H_
+#endif
+
+#include <hwy/highway.h>
+
+#include "attention/attention_kernels.h"
+#include "attention/kv_block-inl.h"
+#include "attention/softmax-inl.h"
+
+HWY_BEFORE_NAMESPACE();
+namespace riffle::HWY_NAMESPACE {
+namespace hn = hwy::HWY_NAMESPACE;
+
+// A state in a slot (SlotFloats).
+struct SlotView {
+  SlotView(float* slot, int heads, int rows, int columns)
+      : sums(slot), max(slot + int64_t{heads} * rows * columns), weight(max + heads * rows) {}
+  float* sums;    // [heads][rows][columns]
+  float* max;     // [heads][rows]
+  float* weight;  // [heads][rows]
+};
+
+template <class D>
+HWY_INLINE void StoreAny(D, hn::Vec<D> v, uint8_t* p) {
+  const hn::Repartition<uint8_t, D> d8;
+  hn::StoreU(hn::BitCast(d8, v), d8, p);
+}
+
+// out[0, n) of `dtype` = values * factor. Zeros come out as +0 and NaNs as one NaN: which of them
+// arose depends on what was skipped.
+HWY_INLINE void WriteScaled(DType dtype, const float* values, float factor, int n, uint8_t* out) {
+  const Tag8 df;
+  constexpr int kN = static_cast<int>(hn::MaxLanes(df));
+  const hn::Rebind<hwy::bfloat16_t, Tag8> dbf;
+  const hn::Rebind<hwy::float16_t, Tag8> dh;
+  const auto f = hn::Set(df, factor);
+  const auto nan = hn::NaN(df);
+  for (int i = 0; i < n; i += kN) {
+    auto x = hn::Add(hn::Mul(hn::LoadU(df, values + i), f), hn::Zero(df));
+    x = hn::IfThenElse(hn::IsNaN(x), nan, x);
+    if (dtype == DType::kF32) {
+      StoreAny(df, x, out + 4 * i);
+    } else if (dtype == DType::kBF16) {
+      StoreAny(dbf, hn::DemoteTo(dbf, x), out + 2 * i);
+    } else {
+      StoreAny(dh, hn::DemoteTo(dh, x), out + 2 * i);
+    }
+  }
+}
+
+// The result of query head `head` of `token`.
+HWY_INLINE void WriteRow(const AttentionArgs& args, int64_t token, int64_t head, float max,
+                         float weight, const float* sums) {
+  const Finished finished =
+      Finish(max, weight, args.sinks != nullptr ? args.sinks + head : nullptr);
+  uint8_t* out = args.out + token * args.out_token_stride + head * args.out_head_stride;
+  if (weight == 0.0f) {
+    std::memset(out, 0, static_cast<size_t>(args.shape.head_dim) * SizeOf(args.q_dtype));
+  } else {
+    WriteScaled(args.q_dtype, sums, finished.factor, args.shape.head_dim, out);
+  }
+  if (args.lse != nullptr) {
+    args.lse[token * args.lse_token_stride + head] = finished.lse;
+  }
+}
+
+void MergeSplitImpl(const AttentionArgs& args, const Split& split, int head, float* slots) {
+  const Unit& unit = split.whole;
+  const int dim = args.shape.head_dim;
+  const int columns = PaddedDim(dim);
+  const int heads = unit.head_end - unit.head_begin;
+  const int group = args.shape.group;
+  const int rows = (unit.query_end - unit.query_begin) * group;
+  const SlotView total(slots + unit.slot, heads, rows, columns);
+  for (int row = head * rows; row < (head + 1) * rows; ++row) {
+    float* sums = total.sums + int64_t{row} * columns;
+    for (int64_t i = 1; i < split.slots; ++i) {
+      const SlotView next(slots + unit.slot + i * SlotFloats(heads, rows, dim), heads, rows,
+                          columns);
+      MergeState(next.max[row], next.weight[row], next.sums + int64_t{row} * columns, columns,
+                 total.max + row, total.weight + row, sums);
+    }
+    const int in_head = row - head * rows;
+    WriteRow(args, args.first_token(unit.seq) + unit.query_begin + in_head / group,
+             int64_t{unit.head_begin + head} * group + in_head % group, total.max[row],
+             total.weight[row], sums);
+  }
+}
+
+// Row [dim] of `dtype`: sum of weights[i] * rows[i] in order; rows of weight 0 are not read.
+void WeightedSumImpl(DType dtype, const uint8_t* const* rows, const float* weights, int64_t n,
+                     int dim, uint8_t* out) {
+  const Tag8 df;
+  alignas(64) float sum[512] = {};
+  alignas(64) float row[512];
+  for (int64_t i = 0; i < n; ++i) {
+    if (weights[i] == 0.0f) {
+      continue;
+    }
+    ToF32(dtype, rows[i], dim, row);
+    const auto w = hn::Set(df, weights[i]);
+    for (int c = 0; c < dim; c += static_cast<int>(hn::MaxLanes(df))) {
+      hn::Store(hn::MulAdd(hn::Load(df, row + c), w, hn::Load(df, sum + c)), df, sum + c);
+    }
+  }
+  WriteScaled(dtype, sum, 1.0f, dim, out);
+}
+
+}  // namespace riffle::HWY_NAMESPACE
+HWY_AFTER_NAMESPACE();
+
+#endif  // per-target include guard

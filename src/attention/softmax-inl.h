@@ -1,0 +1,195 @@
+// The softmax state of a row (a query and a head), in units of log2: the largest logit so far, the
+// weight (the sum of 2^(logit - largest)), and the values summed with those weights. The empty state
+// is (-inf, 0, 0); merging it into another changes no bit. Included once per SIMD target.
+#if defined(RIFFLE_ATTENTION_SOFTMAX_INL_H_) == defined(HWY_TARGET_TOGGLE)
+#ifdef RIFFLE_ATTENTION_SOFTMAX_INL_H_
+#undef RIFFLE_ATTENTION_SOFTMAX_INL_H_
+#else
+#define RIFFLE_ATTENTION_SOFTMAX_INL_H_
+#endif
+
+#include <hwy/highway.h>
+
+#include <cmath>
+#include <cstdint>
+#include <limits>
+
+#include "attention/dot-inl.h"
+#include "attention/exp-inl.h"
+
+HWY_BEFORE_NAMESPACE();
+namespace riffle::HWY_NAMESPACE {
+namespace hn = hwy::HWY_NAMESPACE;
+
+constexpr float kLog2E = 0x1.715476p+0f;
+
+// States of the rows of a tile, one a lane.
+struct TileState {
+  float* max;          // [lanes]
+  float* weight;       // [lanes]
+  float* correction;   // [lanes], what a block multiplies earlier sums with
+};
+
+// The largest logit as something that can be subtracted: 0 for -inf, so that a row without a key
+// gets weights 2^-inf = 0.
+template <class DF, class V = hn::Vec<DF>>
+HWY_INLINE V Subtrahend(DF df, V max) {
+  const V minus_inf = hn::Set(df, -std::numeric_limits<float>::infinity());
+  return hn::IfThenZeroElse(hn::Eq(max, minus_inf), max);
+}
+
+// scores[key][lane] = c * tanh(score * scale / c) * log2(e) for keys [begin, end) of the block.
+template <class DF>
+HWY_INLINE void SoftCap(DF df, int lanes, int begin, int end, float scale, float cap,
+                        float* scores) {
+  const auto inner = hn::Set(df, scale / cap);
+  const auto outer = hn::Set(df, cap * kLog2E);
+  for (int i = begin * lanes; i < end * lanes; i += static_cast<int>(hn::MaxLanes(df))) {
+    const auto x = hn::Mul(hn::Load(df, scores + i), inner);
+    hn::Store(hn::Mul(Tanh(df, x), outer), df, scores + i);
+  }
+}
+
+// scores[key][lane] = -inf for keys outside [first[lane], last[lane]); `key0` is the block's
+// position.
+template <class DF>
+HWY_INLINE void Mask(DF df, int lanes, int begin, int end, int key0, const int32_t* first,
+                     const int32_t* last, float* scores) {
+  const hn::RebindToSigned<DF> di;
+  const auto minus_inf = hn::Set(df, -std::numeric_limits<float>::infinity());
+  for (int lane = 0; lane < lanes; lane += static_cast<int>(hn::MaxLanes(df))) {
+    const auto from = hn::Load(di, first + lane);
+    const auto to = hn::Load(di, last + lane);
+    for (int key = begin; key < end; ++key) {
+      const auto k = hn::Set(di, key0 + key);
+      const auto hidden = hn::Or(hn::Lt(k, from), hn::Ge(k, to));
+      float* s = scores + key * lanes + lane;
+      hn::Store(hn::IfThenElse(hn::RebindMask(df, hidden), minus_inf, hn::Load(df, s)), df, s);
+    }
+  }
+}
+
+// Two neighbouring keys' probabilities in the form in which they multiply values.
+template <class DF, class V = hn::Vec<DF>>
+HWY_INLINE void StoreWeights(F32Math, DF df, V even, V odd, int key, int lanes, float* p) {
+  hn::Store(even, df, p + key * lanes);
+  hn::Store(odd, df, p + (key + 1) * lanes);
+}
+
+#if HWY_NATIVE_DOT_BF16 && HWY_ARCH_X86
+template <class DF, class V = hn::Vec<DF>>
+HWY_INLINE void StoreWeights(BF16Math, DF df, V even, V odd, int key, int lanes, uint32_t* p) {
+  const hn::RebindToUnsigned<DF> du;
+  const hn::Rebind<hwy::bfloat16_t, DF> dh;
+  const hn::Rebind<uint16_t, DF> du16;
+  const auto low = hn::PromoteTo(du, hn::BitCast(du16, hn::DemoteTo(dh, even)));
+  const auto high = hn::PromoteTo(du, hn::BitCast(du16, hn::DemoteTo(dh, odd)));
+  hn::Store(hn::Or(low, hn::ShiftLeft<16>(high)), du, p + key / 2 * lanes);
+}
+#endif
+
+// Turns scores [begin, end) of a block (multiples of 16) into probabilities p and updates the states.
+// Keys that are left out and keys that are masked are the same to the last bit: they add 0. Four
+// partial weights by the key's position keep the additions' order apart from where the range begins.
+// Returns whether any correction is not 1.
+template <class Math, class DF, typename Word = typename Math::Word>
+HWY_INLINE bool SoftmaxBlock(DF df, int lanes, int begin, int end, float scale,
+                             const float* scores, Word* p, const TileState& state) {
+  using V = hn::Vec<DF>;
+  const V factor = hn::Set(df, scale);
+  bool changed = false;
+  for (int lane = 0; lane < lanes; lane += static_cast<int>(hn::MaxLanes(df))) {
+    const float* s = scores + lane;
+    V max0 = hn::Load(df, s + begin * lanes);
+    V max1 = max0;
+    for (int key = begin; key < end; key += 2) {
+      max0 = hn::Max(max0, hn::Load(df, s + key * lanes));
+      max1 = hn::Max(max1, hn::Load(df, s + (key + 1) * lanes));
+    }
+    const V old = hn::Load(df, state.max + lane);
+    // The factor is positive, so the largest score is the largest logit.
+    const V max = hn::Max(old, hn::Mul(hn::Max(max0, max1), factor));
+    const V shift = Subtrahend(df, max);
+    const V correction = Exp2(df, hn::Sub(old, shift));
+    V sum[4] = {hn::Zero(df), hn::Zero(df), hn::Zero(df), hn::Zero(df)};
+    for (int key = begin; key < end; key += 4) {
+      V weight[4];
+      for (int i = 0; i < 4; ++i) {
+        const V logit = hn::Mul(hn::Load(df, s + (key + i) * lanes), factor);
+        weight[i] = Exp2(df, hn::Sub(logit, shift));
+        sum[i] = hn::Add(sum[i], weight[i]);
+      }
+      StoreWeights(Math(), df, weight[0], weight[1], key, lanes, p + lane);
+      StoreWeights(Math(), df, weight[2], weight[3], key + 2, lanes, p + lane);
+    }
+    const V added = hn::Add(hn::Add(sum[0], sum[1]), hn::Add(sum[2], sum[3]));
+    const V weight = hn::MulAdd(hn::Load(df, state.weight + lane), correction, added);
+    hn::Store(max, df, state.max + lane);
+    hn::Store(weight, df, state.weight + lane);
+    hn::Store(correction, df, state.correction + lane);
+    changed |= !hn::AllTrue(df, hn::Eq(correction, hn::Set(df, 1.0f)));
+  }
+  return changed;
+}
+
+// x[0, n) *= factor; n is a multiple of 32, x aligned. A factor of 1 changes no bit.
+HWY_INLINE void Scale(float factor, int n, float* x) {
+  const FloatTag<16> df;
+  const auto f = hn::Set(df, factor);
+  for (int i = 0; i < n; i += static_cast<int>(hn::MaxLanes(df))) {
+    hn::Store(hn::Mul(hn::Load(df, x + i), f), df, x + i);
+  }
+}
+
+// Merges the state of later keys into that of earlier ones; n columns, a multiple of 32.
+HWY_INLINE void MergeState(float later_max, float later_weight, const float* later, int n,
+                           float* max, float* weight, float* sums) {
+  const FloatTag<16> df;
+  const FloatTag<4> d4;
+  const auto old = hn::Set(d4, *max);
+  const auto new_max = hn::Max(old, hn::Set(d4, later_max));
+  const auto shift = Subtrahend(d4, new_max);
+  const float a = hn::GetLane(Exp2(d4, hn::Sub(old, shift)));
+  const float b = hn::GetLane(Exp2(d4, hn::Sub(hn::Set(d4, later_max), shift)));
+  *max = hn::GetLane(new_max);
+  *weight = *weight * a + later_weight * b;
+  const auto va = hn::Set(df, a);
+  const auto vb = hn::Set(df, b);
+  for (int i = 0; i < n; i += static_cast<int>(hn::MaxLanes(df))) {
+    const auto scaled = hn::Mul(hn::Load(df, sums + i), va);
+    hn::Store(hn::MulAdd(hn::Load(df, later + i), vb, scaled), df, sums + i);
+  }
+}
+
+// What the sums of a finished state are multiplied with, and its natural log-sum-exp. A row that saw
+// nothing has factor 0.
+struct Finished {
+  float factor;
+  float lse;
+};
+
+inline Finished Finish(float max, float weight, const float* sink) {
+  constexpr double kLn2 = 0.69314718055994530942;
+  if (std::isnan(weight)) {
+    return {weight, std::numeric_limits<float>::quiet_NaN()};
+  }
+  const bool empty = weight == 0.0f;
+  if (sink == nullptr) {
+    const float lse = static_cast<float>(max * kLn2 + std::log(static_cast<double>(weight)));
+    return {empty ? 0.0f : 1.0f / weight,
+            empty ? -std::numeric_limits<float>::infinity() : lse};
+  }
+  if (empty) {
+    return {0.0f, *sink};
+  }
+  const double natural = max * kLn2;
+  const double largest = natural > *sink ? natural : static_cast<double>(*sink);
+  const double seen = std::exp(natural - largest);
+  const double all = weight * seen + std::exp(*sink - largest);
+  return {static_cast<float>(seen / all), static_cast<float>(largest + std::log(all))};
+}
+
+}  // namespace riffle::HWY_NAMESPACE
+HWY_AFTER_NAMESPACE();
+
+#endif  // per-target include guard

@@ -1,0 +1,58 @@
+// Regions of memory with up to three strides: do they fit an address, do they share bytes?
+#pragma once
+
+#include <cstdint>
+
+#include "core/check.h"
+#include "core/overlap.h"
+
+namespace riffle {
+
+inline int64_t SaturatingMul(int64_t a, int64_t b) {
+  int64_t product = 0;
+  if (!__builtin_mul_overflow(a, b, &product)) {
+    return product;
+  }
+  return (a < 0) == (b < 0) ? INT64_MAX : INT64_MIN;
+}
+
+// size[0] * size[1] * size[2] rows of `width` bytes; the strides are in bytes.
+struct Strided {
+  const void* data = nullptr;
+  int64_t size[3] = {0, 1, 1};
+  int64_t stride[3] = {0, 0, 0};
+  int64_t width = 0;
+
+  bool empty() const { return size[0] == 0 || size[1] == 0 || size[2] == 0 || width == 0; }
+  // The rows of the first axis at (i, j) of the others.
+  ByteRows Rows(int64_t i, int64_t j) const {
+    return {static_cast<const uint8_t*>(data) + i * stride[1] + j * stride[2], size[0], stride[0],
+            width};
+  }
+};
+
+// The addresses [begin, end) that hold it; of a region that is addressable.
+struct Hull {
+  int64_t begin = 0;
+  int64_t end = 0;
+};
+
+// False when an offset does not fit an address.
+bool FindHull(const Strided& x, Hull* hull);
+
+// Throws Error(kBadShape) naming `name`.
+inline void CheckAddressable(const char* name, const Strided& x) {
+  Hull hull;
+  Check(x.empty() || FindHull(x, &hull), Code::kBadShape, "the strides of ", name, " (", x.stride[0],
+        ", ", x.stride[1], ", ", x.stride[2], " bytes) times its shape (", x.size[0], ", ",
+        x.size[1], ", ", x.size[2], ") do not fit an address");
+}
+
+// Exact; takes a number of steps that grows with the rows only when the hulls intersect. Both are
+// addressable.
+bool Overlaps(const Strided& a, const Strided& b);
+
+// Whether two rows share a byte. At most two axes.
+bool OverlapsItself(const Strided& x);
+
+}  // namespace riffle
