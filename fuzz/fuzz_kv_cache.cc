@@ -1,0 +1,164 @@
+// Any sequence of calls with any arguments on a small KvCache: what is refused changes nothing,
+// what is accepted does what a vector per sequence would, and pages are never lost.
+#include <cstdint>
+#include <cstdlib>
+#include <map>
+#include <vector>
+
+#include "riffle/error.h"
+#include "riffle/kv_cache.h"
+
+namespace {
+
+using riffle::HeadsView;
+using riffle::KvBatch;
+using riffle::KvCache;
+using riffle::PagedKv;
+
+void Expect(bool ok) {
+  if (!ok) std::abort();
+}
+
+class Bytes {
+ public:
+  Bytes(const uint8_t* data, size_t size) : data_(data), end_(data + size) {}
+  bool empty() const { return data_ == end_; }
+  uint8_t Next() { return empty() ? 0 : *data_++; }
+  // Mostly small; now and then anything.
+  int64_t Amount() {
+    const uint8_t first = Next();
+    if (first < 240) return first % 24 - 2;
+    uint64_t value = 0;
+    for (int i = 0; i < 8; ++i) value = value << 8 | Next();
+    return static_cast<int64_t>(value);
+  }
+
+ private:
+  const uint8_t* data_;
+  const uint8_t* end_;
+};
+
+class Session {
+ public:
+  explicit Session(Bytes bytes) : bytes_(bytes), cache_(Options(bytes_)) {}
+
+  void Run() {
+    for (int calls = 0; !bytes_.empty() && calls < 500; ++calls) {
+      const KvBatch before = cache_.Batch(Ids());
+      const int64_t free = cache_.pages_free();
+      try {
+        Call();
+      } catch (const riffle::Error&) {
+        const KvBatch after = cache_.Batch(Ids());
+        Expect(after.kv_lens == before.kv_lens && after.page_table == before.page_table);
+        Expect(cache_.pages_free() == free);
+      }
+      Compare();
+    }
+  }
+
+ private:
+  static riffle::KvCacheOptions Options(Bytes& bytes) {
+    riffle::KvCacheOptions options;
+    options.head_dim = 1;
+    options.pages = 1 + bytes.Next() % 12;
+    options.page_size = 1 + bytes.Next() % 5;
+    options.dtype = riffle::DType::kF32;
+    return options;
+  }
+
+  std::vector<int64_t> Ids() const {
+    std::vector<int64_t> ids;
+    for (const auto& [id, tokens] : model_) ids.push_back(id);
+    return ids;
+  }
+
+  void Call() {
+    const uint8_t op = bytes_.Next() % 8;
+    if (op == 0 && model_.size() < 12) {
+      model_[cache_.Create()];
+      return;
+    }
+    const uint8_t which = bytes_.Next();
+    const std::vector<int64_t> ids = Ids();
+    const int64_t id = which >= 250 || ids.empty() ? bytes_.Amount() : ids[which % ids.size()];
+    const bool known = model_.contains(id);
+    if (op <= 2 && model_.size() < 12) {
+      const int64_t fork = cache_.Fork(id);
+      Expect(known && !model_.contains(fork));
+      model_[fork] = model_[id];
+    } else if (op == 3) {
+      const int64_t length = bytes_.Amount();
+      cache_.Truncate(id, length);
+      Expect(known && length <= static_cast<int64_t>(model_[id].size()));
+      model_[id].resize(static_cast<size_t>(length));
+    } else if (op == 4) {
+      cache_.Free(id);
+      Expect(model_.erase(id) == 1);
+    } else if (op == 5) {
+      const int64_t tokens = bytes_.Amount();
+      cache_.Extend(id, tokens);
+      Expect(known);
+      model_[id].resize(model_[id].size() + static_cast<size_t>(tokens), kUnwritten);
+    } else {
+      Write(id);
+    }
+  }
+
+  void Write(int64_t id) {
+    const int64_t position = bytes_.Amount();
+    const int64_t tokens = bytes_.Next() % 16;
+    std::vector<float> keys, values;
+    for (int64_t t = 0; t < tokens; ++t) {
+      keys.push_back(++stamp_);
+      values.push_back(-stamp_);
+    }
+    const HeadsView k{keys.data(), riffle::DType::kF32, tokens, 1, 1, 1, bytes_.Amount()};
+    const HeadsView v{values.data(), riffle::DType::kF32, tokens, 1, 1, 1, 1};
+    cache_.Write(0, id, position, k, v);
+    Expect(model_.contains(id));
+    for (int64_t t = 0; t < tokens; ++t) {
+      model_[id].at(static_cast<size_t>(position + t)) = keys[static_cast<size_t>(t)];
+    }
+  }
+
+  void Compare() const {
+    const KvBatch batch = cache_.Batch(Ids());
+    const PagedKv keys = cache_.Keys(0), values = cache_.Values(0);
+    const auto* const k = static_cast<const float*>(keys.data);
+    const auto* const v = static_cast<const float*>(values.data);
+    std::map<int32_t, int> references;
+    size_t s = 0;
+    for (const auto& [id, tokens] : model_) {
+      Expect(batch.kv_lens[s] == static_cast<int64_t>(tokens.size()));
+      const int32_t* row = batch.page_table.data() + s * static_cast<size_t>(batch.max_pages);
+      for (size_t p = 0; p < tokens.size(); ++p) {
+        const int64_t slot = static_cast<int64_t>(p) % keys.page_size;
+        const int32_t page = row[static_cast<int64_t>(p) / keys.page_size];
+        references[page] += slot == 0;
+        const int64_t at = page * keys.page_stride + slot * keys.token_stride;
+        Expect(tokens[p] == kUnwritten || (k[at] == tokens[p] && v[at] == -tokens[p]));
+      }
+      ++s;
+    }
+    int64_t shared = 0;
+    for (const auto& [page, count] : references) shared += count > 1;
+    Expect(cache_.pages_used() == static_cast<int64_t>(references.size()));
+    Expect(cache_.pages_used() + cache_.pages_free() == keys.num_pages);
+    Expect(cache_.pages_shared() == shared);
+  }
+
+  static constexpr float kUnwritten = 0;
+
+  Bytes bytes_;
+  KvCache cache_;
+  std::map<int64_t, std::vector<float>> model_;  // the keys of each sequence
+  float stamp_ = 0;
+};
+
+}  // namespace
+
+extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
+  Session(Bytes(data, size)).Run();
+  return 0;
+}
