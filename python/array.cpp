@@ -1,0 +1,300 @@
+#include "array.h"
+
+#include <utility>
+
+#include "exchange.h"
+
+namespace riffle::python {
+namespace {
+
+[[noreturn]] void ThrowReadOnly(const std::string& name) {
+  ThrowValueError(name + " is read-only; results cannot be written to it");
+}
+
+[[noreturn]] void ThrowNotOnCpu(const std::string& name, const std::string& place) {
+  ThrowValueError(name + " is on " + place + "; riffle reads memory of the CPU");
+}
+
+int CheckedNdim(size_t ndim, const std::string& name) {
+  if (ndim > static_cast<size_t>(kMaxAxes)) {
+    ThrowValueError(name + " has " + std::to_string(ndim) + " axes; at most " +
+                    std::to_string(kMaxAxes) + " are possible");
+  }
+  return static_cast<int>(ndim);
+}
+
+// The element type of a buffer's format, by the codes of the struct module.
+Element ElementOfFormat(const char* format, int64_t size) {
+  if (*format == '@' || *format == '=' || *format == '<') {
+    ++format;
+  }
+  if (format[0] == '\0' || format[1] != '\0') {
+    return Element::kOther;
+  }
+  switch (format[0]) {
+    case 'e':
+      return Element::kF16;
+    case 'f':
+      return Element::kF32;
+    case 'd':
+      return Element::kF64;
+    case 'i':
+    case 'l':
+    case 'q':
+      return size == 4 ? Element::kI32 : size == 8 ? Element::kI64 : Element::kOther;
+    default:
+      return Element::kOther;
+  }
+}
+
+Element ElementOfDLPack(nb::dlpack::dtype dtype) {
+  const auto code = static_cast<nb::dlpack::dtype_code>(dtype.code);
+  if (dtype.lanes != 1) {
+    return Element::kOther;
+  }
+  switch (code) {
+    case nb::dlpack::dtype_code::Float:
+      return dtype.bits == 32   ? Element::kF32
+             : dtype.bits == 16 ? Element::kF16
+             : dtype.bits == 64 ? Element::kF64
+                                : Element::kOther;
+    case nb::dlpack::dtype_code::Bfloat:
+      return dtype.bits == 16 ? Element::kBF16 : Element::kOther;
+    case nb::dlpack::dtype_code::Int:
+      return dtype.bits == 32 ? Element::kI32 : dtype.bits == 64 ? Element::kI64 : Element::kOther;
+    default:
+      return Element::kOther;
+  }
+}
+
+nb::object ShapeTuple(std::span<const int64_t> shape) {
+  nb::object tuple = Checked(PyTuple_New(static_cast<Py_ssize_t>(shape.size())));
+  for (size_t i = 0; i < shape.size(); ++i) {
+    PyTuple_SetItem(tuple.ptr(), static_cast<Py_ssize_t>(i), PyLong_FromLongLong(shape[i]));
+  }
+  return tuple;
+}
+
+// The memory of an array that this module has just made.
+void* NumPyData(nb::handle array, Element element) {
+  const nb::object plain = element == Element::kBF16
+                               ? CallMethod(array, known().view, known().numpy_uint16)
+                               : nb::borrow(array);
+  Buffer buffer;
+  if (PyObject_GetBuffer(plain.ptr(), &buffer.view, PyBUF_STRIDES | PyBUF_WRITABLE) != 0) {
+    nb::raise_python_error();
+  }
+  return buffer.view.buf;
+}
+
+}  // namespace
+
+Array::Array(nb::handle object, const char* name, Access access)
+    : name_(name), object_(nb::borrow(object)), framework_(FrameworkOf(object)) {
+  switch (framework_) {
+    case Framework::kNumPy:
+      ReadNumPy(access);
+      break;
+    case Framework::kTorch:
+      ReadTorch(access);
+      break;
+    case Framework::kJax:
+      if (access == Access::kWrite) {
+        ThrowTypeError(std::string(name) + " is a JAX array, which is immutable; leave out= away");
+      }
+      CallMethod(object, known().block_until_ready);
+      ReadDLPack(object_, access);
+      break;
+    case Framework::kOther:
+      ReadDLPack(object_, access);
+      break;
+    case Framework::kJaxTracer:
+      ThrowTypeError(std::string(name) +
+                     " is a JAX tracer, which has no memory to read: call riffle outside jax.jit");
+    case Framework::kNone:
+      ThrowTypeError(
+          std::string(name) + " must be an array of NumPy, PyTorch (CPU), JAX (CPU) or " +
+          "another DLPack producer, not " +
+          nb::cast<std::string>(nb::str(
+              nb::handle(reinterpret_cast<PyObject*>(Py_TYPE(object.ptr()))).attr("__name__"))));
+  }
+}
+
+void Array::ReadBuffer(nb::handle object, Access access) {
+  const int flags = PyBUF_STRIDES | PyBUF_FORMAT | (access == Access::kWrite ? PyBUF_WRITABLE : 0);
+  Py_buffer& buffer = buffer_.view;
+  if (PyObject_GetBuffer(object.ptr(), &buffer, flags) != 0) {
+    nb::raise_python_error();
+  }
+  ndim_ = CheckedNdim(static_cast<size_t>(buffer.ndim), name_);
+  element_ =
+      buffer.format != nullptr ? ElementOfFormat(buffer.format, buffer.itemsize) : Element::kOther;
+  data_ = buffer.buf;
+  const int64_t size = buffer.itemsize;
+  for (int i = 0; i < ndim_; ++i) {
+    axes_[i] = {buffer.shape[i], 0};
+    if (buffer.shape[i] > 1) {
+      if (buffer.strides[i] % size != 0) {
+        ThrowValueError(std::string(name_) + "'s axis " + std::to_string(i) + " has a stride of " +
+                        std::to_string(buffer.strides[i]) + " bytes, not a multiple of the " +
+                        std::to_string(size) + " of an element; make it contiguous");
+      }
+      axes_[i].stride = buffer.strides[i] / size;
+    }
+  }
+}
+
+void Array::ReadNumPy(Access access) {
+  const bool bfloat16 = ElementOfNumPy(Get(object_, known().dtype)) == Element::kBF16;
+  try {
+    if (bfloat16) {  // ml_dtypes exports neither a buffer nor DLPack
+      owner_ = CallMethod(object_, known().view, known().numpy_uint16);
+    }
+    ReadBuffer(bfloat16 ? owner_ : object_, access);
+  } catch (nb::python_error& error) {
+    if (access == Access::kWrite && !IsTrue(object_.attr("flags").attr("writeable"))) {
+      ThrowReadOnly(name_);
+    }
+    // Dates, float8 and the like have no buffer; the caller refuses the dtype by its name.
+    if (!error.matches(PyExc_ValueError)) {
+      throw;
+    }
+  }
+  if (bfloat16) {
+    element_ = Element::kBF16;
+  }
+}
+
+void Array::ReadTorch(Access access) {
+  if (!IsTrue(Get(object_, known().is_cpu))) {
+    ThrowNotOnCpu(name_, "device " + nb::cast<std::string>(nb::str(object_.attr("device"))));
+  }
+  if (access == Access::kWrite && IsTrue(Get(object_, known().requires_grad))) {
+    ThrowValueError(std::string(name_) + " requires grad; results are not differentiable");
+  }
+  nb::object tensor = object_;
+  try {
+    if (IsTrue(
+            CallMethod(tensor, known().is_neg))) {  // lazily negated: the bits are not the values'
+      if (access == Access::kWrite) {
+        ThrowReadOnly(name_);
+      }
+      owner_ = CallMethod(tensor, known().resolve_neg);
+      tensor = owner_;
+    }
+    if (const DLPackExchangeApi* api = TorchExchangeApi()) {
+      nb::dlpack::dltensor view;
+      if (api->tensor_from_object(tensor.ptr(), &view) != 0) {
+        nb::raise_python_error();
+      }
+      SetView(view);
+      return;
+    }
+    tensor = tensor.attr("detach")();  // __dlpack__ refuses what requires grad
+  } catch (nb::python_error& error) {  // sparse, functorch's wrappers, ...
+    nb::raise_from(error, PyExc_ValueError, "%s is a tensor without plain memory of the CPU",
+                   name_);
+  }
+  ReadDLPack(tensor, access);
+}
+
+void Array::ReadDLPack(nb::handle object, Access access) {
+  bool read = false;
+  if (access == Access::kWrite) {
+    nb::ndarray<> writable;
+    read = nb::try_cast(object, writable, /*convert=*/false);
+    dlpack_ = nb::ndarray<nb::ro>(writable);
+  } else {
+    read = nb::try_cast(object, dlpack_, /*convert=*/false);
+  }
+  if (!read) {
+    try {  // once more, for the reason
+      object.attr("__dlpack__")();
+    } catch (nb::python_error& error) {
+      nb::raise_from(error, PyExc_ValueError, "%s cannot be read in place", name_);
+    }
+    ThrowReadOnly(name_);
+  }
+  nb::dlpack::dltensor view;
+  view.data = const_cast<void*>(dlpack_.data());
+  view.device = {dlpack_.device_type(), dlpack_.device_id()};
+  view.ndim = static_cast<int32_t>(dlpack_.ndim());
+  view.dtype = dlpack_.dtype();
+  view.shape = const_cast<int64_t*>(dlpack_.shape_ptr());
+  view.strides = const_cast<int64_t*>(dlpack_.stride_ptr());
+  SetView(view);
+}
+
+void Array::SetView(const nb::dlpack::dltensor& view) {
+  if (view.device.device_type != nb::device::cpu::value) {
+    ThrowNotOnCpu(name_, "DLPack device (" + std::to_string(view.device.device_type) + ", " +
+                             std::to_string(view.device.device_id) + ")");
+  }
+  element_ = ElementOfDLPack(view.dtype);
+  ndim_ = CheckedNdim(static_cast<size_t>(view.ndim), name_);
+  data_ = static_cast<uint8_t*>(view.data) + view.byte_offset;
+  for (int i = 0; i < ndim_; ++i) {
+    axes_[i] = {view.shape[i], view.strides[i]};
+  }
+}
+
+std::string Array::Shape() const {
+  int64_t shape[kMaxAxes];
+  for (int i = 0; i < ndim_; ++i) {
+    shape[i] = axes_[i].size;
+  }
+  return ShapeText({shape, static_cast<size_t>(ndim_)});
+}
+
+std::string Array::DTypeName() const {
+  const nb::object dtype = nb::getattr(object_, "dtype", nb::none());
+  if (!dtype.is_none()) {
+    return nb::cast<std::string>(nb::str(dtype));
+  }
+  return element_ != Element::kOther ? Name(element_) : "unknown";
+}
+
+std::string ShapeText(std::span<const int64_t> shape) {
+  std::string text = "(";
+  for (size_t i = 0; i < shape.size(); ++i) {
+    text += (i > 0 ? ", " : "") + std::to_string(shape[i]);
+  }
+  return text + (shape.size() == 1 ? ",)" : ")");
+}
+
+NewArray NewNumPyArray(Element element, std::span<const int64_t> shape) {
+  const nb::object tuple = ShapeTuple(shape);
+  PyObject* arguments[] = {tuple.ptr(), NumPyDType(element).ptr()};
+  nb::object array = Checked(PyObject_Vectorcall(known().numpy_empty.ptr(), arguments, 2, nullptr));
+  return {array, NumPyData(array, element)};
+}
+
+NewArray NewArrayLike(const Array& x, Element element, std::span<const int64_t> shape) {
+  if (x.framework() == Framework::kTorch) {
+    if (const DLPackExchangeApi* api = TorchExchangeApi()) {
+      NewArray tensor;
+      tensor.object = NewTensor(*api, element, shape, &tensor.data);
+      return tensor;
+    }
+    const nb::object tuple = ShapeTuple(shape);
+    PyObject* arguments[] = {x.object().ptr(), tuple.ptr(), TorchDType(element).ptr()};
+    nb::object tensor = Checked(PyObject_VectorcallMethod(known().new_empty.ptr(), arguments, 2,
+                                                          known().dtype_keyword.ptr()));
+    return {tensor, PyLong_AsVoidPtr(tensor.attr("data_ptr")().ptr())};
+  }
+  if (x.framework() == Framework::kJax) {
+    nb::object array =
+        nb::module_::import_("riffle._jax").attr("empty")(ShapeTuple(shape), NumPyDType(element));
+    return {array, NumPyData(array, element)};
+  }
+  return NewNumPyArray(element, shape);
+}
+
+nb::object Finished(const Array& x, NewArray array) {
+  if (x.framework() == Framework::kJax) {
+    return nb::module_::import_("riffle._jax").attr("wrap")(x.object(), array.object);
+  }
+  return std::move(array.object);
+}
+
+}  // namespace riffle::python

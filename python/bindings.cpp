@@ -1,0 +1,78 @@
+// The module riffle._core: errors, and what concerns the whole process.
+#include "bindings.h"
+
+#include <nanobind/stl/vector.h>
+
+#include <mutex>
+#include <string>
+
+#include "arguments.h"
+#include "frameworks.h"
+#include "kernel_scope.h"
+#include "riffle/error.h"
+#include "riffle/runtime.h"
+
+namespace riffle::python {
+namespace {
+
+PyObject* ExceptionOf(Code code) {
+  switch (code) {
+    case Code::kBadDType:
+      return PyExc_TypeError;
+    case Code::kOutOfMemory:
+      return PyExc_MemoryError;
+    default:
+      return PyExc_ValueError;
+  }
+}
+
+void Translate(const std::exception_ptr& error, void*) {
+  try {
+    std::rethrow_exception(error);
+  } catch (const Error& e) {
+    PyErr_SetString(ExceptionOf(e.code()), e.what());
+  }
+}
+
+nb::dict PyInfo() {
+  nb::dict info;
+  info["version"] = Version();
+  info["target"] = Target();
+  info["targets"] = Targets();
+  info["threads"] = NumThreads();
+  return info;
+}
+
+void PySetNumThreads(nb::handle n) {
+  const int threads = Int32(n, "n");
+  const nb::gil_scoped_release no_gil;  // it waits for a running call
+  SetNumThreads(threads);
+}
+
+void PySetTarget(nb::handle name) {
+  std::string target;
+  if (!name.is_none() && !nb::try_cast(name, target)) {
+    ThrowTypeError("name must be a str or None, not " + nb::cast<std::string>(nb::repr(name)));
+  }
+  const nb::gil_scoped_release no_gil;
+  const std::unique_lock<std::shared_mutex> lock(target_mutex);
+  SetTarget(target);
+}
+
+}  // namespace
+
+void BindRuntime(nb::module_& m) {
+  m.attr("__version__") = std::string(Version());
+  m.def("info", &PyInfo);
+  m.def("set_num_threads", &PySetNumThreads, nb::arg().none());
+  m.def("set_target", &PySetTarget, nb::arg().none());
+}
+
+}  // namespace riffle::python
+
+NB_MODULE(_core, m) {
+  nanobind::register_exception_translator(riffle::python::Translate);
+  riffle::python::LoadKnown();
+  riffle::python::BindRuntime(m);
+  riffle::python::BindTopK(m);
+}

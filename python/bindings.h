@@ -1,0 +1,12 @@
+// The parts of riffle._core, one file a capability. They marshal; what arguments mean and which are
+// wrong is the library's to say. Docstrings and signatures are in riffle/*.py.
+#pragma once
+
+#include <nanobind/nanobind.h>
+
+namespace riffle::python {
+
+void BindRuntime(nanobind::module_& m);
+void BindTopK(nanobind::module_& m);
+
+}  // namespace riffle::python

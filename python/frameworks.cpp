@@ -1,0 +1,159 @@
+#include "frameworks.h"
+
+#include <nanobind/ndarray.h>
+
+namespace riffle::python {
+namespace {
+
+constexpr const char* kElementNames[] = {"float32", "float16", "bfloat16",
+                                         "int32",   "int64",   "float64"};
+
+// An imported module, or null: asking for JAX must not import JAX.
+nb::object ImportedModule(const char* name) {
+  PyObject* const modules = PyImport_GetModuleDict();
+  return nb::borrow(PyDict_GetItemString(modules, name));
+}
+
+bool IsInstance(nb::handle object, const char* module_name, const char* outer, const char* type) {
+  const nb::object module = ImportedModule(module_name);
+  if (!module.is_valid()) {
+    return false;
+  }
+  const nb::object scope = outer != nullptr ? nb::getattr(module, outer, nb::none()) : module;
+  const nb::object wanted = nb::getattr(scope, type, nb::none());
+  return !wanted.is_none() && nb::isinstance(object, wanted);
+}
+
+Framework FindFramework(nb::handle object) {
+  if (nb::isinstance(object, known().numpy_array)) {
+    return Framework::kNumPy;
+  }
+  if (IsInstance(object, "torch", nullptr, "Tensor")) {
+    return Framework::kTorch;
+  }
+  if (IsInstance(object, "jax", "core", "Tracer")) {
+    return Framework::kJaxTracer;
+  }
+  if (IsInstance(object, "jax", nullptr, "Array")) {
+    return Framework::kJax;
+  }
+  return nb::ndarray_check(object) ? Framework::kOther : Framework::kNone;
+}
+
+}  // namespace
+
+Known::Known() {
+  const nb::module_ numpy = nb::module_::import_("numpy");
+  numpy_array = numpy.attr("ndarray");
+  numpy_empty = numpy.attr("empty");
+  numpy_uint16 = numpy.attr("dtype")("uint16");
+  for (int i = 0; i < kElements; ++i) {
+    if (static_cast<Element>(i) != Element::kBF16) {
+      numpy_dtypes[i] = numpy.attr("dtype")(kElementNames[i]);
+    }
+  }
+}
+
+namespace {
+Known* the_known = nullptr;  // never destroyed: the interpreter may be gone by then
+}  // namespace
+
+void LoadKnown() { the_known = new Known; }
+Known& known() { return *the_known; }
+
+nb::object Checked(PyObject* result) {
+  if (result == nullptr) {
+    nb::raise_python_error();
+  }
+  return nb::steal(result);
+}
+
+nb::object Get(nb::handle object, const nb::str& name) {
+  return Checked(PyObject_GetAttr(object.ptr(), name.ptr()));
+}
+
+nb::object CallMethod(nb::handle object, const nb::str& name, nb::handle argument) {
+  PyObject* arguments[] = {object.ptr(), argument.ptr()};
+  return Checked(
+      PyObject_VectorcallMethod(name.ptr(), arguments, argument.is_valid() ? 2 : 1, nullptr));
+}
+
+bool IsTrue(nb::handle object) {
+  const int truth = PyObject_IsTrue(object.ptr());
+  if (truth < 0) {
+    nb::raise_python_error();
+  }
+  return truth != 0;
+}
+
+void ThrowValueError(const std::string& text) { throw nb::value_error(text.c_str()); }
+void ThrowTypeError(const std::string& text) { throw nb::type_error(text.c_str()); }
+
+nb::handle NumPyDType(Element element) {
+  nb::object& dtype = known().numpy_dtypes[static_cast<int>(element)];
+  if (!dtype.is_valid()) {
+    dtype = nb::module_::import_("numpy").attr("dtype")(
+        nb::module_::import_("ml_dtypes").attr("bfloat16"));
+  }
+  return dtype;
+}
+
+nb::handle TorchDType(Element element) {
+  nb::object& dtype = known().torch_dtypes[static_cast<int>(element)];
+  if (!dtype.is_valid()) {
+    dtype = nb::module_::import_("torch").attr(kElementNames[static_cast<int>(element)]);
+  }
+  return dtype;
+}
+
+Element ElementOfNumPy(nb::handle dtype) {
+  for (int i = 0; i < kElements; ++i) {
+    if (known().numpy_dtypes[i].is(dtype)) {
+      return static_cast<Element>(i);
+    }
+  }
+  if (nb::cast<std::string>(nb::str(dtype)) != "bfloat16") {
+    return Element::kOther;
+  }
+  known().numpy_dtypes[static_cast<int>(Element::kBF16)] = nb::borrow(dtype);
+  return Element::kBF16;
+}
+
+Element ElementOf(DType dtype) {
+  return dtype == DType::kF32   ? Element::kF32
+         : dtype == DType::kF16 ? Element::kF16
+                                : Element::kBF16;
+}
+
+int64_t SizeOf(Element element) {
+  switch (element) {
+    case Element::kF16:
+    case Element::kBF16:
+      return 2;
+    case Element::kF64:
+    case Element::kI64:
+      return 8;
+    default:
+      return 4;
+  }
+}
+
+const char* Name(Element element) { return kElementNames[static_cast<int>(element)]; }
+
+Framework FrameworkOf(nb::handle object) {
+  constexpr size_t kMaxTypes = 64;  // a program that makes array types forever must not fill memory
+  PyTypeObject* const type = Py_TYPE(object.ptr());
+  for (const auto& [known_type, framework] : known().types) {
+    if (known_type == type) {
+      return framework;
+    }
+  }
+  const Framework framework = FindFramework(object);
+  if (framework != Framework::kNone && known().types.size() < kMaxTypes) {
+    Py_INCREF(reinterpret_cast<PyObject*>(type));
+    known().types.emplace_back(type, framework);
+  }
+  return framework;
+}
+
+}  // namespace riffle::python

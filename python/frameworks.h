@@ -1,0 +1,75 @@
+// Array frameworks: whose an object is, how each names an element type, and quick access to their
+// objects. A framework is asked for only when one of its arrays comes, and never imported before.
+#pragma once
+
+#include <nanobind/nanobind.h>
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/string_view.h>
+
+#include <cstdint>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "riffle/types.h"
+
+namespace riffle::python {
+
+namespace nb = nanobind;
+
+enum class Framework : uint8_t {
+  kNone,  // not an array
+  kNumPy,
+  kTorch,
+  kJax,
+  kJaxTracer,
+  kOther,  // whatever exports DLPack or a buffer; results for it are NumPy's
+};
+
+Framework FrameworkOf(nb::handle object);
+
+enum class Element : uint8_t { kF32, kF16, kBF16, kI32, kI64, kF64, kOther };
+inline constexpr int kElements = static_cast<int>(Element::kOther);
+
+const char* Name(Element element);
+int64_t SizeOf(Element element);
+Element ElementOf(DType dtype);
+// kOther for what is none of them by identity: NumPy's dtypes may also be equal without being one.
+Element ElementOfNumPy(nb::handle dtype);
+nb::handle NumPyDType(Element element);
+nb::handle TorchDType(Element element);
+
+// References that live as long as the process, so that a small call is a few pointer comparisons:
+// frameworks are looked up once a type, and only those that are imported already.
+struct Known {
+  nb::str dtype = Intern("dtype"), is_cpu = Intern("is_cpu"), is_neg = Intern("is_neg"),
+          resolve_neg = Intern("resolve_neg"), requires_grad = Intern("requires_grad"),
+          view = Intern("view"), new_empty = Intern("new_empty"),
+          block_until_ready = Intern("block_until_ready");
+  nb::object dtype_keyword = nb::make_tuple(dtype);  // names of keyword arguments
+
+  nb::object numpy_array, numpy_empty, numpy_uint16;
+  nb::object numpy_dtypes[kElements];                      // bfloat16: null until an array has it
+  nb::object torch_dtypes[kElements];                      // null until a tensor comes
+  std::vector<std::pair<PyTypeObject*, Framework>> types;  // held
+
+  Known();
+
+  static nb::str Intern(const char* text) {
+    return nb::steal<nb::str>(PyUnicode_InternFromString(text));
+  }
+};
+
+Known& known();
+void LoadKnown();  // once, before all else
+
+// The Python API with exceptions; `name` is one of Known's, so that no string is made.
+nb::object Checked(PyObject* result);
+nb::object Get(nb::handle object, const nb::str& name);
+nb::object CallMethod(nb::handle object, const nb::str& name, nb::handle argument = {});
+bool IsTrue(nb::handle object);
+
+[[noreturn]] void ThrowValueError(const std::string& text);
+[[noreturn]] void ThrowTypeError(const std::string& text);
+
+}  // namespace riffle::python

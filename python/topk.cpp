@@ -1,0 +1,362 @@
+// Selection: Python's arguments to riffle/topk.h and back.
+#include "riffle/topk.h"
+
+#include <algorithm>
+#include <cstdlib>
+#include <optional>
+#include <string_view>
+#include <vector>
+
+#include "arguments.h"
+#include "array.h"
+#include "bindings.h"
+#include "kernel_scope.h"
+
+namespace riffle::python {
+namespace {
+
+// The rows of x [..., n]. Where the strides of the leading axes do not make one, x falls into
+// blocks of rows that have one stride each.
+class Rows {
+ public:
+  explicit Rows(const Array& x) : data_(static_cast<uint8_t*>(x.data())) {
+    if (x.ndim() == 0) {
+      CheckAxes(x, 1, "[..., n]");
+    }
+    CheckLastAxisContiguous(x);
+    element_size_ = SizeOf(x.element());
+    cols_ = x.axis(-1).size;
+    for (int i = 0; i + 1 < x.ndim(); ++i) {
+      rows_ *= x.axis(i).size;
+    }
+    if (rows_ > 1) {
+      outer_ = MergeAxes(x, 0, x.ndim() - 1, axes_) - 1;
+    } else {
+      axes_[0] = {rows_, 0};
+    }
+  }
+
+  int64_t rows() const { return rows_; }
+  int64_t cols() const { return cols_; }
+  int64_t block_rows() const { return axes_[outer_].size; }
+  int64_t stride() const { return axes_[outer_].stride; }
+  int64_t blocks() const { return rows_ == 0 ? 0 : rows_ / block_rows(); }
+
+  uint8_t* Block(int64_t block) const {
+    int64_t offset = 0;
+    for (int i = outer_ - 1; i >= 0; --i) {
+      offset += block % axes_[i].size * axes_[i].stride;
+      block /= axes_[i].size;
+    }
+    return data_ + offset * element_size_;
+  }
+
+  // The bytes from the first to past the last that any row has.
+  std::pair<const uint8_t*, const uint8_t*> Extent() const {
+    int64_t low = 0;
+    int64_t high = cols_;
+    for (int i = 0; i <= outer_; ++i) {
+      const int64_t last = (axes_[i].size - 1) * axes_[i].stride;
+      (last < 0 ? low : high) += last;
+    }
+    return {data_ + low * element_size_, data_ + high * element_size_};
+  }
+
+ private:
+  uint8_t* data_;
+  int64_t element_size_;
+  int64_t cols_;
+  int64_t rows_ = 1;
+  int outer_ = 0;  // axes outside a block's rows
+  Axis axes_[kMaxAxes];
+};
+
+// One k, or one per row.
+struct K {
+  std::optional<Int32Span> per_row;
+  int64_t width = 0;  // the largest
+
+  K(nb::handle k, const MatrixView& x, const TopKOptions& options) {
+    // The door's own checks, of k and the options, before anything is allocated by them.
+    MatrixView no_rows = x;
+    no_rows.rows = 0;
+    if (PyLong_Check(k.ptr()) || nb::cast<int>(nb::getattr(k, "ndim", nb::int_(0))) == 0) {
+      width = Int64(k, "k");
+      TopK(no_rows, width, {}, options);
+      return;
+    }
+    const std::span<const int32_t> values = per_row.emplace(k, "k").get();
+    TopK(no_rows, std::span<const int32_t>(), {}, options);
+    const auto [least, most] = std::minmax_element(values.begin(), values.end());
+    if (static_cast<int64_t>(values.size()) != x.rows ||
+        (x.rows > 0 && (*least < 1 || *most > x.cols))) {
+      TopK(x, values, {}, options);  // throws, with the text
+    }
+    width = x.rows > 0 ? *most : 0;
+  }
+};
+
+struct Options {
+  std::vector<int> schedule;
+  TopKOptions options;
+
+  Options(nb::handle sorted, nb::handle algorithm, nb::handle lanes, nb::handle depth_schedule) {
+    options.sorted = IsTrue(sorted);
+    options.algorithm = AlgorithmOf(algorithm);
+    options.lanes = Int32(lanes, "lanes");
+    schedule = Schedule(depth_schedule);
+    options.depth_schedule = schedule;
+  }
+
+  static Algorithm AlgorithmOf(nb::handle name) {
+    std::string_view text;
+    if (nb::try_cast(name, text)) {
+      if (text == "auto") return Algorithm::kAuto;
+      if (text == "bucket_maxima") return Algorithm::kBucketMaxima;
+      if (text == "lane_sort") return Algorithm::kLaneSort;
+    }
+    ThrowValueError("algorithm = " + nb::cast<std::string>(nb::repr(name)) +
+                    " is none of 'auto', 'bucket_maxima', 'lane_sort'");
+  }
+
+  static std::vector<int> Schedule(nb::handle depths) {
+    std::vector<int> schedule;
+    if (!depths.is_none()) {
+      for (const nb::handle depth : depths) {
+        schedule.push_back(Int32(depth, "depth_schedule"));
+      }
+    }
+    return schedule;
+  }
+};
+
+// An output [..., width]: the caller's, or a new one like x.
+class Output {
+ public:
+  Output(const Array& x, nb::handle given, const char* name, Element element,
+         std::span<const int64_t> shape, int64_t rows) {
+    if (given.is_none()) {
+      fresh_ = NewArrayLike(x, element, shape);
+      data_ = static_cast<uint8_t*>(fresh_.data);
+      stride_ = shape.back();
+    } else {
+      Adopt(given, name, element, shape, rows);
+    }
+    row_bytes_ = stride_ * SizeOf(element);
+  }
+
+  bool given() const { return given_.has_value(); }
+  const Rows& rows() const { return *rows_; }  // of a given one
+  int64_t stride() const { return stride_; }
+  uint8_t* Row(int64_t row) const { return data_ + row * row_bytes_; }
+  nb::object Finish(const Array& x) {
+    return given() ? nb::borrow(given_->object()) : Finished(x, std::move(fresh_));
+  }
+
+ private:
+  void Adopt(nb::handle given, const char* name, Element element, std::span<const int64_t> shape,
+             int64_t rows) {
+    const Array& array = given_.emplace(given, name, Access::kWrite);
+    CheckElement(array, element);
+    CheckShape(array, shape);
+    rows_.emplace(array);
+    if (rows_->blocks() > 1) {
+      ThrowValueError(std::string(name) +
+                      "'s leading axes have no common row stride; rows must be evenly spaced");
+    }
+    data_ = static_cast<uint8_t*>(array.data());
+    stride_ = rows > 1 ? rows_->stride() : shape.back();
+  }
+
+  std::optional<Array> given_;
+  std::optional<Rows> rows_;
+  NewArray fresh_;
+  uint8_t* data_ = nullptr;
+  int64_t stride_ = 0;
+  int64_t row_bytes_ = 0;
+};
+
+// The door checks the memory of each block; what lies between blocks is for us to check.
+void CheckApart(const Rows& rows, const char* name, const Rows& other, const char* other_name) {
+  const auto [begin, end] = rows.Extent();
+  const auto [other_begin, other_end] = other.Extent();
+  if (begin < other_end && other_begin < end) {
+    ThrowValueError(std::string(name) + " shares memory with " + other_name +
+                    ", or lies within it");
+  }
+}
+
+void CheckBlocksApart(const Rows& x, const Output& values, const Output& indices) {
+  if (x.blocks() <= 1 || !values.given()) {
+    return;
+  }
+  for (const Output* out : {&values, &indices}) {
+    const char* const name = out == &values ? "out.values" : "out.indices";
+    if (std::abs(out->stride()) < out->rows().cols()) {
+      ThrowValueError(std::string(name) + "'s rows overlap");
+    }
+    CheckApart(out->rows(), name, x, "x");
+  }
+  CheckApart(indices.rows(), "out.indices", values.rows(), "out.values");
+}
+
+// (values, indices) of `out`: two Nones when there is none.
+std::pair<nb::object, nb::object> Pair(nb::handle out) {
+  if (out.is_none()) {
+    return {nb::none(), nb::none()};
+  }
+  if (!(nb::isinstance<nb::tuple>(out) || nb::isinstance<nb::list>(out)) || nb::len(out) != 2) {
+    ThrowTypeError("out must be a TopK, or another pair (values, indices)");
+  }
+  return {out[0], out[1]};
+}
+
+template <typename T, typename Member>
+nb::object Column(const Array& x, Element element, const std::vector<TopKStats>& stats,
+                  Member member) {
+  const int64_t shape[] = {static_cast<int64_t>(stats.size())};
+  NewArray column = NewArrayLike(x, element, shape);
+  std::transform(stats.begin(), stats.end(), static_cast<T*>(column.data),
+                 [member](const TopKStats& row) { return static_cast<T>(row.*member); });
+  return Finished(x, std::move(column));
+}
+
+nb::object PyTopK(nb::handle x_object, nb::handle k_object, nb::handle sorted, nb::handle algorithm,
+                  nb::handle lanes, nb::handle depth_schedule, nb::handle out, bool return_stats) {
+  const Array x(x_object, "x");
+  const DType dtype = FloatingDType(x);
+  const Rows rows(x);
+  const Options options(sorted, algorithm, lanes, depth_schedule);
+  const K k(k_object, {x.data(), dtype, rows.rows(), rows.cols(), 0}, options.options);
+
+  int64_t shape[kMaxAxes];
+  for (int i = 0; i < x.ndim(); ++i) {
+    shape[i] = x.axis(i).size;
+  }
+  shape[x.ndim() - 1] = k.width;
+  const std::span<const int64_t> out_shape(shape, static_cast<size_t>(x.ndim()));
+  const auto [values_object, indices_object] = Pair(out);
+  Output values(x, values_object, "out.values", x.element(), out_shape, rows.rows());
+  Output indices(x, indices_object, "out.indices", Element::kI32, out_shape, rows.rows());
+  CheckBlocksApart(rows, values, indices);
+  std::vector<TopKStats> stats(return_stats ? static_cast<size_t>(rows.rows()) : 0);
+  {
+    const KernelScope scope;
+    for (int64_t block = 0; block < rows.blocks(); ++block) {
+      const int64_t row = block * rows.block_rows();
+      const MatrixView view{rows.Block(block), dtype, rows.block_rows(), rows.cols(),
+                            rows.stride()};
+      const TopKOut block_out{values.Row(row), values.stride(),
+                              reinterpret_cast<int32_t*>(indices.Row(row)), indices.stride(),
+                              return_stats ? stats.data() + row : nullptr};
+      if (k.per_row) {
+        TopK(view,
+             k.per_row->get().subspan(static_cast<size_t>(row), static_cast<size_t>(view.rows)),
+             block_out, options.options);
+      } else {
+        TopK(view, k.width, block_out, options.options);
+      }
+    }
+  }
+  if (!return_stats) {
+    return nb::make_tuple(values.Finish(x), indices.Finish(x));
+  }
+  return nb::make_tuple(values.Finish(x), indices.Finish(x),
+                        Column<float>(x, Element::kF32, stats, &TopKStats::kth_value),
+                        Column<int64_t>(x, Element::kI64, stats, &TopKStats::ties_at_kth),
+                        Column<int64_t>(x, Element::kI64, stats, &TopKStats::elements_examined),
+                        Column<int32_t>(x, Element::kI32, stats, &TopKStats::depth));
+}
+
+// What both per-row forms share. `door` takes (x, indices) and throws for a bad k when x has no
+// rows.
+template <typename Door>
+nb::object PerRow(const Array& x, int64_t k, nb::handle out, const Door& door) {
+  const DType dtype = FloatingDType(x);
+  CheckAxes(x, 2, "[rows, n]");
+  const Rows rows(x);
+  const MatrixView view{x.data(), dtype, rows.rows(), rows.cols(), rows.stride()};
+  MatrixView no_rows = view;
+  no_rows.rows = 0;
+  door(no_rows, OutView<int32_t>{});
+  const int64_t shape[] = {rows.rows(), k};
+  Output indices(x, out, "out", Element::kI32, shape, rows.rows());
+  {
+    const KernelScope scope;
+    door(view, OutView<int32_t>{reinterpret_cast<int32_t*>(indices.Row(0)), indices.stride()});
+  }
+  return indices.Finish(x);
+}
+
+nb::object PyTopKPerRow(nb::handle x_object, nb::handle starts_object, nb::handle ends_object,
+                        nb::handle k_object, nb::handle sorted, nb::handle out) {
+  const Array x(x_object, "x");
+  const Int32Span starts(starts_object, "starts");
+  const Int32Span ends(ends_object, "ends");
+  const int64_t k = Int64(k_object, "k");
+  TopKOptions options;
+  options.sorted = IsTrue(sorted);
+  return PerRow(x, k, out, [&](const MatrixView& view, const OutView<int32_t>& indices) {
+    const bool empty = view.rows == 0;
+    TopKPerRow(view, empty ? std::span<const int32_t>() : starts.get(),
+               empty ? std::span<const int32_t>() : ends.get(), k, indices, options);
+  });
+}
+
+nb::object PyTopKPerRowDecode(nb::handle x_object, nb::handle seq_lens_object, nb::handle k_object,
+                              nb::handle next_n_object, nb::handle out) {
+  const Array x(x_object, "x");
+  const Int32Span seq_lens(seq_lens_object, "seq_lens");
+  const int64_t k = Int64(k_object, "k");
+  const int next_n = Int32(next_n_object, "next_n");
+  return PerRow(x, k, out, [&](const MatrixView& view, const OutView<int32_t>& indices) {
+    const bool empty = view.rows == 0;
+    TopKPerRowDecode(view, empty ? std::span<const int32_t>() : seq_lens.get(), next_n, k, indices);
+  });
+}
+
+nb::dict PyPlanTopK(nb::handle n, nb::handle k, nb::handle rows, nb::handle lanes,
+                    nb::handle depth_schedule) {
+  const std::vector<int> schedule = Options::Schedule(depth_schedule);
+  const TopKPlan plan =
+      PlanTopK(Int64(n, "n"), Int64(k, "k"), Int64(rows, "rows"), Int32(lanes, "lanes"), schedule);
+  nb::list depths;
+  for (const int depth : plan.depth_schedule) {
+    depths.append(depth);
+  }
+  nb::list done;
+  for (const double probability : plan.batch_done) {
+    done.append(probability);
+  }
+  nb::dict result;
+  result["algorithm"] = plan.algorithm == Algorithm::kLaneSort ? "lane_sort" : "bucket_maxima";
+  result["buckets"] = plan.buckets;
+  result["bucket_size"] = plan.bucket_size;
+  result["depth_schedule"] = depths;
+  result["batch_done"] = done;
+  result["expected_depth"] = plan.expected_depth;
+  result["expected_batch_depth"] = plan.expected_batch_depth;
+  return result;
+}
+
+nb::object PyDepthProbabilities(nb::handle k, nb::handle lanes) {
+  const std::vector<double> probabilities =
+      DepthProbabilities(Int32(k, "k"), Int32(lanes, "lanes"));
+  const int64_t shape[] = {static_cast<int64_t>(probabilities.size())};
+  const NewArray array = NewNumPyArray(Element::kF64, shape);
+  std::copy(probabilities.begin(), probabilities.end(), static_cast<double*>(array.data));
+  return array.object;
+}
+
+}  // namespace
+
+void BindTopK(nb::module_& m) {
+  const auto any = nb::arg().none();  // what None means is for the functions to say
+  m.def("top_k", &PyTopK, any, any, any, any, any, any, any, any);
+  m.def("top_k_per_row", &PyTopKPerRow, any, any, any, any, any, any);
+  m.def("top_k_per_row_decode", &PyTopKPerRowDecode, any, any, any, any, any);
+  m.def("plan_top_k", &PyPlanTopK, any, any, any, any, any);
+  m.def("depth_probabilities", &PyDepthProbabilities, any, any);
+}
+
+}  // namespace riffle::python
