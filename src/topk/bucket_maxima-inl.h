@@ -46,36 +46,48 @@ struct Leaves {
 
   // The vectors of one bucket, reduced lane by lane.
   HWY_INLINE V Bucket(const TI* from, size_t vectors) {
+    const size_t lanes = hn::Lanes(d);
     V max = Load(from);
-    for (size_t i = 1; i < vectors; ++i) {
-      max = hn::Max(max, Load(from + i * hn::Lanes(d)));
+    size_t i = 1;
+    for (; i + 3 < vectors; i += 4) {
+      const V pair0 = hn::Max(Load(from + i * lanes), Load(from + (i + 1) * lanes));
+      const V pair1 = hn::Max(Load(from + (i + 2) * lanes), Load(from + (i + 3) * lanes));
+      max = hn::Max(max, hn::Max(pair0, pair1));
+    }
+    for (; i < vectors; ++i) {
+      max = hn::Max(max, Load(from + i * lanes));
     }
     return max;
   }
 };
 
-constexpr size_t ReverseBits(size_t value, size_t count) {
-  size_t reversed = 0;
-  for (size_t i = 0; i < count; ++i) {
-    reversed |= ((value >> i) & 1) << (count - 1 - i);
-  }
-  return reversed;
-}
-
-// Buckets [kFirst, ...) of one 16-byte block's worth of a superblock: position p of every block of
-// the result holds a part of bucket p's maximum. Interleaving reverses the bits of the positions,
-// so the buckets are visited in that order.
-template <size_t kLevel, size_t kLevels, size_t kIndex, size_t kVectors, class L, typename TI>
+// Buckets [kFirst, kFirst + 2^kLevel) of one 16-byte block's worth of a superblock, visited as they
+// lie in memory: each position of every block of the result holds a part of one bucket's maximum.
+// Interleaving reverses the bits of the positions.
+template <size_t kLevel, size_t kFirst, size_t kVectors, class L, typename TI>
 HWY_INLINE typename L::V BlockTree(L& leaves, const TI* block, size_t vectors) {
+  const size_t count = kVectors != 0 ? kVectors : vectors;
   if constexpr (kLevel == 0) {
-    const size_t size = (kVectors != 0 ? kVectors : vectors) * hn::Lanes(leaves.d);
-    return leaves.Bucket(block + ReverseBits(kIndex, kLevels) * size,
-                         kVectors != 0 ? kVectors : vectors);
+    return leaves.Bucket(block + kFirst * count * hn::Lanes(leaves.d), count);
   } else {
     constexpr size_t kHalf = size_t{1} << (kLevel - 1);
-    const auto a = BlockTree<kLevel - 1, kLevels, kIndex, kVectors>(leaves, block, vectors);
-    const auto b = BlockTree<kLevel - 1, kLevels, kIndex + kHalf, kVectors>(leaves, block, vectors);
+    const auto a = BlockTree<kLevel - 1, kFirst, kVectors>(leaves, block, vectors);
+    const auto b = BlockTree<kLevel - 1, kFirst + kHalf, kVectors>(leaves, block, vectors);
     return hn::Max(hn::InterleaveLower(leaves.d, a, b), hn::InterleaveUpper(leaves.d, a, b));
+  }
+}
+
+// Element i of each 16-byte block to the position with the bits of i reversed.
+template <class D, class V = hn::Vec<D>>
+HWY_INLINE V ReversePositions(D d, V v) {
+  if constexpr (sizeof(hn::TFromD<D>) == 4) {
+    return hn::Per4LaneBlockShuffle<3, 1, 2, 0>(v);
+  } else {
+    HWY_ALIGN static constexpr uint8_t kTable[16] = {0, 1, 8,  9,  4, 5, 12, 13,
+                                                     2, 3, 10, 11, 6, 7, 14, 15};
+    const hn::Repartition<uint8_t, D> bytes;
+    return hn::BitCast(
+        d, hn::TableLookupBytes(hn::BitCast(bytes, v), hn::LoadDup128(bytes, kTable)));
   }
 }
 
@@ -88,26 +100,23 @@ HWY_INLINE typename L::V Superblock(L& leaves, const TI* from, size_t vectors) {
   const auto d = leaves.d;
   const size_t step = (kVectors != 0 ? kVectors : vectors) * hn::Lanes(d) * kPerBlock;
   const auto block = [&](size_t i) HWY_ATTR {
-    return BlockTree<kLevels, kLevels, 0, kVectors>(leaves, from + i * step, vectors);
+    return BlockTree<kLevels, 0, kVectors>(leaves, from + i * step, vectors);
   };
+  const auto merge_halves = [&](auto a, auto b) HWY_ATTR {
+    return hn::Max(hn::ConcatLowerLower(d, b, a), hn::ConcatUpperUpper(d, b, a));
+  };
+  const auto b0 = block(0);
   if constexpr (kBlocks == 1) {
-    return block(0);
+    return ReversePositions(d, b0);
+  } else if constexpr (kBlocks == 2) {
+    return ReversePositions(d, merge_halves(b0, block(1)));
   } else {
-    const auto merge_halves = [&](auto a, auto b) HWY_ATTR {
-      return hn::Max(hn::ConcatLowerLower(d, b, a), hn::ConcatUpperUpper(d, b, a));
-    };
-    if constexpr (kBlocks == 2) {
-      const auto a = block(0);
-      return merge_halves(a, block(1));
-    } else {
-      static_assert(kBlocks == 4);
-      const auto b0 = block(0);
-      const auto b1 = block(1);
-      const auto even = merge_halves(b0, block(2));  // blocks 0 0 2 2
-      const auto odd = merge_halves(b1, block(3));   // blocks 1 1 3 3
-      return hn::Max(hn::OddEvenBlocks(odd, even),
-                     hn::SwapAdjacentBlocks(hn::OddEvenBlocks(even, odd)));
-    }
+    static_assert(kBlocks == 4);
+    const auto b1 = block(1);
+    const auto even = merge_halves(b0, block(2));  // blocks 0 0 2 2
+    const auto odd = merge_halves(b1, block(3));   // blocks 1 1 3 3
+    return ReversePositions(d, hn::Max(hn::OddEvenBlocks(odd, even),
+                                       hn::SwapAdjacentBlocks(hn::OddEvenBlocks(even, odd))));
   }
 }
 

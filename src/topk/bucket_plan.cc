@@ -7,8 +7,6 @@
 namespace riffle {
 namespace {
 
-constexpr size_t kVector = 64;  // room for one vector: elements of the widest, for any type
-
 size_t Aligned(size_t bytes) { return (bytes + 63) / 64 * 64; }
 
 }  // namespace
@@ -27,12 +25,24 @@ BucketPlan PlanBuckets(int64_t n, int64_t k) {
   return {size, buckets};
 }
 
+SamplePlan PlanSample(size_t n, size_t k) {
+  constexpr size_t kSample = 4096;
+  if (n < 4 * kSample || k > n / 2) {
+    return {};
+  }
+  const size_t stride = n / kSample;
+  const double expected = static_cast<double>(k) * kSample / static_cast<double>(n);
+  const auto enough = static_cast<size_t>(expected + 4 * std::sqrt(expected) + 4);
+  return {kSample, stride, std::min(enough, kSample)};
+}
+
 FinishLayout PlanFinish(const RowTask& task) {
   const auto n = static_cast<size_t>(task.n);
   const auto k = static_cast<size_t>(task.k);
   const auto size = static_cast<size_t>(task.plan.size);
   const auto buckets = static_cast<size_t>(task.plan.buckets);
-  const size_t candidates = buckets == 0 ? n : std::min(n, BucketLimit(k) * size);
+  const size_t candidates =
+      buckets == 0 ? n : std::max(buckets, std::min(n, BucketLimit(k) * size));
   const size_t to_sort = std::min(candidates, std::max(SortLimit(k, true), SortLimit(k, false)));
   FinishLayout layout;
   size_t end = 0;
@@ -41,13 +51,12 @@ FinishLayout PlanFinish(const RowTask& task) {
     end += Aligned(count * width);
     return begin;
   };
-  layout.keys = place(candidates + kVector, SizeOf(task.dtype));
-  layout.indices = place(candidates + kVector, sizeof(int32_t));
-  layout.ids = place(buckets == 0 ? 0 : std::min(buckets, BucketLimit(k)) + kVector,
-                     sizeof(int32_t));
-  layout.ties = place(k + kVector, sizeof(int32_t));
+  layout.keys = place(candidates + kSlack, SizeOf(task.dtype));
+  layout.indices = place(candidates + kSlack, sizeof(int32_t));
+  layout.ids = place(std::min(buckets, BucketLimit(k)) + kSlack, sizeof(int32_t));
+  layout.ties = place(k + kSlack, sizeof(int32_t));
   layout.pairs = place(2 * to_sort, sizeof(uint64_t));
-  layout.maxima = place(buckets + kVector, SizeOf(task.dtype));
+  layout.maxima = place(buckets + kSlack, SizeOf(task.dtype));
   layout.bytes = end;
   return layout;
 }
@@ -55,7 +64,7 @@ FinishLayout PlanFinish(const RowTask& task) {
 size_t BucketMaximaScratch(const RowTask& task) { return PlanFinish(task).bytes; }
 
 size_t MaximaBytes(const RowTask& task) {
-  return Aligned((static_cast<size_t>(task.plan.buckets) + kVector) * SizeOf(task.dtype));
+  return Aligned((static_cast<size_t>(task.plan.buckets) + kSlack) * SizeOf(task.dtype));
 }
 
 }  // namespace riffle

@@ -6,6 +6,8 @@
 #define RIFFLE_TOPK_FINISH_INL_H_
 #endif
 
+#include <hwy/cache_control.h>
+
 #include "topk/bucket_maxima-inl.h"
 #include "topk/finish.h"
 #include "topk/select-inl.h"
@@ -28,13 +30,12 @@ struct Row {
   uint64_t* pairs;  // radix sort
   size_t examined = 0;
 
-  Row(const RowTask& row_task, Format<TI> row_format, uint8_t* scratch)
+  Row(const RowTask& row_task, Format<TI> row_format, const FinishLayout& layout, uint8_t* scratch)
       : task(row_task),
         x(static_cast<const TI*>(row_task.x)),
         n(static_cast<size_t>(row_task.n)),
         k(static_cast<size_t>(row_task.k)),
         format(row_format) {
-    const FinishLayout layout = PlanFinish(row_task);
     candidates = {reinterpret_cast<TI*>(scratch + layout.keys),
                   reinterpret_cast<int32_t*>(scratch + layout.indices), 0};
     ids = reinterpret_cast<int32_t*>(scratch + layout.ids);
@@ -42,9 +43,9 @@ struct Row {
     pairs = reinterpret_cast<uint64_t*>(scratch + layout.pairs);
   }
 
-  TI At(int32_t i) const {  // of any alignment
+  TI At(size_t i) const {  // of any alignment
     TI value;
-    std::memcpy(&value, static_cast<const uint8_t*>(task.x) + i * int64_t{sizeof(TI)}, sizeof(TI));
+    std::memcpy(&value, static_cast<const uint8_t*>(task.x) + i * sizeof(TI), sizeof(TI));
     return value;
   }
 };
@@ -61,46 +62,82 @@ HWY_INLINE Loaded<TI> LoadKeys(const Row<TI>& row, size_t i, size_t end) {
   if (HWY_LIKELY(i + hn::Lanes(d) <= end)) {
     return {Keys(d, hn::LoadU(d, row.x + i), row.format), hn::FirstN(d, hn::Lanes(d))};
   }
-  return {Keys(d, hn::LoadN(d, row.x + i, end - i), row.format), hn::FirstN(d, end - i)};
+  return {Keys(d, LoadPart(d, row.x + i, end - i), row.format), hn::FirstN(d, end - i)};
 }
 
-// Appends to `candidates` the elements of a bucket whose key is >= bound. Where compressing is
-// cheap it is done for every vector: a branch on whether it holds one would be mispredicted for
-// most buckets, and wait for the bucket to arrive from memory each time.
+// Which of x[begin, begin + 64) are before `end` and have a key >= bound, one bit each.
 template <typename TI>
-HWY_INLINE void AppendBucket(Row<TI>& row, size_t bucket, TI bound,
-                             Candidates<TI>& candidates) {
+HWY_INLINE uint64_t ReachBits(const Row<TI>& row, size_t begin, size_t end, TI bound) {
   const Tag<TI> d;
   const auto limit = hn::Set(d, bound);
-  const size_t size = static_cast<size_t>(row.task.plan.size);
-  const size_t end = std::min(row.n, (bucket + 1) * size);
-  for (size_t i = bucket * size; i < end; i += hn::Lanes(d)) {
-    const Loaded<TI> loaded = LoadKeys(row, i, end);
-    const auto mask = hn::And(loaded.valid, hn::Ge(loaded.keys, limit));
-    if constexpr (HWY_TARGET > HWY_AVX3) {  // targets are numbered from the best down
-      if (hn::AllFalse(d, mask)) {
-        continue;
-      }
-    }
-    candidates.Append(d, loaded.keys, mask, static_cast<int32_t>(i));
+  uint64_t bits = 0;
+  for (size_t v = 0; v < 64 && begin + v < end; v += hn::Lanes(d)) {
+    const Loaded<TI> loaded = LoadKeys(row, begin + v, end);
+    bits |= Bits(d, hn::And(loaded.valid, hn::Ge(loaded.keys, limit))) << v;
   }
-  row.examined += end - bucket * size;
+  return bits;
+}
+
+// Appends to row.candidates the elements of x[begin, end) whose key is >= bound. The usual bucket
+// holds one, or few: they are taken one by one. (Compressing every vector without a branch took
+// twice as long: each vector stored ends in another cache line than it begins.)
+template <typename TI>
+HWY_INLINE void AppendRange(Row<TI>& row, size_t begin, size_t end, TI bound) {
+  constexpr int kDense = 12;
+  const Tag<TI> d;
+  Candidates<TI> candidates = row.candidates;  // in registers: the stores may alias the row
+  for (size_t i = begin; i < end; i += 64) {
+    uint64_t bits = ReachBits(row, i, end, bound);
+    if (HWY_UNLIKELY(std::popcount(bits) > kDense)) {
+      for (size_t v = 0; v < 64 && i + v < end; v += hn::Lanes(d)) {
+        const Loaded<TI> loaded = LoadKeys(row, i + v, end);
+        candidates.Append(d, loaded.keys,
+                          hn::And(loaded.valid, hn::Ge(loaded.keys, hn::Set(d, bound))),
+                          static_cast<int32_t>(i + v));
+      }
+      continue;
+    }
+    for (; bits != 0; bits &= bits - 1) {
+      const size_t at = i + static_cast<size_t>(std::countr_zero(bits));
+      candidates.keys[candidates.count] = Key(row.At(at), row.format);
+      candidates.indices[candidates.count++] = static_cast<int32_t>(at);
+    }
+  }
+  row.candidates.count = candidates.count;
+  row.examined += end - begin;
 }
 
 // All elements >= bound, from the buckets whose maximum reaches it, at most BucketLimit(k) of them.
+// Their lines are asked for first: the look at a bucket is too short for the processor to see many
+// buckets ahead.
 template <typename TI>
 void Collect(Row<TI>& row, const TI* maxima, TI bound) {
+  constexpr size_t kLine = 64 / sizeof(TI);
+  constexpr size_t kAhead = 32;
   const Tag<TI> d;
+  const size_t size = static_cast<size_t>(row.task.plan.size);
   const size_t buckets = static_cast<size_t>(row.task.plan.buckets);
   const auto limit = hn::Set(d, bound);
   size_t found = 0;
-  for (size_t b = 0; b < buckets; b += hn::Lanes(d)) {
-    const auto mask = hn::Ge(hn::LoadU(d, maxima + b), limit);
-    found += CompressIndices(d, mask, static_cast<int32_t>(b), row.ids + found);
+  for (size_t b = 0; b < buckets; b += hn::Lanes(d)) {  // what follows the maxima reaches no bound
+    for (uint64_t bits = Bits(d, hn::Ge(hn::LoadU(d, maxima + b), limit)); bits != 0;
+         bits &= bits - 1) {
+      row.ids[found++] = static_cast<int32_t>(b) + std::countr_zero(bits);
+    }
   }
-  row.candidates.count = 0;
+  const auto prefetch = [&](size_t i) {
+    const TI* bucket = row.x + static_cast<size_t>(row.ids[std::min(i, found - 1)]) * size;
+    for (size_t j = 0; j < size; j += kLine) {
+      hwy::Prefetch(bucket + j);
+    }
+  };
+  for (size_t i = 0; i < std::min(found, kAhead); ++i) {
+    prefetch(i);
+  }
   for (size_t i = 0; i < found; ++i) {
-    AppendBucket(row, static_cast<size_t>(row.ids[i]), bound, row.candidates);
+    prefetch(i + kAhead);
+    const size_t begin = static_cast<size_t>(row.ids[i]) * size;
+    AppendRange(row, begin, std::min(row.n, begin + size), bound);
   }
 }
 
@@ -135,7 +172,7 @@ void Emit(Row<TI>& row, size_t best, size_t ties) {
   if (row.task.values != nullptr) {
     uint8_t* values = static_cast<uint8_t*>(row.task.values);
     for (size_t i = 0; i < row.k; ++i) {
-      const TI value = row.At(out[i]);
+      const TI value = row.At(static_cast<size_t>(out[i]));
       std::memcpy(values + i * sizeof(TI), &value, sizeof(TI));
     }
   }
@@ -166,50 +203,92 @@ void SelectFromCandidates(Row<TI>& row) {
     SortAndEmit(row, 0);
     return;
   }
-  Pad(Tag<TI>(), candidates.keys, candidates.count);
+  const Tag<TI> d;
+  Pad(d, candidates.keys, candidates.count);
   const Bound<TI> bound = FindBound(candidates.keys, candidates.count, row.k, limit,
                                     row.format.lowest_key(), row.format);
   size_t ties = 0;
-  if (bound.count > limit) {  // more ties than fit: fewer than k are above them
-    const size_t above =
-        CountGe(candidates.keys, candidates.count, static_cast<TI>(bound.key + 1));
-    ties = row.k - above;
+  if (bound.reached > limit) {  // more ties than fit: fewer than k are above them
+    const TI above = static_cast<TI>(bound.key + 1);
+    ties = row.k - CountGe(candidates.keys, candidates.count, above);
     TakeEqual(candidates, bound.key, ties, row.ties);
-    KeepGe(candidates, static_cast<TI>(bound.key + 1));
+    KeepGe(candidates, above);
   } else {
     KeepGe(candidates, bound.key);
   }
   SortAndEmit(row, ties);
 }
 
+// A bound from a sample of the row, set so that more than k elements should reach it; one pass takes
+// those that do. If they are fewer than k the sample misled, and all elements are candidates.
 template <typename TI>
 void SelectFromAll(Row<TI>& row) {
-  const Tag<TI> d;
   Candidates<TI>& candidates = row.candidates;
-  for (size_t i = 0; i < row.n; i += hn::Lanes(d)) {
-    const Loaded<TI> loaded = LoadKeys(row, i, row.n);
-    hn::StoreU(loaded.keys, d, candidates.keys + i);
-    CompressIndices(d, hn::FirstN(d, hn::Lanes(d)), static_cast<int32_t>(i),
-                    candidates.indices + i);
+  const TI lowest = row.format.lowest_key();
+  TI bound = lowest;
+  const SamplePlan plan = PlanSample(row.n, row.k);
+  if (plan.count > 0) {
+    for (size_t i = 0; i < plan.count; ++i) {
+      candidates.keys[i] = Key(row.At(i * plan.stride), row.format);
+    }
+    Pad(Tag<TI>(), candidates.keys, plan.count);
+    bound = FindBound(candidates.keys, plan.count, plan.k, plan.k + plan.k / 16, lowest, row.format)
+                .key;
   }
-  candidates.count = row.n;
+  for (;;) {
+    candidates.count = 0;
+    AppendRange(row, 0, row.n, bound);
+    if (candidates.count >= row.k) {
+      break;
+    }
+    bound = lowest;
+  }
   SelectFromCandidates(row);
+}
+
+// A bound from the maxima. First from maxima of maxima, a few for each of the k: for data in no
+// particular order it is as tight, and its counts are over a fraction of the values.
+template <typename TI>
+Bound<TI> BoundFromMaxima(Row<TI>& row, TI* maxima, TI floor) {
+  const Tag<TI> d;
+  const size_t lanes = hn::Lanes(d);
+  const size_t buckets = static_cast<size_t>(row.task.plan.buckets);
+  const size_t limit = BucketLimit(row.k);
+  Pad(d, maxima, buckets);
+  const size_t group = MaximaGroup(buckets, row.k);
+  if (group > 1) {
+    // Group j: the buckets j, j + count, ...; the same groups for vectors of any length.
+    const size_t count = (buckets / group + kMinBucket) / kMinBucket * kMinBucket;
+    TI* of_groups = row.candidates.keys;
+    for (size_t j = 0; j < count; j += lanes) {
+      auto max = hn::LoadU(d, maxima + j);
+      for (size_t i = j + count; i < buckets; i += count) {
+        max = hn::Max(max, hn::LoadU(d, maxima + i));
+      }
+      hn::StoreU(max, d, of_groups + j);
+    }
+    Pad(d, of_groups, count);
+    const Bound<TI> bound =
+        FindBound(of_groups, count, row.k, row.k + row.k / 16 + 1, floor, row.format);
+    const size_t reached = bound.reached == 0 ? 0 : CountGe(maxima, buckets, bound.key);
+    if (reached >= row.k && reached <= limit) {
+      return {bound.key, reached};
+    }
+    floor = bound.key;
+  }
+  return FindBound(maxima, buckets, row.k, limit, floor, row.format);
 }
 
 template <typename TI>
 void SelectFromBuckets(Row<TI>& row, bool keyed, TI* maxima) {
-  const size_t buckets = static_cast<size_t>(row.task.plan.buckets);
   const size_t limit = BucketLimit(row.k);
-  Pad(Tag<TI>(), maxima, buckets);
-  const TI floor = keyed ? row.format.lowest_key() : TI{1};
-  const Bound<TI> bound = FindBound(maxima, buckets, row.k, limit, floor, row.format);
-  if (bound.count <= limit) {
+  const Bound<TI> bound = BoundFromMaxima(row, maxima, keyed ? row.format.lowest_key() : TI{1});
+  if (bound.reached <= limit) {
     Collect(row, maxima, bound.key);
     SelectFromCandidates(row);
     return;
   }
   // More buckets tie at the bound than may be looked at. Fewer than k are above it.
-  row.candidates.count = 0;
   if (bound.key < row.format.nan_key()) {
     Collect(row, maxima, static_cast<TI>(bound.key + 1));
   }
@@ -231,7 +310,7 @@ void FillStats(const Row<TI>& row) {
   // The k-th value is the least of the answer; when it is not sorted that has to be found.
   TI kth = row.format.nan_key();
   for (size_t i = 0; i < row.k; ++i) {
-    kth = std::min(kth, Key(row.At(row.task.indices[i]), row.format));
+    kth = std::min(kth, Key(row.At(static_cast<size_t>(row.task.indices[i])), row.format));
   }
   size_t ties = 0;
   for (size_t i = 0; i < row.n; i += hn::Lanes(d)) {

@@ -9,7 +9,13 @@ namespace riffle {
 
 // How many buckets the bound may let through before it is made tighter: each costs a look at its
 // elements, each tightening a count over all maxima.
-constexpr size_t BucketLimit(size_t k) { return k + k / 4 + 8; }
+constexpr size_t BucketLimit(size_t k) { return k + k / 4 + 4; }
+
+// How many maxima are reduced to one for a first bound: eight for each of the k are left.
+constexpr size_t MaximaGroup(size_t buckets, size_t k) {
+  const size_t group = buckets / (8 * k);
+  return group < 16 ? group : 16;
+}
 
 // How many candidates may be sorted to get k. An answer in any order is cut to size instead, when
 // that is cheaper than sorting.
@@ -19,14 +25,25 @@ constexpr size_t SortLimit(size_t k, bool sorted) {
 
 // Byte offsets into the scratch of one finish, each 64-byte aligned.
 struct FinishLayout {
-  size_t keys;     // [candidates + vector] of the dtype
-  size_t indices;  // [candidates + vector] int32
-  size_t ids;      // [buckets + vector] int32
-  size_t ties;     // [k + vector] int32
+  size_t keys;     // [candidates + kSlack] of the dtype
+  size_t indices;  // [candidates + kSlack] int32
+  size_t ids;      // [BucketLimit + kSlack] int32
+  size_t ties;     // [k + kSlack] int32
   size_t pairs;    // [2 * sorted] uint64
-  size_t maxima;   // [buckets + vector] of the dtype, for rows that one thread does alone
+  size_t maxima;   // [buckets + kSlack] of the dtype, for rows that one thread does alone
   size_t bytes;
 };
+constexpr size_t kSlack = 128;  // four vectors of the shortest elements: whole-vector loads and stores
+
+// A sample of a row: the elements 0, stride, 2 * stride, ...; of k elements of the row fewer than
+// `k` of the sample's are expected, by some standard deviations. count = 0: no sample.
+struct SamplePlan {
+  size_t count;
+  size_t stride;
+  size_t k;
+};
+SamplePlan PlanSample(size_t n, size_t k);
+
 FinishLayout PlanFinish(const RowTask& task);
 
 }  // namespace riffle

@@ -7,6 +7,7 @@
 #endif
 
 #include <algorithm>
+#include <bit>
 #include <cstring>
 
 #include "core/order-inl.h"
@@ -66,43 +67,87 @@ TI MaxKey(const TI* keys, size_t count) {
   return hn::ReduceMax(d, max);
 }
 
+// log2 of a positive count, to a tenth: the exponent and, linearly, the mantissa of it as an f32.
+HWY_INLINE double RoughLog2(size_t count) {
+  return static_cast<double>(std::bit_cast<int32_t>(static_cast<float>(count))) * 0x1p-23;
+}
+
 template <typename TI>
 struct Bound {
-  TI key;        // at least k keys are >= key; fewer than k are > key if count > limit
-  size_t count;  // how many are >= key; 0: fewer than k keys are >= the floor
+  TI key;
+  size_t reached;  // how many keys are >= key; 0: fewer than k are >= the floor
 };
 
-// A key that at least k and, unless ties forbid it, at most `limit` of keys[0, count) reach, not
-// below `floor`. Gallops down from the largest key in steps that start at an eighth of an octave,
-// then bisects; each step counts the keys once, without a branch on the data.
+// A key not below `floor` that at least k and at most `limit` of keys[0, count) reach; where ties
+// forbid that, the k-th largest key itself, which fewer than k keys exceed.
+// Each step counts the keys that reach a guess, without a branch on the data. The first guesses
+// gallop down from the largest key, starting with an eighth of an octave. Then the counts on both
+// sides are interpolated: the tail of a row falls off about exponentially, so two or three more
+// steps do where bisection takes eight. It still bisects every other step, so that no row is slow.
+// Pre: padded, count > 0.
 template <typename TI>
 Bound<TI> FindBound(const TI* keys, size_t count, size_t k, size_t limit, TI floor,
                     Format<TI> format) {
-  using Wide = int64_t;
-  Wide high = std::min<Wide>(MaxKey(keys, count), format.nan_key()) + 1;  // reached by fewer than k
-  Wide step = sizeof(TI) == 4 ? Wide{1} << 20 : (format.inf == kBF16Format.inf ? 16 : 128);
-  Wide low = high;
-  size_t reached = 0;
+  const int64_t max = std::min(MaxKey(keys, count), format.nan_key());
+  int64_t step = sizeof(TI) == 4 ? int64_t{1} << 20 : (format.inf == kBF16Format.inf ? 16 : 128);
+  int64_t low = max + 1;
+  int64_t high = low;
+  size_t reached = 0;       // by low
+  size_t reached_high = 0;  // by high, < k
   while (reached < k) {
     if (low <= floor) {
       return {floor, 0};
     }
     high = low;
-    low = std::max<Wide>(floor, low - step);
-    step *= 4;
+    reached_high = reached;
+    low = std::max<int64_t>(floor, low - step);
     reached = CountGe(keys, count, static_cast<TI>(low));
+    step *= 4;
   }
-  while (reached > limit && high - low > 1) {
-    const Wide middle = low + (high - low) / 2;
+  const double wanted = RoughLog2((k + limit) / 2);
+  for (bool bisect = false; reached > limit && high - low > 1; bisect = !bisect) {
+    double share = 0.5;
+    if (!bisect) {
+      const double above = RoughLog2(reached);
+      share = (above - wanted) / (above - RoughLog2(std::max<size_t>(reached_high, 1)) + 0.01);
+    }
+    const int64_t guess = low + static_cast<int64_t>(static_cast<double>(high - low) * share);
+    const int64_t middle = std::clamp(guess, low + 1, high - 1);
     const size_t at_middle = CountGe(keys, count, static_cast<TI>(middle));
     if (at_middle >= k) {
       low = middle;
       reached = at_middle;
     } else {
       high = middle;
+      reached_high = at_middle;
     }
   }
   return {static_cast<TI>(low), reached};
+}
+
+// One bit a lane.
+template <class D>
+HWY_INLINE uint64_t Bits(D d, hn::Mask<D> mask) {
+  static_assert(hn::MaxLanes(d) <= 64);
+  uint64_t bits = 0;  // what StoreMaskBits writes is read back in one piece, through the store queue
+  if constexpr (hn::MaxLanes(d) <= 8) {
+    uint8_t bytes[8];
+    hn::StoreMaskBits(d, mask, bytes);
+    bits = bytes[0];
+  } else if constexpr (hn::MaxLanes(d) == 16) {
+    HWY_ALIGN uint8_t bytes[8];
+    hn::StoreMaskBits(d, mask, bytes);
+    uint16_t word;
+    std::memcpy(&word, bytes, sizeof(word));
+    bits = word;
+  } else {
+    HWY_ALIGN uint8_t bytes[8];
+    hn::StoreMaskBits(d, mask, bytes);
+    uint32_t word;
+    std::memcpy(&word, bytes, sizeof(word));
+    bits = word;
+  }
+  return bits;
 }
 
 // Stores base + i for each lane i that is set, in order, and returns how many. Writes whole vectors:
@@ -121,7 +166,7 @@ HWY_INLINE size_t CompressIndices(D d, hn::Mask<D> mask, int32_t base, int32_t* 
   return hn::CountTrue(d, mask);
 }
 
-// Candidates in ascending order of index; both arrays are followed by room for one vector.
+// Candidates in ascending order of index; both arrays are followed by room for kSlack elements.
 template <typename TI>
 struct Candidates {
   TI* keys;
@@ -176,47 +221,80 @@ size_t TakeEqual(const Candidates<TI>& candidates, TI key, size_t wanted, int32_
   return taken;
 }
 
-// order[r] = position of the candidate of rank r, for r < k. Every pair is compared, without a
-// branch: below kRankLimit candidates nothing is faster.
+constexpr size_t kRankLimit = 256;
+
+// ranks[i] = how many keys exceed keys[i], for kVectors vectors of i.
+template <size_t kVectors, typename TI>
+HWY_INLINE void RankTile(const TI* all, size_t count, const TI* keys, TI* ranks) {
+  const Tag<TI> d;
+  using V = hn::Vec<Tag<TI>>;
+  const size_t lanes = hn::Lanes(d);
+  const auto load = [&](size_t v) HWY_ATTR {
+    return v < kVectors ? hn::LoadU(d, keys + v * lanes) : hn::Zero(d);
+  };
+  const V mine0 = load(0);
+  const V mine1 = load(1);
+  const V mine2 = load(2);
+  const V mine3 = load(3);
+  V rank0 = hn::Zero(d);
+  V rank1 = rank0;
+  V rank2 = rank0;
+  V rank3 = rank0;
+  for (size_t j = 0; j < count; ++j) {
+    const V other = hn::Set(d, all[j]);
+    rank0 = hn::Sub(rank0, hn::VecFromMask(d, hn::Gt(other, mine0)));
+    if constexpr (kVectors > 1) {
+      rank1 = hn::Sub(rank1, hn::VecFromMask(d, hn::Gt(other, mine1)));
+    }
+    if constexpr (kVectors > 2) {
+      rank2 = hn::Sub(rank2, hn::VecFromMask(d, hn::Gt(other, mine2)));
+      rank3 = hn::Sub(rank3, hn::VecFromMask(d, hn::Gt(other, mine3)));
+    }
+  }
+  const V rank[] = {rank0, rank1, rank2, rank3};
+  for (size_t v = 0; v < kVectors; ++v) {
+    hn::StoreU(rank[v], d, ranks + v * lanes);
+  }
+}
+
+// order[r] = index of the candidate of rank r, for r < k. Every pair is compared, without a branch:
+// for up to kRankLimit candidates nothing was faster (docs/performance.md). Candidates of equal keys
+// share a rank and take places behind it in turn. Pre: padded; 0 < count <= kRankLimit.
 template <typename TI>
 void RankSort(const Candidates<TI>& candidates, size_t k, int32_t* order) {
-  const Tag<TI> d;
-  const size_t lanes = hn::Lanes(d);
+  const size_t lanes = hn::Lanes(Tag<TI>());
   const size_t count = candidates.count;
   const TI* keys = candidates.keys;
-  HWY_ALIGN TI ranks[hn::MaxLanes(d)];
-  for (size_t i = 0; i < count; i += lanes) {
-    const auto mine = hn::LoadU(d, keys + i);
-    auto rank = hn::Zero(d);
-    size_t j = 0;
-    for (; j < i; ++j) {  // earlier: wins when equal
-      rank = hn::Sub(rank, hn::VecFromMask(d, hn::Ge(hn::Set(d, keys[j]), mine)));
+  TI ranks[kRankLimit + 4 * hn::MaxLanes(Tag<TI>())];
+  for (size_t i = 0; i < count;) {
+    const size_t left = count - i;
+    if (left > 2 * lanes) {  // may load a vector past the padding, of no use
+      RankTile<4>(keys, count, keys + i, ranks + i);
+      i += 4 * lanes;
+    } else if (left > lanes) {
+      RankTile<2>(keys, count, keys + i, ranks + i);
+      i += 2 * lanes;
+    } else {
+      RankTile<1>(keys, count, keys + i, ranks + i);
+      i += lanes;
     }
-    for (; j < std::min(i + lanes, count); ++j) {
-      const auto other = hn::Set(d, keys[j]);
-      const auto later = hn::Gt(hn::Iota(d, 0), hn::Set(d, static_cast<TI>(j - i)));
-      const auto wins = hn::Or(hn::Gt(other, mine), hn::And(hn::Eq(other, mine), later));
-      rank = hn::Sub(rank, hn::VecFromMask(d, wins));
-    }
-    for (; j < count; ++j) {
-      rank = hn::Sub(rank, hn::VecFromMask(d, hn::Gt(hn::Set(d, keys[j]), mine)));
-    }
-    hn::Store(rank, d, ranks);
-    for (size_t lane = 0; lane < std::min(lanes, count - i); ++lane) {
-      const size_t r = static_cast<size_t>(ranks[lane]);
-      if (r < k) {
-        order[r] = candidates.indices[i + lane];
-      }
+  }
+  uint8_t taken[kRankLimit] = {};
+  for (size_t i = 0; i < count; ++i) {
+    const auto rank = static_cast<size_t>(ranks[i]);
+    const size_t place = rank + taken[rank]++;
+    if (place < k) {
+      order[place] = candidates.indices[i];
     }
   }
 }
-constexpr size_t kRankLimit = 256;
 
-// Indices by descending key, then ascending index, into candidates.indices. Least significant digit
-// first over the distance from the largest key, which for the top of a row takes fewer passes than
-// the key has bytes. `pairs` has room for 2 * count.
+// Puts candidates.indices in order: by descending key, then as they stand, which is by index. Least
+// significant digit first over the distance from the largest key, whose few bits at the top of a row
+// are shared out over the fewest passes. `pairs` has room for 2 * count.
 template <typename TI>
 void RadixSort(Candidates<TI>& candidates, uint64_t* pairs) {
+  constexpr int kMaxDigit = 11;
   const size_t count = candidates.count;
   const int64_t max = *std::max_element(candidates.keys, candidates.keys + count);
   const int64_t min = *std::min_element(candidates.keys, candidates.keys + count);
@@ -226,20 +304,26 @@ void RadixSort(Candidates<TI>& candidates, uint64_t* pairs) {
     const auto distance = static_cast<uint64_t>(max - candidates.keys[i]);
     from[i] = distance << 32 | static_cast<uint32_t>(candidates.indices[i]);
   }
-  for (int shift = 32; shift < 64 && (static_cast<uint64_t>(max - min) << 32) >> shift != 0;
-       shift += 8) {
-    size_t start[256] = {};
+  const auto bits = static_cast<int>(std::bit_width(static_cast<uint64_t>(max - min)));
+  const int most = std::clamp(static_cast<int>(std::bit_width(count)) - 2, 4, kMaxDigit);
+  const int passes = (bits + most - 1) / most;
+  const int digit = passes == 0 ? 0 : (bits + passes - 1) / passes;
+  const uint64_t mask = (uint64_t{1} << digit) - 1;
+  for (int pass = 0; pass < passes; ++pass) {
+    const int shift = 32 + pass * digit;
+    uint32_t start[size_t{1} << kMaxDigit];
+    std::fill_n(start, mask + 1, 0);
     for (size_t i = 0; i < count; ++i) {
-      ++start[from[i] >> shift & 255];
+      ++start[from[i] >> shift & mask];
     }
-    size_t sum = 0;
-    for (size_t& bucket : start) {
-      const size_t size = bucket;
-      bucket = sum;
-      sum += size;
+    uint32_t sum = 0;
+    for (size_t value = 0; value <= mask; ++value) {
+      const uint32_t here = start[value];
+      start[value] = sum;
+      sum += here;
     }
     for (size_t i = 0; i < count; ++i) {
-      to[start[from[i] >> shift & 255]++] = from[i];
+      to[start[from[i] >> shift & mask]++] = from[i];
     }
     std::swap(from, to);
   }

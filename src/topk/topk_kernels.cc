@@ -29,7 +29,7 @@ int64_t Positive(int64_t buckets, uint8_t* maxima) {
 template <typename TI>
 void Finish(const RowTask& task, bool keyed, Format<TI> format, uint8_t* maxima,
             uint8_t* scratch) {
-  Row<TI> row(task, format, scratch);
+  Row<TI> row(task, format, PlanFinish(task), scratch);
   if (task.plan.buckets == 0) {
     SelectFromAll(row);
   } else {
