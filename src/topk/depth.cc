@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <numbers>
+#include <optional>
 
 namespace riffle {
 namespace {
@@ -54,108 +55,6 @@ double OneLane(int64_t k, int64_t lanes, int64_t m) {
   return static_cast<double>(std::exp(log_p));
 }
 
-// The terms r^j / j! of f_m, relative to the largest of them, and their moments. Terms that are
-// negligible beside the sum are left out.
-struct Terms {
-  Terms(Real radius, int64_t last) : r(radius), m(last) {
-    const int64_t mode = std::min(last, static_cast<int64_t>(radius));
-    const Real cutoff = 1e-24L;
-    int64_t from = mode;
-    for (Real term = 1; from > 0 && term > cutoff; --from) {
-      term *= static_cast<Real>(from) / radius;
-    }
-    first = from;
-    q.resize(static_cast<size_t>(last - first + 1));
-    q[mode - first] = 1;
-    for (int64_t j = mode; j > first; --j) {
-      q[j - 1 - first] = q[j - first] * static_cast<Real>(j) / radius;
-    }
-    for (int64_t j = mode + 1; j <= last; ++j) {
-      q[j - first] = q[j - 1 - first] * radius / static_cast<Real>(j);
-    }
-    log_scale = static_cast<Real>(mode) * std::log(radius) - LogFactorial(mode);
-  }
-
-  // Sum, mean and variance of the terms up to and with j = `last`.
-  struct Moments {
-    Real sum = 0, mean = 0, variance = 0;
-  };
-  Moments Upto(int64_t last) const {
-    Moments result;
-    Real sum1 = 0, sum2 = 0;
-    const Real origin = static_cast<Real>(first);
-    for (int64_t j = first; j <= last; ++j) {
-      const Real q_j = q[j - first];
-      const Real offset = static_cast<Real>(j) - origin;
-      result.sum += q_j;
-      sum1 += q_j * offset;
-      sum2 += q_j * offset * offset;
-    }
-    if (result.sum > 0) {
-      const Real mean = sum1 / result.sum;
-      result.mean = origin + mean;
-      result.variance = std::max<Real>(0, sum2 / result.sum - mean * mean);
-    }
-    return result;
-  }
-
-  Real r;
-  int64_t m;
-  int64_t first = 0;
-  std::vector<Real> q;  // r^j / j! / exp(log_scale), j = first..m
-  Real log_scale = 0;
-};
-
-// D on one circle.
-class Circle {
- public:
-  Circle(int64_t k, int64_t lanes, int64_t m, Real r);
-
-  // The mean of the coefficients of D(r x) less k, and their standard deviation (no less).
-  Real Excess() const { return mean_ - static_cast<Real>(k_); }
-  Real Deviation() const { return deviation_; }
-
-  // log of k! / N^k D(r) / r^k, an upper bound of P(depth = m)'s.
-  Real LogBound() const;
-  double Probability() const;
-
- private:
-  int64_t k_, lanes_, m_;
-  Terms terms_;
-  Real a_ = 0, b_ = 0, t_ = 0;  // f_m, f_{m-1} and their difference at r, relative
-  Real log_ratio_ = 0;          // N log(a / b)
-  Real mean_ = 0, deviation_ = 0;
-};
-
-Circle::Circle(int64_t k, int64_t lanes, int64_t m, Real r)
-    : k_(k), lanes_(lanes), m_(m), terms_(r, m) {
-  const Terms::Moments below = terms_.Upto(m - 1);
-  const Terms::Moments all = terms_.Upto(m);
-  const Real n = static_cast<Real>(lanes);
-  a_ = all.sum;
-  b_ = below.sum;
-  t_ = terms_.q.back();
-  deviation_ = std::sqrt(n * all.variance);
-  if (b_ <= 0) {  // all but the last term are negligible
-    log_ratio_ = INFINITY;
-    mean_ = n * all.mean;
-    return;
-  }
-  log_ratio_ = n * std::log1p(t_ / b_);
-  if (log_ratio_ < 1e-6L) {  // D = N t b^(N-1) but for this much
-    mean_ = static_cast<Real>(m) + (n - 1) * below.mean;
-  } else {
-    const Real weight = std::exp(-log_ratio_);
-    mean_ = n * (all.mean - weight * below.mean) / -std::expm1(-log_ratio_);
-  }
-}
-
-Real Circle::LogBound() const {
-  const Real n = static_cast<Real>(lanes_);
-  const Real log_d = n * (std::log(a_) + terms_.log_scale) + std::log(-std::expm1(-log_ratio_));
-  return LogFactorial(k_) - static_cast<Real>(k_) * (std::log(n) + std::log(terms_.r)) + log_d;
-}
-
 struct Complex {
   double re = 0, im = 0;
 };
@@ -173,6 +72,9 @@ Complex Expm1(Complex z) {
   return {std::expm1(z.re) * std::cos(z.im) - 2 * half_sine * half_sine,
           std::exp(z.re) * std::sin(z.im)};
 }
+Complex Plus(Complex x, Complex y) { return {x.re + y.re, x.im + y.im}; }
+Complex Minus(Complex x, Complex y) { return {x.re - y.re, x.im - y.im}; }
+Complex Times(double x, Complex y) { return {x * y.re, x * y.im}; }
 Complex Times(Complex x, Complex y) {
   return {x.re * y.re - x.im * y.im, x.re * y.im + x.im * y.re};
 }
@@ -180,102 +82,233 @@ Complex Over(Complex x, Complex y) {
   const double norm = y.re * y.re + y.im * y.im;
   return {(x.re * y.re + x.im * y.im) / norm, (x.im * y.re - x.re * y.im) / norm};
 }
+double Size(Complex z) { return std::hypot(z.re, z.im); }
 
-double Circle::Probability() const {
-  const Real log_bound = LogBound();
-  if (log_bound < kLogSmallest) {
-    return 0;
+// The sum, mean and variance of weights at consecutive integers.
+struct Moments {
+  Real sum = 0, sum1 = 0, sum2 = 0;
+  int64_t count = 0;
+
+  void Add(Real weight) {
+    const Real offset = static_cast<Real>(count++);
+    sum += weight;
+    sum1 += weight * offset;
+    sum2 += weight * offset * offset;
   }
-  // Coefficients `points` away from k alias onto it: ten deviations and more are negligible.
-  const int64_t points = std::min<int64_t>(
-      static_cast<int64_t>(10 * (deviation_ + std::fabs(Excess()))) + 64, m_ * lanes_ + 1);
-  std::vector<Complex> roots(points);  // of unity, less one: log1p then keeps what is small
-  for (int64_t i = 0; i < points; ++i) {
-    const double angle = 2 * std::numbers::pi * static_cast<double>(i) / static_cast<double>(points);
-    const double half_sine = std::sin(0.5 * angle);
-    roots[i] = {-2 * half_sine * half_sine, std::sin(angle)};
+  Real Mean() const { return sum1 / sum; }  // as an offset from the first
+  Real Variance() const { return std::max<Real>(0, sum2 / sum - Mean() * Mean()); }
+};
+
+// D on a circle of radius r, for one m after another.
+class Circle {
+ public:
+  Circle(int64_t k, int64_t lanes, int64_t m, Real r);
+  void Next();  // on to m + 1
+
+  // By how much the mean of the coefficients of D(r x) exceeds k, and (no less than) their standard
+  // deviation.
+  Real Excess() const { return mean_ - static_cast<Real>(k_); }
+  Real Deviation() const { return deviation_; }
+  // Whether Probability is exact.
+  bool NearSaddle() const;
+  double Probability();  // P(depth = m)
+
+ private:
+  void Measure();
+  void Place();
+  int64_t PointsNeeded() const;
+  Complex At(int64_t point) const;
+
+  const int64_t k_, lanes_;
+  const Real r_;
+  int64_t m_;
+  int64_t first_ = 0;   // terms of f_{m-1} before this one are negligible
+  std::vector<Real> q_;  // r^j / j! / exp(log_scale), j = first..m-1
+  Real log_scale_ = 0;
+  Moments below_;  // of q_
+  Real t_ = 0;     // the next term, of j = m
+
+  Real log_ratio_ = 0;  // N log(f_m / f_{m-1})
+  Real mean_ = 0, deviation_ = 0;
+  std::vector<Complex> roots_;  // exp(2 pi i p / points) - 1, whose small parts log1p keeps
+  std::vector<Complex> sums_;   // f_{m-1}(r exp(2 pi i p / points)) - f_{m-1}(r), p <= points / 2
+};
+
+Circle::Circle(int64_t k, int64_t lanes, int64_t m, Real r) : k_(k), lanes_(lanes), r_(r), m_(m) {
+  const int64_t mode = std::min(m - 1, static_cast<int64_t>(r));
+  log_scale_ = static_cast<Real>(mode) * std::log(r) - LogFactorial(mode);
+  constexpr Real kCutoff = 1e-24L;
+  Real term = 1;
+  for (first_ = mode; first_ > 0 && term > kCutoff; --first_) {
+    term *= static_cast<Real>(first_) / r;
+    q_.push_back(term);
   }
-  std::vector<double> weights(terms_.q.size());
-  for (size_t j = 0; j < weights.size(); ++j) {
-    weights[j] = static_cast<double>(terms_.q[j] / a_);
+  std::reverse(q_.begin(), q_.end());
+  q_.push_back(1);
+  for (int64_t j = mode + 1; j < m; ++j) {
+    q_.push_back(q_.back() * r / static_cast<Real>(j));
   }
-  const double n = static_cast<double>(lanes_);
-  const double t = static_cast<double>(t_ / a_);
-  double sum = 0;
-  for (int64_t i = 0; i <= points / 2; ++i) {
-    Complex below;  // (f_{m-1}(z) - f_{m-1}(r)) / f_m(r)
-    int64_t at = i * (terms_.first % points) % points;
-    for (int64_t j = terms_.first; j < m_; ++j) {
-      below.re += weights[j - terms_.first] * roots[at].re;
-      below.im += weights[j - terms_.first] * roots[at].im;
-      at += i;
-      at -= at >= points ? points : 0;
-    }
-    const Complex last{t * (1 + roots[at].re), t * roots[at].im};
-    const Complex b{below.re + static_cast<double>(b_ / a_), below.im};
-    Complex d;  // D(z) / f_m(r)^N
-    if (n * std::hypot(last.re, last.im) < std::hypot(b.re, b.im)) {
-      const double b0 = static_cast<double>(b_ / a_);
-      const Complex log_b = Log1p({below.re / b0, below.im / b0});
-      const Complex log_a = Log1p(Over(last, b));
-      const Complex power =
-          Exp({n * log_b.re - static_cast<double>(log_ratio_), n * log_b.im});
-      d = Times(power, Expm1({n * log_a.re, n * log_a.im}));
-    } else {
-      const Complex log_a = Log1p({below.re + t * roots[at].re, below.im + t * roots[at].im});
-      d = Exp({n * log_a.re, n * log_a.im});
-      if (b_ > 0) {
-        const double b0 = static_cast<double>(b_ / a_);
-        const Complex log_b = Log1p({below.re / b0, below.im / b0});
-        const Complex power =
-            Exp({n * log_b.re - static_cast<double>(log_ratio_), n * log_b.im});
-        d = {d.re - power.re, d.im - power.im};
-      }
-    }
-    const Complex turn = roots[i * (k_ % points) % points];
-    const double term = d.re * (1 + turn.re) + d.im * turn.im;
-    sum += i == 0 || 2 * i == points ? term : 2 * term;
+  for (const Real q : q_) {
+    below_.Add(q);
   }
-  // sum / D(r), which is D(r) / f_m(r)^N of the scale above.
-  const Real share = static_cast<Real>(sum) / static_cast<Real>(points) / -std::expm1(-log_ratio_);
-  return share <= 0 ? 0 : static_cast<double>(std::exp(log_bound + std::log(share)));
+  t_ = q_.back() * r / static_cast<Real>(m);
+  Measure();
 }
 
-// Pre: ceil(k / lanes) <= m <= k / 2.
-double AtDepth(int64_t k, int64_t lanes, int64_t m) {
-  if (m * lanes == k) {  // every lane has m
-    const Real log_p = LogFactorial(k) - static_cast<Real>(lanes) * LogFactorial(m) -
-                       static_cast<Real>(k) * std::log(static_cast<Real>(lanes));
-    return static_cast<double>(std::exp(log_p));
+void Circle::Next() {
+  const auto points = static_cast<int64_t>(roots_.size());
+  for (int64_t p = 0; p < static_cast<int64_t>(sums_.size()); ++p) {
+    sums_[p] = Plus(sums_[p], Times(static_cast<double>(t_), roots_[p * m_ % points]));
   }
-  Real low = static_cast<Real>(k) / static_cast<Real>(lanes), high = low;
+  q_.push_back(t_);
+  below_.Add(t_);
+  ++m_;
+  t_ *= r_ / static_cast<Real>(m_);
+  Measure();
+}
+
+// With A and B the means of a = f_m and b = f_{m-1}, that of a^N - b^N is
+// N (a^N A - b^N B) / (a^N - b^N).
+void Circle::Measure() {
+  const Real n = static_cast<Real>(lanes_);
+  const Real origin = static_cast<Real>(first_);
+  Moments all = below_;
+  all.Add(t_);
+  deviation_ = std::sqrt(n * all.Variance());
+  log_ratio_ = n * std::log1p(t_ / below_.sum);
+  if (log_ratio_ < 1e-6L) {  // D = N t b^(N-1) but for this much
+    mean_ = static_cast<Real>(m_) + (n - 1) * (origin + below_.Mean());
+  } else {
+    const Real difference = all.Mean() - std::exp(-log_ratio_) * below_.Mean();
+    mean_ = n * (origin + difference / -std::expm1(-log_ratio_));
+  }
+}
+
+// The rule gives the sum of the coefficients of k, k +- points, k +- 2 points, ...: ten deviations
+// away these are negligible.
+int64_t Circle::PointsNeeded() const {
+  return std::min(static_cast<int64_t>(10 * (deviation_ + std::fabs(Excess()))) + 64,
+                  m_ * lanes_ + 1);
+}
+
+bool Circle::NearSaddle() const {
+  return std::fabs(Excess()) <= deviation_ &&
+         (roots_.empty() || PointsNeeded() <= static_cast<int64_t>(roots_.size()));
+}
+
+void Circle::Place() {
+  const int64_t points = PointsNeeded() * 5 / 4;
+  roots_.resize(points);
+  for (int64_t p = 0; p < points; ++p) {
+    const double angle = 2 * std::numbers::pi * static_cast<double>(p) / static_cast<double>(points);
+    const double half_sine = std::sin(0.5 * angle);
+    roots_[p] = {-2 * half_sine * half_sine, std::sin(angle)};
+  }
+  const std::vector<double> weights(q_.begin(), q_.end());
+  sums_.resize(points / 2 + 1);
+  for (int64_t p = 0; p <= points / 2; ++p) {
+    int64_t root = first_ % points * p % points;
+    for (const double weight : weights) {
+      sums_[p] = Plus(sums_[p], Times(weight, roots_[root]));
+      root += p;
+      root -= root >= points ? points : 0;
+    }
+  }
+}
+
+// D(r exp(2 pi i p / points)) / f_m(r)^N.
+Complex Circle::At(int64_t point) const {
+  const double n = static_cast<double>(lanes_);
+  const double t0 = static_cast<double>(t_);
+  const double b0 = static_cast<double>(below_.sum);
+  const Complex root = roots_[point * m_ % static_cast<int64_t>(roots_.size())];
+  const Complex t{t0 * (1 + root.re), t0 * root.im};
+  const Complex b{b0 + sums_[point].re, sums_[point].im};
+  const Complex log_b = Times(n, Log1p(Times(1 / b0, sums_[point])));
+  const Complex b_power = Exp({log_b.re - static_cast<double>(log_ratio_), log_b.im});
+  if (n * Size(t) < Size(b)) {
+    return Times(b_power, Expm1(Times(n, Log1p(Over(t, b)))));
+  }
+  const Complex a = Times(1 / (b0 + t0), Plus(sums_[point], Times(t0, root)));
+  return Minus(Exp(Times(n, Log1p(a))), b_power);
+}
+
+double Circle::Probability() {
+  const Real n = static_cast<Real>(lanes_);
+  const Real log_scale = LogFactorial(k_) - static_cast<Real>(k_) * std::log(n * r_) +
+                         n * (std::log(below_.sum + t_) + log_scale_);
+  if (log_scale + std::log(-std::expm1(-log_ratio_)) < kLogSmallest) {
+    return 0;
+  }
+  if (roots_.empty()) {
+    Place();
+  }
+  const auto points = static_cast<int64_t>(roots_.size());
+  const double largest = At(0).re;
+  double sum = 0;
+  int negligible = 0;  // in a row
+  for (int64_t p = 0; p <= points / 2 && negligible < 8; ++p) {
+    const Complex d = At(p);
+    negligible = Size(d) < 1e-20 * largest ? negligible + 1 : 0;
+    const Complex turn = roots_[p * (k_ % points) % points];
+    const double term = d.re * (1 + turn.re) + d.im * turn.im;
+    sum += p == 0 || 2 * p == points ? term : 2 * term;
+  }
+  const Real share = static_cast<Real>(std::max(sum, 0.0)) / static_cast<Real>(points);
+  return static_cast<double>(std::exp(log_scale + std::log(share)));
+}
+
+// Within a fraction of a deviation of the saddle point.
+Circle AtSaddle(int64_t k, int64_t lanes, int64_t m) {
+  Real low = static_cast<Real>(k) / static_cast<Real>(lanes);
+  Real high = low;
   while (Circle(k, lanes, m, low).Excess() > 0) {
     low /= 2;
   }
   while (Circle(k, lanes, m, high).Excess() < 0) {
     high *= 2;
   }
-  // Anywhere within a fraction of a deviation of the saddle point is as good.
   for (;;) {
     const Real r = std::sqrt(low * high);
     const Circle circle(k, lanes, m, r);
     if (std::fabs(circle.Excess()) <= 0.25L * circle.Deviation() || high <= low * 1.0001L) {
-      return circle.Probability();
+      return circle;
     }
     (circle.Excess() < 0 ? low : high) = r;
   }
 }
 
+// P(depth = k / lanes), when every lane has as many.
+double AllEqual(int64_t k, int64_t lanes) {
+  const Real n = static_cast<Real>(lanes);
+  return static_cast<double>(std::exp(LogFactorial(k) - n * LogFactorial(k / lanes) -
+                                      static_cast<Real>(k) * std::log(n)));
+}
+
 // P(depth = m) for m from result.first on, until it vanishes.
 void ExactDepths(int64_t k, int64_t lanes, DepthDistribution& result) {
+  std::optional<Circle> circle;
   bool one_lane = lanes == 1;
   for (int64_t m = result.first; m <= k; ++m) {
+    double p = 0;
     one_lane = one_lane || m > k / 2;
-    const double p = one_lane ? OneLane(k, lanes, m) : AtDepth(k, lanes, m);
-    if (p == 0 && one_lane) {
-      return;
+    if (one_lane) {
+      p = OneLane(k, lanes, m);
+      if (p == 0) {
+        return;
+      }
+    } else if (m * lanes == k) {
+      p = AllEqual(k, lanes);
+    } else {
+      if (circle) {
+        circle->Next();
+      }
+      if (!circle || !circle->NearSaddle()) {
+        circle.emplace(AtSaddle(k, lanes, m));
+      }
+      p = circle->Probability();
+      one_lane = !result.pmf.empty() && p < result.pmf.back() && p < kNegligible;
     }
-    one_lane = one_lane || (!result.pmf.empty() && p < result.pmf.back() && p < kNegligible);
     result.pmf.push_back(p);
   }
 }

@@ -9,6 +9,9 @@
 
 namespace riffle {
 
+// What a pass over a row costs that keeps the best `depth` of each lane, relative.
+double PassCost(int64_t depth);
+
 // A pass of this depth certifies: no lane holds more of the k best than it has elements.
 int64_t LastDepth(int64_t n, int64_t k, int64_t lanes);
 

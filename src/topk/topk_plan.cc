@@ -19,15 +19,6 @@ double NotCertified(const DepthDistribution& depths, int64_t m, int64_t last) {
   return m >= last ? 0.0 : depths.Above(m - 1);
 }
 
-// A pass that keeps `depth` elements of each lane, and the probability that it certifies nothing.
-struct Step {
-  int64_t depth;
-  double fails;
-};
-
-// What a pass that keeps m elements of each lane costs, relative.
-double Cost(int64_t m) { return 1.0 + 0.08 * static_cast<double>(m); }
-
 void CheckSchedule(std::span<const int> schedule) {
   for (size_t i = 0; i < schedule.size(); ++i) {
     Check(schedule[i] >= 1, Code::kBadOption, "depth_schedule[", i, "] = ", schedule[i],
@@ -36,59 +27,6 @@ void CheckSchedule(std::span<const int> schedule) {
           "] = ", schedule[i], " but must exceed the depth before it, ",
           i == 0 ? 0 : schedule[i - 1]);
   }
-}
-
-// Depths worth trying: from the first that can certify to where failing is hardly possible, in steps
-// that keep their number small, then doubled depths up to the one that always certifies.
-std::vector<Step> CandidateSteps(const DepthDistribution& depths, int64_t last) {
-  constexpr double kUnlikely = 1e-9;
-  constexpr int64_t kMaxSteps = 256;
-  int64_t end = depths.first + 1;
-  while (end < last && depths.Above(end - 1) > kUnlikely) {
-    ++end;
-  }
-  std::vector<Step> steps;
-  const int64_t stride = (end - depths.first) / kMaxSteps + 1;
-  for (int64_t m = depths.first + 1; m < std::min(end, last); m += stride) {
-    if (depths.Above(m - 1) < 1) {
-      steps.push_back({m, depths.Above(m - 1)});
-    }
-  }
-  for (int64_t m = end; m < last; m *= 2) {
-    steps.push_back({m, depths.Above(m - 1)});
-  }
-  steps.push_back({last, 0});
-  return steps;
-}
-
-// The steps with the least expected cost, the sum over steps of Cost * P(the step before failed).
-// The last one is always among them.
-std::vector<int> Cheapest(const std::vector<Step>& steps) {
-  const size_t count = steps.size();
-  std::vector<double> rest(count, 0.0);  // expected cost of what follows step i
-  std::vector<size_t> next(count, count);
-  size_t first = count - 1;
-  double least = Cost(steps.back().depth);
-  for (size_t i = count - 1; i-- > 0;) {
-    rest[i] = std::numeric_limits<double>::infinity();
-    for (size_t j = i + 1; j < count; ++j) {
-      const double cost = steps[i].fails * Cost(steps[j].depth) + rest[j];
-      if (cost < rest[i]) {
-        rest[i] = cost;
-        next[i] = j;
-      }
-    }
-    const double cost = Cost(steps[i].depth) + rest[i];
-    if (cost < least) {
-      least = cost;
-      first = i;
-    }
-  }
-  std::vector<int> schedule;
-  for (size_t i = first; i < count; i = next[i]) {
-    schedule.push_back(static_cast<int>(steps[i].depth));
-  }
-  return schedule;
 }
 
 }  // namespace
@@ -102,10 +40,6 @@ std::vector<double> DepthProbabilities(int k, int lanes) {
   std::vector<double> result(static_cast<size_t>(k), 0.0);
   std::copy(depths.pmf.begin(), depths.pmf.end(), result.begin() + (depths.first - 1));
   return result;
-}
-
-std::vector<int> PlanDepths(int64_t n, int64_t k, int lanes) {
-  return Cheapest(CandidateSteps(Depths(k, lanes), LastDepth(n, k, lanes)));
 }
 
 TopKPlan PlanTopK(int64_t n, int64_t k, int64_t rows, int lanes,

@@ -1,0 +1,108 @@
+// The schedule and the scratch of the lane sort.
+#include <algorithm>
+#include <limits>
+
+#include "topk/depth.h"
+#include "topk/lane_sort.h"
+
+namespace riffle {
+namespace {
+
+// A pass that keeps `depth` elements of each lane, and the probability that it certifies nothing.
+struct Step {
+  int64_t depth;
+  double fails;
+};
+
+// Depths worth trying: from the first that can certify to where failing is hardly possible, in steps
+// that keep their number small, then doubled depths up to the one that always certifies.
+std::vector<Step> CandidateSteps(const DepthDistribution& depths, int64_t last) {
+  constexpr double kUnlikely = 1e-9;
+  constexpr int64_t kMaxSteps = 256;
+  int64_t end = depths.first + 1;
+  while (end < last && depths.Above(end - 1) > kUnlikely) {
+    ++end;
+  }
+  std::vector<Step> steps;
+  const int64_t stride = (end - depths.first) / kMaxSteps + 1;
+  for (int64_t m = depths.first + 1; m < std::min(end, last); m += stride) {
+    if (depths.Above(m - 1) < 1) {
+      steps.push_back({m, depths.Above(m - 1)});
+    }
+  }
+  for (int64_t m = end; m < last; m *= 2) {
+    steps.push_back({m, depths.Above(m - 1)});
+  }
+  steps.push_back({last, 0});
+  return steps;
+}
+
+// The steps with the least expected cost, the sum over steps of Cost * P(the step before failed).
+// The last one is always among them.
+std::vector<int> Cheapest(const std::vector<Step>& steps) {
+  const size_t count = steps.size();
+  std::vector<double> rest(count, 0.0);  // expected cost of what follows step i
+  std::vector<size_t> next(count, count);
+  size_t first = count - 1;
+  double least = PassCost(steps.back().depth);
+  for (size_t i = count - 1; i-- > 0;) {
+    rest[i] = std::numeric_limits<double>::infinity();
+    for (size_t j = i + 1; j < count; ++j) {
+      const double cost = steps[i].fails * PassCost(steps[j].depth) + rest[j];
+      if (cost < rest[i]) {
+        rest[i] = cost;
+        next[i] = j;
+      }
+    }
+    const double cost = PassCost(steps[i].depth) + rest[i];
+    if (cost < least) {
+      least = cost;
+      first = i;
+    }
+  }
+  std::vector<int> schedule;
+  for (size_t i = first; i < count; i = next[i]) {
+    schedule.push_back(static_cast<int>(steps[i].depth));
+  }
+  return schedule;
+}
+
+}  // namespace
+
+double PassCost(int64_t depth) { return 1.0 + 0.08 * static_cast<double>(depth); }
+
+int64_t LastDepth(int64_t n, int64_t k, int64_t lanes) {
+  return std::min<int64_t>(std::min(k, (n + lanes - 1) / lanes) + 1,
+                           std::numeric_limits<int>::max());
+}
+
+LaneLayout PlanLanes(const RowTask& task, const LaneOptions& options) {
+  LaneLayout layout{};
+  layout.last_depth = LastDepth(task.n, task.k, options.lanes);
+  const size_t kept = static_cast<size_t>(layout.last_depth) * static_cast<size_t>(options.lanes);
+  const auto place = [&layout](size_t count, size_t width) {
+    const size_t begin = layout.bytes;
+    layout.bytes += (count * width + 63) / 64 * 64;
+    return begin;
+  };
+  const size_t element = SizeOf(task.dtype);
+  layout.finish.keys = place(kept + kSlack, element);
+  layout.finish.indices = place(kept + kSlack, sizeof(int32_t));
+  layout.finish.ties = place(static_cast<size_t>(task.k) + kSlack, sizeof(int32_t));
+  layout.finish.pairs = place(2 * kept, sizeof(uint64_t));
+  layout.index_keys = place(kept + kSlack, sizeof(int32_t));
+  layout.positions = place(kept + kSlack, sizeof(int32_t));
+  layout.sorted_keys = place(kept + kSlack, element);
+  layout.sorted_indices = place(kept + kSlack, sizeof(int32_t));
+  return layout;
+}
+
+size_t LaneSortScratch(const RowTask& task, const LaneOptions& options) {
+  return PlanLanes(task, options).bytes;
+}
+
+std::vector<int> PlanDepths(int64_t n, int64_t k, int lanes) {
+  return Cheapest(CandidateSteps(Depths(k, lanes), LastDepth(n, k, lanes)));
+}
+
+}  // namespace riffle
