@@ -83,7 +83,6 @@ struct Matrix {
   int64_t reference_k = 0;
   std::vector<int32_t> reference;  // [rows, reference_k]
   std::string pages;
-  std::vector<size_t> cases;  // places in the section
 
   bool Serves(const BenchCase& what) const {
     return view.dtype == what.dtype && view.rows == what.rows && view.cols == what.n &&
@@ -97,8 +96,7 @@ Matrix MakeMatrix(const BenchCase& what) {
                 what.distribution,
                 0,
                 {},
-                "",
-                {}};
+                ""};
   matrix.view.data = matrix.buffer.data();
   Fill(what.distribution, what.dtype, what.rows, what.n, matrix.buffer.data());
   matrix.pages = PagesOf(matrix.buffer.data(), matrix.buffer.bytes());
@@ -148,8 +146,7 @@ class Call {
 std::vector<Matrix> MakeMatrices(const BenchSection& section,
                                  const std::function<void(const std::string&)>& progress) {
   std::vector<Matrix> matrices;
-  for (size_t i = 0; i < section.cases.size(); ++i) {
-    const BenchCase& what = section.cases[i];
+  for (const BenchCase& what : section.cases) {
     auto place = std::find_if(matrices.begin(), matrices.end(),
                               [&](const Matrix& matrix) { return matrix.Serves(what); });
     if (place == matrices.end()) {
@@ -157,11 +154,11 @@ std::vector<Matrix> MakeMatrices(const BenchSection& section,
       matrices.push_back(MakeMatrix(what));
       place = matrices.end() - 1;
     }
-    place->cases.push_back(i);
     place->reference_k = std::max(place->reference_k, what.k);
   }
   for (Matrix& matrix : matrices) {
-    progress("the reference's answers for " + section.cases[matrix.cases[0]].name);
+    progress(fmt::format("the reference's answers, {} {} x {}", Name(matrix.distribution),
+                         matrix.view.rows, matrix.view.cols));
     matrix.reference = ReferenceTopK(matrix.view, matrix.reference_k);
   }
   return matrices;
@@ -207,32 +204,30 @@ std::vector<BenchSection> Select(const std::vector<BenchSection>& sections,
 
 std::vector<BenchLine> RunSection(const BenchSection& section, double min_seconds, Pool* pool,
                                   const std::function<void(const std::string&)>& progress) {
-  std::vector<Matrix> matrices = MakeMatrices(section, progress);
-  std::vector<std::unique_ptr<Call>> calls(section.cases.size());
+  const std::vector<Matrix> matrices = MakeMatrices(section, progress);
+  std::vector<std::unique_ptr<Call>> calls;
   std::vector<Group> groups;
+  std::vector<BenchLine> lines;
   volatile uint8_t sink;
-  for (const Matrix& matrix : matrices) {
+  for (const BenchCase& what : section.cases) {
+    progress("checking " + what.name);
+    const Matrix& matrix = *std::find_if(matrices.begin(), matrices.end(),
+                                         [&](const Matrix& m) { return m.Serves(what); });
+    calls.push_back(std::make_unique<Call>(what, matrix.view, pool));
+    calls.back()->Check(matrix);
+    // A reading for each call: it finds the caches as this call leaves them.
     groups.push_back({[&matrix, &sink, pool] {
-      sink = ReadMax(matrix.buffer.data(), matrix.buffer.bytes(), pool);
-    }});
-    for (const size_t i : matrix.cases) {
-      progress("checking " + section.cases[i].name);
-      calls[i] = std::make_unique<Call>(section.cases[i], matrix.view, pool);
-      calls[i]->Check(matrix);
-      groups.back().emplace_back([call = calls[i].get()] { call->Run(); });
-    }
+                        sink = ReadMax(matrix.buffer.data(), matrix.buffer.bytes(), pool);
+                      },
+                      [call = calls.back().get()] { call->Run(); }});
+    lines.push_back(
+        {what, static_cast<double>(matrix.buffer.bytes()), matrix.pages, Timing{}, Timing{}, 0});
   }
   const auto timings = Measure(
       groups, min_seconds, [&](double done) { progress(fmt::format("{:3.0f} %", 100 * done)); });
-
-  std::vector<BenchLine> lines(section.cases.size());
-  for (size_t m = 0; m < matrices.size(); ++m) {
-    for (size_t i = 0; i < matrices[m].cases.size(); ++i) {
-      const size_t place = matrices[m].cases[i];
-      lines[place] = {section.cases[place], static_cast<double>(matrices[m].buffer.bytes()),
-                      matrices[m].pages,    timings[m][i + 1],
-                      timings[m][0],        0};
-    }
+  for (size_t i = 0; i < lines.size(); ++i) {
+    lines[i].read = timings[i][0];
+    lines[i].time = timings[i][1];
   }
   if (section.ratios) {
     SetRatios(lines);

@@ -6,7 +6,9 @@
 namespace riffle::cli {
 namespace {
 
-constexpr int kTimedPerVisit = 3;
+// A visit is long enough for its first calls, which still warm the caches, to carry no weight.
+constexpr int kTimedPerVisit = 5;
+constexpr double kVisitSeconds = 0.005;
 
 double Seconds(const std::function<void()>& call) {
   const auto begin = std::chrono::steady_clock::now();
@@ -40,20 +42,21 @@ void Visit(const Group& group, std::vector<Samples>& samples) {
   for (const auto& call : group) {
     call();
   }
-  for (int repeat = 0; repeat < kTimedPerVisit; ++repeat) {
+  double total = 0;
+  for (int repeat = 0; repeat < kTimedPerVisit || total < kVisitSeconds; ++repeat) {
     for (size_t i = 0; i < group.size(); ++i) {
-      samples[i].Add(Seconds(group[i]));
+      const double seconds = Seconds(group[i]);
+      samples[i].Add(seconds);
+      total += seconds;
     }
   }
 }
 
-// The share of the work that is done for the call that is furthest behind.
-double LeastDone(const std::vector<std::vector<Samples>>& samples, double min_seconds) {
+// The share of a group's work that is done.
+double Done(const std::vector<Samples>& samples, double min_seconds) {
   double least = 1;
-  for (const auto& group : samples) {
-    for (const Samples& call : group) {
-      least = std::min(least, call.Done(min_seconds));
-    }
+  for (const Samples& call : samples) {
+    least = std::min(least, call.Done(min_seconds));
   }
   return least;
 }
@@ -66,10 +69,14 @@ std::vector<std::vector<Timing>> Measure(const std::vector<Group>& groups, doubl
   for (const Group& group : groups) {
     samples.emplace_back(group.size());
   }
-  for (double done = 0; done < 1; done = LeastDone(samples, min_seconds)) {
-    progress(done);
+  for (double least = 0; least < 1;) {
+    progress(least);
+    least = 1;
     for (size_t g = 0; g < groups.size(); ++g) {
-      Visit(groups[g], samples[g]);
+      if (Done(samples[g], min_seconds) < 1) {
+        Visit(groups[g], samples[g]);
+      }
+      least = std::min(least, Done(samples[g], min_seconds));
     }
   }
   std::vector<std::vector<Timing>> timings(groups.size());

@@ -125,9 +125,10 @@ void PrintRow(const Arguments& arguments, const MatrixView& x, const Results& re
   if (arguments.stats) {
     const TopKStats& stats = results.stats[static_cast<size_t>(r)];
     fmt::print(
-        "        k-th value {}, held by {} of the row; {} elements read a second time; "
-        "depth {}\n",
-        FormatValue(stats.kth_value), stats.ties_at_kth, stats.elements_examined, stats.depth);
+        "        certificate: place {} has {}, which {} of the row equal; {} elements were read a "
+        "second time; depth {}\n",
+        arguments.k, FormatValue(stats.kth_value), stats.ties_at_kth, stats.elements_examined,
+        stats.depth);
   }
   fmt::print("\n");
 }

@@ -165,7 +165,7 @@ class TopK(Cli):
         path = self.file(header("<f4", (6,)) + floats(values))
         stats = self.topk(path, 3, "--stats")["rows"][0]["stats"]
         self.assertEqual((stats["kth_value"], stats["ties_at_kth"]), (2.0, 3))
-        self.assertIn("k-th value 2, held by 3 of the row", self.output("topk", path, "-k", 3, "--stats"))
+        self.assertIn("certificate: place 3 has 2, which 3 of the row equal", self.output("topk", path, "-k", 3, "--stats"))
 
     def test_text(self):
         path = self.file(header("<f4", (2, 3)) + floats([1, -math.inf, 2.5, math.nan, -0.0, 7]))
