@@ -78,22 +78,24 @@ HWY_INLINE uint64_t ReachBits(const Row<TI>& row, size_t begin, size_t end, TI b
   return bits;
 }
 
-// Appends to row.candidates the elements of x[begin, end) whose key is >= bound. The usual bucket
-// holds one, or few: they are taken one by one. (Compressing every vector without a branch took
-// twice as long: each vector stored ends in another cache line than it begins.)
+// Appends to row.candidates the elements of x[begin, end) whose key is >= bound; where they are many
+// and need not be `exact`, also some below it.
 template <typename TI>
-HWY_INLINE void AppendRange(Row<TI>& row, size_t begin, size_t end, TI bound) {
-  constexpr int kDense = 12;
+HWY_INLINE void AppendRange(Row<TI>& row, size_t begin, size_t end, TI bound, bool exact) {
   const Tag<TI> d;
   Candidates<TI> candidates = row.candidates;  // in registers: the stores may alias the row
   for (size_t i = begin; i < end; i += 64) {
     uint64_t bits = ReachBits(row, i, end, bound);
     if (HWY_UNLIKELY(std::popcount(bits) > kDense)) {
-      for (size_t v = 0; v < 64 && i + v < end; v += hn::Lanes(d)) {
-        const Loaded<TI> loaded = LoadKeys(row, i + v, end);
-        candidates.Append(d, loaded.keys,
-                          hn::And(loaded.valid, hn::Ge(loaded.keys, hn::Set(d, bound))),
-                          static_cast<int32_t>(i + v));
+      for (size_t v = i; v < std::min(i + 64, end); v += hn::Lanes(d)) {
+        const Loaded<TI> loaded = LoadKeys(row, v, end);
+        if (!exact && v + hn::Lanes(d) <= end) {
+          candidates.AppendAll(d, loaded.keys, static_cast<int32_t>(v));
+        } else {
+          const auto reach = hn::Ge(loaded.keys, hn::Set(d, bound));
+          candidates.Append(d, loaded.keys, hn::And(loaded.valid, reach),
+                            static_cast<int32_t>(v));
+        }
       }
       continue;
     }
@@ -107,11 +109,11 @@ HWY_INLINE void AppendRange(Row<TI>& row, size_t begin, size_t end, TI bound) {
   row.examined += end - begin;
 }
 
-// All elements >= bound, from the buckets whose maximum reaches it, at most BucketLimit(k) of them.
-// Their lines are asked for first: the look at a bucket is too short for the processor to see many
+// All elements >= bound, and perhaps others, from the buckets whose maximum reaches it, at most
+// BucketLimit(k) of them. Their lines are asked for first: the look at a bucket is too short for the processor to see many
 // buckets ahead.
 template <typename TI>
-void Collect(Row<TI>& row, const TI* maxima, TI bound) {
+void Collect(Row<TI>& row, const TI* maxima, TI bound, bool exact) {
   constexpr size_t kLine = 64 / sizeof(TI);
   constexpr size_t kAhead = 32;
   const Tag<TI> d;
@@ -137,7 +139,7 @@ void Collect(Row<TI>& row, const TI* maxima, TI bound) {
   for (size_t i = 0; i < found; ++i) {
     prefetch(i + kAhead);
     const size_t begin = static_cast<size_t>(row.ids[i]) * size;
-    AppendRange(row, begin, std::min(row.n, begin + size), bound);
+    AppendRange(row, begin, std::min(row.n, begin + size), bound, exact);
   }
 }
 
@@ -237,7 +239,7 @@ void SelectFromAll(Row<TI>& row) {
   }
   for (;;) {
     candidates.count = 0;
-    AppendRange(row, 0, row.n, bound);
+    AppendRange(row, 0, row.n, bound, /*exact=*/true);
     if (candidates.count >= row.k) {
       break;
     }
@@ -284,13 +286,13 @@ void SelectFromBuckets(Row<TI>& row, bool keyed, TI* maxima) {
   const size_t limit = BucketLimit(row.k);
   const Bound<TI> bound = BoundFromMaxima(row, maxima, keyed ? row.format.lowest_key() : TI{1});
   if (bound.reached <= limit) {
-    Collect(row, maxima, bound.key);
+    Collect(row, maxima, bound.key, /*exact=*/false);
     SelectFromCandidates(row);
     return;
   }
   // More buckets tie at the bound than may be looked at. Fewer than k are above it.
   if (bound.key < row.format.nan_key()) {
-    Collect(row, maxima, static_cast<TI>(bound.key + 1));
+    Collect(row, maxima, static_cast<TI>(bound.key + 1), /*exact=*/true);
   }
   if (row.candidates.count >= row.k) {
     SelectFromCandidates(row);

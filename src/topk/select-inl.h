@@ -178,47 +178,72 @@ struct Candidates {
     hn::StoreU(hn::Compress(vector, mask), d, keys + count);
     count += CompressIndices(d, mask, base, indices + count);
   }
+
+  template <class D>
+  HWY_INLINE void AppendAll(D d, hn::Vec<D> vector, int32_t base) {
+    const hn::Repartition<int32_t, D> di;
+    hn::StoreU(vector, d, keys + count);
+    for (size_t i = 0; i < hn::Lanes(d); i += hn::Lanes(di)) {
+      hn::StoreU(hn::Iota(di, base + static_cast<int32_t>(i)), di, indices + count + i);
+    }
+    count += hn::Lanes(d);
+  }
 };
+
+// More elements than this of 64 are moved by vectors, fewer one by one: each compressed vector ends
+// in another cache line than it begins, which for the usual one or two took twice as long.
+constexpr int kDense = 12;
 
 // Keeps the candidates whose key is >= bound. Pre: padded.
 template <typename TI>
 void KeepGe(Candidates<TI>& candidates, TI bound) {
   const Tag<TI> d;
   const hn::Repartition<int32_t, Tag<TI>> di;
+  const size_t lanes = hn::Lanes(d);
   const size_t count = candidates.count;
   const auto limit = hn::Set(d, bound);
   size_t kept = 0;
-  for (size_t i = 0; i < count; i += hn::Lanes(d)) {
+  for (size_t i = 0; i < count; i += lanes) {
     const auto keys = hn::LoadU(d, candidates.keys + i);
     const auto mask = hn::Ge(keys, limit);
+    uint64_t bits = Bits(d, mask);
+    if (std::popcount(bits) * 64 <= kDense * static_cast<int>(lanes)) {
+      for (; bits != 0; bits &= bits - 1) {
+        const size_t at = i + static_cast<size_t>(std::countr_zero(bits));
+        candidates.keys[kept] = candidates.keys[at];
+        candidates.indices[kept++] = candidates.indices[at];
+      }
+      continue;
+    }
     hn::StoreU(hn::Compress(keys, mask), d, candidates.keys + kept);
     int32_t* out = candidates.indices + kept;
     if constexpr (sizeof(TI) == 4) {
       hn::StoreU(hn::Compress(hn::LoadU(di, candidates.indices + i), mask), di, out);
-      kept += hn::CountTrue(d, mask);
     } else {
       const hn::Half<Tag<TI>> half;
       const auto low = hn::PromoteMaskTo(di, half, hn::LowerHalfOfMask(half, mask));
       const auto high = hn::PromoteMaskTo(di, half, hn::UpperHalfOfMask(half, mask));
       const auto second = hn::LoadU(di, candidates.indices + i + hn::Lanes(di));
       hn::StoreU(hn::Compress(hn::LoadU(di, candidates.indices + i), low), di, out);
-      const size_t in_low = hn::CountTrue(di, low);
-      hn::StoreU(hn::Compress(second, high), di, out + in_low);
-      kept += in_low + hn::CountTrue(di, high);
+      hn::StoreU(hn::Compress(second, high), di, out + hn::CountTrue(di, low));
     }
+    kept += static_cast<size_t>(std::popcount(bits));
   }
   candidates.count = kept;
 }
 
-// The first `wanted` indices of candidates whose key is `key`, appended to out; returns how many.
+// The first `wanted` indices of candidates whose key is `key`. Pre: padded; there are as many.
 template <typename TI>
-size_t TakeEqual(const Candidates<TI>& candidates, TI key, size_t wanted, int32_t* out) {
+void TakeEqual(const Candidates<TI>& candidates, TI key, size_t wanted, int32_t* out) {
+  const Tag<TI> d;
+  const auto equal = hn::Set(d, key);
   size_t taken = 0;
-  for (size_t i = 0; i < candidates.count && taken < wanted; ++i) {
-    out[taken] = candidates.indices[i];
-    taken += candidates.keys[i] == key ? 1 : 0;
+  for (size_t i = 0; taken < wanted; i += hn::Lanes(d)) {
+    uint64_t bits = Bits(d, hn::Eq(hn::LoadU(d, candidates.keys + i), equal));
+    for (; bits != 0 && taken < wanted; bits &= bits - 1) {
+      out[taken++] = candidates.indices[i + static_cast<size_t>(std::countr_zero(bits))];
+    }
   }
-  return taken;
 }
 
 constexpr size_t kRankLimit = 256;
