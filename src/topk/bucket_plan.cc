@@ -30,7 +30,7 @@ SamplePlan PlanSample(size_t n, size_t k) {
   if (n < 4 * kSample || k > n / 2) {
     return {};
   }
-  const size_t stride = n / kSample;
+  const size_t stride = n / (kSample / kMinBucket);
   const double expected = static_cast<double>(k) * kSample / static_cast<double>(n);
   const auto enough = static_cast<size_t>(expected + 4 * std::sqrt(expected) + 4);
   return {kSample, stride, std::min(enough, kSample)};

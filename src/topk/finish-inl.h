@@ -230,10 +230,12 @@ void SelectFromAll(Row<TI>& row) {
   TI bound = lowest;
   const SamplePlan plan = PlanSample(row.n, row.k);
   if (plan.count > 0) {
-    for (size_t i = 0; i < plan.count; ++i) {
-      candidates.keys[i] = Key(row.At(i * plan.stride), row.format);
+    const Tag<TI> d;
+    for (size_t i = 0; i < plan.count; i += hn::Lanes(d)) {
+      const size_t at = i / kMinBucket * plan.stride + i % kMinBucket;
+      hn::StoreU(LoadKeys(row, at, row.n).keys, d, candidates.keys + i);
     }
-    Pad(Tag<TI>(), candidates.keys, plan.count);
+    Pad(d, candidates.keys, plan.count);
     bound = FindBound(candidates.keys, plan.count, plan.k, plan.k + plan.k / 16, lowest, row.format)
                 .key;
   }

@@ -35,8 +35,9 @@ struct FinishLayout {
 };
 constexpr size_t kSlack = 128;  // four vectors of the shortest elements: whole-vector loads and stores
 
-// A sample of a row: the elements 0, stride, 2 * stride, ...; of k elements of the row fewer than
-// `k` of the sample's are expected, by some standard deviations. count = 0: no sample.
+// A sample of a row: `count` elements, kMinBucket in a row at 0, stride, 2 * stride, ...; of the k
+// best of a row in random order fewer than `k` are expected among them, by four standard deviations.
+// count = 0: no sample.
 struct SamplePlan {
   size_t count;
   size_t stride;

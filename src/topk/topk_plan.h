@@ -13,7 +13,7 @@ struct BucketPlan {
                         // pay, and all elements are candidates
 };
 constexpr int64_t kMinBucket = 32;  // a whole number of vectors for every dtype and target
-constexpr int64_t kMaxBucket = 256;
+constexpr int64_t kMaxBucket = 128;
 BucketPlan PlanBuckets(int64_t n, int64_t k);
 
 // Lane sort's default depths for one row.
