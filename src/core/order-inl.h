@@ -8,6 +8,8 @@
 
 #include <hwy/highway.h>
 
+#include <cstring>
+
 #include "core/order.h"
 
 HWY_BEFORE_NAMESPACE();
@@ -22,6 +24,19 @@ using Tag = hn::FixedTag<T, 16 / sizeof(T)>;
 template <typename T>
 using Tag = hn::CappedTag<T, 64 / sizeof(T)>;
 #endif
+
+// from[0, count), count <= Lanes(d), and zeros. Reads nothing else. Unlike LoadN without masked loads
+// it is for any alignment.
+template <class D, typename T = hn::TFromD<D>>
+HWY_INLINE hn::Vec<D> LoadPart(D d, const T* from, size_t count) {
+#if (HWY_TARGET <= HWY_AVX3 && !HWY_MEM_OPS_MIGHT_FAULT) || HWY_HAVE_SCALABLE
+  return hn::LoadN(d, from, count);
+#else
+  HWY_ALIGN T part[hn::MaxLanes(d)] = {};
+  std::memcpy(part, reinterpret_cast<const uint8_t*>(from), count * sizeof(T));
+  return hn::Load(d, part);
+#endif
+}
 
 template <class D, class V = hn::Vec<D>, typename TI = hn::TFromD<D>>
 HWY_INLINE V Keys(D d, V bits, Format<TI> format) {

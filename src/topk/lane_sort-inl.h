@@ -183,7 +183,7 @@ void LaneSorter<TI>::Stream(size_t begin, size_t end) {
   }
   for (; i < end; i += width) {
     const size_t count = std::min(width, end - i);
-    const auto bits = hn::LoadN(d, x + i, count);
+    const auto bits = LoadPart(d, x + i, count);
     visit(i, hn::IfThenElse(hn::FirstN(d, count), Keys(d, bits, row_.format),
                             hn::Set(d, kEmpty)));
   }
