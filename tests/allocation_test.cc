@@ -1,48 +1,22 @@
 // Calls allocate nothing once the pool's scratch has grown to the shape.
 #include <gtest/gtest.h>
 
-#include <atomic>
-#include <cstdlib>
 #include <functional>
-#include <new>
 
 #include "riffle/topk.h"
+#include "tests/allocation_counter.h"
 #include "tests/topk_check.h"
-
-namespace {
-std::atomic<int64_t> allocations{0};
-
-void* Allocate(size_t bytes, size_t alignment) {
-  ++allocations;
-  return std::aligned_alloc(alignment, (bytes + alignment - 1) / alignment * alignment);
-}
-void* OrThrow(void* memory) { return memory != nullptr ? memory : throw std::bad_alloc(); }
-}  // namespace
-
-// The array forms of the standard library call these.
-void* operator new(size_t bytes) { return OrThrow(Allocate(bytes, 16)); }
-void* operator new(size_t bytes, std::align_val_t alignment) {
-  return OrThrow(Allocate(bytes, static_cast<size_t>(alignment)));
-}
-void* operator new(size_t bytes, const std::nothrow_t&) noexcept { return Allocate(bytes, 16); }
-void* operator new(size_t bytes, std::align_val_t alignment, const std::nothrow_t&) noexcept {
-  return Allocate(bytes, static_cast<size_t>(alignment));
-}
-void operator delete(void* memory) noexcept { std::free(memory); }
-void operator delete(void* memory, size_t) noexcept { std::free(memory); }
-void operator delete(void* memory, std::align_val_t) noexcept { std::free(memory); }
-void operator delete(void* memory, size_t, std::align_val_t) noexcept { std::free(memory); }
 
 namespace riffle::test {
 namespace {
 
 int64_t AllocationsOf(const std::function<void()>& call) {
-  const int64_t before = allocations;
+  const int64_t before = Allocations();
   call();
-  return allocations - before;
+  return Allocations() - before;
 }
 
-class Allocations : public testing::Test {
+class SteadyState : public testing::Test {
  protected:
   static constexpr int64_t kRows = 4;
   static constexpr int64_t kCols = 40000;
@@ -66,7 +40,7 @@ class Allocations : public testing::Test {
   }
 };
 
-TEST_F(Allocations, TopK) {
+TEST_F(SteadyState, TopK) {
   for (const DType dtype : {DType::kF32, DType::kBF16}) {
     for (const Algorithm algorithm : {Algorithm::kBucketMaxima, Algorithm::kLaneSort}) {
       for (const int32_t k : {1, 64, 2000}) {
@@ -85,7 +59,7 @@ TEST_F(Allocations, TopK) {
   }
 }
 
-TEST_F(Allocations, OneLongRowAndOneKPerRow) {
+TEST_F(SteadyState, OneLongRowAndOneKPerRow) {
   Pool pool(2);
   TopKOptions options;
   options.pool = &pool;
@@ -99,7 +73,7 @@ TEST_F(Allocations, OneLongRowAndOneKPerRow) {
                });
 }
 
-TEST_F(Allocations, TopKPerRow) {
+TEST_F(SteadyState, TopKPerRow) {
   Pool pool(2);
   TopKOptions options;
   options.pool = &pool;

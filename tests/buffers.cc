@@ -47,9 +47,10 @@ void GuardedBuffer::MakeReadOnly() {
 
 std::string Describe(const InputSpec& spec) {
   std::ostringstream text;
-  text << Name(spec.distribution) << ' ' << Name(spec.dtype) << " rows=" << spec.rows
-       << " n=" << spec.n << " row_stride=" << spec.row_stride << " shift=" << spec.shift
-       << (spec.at_end ? " at_end" : " at_begin") << " seed=" << spec.seed;
+  text << (spec.raw.empty() ? Name(spec.distribution) : "raw bytes") << ' ' << Name(spec.dtype)
+       << " rows=" << spec.rows << " n=" << spec.n << " row_stride=" << spec.row_stride
+       << " shift=" << spec.shift << (spec.at_end ? " at_end" : " at_begin")
+       << " seed=" << spec.seed;
   return text.str();
 }
 
@@ -64,9 +65,14 @@ Input::Input(const InputSpec& spec) : spec_(spec), buffer_(InputBytes(spec), spe
     bytes[i] = ((bytes + i - origin) & 3) == 1 ? 0x7f : 0xff;
   }
   Rng rng(spec.seed);
+  size_t at = 0;
   for (int64_t row = 0; row < spec.rows; ++row) {
-    FillRow(spec.distribution, spec.dtype, spec.n, spec.k, rng,
-            origin + row * spec.row_stride * element);
+    uint8_t* begin = origin + row * spec.row_stride * element;
+    if (spec.raw.empty()) {
+      FillRow(spec.distribution, spec.dtype, spec.n, spec.k, rng, begin);
+      continue;
+    }
+    std::generate_n(begin, spec.n * element, [&] { return spec.raw[at++ % spec.raw.size()]; });
   }
   buffer_.MakeReadOnly();
   view_ = {origin, spec.dtype, spec.rows, spec.n, spec.row_stride};

@@ -42,6 +42,8 @@ struct InputSpec {
   int64_t shift = 0;  // bytes between the buffer and the guard page
   bool at_end = true;
   uint64_t seed = 0;
+  // Not empty: the rows are filled with these bytes, over and over, and not by the distribution.
+  std::vector<uint8_t> raw = {};
 };
 
 std::string Describe(const InputSpec& spec);

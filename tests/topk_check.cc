@@ -59,24 +59,15 @@ struct Outputs {
   }
 };
 
-// Writes the expected row. Unsorted rows are expected in the order found, if it is an order of the
-// right set; returns what is wrong with that.
 std::string ExpectRow(const MatrixView& x, int64_t row, const std::vector<int32_t>& best,
                       const Call& call, Outputs& outputs) {
-  const int64_t k = call.KOfRow(row);
-  std::set<int32_t> rest(best.begin(), best.begin() + k);
+  std::string fault;
+  const std::vector<int32_t> answer =
+      RowAnswer(outputs.indices, row, best, call.MaxK(), call.sorted, &fault);
   for (int64_t col = 0; col < call.MaxK(); ++col) {
-    int32_t column = col < k ? best[static_cast<size_t>(col)] : -1;
-    if (!call.sorted && col < k) {
-      column = outputs.Index(row, col);
-      if (rest.erase(column) == 0) {
-        return Concat("indices[", row, ", ", col, "] = ", column,
-                      " is not among the best, or is there twice; ");
-      }
-    }
-    outputs.Expect(x, row, col, column);
+    outputs.Expect(x, row, col, answer[static_cast<size_t>(col)]);
   }
-  return "";
+  return fault;
 }
 
 // PlanTopK takes milliseconds where k is large, and the tests ask for the same shapes over and
@@ -181,9 +172,9 @@ Outcome CheckTopK(const Input& input, const Truth& truth, const Call& call) {
   }
   for (int64_t row = 0; row < x.rows && outcome.fault.empty(); ++row) {
     const std::vector<int32_t>& columns = truth.columns[static_cast<size_t>(row)];
-    outcome.fault += ExpectRow(x, row, columns, call, outputs);
+    const std::vector<int32_t> best(columns.begin(), columns.begin() + call.KOfRow(row));
+    outcome.fault += ExpectRow(x, row, best, call, outputs);
     if (call.stats) {
-      const std::vector<int32_t> best(columns.begin(), columns.begin() + call.KOfRow(row));
       outcome.fault += CheckStats(x, row, best, call, outcome.stats[static_cast<size_t>(row)]);
     }
     for (int64_t col = 0; col < call.MaxK(); ++col) {
@@ -207,6 +198,23 @@ std::string Compare(const Outcome& a, const Outcome& b) {
     }
   }
   return "";
+}
+
+std::vector<int32_t> RowAnswer(Output& indices, int64_t row, const std::vector<int32_t>& best,
+                               int64_t width, bool sorted, std::string* fault) {
+  std::vector<int32_t> answer = best;
+  std::set<int32_t> rest(best.begin(), best.end());
+  for (size_t i = 0; i < answer.size() && !sorted; ++i) {
+    std::memcpy(&answer[i], indices.cell(row, static_cast<int64_t>(i)), sizeof(int32_t));
+    if (rest.erase(answer[i]) == 0) {
+      *fault = Concat("indices[", row, ", ", i, "] = ", answer[i],
+                      " is not among the best, or is there twice; ");
+      answer = best;
+      break;
+    }
+  }
+  answer.resize(static_cast<size_t>(width), -1);
+  return answer;
 }
 
 std::string CheckTopKOnAllTargets(const Input& input, const Truth& truth, const Call& call) {

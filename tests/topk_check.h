@@ -52,6 +52,11 @@ Outcome CheckTopK(const Input& input, const Truth& truth, const Call& call);
 // description of the whole case.
 std::string CheckTopKOnAllTargets(const Input& input, const Truth& truth, const Call& call);
 
+// The row of `width` indices that a call should have written: `best`, then -1. Of an unsorted
+// answer, what it wrote, if that is some order of `best`; otherwise *fault says what is wrong.
+std::vector<int32_t> RowAnswer(Output& indices, int64_t row, const std::vector<int32_t>& best,
+                               int64_t width, bool sorted, std::string* fault);
+
 // "" when both outcomes are right and the same.
 std::string Compare(const Outcome& a, const Outcome& b);
 

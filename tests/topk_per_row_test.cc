@@ -3,89 +3,16 @@
 
 #include <algorithm>
 #include <cmath>
-#include <cstring>
 #include <limits>
-#include <set>
 
 #include "riffle/error.h"
 #include "riffle/topk.h"
-#include "tests/reference.h"
-#include "tests/text.h"
-#include "tests/topk_check.h"
+#include "tests/ranges_check.h"
 
 namespace riffle::test {
 namespace {
 
 constexpr DType kDTypes[] = {DType::kF32, DType::kF16, DType::kBF16};
-
-// What is asked of an input.
-struct Ranges {
-  std::vector<int32_t> starts;
-  std::vector<int32_t> ends;
-  int32_t k = 1;
-  bool sorted = true;
-  Algorithm algorithm = Algorithm::kAuto;
-  int threads = 1;
-  int64_t gap = 0;  // elements between the rows of the output
-};
-
-// Writes what is expected of a row; see ExpectRow of topk_check.cc for unsorted rows.
-std::string ExpectRange(const MatrixView& x, int64_t row, const Ranges& ranges, Output& out) {
-  const auto r = static_cast<size_t>(row);
-  std::vector<int32_t> best = ReferenceTopK(x, row, ranges.starts[r], ranges.ends[r], ranges.k);
-  for (int32_t& column : best) column -= ranges.starts[r];
-  std::set<int32_t> rest(best.begin(), best.end());
-  best.resize(static_cast<size_t>(ranges.k), -1);
-  for (int64_t col = 0; col < ranges.k; ++col) {
-    int32_t index = best[static_cast<size_t>(col)];
-    if (!ranges.sorted && index >= 0) {
-      std::memcpy(&index, out.cell(row, col), sizeof(index));
-      if (rest.erase(index) == 0) {
-        return Concat("indices[", row, ", ", col, "] = ", index, " is not among the best");
-      }
-    }
-    out.Expect(row, col, &index);
-  }
-  return "";
-}
-
-// Runs `call(out, options)` on every target and compares all bytes of the output.
-template <typename CallWith>
-std::string CheckOnAllTargets(const Input& input, const Ranges& ranges, const CallWith& call) {
-  const MatrixView& x = input.view();
-  std::string fault;
-  for (const std::string& target : Targets()) {
-    SetTarget(target);
-    Output out(x.rows, ranges.k, ranges.k + ranges.gap, sizeof(int32_t));
-    TopKOptions options;
-    options.sorted = ranges.sorted;
-    options.algorithm = ranges.algorithm;
-    options.pool = &PoolOf(ranges.threads);
-    call(OutView<int32_t>{reinterpret_cast<int32_t*>(out.data()), out.stride()}, options);
-    for (int64_t row = 0; row < x.rows && fault.empty(); ++row) {
-      fault = ExpectRange(x, row, ranges, out);
-      if (fault.empty()) continue;
-      const auto r = static_cast<size_t>(row);
-      fault += Concat(" of [", ranges.starts[r], ", ", ranges.ends[r], ")");
-    }
-    if (fault.empty()) fault = out.Difference("indices");
-    if (!fault.empty()) {
-      fault = Concat("on ", target, ", ", Describe(input.spec()), " k=", ranges.k,
-                     ranges.sorted ? " sorted" : " unsorted",
-                     " algorithm=", static_cast<int>(ranges.algorithm), " threads=", ranges.threads,
-                     ": ", fault);
-      break;
-    }
-  }
-  SetTarget("");
-  return fault;
-}
-
-std::string CheckPerRow(const Input& input, const Ranges& ranges) {
-  return CheckOnAllTargets(input, ranges, [&](const OutView<int32_t>& out, const auto& options) {
-    TopKPerRow(input.view(), ranges.starts, ranges.ends, ranges.k, out, options);
-  });
-}
 
 InputSpec Spec(Distribution distribution, DType dtype, int64_t rows, int64_t n, uint64_t seed) {
   return {distribution, dtype, rows, n, n, 64, 0, true, seed};
@@ -126,7 +53,7 @@ TEST(TopKPerRow, RangesOfEveryKind) {
           ranges.gap = k % 3;
           for (const Algorithm algorithm : {Algorithm::kBucketMaxima, Algorithm::kLaneSort}) {
             ranges.algorithm = algorithm;
-            ASSERT_EQ(CheckPerRow(input, ranges), "");
+            ASSERT_EQ(CheckRangesOnAllTargets(input, ranges), "");
           }
         }
       }
@@ -144,7 +71,7 @@ TEST(TopKPerRow, PublishedShape) {
   ranges.k = 1024;
   for (const int threads : {1, 2}) {
     ranges.threads = threads;
-    ASSERT_EQ(CheckPerRow(input, ranges), "");
+    ASSERT_EQ(CheckRangesOnAllTargets(input, ranges), "");
   }
 }
 
@@ -173,7 +100,7 @@ TEST(TopKPerRow, RandomCases) {
     ranges.algorithm = rng.Pick(std::vector{Algorithm::kAuto, Algorithm::kLaneSort});
     ranges.threads = rng.Pick(std::vector{1, 2, 3, 5});
     ranges.gap = rng.Below(5);
-    ASSERT_EQ(CheckPerRow(input, ranges), "")
+    ASSERT_EQ(CheckRangesOnAllTargets(input, ranges), "")
         << "RIFFLE_TEST_SEED=" << seed + i << " RIFFLE_TEST_CASES=1 repeats it";
   }
 }
@@ -185,23 +112,21 @@ TEST(TopKPerRowDecode, SeesItsColumns) {
     const std::vector<int32_t> lens = {500, 1, 77, 3, 0, 2, std::numeric_limits<int32_t>::min()};
     const auto rows = static_cast<int64_t>(lens.size()) * next_n;
     const Input input(Spec(Distribution::kTies, DType::kBF16, rows, n, 13));
-    Ranges ranges;
-    for (int64_t row = 0; row < rows; ++row) {
-      ranges.starts.push_back(0);
-      const int64_t length = lens[static_cast<size_t>(row / next_n)];
-      const int64_t end = length - next_n + row % next_n + 1;
-      ranges.ends.push_back(static_cast<int32_t>(std::max<int64_t>(0, end)));
-    }
+    Ranges ranges = DecodeRanges(lens, next_n);
     for (const int32_t k : {1, 5, 100, 600}) {
       ranges.k = k;
-      ASSERT_EQ(CheckOnAllTargets(input, ranges,
-                                  [&](const OutView<int32_t>& out, const auto& options) {
-                                    TopKPerRowDecode(input.view(), lens, next_n, k, out, options);
-                                  }),
-                "")
-          << "next_n=" << next_n;
+      ASSERT_EQ(CheckRangesOnAllTargets(input, ranges), "");
     }
   }
+}
+
+// The published rule by hand: two tokens a sequence of five, and a sequence that has only one.
+TEST(TopKPerRowDecode, ByHand) {
+  const std::vector<float> x = {1, 2, 3, 4, 5, 6};
+  const MatrixView view{x.data(), DType::kF32, 4, 6, 0};
+  std::vector<int32_t> indices(8, 99);
+  TopKPerRowDecode(view, std::vector<int32_t>{5, 1}, 2, 2, {indices.data(), 2});
+  EXPECT_EQ(indices, (std::vector<int32_t>{3, 2, 4, 3, -1, -1, 0, -1}));
 }
 
 TEST(TopKPerRow, NoRows) {
