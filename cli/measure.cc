@@ -66,6 +66,7 @@ double Done(const std::vector<Samples>& samples, double min_seconds) {
 std::vector<std::vector<Timing>> Measure(const std::vector<Group>& groups, double min_seconds,
                                          const std::function<void(double)>& progress) {
   std::vector<std::vector<Samples>> samples;
+  samples.reserve(groups.size());
   for (const Group& group : groups) {
     samples.emplace_back(group.size());
   }
