@@ -16,10 +16,10 @@ test: start setup test-cpp test-clang test-consumer test-python test-asan test-t
 	@scripts/test_summary.sh
 
 ##@ Build
-build: ## the release build: build/release/riffle
+build: ## the library and the command: build/release/riffle
 	@scripts/setup.sh build
 	@scripts/highway.sh || true
-	@scripts/build.sh release
+	@scripts/build.sh release --target riffle riffle_cli
 python: ## the Python package, installed into .venv
 	@scripts/setup.sh build
 	@scripts/venv.sh

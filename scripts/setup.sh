@@ -12,10 +12,10 @@ build_packages=(
   g++ make cmake ninja-build ccache
   libcli11-dev libfmt-dev nlohmann-json3-dev
   python3 python3-dev python3-venv
+  libgtest-dev libgmock-dev libbenchmark-dev # the release preset looks for them
 )
 # Debian 12's default clang is 14; libclang-rt (below) carries libFuzzer and clang's sanitizers.
 test_packages=(
-  libgtest-dev libgmock-dev libbenchmark-dev
   clang clang-tidy clang-format
 )
 
