@@ -15,10 +15,14 @@
 namespace riffle::python {
 namespace {
 
+PyObject* out_of_pages = nullptr;  // made with the module, never released
+
 PyObject* ExceptionOf(Code code) {
   switch (code) {
     case Code::kBadDType:
       return PyExc_TypeError;
+    case Code::kOutOfPages:
+      return out_of_pages;
     case Code::kOutOfMemory:
       return PyExc_MemoryError;
     default:
@@ -62,6 +66,14 @@ void PySetTarget(nb::handle name) {
 }  // namespace
 
 void BindRuntime(nb::module_& m) {
+  out_of_pages =
+      Checked(PyErr_NewExceptionWithDoc(
+                  "riffle.OutOfPages",
+                  "A KvCache has fewer free pages than a call needs; nothing has changed.",
+                  PyExc_RuntimeError, nullptr))
+          .release()
+          .ptr();
+  m.attr("OutOfPages") = nb::borrow(out_of_pages);
   m.attr("__version__") = std::string(Version());
   m.def("info", &PyInfo);
   m.def("set_num_threads", &PySetNumThreads, nb::arg().none());
@@ -73,6 +85,8 @@ void BindRuntime(nb::module_& m) {
 NB_MODULE(_core, m) {
   nanobind::register_exception_translator(riffle::python::Translate);
   riffle::python::LoadKnown();
+  riffle::python::BindAttention(m);
+  riffle::python::BindKvCache(m);
   riffle::python::BindRuntime(m);
   riffle::python::BindTopK(m);
 }

@@ -6,6 +6,8 @@
 
 namespace riffle::python {
 
+void BindAttention(nanobind::module_& m);
+void BindKvCache(nanobind::module_& m);
 void BindRuntime(nanobind::module_& m);
 void BindTopK(nanobind::module_& m);
 

@@ -1,12 +1,12 @@
-"""Exact top-k on CPUs, for NumPy, PyTorch and JAX arrays.
+"""Exact top-k and paged attention on CPUs, for NumPy, PyTorch and JAX arrays.
 
 Arrays are read where they lie, nothing is copied. Accepted are NumPy, PyTorch (CPU) and JAX (CPU) arrays and whatever
 else exports DLPack or a buffer from the CPU, of float32, float16 or bfloat16 (ml_dtypes' for NumPy). Results are of the
 first array argument's framework; NumPy's for those that are none of the three. Tensors that require grad are read as if
-detached: a selection has no gradient. The GIL is released while a kernel runs.
+detached: nothing here has a gradient. The GIL is released while a kernel runs.
 
 Order, everywhere: descending by value; NaN of either sign above +inf, all NaNs equal; -0 equals +0; of equal values the
-lower index first. Results are bitwise the same for any number of threads, batch and SIMD target.
+lower index first. Results are bitwise the same for any number of threads and any batch; top-k's on any SIMD target too.
 
 A bad argument raises ValueError, a wrong dtype TypeError; the text names the argument, its value and the limit, and
 nothing has been written then.
@@ -14,7 +14,9 @@ nothing has been written then.
 Environment: RIFFLE_NUM_THREADS sets the number of threads, RIFFLE_TARGET the SIMD target.
 """
 
-from riffle._core import __version__
+from riffle._attention import merge_states, paged_attention
+from riffle._core import OutOfPages, __version__
+from riffle._kv_cache import KvCache
 from riffle._runtime import info, set_num_threads, set_target
 from riffle._topk import (
     TopK,
@@ -27,11 +29,15 @@ from riffle._topk import (
 )
 
 __all__ = [
+    "KvCache",
+    "OutOfPages",
     "TopK",
     "TopKStats",
     "__version__",
     "depth_probabilities",
     "info",
+    "merge_states",
+    "paged_attention",
     "plan_top_k",
     "set_num_threads",
     "set_target",
@@ -40,7 +46,7 @@ __all__ = [
     "top_k_per_row_decode",
 ]
 
-for _public in (TopK, TopKStats, depth_probabilities, info, plan_top_k, set_num_threads, set_target, top_k,
-                top_k_per_row, top_k_per_row_decode):
+for _public in (KvCache, TopK, TopKStats, depth_probabilities, info, merge_states, paged_attention, plan_top_k,
+                set_num_threads, set_target, top_k, top_k_per_row, top_k_per_row_decode):
     _public.__module__ = "riffle"  # where users find it, and where pickles look for it
 del _public

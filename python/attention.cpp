@@ -1,0 +1,272 @@
+// Paged attention: Python's arguments to riffle/attention.h and back.
+#include "riffle/attention.h"
+
+#include <bit>
+#include <cmath>
+#include <cstring>
+#include <deque>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "arguments.h"
+#include "array.h"
+#include "bindings.h"
+#include "kernel_scope.h"
+
+namespace riffle::python {
+namespace {
+
+HeadsView Heads(const Array& x) {
+  const DType dtype = FloatingDType(x);
+  CheckAxes(x, 3, "[tokens, heads, head_dim]");
+  CheckLastAxisContiguous(x);
+  return {x.data(),         dtype,           x.axis(0).size, x.axis(1).size, x.axis(2).size,
+          x.axis(0).stride, x.axis(1).stride};
+}
+
+// Where a layout has the axes of pages, tokens and heads.
+struct Layout {
+  int page, token, head;
+  const char* form;
+
+  static Layout Of(nb::handle name) {
+    std::string_view text;
+    if (nb::try_cast(name, text)) {
+      if (text == "HND") return {0, 2, 1, "[pages, kv_heads, page_size, head_dim]"};
+      if (text == "NHD") return {0, 1, 2, "[pages, page_size, kv_heads, head_dim]"};
+      if (text == "JAX") return {1, 2, 0, "[kv_heads, pages, page_size, head_dim]"};
+    }
+    ThrowValueError("layout = " + nb::cast<std::string>(nb::repr(name)) +
+                    " is none of 'HND', 'NHD', 'JAX'");
+  }
+};
+
+PagedKv Pages(const Array& x, const Layout& layout) {
+  const DType dtype = FloatingDType(x);
+  CheckAxes(x, 4, layout.form);
+  CheckLastAxisContiguous(x);
+  const Axis &page = x.axis(layout.page), &token = x.axis(layout.token),
+             &head = x.axis(layout.head);
+  return {x.data(),       dtype,       page.size,    token.size, head.size,
+          x.axis(3).size, page.stride, token.stride, head.stride};
+}
+
+// A matrix argument whose rows are contiguous, or have been made so.
+template <typename T>
+class Matrix {
+ public:
+  Matrix(nb::handle object, const char* name, Element element, const char* form)
+      : array_(object, name) {
+    CheckElement(array_, element);
+    CheckAxes(array_, 2, form);
+    const auto [rows, row_stride] = array_.axis(0);
+    const auto [cols, col_stride] = array_.axis(1);
+    const auto* bytes = static_cast<const uint8_t*>(array_.data());
+    stride_ = row_stride;
+    data_ = static_cast<const T*>(array_.data());
+    // The copy is for strides and for addresses that a T* may not have.
+    if ((cols > 1 && col_stride != 1) || reinterpret_cast<uintptr_t>(bytes) % alignof(T) != 0) {
+      copy_.resize(static_cast<size_t>(rows * cols));
+      T* to = copy_.data();
+      for (int64_t r = 0; r < rows; ++r) {
+        for (int64_t c = 0; c < cols; ++c, ++to) {
+          std::memcpy(to, bytes + (r * row_stride + c * col_stride) * int64_t{sizeof(T)},
+                      sizeof(T));
+        }
+      }
+      stride_ = cols;
+      data_ = copy_.data();
+    }
+  }
+
+  int64_t rows() const { return array_.axis(0).size; }
+  int64_t cols() const { return array_.axis(1).size; }
+  int64_t stride() const { return stride_; }
+  const T* data() const { return data_; }
+  const Array& array() const { return array_; }
+
+ private:
+  Array array_;
+  std::vector<T> copy_;
+  int64_t stride_;
+  const T* data_;
+};
+
+float FloatOfHalf(uint16_t bits) {
+  const int exponent = bits >> 10 & 31, mantissa = bits & 0x3ff;
+  const float magnitude = exponent == 31 ? (mantissa != 0 ? NAN : INFINITY)
+                          : exponent == 0
+                              ? std::ldexp(static_cast<float>(mantissa), -24)
+                              : std::ldexp(static_cast<float>(mantissa + 1024), exponent - 25);
+  return (bits & 0x8000) != 0 ? -magnitude : magnitude;
+}
+
+float FloatAt(const uint8_t* element, DType dtype) {
+  uint32_t bits = 0;
+  std::memcpy(&bits, element, SizeOf(dtype));
+  return dtype == DType::kF16   ? FloatOfHalf(static_cast<uint16_t>(bits))
+         : dtype == DType::kF32 ? std::bit_cast<float>(bits)
+                                : std::bit_cast<float>(bits << 16);
+}
+
+// The floats of a 1-dimensional array of any of the three dtypes.
+std::vector<float> Floats(nb::handle object, const char* name) {
+  const Array x(object, name);
+  const DType dtype = FloatingDType(x);
+  CheckAxes(x, 1, "1-dimensional");
+  std::vector<float> floats;
+  for (int64_t i = 0; i < x.axis(0).size; ++i) {
+    const auto size = static_cast<int64_t>(SizeOf(dtype));
+    floats.push_back(
+        FloatAt(static_cast<const uint8_t*>(x.data()) + i * x.axis(0).stride * size, dtype));
+  }
+  return floats;
+}
+
+std::optional<float> OptionalFloat(nb::handle value, const char* name) {
+  if (value.is_none()) {
+    return std::nullopt;
+  }
+  const double number = PyFloat_AsDouble(value.ptr());
+  if (number == -1.0 && PyErr_Occurred() != nullptr) {
+    PyErr_Clear();
+    ThrowTypeError(std::string(name) + " must be a number or None, not " +
+                   nb::cast<std::string>(nb::repr(value)));
+  }
+  return static_cast<float>(number);
+}
+
+// The results of a call on x: `out`, given or new, and lse if wanted.
+class Results {
+ public:
+  Results(const Array& x, nb::handle given, bool want_lse) : like_(x) {
+    const int64_t shape[] = {x.axis(0).size, x.axis(1).size, x.axis(2).size};
+    if (given.is_none()) {
+      fresh_ = NewArrayLike(x, x.element(), shape);
+      view_ = {fresh_.data, shape[1] * shape[2], shape[2], nullptr, 0};
+    } else {
+      const Array& out = given_.emplace(given, "out", Access::kWrite);
+      CheckElement(out, x.element());
+      CheckShape(out, shape);
+      CheckLastAxisContiguous(out);
+      view_ = {out.data(), out.axis(0).stride, out.axis(1).stride, nullptr, 0};
+    }
+    if (want_lse) {
+      lse_ = NewArrayLike(x, Element::kF32, std::span(shape).first(2));
+      view_.lse = static_cast<float*>(lse_.data);
+      view_.lse_token_stride = shape[1];
+    }
+  }
+
+  const AttentionOut& view() const { return view_; }
+
+  nb::object Finish() {
+    nb::object out = given_ ? nb::borrow(given_->object()) : Finished(like_, std::move(fresh_));
+    if (view_.lse == nullptr) {
+      return out;
+    }
+    return nb::make_tuple(std::move(out), Finished(like_, std::move(lse_)));
+  }
+
+ private:
+  const Array& like_;
+  std::optional<Array> given_;
+  NewArray fresh_, lse_;
+  AttentionOut view_;
+};
+
+nb::object PyPagedAttention(nb::handle q_object, nb::handle keys_object, nb::handle values_object,
+                            nb::handle kv_lens_object, nb::handle page_table_object,
+                            nb::handle cu_q_lens_object, nb::handle layout_name, nb::handle scale,
+                            nb::handle causal, nb::handle window, nb::handle soft_cap,
+                            nb::handle sinks, nb::handle mask_value, nb::handle out,
+                            nb::handle return_lse) {
+  const Array q(q_object, "q"), keys(keys_object, "keys"), values(values_object, "values");
+  const Layout layout = Layout::Of(layout_name);
+  const HeadsView q_view = Heads(q);
+  const PagedKv keys_view = Pages(keys, layout), values_view = Pages(values, layout);
+  const Int32Span kv_lens(kv_lens_object, "kv_lens");
+  const Matrix<int32_t> page_table(page_table_object, "page_table", Element::kI32,
+                                   "[sequences, max_pages]");
+  PagedBatch batch;
+  batch.kv_lens = kv_lens.get();
+  const int64_t sequences = static_cast<int64_t>(batch.kv_lens.size());
+  if (page_table.rows() != sequences) {
+    ThrowValueError("page_table has shape " + page_table.array().Shape() + " but kv_lens names " +
+                    std::to_string(sequences) + " sequences");
+  }
+  batch.page_table = page_table.data();
+  batch.max_pages = page_table.cols();
+  batch.page_table_stride = page_table.stride();
+  std::optional<Int32Span> cu_q_lens;
+  if (!cu_q_lens_object.is_none()) {
+    batch.cu_q_lens = cu_q_lens.emplace(cu_q_lens_object, "cu_q_lens").get();
+    if (batch.cu_q_lens.empty()) {  // which the door would take for None
+      ThrowValueError("cu_q_lens is empty; it must have one element more than kv_lens");
+    }
+  }
+
+  AttentionOptions options;
+  options.scale = OptionalFloat(scale, "scale");
+  options.causal = IsTrue(causal);
+  if (!window.is_none()) {
+    options.window = Int64(window, "window");
+  }
+  options.soft_cap = OptionalFloat(soft_cap, "soft_cap");
+  options.mask_value = OptionalFloat(mask_value, "mask_value");
+  std::vector<float> sink_logits;
+  if (!sinks.is_none()) {
+    sink_logits = Floats(sinks, "sinks");
+    if (sink_logits.empty() && q_view.heads != 0) {
+      ThrowValueError("sinks is empty; it must have one element per query head");
+    }
+    options.sinks = sink_logits;
+  }
+  Results results(q, out, IsTrue(return_lse));
+  {
+    const KernelScope scope;
+    PagedAttention(q_view, keys_view, values_view, batch, results.view(), options);
+  }
+  return results.Finish();
+}
+
+nb::object PyMergeStates(nb::handle outs_object, nb::handle lses_object) {
+  std::deque<Array> outs;
+  std::deque<Matrix<float>> lses;
+  for (const nb::handle out : outs_object) {
+    outs.emplace_back(out, "outs");
+  }
+  for (const nb::handle lse : lses_object) {
+    lses.emplace_back(lse, "lses", Element::kF32, "[tokens, heads]");
+  }
+  if (outs.empty() || outs.size() != lses.size()) {
+    ThrowValueError("outs has " + std::to_string(outs.size()) + " parts and lses " +
+                    std::to_string(lses.size()) + "; they must be as many, and at least one");
+  }
+  std::vector<AttentionPart> parts;
+  for (size_t i = 0; i < outs.size(); ++i) {
+    const HeadsView view = Heads(outs[i]);
+    const int64_t shape[] = {view.tokens, view.heads};
+    CheckShape(lses[i].array(), shape);
+    parts.push_back({view, lses[i].data(), lses[i].stride()});
+  }
+  Results results(outs.front(), nb::none(), true);
+  {
+    const KernelScope scope;
+    MergeStates(parts, results.view());
+  }
+  return results.Finish();
+}
+
+}  // namespace
+
+void BindAttention(nb::module_& m) {
+  const auto any = nb::arg().none();  // what None means is for the functions to say
+  m.def("paged_attention", &PyPagedAttention, any, any, any, any, any, any, any, any, any, any, any,
+        any, any, any, any);
+  m.def("merge_states", &PyMergeStates, any, any);
+}
+
+}  // namespace riffle::python

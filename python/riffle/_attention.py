@@ -1,0 +1,107 @@
+"""Attention over pages of keys and values."""
+
+from __future__ import annotations
+
+from typing import Any, Literal, Sequence
+
+from riffle import _core
+
+Array = Any
+
+
+def paged_attention(
+    q: Array,
+    keys: Array,
+    values: Array,
+    kv_lens: Array,
+    page_table: Array,
+    *,
+    cu_q_lens: Array | None = None,
+    layout: Literal["HND", "NHD", "JAX"] = "HND",
+    scale: float | None = None,
+    causal: bool = True,
+    window: int | None = None,
+    soft_cap: float | None = None,
+    sinks: Array | None = None,
+    mask_value: float | None = None,
+    out: Array | None = None,
+    return_lse: bool = False,
+) -> Array | tuple[Array, Array]:
+    """softmax(scale * q k^T) v over keys and values that lie in pages: decode, prefill, chunks and mixed batches.
+
+    The q_len queries of a sequence are its last positions: query i stands at kv_len - q_len + i. Query head h reads KV
+    head h * kv_heads // q_heads. Accumulation and softmax are in float32. What a query gets does not depend, in any bit,
+    on the batch it is in, the number of threads, the page size or the layout, nor on whether it came by decode or by
+    prefill.
+
+    Args:
+      q: [tokens, q_heads, head_dim] float32, float16 or bfloat16; the queries of the sequences one after another. head_dim
+        is a multiple of 8 from 32 to 512 and contiguous; other axes may have any strides.
+      keys, values: the pages, float32, float16 or bfloat16 (both the same, q may differ), any strides with head_dim
+        contiguous; nothing is copied. q_heads is a multiple of kv_heads, page_size 1 to 256. See layout.
+      kv_lens: int32 [B], tokens of each sequence, its queries included; 0 gives zeros.
+      page_table: int32 [B, max_pages], each sequence's pages in order. What stands behind its last page is not read.
+      cu_q_lens: int32 [B + 1], where the queries of each sequence begin and end in q; None: one query a sequence.
+      layout: "HND" [pages, kv_heads, page_size, head_dim], "NHD" [pages, page_size, kv_heads, head_dim] or "JAX"
+        [kv_heads, pages, page_size, head_dim].
+      scale: of the logits; None: 1 / sqrt(head_dim).
+      causal: a query at position p sees keys 0..p; False: all of its sequence.
+      window: a query at position p sees no key before p - window + 1; at least 1.
+      soft_cap: c > 0 turns a scaled logit x into c * tanh(x / c).
+      sinks: [q_heads] float32, float16 or bfloat16: a logit for each head, neither scaled nor capped, that takes part in
+        the softmax and in lse but has no value.
+      mask_value: for the sake of published signatures; at most -1e30, without effect, as masked keys are skipped.
+      out: to write into, of the shape and dtype of q, NumPy or PyTorch, any strides with head_dim contiguous, sharing no
+        memory with the other arguments. It is what is returned.
+      return_lse: also return lse.
+
+    Returns:
+      out like q, or (out, lse): lse float32 [tokens, q_heads] is the natural logarithm of the sum of exp(logit) over what
+      a query sees, -inf where that is nothing. Of q's framework.
+
+    Raises:
+      ValueError: a shape, length, page number or option out of its limits; nothing is written then.
+      TypeError: a wrong dtype, or no array.
+      MemoryError: no memory for the results or for scratch.
+
+    Method: paged attention (Kwon et al. 2023) with online softmax (Milakov and Gimelshein 2018) and split-KV (Dao 2023).
+
+    >>> import numpy as np, riffle
+    >>> rng = np.random.default_rng(0)
+    >>> keys, values = rng.standard_normal((2, 3, 1, 4, 32), np.float32)
+    >>> q = rng.standard_normal((2, 2, 32), np.float32)
+    >>> kv_lens, page_table = np.array([1, 6], np.int32), np.array([[2, -1], [0, 1]], np.int32)
+    >>> out, lse = riffle.paged_attention(q, keys, values, kv_lens, page_table, return_lse=True)
+    >>> out.shape, lse.shape
+    ((2, 2, 32), (2, 2))
+    >>> bool((out[0] == values[2, 0, 0]).all())  # its only key
+    True
+    """
+    return _core.paged_attention(q, keys, values, kv_lens, page_table, cu_q_lens, layout, scale, causal, window,
+                                 soft_cap, sinks, mask_value, out, return_lse)
+
+
+def merge_states(outs: Sequence[Array], lses: Sequence[Array]) -> tuple[Array, Array]:
+    """What one call over all keys would have given, up to rounding, from results over disjoint parts of the keys.
+
+    For sequences whose keys are sharded, or share a prefix that is attended to once (cascades). Parts are folded in the
+    order given. If there are sinks, they belong into one part only.
+
+    Args:
+      outs: arrays [tokens, heads, head_dim] of one shape and dtype, as from paged_attention.
+      lses: as many arrays float32 [tokens, heads]. Where one is -inf its part saw no key and contributes nothing.
+
+    Returns:
+      (out, lse) of the framework of outs[0]; zeros and -inf where all parts are empty.
+
+    Raises:
+      ValueError: no part; shapes or numbers of parts that differ.
+      TypeError: a wrong dtype, or no array.
+
+    >>> import numpy as np, riffle
+    >>> a, b = np.full((1, 1, 32), 1, np.float32), np.full((1, 1, 32), 3, np.float32)
+    >>> out, lse = riffle.merge_states([a, b], [np.zeros((1, 1), np.float32), np.zeros((1, 1), np.float32)])
+    >>> out[0, 0, 0], lse[0, 0].round(4)
+    (np.float32(2.0), np.float32(0.6931))
+    """
+    return _core.merge_states(outs, lses)
