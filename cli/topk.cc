@@ -14,6 +14,7 @@
 #include "cli/measure.h"
 #include "cli/npy.h"
 #include "cli/numbers.h"
+#include "cli/reference.h"
 #include "cli/report.h"
 #include "riffle/riffle.h"
 
@@ -46,6 +47,7 @@ struct Arguments {
   bool json = false;
   bool stats = false;
   bool time = false;
+  bool check = false;
   std::string dtype = "auto";
   std::string algorithm = "auto";
   TopKOptions options;
@@ -112,6 +114,17 @@ Speed MeasureSpeed(const NpyMatrix& input, const Arguments& arguments, const Top
   return {timings[0][0], timings[0][1]};
 }
 
+// Holds the answer against one that was found without the library.
+void CheckAnswer(const NpyMatrix& input, const Arguments& arguments, const Results& results) {
+  const MatrixView& x = input.view();
+  const std::vector<int32_t> reference = ReferenceTopK(x, arguments.k);
+  const std::string wrong =
+      Compare(x, arguments.k, reference, arguments.k, results.indices, results.values.data());
+  if (!wrong.empty()) {
+    FailRun("wrong answer, please report it: {}", wrong);
+  }
+}
+
 void PrintRow(const Arguments& arguments, const MatrixView& x, const Results& results, int64_t r) {
   fmt::print("row {}\n{:>6}  {:>10}  value\n", r, "rank", "index");
   for (int64_t i = 0; i < std::min(arguments.k, arguments.show); ++i) {
@@ -154,6 +167,9 @@ void PrintText(const Arguments& arguments, const NpyMatrix& input, const Results
   if (shown < x.rows && arguments.show_rows > 0) {
     fmt::print("... and {} more rows\n\n", x.rows - shown);
   }
+  if (arguments.check) {
+    fmt::print("check       all {} rows agree with std::partial_sort\n", x.rows);
+  }
   if (speed.has_value()) {
     PrintSpeed(*speed, input);
   }
@@ -169,6 +185,9 @@ void PrintJson(const Arguments& arguments, const NpyMatrix& input, const Results
                                  {"k", arguments.k},
                                  {"sorted", arguments.sorted},
                                  {"algorithm", arguments.algorithm}};
+  if (arguments.check) {
+    head["checked"] = true;
+  }
   if (speed.has_value()) {
     head["time"] = {{"topk_seconds_median", speed->topk.median},
                     {"topk_seconds_min", speed->topk.min},
@@ -226,6 +245,9 @@ void Run(Arguments arguments) {
     FailInput("-k {} is not in 1..{}, the length of a row of {}", arguments.k, x.cols,
               arguments.file);
   }
+  if (arguments.check && !arguments.sorted) {
+    FailInput("--check compares sorted answers; leave out --unsorted");
+  }
   CheckOutputs(arguments, input);
 
   Results results;
@@ -238,6 +260,9 @@ void Run(Arguments arguments) {
   const TopKOut out{results.values.data(), arguments.k, results.indices.data(), arguments.k,
                     arguments.stats ? results.stats.data() : nullptr};
   TopK(x, arguments.k, out, options);
+  if (arguments.check) {
+    CheckAnswer(input, arguments, results);
+  }
 
   std::optional<Speed> speed;
   if (arguments.time) {
@@ -282,6 +307,7 @@ void AddTopKCommand(CLI::App& parent) {
       ->type_name("N");
   command->add_flag("--stats", a.stats,
                     "per row: k-th value, its ties, elements read twice, depth");
+  command->add_flag("--check", a.check, "hold the answer against a scalar std::partial_sort");
   command->add_flag("--time", a.time, "measure the call beside reading the same bytes");
   command->add_option("--min-time", a.min_time, "seconds to measure for (0.3)")->type_name("S");
   command->add_option("--show-rows", a.show_rows, "print only the first R rows")

@@ -18,5 +18,5 @@ show() {
 show "$riffle" info
 say "logits as a language model of 201088 tokens makes them for a batch of 32 (made up, the same on every machine)"
 show "$riffle" make-logits "$logits" --rows 32 --vocab 201088 --dtype bf16
-show "$riffle" topk "$logits" -k 64 --dtype bf16 --show-rows 2 --show 8 --stats --time
+show "$riffle" topk "$logits" -k 64 --dtype bf16 --show-rows 2 --show 8 --stats --check --time
 say "next: $riffle topk --help; $riffle bench topk --quick; README.md"

@@ -160,6 +160,14 @@ class TopK(Cli):
         self.assertEqual(sorted(row["indices"]), sorted(best(values, 100)))
         self.assertEqual(row["values"], [values[i] for i in row["indices"]])
 
+    def test_check(self):
+        values = self.values(3 * 700, seed=9)
+        path = self.file(header("<f2", (3, 700)) + struct.pack("<%de" % len(values), *values))
+        for k in (1, 33, 700):
+            self.assertTrue(self.topk(path, k, "--check")["checked"])
+        self.assertIn("all 3 rows agree", self.output("topk", path, "-k", 33, "--check", "--show-rows", 0))
+        self.refused("topk", path, "-k", 3, "--check", "--unsorted", says=["--check"])
+
     def test_stats(self):
         values = [1.0, 3.0, 2.0, 2.0, 2.0, 0.5]
         path = self.file(header("<f4", (6,)) + floats(values))
