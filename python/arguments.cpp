@@ -33,7 +33,7 @@ void CheckAxes(const Array& x, int ndim, const char* form) {
 }
 
 void CheckLastAxisContiguous(const Array& x) {
-  if (x.axis(-1).size > 1 && x.axis(-1).stride != 1) {
+  if (x.axis(-1).size > 1 && x.axis(-1).stride != 1 && !x.empty()) {
     ThrowValueError(std::string(x.name()) + "'s last axis has a stride of " +
                     std::to_string(x.axis(-1).stride) +
                     " elements; it must be contiguous (stride 1)");

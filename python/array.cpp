@@ -114,9 +114,7 @@ Array::Array(nb::handle object, const char* name, Access access)
     case Framework::kNone:
       ThrowTypeError(
           std::string(name) + " must be an array of NumPy, PyTorch (CPU), JAX (CPU) or " +
-          "another DLPack producer, not " +
-          nb::cast<std::string>(nb::str(
-              nb::handle(reinterpret_cast<PyObject*>(Py_TYPE(object.ptr()))).attr("__name__"))));
+          "another DLPack producer, not " + Text(nb::getattr(object.type(), "__name__")));
   }
 }
 
@@ -167,7 +165,7 @@ void Array::ReadNumPy(Access access) {
 
 void Array::ReadTorch(Access access) {
   if (!IsTrue(Get(object_, known().is_cpu))) {
-    ThrowNotOnCpu(name_, "device " + nb::cast<std::string>(nb::str(object_.attr("device"))));
+    ThrowNotOnCpu(name_, "device " + Text(object_.attr("device")));
   }
   if (access == Access::kWrite && IsTrue(Get(object_, known().requires_grad))) {
     ThrowValueError(std::string(name_) + " requires grad; results are not differentiable");
@@ -211,7 +209,8 @@ void Array::ReadDLPack(nb::handle object, Access access) {
     try {  // once more, for the reason
       object.attr("__dlpack__")();
     } catch (nb::python_error& error) {
-      nb::raise_from(error, PyExc_ValueError, "%s cannot be read in place", name_);
+      nb::raise_from(error, PyExc_ValueError, "%s cannot be %s in place", name_,
+                     access == Access::kWrite ? "written" : "read");
     }
     ThrowReadOnly(name_);
   }
@@ -238,6 +237,15 @@ void Array::SetView(const nb::dlpack::dltensor& view) {
   }
 }
 
+bool Array::empty() const {
+  for (int i = 0; i < ndim_; ++i) {
+    if (axes_[i].size == 0) {
+      return true;
+    }
+  }
+  return false;
+}
+
 std::string Array::Shape() const {
   int64_t shape[kMaxAxes];
   for (int i = 0; i < ndim_; ++i) {
@@ -249,7 +257,7 @@ std::string Array::Shape() const {
 std::string Array::DTypeName() const {
   const nb::object dtype = nb::getattr(object_, "dtype", nb::none());
   if (!dtype.is_none()) {
-    return nb::cast<std::string>(nb::str(dtype));
+    return Text(dtype);
   }
   return element_ != Element::kOther ? Name(element_) : "unknown";
 }

@@ -51,6 +51,7 @@ class Array {
   int ndim() const { return ndim_; }
   const Axis& axis(int i) const { return axes_[i < 0 ? i + ndim_ : i]; }
 
+  bool empty() const;
   std::string Shape() const;  // "(2, 3)"
   std::string DTypeName() const;
 

@@ -86,6 +86,10 @@ bool IsTrue(nb::handle object) {
   return truth != 0;
 }
 
+std::string Text(nb::handle object) {
+  return nb::cast<std::string>(Checked(PyObject_Str(object.ptr())));
+}
+
 void ThrowValueError(const std::string& text) { throw nb::value_error(text.c_str()); }
 void ThrowTypeError(const std::string& text) { throw nb::type_error(text.c_str()); }
 
@@ -112,7 +116,7 @@ Element ElementOfNumPy(nb::handle dtype) {
       return static_cast<Element>(i);
     }
   }
-  if (nb::cast<std::string>(nb::str(dtype)) != "bfloat16") {
+  if (Text(dtype) != "bfloat16") {
     return Element::kOther;
   }
   known().numpy_dtypes[static_cast<int>(Element::kBF16)] = nb::borrow(dtype);

@@ -69,6 +69,9 @@ nb::object Get(nb::handle object, const nb::str& name);
 nb::object CallMethod(nb::handle object, const nb::str& name, nb::handle argument = {});
 bool IsTrue(nb::handle object);
 
+// str(object). nb::str(object.attr(...)) would take the attribute for a string that it is not.
+std::string Text(nb::handle object);
+
 [[noreturn]] void ThrowValueError(const std::string& text);
 [[noreturn]] void ThrowTypeError(const std::string& text);
 

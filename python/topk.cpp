@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cstdlib>
+#include <cstring>
 #include <optional>
 #include <string_view>
 #include <vector>
@@ -72,7 +73,8 @@ class Rows {
 };
 
 // One k, or one per row.
-struct K {
+class K {
+ public:
   std::optional<Int32Span> per_row;
   int64_t width = 0;  // the largest
 
@@ -80,7 +82,7 @@ struct K {
     // The door's own checks, of k and the options, before anything is allocated by them.
     MatrixView no_rows = x;
     no_rows.rows = 0;
-    if (PyLong_Check(k.ptr()) || nb::cast<int>(nb::getattr(k, "ndim", nb::int_(0))) == 0) {
+    if (!IsArray(k)) {
       width = Int64(k, "k");
       TopK(no_rows, width, {}, options);
       return;
@@ -93,6 +95,16 @@ struct K {
       TopK(x, values, {}, options);  // throws, with the text
     }
     width = x.rows > 0 ? *most : 0;
+  }
+
+ private:
+  // Scalars of NumPy and arrays without axes are numbers.
+  static bool IsArray(nb::handle k) {
+    if (PyLong_Check(k.ptr()) || FrameworkOf(k) == Framework::kNone) {
+      return false;
+    }
+    const nb::object ndim = nb::getattr(k, "ndim", nb::none());
+    return ndim.is_none() || Int64(ndim, "k.ndim") != 0;
   }
 };
 
@@ -130,12 +142,12 @@ struct Options {
   }
 };
 
-// An output [..., width]: the caller's, or a new one like x.
+// An output [..., width]: the caller's, or for a null handle a new one like x.
 class Output {
  public:
   Output(const Array& x, nb::handle given, const char* name, Element element,
          std::span<const int64_t> shape, int64_t rows) {
-    if (given.is_none()) {
+    if (!given.is_valid()) {
       fresh_ = NewArrayLike(x, element, shape);
       data_ = static_cast<uint8_t*>(fresh_.data);
       stride_ = shape.back();
@@ -200,16 +212,21 @@ void CheckBlocksApart(const Rows& x, const Output& values, const Output& indices
   CheckApart(indices.rows(), "out.indices", values.rows(), "out.values");
 }
 
-// (values, indices) of `out`: two Nones when there is none.
-std::pair<nb::object, nb::object> Pair(nb::handle out) {
-  if (out.is_none()) {
-    return {nb::none(), nb::none()};
+// The values and indices of `out`, both null when there is none.
+struct OutPair {
+  nb::object values, indices;
+
+  explicit OutPair(nb::handle out) {
+    if (out.is_none()) {
+      return;
+    }
+    if (!(nb::isinstance<nb::tuple>(out) || nb::isinstance<nb::list>(out)) || nb::len(out) != 2) {
+      ThrowTypeError("out must be a TopK, or another pair (values, indices)");
+    }
+    values = out[0];
+    indices = out[1];
   }
-  if (!(nb::isinstance<nb::tuple>(out) || nb::isinstance<nb::list>(out)) || nb::len(out) != 2) {
-    ThrowTypeError("out must be a TopK, or another pair (values, indices)");
-  }
-  return {out[0], out[1]};
-}
+};
 
 template <typename T, typename Member>
 nb::object Column(const Array& x, Element element, const std::vector<TopKStats>& stats,
@@ -219,6 +236,21 @@ nb::object Column(const Array& x, Element element, const std::vector<TopKStats>&
   std::transform(stats.begin(), stats.end(), static_cast<T*>(column.data),
                  [member](const TopKStats& row) { return static_cast<T>(row.*member); });
   return Finished(x, std::move(column));
+}
+
+// The columns [begin, end) of a block whose largest k is below that of all.
+void PadColumns(const MatrixView& x, int64_t begin, int64_t end, const TopKOut& out) {
+  const uint32_t minus_inf = x.dtype == DType::kF32   ? 0xff800000u
+                             : x.dtype == DType::kF16 ? 0xfc00u
+                                                      : 0xff80u;
+  const auto size = static_cast<int64_t>(SizeOf(x.dtype));
+  for (int64_t row = 0; row < x.rows; ++row) {
+    uint8_t* const values = static_cast<uint8_t*>(out.values) + row * out.values_stride * size;
+    for (int64_t i = begin; i < end; ++i) {
+      std::memcpy(values + i * size, &minus_inf, static_cast<size_t>(size));  // little-endian
+      std::memcpy(out.indices + row * out.indices_stride + i, "\xff\xff\xff\xff", 4);
+    }
+  }
 }
 
 nb::object PyTopK(nb::handle x_object, nb::handle k_object, nb::handle sorted, nb::handle algorithm,
@@ -235,9 +267,9 @@ nb::object PyTopK(nb::handle x_object, nb::handle k_object, nb::handle sorted, n
   }
   shape[x.ndim() - 1] = k.width;
   const std::span<const int64_t> out_shape(shape, static_cast<size_t>(x.ndim()));
-  const auto [values_object, indices_object] = Pair(out);
-  Output values(x, values_object, "out.values", x.element(), out_shape, rows.rows());
-  Output indices(x, indices_object, "out.indices", Element::kI32, out_shape, rows.rows());
+  const OutPair given(out);
+  Output values(x, given.values, "out.values", x.element(), out_shape, rows.rows());
+  Output indices(x, given.indices, "out.indices", Element::kI32, out_shape, rows.rows());
   CheckBlocksApart(rows, values, indices);
   std::vector<TopKStats> stats(return_stats ? static_cast<size_t>(rows.rows()) : 0);
   {
@@ -249,13 +281,14 @@ nb::object PyTopK(nb::handle x_object, nb::handle k_object, nb::handle sorted, n
       const TopKOut block_out{values.Row(row), values.stride(),
                               reinterpret_cast<int32_t*>(indices.Row(row)), indices.stride(),
                               return_stats ? stats.data() + row : nullptr};
-      if (k.per_row) {
-        TopK(view,
-             k.per_row->get().subspan(static_cast<size_t>(row), static_cast<size_t>(view.rows)),
-             block_out, options.options);
-      } else {
+      if (!k.per_row) {
         TopK(view, k.width, block_out, options.options);
+        continue;
       }
+      const auto block_k =
+          k.per_row->get().subspan(static_cast<size_t>(row), static_cast<size_t>(view.rows));
+      TopK(view, block_k, block_out, options.options);
+      PadColumns(view, *std::max_element(block_k.begin(), block_k.end()), k.width, block_out);
     }
   }
   if (!return_stats) {
@@ -280,7 +313,7 @@ nb::object PerRow(const Array& x, int64_t k, nb::handle out, const Door& door) {
   no_rows.rows = 0;
   door(no_rows, OutView<int32_t>{});
   const int64_t shape[] = {rows.rows(), k};
-  Output indices(x, out, "out", Element::kI32, shape, rows.rows());
+  Output indices(x, out.is_none() ? nb::handle() : out, "out", Element::kI32, shape, rows.rows());
   {
     const KernelScope scope;
     door(view, OutView<int32_t>{reinterpret_cast<int32_t*>(indices.Row(0)), indices.stride()});

@@ -1,0 +1,123 @@
+"""Threads, targets, the GIL, and the environment."""
+
+import os
+import subprocess
+import sys
+import threading
+import time
+
+import numpy as np
+import pytest
+import reference
+import riffle
+from frameworks import BFLOAT16, bits
+
+
+def test_info():
+    info = riffle.info()
+    assert set(info) == {"version", "target", "targets", "threads"}
+    assert info["version"] == riffle.__version__
+    assert info["target"] == info["targets"][0]
+    assert info["threads"] >= 1
+
+
+def test_set_target(target):
+    assert riffle.info()["target"] == target
+    riffle.set_target(None)
+    assert riffle.info()["target"] == riffle.info()["targets"][0]
+
+
+@pytest.mark.parametrize("shape,k", [((1, 300000), 64), ((5, 40000), 1000), ((33, 500), 10)])
+def test_threads_never_change_a_bit(shape, k):
+    x = reference.fill("few values", BFLOAT16, shape)
+    results = []
+    for threads in (1, 2, 3, 7):
+        riffle.set_num_threads(threads)
+        assert riffle.info()["threads"] == threads
+        results.append(riffle.top_k(x, k))
+    for values, indices in results:
+        np.testing.assert_array_equal(bits(values), bits(results[0].values))
+        np.testing.assert_array_equal(indices, reference.top_k(x, k))
+
+
+def test_other_python_threads_run_while_a_kernel_does():
+    riffle.set_num_threads(1)
+    row = np.random.default_rng(0).standard_normal(100000).astype(np.float32)
+    x = np.broadcast_to(row, (4000, row.size))  # 1.6 GB to go through, in 400 KB of memory
+    ticks, stop = [], threading.Event()
+
+    def tick():
+        while not stop.is_set():
+            ticks.append(time.perf_counter())
+            time.sleep(0.0005)
+
+    thread = threading.Thread(target=tick)
+    thread.start()
+    try:
+        while not ticks:
+            time.sleep(0.001)
+        start = time.perf_counter()
+        riffle.top_k(x, 1)
+        end = time.perf_counter()
+    finally:
+        stop.set()
+        thread.join()
+    # With the GIL held there would be none between the ends, but for one at each.
+    inside = sum(start < t < end for t in ticks)
+    assert end - start > 0.01 and inside >= 4, (end - start, inside)
+
+
+def test_concurrent_callers():
+    inputs = [reference.fill("few values", np.dtype(np.float32), (7, 3000 + 100 * i), seed=i) for i in range(4)]
+    expected = [reference.top_k(x, 20) for x in inputs]
+    failures, stop = [], threading.Event()
+
+    def call(x, indices):
+        while not stop.is_set():
+            if not np.array_equal(riffle.top_k(x, 20).indices, indices):
+                failures.append(x.shape)
+
+    threads = [threading.Thread(target=call, args=pair) for pair in zip(inputs, expected)]
+    for thread in threads:
+        thread.start()
+    deadline = time.monotonic() + 1
+    targets = riffle.info()["targets"]
+    i = 0
+    while time.monotonic() < deadline:  # settings may change at any time
+        riffle.set_target(targets[i % len(targets)])
+        riffle.set_num_threads(1 + i % 3)
+        i += 1
+    stop.set()
+    for thread in threads:
+        thread.join()
+    assert not failures and i > 3
+
+
+def run(code, **environment):
+    return subprocess.run(
+        [sys.executable, "-c", code], env={**os.environ, **environment}, capture_output=True, text=True
+    )
+
+
+def test_environment():
+    code = "import riffle; info = riffle.info(); print(info['threads'], info['target'])"
+    target = riffle.info()["targets"][-1]
+    assert run(code, RIFFLE_NUM_THREADS="3", RIFFLE_TARGET=target).stdout.split() == ["3", target]
+    assert "ValueError: RIFFLE_NUM_THREADS = 'many'" in run(code, RIFFLE_NUM_THREADS="many").stderr
+    assert "ValueError: RIFFLE_TARGET = 'AVX99'" in run(code, RIFFLE_TARGET="AVX99").stderr
+
+
+def test_forked_children_can_call():
+    code = """
+import os, numpy as np, riffle
+riffle.set_num_threads(2)
+x = np.arange(200000, dtype=np.float32).reshape(4, 50000)
+riffle.top_k(x, 3)
+child = os.fork()
+if child == 0:
+    ok = riffle.top_k(x, 1).indices.tolist() == [[49999]] * 4
+    os._exit(0 if ok else 1)
+assert os.waitpid(child, 0)[1] == 0
+"""
+    result = run(code)
+    assert result.returncode == 0, result.stderr
