@@ -1,0 +1,246 @@
+// TopK and TopKPerRow against the reference: shapes, strides, options and values from the fuzzer's
+// bytes, between guard pages and red zones. Bad arguments must throw and write nothing.
+#include <algorithm>
+#include <bit>
+#include <cstdio>
+#include <cstdlib>
+#include <limits>
+
+#include "fuzz/bytes.h"
+#include "riffle/error.h"
+#include "riffle/topk.h"
+#include "tests/ranges_check.h"
+#include "tests/text.h"
+#include "tests/topk_check.h"
+
+namespace riffle::fuzz {
+namespace {
+
+using test::Call;
+using test::InputSpec;
+using test::Ranges;
+
+[[noreturn]] void Die(const std::string& text) {
+  std::fprintf(stderr, "%s\n", text.c_str());
+  std::abort();
+}
+
+void DieUnlessRight(const std::string& fault, const std::string& description) {
+  if (!fault.empty()) Die(test::Concat("on ", Target(), ", ", description, ": ", fault));
+}
+
+InputSpec TakeInput(Bytes& bytes) {
+  InputSpec spec;
+  spec.dtype = static_cast<DType>(bytes.Take<uint8_t>() % 3);
+  spec.rows = bytes.Between(0, 5);
+  // Rows of 64 KB and more are split over threads.
+  spec.n = bytes.OneIn(8) ? bytes.Between(16000, 40000) : bytes.Between(1, 4200);
+  spec.k = bytes.Between(1, bytes.OneIn(2) ? std::min<int64_t>(spec.n, 100) : spec.n);
+  const int64_t gap = bytes.Take<uint8_t>() % 9;
+  const int64_t strides[] = {spec.n, spec.n + gap, -spec.n - gap, 0, gap, -gap};
+  spec.row_stride = strides[bytes.Take<uint8_t>() % 6];
+  spec.shift = bytes.Take<uint8_t>() % 64;
+  spec.at_end = !bytes.OneIn(2);
+  const int distribution = bytes.Take<uint8_t>() % (2 * test::kDistributions);
+  spec.seed = bytes.Take<uint16_t>();
+  spec.distribution = static_cast<test::Distribution>(distribution % test::kDistributions);
+  if (distribution >= test::kDistributions) spec.raw = {0};  // replaced by what is left at the end
+  return spec;
+}
+
+Call TakeCall(Bytes& bytes, const InputSpec& spec) {
+  Call call;
+  call.k = {static_cast<int32_t>(spec.k)};
+  if (bytes.OneIn(3)) {
+    for (int64_t row = 1; row < spec.rows; ++row) {
+      call.k.push_back(static_cast<int32_t>(bytes.Between(1, spec.k)));
+    }
+  }
+  call.algorithm = static_cast<Algorithm>(bytes.Take<uint8_t>() % 3);
+  call.sorted = !bytes.OneIn(3);
+  call.stats = bytes.OneIn(3);
+  call.lanes = 1 << bytes.Take<uint8_t>() % 13;
+  // A deep lane sort takes about n * k / lanes steps.
+  while (spec.n * spec.k / call.lanes > 400'000 && call.lanes < 4096) call.lanes *= 2;
+  int depth = 0;
+  for (int steps = bytes.Take<uint8_t>() % 4; steps > 0; --steps) {
+    depth += 1 + bytes.Take<uint8_t>() % 8;
+    call.schedule.push_back(depth);
+  }
+  // Planning takes milliseconds for a large k.
+  if (call.schedule.empty() && spec.k > 200) call.schedule = {1 + static_cast<int>(spec.k) / 64};
+  call.threads = 1 + bytes.Take<uint8_t>() % 3;
+  call.values_gap = bytes.Take<uint8_t>() % 7;
+  call.indices_gap = bytes.Take<uint8_t>() % 7;
+  call.values_shift = bytes.Take<uint8_t>() % 64;
+  return call;
+}
+
+Ranges TakeRanges(Bytes& bytes, InputSpec& spec) {
+  const auto n = static_cast<int32_t>(spec.n);
+  Ranges ranges;
+  if (bytes.OneIn(3)) {
+    const int next_n = 1 + bytes.Take<uint8_t>() % 3;
+    std::vector<int32_t> lens(static_cast<size_t>(spec.rows / next_n));
+    for (int32_t& length : lens) length = static_cast<int32_t>(bytes.Between(-2, n));
+    spec.rows = static_cast<int64_t>(lens.size()) * next_n;
+    ranges = test::DecodeRanges(lens, next_n);
+  } else {
+    for (int64_t row = 0; row < spec.rows; ++row) {
+      ranges.starts.push_back(static_cast<int32_t>(bytes.Between(0, n + 2)));
+      ranges.ends.push_back(static_cast<int32_t>(bytes.Between(-2, n)));
+    }
+  }
+  ranges.k = static_cast<int32_t>(bytes.OneIn(4) ? bytes.Between(1, 6000) : spec.k);
+  ranges.sorted = !bytes.OneIn(3);
+  ranges.algorithm = static_cast<Algorithm>(bytes.Take<uint8_t>() % 3);
+  ranges.threads = 1 + bytes.Take<uint8_t>() % 3;
+  ranges.gap = bytes.Take<uint8_t>() % 7;
+  return ranges;
+}
+
+// A value outside of [first, last].
+int64_t Outside(int64_t first, int64_t last, Bytes& bytes) {
+  const int64_t far = std::abs(static_cast<int64_t>(bytes.Take<int32_t>())) + 1;
+  const int64_t extremes[] = {first - 1,
+                              last + 1,
+                              first - far,
+                              last + far,
+                              std::numeric_limits<int64_t>::min(),
+                              std::numeric_limits<int64_t>::max()};
+  return extremes[bytes.Take<uint8_t>() % 6];
+}
+
+int32_t ToInt32(int64_t value) {
+  return static_cast<int32_t>(std::clamp<int64_t>(value, std::numeric_limits<int32_t>::min(),
+                                                  std::numeric_limits<int32_t>::max()));
+}
+
+// Row strides that no address space holds, for two rows and more.
+constexpr int64_t kBeyond[] = {std::numeric_limits<int64_t>::max(),
+                               std::numeric_limits<int64_t>::min(),
+                               std::numeric_limits<int64_t>::max() / 2,
+                               std::numeric_limits<int64_t>::min() / 2,
+                               int64_t{1} << 60,
+                               -(int64_t{1} << 60)};
+
+// A right call of TopK or TopKPerRow with one argument spoiled. It must throw and write nothing.
+void RunSpoiled(Bytes& bytes) {
+  InputSpec spec;
+  spec.dtype = static_cast<DType>(bytes.Take<uint8_t>() % 3);
+  spec.rows = bytes.Between(2, 4);
+  spec.n = spec.row_stride = bytes.Between(1, 100);
+  const test::Input input(spec);
+  MatrixView x = input.view();
+  int64_t k = bytes.Between(1, spec.n);
+  test::Output values(spec.rows, k, k, SizeOf(spec.dtype));
+  test::Output indices(spec.rows, k, k, sizeof(int32_t));
+  TopKOut out{values.data(), k, reinterpret_cast<int32_t*>(indices.data()), k, nullptr};
+  TopKOptions options;
+  const auto rows = static_cast<size_t>(spec.rows);
+  std::vector<int32_t> starts(rows, 0), ends(rows, 1), ks(rows, 1);
+  std::vector<int> schedule;
+  const size_t at = bytes.Take<uint8_t>() % rows;
+  bool per_row = bytes.OneIn(2);
+  bool one_k = true;
+  switch (bytes.Take<uint8_t>() % 13) {
+    case 0:
+      k = per_row ? Outside(1, std::numeric_limits<int32_t>::max(), bytes)
+                  : Outside(1, spec.n, bytes);
+      break;
+    case 1:
+      x.cols = Outside(1, std::numeric_limits<int32_t>::max(), bytes);
+      break;
+    case 2:
+      x.rows = -1 - std::abs(static_cast<int64_t>(bytes.Take<int32_t>()));
+      break;
+    case 3:
+      x.data = nullptr;
+      break;
+    case 4:
+      out.indices = nullptr;
+      break;
+    case 5:
+      out.indices_stride = bytes.Between(0, 2 * k - 2) - (k - 1);  // rows overlap
+      break;
+    case 6:
+      out.indices_stride = kBeyond[bytes.Take<uint8_t>() % 6];
+      break;
+    case 7:
+      options.lanes = (bytes.Take<int16_t>() & ~1) + (bytes.OneIn(2) ? 3 : 0);
+      if (std::has_single_bit(static_cast<unsigned>(options.lanes)) && options.lanes <= 4096)
+        return;
+      break;
+    case 8:
+      schedule = {1 + bytes.Take<uint8_t>()};
+      schedule.push_back(schedule[0] - bytes.Take<uint8_t>());
+      break;
+    case 9:
+      ends[at] = ToInt32(spec.n + 1 + bytes.Take<uint16_t>());
+      per_row = true;
+      break;
+    case 10:
+      starts[at] = ToInt32(-1 - std::abs(static_cast<int64_t>(bytes.Take<int32_t>())));
+      per_row = true;
+      break;
+    case 11:
+      ks[at] = ToInt32(Outside(1, spec.n, bytes));
+      per_row = one_k = false;
+      break;
+    default:
+      out.values = out.indices;
+      per_row = false;
+      break;
+  }
+  options.depth_schedule = schedule;
+  try {
+    if (per_row) {
+      TopKPerRow(x, starts, ends, k, {out.indices, out.indices_stride}, options);
+    } else if (one_k) {
+      TopK(x, k, out, options);
+    } else {
+      TopK(x, ks, out, options);
+    }
+    Die(test::Concat("a spoiled call did not throw: ", Describe(spec), " k=", k));
+  } catch (const Error&) {
+  }
+  DieUnlessRight(values.Difference("values") + indices.Difference("indices"), "a call that threw");
+}
+
+void Run(Bytes& bytes) {
+  static const std::vector<std::string> targets = Targets();
+  SetTarget(targets[bytes.Take<uint8_t>() % targets.size()]);
+  const int kind = bytes.Take<uint8_t>() % 8;
+  if (kind == 0) {
+    RunSpoiled(bytes);
+    return;
+  }
+  InputSpec spec = TakeInput(bytes);
+  Ranges ranges;
+  Call call;
+  if (kind <= 2) {
+    ranges = TakeRanges(bytes, spec);
+  } else {
+    call = TakeCall(bytes, spec);
+  }
+  if (!spec.raw.empty()) {
+    spec.raw = bytes.Rest();
+    spec.raw.push_back(0xff);  // never empty, and out of step with the elements
+  }
+  const test::Input input(spec);
+  if (kind <= 2) {
+    DieUnlessRight(CheckRanges(input, ranges).fault, Describe(spec) + " | " + Describe(ranges));
+  } else {
+    const test::Truth truth(input.view(), spec.k);
+    DieUnlessRight(CheckTopK(input, truth, call).fault, Describe(spec) + " | " + Describe(call));
+  }
+}
+
+}  // namespace
+}  // namespace riffle::fuzz
+
+extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
+  riffle::fuzz::Bytes bytes(data, size);
+  riffle::fuzz::Run(bytes);
+  return 0;
+}
