@@ -13,6 +13,7 @@ as only riffle and JAX promise more; riffle's indices must be exact.
 """
 
 import argparse
+import importlib
 import json
 import os
 import platform
@@ -140,7 +141,6 @@ PEERS = {
     "faiss": peer_faiss,
     "numpy": peer_numpy,
 }
-MODULES = {"faiss": "faiss-cpu", "jax": "jax", "torch": "torch", "onnxruntime": "onnxruntime", "numpy": "numpy", "riffle": "riffle"}
 THREADS = 2
 
 
@@ -209,9 +209,7 @@ def worker(peer, case, seconds):
         begin = time.perf_counter()
         call()
         times.append(time.perf_counter() - begin)
-    import importlib.metadata
-
-    return {"times": times, "version": importlib.metadata.version(MODULES[peer])}
+    return {"times": times, "version": importlib.import_module(peer).__version__}
 
 
 def run_worker(peer, case, arguments):
@@ -273,7 +271,7 @@ def markdown(results, arguments):
         cells = [milliseconds(by_peer[peer]) for peer in arguments.peers]
         lines.append(f"| {case} | {rows} x {columns}, {k}, {dtype} | " + " | ".join(cells) + f" | {gain} |")
     versions = {peer: place["version"] for by_peer in results.values() for peer, place in by_peer.items() if "version" in place}
-    lines += ["", "Versions: " + ", ".join(f"{MODULES[peer]} {version}" for peer, version in versions.items()) + "."]
+    lines += ["", "Versions: " + ", ".join(f"{peer} {version}" for peer, version in versions.items()) + "."]
     return "\n".join(lines)
 
 
