@@ -46,7 +46,7 @@ def paged_attention(
         [kv_heads, pages, page_size, head_dim].
       scale: of the logits; None: 1 / sqrt(head_dim).
       causal: a query at position p sees keys 0..p; False: all of its sequence.
-      window: a query at position p sees no key before p - window + 1; at least 1.
+      window: at least 1; a query at position p sees keys p - window + 1..p, causal or not.
       soft_cap: c > 0 turns a scaled logit x into c * tanh(x / c).
       sinks: [q_heads] float32, float16 or bfloat16: a logit for each head, neither scaled nor capped, that takes part in
         the softmax and in lse but has no value.
@@ -56,8 +56,8 @@ def paged_attention(
       return_lse: also return lse.
 
     Returns:
-      out like q, or (out, lse): lse float32 [tokens, q_heads] is the natural logarithm of the sum of exp(logit) over what
-      a query sees, -inf where that is nothing. Of q's framework.
+      out like q, or (out, lse): lse float32 [tokens, q_heads] is the natural logarithm of the sum of exp(logit) over the
+      keys that a query sees and its sink, -inf where there is none. Of q's framework.
 
     Raises:
       ValueError: a shape, length, page number or option out of its limits; nothing is written then.
