@@ -69,7 +69,12 @@ float Element(const AttentionSpec& spec, bool value, int seq, int kv_len, int po
   return Rounded(spec.kv_dtype, x);
 }
 
-void PutElement(DType dtype, float value, uint8_t* at) { Store(dtype, Encode(dtype, value), at); }
+void PutElement(DType dtype, float value, uint8_t* at) {
+  const uint32_t bits = std::isnan(value)   ? NaN(dtype, 0)
+                        : std::isinf(value) ? (value > 0 ? PlusInf(dtype) : MinusInf(dtype))
+                                            : Encode(dtype, value);
+  Store(dtype, bits, at);
+}
 
 }  // namespace
 
@@ -166,8 +171,8 @@ void AttentionCase::FillPool() {
   const int64_t gap = spec_.layout == Layout::kNHD ? 8 : 0;
   const auto total = static_cast<size_t>(
       int64_t{pages_} * spec_.page_size * (int64_t{spec_.kv_heads} * spec_.dim + gap));
-  keys_.emplace(total * element + static_cast<size_t>(spec_.shift), spec_.shift == 0);
-  values_.emplace(total * element + static_cast<size_t>(spec_.shift), spec_.shift == 0);
+  keys_ = std::make_shared<GuardedBuffer>(total * element + static_cast<size_t>(spec_.shift), spec_.shift == 0);
+  values_ = std::make_shared<GuardedBuffer>(total * element + static_cast<size_t>(spec_.shift), spec_.shift == 0);
   for (const GuardedBuffer* buffer : {&*keys_, &*values_}) {
     for (size_t i = 0; i < total; ++i) {
       Store(spec_.kv_dtype, NaN(spec_.kv_dtype, 0), buffer->data() + i * element);
@@ -196,7 +201,7 @@ void AttentionCase::FillPool() {
     }
   }
   const size_t q_element = SizeOf(spec_.q_dtype);
-  q_bytes_.emplace(static_cast<size_t>(tokens_) * heads() * spec_.dim * q_element +
+  q_bytes_ = std::make_shared<GuardedBuffer>(static_cast<size_t>(tokens_) * heads() * spec_.dim * q_element +
                        static_cast<size_t>(spec_.shift),
                    spec_.shift == 0);
   for (size_t b = 0; b < kv_lens_.size(); ++b) {

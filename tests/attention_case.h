@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <memory>
 #include <optional>
 #include <string>
 #include <vector>
@@ -97,6 +98,7 @@ class AttentionCase {
   Row Reference(int seq, int query, int head) const;
   Expected Output(const Row& row, int seq, int kv_head, int i) const;
   Expected Lse(const Row& row) const;
+  void FindExpected() const;
   template <typename F>
   void Compare(const AttentionResult& result, const F& f) const;
 
@@ -109,7 +111,8 @@ class AttentionCase {
   // Exact contents, [seq][position][kv_head][dim] and [token][head][dim].
   std::vector<std::vector<float>> k_, v_;
   std::vector<float> q_;
-  std::optional<GuardedBuffer> q_bytes_, keys_, values_;
+  mutable std::vector<Expected> expected_;
+  std::shared_ptr<GuardedBuffer> q_bytes_, keys_, values_;  // read-only
 };
 
 }  // namespace riffle::test

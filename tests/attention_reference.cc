@@ -130,26 +130,38 @@ Expected AttentionCase::Lse(const Row& row) const {
   return {value, 2 * row.sum_delta + 4 * kU * (std::abs(row.largest) + std::abs(value))};
 }
 
+// In the order of Compare; computed once, for all targets.
+void AttentionCase::FindExpected() const {
+  if (!expected_.empty()) {
+    return;
+  }
+  for (int seq = 0; seq < static_cast<int>(kv_lens_.size()); ++seq) {
+    for (int query = 0; query < spec_.q_lens[static_cast<size_t>(seq)]; ++query) {
+      for (int head = 0; head < heads(); ++head) {
+        const Row row = Reference(seq, query, head);
+        for (int i = 0; i < spec_.dim; ++i) {
+          expected_.push_back(Output(row, seq, head / spec_.group, i));
+        }
+        expected_.push_back(Lse(row));
+      }
+    }
+  }
+}
+
 // f(where, got, expected) for every result.
 template <typename F>
 void AttentionCase::Compare(const AttentionResult& result, const F& f) const {
-  for (int seq = 0; seq < static_cast<int>(kv_lens_.size()); ++seq) {
-    const auto b = static_cast<size_t>(seq);
-    for (int query = 0; query < spec_.q_lens[b]; ++query) {
-      const int token = cu_q_lens_[b] + query;
-      for (int head = 0; head < heads(); ++head) {
-        const Row row = Reference(seq, query, head);
-        const auto where = [&](int i) {
-          return Concat("sequence ", seq, ", query ", query, ", head ", head,
-                        i < 0 ? std::string(", lse") : Concat(", element ", i));
-        };
-        for (int i = 0; i < spec_.dim; ++i) {
-          f([&] { return where(i); }, result.Value(token, head, i),
-            Output(row, seq, head / spec_.group, i));
-        }
-        f([&] { return where(-1); },
-          static_cast<double>(result.lse[static_cast<size_t>(token) * heads() + head]), Lse(row));
+  FindExpected();
+  size_t next = 0;
+  for (int token = 0; token < tokens_; ++token) {
+    for (int head = 0; head < heads(); ++head) {
+      for (int i = 0; i < spec_.dim; ++i) {
+        f([&] { return Concat("token ", token, ", head ", head, ", element ", i); },
+          result.Value(token, head, i), expected_[next++]);
       }
+      f([&] { return Concat("token ", token, ", head ", head, ", lse"); },
+        static_cast<double>(result.lse[static_cast<size_t>(token) * heads() + head]),
+        expected_[next++]);
     }
   }
 }

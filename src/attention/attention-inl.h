@@ -42,6 +42,8 @@ class UnitRunner {
         dim_(args.shape.head_dim),
         columns_(PaddedDim(dim_)),
         words_(dim_ / Math::kPerWord),
+        ahead_step_(16 * Math::kPerWord * static_cast<int>(SizeOf(args.kv_dtype))),
+        row_bytes_(static_cast<size_t>(dim_) * SizeOf(args.kv_dtype)),
         // After a soft cap scores are logits in units of log2 already.
         factor_(args.soft_cap > 0 || args.scale == 0 ? 1.0f : std::abs(args.scale) * kLog2E) {
     at_.LayOut(dim_, plan, scratch);
@@ -87,6 +89,7 @@ class UnitRunner {
     heads_ = unit.head_end - unit.head_begin;
     rows_ = (unit.query_end - unit.query_begin) * args_.shape.group;
     lanes_ = UnitLanes(rows_);
+    spread_ = lanes_ <= 16;
     if (seen_.empty()) {
       return;
     }
@@ -144,39 +147,60 @@ class UnitRunner {
   // ---- a block of keys
 
   void RunBlock(int head, int key0, const TileCursor& ahead) {
-    const int kv_head = unit_->head_begin + head;
-    for (int group = 0; group < kGroups; ++group) {
-      ahead.Prefetch(group);
-      const int key = key0 + group * kGroupKeys;
-      LayOutKeys(Math(), args_.kv_dtype,
-                 FindRows(args_, args_.keys, unit_->seq, kv_head, key, seen_), dim_,
-                 at_.keys + group * kGroupKeys * Math::kKeyStride);
+    if (spread_) {
+      ahead.Find(&ahead_);
+      ForEachTile([&](const Tile& tile) { RunTile(head, key0, tile); });
+      return;
     }
     for (int group = 0; group < kGroups; ++group) {
+      ahead.Prefetch(group);
       ahead.Prefetch(kGroups + group);
-      LayOutGroupValues(kv_head, key0, group, seen_);
+      LayOutGroupKeys(head, key0, group, group);
+    }
+    for (int group = 0; group < kGroups; ++group) {
+      LayOutGroupValues(head, key0, group, seen_);
     }
     ForEachTile([&](const Tile& tile) { RunTile(head, key0, tile); });
   }
 
-  void LayOutGroupValues(int kv_head, int key0, int group, const KeyRange& keys) {
+  // Group `group` of the block to place `place` of keys.
+  void LayOutGroupKeys(int head, int key0, int group, int place) {
+    LayOutKeys(Math(), args_.kv_dtype,
+               FindRows(args_, args_.keys, unit_->seq, unit_->head_begin + head,
+                        key0 + group * kGroupKeys, seen_),
+               dim_, at_.keys + place * kGroupKeys * Math::kKeyStride);
+  }
+
+  void LayOutGroupValues(int head, int key0, int group, const KeyRange& keys) {
     LayOutValues(Math(), args_.kv_dtype,
-                 FindRows(args_, args_.values, unit_->seq, kv_head, key0 + group * kGroupKeys,
-                          keys),
-                 dim_, columns_, at_.values + group * kGroupSteps * columns_);
+                 FindRows(args_, args_.values, unit_->seq, unit_->head_begin + head,
+                          key0 + group * kGroupKeys, keys),
+                 dim_, columns_, GroupValues(group));
+  }
+
+  // One tile: each group in the place of the one before it.
+  Word* GroupValues(int group) const {
+    return at_.values + (spread_ ? 0 : group) * kGroupSteps * columns_;
   }
 
   void RunTile(int head, int key0, const Tile& tile) {
     // The groups of keys that any row sees, relative to the block.
-    const int begin = std::max({tile.any.begin, seen_.begin, key0}) / kGroupKeys * kGroupKeys - key0;
+    const int begin =
+        std::max({tile.any.begin, seen_.begin, key0}) / kGroupKeys * kGroupKeys - key0;
     const int seen_end = std::min({tile.any.end, seen_.end, key0 + kBlock});
     const int end = (seen_end - key0 + kGroupKeys - 1) / kGroupKeys * kGroupKeys;
     if (begin >= end) {
       return;
     }
-    for (int key = begin; key < end; key += kGroupKeys) {
-      Scores16<Math>(Queries(head, tile), tile.lanes, at_.keys + key * Math::kKeyStride, words_,
-                     at_.scores + key * tile.lanes);
+    for (int group = begin / kGroupKeys; group < end / kGroupKeys; ++group) {
+      // One tile: keys are used at once and leave room in L1.
+      if (spread_) {
+        LayOutGroupKeys(head, key0, group, 0);
+      }
+      Scores16<Math>(Queries(head, tile), tile.lanes,
+                     at_.keys + (spread_ ? 0 : group) * kGroupKeys * Math::kKeyStride, words_,
+                     at_.scores + group * kGroupKeys * tile.lanes,
+                     {ahead_.keys[group].row, ahead_step_});
     }
     const bool partial = tile.all.begin > key0 + begin || tile.all.end < key0 + end;
     const bool changed = Softmax(head, key0, begin, end, partial, tile);
@@ -188,14 +212,39 @@ class UnitRunner {
         }
       }
     }
+    if (spread_) {
+      AddValuesByGroup(head, key0, begin, end, partial, tile, sums);
+      return;
+    }
+    const Word* values = GroupValues(begin / kGroupKeys);
     const int steps = (end - begin) / Math::kPerWord;
-    const Word* values = at_.values + begin / Math::kPerWord * columns_;
     if (partial && AnyNonFinite(Math(), values, steps * columns_)) {
       AddRowByRow(head, key0, begin, end, tile, sums);
       return;
     }
-    AddValues<Math>(at_.p + begin / Math::kPerWord * tile.lanes, tile.lanes, tile.rows, values,
-                    columns_, steps, sums);
+    AddValues<Math, false>(at_.p + begin / Math::kPerWord * tile.lanes, tile.lanes, tile.rows,
+                           values, columns_, steps, sums, {});
+  }
+
+  // One tile: values are laid out, used and forgotten.
+  void AddValuesByGroup(int head, int key0, int begin, int end, bool partial, const Tile& tile,
+                        float* sums) {
+    for (int group = 0; group < kGroups; ++group) {
+      if (group * kGroupKeys < begin || group * kGroupKeys >= end) {  // no kernel runs beside it
+        PrefetchRows(ahead_.keys[group], row_bytes_);
+        PrefetchRows(ahead_.values[group], row_bytes_);
+        continue;
+      }
+      LayOutGroupValues(head, key0, group, seen_);
+      const Word* values = GroupValues(group);
+      if (partial && AnyNonFinite(Math(), values, kGroupSteps * columns_)) {
+        AddRowByRow(head, key0, group * kGroupKeys, (group + 1) * kGroupKeys, tile, sums);
+        continue;
+      }
+      AddValues<Math, true>(at_.p + group * kGroupSteps * tile.lanes, tile.lanes, tile.rows,
+                            values, columns_, kGroupSteps, sums,
+                            {ahead_.values[group].row, ahead_step_});
+    }
   }
 
   // Scores -> probabilities, states, corrections. Whether any correction is not 1.
@@ -219,19 +268,18 @@ class UnitRunner {
   // A key that some rows see and others do not has a NaN or an infinite value: 0 times it is not 0.
   // Every row gets values of its own, in which what it does not see is 0.
   void AddRowByRow(int head, int key0, int begin, int end, const Tile& tile, float* sums) {
-    const int kv_head = unit_->head_begin + head;
     for (int row = 0; row < tile.rows; ++row) {
       const KeyRange keys{std::max(at_.first[tile.row + row], seen_.begin),
                           std::min(at_.last[tile.row + row], seen_.end)};
       for (int group = begin / kGroupKeys; group < end / kGroupKeys; ++group) {
-        LayOutGroupValues(kv_head, key0, group, keys);
+        LayOutGroupValues(head, key0, group, keys);
       }
-      AddValues<Math>(at_.p + begin / Math::kPerWord * tile.lanes + row, tile.lanes, 1,
-                      at_.values + begin / Math::kPerWord * columns_, columns_,
-                      (end - begin) / Math::kPerWord, sums + row * columns_);
+      AddValues<Math, false>(at_.p + begin / Math::kPerWord * tile.lanes + row, tile.lanes, 1,
+                      GroupValues(begin / kGroupKeys), columns_,
+                      (end - begin) / Math::kPerWord, sums + row * columns_, {});
     }
     for (int group = begin / kGroupKeys; group < end / kGroupKeys; ++group) {
-      LayOutGroupValues(kv_head, key0, group, seen_);  // for the next tile
+      LayOutGroupValues(head, key0, group, seen_);  // for the next tile
     }
   }
 
@@ -283,6 +331,8 @@ class UnitRunner {
   const int dim_;
   const int columns_;
   const int words_;
+  const int ahead_step_;    // Ahead::step
+  const size_t row_bytes_;  // of a key in memory
   const float factor_;
 
   const Unit* unit_ = nullptr;
@@ -290,6 +340,9 @@ class UnitRunner {
   int heads_ = 0;
   int rows_ = 0;
   int lanes_ = 0;
+  bool spread_ = false;  // prefetches are spread over the kernels: one tile of up to 16 rows
+
+  TileRows ahead_;  // what is prefetched; kernels of larger tiles do not look at it
 
   UnitScratch<Math> at_;
 };

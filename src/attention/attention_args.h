@@ -51,9 +51,9 @@ struct AttentionArgs {
 };
 
 // A state that a unit leaves for the merge: sums [heads][rows][PaddedDim], then maxima [heads][rows]
-// and weights [heads][rows].
+// and weights [heads][rows]; the next state is aligned to 64 bytes again.
 inline int64_t SlotFloats(int heads, int rows, int head_dim) {
-  return static_cast<int64_t>(heads) * rows * (PaddedDim(head_dim) + 2);
+  return (static_cast<int64_t>(heads) * rows * (PaddedDim(head_dim) + 2) + 15) / 16 * 16;
 }
 
 }  // namespace riffle

@@ -29,6 +29,26 @@ HWY_INLINE hn::Vec<D> LoadAny(D d, const uint8_t* p) {
   return hn::BitCast(d, hn::LoadU(d8, p));
 }
 
+// Exact, subnormals, infinities and NaNs too: Highway's emulation for targets without a conversion
+// makes numbers of infinities.
+template <class DF, class VH>
+HWY_INLINE hn::Vec<DF> FromF16(DF df, VH half) {
+#if HWY_ARCH_X86 && HWY_TARGET > HWY_AVX2
+  const hn::RebindToUnsigned<DF> du;
+  const hn::Rebind<uint16_t, DF> du16;
+  const auto bits = hn::PromoteTo(du, hn::BitCast(du16, half));
+  const auto sign = hn::ShiftLeft<16>(hn::And(bits, hn::Set(du, 0x8000)));
+  const auto magnitude = hn::ShiftLeft<13>(hn::And(bits, hn::Set(du, 0x7fff)));
+  // The exponent's bias grows from 15 to 127.
+  const auto finite = hn::BitCast(du, hn::Mul(hn::BitCast(df, magnitude), hn::Set(df, 0x1p112f)));
+  const auto special = hn::Ge(magnitude, hn::Set(du, 31u << 23));
+  const auto wide = hn::IfThenElse(special, hn::Or(finite, hn::Set(du, 0x7f800000u)), finite);
+  return hn::BitCast(df, hn::Or(sign, wide));
+#else
+  return hn::PromoteTo(df, half);
+#endif
+}
+
 // out[0, n) = n elements of `dtype` as f32; n is a multiple of 8, out aligned.
 HWY_INLINE void ToF32(DType dtype, const uint8_t* from, int n, float* HWY_RESTRICT out) {
   const Tag8 df;
@@ -45,7 +65,7 @@ HWY_INLINE void ToF32(DType dtype, const uint8_t* from, int n, float* HWY_RESTRI
   } else {
     const hn::Rebind<hwy::float16_t, Tag8> dh;
     for (int i = 0; i < n; i += kN) {
-      hn::Store(hn::PromoteTo(df, LoadAny(dh, from + 2 * i)), df, out + i);
+      hn::Store(FromF16(df, LoadAny(dh, from + 2 * i)), df, out + i);
     }
   }
 }

@@ -20,6 +20,20 @@ struct KvRows {
   const uint8_t* row[kGroupKeys];
 };
 
+// The rows of a tile.
+struct TileRows {
+  KvRows keys[kGroups];
+  KvRows values[kGroups];
+};
+
+inline void PrefetchRows(const KvRows& rows, size_t bytes) {
+  for (const uint8_t* row : rows.row) {
+    for (size_t i = 0; i < bytes; i += 64) {
+      __builtin_prefetch(row + i, 0, 2);
+    }
+  }
+}
+
 // Rows [begin, begin + 16) of KV head `head` of sequence `seq`; those outside `keys` are zeros.
 inline KvRows FindRows(const AttentionArgs& args, const KvBytes& kv, int seq, int head, int begin,
                        KeyRange keys) {
@@ -71,24 +85,18 @@ class TileCursor {
     Enter();
   }
 
-  // Prefetches part `part` (0..2 * kGroups - 1) of the tile: a group of keys, then one of values.
+  // The tile's rows, for kernels that prefetch them while they run.
+  void Find(TileRows* rows) const {
+    for (int group = 0; group < kGroups; ++group) {
+      rows->keys[group] = Rows(group, args_.keys);
+      rows->values[group] = Rows(group, args_.values);
+    }
+  }
+
+  // Prefetches part `part` (0..2 * kGroups - 1) of the tile at once: groups of keys, then of values.
   void Prefetch(int part) const {
-    if (unit_ == end_) {
-      return;
-    }
-    const int group = part % kGroups;
-    const int begin = block_ + group * kGroupKeys;
-    if (begin >= keys_.end || begin + kGroupKeys <= keys_.begin) {
-      return;
-    }
-    const KvRows rows =
-        FindRows(args_, part < kGroups ? args_.keys : args_.values, unit_->seq, head_, begin, keys_);
-    const size_t bytes = static_cast<size_t>(args_.shape.head_dim) * SizeOf(args_.kv_dtype);
-    for (const uint8_t* row : rows.row) {
-      for (size_t i = 0; i < bytes; i += 64) {
-        __builtin_prefetch(row + i, 0, 2);
-      }
-    }
+    PrefetchRows(Rows(part % kGroups, part < kGroups ? args_.keys : args_.values),
+                 static_cast<size_t>(args_.shape.head_dim) * SizeOf(args_.kv_dtype));
   }
 
   void Next() {
@@ -122,6 +130,12 @@ class TileCursor {
         return;
       }
     }
+  }
+
+  KvRows Rows(int group, const KvBytes& kv) const {
+    // Past the last tile: zero rows.
+    const KeyRange keys = done() ? KeyRange{0, 0} : keys_;
+    return FindRows(args_, kv, done() ? 0 : unit_->seq, head_, block_ + group * kGroupKeys, keys);
   }
 
   const AttentionArgs& args_;

@@ -8,9 +8,12 @@
 
 #include <hwy/highway.h>
 
+#include <cstring>
+
 #include "attention/attention_kernels.h"
 #include "attention/kv_block-inl.h"
 #include "attention/softmax-inl.h"
+#include "core/round-inl.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace riffle::HWY_NAMESPACE {
@@ -36,8 +39,7 @@ HWY_INLINE void StoreAny(D, hn::Vec<D> v, uint8_t* p) {
 HWY_INLINE void WriteScaled(DType dtype, const float* values, float factor, int n, uint8_t* out) {
   const Tag8 df;
   constexpr int kN = static_cast<int>(hn::MaxLanes(df));
-  const hn::Rebind<hwy::bfloat16_t, Tag8> dbf;
-  const hn::Rebind<hwy::float16_t, Tag8> dh;
+  const hn::Rebind<uint16_t, Tag8> du16;
   const auto f = hn::Set(df, factor);
   const auto nan = hn::NaN(df);
   for (int i = 0; i < n; i += kN) {
@@ -46,9 +48,9 @@ HWY_INLINE void WriteScaled(DType dtype, const float* values, float factor, int 
     if (dtype == DType::kF32) {
       StoreAny(df, x, out + 4 * i);
     } else if (dtype == DType::kBF16) {
-      StoreAny(dbf, hn::DemoteTo(dbf, x), out + 2 * i);
+      StoreAny(du16, hn::TruncateTo(du16, BF16Bits(df, x)), out + 2 * i);
     } else {
-      StoreAny(dh, hn::DemoteTo(dh, x), out + 2 * i);
+      StoreAny(du16, hn::TruncateTo(du16, F16Bits(df, x)), out + 2 * i);
     }
   }
 }

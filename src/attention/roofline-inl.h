@@ -18,27 +18,31 @@ HWY_BEFORE_NAMESPACE();
 namespace riffle::HWY_NAMESPACE {
 namespace hn = hwy::HWY_NAMESPACE;
 
-// The largest byte of 16 rows; `bytes` is a multiple of 16.
+// The largest byte of 16 rows while 16 others are prefetched; `bytes` is a multiple of 16.
 template <class D, class V = hn::Vec<D>>
-HWY_INLINE V MaxOfRows(D d, const KvRows& rows, size_t bytes, V max) {
+HWY_INLINE V MaxOfRows(D d, const KvRows& rows, const KvRows& ahead, size_t bytes, V max) {
   const hn::CappedTag<uint8_t, 16> d16;
   V other = max;
-  for (const uint8_t* row : rows.row) {
+  for (int r = 0; r < kGroupKeys; ++r) {
+    const uint8_t* row = rows.row[r];
     size_t i = 0;
-    for (; i + 2 * hn::Lanes(d) <= bytes; i += 2 * hn::Lanes(d)) {
-      max = hn::Max(max, hn::LoadU(d, row + i));
-      other = hn::Max(other, hn::LoadU(d, row + i + hn::Lanes(d)));
+    for (; i + 64 <= bytes; i += 64) {
+      __builtin_prefetch(ahead.row[r] + i, 0, 2);
+      for (size_t j = 0; j < 64; j += 2 * hn::MaxLanes(d)) {
+        max = hn::Max(max, hn::LoadU(d, row + i + j));
+        other = hn::Max(other, hn::LoadU(d, row + i + j + hn::MaxLanes(d)));
+      }
     }
     for (; i < bytes; i += 16) {
-      const auto x = hn::LoadU(d16, row + i);
-      max = hn::Max(max, hn::ResizeBitCast(d, x));
+      __builtin_prefetch(ahead.row[r] + i, 0, 2);
+      max = hn::Max(max, hn::ResizeBitCast(d, hn::LoadU(d16, row + i)));
     }
   }
   return hn::Max(max, other);
 }
 
 uint8_t ReadUnitsImpl(const AttentionArgs& args, const Unit* begin, const Unit* end) {
-  const hn::CappedTag<uint8_t, 64> d;
+  const hn::CappedTag<uint8_t, 32> d;
   TileCursor tile(args, begin, end);
   TileCursor ahead(args, begin, end);
   for (int i = TilesAhead(args); i > 0; --i) {
@@ -46,13 +50,16 @@ uint8_t ReadUnitsImpl(const AttentionArgs& args, const Unit* begin, const Unit* 
   }
   const size_t bytes = static_cast<size_t>(args.shape.head_dim) * SizeOf(args.kv_dtype);
   auto max = hn::Zero(d);
+  TileRows rows;
+  TileRows next;
   for (; !tile.done(); tile.Next(), ahead.Next()) {
-    for (int part = 0; part < 2 * kGroups; ++part) {
-      ahead.Prefetch(part);
-      const KvRows rows =
-          FindRows(args, part < kGroups ? args.keys : args.values, tile.unit().seq, tile.head(),
-                   tile.block() + part % kGroups * kGroupKeys, tile.keys());
-      max = MaxOfRows(d, rows, bytes, max);
+    tile.Find(&rows);
+    ahead.Find(&next);
+    for (int group = 0; group < kGroups; ++group) {
+      max = MaxOfRows(d, rows.keys[group], next.keys[group], bytes, max);
+    }
+    for (int group = 0; group < kGroups; ++group) {
+      max = MaxOfRows(d, rows.values[group], next.values[group], bytes, max);
     }
   }
   return hn::ReduceMax(d, max);
@@ -65,23 +72,22 @@ double Spin(int64_t steps) {
   const hn::Rebind<typename Math::Word, decltype(df)> dw;
   constexpr int kChains = HWY_CAP_GE512 ? 16 : 12;
   hn::Vec<decltype(df)> sum[kChains];
-  for (auto& s : sum) {
-    s = hn::Zero(df);
+  for (int i = 0; i < kChains; ++i) {
+    sum[i] = hn::Zero(df);
   }
   const auto x = hn::Zero(dw);
   typename Math::Word word = 0;
-  for (int64_t i = 0; i < steps; ++i) {
+  for (int64_t step = 0; step < steps; ++step) {
     hwy::PreventElision(word);
-    for (auto& s : sum) {
-      s = Math::Step(df, word, x, s);
+    for (int i = 0; i < kChains; ++i) {
+      sum[i] = Math::Step(df, word, x, sum[i]);
     }
   }
-  auto all = sum[0];
-  for (const auto& s : sum) {
-    all = hn::Add(all, s);
+  alignas(64) float result[kChains * hn::MaxLanes(df)];
+  for (int i = 0; i < kChains; ++i) {
+    hn::Store(sum[i], df, result + i * hn::MaxLanes(df));
   }
-  float result = hn::ReduceSum(df, all);
-  hwy::PreventElision(result);
+  hwy::PreventElision(result[0]);
   return 2.0 * Math::kPerWord * static_cast<double>(steps) * kChains * hn::MaxLanes(df);
 }
 
