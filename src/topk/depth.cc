@@ -16,8 +16,8 @@ namespace {
 // trapezoidal rule, loses nothing to cancellation when r is near the saddle point, where the
 // coefficients of D(r x) have their mean at k: the result is then about 1 / sd of the largest term,
 // however small the probability is. D itself is a^N - b^N = b^N ((1 + t / b)^N - 1) with a = f_m,
-// b = f_{m-1}, t = x^m / m!, by log1p and expm1. The recurrence f (f^N)' = N f' f^N was tried first:
-// for k > N it has terms of both signs and loses the lower tail altogether.
+// b = f_{m-1}, t = x^m / m!, by log1p and expm1. The recurrence f (f^N)' = N f' f^N was tried
+// first: for k > N it has terms of both signs and loses the lower tail altogether.
 
 // Long doubles hold the logarithms of the large factors, whose sum is small.
 using Real = long double;
@@ -40,7 +40,16 @@ Real LogFactorial(int64_t n) {
   constexpr Real kHalfLogTwoPi = 0.918938533204672741780329736405617640L;
   return (x + 0.5L) * std::log(x) - x + kHalfLogTwoPi +
          (1.0L / 12 -
-          y * (1.0L / 360 - y * (1.0L / 1260 - y * (1.0L / 1680 - y * (1.0L / 1188 - y * (691.0L / 360360)))))) / x;
+          y * (1.0L / 360 -
+               y * (1.0L / 1260 - y * (1.0L / 1680 - y * (1.0L / 1188 - y * (691.0L / 360360)))))) /
+             x;
+}
+
+// log P(Binomial(k, 1 / lanes) = m), lanes > 1.
+Real LogBinomial(int64_t k, int64_t lanes, int64_t m) {
+  const Real n = static_cast<Real>(lanes);
+  return LogFactorial(k) - LogFactorial(m) - LogFactorial(k - m) -
+         static_cast<Real>(m) * std::log(n) + static_cast<Real>(k - m) * std::log1p(-1 / n);
 }
 
 // P(depth = m) where no second lane can matter: the expected number of lanes with exactly m.
@@ -48,11 +57,7 @@ double OneLane(int64_t k, int64_t lanes, int64_t m) {
   if (lanes == 1) {
     return m == k ? 1.0 : 0.0;
   }
-  const Real n = static_cast<Real>(lanes);
-  const Real log_p = LogFactorial(k) - LogFactorial(m) - LogFactorial(k - m) +
-                     static_cast<Real>(1 - m) * std::log(n) +
-                     static_cast<Real>(k - m) * std::log1p(-1 / n);
-  return static_cast<double>(std::exp(log_p));
+  return static_cast<double>(static_cast<Real>(lanes) * std::exp(LogBinomial(k, lanes, m)));
 }
 
 struct Complex {
@@ -122,7 +127,7 @@ class Circle {
   const int64_t k_, lanes_;
   const Real r_;
   int64_t m_;
-  int64_t first_ = 0;   // terms of f_{m-1} before this one are negligible
+  int64_t first_ = 0;    // terms of f_{m-1} before this one are negligible
   std::vector<Real> q_;  // r^j / j! / exp(log_scale), j = first..m-1
   Real log_scale_ = 0;
   Moments below_;  // of q_
@@ -200,7 +205,8 @@ void Circle::Place() {
   const int64_t points = PointsNeeded() * 5 / 4;
   roots_.resize(points);
   for (int64_t p = 0; p < points; ++p) {
-    const double angle = 2 * std::numbers::pi * static_cast<double>(p) / static_cast<double>(points);
+    const double angle =
+        2 * std::numbers::pi * static_cast<double>(p) / static_cast<double>(points);
     const double half_sine = std::sin(0.5 * angle);
     roots_[p] = {-2 * half_sine * half_sine, std::sin(angle)};
   }
@@ -281,8 +287,8 @@ Circle AtSaddle(int64_t k, int64_t lanes, int64_t m) {
 // P(depth = k / lanes), when every lane has as many.
 double AllEqual(int64_t k, int64_t lanes) {
   const Real n = static_cast<Real>(lanes);
-  return static_cast<double>(std::exp(LogFactorial(k) - n * LogFactorial(k / lanes) -
-                                      static_cast<Real>(k) * std::log(n)));
+  return static_cast<double>(
+      std::exp(LogFactorial(k) - n * LogFactorial(k / lanes) - static_cast<Real>(k) * std::log(n)));
 }
 
 // P(depth = m) for m from result.first on, until it vanishes.
@@ -313,37 +319,37 @@ void ExactDepths(int64_t k, int64_t lanes, DepthDistribution& result) {
   }
 }
 
-// P(depth <= m) = P(Poisson(k / lanes) <= m)^lanes.
-void PoissonDepths(int64_t k, int64_t lanes, DepthDistribution& result) {
+// P(depth <= m) = P(Binomial(k, 1 / lanes) <= m)^lanes, as if the lanes were independent.
+void BinomialDepths(int64_t k, int64_t lanes, DepthDistribution& result) {
   const Real n = static_cast<Real>(lanes);
-  const Real mean = static_cast<Real>(k) / n;
-  const auto reach = static_cast<int64_t>(12 * std::sqrt(mean)) + 64;
-  const int64_t begin = std::max<int64_t>(0, result.first - reach);
+  const auto reach = static_cast<int64_t>(12 * std::sqrt(static_cast<Real>(k) / n)) + 64;
   const int64_t end = std::min(k, result.first + reach);
-  std::vector<Real> terms;
-  for (int64_t m = begin; m <= end; ++m) {
-    terms.push_back(
-        std::exp(static_cast<Real>(m) * std::log(mean) - mean - LogFactorial(m)));
+  std::vector<Real> terms;  // of the lane's distribution, from result.first on
+  for (int64_t m = result.first; m <= end; ++m) {
+    terms.push_back(std::exp(LogBinomial(k, lanes, m)));
   }
-  Real sum = 0;
-  for (int64_t m = begin; m <= end; ++m) {
-    const Real term = terms[m - begin];
-    sum += term;
-    if (m >= result.first) {
-      const Real log_below = n * std::log(std::min<Real>(sum, 1));
-      const Real share = -std::expm1(n * std::log1p(-term / sum));
-      result.pmf.push_back(static_cast<double>(std::exp(log_below) * share));
-    }
+  std::vector<Real> tails(terms.size() + 1, 0);  // [i]: P(a lane has >= first + i)
+  for (size_t i = terms.size(); i-- > 0;) {
+    tails[i] = tails[i + 1] + terms[i];
+  }
+  result.pmf.push_back(static_cast<double>(std::exp(n * std::log1p(-tails[1]))));
+  for (size_t i = 1; i < terms.size(); ++i) {
+    const Real within = n * std::log1p(-tails[i + 1]);
+    const Real within_less = n * std::log1p(-tails[i]);
+    result.pmf.push_back(static_cast<double>(-std::exp(within) * std::expm1(within_less - within)));
   }
 }
 
 }  // namespace
 
+double DepthDistribution::Within(int64_t m) const {
+  const int64_t at = std::min(m - first, static_cast<int64_t>(within.size()) - 1);
+  return at < 0 ? 0 : within[at];
+}
+
 double DepthDistribution::Above(int64_t m) const {
-  if (m < first) {
-    return 1;
-  }
-  return m - first < static_cast<int64_t>(above.size()) ? above[m - first] : 0;
+  const int64_t at = m - first;
+  return at < 0 ? 1 : at < static_cast<int64_t>(above.size()) ? above[at] : 0;
 }
 
 DepthDistribution Depths(int64_t k, int64_t lanes) {
@@ -352,10 +358,15 @@ DepthDistribution Depths(int64_t k, int64_t lanes) {
   if (k <= kMaxExactDepths || lanes == 1) {
     ExactDepths(k, lanes, result);
   } else {
-    PoissonDepths(k, lanes, result);
+    BinomialDepths(k, lanes, result);
+  }
+  double sum = 0;
+  for (const double p : result.pmf) {
+    sum += p;
+    result.within.push_back(std::min(sum, 1.0));
   }
   result.above.resize(result.pmf.size());
-  double sum = 0;
+  sum = 0;
   for (size_t i = result.pmf.size(); i-- > 0;) {
     result.above[i] = std::min(sum, 1.0);
     sum += result.pmf[i];

@@ -11,16 +11,18 @@ namespace riffle {
 // below the smallest double.
 struct DepthDistribution {
   int64_t first = 1;
-  std::vector<double> pmf;    // P(depth = first + i)
-  std::vector<double> above;  // P(depth > first + i), added from the far end: as exact as the terms
+  std::vector<double> pmf;  // P(depth = first + i)
+  // P(depth <= first + i) and P(depth > first + i), each added from its small end: the relative
+  // error is that of the terms.
+  std::vector<double> within, above;
 
-  // P(depth > m).
-  double Above(int64_t m) const;
+  double Within(int64_t m) const;  // P(depth <= m)
+  double Above(int64_t m) const;   // P(depth > m)
 };
 
-// Pre: k, lanes >= 1. The relative error is about 1e-11 for k <= kMaxExactDepths. For larger k the
-// lanes count as independent Poisson variables, which is off by the order of 1 / k, and what is
-// twelve deviations away from the mean is left out.
+// Pre: k, lanes >= 1. The relative error is about 1e-12 for k <= kMaxExactDepths. For larger k the
+// lanes count as independent of each other: the upper tail is right to a few percent, and what is
+// twelve deviations of a lane away is left out.
 DepthDistribution Depths(int64_t k, int64_t lanes);
 constexpr int64_t kMaxExactDepths = 65536;
 

@@ -14,8 +14,8 @@ struct Step {
   double fails;
 };
 
-// Depths worth trying: from the first that can certify to where failing is hardly possible, in steps
-// that keep their number small, then doubled depths up to the one that always certifies.
+// Depths worth trying: from the first that can certify to where failing is hardly possible, in
+// steps that keep their number small, then doubled depths up to the one that always certifies.
 std::vector<Step> CandidateSteps(const DepthDistribution& depths, int64_t last) {
   constexpr double kUnlikely = 1e-9;
   constexpr int64_t kMaxSteps = 256;

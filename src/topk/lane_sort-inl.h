@@ -2,9 +2,10 @@
 // each lane, and a certificate tells whether the k best of the row are among them. If not, the next
 // pass keeps more. After the JAX Pallas kernel of oliverdutton/fast_exact_topk_tpu.
 //
-// The certificate of a pass of depth m: at least k kept elements, the m-th of each lane not counted,
-// are better than the pivot, the best of the m-th elements. All that is better than the pivot has
-// been kept, so these hold the k best. It is found exactly when no lane has m of the k best.
+// The certificate of a pass of depth m: at least k kept elements, the m-th of each lane not
+// counted, are better than the pivot, the best of the m-th elements. All that is better than the
+// pivot has been kept, so these hold the k best. It is found exactly when no lane has m of the k
+// best.
 #if defined(RIFFLE_TOPK_LANE_SORT_INL_H_) == defined(HWY_TARGET_TOGGLE)
 #ifdef RIFFLE_TOPK_LANE_SORT_INL_H_
 #undef RIFFLE_TOPK_LANE_SORT_INL_H_
@@ -169,8 +170,8 @@ void LaneSorter<TI>::InsertColumns(const int32_t* columns, size_t count) {
   }
 }
 
-// Which of the blocks from `begin` on may have elements above the floor, a bit for each. By keys, or
-// by raw bits, which are in the order of the values above a floor that is not negative but for
+// Which of the blocks from `begin` on may have elements above the floor, a bit for each. By keys,
+// or by raw bits, which are in the order of the values above a floor that is not negative but for
 // negative NaNs: these are the largest unsigned integers.
 template <typename TI>
 template <bool kKeyed>
@@ -286,8 +287,8 @@ template <typename TI>
 void LaneSorter<TI>::RaiseFloor() {
   const size_t kept = m_ * lanes_;
   Pad(D(), keys_, kept);
-  const Bound<TI> bound = FindBound(keys_, kept, row_.k, row_.k + row_.k / 4,
-                                    row_.format.lowest_key(), row_.format);
+  const Bound<TI> bound =
+      FindBound(keys_, kept, row_.k, row_.k + row_.k / 4, row_.format.lowest_key(), row_.format);
   if (bound.reached >= row_.k) {
     floor_ = std::max(floor_, bound.key);
   }
@@ -339,8 +340,8 @@ bool LaneSorter<TI>::Certify() {
   candidates.count = kept;
   Pad(D(), keys_, kept);  // over the m-th elements, which are not needed any more
   const TI above = std::max(static_cast<TI>(pivot + 1), row_.format.lowest_key());
-  const Bound<TI> bound = FindBound(keys_, kept, row_.k, SortLimit(row_.k, row_.task.sorted), above,
-                                    row_.format);
+  const Bound<TI> bound =
+      FindBound(keys_, kept, row_.k, SortLimit(row_.k, row_.task.sorted), above, row_.format);
   if (bound.reached >= row_.k) {
     KeepGe(candidates, bound.key);
     return true;

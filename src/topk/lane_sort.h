@@ -17,10 +17,10 @@ int64_t LastDepth(int64_t n, int64_t k, int64_t lanes);
 
 // What is kept, and room to sort it.
 struct LaneLayout {
-  FinishLayout finish;    // keys, indices: [last_depth * lanes + kSlack]; pairs
-  size_t index_keys;      // [last_depth * lanes + kSlack] int32, as all below but
+  FinishLayout finish;  // keys, indices: [last_depth * lanes + kSlack]; pairs
+  size_t index_keys;    // [last_depth * lanes + kSlack] int32, as all below but
   size_t positions;
-  size_t sorted_keys;     // of the dtype
+  size_t sorted_keys;  // of the dtype
   size_t sorted_indices;
   size_t bytes;
   int64_t last_depth;

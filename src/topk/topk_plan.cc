@@ -14,9 +14,13 @@ namespace {
 
 constexpr int kMaxLanes = 4096;
 
-// P(not certified by a step of depth m), that is P(depth > m - 1).
-double NotCertified(const DepthDistribution& depths, int64_t m, int64_t last) {
-  return m >= last ? 0.0 : depths.Above(m - 1);
+// P(depth <= m)^rows.
+double AllWithin(const DepthDistribution& depths, int64_t m, double rows) {
+  if (rows == 0) {
+    return 1;
+  }
+  const double above = depths.Above(m);
+  return std::exp(rows * (above < 0.5 ? std::log1p(-above) : std::log(depths.Within(m))));
 }
 
 void CheckSchedule(std::span<const int> schedule) {
@@ -64,15 +68,15 @@ TopKPlan PlanTopK(int64_t n, int64_t k, int64_t rows, int lanes,
   const int64_t last = LastDepth(n, k, lanes);
   const double batch = static_cast<double>(rows);
   for (const int m : plan.depth_schedule) {
-    plan.batch_done.push_back(std::exp(batch * std::log1p(-NotCertified(depths, m, last))));
+    plan.batch_done.push_back(m >= last ? 1.0 : AllWithin(depths, m - 1, batch));
   }
   // E[depth] = sum over m >= 0 of P(depth > m), which is 1 below the first possible depth.
   const int64_t first = std::min(depths.first, last - 1);
   plan.expected_depth = static_cast<double>(first);
-  plan.expected_batch_depth = plan.expected_depth;
+  plan.expected_batch_depth = rows == 0 ? 0 : plan.expected_depth;
   for (int64_t m = first; m + 1 < last && depths.Above(m) > 0; ++m) {
     plan.expected_depth += depths.Above(m);
-    plan.expected_batch_depth += -std::expm1(batch * std::log1p(-depths.Above(m)));
+    plan.expected_batch_depth += 1 - AllWithin(depths, m, batch);
   }
   return plan;
 }
