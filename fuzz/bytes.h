@@ -13,6 +13,8 @@ class Bytes {
  public:
   Bytes(const uint8_t* data, size_t size) : data_(data), size_(size) {}
 
+  bool empty() const { return size_ == 0; }
+
   template <typename T>
   T Take() {
     T value{};

@@ -5,6 +5,7 @@
 #include <map>
 #include <vector>
 
+#include "fuzz/bytes.h"
 #include "riffle/error.h"
 #include "riffle/kv_cache.h"
 
@@ -14,29 +15,17 @@ using riffle::HeadsView;
 using riffle::KvBatch;
 using riffle::KvCache;
 using riffle::PagedKv;
+using riffle::fuzz::Bytes;
 
 void Expect(bool ok) {
   if (!ok) std::abort();
 }
 
-class Bytes {
- public:
-  Bytes(const uint8_t* data, size_t size) : data_(data), end_(data + size) {}
-  bool empty() const { return data_ == end_; }
-  uint8_t Next() { return empty() ? 0 : *data_++; }
-  // Mostly small; now and then anything.
-  int64_t Amount() {
-    const uint8_t first = Next();
-    if (first < 240) return first % 24 - 2;
-    uint64_t value = 0;
-    for (int i = 0; i < 8; ++i) value = value << 8 | Next();
-    return static_cast<int64_t>(value);
-  }
-
- private:
-  const uint8_t* data_;
-  const uint8_t* end_;
-};
+// Mostly small; now and then anything.
+int64_t Amount(Bytes& bytes) {
+  const auto first = bytes.Take<uint8_t>();
+  return first < 240 ? first % 24 - 2 : bytes.Take<int64_t>();
+}
 
 class Session {
  public:
@@ -61,8 +50,8 @@ class Session {
   static riffle::KvCacheOptions Options(Bytes& bytes) {
     riffle::KvCacheOptions options;
     options.head_dim = 1;
-    options.pages = 1 + bytes.Next() % 12;
-    options.page_size = 1 + bytes.Next() % 5;
+    options.pages = 1 + bytes.Take<uint8_t>() % 12;
+    options.page_size = 1 + bytes.Take<uint8_t>() % 5;
     options.dtype = riffle::DType::kF32;
     return options;
   }
@@ -74,21 +63,21 @@ class Session {
   }
 
   void Call() {
-    const uint8_t op = bytes_.Next() % 8;
+    const uint8_t op = bytes_.Take<uint8_t>() % 8;
     if (op == 0 && model_.size() < 12) {
       model_[cache_.Create()];
       return;
     }
-    const uint8_t which = bytes_.Next();
+    const uint8_t which = bytes_.Take<uint8_t>();
     const std::vector<int64_t> ids = Ids();
-    const int64_t id = which >= 250 || ids.empty() ? bytes_.Amount() : ids[which % ids.size()];
+    const int64_t id = which >= 250 || ids.empty() ? Amount(bytes_) : ids[which % ids.size()];
     const bool known = model_.contains(id);
     if (op <= 2 && model_.size() < 12) {
       const int64_t fork = cache_.Fork(id);
       Expect(known && !model_.contains(fork));
       model_[fork] = model_[id];
     } else if (op == 3) {
-      const int64_t length = bytes_.Amount();
+      const int64_t length = Amount(bytes_);
       cache_.Truncate(id, length);
       Expect(known && length <= static_cast<int64_t>(model_[id].size()));
       model_[id].resize(static_cast<size_t>(length));
@@ -96,7 +85,7 @@ class Session {
       cache_.Free(id);
       Expect(model_.erase(id) == 1);
     } else if (op == 5) {
-      const int64_t tokens = bytes_.Amount();
+      const int64_t tokens = Amount(bytes_);
       cache_.Extend(id, tokens);
       Expect(known);
       model_[id].resize(model_[id].size() + static_cast<size_t>(tokens), kUnwritten);
@@ -106,14 +95,14 @@ class Session {
   }
 
   void Write(int64_t id) {
-    const int64_t position = bytes_.Amount();
-    const int64_t tokens = bytes_.Next() % 16;
+    const int64_t position = Amount(bytes_);
+    const int64_t tokens = bytes_.Take<uint8_t>() % 16;
     std::vector<float> keys, values;
     for (int64_t t = 0; t < tokens; ++t) {
       keys.push_back(++stamp_);
       values.push_back(-stamp_);
     }
-    const HeadsView k{keys.data(), riffle::DType::kF32, tokens, 1, 1, 1, bytes_.Amount()};
+    const HeadsView k{keys.data(), riffle::DType::kF32, tokens, 1, 1, 1, Amount(bytes_)};
     const HeadsView v{values.data(), riffle::DType::kF32, tokens, 1, 1, 1, 1};
     cache_.Write(0, id, position, k, v);
     Expect(model_.contains(id));
