@@ -21,8 +21,9 @@ namespace {
 
 constexpr int kMaxThreads = 1024;
 
-// How long a worker spins for the next job before it sleeps. Waking a sleeping thread took 20 to 60
-// us on a 2-core virtual machine, as long as half a top-k of 32 x 201088.
+// How long a worker spins for the next job before it sleeps. On a 2-core virtual machine a thread
+// that slept took 0.07 ms (tenth percentile) to 1.9 ms (median) to wake; a top-k of 32 x 201088 takes
+// 0.1 ms.
 constexpr auto kSpin = std::chrono::microseconds(100);
 
 int AvailableCpus() {

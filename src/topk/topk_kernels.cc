@@ -66,15 +66,30 @@ void FinishAny(const RowTask& task, bool keyed, uint8_t* maxima, uint8_t* scratc
   }
 }
 
-// The first pass of a whole row; returns whether it had to be made with keys. An eighth of the row
-// tells whether the bound will come out positive, so that a row of log-probabilities, which are all
-// negative, is not read twice.
+// The first pass of a whole row; returns whether it had to be made with keys. A sixteenth of the row,
+// and where that is low, as in a sorted row, others from its middle and end, tell whether the bound
+// will come out positive, so that a row of log-probabilities, which are all negative, is not read
+// twice.
 bool FirstPass(const RowTask& task, uint8_t* maxima) {
   const int64_t buckets = task.plan.buckets;
-  const int64_t probe = buckets / 8 / kMinBucket * kMinBucket;
-  if (FirstAny(task, 0, probe, false, maxima) &&
-      PositiveAny(task, probe, maxima) * buckets >= task.k * probe &&
-      FirstAny(task, probe, buckets, false, maxima) &&
+  const int64_t part = std::max(buckets / 16 / kMinBucket, int64_t{1}) * kMinBucket;
+  const int64_t middle = buckets / 2 / kMinBucket * kMinBucket;
+  const int64_t last = std::max<int64_t>(0, buckets - part) / kMinBucket * kMinBucket;
+  const size_t element = SizeOf(task.dtype);
+  int64_t seen = 0;
+  int64_t positive = 0;
+  bool in_order = true;
+  for (const int64_t begin : {int64_t{0}, middle, last}) {
+    const int64_t end = std::min(begin + part, buckets);
+    in_order &= FirstAny(task, begin, end, false, maxima);
+    positive += PositiveAny(task, end - begin, maxima + static_cast<size_t>(begin) * element);
+    seen += end - begin;
+    if (positive * buckets >= task.k * seen) {
+      break;
+    }
+  }
+  if (positive * buckets >= task.k * seen && in_order &&
+      FirstAny(task, part, buckets, false, maxima) &&
       PositiveAny(task, buckets, maxima) >= task.k) {
     return false;
   }
