@@ -23,8 +23,9 @@ ctest --test-dir "$work/build" --output-on-failure --no-tests=error
 if grep -rIlF "$ROOT" "$work/prefix"; then die "the installed files above name the checkout"; fi
 "$work/prefix/bin/riffle" info
 
-# The same program with the sources as a subdirectory; what release compiled comes from ccache.
-cmake -G Ninja -S "$work/consumer" -B "$work/subdirectory" -DRIFFLE_SOURCE_DIR="$ROOT" -DRIFFLE_WERROR=ON \
+# The same program with the sources as a subdirectory. Its build folder is beside release, whose objects come from ccache then:
+# the relative paths in their commands are the same.
+cmake -G Ninja -S "$ROOT/tests/consumer" -B "$ROOT/build/consumer" -DRIFFLE_SOURCE_DIR="$ROOT" -DRIFFLE_WERROR=ON \
   -DCMAKE_BUILD_TYPE=Release
-cmake --build "$work/subdirectory" --parallel "$JOBS"
-ctest --test-dir "$work/subdirectory" --output-on-failure --no-tests=error
+cmake --build "$ROOT/build/consumer" --parallel "$JOBS"
+ctest --test-dir "$ROOT/build/consumer" --output-on-failure --no-tests=error
