@@ -309,7 +309,9 @@ void AddTopKCommand(CLI::App& parent) {
                     "per row: k-th value, its ties, elements read twice, depth");
   command->add_flag("--check", a.check, "hold the answer against a scalar std::partial_sort");
   command->add_flag("--time", a.time, "measure the call beside reading the same bytes");
-  command->add_option("--min-time", a.min_time, "seconds to measure for (0.3)")->type_name("S");
+  command->add_option("--min-time", a.min_time, "seconds to measure for (0.3)")
+      ->type_name("S")
+      ->check(CLI::NonNegativeNumber);
   command->add_option("--show-rows", a.show_rows, "print only the first R rows")
       ->type_name("R")
       ->check(CLI::NonNegativeNumber);

@@ -373,6 +373,7 @@ class Usage(Cli):
             (("topk", path, "-k", "9223372036854775807"), ["1..4"]),
             (("topk", path, "-k", "9223372036854775808"), ["-k"]),
             (("topk", path, "-k", "1", "--wrong"), ["--wrong"]),
+            (("topk", path, "-k", "1", "--time", "--min-time", "-1"), ["--min-time"]),
             (("topk", path, "-k", "1", "--dtype", "f64"), ["f64", "bf16"]),
             (("topk", path, "-k", "1", "--algorithm", "magic"), ["magic", "lane_sort"]),
             (("topk", path, "-k", "1", "--threads", "-1"), ["threads"]),
