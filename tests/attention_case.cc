@@ -100,6 +100,9 @@ double AttentionResult::Value(int token, int head, int i) const {
 bool AttentionResult::SameBits(int token, const AttentionResult& other, int at, int count) const {
   const size_t row = static_cast<size_t>(heads) * dim * SizeOf(dtype);
   const auto h = static_cast<size_t>(heads);
+  if (count == 0) {  // the vectors may be empty, and memcmp takes no null
+    return true;
+  }
   return std::memcmp(out.data() + token * row, other.out.data() + at * row, count * row) == 0 &&
          std::memcmp(lse.data() + token * h, other.lse.data() + at * h,
                      count * h * sizeof(float)) == 0;
