@@ -13,6 +13,7 @@
 #include <cstring>
 
 #include "attention/attention_kernels.h"
+#include "attention/few_rows-inl.h"
 #include "attention/kv_block-inl.h"
 #include "attention/results-inl.h"
 #include "attention/softmax-inl.h"
@@ -193,14 +194,7 @@ class UnitRunner {
       return;
     }
     for (int group = begin / kGroupKeys; group < end / kGroupKeys; ++group) {
-      // One tile: keys are used at once and leave room in L1.
-      if (spread_) {
-        LayOutGroupKeys(head, key0, group, 0);
-      }
-      Scores16<Math>(Queries(head, tile), tile.lanes,
-                     at_.keys + (spread_ ? 0 : group) * kGroupKeys * Math::kKeyStride, words_,
-                     at_.scores + group * kGroupKeys * tile.lanes,
-                     {ahead_.keys[group].row, ahead_step_});
+      ScoreGroup(head, key0, group, tile);
     }
     const bool partial = tile.all.begin > key0 + begin || tile.all.end < key0 + end;
     const bool changed = Softmax(head, key0, begin, end, partial, tile);
@@ -226,14 +220,48 @@ class UnitRunner {
                            values, columns_, steps, sums, {});
   }
 
-  // One tile: values are laid out, used and forgotten.
+  void ScoreGroup(int head, int key0, int group, const Tile& tile) {
+    float* scores = at_.scores + group * kGroupKeys * tile.lanes;
+    const Ahead ahead{ahead_.keys[group].row, ahead_step_};
+    if constexpr (Math::kDirect) {
+      if (tile.lanes == 4 && spread_) {
+        ScoresOf4Rows(Queries(head, tile),
+                      FindRows(args_, args_.keys, unit_->seq, unit_->head_begin + head,
+                               key0 + group * kGroupKeys, seen_),
+                      words_, scores, ahead);
+        return;
+      }
+    }
+    // One tile: keys are used at once and leave room in L1.
+    if (spread_) {
+      LayOutGroupKeys(head, key0, group, 0);
+    }
+    Scores16<Math>(Queries(head, tile), tile.lanes,
+                   at_.keys + (spread_ ? 0 : group) * kGroupKeys * Math::kKeyStride, words_,
+                   scores, ahead);
+  }
+
+  // One tile: values are used where they lie, or laid out, used and forgotten.
   void AddValuesByGroup(int head, int key0, int begin, int end, bool partial, const Tile& tile,
                         float* sums) {
+    [[maybe_unused]] const bool one_query = unit_->query_end - unit_->query_begin == 1;
     for (int group = 0; group < kGroups; ++group) {
       if (group * kGroupKeys < begin || group * kGroupKeys >= end) {  // no kernel runs beside it
         PrefetchRows(ahead_.keys[group], row_bytes_);
         PrefetchRows(ahead_.values[group], row_bytes_);
         continue;
+      }
+      const Word* p = at_.p + group * kGroupSteps * tile.lanes;
+      const Ahead ahead{ahead_.values[group].row, ahead_step_};
+      if constexpr (Math::kDirect) {
+        // Rows of one query see the same keys, so that no value needs to be looked at.
+        if (dim_ == columns_ && (!partial || one_query)) {
+          AddDirectValues(p, tile.lanes, tile.rows,
+                          FindRows(args_, args_.values, unit_->seq, unit_->head_begin + head,
+                                   key0 + group * kGroupKeys, seen_),
+                          columns_, sums, ahead);
+          continue;
+        }
       }
       LayOutGroupValues(head, key0, group, seen_);
       const Word* values = GroupValues(group);
@@ -241,9 +269,7 @@ class UnitRunner {
         AddRowByRow(head, key0, group * kGroupKeys, (group + 1) * kGroupKeys, tile, sums);
         continue;
       }
-      AddValues<Math, true>(at_.p + group * kGroupSteps * tile.lanes, tile.lanes, tile.rows,
-                            values, columns_, kGroupSteps, sums,
-                            {ahead_.values[group].row, ahead_step_});
+      AddValues<Math, true>(p, tile.lanes, tile.rows, values, columns_, kGroupSteps, sums, ahead);
     }
   }
 
@@ -256,6 +282,10 @@ class UnitRunner {
       }
       if (partial) {
         Mask(df, tile.lanes, begin, end, key0, at_.first + tile.row, at_.last + tile.row, at_.scores);
+      }
+      if constexpr (Math::kDirect && hn::MaxLanes(df) == 4) {
+        return SoftmaxOf4Rows(begin, end, factor_, at_.scores, at_.p,
+                              {at_.span.max + state, at_.span.weight + state, at_.correction});
       }
       return SoftmaxBlock<Math>(df, tile.lanes, begin, end, factor_, at_.scores, at_.p,
                                 {at_.span.max + state, at_.span.weight + state, at_.correction});

@@ -30,6 +30,7 @@ using FloatTag = hn::CappedTag<float, kLanes>;
 struct F32Math {
   using Word = float;
   static constexpr int kPerWord = 1;
+  static constexpr bool kDirect = false;  // kernels of few_rows-inl.h
   static constexpr int kKeyStride = 512 + 16;  // words; not a multiple of 4 KiB: no aliasing
 
   static HWY_INLINE Word MakeWord(const float* x, float factor) { return *x * factor; }
@@ -46,6 +47,7 @@ struct F32Math {
 struct BF16Math {
   using Word = uint32_t;
   static constexpr int kPerWord = 2;
+  static constexpr bool kDirect = true;
   static constexpr int kKeyStride = 256 + 16;
 
   // Of two values that bf16 holds exactly, times 1, -1 or 0.

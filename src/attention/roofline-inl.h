@@ -71,17 +71,15 @@ double Spin(int64_t steps) {
   const FloatTag<16> df;
   const hn::Rebind<typename Math::Word, decltype(df)> dw;
   constexpr int kChains = HWY_CAP_GE512 ? 16 : 12;
-  // Zeros that the compiler cannot see: it would clear the array in memory, and keep it there.
-  float zero = 0;
-  hwy::PreventElision(zero);
+  // Zeros that the compiler cannot see. (Hiding them inside the loop keeps the sums in memory.)
+  typename Math::Word word = 0;
+  hwy::PreventElision(word);
+  const auto x = hn::Set(dw, word);
   hn::Vec<decltype(df)> sum[kChains];
   for (int i = 0; i < kChains; ++i) {
-    sum[i] = hn::Set(df, zero);
+    sum[i] = hn::BitCast(df, x);
   }
-  const auto x = hn::Zero(dw);
-  typename Math::Word word = 0;
   for (int64_t step = 0; step < steps; ++step) {
-    hwy::PreventElision(word);
     for (int i = 0; i < kChains; ++i) {
       sum[i] = Math::Step(df, word, x, sum[i]);
     }
