@@ -67,6 +67,12 @@ struct BF16Math {
 };
 #endif
 
+// Into L2. An address that is only prefetched may be any: it is added up as a number.
+HWY_INLINE void PrefetchAt(const uint8_t* row, size_t offset) {
+  __builtin_prefetch(reinterpret_cast<const void*>(reinterpret_cast<uintptr_t>(row) + offset), 0,
+                     2);
+}
+
 // Rows of memory that are going to be needed, brought into L2 while a kernel runs: one prefetch in
 // every few products keeps memory busy all the time, where bursts between kernels leave it idle
 // during them (decode at four rows: 0.6 of the read bandwidth by bursts).
@@ -99,7 +105,7 @@ HWY_INLINE void ScoreKernel(DF df, const Word* HWY_RESTRICT q, int lanes,
       x[v] = hn::Load(dw, q + v * kN);
     }
     if constexpr (kAhead) {
-      __builtin_prefetch(ahead.rows[w & 15] + (w >> 4) * ahead.step, 0, 2);
+      PrefetchAt(ahead.rows[w & 15], static_cast<size_t>((w >> 4) * ahead.step));
     }
     for (int key = 0; key < kKeys; ++key) {
       const Word k = keys[key * Math::kKeyStride + w];
