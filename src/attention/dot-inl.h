@@ -179,8 +179,8 @@ HWY_INLINE void ValueKernel(DF df, const Word* HWY_RESTRICT p, int lanes,
     if constexpr (kAhead) {
       for (int i = 0; i < kPerWord; ++i) {
         for (int line = 0; line < kLines; ++line) {
-          __builtin_prefetch(
-              ahead.rows[s * kPerWord + i] + ahead.offset + line * ahead.step, 0, 2);
+          PrefetchAt(ahead.rows[s * kPerWord + i],
+                     static_cast<size_t>(ahead.offset + line * ahead.step));
         }
       }
     }
