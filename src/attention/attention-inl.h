@@ -124,17 +124,13 @@ class UnitRunner {
   void LayOutQueries(int head, const Tile& tile) {
     Word* to = Queries(head, tile);
     std::fill_n(to, words_ * tile.lanes, Word{0});
-    alignas(64) float f32[512];
+    // Without a soft cap the sign of the scale goes here, so that the factor of scores is positive
+    // and the largest score is the largest logit.
+    const float sign = args_.scale < 0 ? -1.0f : args_.scale == 0 ? 0.0f : 1.0f;
     for (int row = 0; row < tile.rows; ++row) {
       const uint8_t* from = args_.q + Token(tile.row + row) * args_.q_token_stride +
                             QueryHead(head, tile.row + row) * args_.q_head_stride;
-      ToF32(args_.q_dtype, from, dim_, f32);
-      // Without a soft cap the sign of the scale goes here, so that the factor of scores is
-      // positive and the largest score is the largest logit.
-      const float sign = args_.scale < 0 ? -1.0f : args_.scale == 0 ? 0.0f : 1.0f;
-      for (int w = 0; w < words_; ++w) {
-        to[w * tile.lanes + row] = Math::MakeWord(f32 + w * Math::kPerWord, sign);
-      }
+      LayOutQuery(Math(), args_.q_dtype, from, dim_, sign, tile.lanes, to + row);
     }
   }
 
@@ -164,19 +160,20 @@ class UnitRunner {
     ForEachTile([&](const Tile& tile) { RunTile(head, key0, tile); });
   }
 
+  KvRows Rows(const KvBytes& kv, int head, int key0, int group, const KeyRange& keys) const {
+    return FindRows(args_, kv, unit_->seq, unit_->head_begin + head, key0 + group * kGroupKeys,
+                    keys);
+  }
+
   // Group `group` of the block to place `place` of keys.
   void LayOutGroupKeys(int head, int key0, int group, int place) {
-    LayOutKeys(Math(), args_.kv_dtype,
-               FindRows(args_, args_.keys, unit_->seq, unit_->head_begin + head,
-                        key0 + group * kGroupKeys, seen_),
-               dim_, at_.keys + place * kGroupKeys * Math::kKeyStride);
+    LayOutKeys(Math(), args_.kv_dtype, Rows(args_.keys, head, key0, group, seen_), dim_,
+               at_.keys + place * kGroupKeys * Math::kKeyStride);
   }
 
   void LayOutGroupValues(int head, int key0, int group, const KeyRange& keys) {
-    LayOutValues(Math(), args_.kv_dtype,
-                 FindRows(args_, args_.values, unit_->seq, unit_->head_begin + head,
-                          key0 + group * kGroupKeys, keys),
-                 dim_, columns_, GroupValues(group));
+    LayOutValues(Math(), args_.kv_dtype, Rows(args_.values, head, key0, group, keys), dim_,
+                 columns_, GroupValues(group));
   }
 
   // One tile: each group in the place of the one before it.
@@ -207,7 +204,7 @@ class UnitRunner {
       }
     }
     if (spread_) {
-      AddValuesByGroup(head, key0, begin, end, partial, tile, sums);
+      AddValuesOfOneTile(head, key0, begin, end, partial, tile, sums);
       return;
     }
     const Word* values = GroupValues(begin / kGroupKeys);
@@ -224,11 +221,9 @@ class UnitRunner {
     float* scores = at_.scores + group * kGroupKeys * tile.lanes;
     const Ahead ahead{ahead_.keys[group].row, ahead_step_};
     if constexpr (Math::kDirect) {
-      if (tile.lanes == 4 && spread_) {
-        ScoresOf4Rows(Queries(head, tile),
-                      FindRows(args_, args_.keys, unit_->seq, unit_->head_begin + head,
-                               key0 + group * kGroupKeys, seen_),
-                      words_, scores, ahead);
+      if (spread_) {
+        DirectScores(Queries(head, tile), tile.lanes, Rows(args_.keys, head, key0, group, seen_),
+                     words_, scores, ahead);
         return;
       }
     }
@@ -241,35 +236,37 @@ class UnitRunner {
                    scores, ahead);
   }
 
-  // One tile: values are used where they lie, or laid out, used and forgotten.
-  void AddValuesByGroup(int head, int key0, int begin, int end, bool partial, const Tile& tile,
-                        float* sums) {
-    [[maybe_unused]] const bool one_query = unit_->query_end - unit_->query_begin == 1;
+  void AddValuesOfOneTile(int head, int key0, int begin, int end, bool partial, const Tile& tile,
+                          float* sums) {
     for (int group = 0; group < kGroups; ++group) {
       if (group * kGroupKeys < begin || group * kGroupKeys >= end) {  // no kernel runs beside it
         PrefetchRows(ahead_.keys[group], row_bytes_);
         PrefetchRows(ahead_.values[group], row_bytes_);
-        continue;
       }
-      const Word* p = at_.p + group * kGroupSteps * tile.lanes;
-      const Ahead ahead{ahead_.values[group].row, ahead_step_};
-      if constexpr (Math::kDirect) {
-        // Rows of one query see the same keys, so that no value needs to be looked at.
-        if (dim_ == columns_ && (!partial || one_query)) {
-          AddDirectValues(p, tile.lanes, tile.rows,
-                          FindRows(args_, args_.values, unit_->seq, unit_->head_begin + head,
-                                   key0 + group * kGroupKeys, seen_),
-                          columns_, sums, ahead);
-          continue;
+    }
+    if constexpr (Math::kDirect) {
+      // Rows of one query see the same keys, so no value needs to be looked at.
+      if (dim_ == columns_ && (!partial || unit_->query_end - unit_->query_begin == 1)) {
+        KvRows rows[kGroups];
+        for (int group = begin / kGroupKeys; group < end / kGroupKeys; ++group) {
+          rows[group] = Rows(args_.values, head, key0, group, seen_);
         }
+        AddDirectValues(
+            at_.p + begin / Math::kPerWord * tile.lanes, tile.lanes, tile.rows,
+            {rows[0].row + begin, ahead_.values[0].row + begin, end - begin}, columns_, sums);
+        return;
       }
+    }
+    // Values are laid out, used and forgotten.
+    for (int group = begin / kGroupKeys; group < end / kGroupKeys; ++group) {
       LayOutGroupValues(head, key0, group, seen_);
-      const Word* values = GroupValues(group);
-      if (partial && AnyNonFinite(Math(), values, kGroupSteps * columns_)) {
+      if (partial && AnyNonFinite(Math(), GroupValues(group), kGroupSteps * columns_)) {
         AddRowByRow(head, key0, group * kGroupKeys, (group + 1) * kGroupKeys, tile, sums);
         continue;
       }
-      AddValues<Math, true>(p, tile.lanes, tile.rows, values, columns_, kGroupSteps, sums, ahead);
+      AddValues<Math, true>(at_.p + group * kGroupSteps * tile.lanes, tile.lanes, tile.rows,
+                            GroupValues(group), columns_, kGroupSteps, sums,
+                            {ahead_.values[group].row, ahead_step_});
     }
   }
 

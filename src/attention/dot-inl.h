@@ -33,8 +33,6 @@ struct F32Math {
   static constexpr bool kDirect = false;  // kernels of few_rows-inl.h
   static constexpr int kKeyStride = 512 + 16;  // words; not a multiple of 4 KiB: no aliasing
 
-  static HWY_INLINE Word MakeWord(const float* x, float factor) { return *x * factor; }
-
   template <class DF, class VF = hn::Vec<DF>>
   static HWY_INLINE VF Step(DF df, Word a, VF b, VF sum) {
     return hn::MulAdd(hn::Set(df, a), b, sum);
@@ -49,12 +47,6 @@ struct BF16Math {
   static constexpr int kPerWord = 2;
   static constexpr bool kDirect = true;
   static constexpr int kKeyStride = 256 + 16;
-
-  // Of two values that bf16 holds exactly, times 1, -1 or 0.
-  static HWY_INLINE Word MakeWord(const float* x, float factor) {
-    return (hwy::BitCastScalar<uint32_t>(x[0] * factor) >> 16) |
-           (hwy::BitCastScalar<uint32_t>(x[1] * factor) & 0xffff0000u);
-  }
 
   template <class DF, class VW, class VF = hn::Vec<DF>>
   static HWY_INLINE VF Step(DF df, Word a, VW b, VF sum) {

@@ -11,6 +11,7 @@
 #include <hwy/highway.h>
 
 #include <cstdint>
+#include <cstring>
 
 #include "attention/dot-inl.h"
 #include "attention/kv_block-inl.h"
@@ -70,11 +71,59 @@ HWY_INLINE void ScoresOf4Rows(const uint32_t* HWY_RESTRICT q, const KvRows& keys
   }
 }
 
-// ValueKernel over 16 values where they lie: kRows rows, 32 * kHalves columns.
+// Scores of 16 keys against one vector of rows.
+//   q  [words][lanes of df]; scores [16][lanes of df], aligned; words is a multiple of 4
+template <class DF>
+HWY_INLINE void ScoresOfVector(DF df, const uint32_t* HWY_RESTRICT q, const KvRows& keys, int words,
+                               float* HWY_RESTRICT scores, const Ahead& ahead) {
+  const hn::Rebind<uint32_t, DF> dw;
+  constexpr int kN = static_cast<int>(hn::MaxLanes(DF()));
+  hn::Vec<DF> sum[kGroupKeys];
+  for (int key = 0; key < kGroupKeys; ++key) {
+    sum[key] = hn::Zero(df);
+  }
+  for (int w = 0; w < words; w += 4, q += 4 * kN) {
+    const hn::Vec<decltype(dw)> x[4] = {hn::Load(dw, q), hn::Load(dw, q + kN),
+                                        hn::Load(dw, q + 2 * kN), hn::Load(dw, q + 3 * kN)};
+    for (int i = 0; i < 4; ++i) {
+      __builtin_prefetch(ahead.rows[(w + i) & 15] + (w >> 4) * ahead.step, 0, 2);
+    }
+    for (int key = 0; key < kGroupKeys; ++key) {
+      const uint8_t* row = keys.row[key] + 4 * w;
+      for (int i = 0; i < 4; ++i) {
+        uint32_t word;
+        std::memcpy(&word, row + 4 * i, sizeof(word));
+        sum[key] = BF16Math::Step(df, word, x[i], sum[key]);
+      }
+    }
+  }
+  for (int key = 0; key < kGroupKeys; ++key) {
+    hn::Store(sum[key], df, scores + key * kN);
+  }
+}
+
+HWY_INLINE void DirectScores(const uint32_t* q, int lanes, const KvRows& keys, int words,
+                             float* scores, const Ahead& ahead) {
+  if (lanes == 4) {
+    ScoresOf4Rows(q, keys, words, scores, ahead);
+  } else if (lanes == 8) {
+    ScoresOfVector(FloatTag<8>(), q, keys, words, scores, ahead);
+  } else {
+    ScoresOfVector(FloatTag<16>(), q, keys, words, scores, ahead);
+  }
+}
+
+// Values where they lie, and rows to prefetch meanwhile.
+struct DirectValues {
+  const uint8_t* const* rows;  // [keys]
+  const uint8_t* const* ahead;  // [keys]
+  int keys;                    // even
+};
+
+// ValueKernel over them: kRows rows, 32 * kHalves columns.
 template <int kRows, int kHalves, bool kAhead>
-HWY_INLINE void DirectValueKernel(const uint32_t* HWY_RESTRICT p, int lanes, const KvRows& values,
-                                  int column, int columns, float* HWY_RESTRICT sums,
-                                  const Ahead& ahead) {
+HWY_INLINE void DirectValueKernel(const uint32_t* HWY_RESTRICT p, int lanes, const DirectValues& v,
+                                  int column, int columns, float* HWY_RESTRICT sums) {
   const FloatTag<16> df;
   const hn::CappedTag<uint16_t, 32> dh;
   const hn::CappedTag<uint32_t, 16> dw;
@@ -85,16 +134,16 @@ HWY_INLINE void DirectValueKernel(const uint32_t* HWY_RESTRICT p, int lanes, con
       sum[row][i] = hn::Load(df, sums + row * columns + i * 16);
     }
   }
-  for (int key = 0; key < kGroupKeys; key += 2, p += lanes) {
+  for (int key = 0; key < v.keys; key += 2, p += lanes) {
     hn::Vec<decltype(dw)> x[kVecs];
     for (int i = 0; i < kHalves; ++i) {
-      const auto even = LoadAny(dh, values.row[key] + 2 * column + 64 * i);
-      const auto odd = LoadAny(dh, values.row[key + 1] + 2 * column + 64 * i);
+      const auto even = LoadAny(dh, v.rows[key] + 2 * column + 64 * i);
+      const auto odd = LoadAny(dh, v.rows[key + 1] + 2 * column + 64 * i);
       x[2 * i] = hn::BitCast(dw, hn::InterleaveWholeLower(dh, even, odd));
       x[2 * i + 1] = hn::BitCast(dw, hn::InterleaveWholeUpper(dh, even, odd));
       if constexpr (kAhead) {
-        __builtin_prefetch(ahead.rows[key] + 2 * column + 64 * i, 0, 2);
-        __builtin_prefetch(ahead.rows[key + 1] + 2 * column + 64 * i, 0, 2);
+        __builtin_prefetch(v.ahead[key] + 2 * column + 64 * i, 0, 2);
+        __builtin_prefetch(v.ahead[key + 1] + 2 * column + 64 * i, 0, 2);
       }
     }
     for (int row = 0; row < kRows; ++row) {
@@ -112,36 +161,35 @@ HWY_INLINE void DirectValueKernel(const uint32_t* HWY_RESTRICT p, int lanes, con
 
 // The columns of up to four rows, or of eight.
 template <int kRows, bool kAhead>
-HWY_INLINE void DirectValueRows(const uint32_t* p, int lanes, const KvRows& values, int columns,
-                                float* sums, const Ahead& ahead) {
+HWY_INLINE void DirectValueRows(const uint32_t* p, int lanes, const DirectValues& v, int columns,
+                                float* sums) {
   constexpr int kHalves = kRows > 4 ? 1 : 2;
   int column = 0;
   for (; column + 32 * kHalves <= columns; column += 32 * kHalves) {
-    DirectValueKernel<kRows, kHalves, kAhead>(p, lanes, values, column, columns, sums + column,
-                                              ahead);
+    DirectValueKernel<kRows, kHalves, kAhead>(p, lanes, v, column, columns, sums + column);
   }
   if (column < columns) {
-    DirectValueKernel<kRows, 1, kAhead>(p, lanes, values, column, columns, sums + column, ahead);
+    DirectValueKernel<kRows, 1, kAhead>(p, lanes, v, column, columns, sums + column);
   }
 }
 
-// sums[row][column] += p * v over 16 values where they lie; the first rows prefetch.
-//   p  [8][lanes] pairs; columns == head_dim, a multiple of 32
-HWY_INLINE void AddDirectValues(const uint32_t* p, int lanes, int rows, const KvRows& values,
-                                int columns, float* sums, const Ahead& ahead) {
+// sums[row][column] += p * v; the first rows prefetch.
+//   p  [v.keys / 2][lanes] pairs; columns == head_dim, a multiple of 32
+HWY_INLINE void AddDirectValues(const uint32_t* p, int lanes, int rows, const DirectValues& v,
+                                int columns, float* sums) {
   int row = 0;
   for (; row + 8 <= rows; row += 8) {
     if (row == 0) {
-      DirectValueRows<8, true>(p, lanes, values, columns, sums, ahead);
+      DirectValueRows<8, true>(p, lanes, v, columns, sums);
     } else {
-      DirectValueRows<8, false>(p + row, lanes, values, columns, sums + row * columns, ahead);
+      DirectValueRows<8, false>(p + row, lanes, v, columns, sums + row * columns);
     }
   }
   if (row + 4 <= rows) {
     if (row == 0) {
-      DirectValueRows<4, true>(p, lanes, values, columns, sums, ahead);
+      DirectValueRows<4, true>(p, lanes, v, columns, sums);
     } else {
-      DirectValueRows<4, false>(p + row, lanes, values, columns, sums + row * columns, ahead);
+      DirectValueRows<4, false>(p + row, lanes, v, columns, sums + row * columns);
     }
     row += 4;
   }
@@ -149,11 +197,11 @@ HWY_INLINE void AddDirectValues(const uint32_t* p, int lanes, int rows, const Kv
   sums += row * columns;
   switch (rows - row) {  // prefetching again what other rows did costs little
     case 3:
-      return DirectValueRows<3, true>(p, lanes, values, columns, sums, ahead);
+      return DirectValueRows<3, true>(p, lanes, v, columns, sums);
     case 2:
-      return DirectValueRows<2, true>(p, lanes, values, columns, sums, ahead);
+      return DirectValueRows<2, true>(p, lanes, v, columns, sums);
     case 1:
-      return DirectValueRows<1, true>(p, lanes, values, columns, sums, ahead);
+      return DirectValueRows<1, true>(p, lanes, v, columns, sums);
     default:
       return;
   }

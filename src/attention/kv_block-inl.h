@@ -70,6 +70,16 @@ HWY_INLINE void ToF32(DType dtype, const uint8_t* from, int n, float* HWY_RESTRI
   }
 }
 
+// A query times `sign` (1, -1 or 0) as words to[0], to[lanes], ...
+HWY_INLINE void LayOutQuery(F32Math, DType dtype, const uint8_t* from, int dim, float sign,
+                            int lanes, float* to) {
+  alignas(64) float x[512];
+  ToF32(dtype, from, dim, x);
+  for (int i = 0; i < dim; ++i) {
+    to[i * lanes] = x[i] * sign;
+  }
+}
+
 // Group of 16 keys -> keys[16][Math::kKeyStride].
 HWY_INLINE void LayOutKeys(F32Math, DType dtype, const KvRows& rows, int dim, float* keys) {
   for (int i = 0; i < kGroupKeys; ++i) {
@@ -96,6 +106,17 @@ HWY_INLINE bool AnyNonFinite(F32Math, const float* values, int n) {
 }
 
 #if HWY_NATIVE_DOT_BF16 && HWY_ARCH_X86
+HWY_INLINE void LayOutQuery(BF16Math, DType, const uint8_t* from, int dim, float sign, int lanes,
+                            uint32_t* to) {
+  const uint32_t keep = sign == 0 ? 0 : ~0u;
+  const uint32_t flip = sign < 0 ? 0x80008000u : 0;
+  for (int w = 0; w < dim / 2; ++w, from += 4) {
+    uint32_t word;
+    std::memcpy(&word, from, sizeof(word));
+    to[w * lanes] = (word & keep) ^ flip;
+  }
+}
+
 HWY_INLINE void LayOutKeys(BF16Math, DType, const KvRows& rows, int dim, uint32_t* keys) {
   const hn::CappedTag<uint8_t, 64> d;
   const hn::CappedTag<uint8_t, 16> d16;

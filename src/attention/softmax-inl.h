@@ -80,11 +80,23 @@ HWY_INLINE void StoreWeights(F32Math, DF df, V even, V odd, int key, int lanes, 
 template <class DF, class V = hn::Vec<DF>>
 HWY_INLINE void StoreWeights(BF16Math, DF df, V even, V odd, int key, int lanes, uint32_t* p) {
   const hn::RebindToUnsigned<DF> du;
-  const hn::Rebind<hwy::bfloat16_t, DF> dh;
-  const hn::Rebind<uint16_t, DF> du16;
-  const auto low = hn::PromoteTo(du, hn::BitCast(du16, hn::DemoteTo(dh, even)));
-  const auto high = hn::PromoteTo(du, hn::BitCast(du16, hn::DemoteTo(dh, odd)));
-  hn::Store(hn::Or(low, hn::ShiftLeft<16>(high)), du, p + key / 2 * lanes);
+  const hn::Repartition<hwy::bfloat16_t, DF> dh;
+  const hn::Repartition<uint16_t, DF> du16;
+  constexpr size_t kN = hn::MaxLanes(DF());
+  // [even rows][odd rows] -> [rows][even, odd]
+  alignas(64) static constexpr auto kPairs = [] {
+    struct {
+      uint16_t lane[2 * kN];
+    } pairs{};
+    for (size_t i = 0; i < kN; ++i) {
+      pairs.lane[2 * i] = static_cast<uint16_t>(i);
+      pairs.lane[2 * i + 1] = static_cast<uint16_t>(kN + i);
+    }
+    return pairs;
+  }();
+  const auto halves = hn::BitCast(du16, hn::OrderedDemote2To(dh, even, odd));
+  const auto pairs = hn::TableLookupLanes(halves, hn::SetTableIndices(du16, kPairs.lane));
+  hn::Store(hn::BitCast(du, pairs), du, p + key / 2 * lanes);
 }
 #endif
 
