@@ -190,9 +190,7 @@ class UnitRunner {
     if (begin >= end) {
       return;
     }
-    for (int group = begin / kGroupKeys; group < end / kGroupKeys; ++group) {
-      ScoreGroup(head, key0, group, tile);
-    }
+    Score(head, key0, begin, end, tile);
     const bool partial = tile.all.begin > key0 + begin || tile.all.end < key0 + end;
     const bool changed = Softmax(head, key0, begin, end, partial, tile);
     float* sums = at_.span.sums + (int64_t{head} * rows_ + tile.row) * columns_;
@@ -217,23 +215,30 @@ class UnitRunner {
                            values, columns_, steps, sums, {});
   }
 
-  void ScoreGroup(int head, int key0, int group, const Tile& tile) {
-    float* scores = at_.scores + group * kGroupKeys * tile.lanes;
-    const Ahead ahead{ahead_.keys[group].row, ahead_step_};
+  void Score(int head, int key0, int begin, int end, const Tile& tile) {
+    const Word* q = Queries(head, tile);
     if constexpr (Math::kDirect) {
       if (spread_) {
-        DirectScores(Queries(head, tile), tile.lanes, Rows(args_.keys, head, key0, group, seen_),
-                     words_, scores, ahead);
+        KvRows rows[kGroups];
+        for (int group = begin / kGroupKeys; group < end / kGroupKeys; ++group) {
+          rows[group] = Rows(args_.keys, head, key0, group, seen_);
+        }
+        DirectScores(q, tile.lanes, rows[0].row + begin, (end - begin) / kGroupKeys, words_,
+                     at_.scores + begin * tile.lanes,
+                     {ahead_.keys[0].row + begin, ahead_step_});
         return;
       }
     }
-    // One tile: keys are used at once and leave room in L1.
-    if (spread_) {
-      LayOutGroupKeys(head, key0, group, 0);
+    for (int group = begin / kGroupKeys; group < end / kGroupKeys; ++group) {
+      // One tile: keys are used at once and leave room in L1.
+      const int place = spread_ ? 0 : group;
+      if (spread_) {
+        LayOutGroupKeys(head, key0, group, place);
+      }
+      Scores16<Math>(q, tile.lanes, at_.keys + place * kGroupKeys * Math::kKeyStride, words_,
+                     at_.scores + group * kGroupKeys * tile.lanes,
+                     {ahead_.keys[group].row, ahead_step_});
     }
-    Scores16<Math>(Queries(head, tile), tile.lanes,
-                   at_.keys + (spread_ ? 0 : group) * kGroupKeys * Math::kKeyStride, words_,
-                   scores, ahead);
   }
 
   void AddValuesOfOneTile(int head, int key0, int begin, int end, bool partial, const Tile& tile,

@@ -23,93 +23,99 @@ namespace hn = hwy::HWY_NAMESPACE;
 
 #if HWY_NATIVE_DOT_BF16 && HWY_ARCH_X86
 
-// Scores of 16 keys against up to four rows, in vectors of [4 keys][4 rows]: four words of four keys
-// are loaded side by side, and each word is repeated over the rows of its key. A vector of rows
-// alone, of four lanes, took twice the time.
-//   q  [words][4]; scores [16][4], aligned; words is a multiple of 4
-HWY_INLINE void ScoresOf4Rows(const uint32_t* HWY_RESTRICT q, const KvRows& keys, int words,
-                              float* HWY_RESTRICT scores, const Ahead& ahead) {
+// Four words of each of 16 / kRows keys, kRows / 4 times: [keys][kRows / 4][4 words].
+template <int kRows, class DW>
+HWY_INLINE hn::Vec<DW> LoadKeys(DW dw, const uint8_t* const* rows, int w) {
+  const hn::Repartition<uint8_t, DW> d8;
+  const auto load = [&](int key) HWY_ATTR {
+    return hn::BitCast(dw, hn::LoadDup128(d8, rows[key] + 4 * w));
+  };
+  if constexpr (kRows == 16) {
+    return load(0);
+  } else if constexpr (kRows == 8) {
+    return hn::IfThenElse(hn::FirstN(dw, 8), load(0), load(1));
+  } else {
+    const auto low = hn::IfThenElse(hn::FirstN(dw, 4), load(0), load(1));
+    const auto high = hn::IfThenElse(hn::FirstN(dw, 12), load(2), load(3));
+    return hn::IfThenElse(hn::FirstN(dw, 8), low, high);
+  }
+}
+
+// A word of kRows rows of q, once for every key of a vector.
+template <int kRows, class DW>
+HWY_INLINE hn::Vec<DW> LoadRows(DW dw, const uint32_t* q) {
+  if constexpr (kRows == 16) {
+    return hn::Load(dw, q);
+  } else if constexpr (kRows == 8) {
+    const auto half = hn::Load(hn::Half<DW>(), q);
+    return hn::Combine(dw, half, half);
+  } else {
+    return hn::LoadDup128(dw, q);
+  }
+}
+
+// Scores of kVecs * 16 / kRows keys, in vectors of [keys][kRows]: four words of as many keys as fit
+// are loaded side by side, then each word is repeated over the rows of its key, which costs nothing
+// beside dot products. (A vector of 4 or 8 rows and a broadcast from memory a key took 2 to 2.5
+// times as long: Zen 4 runs two short dot products a cycle but loads less than two words for them.)
+//   q  [words][kRows]; rows [keys]; scores [keys][kRows], aligned; words is a multiple of 4
+template <int kRows, int kVecs>
+HWY_INLINE void ScoresWhereTheyLie(const uint32_t* HWY_RESTRICT q, const uint8_t* const* rows,
+                                   int words, float* HWY_RESTRICT scores, const Ahead& ahead) {
   const FloatTag<16> df;
   const hn::CappedTag<uint32_t, 16> dw;
-  const hn::Repartition<uint8_t, decltype(dw)> d8;
   const hn::Repartition<hwy::bfloat16_t, decltype(df)> dbf;
-  const auto block1 = hn::And(hn::FirstN(dw, 8), hn::Not(hn::FirstN(dw, 4)));
-  const auto block2 = hn::And(hn::FirstN(dw, 12), hn::Not(hn::FirstN(dw, 8)));
-  const auto block3 = hn::Not(hn::FirstN(dw, 12));
-  const auto load = [&](int key, int w) HWY_ATTR {
-    return hn::BitCast(dw, hn::LoadDup128(d8, keys.row[key] + 4 * w));
-  };
+  constexpr int kKeys = 16 / kRows;  // of a vector
   auto unused = hn::Zero(df);
-  hn::Vec<decltype(df)> sum[4];
-  for (int g = 0; g < 4; ++g) {
-    sum[g] = hn::Zero(df);
+  hn::Vec<decltype(df)> sum[kVecs];
+  for (int i = 0; i < kVecs; ++i) {
+    sum[i] = hn::Zero(df);
   }
-  for (int w = 0; w < words; w += 4) {
-    const hn::Vec<decltype(dw)> x[4] = {
-        hn::LoadDup128(dw, q + 4 * w), hn::LoadDup128(dw, q + 4 * w + 4),
-        hn::LoadDup128(dw, q + 4 * w + 8), hn::LoadDup128(dw, q + 4 * w + 12)};
-    for (int i = 0; i < 4; ++i) {
-      __builtin_prefetch(ahead.rows[(w + i) & 15] + (w >> 4) * ahead.step, 0, 2);
+  for (int w = 0; w < words; w += 4, q += 4 * kRows) {
+    const auto x0 = LoadRows<kRows>(dw, q);
+    const auto x1 = LoadRows<kRows>(dw, q + kRows);
+    const auto x2 = LoadRows<kRows>(dw, q + 2 * kRows);
+    const auto x3 = LoadRows<kRows>(dw, q + 3 * kRows);
+    for (int i = 0; i < kVecs * kKeys / 4; ++i) {
+      const int row = (w & 15) * (kVecs * kKeys / 16) + i;
+      __builtin_prefetch(ahead.rows[row] + (w >> 4) * ahead.step, 0, 2);
     }
-    for (int g = 0; g < 4; ++g) {
-      auto k = load(4 * g, w);
-      k = hn::IfThenElse(block1, load(4 * g + 1, w), k);
-      k = hn::IfThenElse(block2, load(4 * g + 2, w), k);
-      k = hn::IfThenElse(block3, load(4 * g + 3, w), k);
-      const auto step = [&](auto word, auto row) HWY_ATTR {
-        sum[g] = hn::ReorderWidenMulAccumulate(df, hn::BitCast(dbf, word), hn::BitCast(dbf, row),
-                                               sum[g], unused);
+    for (int i = 0; i < kVecs; ++i) {
+      const auto k = LoadKeys<kRows>(dw, rows + i * kKeys, w);
+      const auto step = [&](auto word, auto x) HWY_ATTR {
+        sum[i] = hn::ReorderWidenMulAccumulate(df, hn::BitCast(dbf, word), hn::BitCast(dbf, x),
+                                               sum[i], unused);
       };
-      step(hn::Broadcast<0>(k), x[0]);
-      step(hn::Broadcast<1>(k), x[1]);
-      step(hn::Broadcast<2>(k), x[2]);
-      step(hn::Broadcast<3>(k), x[3]);
+      step(hn::Broadcast<0>(k), x0);
+      step(hn::Broadcast<1>(k), x1);
+      step(hn::Broadcast<2>(k), x2);
+      step(hn::Broadcast<3>(k), x3);
     }
   }
-  for (int g = 0; g < 4; ++g) {
-    hn::Store(sum[g], df, scores + 16 * g);
+  for (int i = 0; i < kVecs; ++i) {
+    hn::Store(sum[i], df, scores + 16 * i);
   }
 }
 
-// Scores of 16 keys against one vector of rows.
-//   q  [words][lanes of df]; scores [16][lanes of df], aligned; words is a multiple of 4
-template <class DF>
-HWY_INLINE void ScoresOfVector(DF df, const uint32_t* HWY_RESTRICT q, const KvRows& keys, int words,
-                               float* HWY_RESTRICT scores, const Ahead& ahead) {
-  const hn::Rebind<uint32_t, DF> dw;
-  constexpr int kN = static_cast<int>(hn::MaxLanes(DF()));
-  hn::Vec<DF> sum[kGroupKeys];
-  for (int key = 0; key < kGroupKeys; ++key) {
-    sum[key] = hn::Zero(df);
-  }
-  for (int w = 0; w < words; w += 4, q += 4 * kN) {
-    const hn::Vec<decltype(dw)> x[4] = {hn::Load(dw, q), hn::Load(dw, q + kN),
-                                        hn::Load(dw, q + 2 * kN), hn::Load(dw, q + 3 * kN)};
-    for (int i = 0; i < 4; ++i) {
-      __builtin_prefetch(ahead.rows[(w + i) & 15] + (w >> 4) * ahead.step, 0, 2);
+// Scores of `groups` times 16 keys against a tile of up to 16 lanes.
+HWY_INLINE void DirectScores(const uint32_t* q, int lanes, const uint8_t* const* rows, int groups,
+                             int words, float* scores, Ahead ahead) {
+  while (groups > 0) {
+    int done = 1;
+    if (lanes == 4 && groups >= 2) {  // eight chains, as products take six cycles
+      ScoresWhereTheyLie<4, 8>(q, rows, words, scores, ahead);
+      done = 2;
+    } else if (lanes == 4) {
+      ScoresWhereTheyLie<4, 4>(q, rows, words, scores, ahead);
+    } else if (lanes == 8) {
+      ScoresWhereTheyLie<8, 8>(q, rows, words, scores, ahead);
+    } else {
+      ScoresWhereTheyLie<16, 16>(q, rows, words, scores, ahead);
     }
-    for (int key = 0; key < kGroupKeys; ++key) {
-      const uint8_t* row = keys.row[key] + 4 * w;
-      for (int i = 0; i < 4; ++i) {
-        uint32_t word;
-        std::memcpy(&word, row + 4 * i, sizeof(word));
-        sum[key] = BF16Math::Step(df, word, x[i], sum[key]);
-      }
-    }
-  }
-  for (int key = 0; key < kGroupKeys; ++key) {
-    hn::Store(sum[key], df, scores + key * kN);
-  }
-}
-
-HWY_INLINE void DirectScores(const uint32_t* q, int lanes, const KvRows& keys, int words,
-                             float* scores, const Ahead& ahead) {
-  if (lanes == 4) {
-    ScoresOf4Rows(q, keys, words, scores, ahead);
-  } else if (lanes == 8) {
-    ScoresOfVector(FloatTag<8>(), q, keys, words, scores, ahead);
-  } else {
-    ScoresOfVector(FloatTag<16>(), q, keys, words, scores, ahead);
+    groups -= done;
+    rows += done * kGroupKeys;
+    ahead.rows += done * kGroupKeys;
+    scores += done * kGroupKeys * lanes;
   }
 }
 
