@@ -4,7 +4,10 @@
 
 #include <algorithm>
 #include <cstddef>
+#include <cstring>
 #include <memory>
+#include <optional>
+#include <utility>
 
 #include "cli/failure.h"
 #include "cli/huge_buffer.h"
@@ -75,31 +78,55 @@ BenchSection Algorithms() {
   return section;
 }
 
+// Where the matrices of one shape stand, one at a time. A cache that other machines share holds one
+// stretch of memory better than another of the same size, by up to a factor of two: orders of the
+// data can be compared only in the same place.
+struct Workspace {
+  HugeBuffer buffer;
+  std::optional<Distribution> holds;
+};
+
 // A matrix with its answers, shared by the cases that differ only in what is done with it.
 struct Matrix {
-  HugeBuffer buffer;
-  MatrixView view;
-  Distribution distribution;
+  std::shared_ptr<Workspace> workspace;
+  MatrixView view;  // in the workspace
+  Distribution distribution = Distribution::kNormal;
+  HugeBuffer source;  // what goes into the workspace; empty: it is never taken out
   int64_t reference_k = 0;
   std::vector<int32_t> reference;  // [rows, reference_k]
   std::string pages;
 
+  bool HasShape(const BenchCase& what) const {
+    return view.dtype == what.dtype && view.rows == what.rows && view.cols == what.n;
+  }
   bool Serves(const BenchCase& what) const {
-    return view.dtype == what.dtype && view.rows == what.rows && view.cols == what.n &&
-           distribution == what.distribution;
+    return HasShape(what) && distribution == what.distribution;
+  }
+  size_t bytes() const { return workspace->buffer.bytes(); }
+  void Load() const {
+    if (workspace->holds != distribution) {
+      std::memcpy(workspace->buffer.data(), source.data(), bytes());
+      workspace->holds = distribution;
+    }
   }
 };
 
-Matrix MakeMatrix(const BenchCase& what) {
-  Matrix matrix{HugeBuffer(static_cast<size_t>(what.rows * what.n) * SizeOf(what.dtype)),
-                {nullptr, what.dtype, what.rows, what.n, what.n},
-                what.distribution,
-                0,
-                {},
-                ""};
-  matrix.view.data = matrix.buffer.data();
-  Fill(what.distribution, what.dtype, what.rows, what.n, matrix.buffer.data());
-  matrix.pages = PagesOf(matrix.buffer.data(), matrix.buffer.bytes());
+Matrix MakeMatrix(const BenchCase& what, std::shared_ptr<Workspace> workspace, bool keep_source) {
+  if (workspace == nullptr) {
+    workspace = std::make_shared<Workspace>();
+    workspace->buffer = HugeBuffer(static_cast<size_t>(what.rows * what.n) * SizeOf(what.dtype));
+  }
+  Matrix matrix;
+  matrix.workspace = workspace;
+  matrix.view = {workspace->buffer.data(), what.dtype, what.rows, what.n, what.n};
+  matrix.distribution = what.distribution;
+  Fill(what.distribution, what.dtype, what.rows, what.n, workspace->buffer.data());
+  workspace->holds = what.distribution;
+  if (keep_source) {
+    matrix.source = HugeBuffer(matrix.bytes());
+    std::memcpy(matrix.source.data(), workspace->buffer.data(), matrix.bytes());
+  }
+  matrix.pages = PagesOf(workspace->buffer.data(), matrix.bytes());
   return matrix;
 }
 
@@ -151,7 +178,13 @@ std::vector<Matrix> MakeMatrices(const BenchSection& section,
                               [&](const Matrix& matrix) { return matrix.Serves(what); });
     if (place == matrices.end()) {
       progress("data of " + what.name);
-      matrices.push_back(MakeMatrix(what));
+      const auto same_shape =
+          std::find_if(matrices.begin(), matrices.end(),
+                       [&](const Matrix& matrix) { return matrix.HasShape(what); });
+      // Only where ratios are wanted do several orders share a shape.
+      matrices.push_back(MakeMatrix(what,
+                                    same_shape == matrices.end() ? nullptr : same_shape->workspace,
+                                    /*keep_source=*/section.ratios));
       place = matrices.end() - 1;
     }
     place->reference_k = std::max(place->reference_k, what.k);
@@ -159,6 +192,7 @@ std::vector<Matrix> MakeMatrices(const BenchSection& section,
   for (Matrix& matrix : matrices) {
     progress(fmt::format("the reference's answers, {} {} x {}", Name(matrix.distribution),
                          matrix.view.rows, matrix.view.cols));
+    matrix.Load();
     matrix.reference = ReferenceTopK(matrix.view, matrix.reference_k);
   }
   return matrices;
@@ -213,15 +247,17 @@ std::vector<BenchLine> RunSection(const BenchSection& section, double min_second
     progress("checking " + what.name);
     const Matrix& matrix = *std::find_if(matrices.begin(), matrices.end(),
                                          [&](const Matrix& m) { return m.Serves(what); });
+    matrix.Load();
     calls.push_back(std::make_unique<Call>(what, matrix.view, pool));
     calls.back()->Check(matrix);
     // A reading for each call: it finds the caches as this call leaves them.
-    groups.push_back({[&matrix, &sink, pool] {
-                        sink = ReadMax(matrix.buffer.data(), matrix.buffer.bytes(), pool);
-                      },
-                      [call = calls.back().get()] { call->Run(); }});
+    const auto read = [&matrix, &sink, pool] {
+      sink = ReadMax(matrix.view.data, matrix.bytes(), pool);
+    };
+    groups.push_back(
+        {{read, [call = calls.back().get()] { call->Run(); }}, [&matrix] { matrix.Load(); }});
     lines.push_back(
-        {what, static_cast<double>(matrix.buffer.bytes()), matrix.pages, Timing{}, Timing{}, 0});
+        {what, static_cast<double>(matrix.bytes()), matrix.pages, Timing{}, Timing{}, 0});
   }
   const auto timings = Measure(
       groups, min_seconds, [&](double done) { progress(fmt::format("{:3.0f} %", 100 * done)); });

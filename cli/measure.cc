@@ -39,13 +39,14 @@ struct Samples {
 };
 
 void Visit(const Group& group, std::vector<Samples>& samples) {
-  for (const auto& call : group) {
+  group.prepare();
+  for (const auto& call : group.calls) {
     call();
   }
   double total = 0;
   for (int repeat = 0; repeat < kTimedPerVisit || total < kVisitSeconds; ++repeat) {
-    for (size_t i = 0; i < group.size(); ++i) {
-      const double seconds = Seconds(group[i]);
+    for (size_t i = 0; i < group.calls.size(); ++i) {
+      const double seconds = Seconds(group.calls[i]);
       samples[i].Add(seconds);
       total += seconds;
     }
@@ -68,7 +69,7 @@ std::vector<std::vector<Timing>> Measure(const std::vector<Group>& groups, doubl
   std::vector<std::vector<Samples>> samples;
   samples.reserve(groups.size());
   for (const Group& group : groups) {
-    samples.emplace_back(group.size());
+    samples.emplace_back(group.calls.size());
   }
   for (double least = 0; least < 1;) {
     progress(least);

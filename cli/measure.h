@@ -15,7 +15,10 @@ struct Timing {
 
 // Calls over the same memory. They follow one another, so each finds the memory in the caches as
 // the last one left it: a matrix that fits is warm for all of them, the roofline included.
-using Group = std::vector<std::function<void()>>;
+struct Group {
+  std::vector<std::function<void()>> calls;
+  std::function<void()> prepare = [] {};  // before each visit, untimed
+};
 
 // Visits the groups in rounds. A visit runs the group's calls once untimed, which brings its memory
 // into the caches, then several times timed, in turn. Ends when every call was timed for about
