@@ -223,7 +223,7 @@ class UnitRunner {
         for (int group = begin / kGroupKeys; group < end / kGroupKeys; ++group) {
           rows[group] = Rows(args_.keys, head, key0, group, seen_);
         }
-        DirectScores(q, tile.lanes, rows[0].row + begin, (end - begin) / kGroupKeys, words_,
+        DirectScores(q, tile.lanes, rows[0].row + begin, end - begin, words_,
                      at_.scores + begin * tile.lanes,
                      {ahead_.keys[0].row + begin, ahead_step_});
         return;

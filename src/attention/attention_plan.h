@@ -18,7 +18,7 @@ inline constexpr int kSpan = 512;
 // Rows (query, head of the group) that pass through the kernels together.
 inline constexpr int kTileRows = 32;
 // Rows of a unit: each block of keys and values is laid out once for so many rows.
-inline constexpr int kUnitRows = 128;
+inline constexpr int kUnitRows = 256;
 
 struct AttentionShape {
   int kv_heads;

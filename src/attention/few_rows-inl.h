@@ -11,7 +11,7 @@
 #include <hwy/highway.h>
 
 #include <cstdint>
-#include <cstring>
+#include <type_traits>
 
 #include "attention/dot-inl.h"
 #include "attention/kv_block-inl.h"
@@ -28,7 +28,9 @@ template <int kRows, class DW>
 HWY_INLINE hn::Vec<DW> LoadKeys(DW dw, const uint8_t* const* rows, int w) {
   const hn::Repartition<uint8_t, DW> d8;
   const auto load = [&](int key) HWY_ATTR {
-    return hn::BitCast(dw, hn::LoadDup128(d8, rows[key] + 4 * w));
+    // Volatile: one load more is cheap, but 16 pointers kept in registers are kept in vectors.
+    const uint8_t* row = *const_cast<const uint8_t* const volatile*>(rows + key);
+    return hn::BitCast(dw, hn::LoadDup128(d8, row + 4 * w));
   };
   if constexpr (kRows == 16) {
     return load(0);
@@ -58,6 +60,7 @@ HWY_INLINE hn::Vec<DW> LoadRows(DW dw, const uint32_t* q) {
 // are loaded side by side, then each word is repeated over the rows of its key, which costs nothing
 // beside dot products. (A vector of 4 or 8 rows and a broadcast from memory a key took 2 to 2.5
 // times as long: Zen 4 runs two short dot products a cycle but loads less than two words for them.)
+// Eight vectors, a step of each in turn, as a product takes six cycles.
 //   q  [words][kRows]; rows [keys]; scores [keys][kRows], aligned; words is a multiple of 4
 template <int kRows, int kVecs>
 HWY_INLINE void ScoresWhereTheyLie(const uint32_t* HWY_RESTRICT q, const uint8_t* const* rows,
@@ -65,57 +68,60 @@ HWY_INLINE void ScoresWhereTheyLie(const uint32_t* HWY_RESTRICT q, const uint8_t
   const FloatTag<16> df;
   const hn::CappedTag<uint32_t, 16> dw;
   const hn::Repartition<hwy::bfloat16_t, decltype(df)> dbf;
-  constexpr int kKeys = 16 / kRows;  // of a vector
+  constexpr int kKeys = 16 / kRows;            // of a vector
+  constexpr int kPrefetch = kVecs * kKeys / 4;  // rows; four words are a fourth of a line
   auto unused = hn::Zero(df);
   hn::Vec<decltype(df)> sum[kVecs];
   for (int i = 0; i < kVecs; ++i) {
     sum[i] = hn::Zero(df);
   }
   for (int w = 0; w < words; w += 4, q += 4 * kRows) {
-    const auto x0 = LoadRows<kRows>(dw, q);
-    const auto x1 = LoadRows<kRows>(dw, q + kRows);
-    const auto x2 = LoadRows<kRows>(dw, q + 2 * kRows);
-    const auto x3 = LoadRows<kRows>(dw, q + 3 * kRows);
-    for (int i = 0; i < kVecs * kKeys / 4; ++i) {
-      const int row = (w & 15) * (kVecs * kKeys / 16) + i;
+    for (int i = 0; i < kPrefetch; ++i) {
+      const int row = (w >> 2 & 3) * kPrefetch + i;
       __builtin_prefetch(ahead.rows[row] + (w >> 4) * ahead.step, 0, 2);
     }
+    hn::Vec<decltype(dw)> k[kVecs];
     for (int i = 0; i < kVecs; ++i) {
-      const auto k = LoadKeys<kRows>(dw, rows + i * kKeys, w);
-      const auto step = [&](auto word, auto x) HWY_ATTR {
-        sum[i] = hn::ReorderWidenMulAccumulate(df, hn::BitCast(dbf, word), hn::BitCast(dbf, x),
-                                               sum[i], unused);
-      };
-      step(hn::Broadcast<0>(k), x0);
-      step(hn::Broadcast<1>(k), x1);
-      step(hn::Broadcast<2>(k), x2);
-      step(hn::Broadcast<3>(k), x3);
+      k[i] = LoadKeys<kRows>(dw, rows + i * kKeys, w);
     }
+    const auto step = [&](auto word_of) HWY_ATTR {
+      constexpr int kWord = decltype(word_of)::value;
+      const auto x = hn::BitCast(dbf, LoadRows<kRows>(dw, q + kWord * kRows));
+      for (int i = 0; i < kVecs; ++i) {
+        sum[i] = hn::ReorderWidenMulAccumulate(
+            df, hn::BitCast(dbf, hn::Broadcast<kWord>(k[i])), x, sum[i], unused);
+      }
+    };
+    step(std::integral_constant<int, 0>());
+    step(std::integral_constant<int, 1>());
+    step(std::integral_constant<int, 2>());
+    step(std::integral_constant<int, 3>());
   }
   for (int i = 0; i < kVecs; ++i) {
     hn::Store(sum[i], df, scores + 16 * i);
   }
 }
 
-// Scores of `groups` times 16 keys against a tile of up to 16 lanes.
-HWY_INLINE void DirectScores(const uint32_t* q, int lanes, const uint8_t* const* rows, int groups,
+// Scores of `keys` keys, a multiple of 16, against a tile of up to 16 lanes.
+HWY_INLINE void DirectScores(const uint32_t* q, int lanes, const uint8_t* const* rows, int keys,
                              int words, float* scores, Ahead ahead) {
-  while (groups > 0) {
-    int done = 1;
-    if (lanes == 4 && groups >= 2) {  // eight chains, as products take six cycles
+  while (keys > 0) {
+    int done = 16;
+    if (lanes == 4 && keys >= 32) {
       ScoresWhereTheyLie<4, 8>(q, rows, words, scores, ahead);
-      done = 2;
+      done = 32;
     } else if (lanes == 4) {
       ScoresWhereTheyLie<4, 4>(q, rows, words, scores, ahead);
     } else if (lanes == 8) {
       ScoresWhereTheyLie<8, 8>(q, rows, words, scores, ahead);
     } else {
-      ScoresWhereTheyLie<16, 16>(q, rows, words, scores, ahead);
+      ScoresWhereTheyLie<16, 8>(q, rows, words, scores, ahead);
+      done = 8;
     }
-    groups -= done;
-    rows += done * kGroupKeys;
-    ahead.rows += done * kGroupKeys;
-    scores += done * kGroupKeys * lanes;
+    keys -= done;
+    rows += done;
+    ahead.rows += done;
+    scores += done * lanes;
   }
 }
 
