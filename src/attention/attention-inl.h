@@ -285,9 +285,11 @@ class UnitRunner {
       if (partial) {
         Mask(df, tile.lanes, begin, end, key0, at_.first + tile.row, at_.last + tile.row, at_.scores);
       }
-      if constexpr (Math::kDirect && hn::MaxLanes(df) == 4) {
-        return SoftmaxOf4Rows(begin, end, factor_, at_.scores, at_.p,
-                              {at_.span.max + state, at_.span.weight + state, at_.correction});
+      if constexpr (Math::kDirect) {  // apart from the condition below: it must not see other targets
+        if constexpr (hn::MaxLanes(df) == 4) {
+          return SoftmaxOf4Rows(begin, end, factor_, at_.scores, at_.p,
+                                {at_.span.max + state, at_.span.weight + state, at_.correction});
+        }
       }
       return SoftmaxBlock<Math>(df, tile.lanes, begin, end, factor_, at_.scores, at_.p,
                                 {at_.span.max + state, at_.span.weight + state, at_.correction});

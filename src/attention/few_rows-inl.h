@@ -17,11 +17,11 @@
 #include "attention/kv_block-inl.h"
 #include "attention/softmax-inl.h"
 
+#if HWY_NATIVE_DOT_BF16 && HWY_ARCH_X86
+
 HWY_BEFORE_NAMESPACE();
 namespace riffle::HWY_NAMESPACE {
 namespace hn = hwy::HWY_NAMESPACE;
-
-#if HWY_NATIVE_DOT_BF16 && HWY_ARCH_X86
 
 // Four words of each of 16 / kRows keys, kRows / 4 times: [keys][kRows / 4][4 words].
 template <int kRows, class DW>
@@ -264,9 +264,9 @@ HWY_INLINE bool SoftmaxOf4Rows(int begin, int end, float scale, const float* sco
   return !hn::AllTrue(d4, hn::Eq(correction, hn::Set(d4, 1.0f)));
 }
 
-#endif
-
 }  // namespace riffle::HWY_NAMESPACE
 HWY_AFTER_NAMESPACE();
+
+#endif  // native bf16 dot products
 
 #endif  // per-target include guard

@@ -10,6 +10,7 @@
 
 #include <hwy/highway.h>
 
+#include <array>
 #include <cmath>
 #include <cstdint>
 #include <limits>
@@ -77,25 +78,26 @@ HWY_INLINE void StoreWeights(F32Math, DF df, V even, V odd, int key, int lanes, 
 }
 
 #if HWY_NATIVE_DOT_BF16 && HWY_ARCH_X86
+// Indices that take lane i of one vector of kN lanes and lane i of the next to places 2 i, 2 i + 1.
+template <size_t kN>
+constexpr std::array<uint16_t, 2 * kN> PairIndices() {
+  std::array<uint16_t, 2 * kN> pairs{};
+  for (size_t i = 0; i < kN; ++i) {
+    pairs[2 * i] = static_cast<uint16_t>(i);
+    pairs[2 * i + 1] = static_cast<uint16_t>(kN + i);
+  }
+  return pairs;
+}
+
 template <class DF, class V = hn::Vec<DF>>
 HWY_INLINE void StoreWeights(BF16Math, DF df, V even, V odd, int key, int lanes, uint32_t* p) {
   const hn::RebindToUnsigned<DF> du;
   const hn::Repartition<hwy::bfloat16_t, DF> dh;
   const hn::Repartition<uint16_t, DF> du16;
-  constexpr size_t kN = hn::MaxLanes(DF());
   // [even rows][odd rows] -> [rows][even, odd]
-  alignas(64) static constexpr auto kPairs = [] {
-    struct {
-      uint16_t lane[2 * kN];
-    } pairs{};
-    for (size_t i = 0; i < kN; ++i) {
-      pairs.lane[2 * i] = static_cast<uint16_t>(i);
-      pairs.lane[2 * i + 1] = static_cast<uint16_t>(kN + i);
-    }
-    return pairs;
-  }();
+  alignas(64) static constexpr auto kPairs = PairIndices<hn::MaxLanes(DF())>();
   const auto halves = hn::BitCast(du16, hn::OrderedDemote2To(dh, even, odd));
-  const auto pairs = hn::TableLookupLanes(halves, hn::SetTableIndices(du16, kPairs.lane));
+  const auto pairs = hn::TableLookupLanes(halves, hn::SetTableIndices(du16, kPairs.data()));
   hn::Store(hn::BitCast(du, pairs), du, p + key / 2 * lanes);
 }
 #endif
