@@ -14,6 +14,7 @@ enum class Code {
   kBadDType,     // an element type that the call does not take
   kBadPage,      // a page number outside the pool
   kBadSequence,  // an id of no sequence of the KV cache
+  kBadValue,     // elements that have no answer, such as a NaN among logits to sample from
   kOverlap,      // an output that overlaps itself or an input
   kOutOfPages,   // the KV cache's pool is full
   kOutOfMemory,  // scratch could not be allocated

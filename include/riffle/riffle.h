@@ -4,5 +4,6 @@
 #include "riffle/error.h"
 #include "riffle/kv_cache.h"
 #include "riffle/runtime.h"
+#include "riffle/sampling.h"
 #include "riffle/topk.h"
 #include "riffle/types.h"

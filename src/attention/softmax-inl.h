@@ -16,7 +16,7 @@
 #include <limits>
 
 #include "attention/dot-inl.h"
-#include "attention/exp-inl.h"
+#include "core/exp-inl.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace riffle::HWY_NAMESPACE {

@@ -1,10 +1,10 @@
 // 2^x and tanh on vectors of f32. Element for element the same bits on vectors of any length.
 // Included once per SIMD target.
-#if defined(RIFFLE_ATTENTION_EXP_INL_H_) == defined(HWY_TARGET_TOGGLE)
-#ifdef RIFFLE_ATTENTION_EXP_INL_H_
-#undef RIFFLE_ATTENTION_EXP_INL_H_
+#if defined(RIFFLE_CORE_EXP_INL_H_) == defined(HWY_TARGET_TOGGLE)
+#ifdef RIFFLE_CORE_EXP_INL_H_
+#undef RIFFLE_CORE_EXP_INL_H_
 #else
-#define RIFFLE_ATTENTION_EXP_INL_H_
+#define RIFFLE_CORE_EXP_INL_H_
 #endif
 
 #include <hwy/highway.h>
