@@ -1,0 +1,103 @@
+// Reads GGUF, the file format of ggml and llama.cpp (versions 2 and 3, little endian): named
+// metadata, then named tensors. The file is mapped into memory, nothing of a tensor is copied.
+//
+// Files are not trusted: every count, length, offset and shape is checked against the bytes there
+// are before anything is read through it, so a truncated or lying file gives a BadModel. (A file
+// that another process truncates while it is mapped cannot be defended against.)
+//
+// Source of the format: ggml's docs/gguf.md; block sizes from ggml's ggml-common.h.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <stdexcept>
+#include <string>
+#include <string_view>
+#include <utility>
+#include <vector>
+
+namespace riffle::gemma3 {
+
+// A model file that cannot be used. The text names the file and what is wrong in it.
+class BadModel : public std::runtime_error {
+ public:
+  using std::runtime_error::runtime_error;
+};
+
+// The numbers are ggml's. A file may hold types that are not listed; its other tensors can be used.
+enum class TensorType : uint32_t {
+  kF32 = 0,
+  kF16 = 1,
+  kQ5_0 = 6,   // 32 values: f16 scale, 4 bytes of high bits, 16 bytes of low nibbles
+  kQ8_0 = 8,   // 32 values: f16 scale, 32 int8
+  kQ4_K = 12,  // 256 values: f16 scale, f16 minimum, 12 bytes of 6-bit scales, 128 of nibbles
+  kQ6_K = 14,  // 256 values: 128 bytes of low nibbles, 64 of high bits, 16 int8 scales, f16 scale
+  kBF16 = 30,
+};
+
+// What a block of a type holds; {0, 0} for a type that is not listed above.
+struct BlockSize {
+  int64_t values;
+  int64_t bytes;
+};
+BlockSize BlockSizeOf(TensorType type);
+// "Q4_K", or "number 23" for a type that is not listed above.
+std::string NameOf(TensorType type);
+
+struct Tensor {
+  std::string_view name;
+  TensorType type;
+  std::vector<int64_t> shape;  // ggml's order: shape[0] is contiguous; a weight is [in, out]
+  const uint8_t* data;         // aligned to general.alignment (32 unless the file says otherwise)
+  int64_t bytes;
+
+  int64_t elements() const;
+  int64_t row_bytes() const;  // of shape[0] values
+};
+
+// Copies share the mapping.
+class GgufFile {
+ public:
+  // Maps `path`. Throws BadModel if it cannot be opened or is not GGUF.
+  static GgufFile Open(const std::string& path);
+  // The same of bytes in memory, which must outlive the result and be aligned to 32 bytes for
+  // `data` to be. `name` stands for the path in errors.
+  static GgufFile Parse(std::span<const uint8_t> bytes, const std::string& name);
+
+  const std::string& path() const;
+  int64_t version() const;
+  // In the order of the file; types that are not listed above have data == nullptr, bytes == 0.
+  const std::vector<Tensor>& tensors() const;
+  // nullptr if there is none of the name.
+  const Tensor* Find(std::string_view name) const;
+  // Throws BadModel if there is none of the name, if its type is not listed above, or if its shape
+  // is another one.
+  const Tensor& Get(std::string_view name, std::span<const int64_t> shape) const;
+
+  // Metadata. All throw BadModel, naming the key, if it is not there or holds something else.
+  bool Has(std::string_view key) const;
+  // Any integer type, not negative.
+  int64_t Integer(std::string_view key) const;
+  double Float(std::string_view key) const;  // float32 or float64
+  bool Bool(std::string_view key) const;
+  std::string_view String(std::string_view key) const;
+  std::vector<int64_t> Integers(std::string_view key) const;  // an array of any integer type
+  std::vector<float> Floats(std::string_view key) const;      // an array of float32
+  std::vector<std::string_view> Strings(std::string_view key) const;
+  std::vector<std::string_view> Keys() const;
+
+  // Throws BadModel: the path, a colon, and `text`.
+  [[noreturn]] void Fail(const std::string& text) const;
+
+ private:
+  struct Contents;
+  explicit GgufFile(std::shared_ptr<const Contents> contents) : contents_(std::move(contents)) {}
+
+  std::shared_ptr<const Contents> contents_;
+};
+
+// `text` for a message: control characters and bytes outside ASCII escaped, 80 characters at most.
+std::string Printable(std::string_view text);
+
+}  // namespace riffle::gemma3
