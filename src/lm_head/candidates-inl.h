@@ -1,0 +1,115 @@
+// The best logits of a row so far: what tiles of logits leave behind. Included once per SIMD target.
+#if defined(RIFFLE_LM_HEAD_CANDIDATES_INL_H_) == defined(HWY_TARGET_TOGGLE)
+#ifdef RIFFLE_LM_HEAD_CANDIDATES_INL_H_
+#undef RIFFLE_LM_HEAD_CANDIDATES_INL_H_
+#else
+#define RIFFLE_LM_HEAD_CANDIDATES_INL_H_
+#endif
+
+#include <algorithm>
+#include <cstring>
+
+#include "core/order-inl.h"
+#include "lm_head/linear_kernels.h"
+#include "topk/finish.h"
+#include "topk/select-inl.h"
+
+HWY_BEFORE_NAMESPACE();
+namespace riffle::HWY_NAMESPACE {
+namespace hn = hwy::HWY_NAMESPACE;
+
+using Keys32 = Candidates<int32_t>;
+
+// Keeps those above `key` and the first `ties` that equal it.
+HWY_INLINE void KeepFirstTies(Keys32& list, int32_t key, size_t ties) {
+  size_t kept = 0;
+  for (size_t i = 0; i < list.count; ++i) {
+    const int32_t at = list.keys[i];
+    if (at > key || (at == key && ties > 0)) {
+      ties -= at == key ? 1 : 0;
+      list.keys[kept] = at;
+      list.indices[kept++] = list.indices[i];
+    }
+  }
+  list.count = kept;
+}
+
+// Cuts the list to between k and `limit`, the k best among them, still in the order of columns.
+// Returns a key that at least k of them reach. Pre: count > limit >= k; room for kSlack more.
+HWY_INLINE int32_t Trim(Keys32& list, size_t k, size_t limit) {
+  const Tag<int32_t> d;
+  Pad(d, list.keys, list.count);
+  const Bound<int32_t> bound =
+      FindBound(list.keys, list.count, k, limit, kF32Format.lowest_key(), kF32Format);
+  if (bound.reached <= limit) {
+    KeepGe(list, bound.key);
+  } else {  // more ties than fit: fewer than k are above them
+    const size_t above = CountGe(list.keys, list.count, bound.key + 1);
+    KeepFirstTies(list, bound.key, k - above);
+  }
+  return bound.key;
+}
+
+// Logits of columns [column, column + count), count <= kTile, to a row's list: those that reach
+// `bound`.
+HWY_INLINE void AppendTile(const float* logits, int column, int count, int32_t bound,
+                           Keys32& list) {
+  const Tag<int32_t> d;
+  const int lanes = static_cast<int>(hn::Lanes(d));
+  const auto limit = hn::Set(d, bound);
+  for (int i = 0; i < count; i += lanes) {
+    const auto bits = hn::BitCast(d, hn::Load(hn::Rebind<float, decltype(d)>(), logits + i));
+    const auto keys = Keys(d, bits, kF32Format);
+    auto reach = hn::Ge(keys, limit);
+    if (i + lanes > count) {
+      reach = hn::And(reach, hn::FirstN(d, static_cast<size_t>(count - i)));
+    }
+    if (!hn::AllFalse(d, reach)) {
+      list.Append(d, keys, reach, column + i);
+    }
+  }
+}
+
+// Merges the pieces' lists of a row, sorts and writes the k best.
+void FinishRowImpl(const FinishTask& task, uint8_t* scratch) {
+  const ListLayout& layout = task.layout;
+  Keys32 list{reinterpret_cast<int32_t*>(scratch + layout.keys),
+              reinterpret_cast<int32_t*>(scratch + layout.columns), 0};
+  for (int64_t piece = 0; piece < task.pieces; ++piece) {
+    const int64_t at = piece * task.rows + task.row;
+    const auto count = static_cast<size_t>(task.kept.counts[at]);
+    std::copy_n(task.kept.keys + at * task.limit, count, list.keys + list.count);
+    std::copy_n(task.kept.columns + at * task.limit, count, list.indices + list.count);
+    list.count += count;
+  }
+  const auto k = static_cast<size_t>(task.k);
+  const size_t limit = SortLimit(k, /*sorted=*/true);
+  if (list.count > limit) {
+    Trim(list, k, limit);
+  }
+  // Sorted are their places, by which both are then fetched.
+  auto* places = reinterpret_cast<int32_t*>(scratch + layout.places);
+  for (size_t i = 0; i < list.count; ++i) {
+    places[i] = static_cast<int32_t>(i);
+  }
+  Keys32 to_sort{list.keys, places, list.count};
+  int32_t order[kRankLimit];
+  const int32_t* sorted = places;
+  if (list.count <= kRankLimit) {
+    Pad(Tag<int32_t>(), list.keys, list.count);
+    RankSort(to_sort, k, order);
+    sorted = order;
+  } else {
+    RadixSort(to_sort, reinterpret_cast<uint64_t*>(scratch + layout.pairs));
+  }
+  for (size_t i = 0; i < k; ++i) {
+    const float value = KeyToFloat(list.keys[sorted[i]], DType::kF32);
+    task.values[i] = value;
+    task.indices[i] = list.indices[sorted[i]];
+  }
+}
+
+}  // namespace riffle::HWY_NAMESPACE
+HWY_AFTER_NAMESPACE();
+
+#endif  // per-target include guard
