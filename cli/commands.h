@@ -11,5 +11,6 @@ void AddPlanCommand(CLI::App& parent);
 void AddInfoCommand(CLI::App& parent);
 void AddMakeLogitsCommand(CLI::App& parent);
 void AddBenchTopKCommand(CLI::App& bench);
+void AddBenchAttentionCommand(CLI::App& bench);
 
 }  // namespace riffle::cli

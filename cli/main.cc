@@ -58,6 +58,7 @@ int Main(int argc, char** argv) {
   CLI::App* bench = app.add_subcommand("bench", "Measures this machine, answers checked first");
   bench->require_subcommand(1);
   AddBenchTopKCommand(*bench);
+  AddBenchAttentionCommand(*bench);
   try {
     app.parse(argc, argv);
   } catch (const CLI::Success& asked) {  // --help and --version

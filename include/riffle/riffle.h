@@ -1,6 +1,7 @@
 // The whole public API.
 #pragma once
 
+#include "riffle/attention.h"
 #include "riffle/error.h"
 #include "riffle/kv_cache.h"
 #include "riffle/linear_topk.h"

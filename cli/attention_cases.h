@@ -1,0 +1,47 @@
+// What `riffle bench attention` measures, and how one case of it is run.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <string>
+#include <vector>
+
+#include "cli/measure.h"
+#include "riffle/riffle.h"
+
+namespace riffle::cli {
+
+struct AttentionCase {
+  std::string name;
+  std::vector<int32_t> q_lens;
+  std::vector<int32_t> kv_lens;
+  int kv_heads = 8;
+  int group = 4;  // query heads of a KV head
+  int head_dim = 128;
+  int page_size = 16;
+  DType dtype = DType::kBF16;  // of q, keys and values
+
+  bool decode() const;         // one query a sequence
+  double bytes() const;        // of keys and values
+  double operations() const;   // multiplications and additions; the causal half counted once
+};
+
+struct AttentionLine {
+  AttentionCase what;
+  std::string pages;  // memory pages of the KV pool
+  Timing time;
+  Timing read;          // decode: ReadPages over the same batch, measured in turn
+  double peak = 0;      // FLOP/s of dot products on registers, measured beside the case
+
+  double read_share() const { return read.median / time.median; }
+  double peak_share() const { return what.operations() / time.median / peak; }
+};
+
+// `quick` leaves out what needs more than 100 MB.
+std::vector<AttentionCase> AttentionCases(bool quick);
+
+// Makes the data, holds a sample of the answers against a reference in double, then measures. Throws
+// std::runtime_error when an answer is wrong: what is wrong is not timed.
+AttentionLine RunAttentionCase(const AttentionCase& what, double min_seconds, Pool* pool);
+
+}  // namespace riffle::cli

@@ -1,0 +1,144 @@
+// riffle bench attention: times of paged attention, decode beside the time of reading the same
+// pages, prefill beside the peak of dot products.
+#include <fmt/format.h>
+
+#include <CLI/CLI.hpp>
+#include <cstdio>
+#include <memory>
+#include <nlohmann/json.hpp>
+#include <string>
+#include <vector>
+
+#include "cli/attention_cases.h"
+#include "cli/commands.h"
+#include "cli/failure.h"
+#include "cli/report.h"
+
+namespace riffle::cli {
+namespace {
+
+constexpr const char* kDescription = "Paged attention beside this machine's read bandwidth and peak";
+
+constexpr const char* kDetails =
+    "bf16, pages of 16 tokens in a random order, 8 KV heads, 4 query heads each, head_dim 128, "
+    "unless\n"
+    "the name says otherwise. D1: decode of 32 sequences of 4096 keys; D2: one of 131072; D3: 8 of\n"
+    "2048, 8 heads on 1, head_dim 256; D4: 64 of 1 to 4096. P1: prefill of 2048 tokens, causal; P2:\n"
+    "512 tokens after 8192. A sample of every answer is first held against a softmax in double.\n"
+    "`read` is a maximum over the same pages in the same order with the same prefetching, measured\n"
+    "in turn with the call; `share` is read / time. `peak` is dot products on registers, measured\n"
+    "beside the case. Let nothing else run meanwhile.\n"
+    "\n"
+    "Examples:\n"
+    "  riffle bench attention --quick            the cases of up to 100 MB\n"
+    "  riffle bench attention --only D1 --json   the cases whose name contains D1";
+
+struct Arguments {
+  bool quick = false;
+  bool json = false;
+  std::string only;
+  std::string target;
+  int threads = 0;
+  double min_time = 0;
+};
+
+std::vector<AttentionCase> Choose(const Arguments& arguments) {
+  std::vector<AttentionCase> chosen;
+  std::string names;
+  for (const AttentionCase& what : AttentionCases(arguments.quick)) {
+    names += (names.empty() ? "" : " ") + what.name;
+    if (what.name.find(arguments.only) != std::string::npos) {
+      chosen.push_back(what);
+    }
+  }
+  if (chosen.empty()) {
+    FailInput("--only '{}' is part of no case; the cases are: {}", arguments.only, names);
+  }
+  return chosen;
+}
+
+void Print(const AttentionLine& line) {
+  fmt::print("{:<12} {:>5} {:>10} {:>10} {:>10} {:>6.1f} {:>6.0f}% {:>8.0f} {:>8.0f} {:>6.0f}%\n",
+             line.what.name, line.pages, FormatSeconds(line.time.median),
+             FormatSeconds(line.time.min), FormatSeconds(line.read.median),
+             Gigabytes(line.what.bytes()) / line.time.median, 100 * line.read_share(),
+             line.what.operations() / line.time.median / 1e9, line.peak / 1e9,
+             100 * line.peak_share());
+  std::fflush(stdout);
+}
+
+nlohmann::ordered_json ToJson(const AttentionLine& line) {
+  const AttentionCase& what = line.what;
+  return {{"name", what.name},
+          {"sequences", what.kv_lens.size()},
+          {"decode", what.decode()},
+          {"kv_heads", what.kv_heads},
+          {"group", what.group},
+          {"head_dim", what.head_dim},
+          {"page_size", what.page_size},
+          {"dtype", Name(what.dtype)},
+          {"pages", line.pages},
+          {"bytes", what.bytes()},
+          {"operations", what.operations()},
+          {"seconds_median", line.time.median},
+          {"seconds_min", line.time.min},
+          {"repetitions", line.time.repetitions},
+          {"read_seconds_median", line.read.median},
+          {"read_seconds_min", line.read.min},
+          {"read_share", line.read_share()},
+          {"flops_per_second", what.operations() / line.time.median},
+          {"peak_flops_per_second", line.peak},
+          {"peak_share", line.peak_share()}};
+}
+
+void Run(const Arguments& arguments) {
+  const std::vector<AttentionCase> cases = Choose(arguments);
+  if (!arguments.target.empty()) {
+    SetTarget(arguments.target);
+  }
+  const std::unique_ptr<Pool> pool = MakePool(arguments.threads);
+  const int threads = pool != nullptr ? pool->threads() : NumThreads();
+  const double min_time =
+      arguments.min_time > 0 ? arguments.min_time : (arguments.quick ? 0.1 : 0.5);
+  nlohmann::ordered_json json = {
+      {"version", Version()},    {"cpu", CpuName()},
+      {"target", Target()},      {"threads", threads},
+      {"min_seconds", min_time}, {"lines", nlohmann::ordered_json::array()}};
+  if (!arguments.json) {
+    fmt::print("riffle {}, {}, target {}, {} threads\n\n", Version(), CpuName(), Target(), threads);
+    fmt::print("{:<12} {:>5} {:>10} {:>10} {:>10} {:>6} {:>7} {:>8} {:>8} {:>7}\n", "name", "pages",
+               "time", "min", "read", "GB/s", "share", "GFLOP/s", "peak", "share");
+  }
+  for (const AttentionCase& what : cases) {
+    const AttentionLine line = RunAttentionCase(what, min_time, pool.get());
+    if (arguments.json) {
+      json["lines"].push_back(ToJson(line));
+    } else {
+      Print(line);
+    }
+  }
+  if (arguments.json) {
+    fmt::print("{}\n", Dump(json, 2));
+  }
+}
+
+}  // namespace
+
+void AddBenchAttentionCommand(CLI::App& bench) {
+  CLI::App* command = bench.add_subcommand("attention", kDescription);
+  auto arguments = std::make_shared<Arguments>();
+  Arguments& a = *arguments;
+  command->footer(kDetails);
+  command->add_flag("--quick", a.quick, "short measurements, nothing above 100 MB");
+  command->add_option("--only", a.only, "the cases whose name contains NAME")->type_name("NAME");
+  command->add_option("--target", a.target, "a SIMD target of `riffle info`")->type_name("T");
+  command->add_option("--threads", a.threads, "threads; 0: RIFFLE_NUM_THREADS or all CPUs")
+      ->type_name("N");
+  command->add_option("--min-time", a.min_time, "seconds for each case (0.5; quick 0.1)")
+      ->type_name("S")
+      ->check(CLI::NonNegativeNumber);
+  command->add_flag("--json", a.json, "one JSON object, seconds and bytes");
+  command->callback([arguments] { Run(*arguments); });
+}
+
+}  // namespace riffle::cli
