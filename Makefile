@@ -45,8 +45,9 @@ fuzz: setup ## every fuzz target over its corpus, a minute in all
 	@$(STAGE) fuzz "fuzzing for a minute" scripts/fuzz.sh 60
 
 ##@ Work
-setup: ## packages and Highway, for all of the above
-	@$(STAGE) setup "packages and Highway" sh -c 'scripts/setup.sh test && { scripts/highway.sh || true; }'
+setup: ## packages, Highway and the model, for all of the above
+	@$(STAGE) setup "packages, Highway and the model" \
+	  sh -c 'scripts/setup.sh test && { scripts/highway.sh || true; } && scripts/model.sh'
 bench: build ## measure riffle beside this machine's read bandwidth
 	@build/release/riffle bench topk
 format: ## rewrite C++ files in the project's format
