@@ -85,7 +85,7 @@ std::string Describe(const AttentionSpec& spec) {
   }
   return Concat("q/kv lens", lens, spec.kv_lens.size() > 6 ? "..." : "", ", ", spec.kv_heads, "x",
                 spec.group, " heads of ", spec.dim, ", page ", spec.page_size, ", q ",
-                Name(spec.q_dtype), ", kv ", Name(spec.kv_dtype), ", layout ",
+                Name(spec.q_dtype), ", kv ", spec.int8 ? "int8 by " : "", Name(spec.kv_dtype), ", layout ",
                 static_cast<int>(spec.layout), ", data ", static_cast<int>(spec.data), ", scale ",
                 spec.scale.value_or(-99), ", causal ", spec.causal, ", window ",
                 spec.window.value_or(0), ", cap ", spec.soft_cap.value_or(0), ", sinks ",
@@ -149,7 +149,7 @@ int64_t AttentionCase::KvOffset(int page, int token, int head) const {
   return page * kv.page_stride + token * kv.token_stride + head * kv.head_stride;
 }
 
-PagedKv AttentionCase::Kv(const GuardedBuffer& buffer) const {
+PagedKv AttentionCase::Kv(const GuardedBuffer& buffer, const GuardedBuffer* scales) const {
   PagedKv kv{buffer.data(), spec_.kv_dtype, pages_, spec_.page_size, spec_.kv_heads, spec_.dim,
              0, 0, 0};
   const int64_t d = spec_.dim;
@@ -166,11 +166,49 @@ PagedKv AttentionCase::Kv(const GuardedBuffer& buffer) const {
     kv.page_stride = spec_.page_size * d;
     kv.head_stride = pages_ * kv.page_stride;
   }
+  if (scales != nullptr) {
+    // In an order of their own: [heads, pages, page_size] or [pages, page_size, heads].
+    const bool heads_first = spec_.layout == Layout::kJAX;
+    kv.scales = {scales->data(), 0, heads_first ? 1 : spec_.kv_heads,
+                 heads_first ? int64_t{pages_} * spec_.page_size : 1};
+    kv.scales.page_stride = spec_.page_size * kv.scales.token_stride;
+  }
   return kv;
 }
 
+void AttentionCase::PutVector(bool value, int page, int token, int head, std::vector<float>& x) {
+  uint8_t* const to =
+      (value ? values_ : keys_)->data() +
+      static_cast<size_t>(KvOffset(page, token, head)) * (spec_.int8 ? 1 : SizeOf(spec_.kv_dtype));
+  if (!spec_.int8) {
+    for (size_t i = 0; i < x.size(); ++i) {
+      PutElement(spec_.kv_dtype, x[i], to + i * SizeOf(spec_.kv_dtype));
+    }
+    return;
+  }
+  float largest = 0;
+  for (const float v : x) {
+    largest = std::isnan(v) || std::abs(v) > largest ? std::abs(v) : largest;
+  }
+  const KvScales scales = (value ? values() : keys()).scales;
+  const int64_t at =
+      page * scales.page_stride + token * scales.token_stride + head * scales.head_stride;
+  const float scale = std::isfinite(largest) ? Rounded(spec_.kv_dtype, largest) : largest;
+  PutElement(spec_.kv_dtype, scale,
+             (value ? value_scales_ : key_scales_)->data() +
+                 static_cast<size_t>(at) * SizeOf(spec_.kv_dtype));
+  for (size_t i = 0; i < x.size(); ++i) {
+    const double steps = scale == 0 ? 0.0 : std::nearbyint(x[i] / double{scale} * 127.5);
+    // Without a number of steps (all is NaN or infinite) the sign is what is left.
+    const int stored = std::isfinite(scale) ? static_cast<int>(std::clamp(steps, -128.0, 127.0))
+                                            : (x[i] < 0 ? -1 : 1);
+    to[i] = static_cast<uint8_t>(stored);
+    x[i] = static_cast<float>(stored * double{scale} / 127.5);
+  }
+}
+
 void AttentionCase::FillPool() {
-  const size_t element = SizeOf(spec_.kv_dtype);
+  const size_t element = spec_.int8 ? 1 : SizeOf(spec_.kv_dtype);
   const int64_t gap = spec_.layout == Layout::kNHD ? 8 : 0;
   const auto total = static_cast<size_t>(
       int64_t{pages_} * spec_.page_size * (int64_t{spec_.kv_heads} * spec_.dim + gap));
@@ -178,7 +216,22 @@ void AttentionCase::FillPool() {
   values_ = std::make_shared<GuardedBuffer>(total * element + static_cast<size_t>(spec_.shift), spec_.shift == 0);
   for (const GuardedBuffer* buffer : {&*keys_, &*values_}) {
     for (size_t i = 0; i < total; ++i) {
-      Store(spec_.kv_dtype, NaN(spec_.kv_dtype, 0), buffer->data() + i * element);
+      if (spec_.int8) {
+        buffer->data()[i] = 0x80;
+      } else {
+        Store(spec_.kv_dtype, NaN(spec_.kv_dtype, 0), buffer->data() + i * element);
+      }
+    }
+  }
+  if (spec_.int8) {
+    const auto tokens = static_cast<size_t>(pages_ * spec_.page_size * spec_.kv_heads);
+    for (std::shared_ptr<GuardedBuffer>* scales : {&key_scales_, &value_scales_}) {
+      *scales = std::make_shared<GuardedBuffer>(
+          tokens * SizeOf(spec_.kv_dtype) + static_cast<size_t>(spec_.shift), spec_.shift == 0);
+      for (size_t i = 0; i < tokens; ++i) {
+        Store(spec_.kv_dtype, NaN(spec_.kv_dtype, 0),
+              (*scales)->data() + i * SizeOf(spec_.kv_dtype));
+      }
     }
   }
   for (size_t b = 0; b < kv_lens_.size(); ++b) {
@@ -189,16 +242,15 @@ void AttentionCase::FillPool() {
       const int32_t page = table_[b * static_cast<size_t>(max_pages_ + kTableGap) +
                                   static_cast<size_t>(position / spec_.page_size)];
       for (int head = 0; head < spec_.kv_heads; ++head) {
-        const int64_t at = KvOffset(page, position % spec_.page_size, head);
         for (const bool value : {false, true}) {
           Rng rng = VectorRng(spec_, value ? 1 : 0, seq, position, head);
+          std::vector<float> x;
           for (int i = 0; i < spec_.dim; ++i) {
-            const float x = Element(spec_, value, seq, kv_lens_[b], position, i, rng);
-            (value ? v_ : k_).back().push_back(x);
-            PutElement(spec_.kv_dtype, x,
-                       (value ? values_ : keys_)->data() +
-                           static_cast<size_t>(at + i) * element);
+            x.push_back(Element(spec_, value, seq, kv_lens_[b], position, i, rng));
           }
+          PutVector(value, page, position % spec_.page_size, head, x);
+          std::vector<float>& all = (value ? v_ : k_).back();
+          all.insert(all.end(), x.begin(), x.end());
         }
       }
     }
@@ -223,6 +275,10 @@ void AttentionCase::FillPool() {
   keys_->MakeReadOnly();
   values_->MakeReadOnly();
   q_bytes_->MakeReadOnly();
+  if (spec_.int8) {
+    key_scales_->MakeReadOnly();
+    value_scales_->MakeReadOnly();
+  }
 }
 
 HeadsView AttentionCase::q() const {

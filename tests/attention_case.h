@@ -34,7 +34,8 @@ struct AttentionSpec {
   int dim = 64;
   int page_size = 16;
   DType q_dtype = DType::kF32;
-  DType kv_dtype = DType::kF32;
+  DType kv_dtype = DType::kF32;  // of the scales if int8
+  bool int8 = false;
   Layout layout = Layout::kHND;
   KvData data = KvData::kNormal;
   std::optional<float> scale = {};
@@ -77,8 +78,8 @@ class AttentionCase {
   int heads() const { return spec_.kv_heads * spec_.group; }
 
   HeadsView q() const;
-  PagedKv keys() const { return Kv(*keys_); }
-  PagedKv values() const { return Kv(*values_); }
+  PagedKv keys() const { return Kv(*keys_, key_scales_.get()); }
+  PagedKv values() const { return Kv(*values_, value_scales_.get()); }
   PagedBatch batch() const;
   AttentionOptions options() const;
 
@@ -92,7 +93,9 @@ class AttentionCase {
 
  private:
   struct Row;  // a query head's logits, weights and bounds
-  PagedKv Kv(const GuardedBuffer& buffer) const;
+  PagedKv Kv(const GuardedBuffer& buffer, const GuardedBuffer* scales) const;
+  // Writes a vector of keys or values and puts what was written, exactly, in its place.
+  void PutVector(bool value, int page, int token, int head, std::vector<float>& x);
   int64_t KvOffset(int page, int token, int head) const;  // elements
   void FillPool();
   Row Reference(int seq, int query, int head) const;
@@ -113,6 +116,7 @@ class AttentionCase {
   std::vector<float> q_;
   mutable std::vector<Expected> expected_;
   std::shared_ptr<GuardedBuffer> q_bytes_, keys_, values_;  // read-only
+  std::shared_ptr<GuardedBuffer> key_scales_, value_scales_;
 };
 
 }  // namespace riffle::test

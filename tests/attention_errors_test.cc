@@ -165,6 +165,37 @@ TEST_F(AttentionErrors, Overlaps) {
          [](auto& a) { a.out.lse = reinterpret_cast<float*>(a.kv_lens.data()); });
 }
 
+TEST_F(AttentionErrors, Int8) {
+  // [pages, heads, page_size], between the keys and the values.
+  const KvScales scales{At(49152), 16, 1, 8};
+  const auto int8 = [&](auto& a) {
+    a.keys.scales = scales;
+    a.values.scales = {At(57344), 16, 1, 8};
+  };
+  Arguments right = Right();
+  right.batch = {{}, {}, right.table.data(), 3, 3};
+  int8(right);
+  EXPECT_NO_THROW(right.Run());
+  Expect(Code::kBadDType, {"keys", "scales", "values", "none"}, [&](auto& a) {
+    a.keys.scales = scales;
+  });
+  Expect(Code::kBadDType, {"values", "scales", "keys", "none"}, [&](auto& a) {
+    a.values.scales = scales;
+  });
+  Expect(Code::kBadShape, {"keys.scales", "address"}, [&](auto& a) {
+    int8(a);
+    a.keys.scales.page_stride = kHuge / 3;
+  });
+  Expect(Code::kOverlap, {"out", "keys.scales"}, [&](auto& a) {
+    int8(a);
+    a.out.data = At(49152 + 5 * 16 * 4 - 4);
+  });
+  Expect(Code::kOverlap, {"out", "values.scales"}, [&](auto& a) {
+    int8(a);
+    a.out.data = At(57344 - 4);
+  });
+}
+
 // Interleaved with each other and with inputs, but sharing no byte: legal.
 TEST_F(AttentionErrors, NeighboursAreNoOverlap) {
   Arguments right = Right();

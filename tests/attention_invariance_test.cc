@@ -30,6 +30,7 @@ std::vector<Kind> Kinds() {
     }
   };
   add("plain", {.group = 4});
+  add("int8", {.group = 4, .int8 = true});
   add("one row", {.kv_heads = 3, .group = 1, .dim = 40});
   add("odd ratio", {.kv_heads = 1, .group = 7, .dim = 128});
   add("many rows", {.kv_heads = 1, .group = 40, .dim = 32});

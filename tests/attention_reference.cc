@@ -7,6 +7,7 @@
 //   weights and weighted values are summed in chains of at most 512 keys, 2 n / 512 + 8 states are
 //     merged: relative error gamma = (512 + n / 64 + 64) u of the sum of magnitudes
 //   where q and KV are bf16, weights may be rounded to bf16 before they multiply values: 2^-8
+//   int8 times its scale / 127.5 is rounded twice, and the test's exact value once
 //   the result is rounded to its dtype.
 #include <algorithm>
 #include <cmath>
@@ -65,7 +66,8 @@ AttentionCase::Row AttentionCase::Reference(int seq, int query, int head) const 
         dot += static_cast<double>(q[i]) * k[i];
         magnitude += std::abs(static_cast<double>(q[i]) * k[i]);
       }
-      double error = (2 * spec_.dim + 8) * kU * magnitude * std::abs(scale);
+      double error =
+          (2 * spec_.dim + 8 + (spec_.int8 ? 4 : 0)) * kU * magnitude * std::abs(scale);
       double x = dot * scale;
       if (spec_.soft_cap) {
         const double cap = *spec_.soft_cap;
@@ -95,7 +97,7 @@ Expected AttentionCase::Output(const Row& row, int seq, int kv_head, int i) cons
   if (row.weight.empty()) {
     return {0, 0};
   }
-  const bool bf16 = spec_.q_dtype == DType::kBF16 && spec_.kv_dtype == DType::kBF16;
+  const bool bf16 = spec_.q_dtype == DType::kBF16 && spec_.kv_dtype == DType::kBF16 && !spec_.int8;
   const double p_rounding = bf16 ? 0x1p-8 : 0;
   double value = 0;
   double error = 0;
@@ -113,7 +115,7 @@ Expected AttentionCase::Output(const Row& row, int seq, int kv_head, int i) cons
   }
   value /= row.sum;
   double bound = (error + magnitude * row.gamma) / row.sum + std::abs(value) * row.sum_delta +
-                 4 * kU * std::abs(value);
+                 4 * kU * std::abs(value) + (spec_.int8 ? 4 * kU * magnitude / row.sum : 0);
   const double rounding = spec_.q_dtype == DType::kF32   ? 0x1p-24
                           : spec_.q_dtype == DType::kF16 ? 0x1p-11
                                                          : 0x1p-8;

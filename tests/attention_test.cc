@@ -44,6 +44,30 @@ TEST_F(OnEveryTarget, PrefillInEveryPairOfDTypes) {
   }
 }
 
+TEST_F(OnEveryTarget, Int8WithScalesInEveryPairOfDTypes) {
+  for (const DType q : kDTypes) {
+    for (const DType scales : kDTypes) {
+      Check({.q_lens = {1, 1, 1}, .kv_lens = {1, 130, 700}, .q_dtype = q, .kv_dtype = scales,
+             .int8 = true, .implicit_q_lens = true});
+      Check({.q_lens = {150, 0, 40}, .kv_lens = {150, 0, 600}, .q_dtype = q, .kv_dtype = scales,
+             .int8 = true, .layout = Layout::kJAX, .window = 100, .soft_cap = 30.0f});
+    }
+  }
+}
+
+TEST_F(OnEveryTarget, Int8HeadDimsPagesAndAddresses) {
+  int shift = 0;
+  for (const int dim : {32, 40, 64, 72, 128, 256, 512}) {
+    for (const int page_size : {1, 3, 16, 100}) {
+      for (const Layout layout : {Layout::kHND, Layout::kNHD, Layout::kJAX}) {
+        Check({.q_lens = {1, 20}, .kv_lens = {80, 90}, .dim = dim, .page_size = page_size,
+               .q_dtype = DType::kBF16, .kv_dtype = kDTypes[shift % 3], .int8 = true,
+               .layout = layout, .shift = shift++ % 2});
+      }
+    }
+  }
+}
+
 TEST_F(OnEveryTarget, HeadDims) {
   for (int dim = 32; dim <= 512; dim += dim < 96 ? 8 : 104) {
     for (const DType dtype : kDTypes) {
@@ -115,8 +139,13 @@ TEST_F(OnEveryTarget, HardData) {
                             KvData::kInfiniteLater}) {
     for (const DType q : kDTypes) {
       for (const DType kv : kDTypes) {
-        Check({.q_lens = {1, 90, 1, 33}, .kv_lens = {1500, 90, 53, 300}, .dim = 40, .q_dtype = q,
-               .kv_dtype = kv, .data = data});
+        for (const bool int8 : {false, true}) {
+          if (int8 && data == KvData::kTiny) {
+            continue;  // scales are normal f32
+          }
+          Check({.q_lens = {1, 90, 1, 33}, .kv_lens = {1500, 90, 53, 300}, .dim = 40, .q_dtype = q,
+                 .kv_dtype = kv, .int8 = int8, .data = data});
+        }
       }
     }
   }
@@ -158,6 +187,7 @@ TEST_F(OnEveryTarget, RandomCases) {
     spec.page_size = static_cast<int>(rng.OneIn(2) ? 16 : rng.Between(1, 70));
     spec.q_dtype = rng.Pick(kDTypes);
     spec.kv_dtype = rng.Pick(kDTypes);
+    spec.int8 = rng.OneIn(4);
     spec.layout = static_cast<Layout>(rng.Below(3));
     spec.causal = !rng.OneIn(3);
     if (rng.OneIn(3)) spec.window = rng.Between(1, 300);

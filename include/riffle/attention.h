@@ -27,13 +27,23 @@ struct HeadsView {
   int64_t head_stride = 0;   // elements from a head to the next; zero and negative are legal
 };
 
+// Set: elements are int8, and element (page, token, head, i) stands for it * scale(page, token, head)
+// / 127.5, in f32 (JAX's quantization_utils, per token). Any finite scale; dtype, pages, tokens and
+// heads are those of the PagedKv.
+struct KvScales {
+  const void* data = nullptr;
+  int64_t page_stride = 0;  // in elements
+  int64_t token_stride = 0;
+  int64_t head_stride = 0;
+};
+
 // The keys, or the values, of every page of the pool. Element (page, token, head, i) is at
 // page * page_stride + token * token_stride + head * head_stride + i, so the layouts in use are all
 // views: HND [pages, kv_heads, page_size, d] (vLLM CPU, FlashInfer), NHD [pages, page_size, kv_heads,
 // d] (FlashInfer, sglang) and [kv_heads, pages, page_size, d] (JAX).
 struct PagedKv {
   const void* data = nullptr;
-  DType dtype = DType::kF32;
+  DType dtype = DType::kF32;  // of the elements, or of their scales if those are set
   int64_t num_pages = 0;
   int64_t page_size = 0;  // tokens of a page, 1 to 256
   int64_t kv_heads = 0;
@@ -41,6 +51,7 @@ struct PagedKv {
   int64_t page_stride = 0;   // the three strides are in elements
   int64_t token_stride = 0;
   int64_t head_stride = 0;
+  KvScales scales = {};
 };
 
 // B sequences. The q_len = cu_q_lens[b+1] - cu_q_lens[b] queries of sequence b are its last
@@ -80,7 +91,7 @@ struct AttentionOut {
 // Softmax(scale * q K^T) V per query head; KV head h serves the q_heads / kv_heads query heads from
 // h * q_heads / kv_heads on.
 //   q       [tokens, q_heads, head_dim] f32|f16|bf16; tokens and B may be 0
-//   keys, values  same shape of pool, f32|f16|bf16, the same dtype
+//   keys, values  same shape of pool, f32|f16|bf16 or int8 with scales, the same dtype
 // A query that sees no key (kv_len = 0, whatever its q_len) gets zeros and lse = -inf, or lse = the
 // sink. Slots beyond kv_len are never read. Accumulation and softmax are in f32; where q and KV are
 // both bf16 and the target has bf16 dot products, probabilities are rounded to bf16 before they

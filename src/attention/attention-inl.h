@@ -11,6 +11,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <type_traits>
 
 #include "attention/attention_kernels.h"
 #include "attention/few_rows-inl.h"
@@ -43,8 +44,8 @@ class UnitRunner {
         dim_(args.shape.head_dim),
         columns_(PaddedDim(dim_)),
         words_(dim_ / Math::kPerWord),
-        ahead_step_(16 * Math::kPerWord * static_cast<int>(SizeOf(args.kv_dtype))),
-        row_bytes_(static_cast<size_t>(dim_) * SizeOf(args.kv_dtype)),
+        ahead_step_(16 * Math::kPerWord * static_cast<int>(args.kv_row_bytes()) / dim_),
+        row_bytes_(args.kv_row_bytes()),
         // After a soft cap scores are logits in units of log2 already.
         factor_(args.soft_cap > 0 || args.scale == 0 ? 1.0f : std::abs(args.scale) * kLog2E) {
     at_.LayOut(dim_, plan, scratch);
@@ -167,13 +168,31 @@ class UnitRunner {
 
   // Group `group` of the block to place `place` of keys.
   void LayOutGroupKeys(int head, int key0, int group, int place) {
-    LayOutKeys(Math(), args_.kv_dtype, Rows(args_.keys, head, key0, group, seen_), dim_,
-               at_.keys + place * kGroupKeys * Math::kKeyStride);
+    Word* to = at_.keys + place * kGroupKeys * Math::kKeyStride;
+    if (!LayOutInt8(args_.keys, head, key0, group, seen_, Math::kKeyStride, to)) {
+      LayOutKeys(Math(), args_.kv_dtype, Rows(args_.keys, head, key0, group, seen_), dim_, to);
+    }
   }
 
   void LayOutGroupValues(int head, int key0, int group, const KeyRange& keys) {
-    LayOutValues(Math(), args_.kv_dtype, Rows(args_.values, head, key0, group, keys), dim_,
-                 columns_, GroupValues(group));
+    Word* to = GroupValues(group);
+    if (!LayOutInt8(args_.values, head, key0, group, keys, columns_, to)) {
+      LayOutValues(Math(), args_.kv_dtype, Rows(args_.values, head, key0, group, keys), dim_,
+                   columns_, to);
+    }
+  }
+
+  // A group of rows of int8 to to[16][stride]; false if they are not.
+  bool LayOutInt8(const KvPool& kv, int head, int key0, int group, const KeyRange& keys,
+                  int stride, Word* to) const {
+    if constexpr (std::is_same_v<Math, F32Math>) {
+      if (args_.kv_int8) {
+        LayOutScaledRows(args_.kv_dtype, Rows(kv, head, key0, group, keys),
+                         Rows(kv.scales, head, key0, group, keys), dim_, stride, to);
+        return true;
+      }
+    }
+    return false;
   }
 
   // One tile: each group in the place of the one before it.

@@ -16,18 +16,26 @@
 namespace riffle {
 namespace {
 
-KvBytes Bytes(const PagedKv& kv) {
-  const auto element = static_cast<int64_t>(SizeOf(kv.dtype));
+// Of a PagedKv or its scales.
+template <typename View>
+KvBytes Bytes(const View& kv, size_t element_size) {
+  const auto element = static_cast<int64_t>(element_size);
   return {static_cast<const uint8_t*>(kv.data), kv.page_stride * element, kv.token_stride * element,
           kv.head_stride * element};
+}
+
+KvPool PoolBytes(const PagedKv& kv) {
+  const size_t element = SizeOf(kv.dtype);
+  return {Bytes(kv, kv.scales.data != nullptr ? 1 : element), Bytes(kv.scales, element)};
 }
 
 AttentionArgs PoolArgs(const PagedKv& keys, const PagedKv& values, const PagedBatch& batch,
                        int group) {
   AttentionArgs args{};
-  args.keys = Bytes(keys);
-  args.values = Bytes(values);
+  args.keys = PoolBytes(keys);
+  args.values = PoolBytes(values);
   args.kv_dtype = keys.dtype;
+  args.kv_int8 = keys.scales.data != nullptr;
   args.page_size = static_cast<int>(keys.page_size);
   args.page_table = batch.page_table;
   args.page_table_stride = batch.page_table_stride;

@@ -16,15 +16,21 @@ struct KvBytes {
   int64_t head_stride;
 };
 
+// PagedKv and KvScales in bytes.
+struct KvPool : KvBytes {
+  KvBytes scales;
+};
+
 struct AttentionArgs {
   const uint8_t* q;  // strides in bytes
   DType q_dtype;
   int64_t q_token_stride;
   int64_t q_head_stride;
 
-  KvBytes keys;
-  KvBytes values;
-  DType kv_dtype;
+  KvPool keys;
+  KvPool values;
+  DType kv_dtype;  // of the scales if int8
+  bool kv_int8;
   int page_size;
 
   const int32_t* page_table;  // [B, ...], stride in elements
@@ -44,6 +50,9 @@ struct AttentionArgs {
   float* lse;  // or null
   int64_t lse_token_stride;
 
+  size_t kv_row_bytes() const {
+    return static_cast<size_t>(shape.head_dim) * (kv_int8 ? 1 : SizeOf(kv_dtype));
+  }
   int first_token(int seq) const { return cu_q_lens != nullptr ? cu_q_lens[seq] : seq; }
   int q_len(int seq) const {
     return cu_q_lens != nullptr ? cu_q_lens[seq + 1] - cu_q_lens[seq] : 1;

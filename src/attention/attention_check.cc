@@ -62,6 +62,9 @@ void CheckPool(const PagedKv& keys, const PagedKv& values) {
   CheckKv("values", values);
   Check(keys.dtype == values.dtype, Code::kBadDType, "keys are ", Name(keys.dtype),
         " but values are ", Name(values.dtype));
+  Check((keys.scales.data != nullptr) == (values.scales.data != nullptr), Code::kBadDType,
+        keys.scales.data != nullptr ? "keys have scales but values" : "values have scales but keys",
+        " have none; both are int8 or neither is");
   CheckSame("values.num_pages", values.num_pages, "keys.num_pages", keys.num_pages);
   CheckSame("values.page_size", values.page_size, "keys.page_size", keys.page_size);
   CheckSame("values.kv_heads", values.kv_heads, "keys.kv_heads", keys.kv_heads);
@@ -167,12 +170,22 @@ Strided Heads(const HeadsView& x) {
 }
 
 Strided Pool3(const PagedKv& kv) {
-  const auto element = static_cast<int64_t>(SizeOf(kv.dtype));
+  const auto element = kv.scales.data != nullptr ? 1 : static_cast<int64_t>(SizeOf(kv.dtype));
   return {kv.data,
           {kv.page_size, kv.num_pages, kv.kv_heads},
           {SaturatingMul(kv.token_stride, element), SaturatingMul(kv.page_stride, element),
            SaturatingMul(kv.head_stride, element)},
           kv.head_dim * element};
+}
+
+Strided Scales(const PagedKv& kv) {
+  const auto element = static_cast<int64_t>(SizeOf(kv.dtype));
+  return {kv.scales.data,
+          {kv.scales.data != nullptr ? kv.page_size : 0, kv.num_pages, kv.kv_heads},
+          {SaturatingMul(kv.scales.token_stride, element),
+           SaturatingMul(kv.scales.page_stride, element),
+           SaturatingMul(kv.scales.head_stride, element)},
+          element};
 }
 
 Strided Lse(const float* lse, const HeadsView& shape, int64_t token_stride) {
@@ -218,6 +231,8 @@ void CheckPages(const PagedKv& keys, const PagedKv& values, const PagedBatch& ba
   CheckPool(keys, values);
   CheckAddressable("keys", Pool3(keys));
   CheckAddressable("values", Pool3(values));
+  CheckAddressable("keys.scales", Scales(keys));
+  CheckAddressable("values.scales", Scales(values));
   CheckTable(batch, keys);
 }
 
@@ -238,6 +253,8 @@ void CheckAttention(const HeadsView& q, const PagedKv& keys, const PagedKv& valu
       {"q", Heads(q)},
       {"keys", Pool3(keys)},
       {"values", Pool3(values)},
+      {"keys.scales", Scales(keys)},
+      {"values.scales", Scales(values)},
       {"cu_q_lens", Array(batch.cu_q_lens)},
       {"kv_lens", Array(batch.kv_lens)},
       {"page_table",

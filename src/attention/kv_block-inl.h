@@ -68,6 +68,38 @@ HWY_INLINE void LayOutValues(F32Math, DType dtype, const KvRows& rows, int dim, 
   }
 }
 
+// One scale, of any address.
+HWY_INLINE float ScaleAt(DType dtype, const uint8_t* from) {
+  uint32_t bits = 0;
+  std::memcpy(&bits, from, SizeOf(dtype));
+  if (dtype == DType::kF16) {
+    alignas(32) float scale[8];
+    alignas(16) const uint16_t half[8] = {static_cast<uint16_t>(bits)};
+    ToF32(dtype, reinterpret_cast<const uint8_t*>(half), 8, scale);
+    return scale[0];
+  }
+  bits <<= dtype == DType::kBF16 ? 16 : 0;
+  float scale;
+  std::memcpy(&scale, &bits, sizeof(scale));
+  return scale;
+}
+
+// Group of 16 rows of int8 and the scale of each -> to[16][stride].
+HWY_INLINE void LayOutScaledRows(DType dtype, const KvRows& rows, const KvRows& scales, int dim,
+                                 int stride, float* HWY_RESTRICT to) {
+  const Tag8 df;
+  const hn::Rebind<int8_t, Tag8> d8;
+  const hn::Rebind<int32_t, Tag8> d32;
+  constexpr int kN = static_cast<int>(hn::MaxLanes(df));
+  for (int row = 0; row < kGroupKeys; ++row, to += stride) {
+    const auto scale = hn::Set(df, ScaleAt(dtype, scales.row[row]) / 127.5f);
+    for (int i = 0; i < dim; i += kN) {
+      const auto x = hn::PromoteTo(d32, LoadAny(d8, rows.row[row] + i));
+      hn::Store(hn::Mul(hn::ConvertTo(df, x), scale), df, to + i);
+    }
+  }
+}
+
 // Whether any of n words, a multiple of 16, holds a NaN or an infinity.
 HWY_INLINE bool AnyNonFinite(F32Math, const float* values, int n) {
   const FloatTag<16> df;

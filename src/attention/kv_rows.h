@@ -96,7 +96,7 @@ class TileCursor {
   // Prefetches part `part` (0..2 * kGroups - 1) of the tile at once: groups of keys, then of values.
   void Prefetch(int part) const {
     PrefetchRows(Rows(part % kGroups, part < kGroups ? args_.keys : args_.values),
-                 static_cast<size_t>(args_.shape.head_dim) * SizeOf(args_.kv_dtype));
+                 args_.kv_row_bytes());
   }
 
   void Next() {
@@ -149,8 +149,7 @@ class TileCursor {
 // How many tiles the cursor runs ahead: at least 128 KiB, four tiles of 64 keys of bf16 at head_dim
 // 128.
 inline int TilesAhead(const AttentionArgs& args) {
-  const size_t tile =
-      2 * kBlock * static_cast<size_t>(args.shape.head_dim) * SizeOf(args.kv_dtype);
+  const size_t tile = 2 * kBlock * args.kv_row_bytes();
   return static_cast<int>(std::max<size_t>(1, (128 << 10) / tile));
 }
 

@@ -48,7 +48,7 @@ uint8_t ReadUnitsImpl(const AttentionArgs& args, const Unit* begin, const Unit* 
   for (int i = TilesAhead(args); i > 0; --i) {
     ahead.Next();
   }
-  const size_t bytes = static_cast<size_t>(args.shape.head_dim) * SizeOf(args.kv_dtype);
+  const size_t bytes = args.kv_row_bytes();
   auto max = hn::Zero(d);
   TileRows rows;
   TileRows next;
