@@ -89,4 +89,7 @@ NB_MODULE(_core, m) {
   riffle::python::BindKvCache(m);
   riffle::python::BindRuntime(m);
   riffle::python::BindTopK(m);
+#ifdef RIFFLE_JAX
+  riffle::python::BindXlaFfi(m);
+#endif
 }

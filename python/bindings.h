@@ -10,5 +10,6 @@ void BindAttention(nanobind::module_& m);
 void BindKvCache(nanobind::module_& m);
 void BindRuntime(nanobind::module_& m);
 void BindTopK(nanobind::module_& m);
+void BindXlaFfi(nanobind::module_& m);  // if built with JAX's headers
 
 }  // namespace riffle::python

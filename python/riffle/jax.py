@@ -1,0 +1,379 @@
+"""riffle inside of JAX programs: stand-ins for jax.lax.top_k and for JAX's paged attention on TPUs, on CPUs.
+
+The functions are XLA custom calls (jax.ffi): they work under jax.jit, jax.vmap, lax.scan and the rest, operands are
+read where XLA has them and results written where XLA wants them. Outside of jit they compile once for each shape, as
+all of JAX does.
+
+Order, contract and threads are riffle's (see `riffle`): NaN of either sign is above +inf, all NaNs are equal, -0 equals
++0, of equal values the lower index comes first. Shapes, dtypes and options are checked when a call is traced and raise
+ValueError or TypeError; lengths, ranges and page numbers are checked when it runs and raise JAX's own runtime error
+(jax.errors.JaxRuntimeError), whose text names the argument, its value and the limit.
+
+>>> import jax, jax.numpy as jnp, riffle.jax
+>>> x = jnp.array([[3., 1., 4., 1., 5.], [2., 7., 1., 8., 2.]])
+>>> values, indices = jax.jit(lambda x: riffle.jax.top_k(x, 3))(x)
+>>> indices
+Array([[4, 2, 0],
+       [3, 1, 0]], dtype=int32)
+>>> jax.grad(lambda x: riffle.jax.top_k(x, 2)[0].sum())(x)
+Array([[0., 0., 1., 0., 1.],
+       [0., 1., 0., 1., 0.]], dtype=float32)
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import operator
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from riffle import _core
+
+__all__ = ["DEFAULT_MASK_VALUE", "QuantizedTensor", "paged_attention", "prefill_attention", "top_k", "top_k_per_row"]
+
+Array = Any
+
+DEFAULT_MASK_VALUE = -0.7 * float(np.finfo(np.float32).max)
+
+if not hasattr(_core, "xla_handlers"):
+    raise ImportError("this riffle was built without JAX's headers (RIFFLE_JAX=OFF), so there is no riffle.jax")
+for _name, _handler in _core.xla_handlers.items():
+    jax.ffi.register_ffi_target(_name, _handler, platform="cpu")
+
+_FLOATING = ("float32", "float16", "bfloat16")
+
+
+class QuantizedTensor(NamedTuple):
+    """Pages in int8 with a scale for each token: `weight * scales / 127.5`.
+
+    JAX's own (jax.experimental.pallas.ops.tpu.paged_attention.quantization_utils) is accepted as well.
+    """
+
+    weight: Array
+    scales: Array
+
+
+QuantizedTensor.weight.__doc__ = "int8 [kv_heads, pages, page_size, head_dim]"
+QuantizedTensor.scales.__doc__ = "[kv_heads, pages, page_size, 1] float32, float16 or bfloat16"
+
+
+def _check_dtype(name, x, dtypes=_FLOATING):
+    if str(x.dtype) not in dtypes:
+        raise TypeError(f"{name} must be {', '.join(dtypes[:-1])}{' or ' * (len(dtypes) > 1)}{dtypes[-1]}, not {x.dtype}")
+
+
+def _check_shape(name, x, shape, why):
+    if tuple(x.shape) != tuple(shape):
+        raise ValueError(f"{name} has shape {x.shape}; it must be {tuple(shape)}, {why}")
+
+
+def _check_axes(name, x, form):
+    if x.ndim != form.count(",") + 1:
+        raise ValueError(f"{name} has shape {x.shape}; it must be {form}")
+
+
+def _index(name, value):
+    try:
+        return operator.index(value)
+    except TypeError:
+        raise TypeError(f"{name} must be an int, not {value!r}") from None
+
+
+def _call(target, result):
+    # Leading axes that vmap adds come to the handlers as they are, of size 1 where an operand has none: no copies.
+    return jax.ffi.ffi_call(target, result, vmap_method="expand_dims")
+
+
+# ---- top-k
+
+
+@functools.lru_cache(maxsize=None)
+def _top_k_of_rows(k):
+    @jax.custom_jvp
+    def call(x):
+        shape = (*x.shape[:-1], k)
+        results = (jax.ShapeDtypeStruct(shape, x.dtype), jax.ShapeDtypeStruct(shape, jnp.int32))
+        return _call("riffle_top_k", results)(x)
+
+    @call.defjvp
+    def jvp(primals, tangents):
+        values, indices = call(*primals)
+        picked = jnp.take_along_axis(tangents[0], indices, axis=-1, mode="promise_in_bounds")
+        return (values, indices), (picked, np.zeros(indices.shape, jax.dtypes.float0))
+
+    return call
+
+
+# One compiled function for each k and axis: JAX finds it quicker than static arguments.
+@functools.lru_cache(maxsize=None)
+def _top_k(k, axis):
+    def top_k(operand):
+        if not hasattr(operand, "dtype"):
+            raise TypeError(f"operand must be an array, not {type(operand).__name__}")
+        _check_dtype("operand", operand)
+        if not -operand.ndim <= axis < operand.ndim:
+            raise ValueError(f"axis = {axis} is not an axis of operand, which has shape {operand.shape}")
+        n = operand.shape[axis]
+        if not 0 <= k <= n:
+            raise ValueError(f"k = {k} is not in 0..{n}, the size of axis {axis} of operand")
+        if n > np.iinfo(np.int32).max:
+            raise ValueError(f"axis {axis} of operand has {n} elements; indices are int32")
+        rows = jnp.moveaxis(operand, axis, -1)
+        if k == 0:
+            values, indices = rows[..., :0], jnp.zeros((*rows.shape[:-1], 0), jnp.int32)
+        else:
+            values, indices = _top_k_of_rows(k)(rows)
+        return jnp.moveaxis(values, -1, axis), jnp.moveaxis(indices, -1, axis)
+
+    return jax.jit(top_k, inline=True)
+
+
+def top_k(operand: Array, k: int, *, axis: int = -1) -> tuple[Array, Array]:
+    """The k largest of `operand` along an axis, largest first, and where they stand: jax.lax.top_k.
+
+    What differs from jax.lax.top_k: -0 equals +0 (there +0 is above -0); NaN of either sign is above +inf (there NaN is
+    above it and -NaN below -inf); integers and float64 are not taken. Values come out with the bits they have in
+    operand.
+
+    Args:
+      operand: float32, float16 or bfloat16 of at least one axis. Axes other than the last are moved there first, which
+        copies.
+      k: 0 to the size of the axis; static.
+      axis: along which; static.
+
+    Returns:
+      (values, indices): of operand's shape with k for the axis, of its dtype and int32. The derivative of values is
+      what stands at the indices in the tangent; indices have none.
+
+    Raises:
+      ValueError: k or axis out of range.
+      TypeError: another dtype, or no array.
+    """
+    return _top_k(_index("k", k), _index("axis", axis))(operand)
+
+
+@functools.lru_cache(maxsize=None)
+def _top_k_per_row(k):
+    def top_k_per_row(x, starts, ends):
+        _check_dtype("x", x)
+        _check_axes("x", x, "[rows, n]")
+        rows, n = x.shape
+        if n < 1:
+            raise ValueError(f"x has shape {x.shape}; its rows are empty")
+        if not 1 <= k <= np.iinfo(np.int32).max:
+            raise ValueError(f"k = {k} is not in 1..{np.iinfo(np.int32).max}")
+        for name, bounds in (("starts", starts), ("ends", ends)):
+            _check_dtype(name, bounds, ("int32",))
+            _check_shape(name, bounds, (rows,), "one for each row of x")
+        return _call("riffle_top_k_per_row", jax.ShapeDtypeStruct((rows, k), jnp.int32))(x, starts, ends)
+
+    return jax.jit(top_k_per_row, inline=True)
+
+
+def top_k_per_row(x: Array, starts: Array, ends: Array, k: int) -> Array:
+    """riffle.top_k_per_row: the columns of the k best of [starts[r], ends[r]) of each row, relative to the start.
+
+    Args:
+      x: [rows, n] float32, float16 or bfloat16.
+      starts, ends: int32 [rows]; starts[r] >= ends[r] is an empty range.
+      k: at least 1, may exceed n; static.
+
+    Returns:
+      int32 [rows, k], best first, padded with -1 where a range is shorter than k.
+
+    Raises:
+      ValueError, TypeError: shapes, dtypes or k.
+      JaxRuntimeError: a negative start or an end past n, when it runs.
+    """
+    return _top_k_per_row(_index("k", k))(x, starts, ends)
+
+
+# ---- attention
+
+
+def _is_quantized(pages):
+    return isinstance(pages, tuple) and hasattr(pages, "weight") and hasattr(pages, "scales")
+
+
+def _check_pages(q, k_pages, v_pages, axes):
+    """Checks q [first of axes, q_heads, head_dim] and pages; the pages and the scales, if any."""
+    _check_dtype("q", q)
+    _check_axes("q", q, f"[{axes}, q_heads, head_dim]")
+    if _is_quantized(k_pages) != _is_quantized(v_pages):
+        raise ValueError("one of k_pages and v_pages is a QuantizedTensor and the other is not")
+    scales = ()
+    if _is_quantized(k_pages):
+        scales = (k_pages.scales, v_pages.scales)
+        k_pages, v_pages = k_pages.weight, v_pages.weight
+    for name, pages in (("k_pages", k_pages), ("v_pages", v_pages)):
+        _check_dtype(name, pages, ("int8",) if scales else _FLOATING)
+        _check_axes(name, pages, "[kv_heads, pages, page_size, head_dim]")
+    if k_pages.dtype != v_pages.dtype:
+        raise TypeError(f"k_pages are {k_pages.dtype} but v_pages are {v_pages.dtype}")
+    _check_shape("v_pages", v_pages, k_pages.shape, "the shape of k_pages")
+    kv_heads, _, page_size, head_dim = k_pages.shape
+    if q.shape[2] != head_dim:
+        raise ValueError(f"q has head_dim {q.shape[2]} but k_pages have {head_dim}")
+    if not 32 <= head_dim <= 512 or head_dim % 8:
+        raise ValueError(f"head_dim = {head_dim} is not a multiple of 8 from 32 to 512")
+    if not 1 <= page_size <= 256:
+        raise ValueError(f"page_size = {page_size} is not in 1..256")
+    if kv_heads == 0 or q.shape[1] == 0 or q.shape[1] % kv_heads:
+        raise ValueError(f"q_heads = {q.shape[1]} is not a positive multiple of kv_heads = {kv_heads}")
+    for name, scale in zip(("k_pages.scales", "v_pages.scales"), scales):
+        _check_dtype(name, scale)
+        _check_shape(name, scale, (*k_pages.shape[:3], 1), "one scale for each token")
+    if scales and scales[0].dtype != scales[1].dtype:
+        raise TypeError(f"k_pages.scales are {scales[0].dtype} but v_pages.scales are {scales[1].dtype}")
+    return k_pages, v_pages, scales
+
+
+def _check_tuning(q, k_pages, page_indices, pages_per_compute_block, megacore_mode, inline_seq_dim):
+    """What tunes JAX's kernel on TPUs has no effect here, but is checked as there."""
+    if pages_per_compute_block is not None:
+        block = _index("pages_per_compute_block", pages_per_compute_block)
+        if block < 1 or page_indices.shape[1] % block:
+            raise ValueError(
+                f"pages_per_compute_block = {block} does not divide the {page_indices.shape[1]} pages of a sequence"
+            )
+    if megacore_mode not in (None, "kv_head", "batch"):
+        raise ValueError(f"megacore_mode = {megacore_mode!r} is none of 'kv_head', 'batch', None")
+    if megacore_mode == "kv_head" and k_pages.shape[0] % 2:
+        raise ValueError(f"megacore_mode = 'kv_head' needs an even number of kv_heads, not {k_pages.shape[0]}")
+    if megacore_mode == "batch" and q.shape[0] % 2:
+        raise ValueError(f"megacore_mode = 'batch' needs an even batch, not {q.shape[0]}")
+    if not isinstance(inline_seq_dim, (bool, np.bool_)):
+        raise TypeError(f"inline_seq_dim must be a bool, not {inline_seq_dim!r}")
+
+
+def _finite(name, value):
+    value = float(value)
+    if not math.isfinite(np.float32(value)):
+        raise ValueError(f"{name} = {value} is not a finite float32")
+    return value
+
+
+@functools.partial(
+    jax.jit,
+    inline=True,
+    static_argnames=("sm_scale", "mask_value", "attn_logits_soft_cap", "pages_per_compute_block", "megacore_mode",
+                     "inline_seq_dim"),
+)
+def _paged_attention(q, k_pages, v_pages, lengths, page_indices, *, sm_scale, mask_value, attn_logits_soft_cap,
+                     pages_per_compute_block, megacore_mode, inline_seq_dim):
+    k_pages, v_pages, scales = _check_pages(q, k_pages, v_pages, "sequences")
+    for name, x in (("lengths", lengths), ("page_indices", page_indices)):
+        _check_dtype(name, x, ("int32",))
+    _check_shape("lengths", lengths, q.shape[:1], "one for each sequence of q")
+    _check_axes("page_indices", page_indices, "[sequences, pages_per_sequence]")
+    _check_shape("page_indices", page_indices, (q.shape[0], page_indices.shape[1]), "a row for each sequence of q")
+    _check_tuning(q, k_pages, page_indices, pages_per_compute_block, megacore_mode, inline_seq_dim)
+    if not _finite("mask_value", mask_value) <= -1e30:
+        raise ValueError(f"mask_value = {mask_value} is not at most -1e30")
+    soft_cap = 0.0
+    if attn_logits_soft_cap is not None:
+        soft_cap = _finite("attn_logits_soft_cap", attn_logits_soft_cap)
+        if np.float32(soft_cap) <= 0:
+            raise ValueError(f"attn_logits_soft_cap = {soft_cap} is not positive")
+    return _call("riffle_paged_attention", jax.ShapeDtypeStruct(q.shape, q.dtype))(
+        q, k_pages, v_pages, lengths, page_indices, *scales,
+        scale=np.float32(_finite("sm_scale", sm_scale)), soft_cap=np.float32(soft_cap))
+
+
+def paged_attention(
+    q: Array,
+    k_pages: Array | QuantizedTensor,
+    v_pages: Array | QuantizedTensor,
+    lengths: Array,
+    page_indices: Array,
+    *,
+    sm_scale: float = 1.0,
+    mask_value: float = DEFAULT_MASK_VALUE,
+    attn_logits_soft_cap: float | None = None,
+    pages_per_compute_block: int | None = None,
+    megacore_mode: Literal["kv_head", "batch"] | None = None,
+    inline_seq_dim: bool = True,
+) -> Array:
+    """One query a sequence over keys and values in pages: JAX's Pallas call for TPUs
+    (jax.experimental.pallas.ops.tpu.paged_attention.paged_attention), without copies of the pages.
+
+    As there, q is not scaled unless sm_scale says so. Accumulation and softmax are in float32; what a query gets does
+    not depend, in any bit, on its batch or the number of threads. vmap over q, lengths and page_indices with shared
+    pages is one call. There is no derivative.
+
+    Args:
+      q: [sequences, q_heads, head_dim] float32, float16 or bfloat16; head_dim a multiple of 8 from 32 to 512.
+      k_pages, v_pages: [kv_heads, pages, page_size, head_dim] of one of these dtypes, q's or another; or both a
+        QuantizedTensor, int8 with a scale for each token, which counts as weight * scales / 127.5 in float32. q_heads
+        is a multiple of kv_heads, page_size 1 to 256.
+      lengths: int32 [sequences], tokens of each; 0 gives zeros.
+      page_indices: int32 [sequences, pages_per_sequence]; what stands behind a sequence's last page is not read.
+      sm_scale: what q k^T is multiplied by.
+      mask_value: at most -1e30, without effect: what lies behind a length is skipped.
+      attn_logits_soft_cap: c > 0 turns a logit x into c * tanh(x / c).
+      pages_per_compute_block, megacore_mode, inline_seq_dim: tune the TPU kernel; checked as there, without effect.
+
+    Returns:
+      Like q.
+
+    Raises:
+      ValueError, TypeError: shapes, dtypes and options.
+      JaxRuntimeError: a length that its pages do not hold, or a page that does not exist, when it runs.
+    """
+    return _paged_attention(q, k_pages, v_pages, lengths, page_indices, sm_scale=sm_scale, mask_value=mask_value,
+                            attn_logits_soft_cap=attn_logits_soft_cap,
+                            pages_per_compute_block=pages_per_compute_block, megacore_mode=megacore_mode,
+                            inline_seq_dim=inline_seq_dim)
+
+
+@functools.partial(jax.jit, inline=True, static_argnames=("sm_scale",))
+def _prefill_attention(q, k_pages, v_pages, length, page_indices, *, sm_scale):
+    k_pages, v_pages, scales = _check_pages(q, k_pages, v_pages, "chunk")
+    for name, x in (("length", length), ("page_indices", page_indices)):
+        _check_dtype(name, x, ("int32",))
+    if length.shape not in ((), (1,)):
+        raise ValueError(f"length has shape {length.shape}; it must be one number")
+    _check_axes("page_indices", page_indices, "[pages_per_sequence]")
+    scale = 1 / math.sqrt(q.shape[2]) if sm_scale is None else _finite("sm_scale", sm_scale)
+    out = _call("riffle_prefill_attention", jax.ShapeDtypeStruct(q.shape, q.dtype))(
+        q, k_pages, v_pages, length.reshape(1), page_indices, *scales, scale=np.float32(scale), soft_cap=np.float32(0))
+    return out.reshape(q.shape[0], q.shape[1] * q.shape[2])
+
+
+def prefill_attention(
+    q: Array,
+    k_pages: Array | QuantizedTensor,
+    v_pages: Array | QuantizedTensor,
+    length: int | Array,
+    page_indices: Array,
+    sm_scale: float | None = None,
+) -> Array:
+    """Causal attention of the last chunk of a sequence over its pages: chunked prefill (EasyDeL's call).
+
+    A sequence of `length` tokens is cut into chunks from its begin, and q is the last of them: row r stands at position
+    (ceil(length / chunk) - 1) * chunk + r and sees the keys up to itself. Rows at or behind length are padding and give
+    zeros.
+
+    Args:
+      q: [chunk, q_heads, head_dim], as for paged_attention.
+      k_pages, v_pages: as for paged_attention; the chunk's own keys and values have been written.
+      length: an int, or int32 [] or [1]: tokens of the sequence, this chunk's included; 0 gives zeros.
+      page_indices: int32 [pages_per_sequence].
+      sm_scale: what q k^T is multiplied by; None: 1 / sqrt(head_dim).
+
+    Returns:
+      [chunk, q_heads * head_dim] of q's dtype.
+
+    Raises:
+      ValueError, TypeError: shapes, dtypes and sm_scale.
+      JaxRuntimeError: a length that its pages do not hold, or a page that does not exist, when it runs.
+    """
+    if isinstance(length, int):
+        if not 0 <= length <= np.iinfo(np.int32).max:
+            raise ValueError(f"length = {length} is not in 0..{np.iinfo(np.int32).max}")
+        length = np.int32(length)
+    return _prefill_attention(q, k_pages, v_pages, length, page_indices, sm_scale=sm_scale)

@@ -1,0 +1,467 @@
+"""riffle.jax: against riffle, jax.lax.top_k, and attention by NumPy in double; under jit, vmap and grad."""
+
+import re
+
+import numpy as np
+import pytest
+import riffle
+from frameworks import BFLOAT16, DTYPES, bits
+
+jax = pytest.importorskip("jax", reason="JAX is not installed")
+import jax.numpy as jnp  # noqa: E402
+import riffle.jax  # noqa: E402
+
+RuntimeFailure = jax.errors.JaxRuntimeError
+
+
+@pytest.fixture
+def rng():
+    return np.random.default_rng(6)
+
+
+def same_bits(a, b):
+    a, b = np.asarray(a), np.asarray(b)
+    return a.shape == b.shape and a.dtype == b.dtype and (bits(a) == bits(b)).all()
+
+
+def only_custom_calls(function, *arguments):
+    """Whether the program is nothing but the call on what it is given: no copy, no temporary."""
+    compiled = jax.jit(function).lower(*arguments).compile()
+    operations = set(re.findall(r"^ +(?:ROOT )?%\S+ = .*? ([a-z][a-z-]*)\(", compiled.as_text(), re.MULTILINE))
+    assert {"custom-call", "parameter"} <= operations
+    views = {"custom-call", "parameter", "bitcast", "tuple", "get-tuple-element"}
+    return operations <= views and compiled.memory_analysis().temp_size_in_bytes == 0
+
+
+# ---- top-k
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("shape, k", [((1,), 1), ((7,), 3), ((3, 1000), 1000), ((2, 3, 5000), 64), ((32, 20000), 64)])
+def test_top_k_is_riffles(rng, dtype, shape, k):
+    x = rng.standard_normal(shape, np.float32).astype(dtype)
+    expected = riffle.top_k(x, k)
+    for function in (lambda x: riffle.jax.top_k(x, k), jax.jit(lambda x: riffle.jax.top_k(x, k))):
+        values, indices = function(jnp.asarray(x))
+        assert isinstance(values, jax.Array)
+        assert same_bits(values, expected.values) and same_bits(indices, expected.indices)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("n, k", [(1, 1), (5, 0), (100, 7), (1024, 1), (1024, 1024), (3000, 50), (20000, 2048)])
+def test_top_k_is_lax(rng, dtype, n, k):
+    x = rng.integers(-40, 40, (3, n)).astype(dtype) if n == 3000 else rng.standard_normal((3, n)).astype(dtype)
+    x[x == 0] = 0  # of one sign
+    expected = jax.lax.top_k(jnp.asarray(x), k)
+    for mine, theirs in zip(riffle.jax.top_k(jnp.asarray(x), k), expected):
+        assert same_bits(mine, theirs)
+
+
+def test_where_top_k_differs_from_lax():
+    """The contract of riffle's order against XLA's total order of IEEE 754."""
+    nan = np.float32(np.nan)
+    x = jnp.asarray(np.array([-0.0, 0.0, 1.0, -nan, nan, np.inf], np.float32))
+    assert riffle.jax.top_k(x, 6)[1].tolist() == [3, 4, 5, 2, 0, 1]
+    assert jax.lax.top_k(x, 6)[1].tolist() == [4, 5, 2, 1, 0, 3]
+    assert np.signbit(riffle.jax.top_k(x, 1)[0]).all()  # its bits are those of operand
+
+
+@pytest.mark.parametrize("dtype", ["int8", "int32", "uint8", "uint32", "bool", "float8_e4m3fn", "complex64"])
+def test_dtypes_that_only_lax_takes(dtype):
+    with pytest.raises(TypeError, match=f"operand must be float32, float16 or bfloat16, not {dtype}"):
+        riffle.jax.top_k(jnp.zeros((2, 3), dtype), 1)
+
+
+@pytest.mark.parametrize("axis", [-3, -2, -1, 0, 1, 2])
+def test_axis(rng, axis):
+    x = jnp.asarray(rng.standard_normal((4, 50, 6), np.float32))
+    for mine, theirs in zip(riffle.jax.top_k(x, 3, axis=axis), jax.lax.top_k(x, 3, axis=axis)):
+        assert same_bits(mine, theirs)
+
+
+def test_empty_batches_and_numpy():
+    for shape in ((0, 5), (2, 0, 5)):
+        values, indices = riffle.jax.top_k(jnp.zeros(shape), 2)
+        assert values.shape == indices.shape == (*shape[:-1], 2)
+    values, indices = riffle.jax.top_k(np.array([1, 3, 2], np.float32), 1)
+    assert values.tolist() == [3] and indices.tolist() == [1]
+    assert [a.shape for a in riffle.jax.top_k(jnp.zeros((2, 0)), 0)] == [(2, 0), (2, 0)]
+
+
+@pytest.mark.parametrize("in_axes, shape", [(0, (3, 4, 100)), (1, (4, 3, 100)), (2, (4, 100, 3))])
+def test_vmap_of_top_k(rng, in_axes, shape):
+    x = rng.standard_normal(shape, np.float32)
+    values, indices = jax.jit(jax.vmap(lambda x: riffle.jax.top_k(x, 5), in_axes))(x)
+    expected = riffle.top_k(np.ascontiguousarray(np.moveaxis(x, in_axes, 0)), 5)
+    assert same_bits(values, expected.values) and same_bits(indices, expected.indices)
+
+
+def test_nested_vmap_scan_and_shape_evaluation(rng):
+    x = rng.standard_normal((2, 3, 40), np.float32)
+    expected = riffle.top_k(x, 4)
+    one = lambda x: riffle.jax.top_k(x, 4)  # noqa: E731
+    assert same_bits(jax.vmap(jax.vmap(one))(x)[1], expected.indices)
+    _, scanned = jax.lax.scan(lambda carry, row: (carry, one(row)), 0, x)
+    assert same_bits(scanned[0], expected.values)
+    assert jax.eval_shape(one, jax.ShapeDtypeStruct((9, 40), jnp.bfloat16))[0].shape == (9, 4)
+
+
+def test_derivatives_are_laxs(rng):
+    x = jnp.asarray(rng.permutation(240).reshape(4, 60), jnp.float32)
+    t = jnp.asarray(rng.standard_normal((4, 60), np.float32))
+
+    def weighted(top_k):
+        return lambda x: (top_k(x, 5)[0] * jnp.arange(1.0, 6.0)).sum()
+
+    for transform in (jax.grad, lambda f: jax.jit(jax.grad(f)), jax.jacfwd, jax.hessian):
+        assert same_bits(transform(weighted(riffle.jax.top_k))(x), transform(weighted(jax.lax.top_k))(x))
+    for mine, theirs in zip(jax.jvp(lambda x: riffle.jax.top_k(x, 5)[0], (x,), (t,)),
+                            jax.jvp(lambda x: jax.lax.top_k(x, 5)[0], (x,), (t,))):
+        assert same_bits(mine, theirs)
+    mine = jax.vmap(jax.grad(lambda row: riffle.jax.top_k(row, 5, axis=0)[0][4]))(x)
+    assert (np.count_nonzero(np.asarray(mine), axis=1) == 1).all()
+    assert (np.asarray(mine).argmax(1) == riffle.top_k(np.asarray(x), 5).indices[:, 4]).all()
+
+
+def test_indices_have_no_derivative():
+    _, tangents = jax.jvp(lambda x: riffle.jax.top_k(x, 2), (jnp.arange(5.0),), (jnp.ones(5),))
+    assert tangents[1].dtype == jax.dtypes.float0
+
+
+@pytest.mark.parametrize("call, error, text", [
+    (lambda x: riffle.jax.top_k(x, 6), ValueError, "k = 6 is not in 0..5"),
+    (lambda x: riffle.jax.top_k(x, -1), ValueError, "k = -1"),
+    (lambda x: riffle.jax.top_k(x, 1.0), TypeError, "k must be an int, not 1.0"),
+    (lambda x: riffle.jax.top_k(x, 3, axis=0), ValueError, "k = 3 is not in 0..2, the size of axis 0"),
+    (lambda x: riffle.jax.top_k(x, 1, axis=2), ValueError, "axis = 2"),
+    (lambda x: riffle.jax.top_k(x, 1, axis=-3), ValueError, "axis = -3"),
+    (lambda x: riffle.jax.top_k(x[0, 0], 1), ValueError, "axis = -1"),
+    (lambda x: riffle.jax.top_k([[1.0]], 1), TypeError, "must be an array, not list"),
+    (lambda x: jax.jit(riffle.jax.top_k)(x, 2), TypeError, "k must be an int"),
+])
+def test_bad_top_k(call, error, text):
+    with pytest.raises(error, match=text.replace("[", r"\[")):
+        call(jnp.zeros((2, 5)))
+
+
+def test_top_k_per_row(rng):
+    x = rng.standard_normal((5, 300), np.float32)
+    starts, ends = np.array([0, 10, 299, 50, 7], np.int32), np.array([300, 14, 300, 20, 200], np.int32)
+    expected = riffle.top_k_per_row(x, starts, ends, 9)
+    call = jax.jit(lambda x, starts, ends: riffle.jax.top_k_per_row(x, starts, ends, 9))
+    assert same_bits(call(x, starts, ends), expected)
+    assert only_custom_calls(call, x, starts, ends)
+    # Every combination of operands with and without the axis of a batch.
+    for axes in np.ndindex(2, 2, 2):
+        if axes != (1, 1, 1):
+            in_axes = tuple(None if a else 0 for a in axes)
+            operands = [a if axis is None else np.stack([a, a[::-1], a]) for a, axis in zip((x, starts, ends), in_axes)]
+            got = jax.vmap(call, in_axes)(*operands)
+            for i in range(3):
+                one = [o if axis is None else o[i] for o, axis in zip(operands, in_axes)]
+                assert same_bits(got[i], riffle.top_k_per_row(*one, 9))
+
+
+@pytest.mark.parametrize("starts, ends, text", [
+    ([0, -1], [5, 5], r"starts\[1\] = -1 is negative"),
+    ([0, 0], [5, 6], r"ends\[1\] = 6 is past the 5 columns"),
+])
+def test_bad_ranges_fail_when_they_run(starts, ends, text):
+    call = jax.jit(lambda x, starts, ends: riffle.jax.top_k_per_row(x, starts, ends, 2))
+    x = jnp.ones((2, 5))
+    with pytest.raises(RuntimeFailure, match=text):
+        jax.block_until_ready(call(x, jnp.array(starts), jnp.array(ends)))
+    assert call(x, jnp.array([0, 3]), jnp.array([5, 5])).tolist() == [[0, 1], [0, 1]]
+
+
+@pytest.mark.parametrize("arguments, error, text", [
+    ((np.zeros(5, np.float32), [0], [5], 2), ValueError, "must be .rows, n."),
+    ((np.zeros((1, 0), np.float32), [0], [0], 2), ValueError, "empty"),
+    ((np.zeros((1, 5), np.float32), [0, 0], [5], 2), ValueError, "starts has shape"),
+    ((np.zeros((1, 5), np.float32), [0], [5], 0), ValueError, "k = 0"),
+    ((np.zeros((1, 5), np.int32), [0], [5], 2), TypeError, "x must be"),
+    ((np.zeros((1, 5), np.float32), [0.5], [5], 2), TypeError, "starts must be int32"),
+])
+def test_bad_top_k_per_row(arguments, error, text):
+    x, starts, ends, k = arguments
+    with pytest.raises(error, match=text):
+        riffle.jax.top_k_per_row(x, np.array(starts), np.array(ends), k)
+
+
+# ---- attention
+
+
+class Pool:
+    """Keys and values [kv_heads, pages, page_size, d], lengths and page_indices; what no sequence has is NaN."""
+
+    def __init__(self, rng, lengths, kv_heads=2, page_size=16, dim=64, dtype=np.dtype(np.float32), most_pages=None):
+        self.lengths = np.array(lengths, np.int32)
+        needed = -(-self.lengths // page_size)
+        order = rng.permutation(int(needed.sum()) + 2)
+        self.page_indices = np.full((len(lengths), most_pages or max(1, needed.max())), -1, np.int32)
+        for b, end in enumerate(np.cumsum(needed)):
+            self.page_indices[b, : needed[b]] = order[end - needed[b] : end]
+        shape = (kv_heads, len(order), page_size, dim)
+        used = np.zeros(shape[1:3], bool)
+        for pages, length in zip(self.page_indices, self.lengths):
+            used[pages[np.arange(length) // page_size], np.arange(length) % page_size] = True
+        self.keys, self.values = (
+            np.where(used[:, :, None], rng.standard_normal(shape, np.float32), np.nan).astype(dtype) for _ in range(2)
+        )
+
+    def rows(self, pages, b):
+        """[length, kv_heads, d] of a sequence, in double."""
+        positions = np.arange(self.lengths[b])
+        page = self.page_indices[b][positions // pages.shape[2]]
+        return pages[:, page, positions % pages.shape[2]].astype(np.float64).swapaxes(0, 1)
+
+    @property
+    def arguments(self):
+        return self.keys, self.values, self.lengths, self.page_indices
+
+
+def attention(q, keys, values, scale, soft_cap=None):
+    """q [q_heads, d] against keys, values [length, kv_heads, d], in double."""
+    group = q.shape[0] // keys.shape[1]
+    keys, values = keys.repeat(group, 1), values.repeat(group, 1)
+    logits = np.einsum("hd,nhd->hn", q.astype(np.float64), keys) * scale
+    if soft_cap is not None:
+        logits = soft_cap * np.tanh(logits / soft_cap)
+    if logits.shape[1] == 0:
+        return np.zeros(q.shape)
+    weights = np.exp(logits - logits.max(1, keepdims=True))
+    return np.einsum("hn,nhd->hd", weights / weights.sum(1, keepdims=True), values)
+
+
+def decode_reference(q, pool, keys, values, scale=1.0, soft_cap=None):
+    rows = [attention(q[b], pool.rows(keys, b), pool.rows(values, b), scale, soft_cap) for b in range(len(q))]
+    return np.array(rows).reshape(q.shape)
+
+
+def close(got, expected):
+    tolerance = {"float32": 5e-5, "float16": 2e-3, "bfloat16": 2e-2}[str(got.dtype)]
+    np.testing.assert_allclose(np.asarray(got).astype(np.float64), expected, atol=tolerance, rtol=tolerance)
+
+
+@pytest.mark.parametrize("q_dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("kv_dtype", DTYPES, ids=str)
+def test_paged_attention(rng, q_dtype, kv_dtype):
+    for q_heads, kv_heads, page_size, dim in [(2, 2, 16, 64), (8, 1, 8, 128), (12, 4, 32, 40)]:
+        pool = Pool(rng, [0, 1, 37, 300], kv_heads, page_size, dim, kv_dtype)
+        q = (rng.standard_normal((4, q_heads, dim)) * 0.3).astype(q_dtype)
+        got = jax.jit(riffle.jax.paged_attention)(q, *pool.arguments)
+        assert got.dtype == q_dtype and not np.asarray(got)[0].any()
+        close(got, decode_reference(q, pool, pool.keys, pool.values))
+        for cap in (None, 5.0):
+            got = riffle.jax.paged_attention(q, *pool.arguments, sm_scale=0.2, attn_logits_soft_cap=cap)
+            close(got, decode_reference(q, pool, pool.keys, pool.values, 0.2, cap))
+            expected = riffle.paged_attention(q, *pool.arguments, layout="JAX", scale=0.2, soft_cap=cap)
+            assert same_bits(got, expected)
+
+
+def quantized(pages, scale_dtype, kind):
+    """Pages in int8, and what they stand for in double."""
+    scales = np.abs(pages).max(-1, keepdims=True).astype(scale_dtype)
+    weight = np.nan_to_num(np.rint(pages * (127.5 / scales.astype(np.float32)))).clip(-128, 127).astype(np.int8)
+    return kind(jnp.asarray(weight), jnp.asarray(scales)), weight * scales.astype(np.float64) / 127.5
+
+
+@pytest.mark.parametrize("q_dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("scale_dtype", DTYPES, ids=str)
+def test_int8_pages(rng, q_dtype, scale_dtype):
+    from jax.experimental.pallas.ops.tpu.paged_attention import quantization_utils
+
+    for kind in (riffle.jax.QuantizedTensor, quantization_utils.QuantizedTensor):
+        pool = Pool(rng, [5, 0, 200, 33], 2, 16, 64)
+        q = (rng.standard_normal((4, 6, 64)) * 0.3).astype(q_dtype)
+        (keys, exact_keys), (values, exact_values) = (quantized(p, scale_dtype, kind) for p in (pool.keys, pool.values))
+        call = jax.jit(riffle.jax.paged_attention)
+        close(call(q, keys, values, pool.lengths, pool.page_indices), decode_reference(q, pool, exact_keys, exact_values))
+        assert only_custom_calls(call, q, keys, values, pool.lengths, pool.page_indices)
+
+
+def test_int8_is_what_jax_quantizes(rng):
+    """quantize_to_int8 of JAX, and back: the same to float32's rounding."""
+    from jax.experimental.pallas.ops.tpu.paged_attention import quantization_utils
+
+    pool = Pool(rng, [100, 17], dtype=np.dtype(np.float32))
+    pages = [jnp.nan_to_num(p) for p in (pool.keys, pool.values)]
+    q = jnp.asarray(rng.standard_normal((2, 4, 64), np.float32))
+    tensors = [quantization_utils.quantize_to_int8(p) for p in pages]
+    back = [quantization_utils.unquantize_from_int8(t, jnp.float32) for t in tensors]
+    np.testing.assert_allclose(riffle.jax.paged_attention(q, *tensors, pool.lengths, pool.page_indices),
+                               riffle.jax.paged_attention(q, *back, pool.lengths, pool.page_indices),
+                               rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("length", [0, 1, 7, 8, 9, 16, 30])
+def test_prefill_attention(rng, dtype, length):
+    chunk, page_size = 8, 4
+    pool = Pool(rng, [length], 2, page_size, 32, dtype, most_pages=9)
+    q = rng.standard_normal((chunk, 4, 32)).astype(dtype)
+    first = (max(1, -(-length // chunk)) - 1) * chunk
+    arguments = q, pool.keys, pool.values, length, pool.page_indices[0]
+    for sm_scale in (None, 0.3):
+        got = riffle.jax.prefill_attention(*arguments, sm_scale)
+        assert got.shape == (chunk, 4 * 32) and got.dtype == dtype
+        keys, values = pool.rows(pool.keys, 0), pool.rows(pool.values, 0)
+        expected = [attention(q[r], keys[: first + r + 1], values[: first + r + 1], sm_scale or 32**-0.5)
+                    if first + r < length else np.zeros((4, 32)) for r in range(chunk)]
+        close(got, np.array(expected).reshape(chunk, -1))
+    assert not np.asarray(got)[length - first :].any()
+    for form in (jnp.int32(length), jnp.array([length], jnp.int32)):
+        assert same_bits(jax.jit(riffle.jax.prefill_attention)(*arguments[:3], form, arguments[4]),
+                         riffle.jax.prefill_attention(*arguments))
+
+
+def test_prefill_over_int8_and_under_vmap(rng):
+    pool = Pool(rng, [21, 30], 2, 4, 32)
+    q = jnp.asarray(rng.standard_normal((2, 16, 4, 32), np.float32))
+    (keys, _), (values, _) = (quantized(p, np.float32, riffle.jax.QuantizedTensor) for p in (pool.keys, pool.values))
+    for pages in ((keys, values), (jnp.asarray(pool.keys), jnp.asarray(pool.values))):
+        got = jax.vmap(riffle.jax.prefill_attention, (0, None, None, 0, 0))(q, *pages, pool.lengths, pool.page_indices)
+        for b in range(2):
+            one = riffle.jax.prefill_attention(q[b], *pages, pool.lengths[b : b + 1], pool.page_indices[b])
+            assert same_bits(got[b], one)
+            assert np.asarray(one)[: pool.lengths[b] - 16].any(1).all()
+
+
+def test_vmap_of_paged_attention(rng):
+    """Operands with and without the axis of a batch, wherever it stands; scales with their pages."""
+    pool = Pool(rng, [20, 3, 41], 1, 8, 32, most_pages=7)
+    arrays = [rng.standard_normal((3, 2, 32), np.float32), np.nan_to_num(pool.keys), np.nan_to_num(pool.values),
+              pool.lengths, np.maximum(pool.page_indices, 0)]
+    for axes in ((0,) * 5, (0, None, None, 0, 0), (None, 0, 0, None, None), (None, None, None, 0, None),
+                 (None, 0, None, None, None), (0, None, None, None, 0), (0, None, None, None, None)):
+        operands = [a if axis is None else np.stack([a, a[::-1]]) for a, axis in zip(arrays, axes)]
+        got = jax.jit(jax.vmap(riffle.jax.paged_attention, axes))(*operands)
+        assert got.shape == (2, 3, 2, 32)
+        for i in range(2):
+            one = [o if axis is None else o[i] for o, axis in zip(operands, axes)]
+            assert same_bits(got[i], riffle.paged_attention(*one, layout="JAX", scale=1.0))
+    twice = jax.vmap(jax.vmap(riffle.jax.paged_attention, (0, None, None, None, None)), (None, 0, None, None, None))
+    got = twice(np.stack([arrays[0], -arrays[0]]), np.stack([arrays[1], 2 * arrays[1]]), *arrays[2:])
+    expected = riffle.paged_attention(-arrays[0], 2 * arrays[1], *arrays[2:], layout="JAX", scale=1.0)
+    assert same_bits(got[1, 1], expected)
+
+
+def test_calls_copy_nothing(rng):
+    pool = Pool(rng, [20, 30])
+    q = np.zeros((2, 4, 64), np.float32)
+    assert only_custom_calls(lambda x: riffle.jax.top_k(x, 4), np.zeros((3, 4, 50), np.float32))
+    assert only_custom_calls(lambda *a: riffle.jax.paged_attention(*a), q, *pool.arguments)
+    assert only_custom_calls(lambda *a: riffle.jax.prefill_attention(*a), q, pool.keys, pool.values,
+                             pool.lengths[:1], pool.page_indices[0])
+    assert only_custom_calls(jax.vmap(riffle.jax.paged_attention, (0, None, None, 0, 0)), q[None], pool.keys,
+                             pool.values, pool.lengths[None], pool.page_indices[None])
+    assert not only_custom_calls(lambda x: riffle.jax.top_k(x, 4, axis=0), np.zeros((30, 40), np.float32))
+
+
+@pytest.mark.parametrize("spoil, text", [
+    (dict(lengths=[-1, 5]), r"lengths\[0\] = -1 is not in 0..32"),
+    (dict(lengths=[5, 33]), r"lengths\[1\] = 33 is not in 0..32; the table has 2 pages of 16"),
+    (dict(page_indices=[[0, 1], [4, 0]]), r"page_indices\[1, 0\] = 4 but the pool has 4 pages"),
+    (dict(page_indices=[[0, -1], [1, 1]]), r"page_indices\[0, 1\] = -1"),
+])
+def test_bad_numbers_fail_when_they_run(rng, spoil, text):
+    pool = Pool(rng, [20, 3], most_pages=2)
+    pool.keys, pool.values = (jnp.nan_to_num(p)[:, :4] for p in (pool.keys, pool.values))
+    right = dict(lengths=np.array([20, 3], np.int32), page_indices=np.array([[0, 1], [2, 3]], np.int32))
+    wrong = {**right, **{name: np.array(value, np.int32) for name, value in spoil.items()}}
+    q = jnp.ones((2, 2, 64))
+    call = jax.jit(lambda lengths, page_indices: riffle.jax.paged_attention(q, pool.keys, pool.values, lengths, page_indices))
+    with pytest.raises(RuntimeFailure, match=text):
+        jax.block_until_ready(call(**wrong))
+    assert np.isfinite(call(**right)).all()
+
+
+def test_bad_prefill_numbers_fail_when_they_run(rng):
+    pool = Pool(rng, [20], most_pages=2)
+    q = jnp.ones((8, 2, 64))
+    call = jax.jit(riffle.jax.prefill_attention)
+    for length in (-3, 33):
+        with pytest.raises(RuntimeFailure, match=f"length = {length} is not in 0..32"):
+            jax.block_until_ready(call(q, pool.keys, pool.values, length, pool.page_indices[0]))
+    with pytest.raises(RuntimeFailure, match=r"page_indices\[0, 1\] = 9 but the pool has 4 pages"):
+        jax.block_until_ready(call(q, pool.keys, pool.values, 20, np.array([0, 9], np.int32)))
+    with pytest.raises(ValueError, match="length = -1"):
+        riffle.jax.prefill_attention(q, pool.keys, pool.values, -1, pool.page_indices[0])
+
+
+F32, I32 = np.float32, np.int32
+INT8 = riffle.jax.QuantizedTensor(np.zeros((2, 4, 16, 64), np.int8), np.zeros((2, 4, 16, 1), F32))
+
+
+@pytest.mark.parametrize("spoil, error, text", [
+    (dict(q=np.zeros((2, 64), F32)), ValueError, "q has shape"),
+    (dict(q=np.zeros((2, 4, 64), I32)), TypeError, "q must be float32"),
+    (dict(q=np.zeros((2, 3, 64), F32)), ValueError, "q_heads = 3"),
+    (dict(q=np.zeros((2, 4, 32), F32)), ValueError, "head_dim 32"),
+    (dict(k_pages=np.zeros((2, 4, 16, 64), np.int8)), TypeError, "k_pages must be float32"),
+    (dict(k_pages=np.zeros((4, 16, 64), F32)), ValueError, "k_pages has shape"),
+    (dict(k_pages=np.zeros((2, 4, 16, 64), BFLOAT16)), TypeError, "k_pages are bfloat16 but"),
+    (dict(v_pages=np.zeros((2, 5, 16, 64), F32)), ValueError, "v_pages has shape"),
+    (dict(k_pages=INT8), ValueError, "QuantizedTensor"),
+    (dict(k_pages=INT8, v_pages=INT8._replace(weight=np.zeros((2, 4, 16, 64), F32))), TypeError, "v_pages must be int8"),
+    (dict(k_pages=INT8, v_pages=INT8._replace(scales=np.zeros((2, 4, 16), F32))), ValueError, "v_pages.scales has shape"),
+    (dict(k_pages=INT8, v_pages=INT8._replace(scales=np.zeros((2, 4, 16, 1), I32))), TypeError, "v_pages.scales must"),
+    (dict(k_pages=INT8, v_pages=INT8._replace(scales=np.zeros((2, 4, 16, 1), BFLOAT16))), TypeError, "scales are"),
+    (dict(lengths=np.zeros(3, I32)), ValueError, "lengths has shape"),
+    (dict(lengths=np.zeros(2, F32)), TypeError, "lengths must be int32"),
+    (dict(page_indices=np.zeros((3, 4), I32)), ValueError, "page_indices has shape"),
+    (dict(page_indices=np.zeros(4, I32)), ValueError, "page_indices has shape"),
+    (dict(page_indices=np.zeros((2, 4), F32)), TypeError, "page_indices must be int32"),
+    (dict(sm_scale=float("inf")), ValueError, "sm_scale = inf"),
+    (dict(mask_value=-1.0), ValueError, "mask_value = -1.0 is not at most -1e30"),
+    (dict(attn_logits_soft_cap=0.0), ValueError, "attn_logits_soft_cap = 0.0"),
+    (dict(attn_logits_soft_cap=float("nan")), ValueError, "attn_logits_soft_cap = nan"),
+    (dict(pages_per_compute_block=3), ValueError, "pages_per_compute_block = 3 does not divide the 4 pages"),
+    (dict(pages_per_compute_block=0), ValueError, "pages_per_compute_block = 0"),
+    (dict(pages_per_compute_block=1.5), TypeError, "pages_per_compute_block must be an int"),
+    (dict(megacore_mode="both"), ValueError, "megacore_mode = 'both'"),
+    (dict(inline_seq_dim=2), TypeError, "inline_seq_dim must be a bool"),
+])
+def test_bad_attention(spoil, error, text):
+    right = dict(q=np.zeros((2, 4, 64), F32), k_pages=np.zeros((2, 4, 16, 64), F32),
+                 v_pages=np.zeros((2, 4, 16, 64), F32), lengths=np.zeros(2, I32), page_indices=np.zeros((2, 4), I32))
+    riffle.jax.paged_attention(**right)
+    with pytest.raises(error, match=text):
+        riffle.jax.paged_attention(**{**right, **spoil})
+
+
+@pytest.mark.parametrize("q_heads, kv_heads, page_size, dim, text", [
+    (2, 2, 16, 24, "head_dim = 24"), (2, 2, 16, 36, "head_dim = 36"), (2, 2, 16, 520, "head_dim = 520"),
+    (2, 2, 257, 32, "page_size = 257"), (2, 2, 0, 32, "page_size = 0"), (0, 2, 16, 32, "q_heads = 0"),
+])
+def test_shapes_outside_of_the_kernels_limits(q_heads, kv_heads, page_size, dim, text):
+    pages = np.zeros((kv_heads, 1, page_size, dim), F32)
+    with pytest.raises(ValueError, match=text):
+        riffle.jax.prefill_attention(np.zeros((4, q_heads, dim), F32), pages, pages, 1, np.zeros(1, I32))
+
+
+def test_what_tunes_tpus_has_no_effect(rng):
+    pool = Pool(rng, [20, 50], most_pages=4)
+    q = rng.standard_normal((2, 4, 64), np.float32)
+    expected = riffle.jax.paged_attention(q, *pool.arguments)
+    for tuning in (dict(pages_per_compute_block=2), dict(megacore_mode="kv_head"), dict(megacore_mode="batch"),
+                   dict(inline_seq_dim=False), dict(mask_value=-1e30)):
+        assert same_bits(riffle.jax.paged_attention(q, *pool.arguments, **tuning), expected)
+
+
+def test_attention_has_no_derivative(rng):
+    pool = Pool(rng, [20, 50])
+    q = rng.standard_normal((2, 4, 64), np.float32)
+    with pytest.raises(ValueError, match="cannot be differentiated"):
+        jax.grad(lambda q: riffle.jax.paged_attention(q, *pool.arguments).sum())(q)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_eager_top_k_of_riffle_takes_the_same_way(rng, dtype):
+    x = rng.standard_normal((4, 5000), np.float32).astype(dtype)
+    expected = riffle.top_k(x, 8)
+    top = riffle.top_k(jnp.asarray(x), 8)
+    assert isinstance(top, riffle.TopK) and isinstance(top.values, jax.Array)
+    assert same_bits(top.values, expected.values) and same_bits(top.indices, expected.indices)
+    with pytest.raises(ValueError, match="k = 5001 is not in 1..5000"):
+        riffle.top_k(jnp.asarray(x), 5001)
