@@ -1,5 +1,5 @@
-// Drawing the next token of each sequence from its logits: exact, seeded, and the same whatever else
-// is in the batch.
+// Drawing the next token of each sequence from its logits: exact, seeded, and the same whatever
+// else is in the batch.
 #pragma once
 
 #include <cstdint>
@@ -12,24 +12,25 @@ namespace riffle {
 
 // Each list has one element a row, or a single one for all rows, or none: its default.
 struct SampleOptions {
-  std::span<const float> temperature;  // default 1; 0: greedy; finite, >= 0
-  std::span<const int32_t> top_k;      // default 0: off; so is more than there are columns
-  std::span<const float> top_p;        // default 1: off; 0 to 1
-  std::span<const float> min_p;        // default 0: off; 0 to 1
+  std::span<const float> temperature = {};  // default 1; 0: greedy; finite, >= 0
+  std::span<const int32_t> top_k = {};      // default 0: off; so is more than there are columns
+  std::span<const float> top_p = {};        // default 1: off; 0 to 1
+  std::span<const float> min_p = {};        // default 0: off; 0 to 1
   uint64_t seed = 0;
   // The number of the draw is (seed, stream, position): two rows with the same three and the same
   // logits draw the same token.
-  std::span<const int64_t> stream;    // default: the row's number. Request ids make a request's
-                                      // tokens independent of the batch it runs in
-  std::span<const int64_t> position;  // default 0; the position of the token in its sequence
-  Pool* pool = nullptr;               // null: DefaultPool()
+  std::span<const int64_t> stream = {};    // default: the row's number. Request ids make a
+                                           // request's tokens independent of its batch
+  std::span<const int64_t> position = {};  // default 0; the position of the token in its sequence
+  Pool* pool = nullptr;                    // null: DefaultPool()
 };
 
 // tokens[r] = a column of logits[r], drawn with the probabilities that are left by, in this order:
 //   temperature  softmax(logits / temperature); 0 takes the best column (equal values: the lower
 //                one) and ignores the filters
 //   top_k        the k best columns, in Riffle's order (equal values: the lower column first)
-//   top_p        of those, renormalised: the smallest prefix in that order whose mass reaches top_p,
+//   top_p        of those, renormalised: the smallest prefix in that order whose mass reaches
+//   top_p,
 //                the column that crosses it included; at least one column
 //   min_p        of those: columns at least min_p times as probable as the best one
 //   renormalise and draw
@@ -37,18 +38,18 @@ struct SampleOptions {
 //   tokens    [rows]
 //   logprobs  [rows] or empty: log-softmax of the raw logits (no temperature, no filter), natural
 //             log, at the token drawn
-// Top-p is exact over all columns though they are never sorted: the best ones are selected, more and
-// more of them, until their mass certifies top_p.
+// Top-p is exact over all columns though they are never sorted: the best ones are selected, more
+// and more of them, until their mass certifies top_p.
 //
 // Weights 2^((x - max) * log2(e) / temperature) are computed in f32 (2 ulp) and summed in double in
 // an order fixed by the columns alone. So results do not depend on the thread count, the batch or
 // the layout; per SIMD target they are the same bits. The random numbers are Philox4x32-10's
 // (Salmon et al. 2011, Random123), 53 bits a draw.
 //
-// A logit of +inf is the limit: if a row has some, they share the whole mass equally. -inf has none.
-// Throws Error: kBadValue for a row with a NaN or with nothing above -inf, naming the row (the
-// first one); kBadShape, kBadDType, kBadOption, kOverlap, kOutOfMemory. Nothing is written on error.
-// Allocates nothing once scratch has grown to the shape.
+// A logit of +inf is the limit: if a row has some, they share the whole mass equally. -inf has
+// none. Throws Error: kBadValue for a row with a NaN or with nothing above -inf, naming the row
+// (the first one); kBadShape, kBadDType, kBadOption, kOverlap, kOutOfMemory. Nothing is written on
+// error. Allocates nothing once scratch has grown to the shape.
 void Sample(const MatrixView& logits, const SampleOptions& options, std::span<int32_t> tokens,
             std::span<float> logprobs = {});
 

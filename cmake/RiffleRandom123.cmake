@@ -1,0 +1,17 @@
+# Random123's headers (counter-based generators): installed ones (Debian: librandom123-dev), else the
+# upstream tag. Nothing of them is seen from outside of the library.
+find_path(RIFFLE_RANDOM123_INCLUDE_DIR Random123/philox.h
+          DOC "Where Random123/philox.h is")
+if(NOT RIFFLE_RANDOM123_INCLUDE_DIR)
+  message(STATUS "riffle: fetching Random123 1.14.0")
+  include(FetchContent)
+  FetchContent_Declare(random123 GIT_REPOSITORY https://github.com/DEShawResearch/random123.git
+                       GIT_TAG v1.14.0 GIT_SHALLOW ON SOURCE_SUBDIR none)
+  FetchContent_MakeAvailable(random123)
+  set(RIFFLE_RANDOM123_INCLUDE_DIR ${random123_SOURCE_DIR}/include)
+endif()
+
+function(riffle_use_random123 target)
+  target_include_directories(${target} SYSTEM PRIVATE
+    $<BUILD_INTERFACE:${RIFFLE_RANDOM123_INCLUDE_DIR}>)
+endfunction()

@@ -1,0 +1,160 @@
+// The smallest prefix of a row, in the order of its values, that reaches a mass: quickselect by
+// mass, so that nothing is sorted. Included once per SIMD target.
+#if defined(RIFFLE_SAMPLING_NUCLEUS_INL_H_) == defined(HWY_TARGET_TOGGLE)
+#ifdef RIFFLE_SAMPLING_NUCLEUS_INL_H_
+#undef RIFFLE_SAMPLING_NUCLEUS_INL_H_
+#else
+#define RIFFLE_SAMPLING_NUCLEUS_INL_H_
+#endif
+
+#include <algorithm>
+#include <bit>
+#include <cmath>
+
+#include "core/order.h"
+#include "sampling/weights-inl.h"
+
+HWY_BEFORE_NAMESPACE();
+namespace riffle::HWY_NAMESPACE {
+namespace hn = hwy::HWY_NAMESPACE;
+
+// Elements whose side of the threshold is not known yet. Both arrays have room for a vector more.
+struct Undecided {
+  float* x;
+  float* weight;
+  int64_t count = 0;
+
+  struct Range {
+    float least, largest;
+  };
+
+  HWY_INLINE void Append(WeightVec value, WeightVec mass, hn::Mask<WeightTag> keep) {
+    const WeightTag d;
+    hn::CompressStore(mass, keep, d, weight + count);
+    count += static_cast<int64_t>(hn::CompressStore(value, keep, d, x + count));
+  }
+
+  // f(value, weight, which lanes are elements) for all, a vector at a time.
+  template <typename F>
+  HWY_INLINE void Visit(const F& f) const {
+    const WeightTag d;
+    constexpr int64_t kLanes = hn::MaxLanes(d);
+    for (int64_t i = 0; i < count; i += kLanes) {
+      const auto valid = hn::FirstN(d, static_cast<size_t>(std::min(kLanes, count - i)));
+      f(hn::LoadU(d, x + i), hn::LoadU(d, weight + i), valid);
+    }
+  }
+
+  // Pre: count > 0.
+  Range Extremes() const {
+    const WeightTag d;
+    const WeightVec infinity = hn::Set(d, std::numeric_limits<float>::infinity());
+    WeightVec least = infinity;
+    WeightVec largest = hn::Neg(infinity);
+    Visit([&](WeightVec value, WeightVec, hn::Mask<WeightTag> valid) HWY_ATTR {
+      least = hn::Min(least, hn::IfThenElse(valid, value, infinity));
+      largest = hn::Max(largest, hn::IfThenElse(valid, value, hn::Neg(infinity)));
+    });
+    return {hn::ReduceMin(d, least), hn::ReduceMax(d, largest)};
+  }
+
+  double MassAbove(float pivot) const {
+    const WeightTag d;
+    const WeightVec limit = hn::Set(d, pivot);
+    WideSum sum;
+    Visit([&](WeightVec value, WeightVec mass, hn::Mask<WeightTag> valid) HWY_ATTR {
+      sum.Add(hn::IfThenElseZero(hn::And(valid, hn::Gt(value, limit)), mass));
+    });
+    return sum.Sum();
+  }
+
+  // Keeps those above the pivot, or those that are not. Writes follow reads.
+  void Keep(float pivot, bool above) {
+    const WeightTag d;
+    const WeightVec limit = hn::Set(d, pivot);
+    Undecided kept{x, weight};
+    Visit([&](WeightVec value, WeightVec mass, hn::Mask<WeightTag> valid) HWY_ATTR {
+      const auto reach = hn::Gt(value, limit);
+      kept.Append(value, mass, above ? hn::And(valid, reach) : hn::AndNot(reach, valid));
+    });
+    count = kept.count;
+  }
+};
+
+// Between the two, the upper one excluded. In the middle of the values, which halves a bell, and
+// every other time in the middle of the floats between them, which ends after 32 steps at the
+// latest.
+inline float Pivot(Undecided::Range range, bool of_bits) {
+  float middle = range.least / 2 + range.largest / 2;
+  if (of_bits || !(middle >= range.least && middle < range.largest)) {
+    const int64_t low = Key(std::bit_cast<int32_t>(range.least), kF32Format);
+    const int64_t high = Key(std::bit_cast<int32_t>(range.largest), kF32Format);
+    middle = KeyToFloat(low + (high - low) / 2, DType::kF32);
+  }
+  return middle;
+}
+
+template <DType kDType>
+Nucleus NucleusOf(const WeightRow& row, int64_t n, double mass, uint8_t* scratch) {
+  using E = Elements<kDType>;
+  const WeightTag d;
+  constexpr int64_t kLanes = hn::MaxLanes(d);
+  float* x = reinterpret_cast<float*>(scratch);
+  Undecided undecided{x, x + NucleusScratch(n) / (2 * sizeof(float))};
+  const WeightReader<kDType, false> read(row, {});
+  for (int64_t i = 0; i < n; i += kLanes) {
+    const uint8_t* from = row.x + static_cast<size_t>(i) * E::kBytes;
+    const WeightVec value =
+        i + kLanes <= n ? E::Load(from) : E::LoadFirst(from, static_cast<size_t>(n - i));
+    const WeightVec weight = read.Kept(value);
+    undecided.Append(value, weight, hn::Gt(weight, hn::Zero(d)));
+  }
+  double above = 0;  // the mass of what lies above all undecided
+  for (bool of_bits = false;; of_bits = !of_bits) {
+    const Undecided::Range range = undecided.Extremes();
+    if (!(range.least < range.largest)) {
+      break;
+    }
+    const float pivot = Pivot(range, of_bits);
+    const double upper = undecided.MassAbove(pivot);
+    const bool reached = above + upper >= mass;
+    undecided.Keep(pivot, reached);
+    above += reached ? 0 : upper;
+  }
+  const float weight = undecided.weight[0];
+  const double wanted = std::ceil((mass - above) / static_cast<double>(weight));
+  const auto most = static_cast<double>(undecided.count);
+  return {undecided.x[0], weight, static_cast<int64_t>(std::clamp(wanted, 1.0, most))};
+}
+
+template <DType kDType>
+int64_t EqualAt(const WeightRow& row, int64_t n, float value, int64_t place) {
+  using E = Elements<kDType>;
+  const WeightTag d;
+  constexpr int64_t kLanes = hn::MaxLanes(d);
+  const WeightVec wanted = hn::Set(d, value);
+  for (int64_t i = 0; i < n; i += kLanes) {
+    const uint8_t* from = row.x + static_cast<size_t>(i) * E::kBytes;
+    const WeightVec x =
+        i + kLanes <= n ? E::Load(from) : E::LoadFirst(from, static_cast<size_t>(n - i));
+    const auto equal = hn::Eq(x, wanted);
+    const auto count = static_cast<int64_t>(hn::CountTrue(d, equal));
+    if (place >= count) {
+      place -= count;
+      continue;
+    }
+    HWY_ALIGN float ones[hn::MaxLanes(d)];
+    hn::Store(hn::IfThenElseZero(equal, hn::Set(d, 1.0f)), d, ones);
+    for (int64_t lane = 0; lane < kLanes; ++lane) {
+      if (ones[lane] != 0 && place-- == 0) {
+        return i + lane;
+      }
+    }
+  }
+  return n - 1;
+}
+
+}  // namespace riffle::HWY_NAMESPACE
+HWY_AFTER_NAMESPACE();
+
+#endif  // per-target include guard

@@ -1,0 +1,24 @@
+// The random number of a draw.
+#pragma once
+
+#include <Random123/philox.h>
+
+#include <cstdint>
+
+namespace riffle {
+
+// In [0, 1), 53 bits, a function of its arguments alone: Philox4x32 of ten rounds (Salmon, Moraes,
+// Dror, Shaw: Parallel random numbers: as easy as 1, 2, 3; 2011).
+inline double Uniform(uint64_t seed, int64_t stream, int64_t position) {
+  const auto low = [](uint64_t x) { return static_cast<uint32_t>(x); };
+  const auto high = [](uint64_t x) { return static_cast<uint32_t>(x >> 32); };
+  const auto s = static_cast<uint64_t>(stream);
+  const auto p = static_cast<uint64_t>(position);
+  const r123::Philox4x32::ctr_type counter = {{low(p), high(p), low(s), high(s)}};
+  const r123::Philox4x32::key_type key = {{low(seed), high(seed)}};
+  const r123::Philox4x32::ctr_type random = r123::Philox4x32()(counter, key);
+  const uint64_t bits = uint64_t{random[1]} << 32 | random[0];
+  return static_cast<double>(bits >> 11) * 0x1p-53;
+}
+
+}  // namespace riffle

@@ -1,0 +1,54 @@
+// What the door of sampling hands to its kernels.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "riffle/types.h"
+
+namespace riffle {
+
+// A row of logits without NaN, and its weights: 1 where x == max, else 2^((x - max) * scale). So a
+// largest logit of +inf leaves nothing but the columns that are +inf.
+struct WeightRow {
+  const uint8_t* x = nullptr;  // any alignment
+  DType dtype = DType::kF32;
+  float max = 0;  // > -inf
+  float scale = 0;
+};
+
+// Which columns take part: x > above and weight >= least.
+struct Cut {
+  float above = 0;
+  float least = 0;
+};
+
+// The best columns that reach a mass: those of x > threshold, and the first `ties` of those equal
+// to it.
+struct Nucleus {
+  float threshold = 0;
+  float tie_weight = 0;
+  int64_t ties = 0;
+};
+
+// The sum of weights of columns [begin, end), in an order that depends on end - begin alone.
+double SumWeights(const WeightRow& row, int64_t begin, int64_t end);
+double SumKeptWeights(const WeightRow& row, const Cut& cut, int64_t begin, int64_t end);
+
+// out[0, end - begin) = weights; 0 for a column that is cut. Pre: room for kWeightSlack more.
+void Weights(const WeightRow& row, int64_t begin, int64_t end, float* out);
+void KeptWeights(const WeightRow& row, const Cut& cut, int64_t begin, int64_t end, float* out);
+constexpr int64_t kWeightSlack = 16;
+
+// The smallest nucleus of row [0, n) whose mass is at least `mass`; all columns of positive weight
+// if theirs is less. Pre: scratch has NucleusScratch(n) bytes, 64-byte aligned.
+Nucleus FindNucleus(const WeightRow& row, int64_t n, double mass, uint8_t* scratch);
+constexpr size_t NucleusScratch(int64_t n) {
+  return 2 * sizeof(float) * static_cast<size_t>((n + 2 * kWeightSlack) / 16 * 16);
+}
+
+// The column of the element number `place`, from 0, of those equal to `value`. Pre: there are so
+// many.
+int64_t FindEqual(const WeightRow& row, int64_t n, float value, int64_t place);
+
+}  // namespace riffle
