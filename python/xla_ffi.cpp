@@ -95,8 +95,7 @@ std::span<const int32_t> Int32s(const Batched& x, const Batched& result,
                                 std::vector<int32_t>& copy) {
   Require(x.type() == ffi::S32, "an operand is not int32");
   if (x.items() == result.items()) {
-    return {reinterpret_cast<const int32_t*>(x.data()),
-            static_cast<size_t>(x.items() * x.size())};
+    return {reinterpret_cast<const int32_t*>(x.data()), static_cast<size_t>(x.items() * x.size())};
   }
   copy.resize(static_cast<size_t>(result.items() * x.size()));
   for (int64_t item = 0; item < result.items(); ++item) {
@@ -133,8 +132,8 @@ ffi::Error XlaTopK(ffi::AnyBuffer x_buffer, ffi::Result<ffi::AnyBuffer> values_b
   return Run([&] {
     const Batched x(x_buffer, 1), values(*values_buffer, 1), indices(*indices_buffer, 1);
     const int64_t k = values.axis(0);
-    Require(values.items() == x.items() && indices.items() == x.items() &&
-                indices.axis(0) == k && indices.type() == ffi::S32 && values.type() == x.type(),
+    Require(values.items() == x.items() && indices.items() == x.items() && indices.axis(0) == k &&
+                indices.type() == ffi::S32 && values.type() == x.type(),
             "results are not [..., k] of x's dtype and int32");
     TopK({x.data(), DTypeOf(x.type()), x.items(), x.axis(0), x.axis(0)}, k,
          {values.data(), k, reinterpret_cast<int32_t*>(indices.data()), k, nullptr});
@@ -175,8 +174,15 @@ struct Pages {
 
   PagedKv At(int64_t item, const Batched& result) const {
     const int64_t pool = pages.axis(1), page_size = pages.axis(2), dim = pages.axis(3);
-    PagedKv kv{pages.At(item, result), DType::kF32, pool, page_size, pages.axis(0), dim,
-               page_size * dim, dim, pool * page_size * dim};
+    PagedKv kv{pages.At(item, result),
+               DType::kF32,
+               pool,
+               page_size,
+               pages.axis(0),
+               dim,
+               page_size * dim,
+               dim,
+               pool * page_size * dim};
     if (!scales) {
       kv.dtype = DTypeOf(pages.type());
       return kv;
@@ -213,8 +219,8 @@ struct Attention {
 
   // Of `tokens` queries from item `item` on.
   HeadsView Queries(int64_t item, int64_t tokens) const {
-    return {q.At(item, out), DTypeOf(q.type()), tokens, q.axis(1), q.axis(2),
-            q.axis(1) * q.axis(2), q.axis(2)};
+    return {q.At(item, out), DTypeOf(q.type()),     tokens,   q.axis(1),
+            q.axis(2),       q.axis(1) * q.axis(2), q.axis(2)};
   }
   AttentionOut Results(int64_t item) const {
     return {out.At(item, out), q.axis(1) * q.axis(2), q.axis(2), nullptr, 0};
@@ -303,12 +309,12 @@ ffi::Error XlaPrefillAttention(ffi::AnyBuffer q_buffer, ffi::AnyBuffer k, ffi::A
       const int64_t rest = kv_len[0] % chunk;
       const int64_t rows = kv_len[0] <= 0 ? 0 : rest == 0 ? chunk : rest;
       const int32_t cu_q_lens[] = {0, static_cast<int32_t>(rows)};
-      const PagedBatch batch{cu_q_lens, kv_len,
-                             Int32sAt(page_indices, item, call.out).data(), max_pages, max_pages};
+      const PagedBatch batch{cu_q_lens, kv_len, Int32sAt(page_indices, item, call.out).data(),
+                             max_pages, max_pages};
       PagedAttention(call.Queries(item, rows), call.keys.At(item, call.out),
                      call.values.At(item, call.out), batch, call.Results(item), call.options);
-      const int64_t row_bytes = call.q.axis(1) * call.q.axis(2) *
-                                static_cast<int64_t>(ffi::ByteWidth(call.q.type()));
+      const int64_t row_bytes =
+          call.q.axis(1) * call.q.axis(2) * static_cast<int64_t>(ffi::ByteWidth(call.q.type()));
       std::memset(call.out.At(item, call.out) + rows * row_bytes, 0,
                   static_cast<size_t>((chunk - rows) * row_bytes));
     }
@@ -328,11 +334,9 @@ auto BindAttentionCall() {
       .Attr<float>("soft_cap");
 }
 
-XLA_FFI_DEFINE_HANDLER(kTopK, XlaTopK,
-                       ffi::Ffi::Bind()
-                           .Arg<ffi::AnyBuffer>()
-                           .Ret<ffi::AnyBuffer>()
-                           .Ret<ffi::AnyBuffer>());
+XLA_FFI_DEFINE_HANDLER(
+    kTopK, XlaTopK,
+    ffi::Ffi::Bind().Arg<ffi::AnyBuffer>().Ret<ffi::AnyBuffer>().Ret<ffi::AnyBuffer>());
 XLA_FFI_DEFINE_HANDLER(kTopKPerRow, XlaTopKPerRow,
                        ffi::Ffi::Bind()
                            .Arg<ffi::AnyBuffer>()
