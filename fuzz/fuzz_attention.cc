@@ -1,0 +1,224 @@
+// Any page table, lengths, window and layout: what breaks the contract is refused with nothing
+// written, everything else gives the softmax that a scalar loop in double gives. Slots that no
+// sequence sees are NaN, and arrays end where their allocation ends.
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstdlib>
+#include <limits>
+#include <vector>
+
+#include "fuzz/bytes.h"
+#include "riffle/attention.h"
+#include "riffle/error.h"
+
+namespace {
+
+using riffle::DType;
+using riffle::PagedKv;
+using riffle::fuzz::Bytes;
+
+constexpr int kDim = 32;
+constexpr float kUntouched = -77.0f;
+
+void Expect(bool ok) {
+  if (!ok) std::abort();
+}
+
+// In [-1, 1), from a counter.
+float Noise(uint32_t i) {
+  i = (i ^ 61u ^ (i >> 16)) * 9u;
+  i = (i ^ (i >> 4)) * 0x27d4eb2du;
+  return static_cast<float>(static_cast<int32_t>((i ^ (i >> 15)) & 0xffffu) - 0x8000) / 0x8000;
+}
+
+class Call {
+ public:
+  explicit Call(Bytes bytes) : bytes_(bytes) {
+    num_pages_ = static_cast<int>(bytes_.Between(1, 9));
+    page_size_ = static_cast<int>(bytes_.Between(1, 20));
+    kv_heads_ = static_cast<int>(bytes_.Between(1, 2));
+    group_ = static_cast<int>(bytes_.Between(1, 5));
+    max_pages_ = static_cast<int>(bytes_.Between(0, 8));
+    TakeBatch();
+    TakeOptions();
+    FillPool();
+    const size_t n = static_cast<size_t>(tokens_) * heads();
+    for (size_t i = 0; i < n * kDim; ++i) {
+      q_.push_back(4 * Noise(static_cast<uint32_t>(i) + 1000000));
+    }
+    out_.assign(n * kDim, kUntouched);
+    lse_.assign(n, kUntouched);
+  }
+
+  void Run() {
+    const riffle::HeadsView q{q_.data(), DType::kF32, tokens_,           heads(),
+                              kDim,      int64_t{heads()} * kDim, kDim};
+    const riffle::PagedBatch batch{cu_q_lens_, kv_lens_, table_.data(), max_pages_, max_pages_};
+    bool accepted = true;
+    try {
+      riffle::PagedAttention(q, View(keys_), View(values_), batch,
+                             {out_.data(), int64_t{heads()} * kDim, kDim, lse_.data(), heads()},
+                             options_);
+    } catch (const riffle::Error&) {
+      accepted = false;
+    }
+    Expect(accepted == Valid());
+    if (accepted) {
+      Compare();
+    } else {
+      const auto untouched = [](float x) { return x == kUntouched; };
+      Expect(std::all_of(out_.begin(), out_.end(), untouched));
+      Expect(std::all_of(lse_.begin(), lse_.end(), untouched));
+    }
+  }
+
+ private:
+  int heads() const { return kv_heads_ * group_; }
+  int sequences() const { return static_cast<int>(kv_lens_.size()); }
+  int QBegin(int b) const { return cu_q_lens_.empty() ? b : cu_q_lens_[static_cast<size_t>(b)]; }
+  int32_t Page(int b, int i) const { return table_[static_cast<size_t>(b) * max_pages_ + i]; }
+
+  // Mostly what is asked for; now and then anything.
+  int32_t Near(int64_t first, int64_t last) {
+    return bytes_.OneIn(40) ? bytes_.Take<int32_t>()
+                            : static_cast<int32_t>(bytes_.Between(first, last));
+  }
+
+  void TakeBatch() {
+    const auto count = static_cast<size_t>(bytes_.Between(0, 4));
+    const bool decode = bytes_.OneIn(3);
+    if (!decode) cu_q_lens_.push_back(bytes_.OneIn(60) ? bytes_.Take<int32_t>() : 0);
+    for (size_t b = 0; b < count; ++b) {
+      kv_lens_.push_back(Near(0, int64_t{max_pages_} * page_size_));
+      if (!decode) {
+        const int64_t q_len = bytes_.Between(0, std::clamp(kv_lens_[b], 0, 6));
+        const int64_t next = cu_q_lens_.back() + q_len;
+        cu_q_lens_.push_back(bytes_.OneIn(40) ? bytes_.Take<int32_t>()
+                                              : static_cast<int32_t>(next));
+      }
+      for (int i = 0; i < max_pages_; ++i) table_.push_back(Near(0, num_pages_ - 1));
+    }
+    tokens_ = decode ? static_cast<int64_t>(count) : std::clamp(cu_q_lens_.back(), 0, 24);
+    if (bytes_.OneIn(50)) ++tokens_;
+  }
+
+  void TakeOptions() {
+    options_.causal = !bytes_.OneIn(3);
+    if (bytes_.OneIn(3)) options_.window = bytes_.Between(1, 40);
+    if (bytes_.OneIn(50)) options_.window = bytes_.Take<int64_t>();
+    if (bytes_.OneIn(3)) options_.soft_cap = 2.0f;
+    layout_ = static_cast<int>(bytes_.Between(0, 2));
+  }
+
+  PagedKv View(const std::vector<float>& data) const {
+    PagedKv kv{data.data(), DType::kF32, num_pages_, page_size_, kv_heads_, kDim};
+    kv.token_stride = layout_ == 1 ? int64_t{kv_heads_} * kDim : kDim;
+    kv.head_stride = layout_ == 0   ? int64_t{page_size_} * kDim
+                     : layout_ == 1 ? kDim
+                                    : int64_t{num_pages_} * page_size_ * kDim;
+    kv.page_stride = int64_t{page_size_} * kDim * (layout_ == 2 ? 1 : kv_heads_);
+    return kv;
+  }
+
+  size_t Offset(int32_t page, int token, int head) const {
+    const PagedKv kv = View(keys_);
+    return static_cast<size_t>(page * kv.page_stride + token * kv.token_stride +
+                               head * kv.head_stride);
+  }
+
+  // The contract, in the caller's terms.
+  bool Valid() const {
+    if (options_.window && *options_.window < 1) return false;
+    if (cu_q_lens_.empty() ? tokens_ != sequences()
+                           : cu_q_lens_.front() != 0 || cu_q_lens_.back() != tokens_) {
+      return false;
+    }
+    for (int b = 0; b < sequences(); ++b) {
+      const int64_t q_len = cu_q_lens_.empty() ? 1 : int64_t{QBegin(b + 1)} - QBegin(b);
+      const int64_t kv_len = kv_lens_[static_cast<size_t>(b)];
+      if (q_len < 0 || kv_len < 0 || kv_len > int64_t{max_pages_} * page_size_ ||
+          (kv_len > 0 && q_len > kv_len)) {
+        return false;
+      }
+      for (int i = 0; i < (kv_len + page_size_ - 1) / page_size_; ++i) {
+        if (Page(b, i) < 0 || Page(b, i) >= num_pages_) return false;
+      }
+    }
+    return true;
+  }
+
+  void FillPool() {
+    const auto n = static_cast<size_t>(num_pages_) * page_size_ * kv_heads_ * kDim;
+    keys_.assign(n, std::numeric_limits<float>::quiet_NaN());
+    values_ = keys_;
+    if (!Valid()) return;
+    for (int b = 0; b < sequences(); ++b) {
+      for (int j = 0; j < kv_lens_[static_cast<size_t>(b)]; ++j) {
+        for (int h = 0; h < kv_heads_; ++h) {
+          const size_t at = Offset(Page(b, j / page_size_), j % page_size_, h);
+          for (size_t i = at; i < at + kDim; ++i) {
+            keys_[i] = Noise(static_cast<uint32_t>(i));
+            values_[i] = Noise(static_cast<uint32_t>(i) + 500000);
+          }
+        }
+      }
+    }
+  }
+
+  void Compare() const {
+    for (int b = 0; b < sequences(); ++b) {
+      const int q_len = cu_q_lens_.empty() ? 1 : QBegin(b + 1) - QBegin(b);
+      for (int i = 0; i < q_len; ++i) {
+        for (int h = 0; h < heads(); ++h) CompareRow(b, q_len, i, h);
+      }
+    }
+  }
+
+  void CompareRow(int b, int q_len, int query, int head) const {
+    const int kv_len = kv_lens_[static_cast<size_t>(b)];
+    const int64_t position = int64_t{kv_len} - q_len + query;
+    const size_t row = static_cast<size_t>(QBegin(b) + query) * heads() + head;
+    const bool sees_later = !options_.causal && !options_.window;
+    const int64_t end = kv_len == 0 ? 0 : sees_later ? kv_len : position + 1;
+    const int64_t begin =
+        options_.window && *options_.window <= position ? position - *options_.window + 1 : 0;
+    double weight = 0;
+    double value[kDim] = {};
+    for (int64_t j = begin; j < end; ++j) {
+      const size_t at = Offset(Page(b, static_cast<int>(j / page_size_)),
+                               static_cast<int>(j % page_size_), head / group_);
+      double x = 0;
+      for (size_t i = 0; i < kDim; ++i) x += double{q_[row * kDim + i]} * keys_[at + i];
+      x /= std::sqrt(double{kDim});
+      if (options_.soft_cap) x = *options_.soft_cap * std::tanh(x / *options_.soft_cap);
+      const double w = std::exp(x);  // |x| < 23
+      weight += w;
+      for (size_t i = 0; i < kDim; ++i) value[i] += w * values_[at + i];
+    }
+    if (weight == 0) {
+      Expect(lse_[row] == -std::numeric_limits<float>::infinity());
+      for (size_t i = 0; i < kDim; ++i) Expect(out_[row * kDim + i] == 0);
+      return;
+    }
+    Expect(std::abs(lse_[row] - std::log(weight)) < 1e-4);
+    for (size_t i = 0; i < kDim; ++i) {
+      Expect(std::abs(out_[row * kDim + i] - value[i] / weight) < 1e-4);
+    }
+  }
+
+  Bytes bytes_;
+  int num_pages_, page_size_, kv_heads_, group_, max_pages_;
+  int layout_ = 0;  // HND, NHD, JAX
+  int64_t tokens_ = 0;
+  std::vector<int32_t> cu_q_lens_, kv_lens_, table_;
+  std::vector<float> keys_, values_, q_, out_, lse_;
+  riffle::AttentionOptions options_;
+};
+
+}  // namespace
+
+extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
+  Call(Bytes(data, size)).Run();
+  return 0;
+}
