@@ -92,4 +92,5 @@ NB_MODULE(_core, m) {
 #ifdef RIFFLE_JAX
   riffle::python::BindXlaFfi(m);
 #endif
+  riffle::python::BindTorch(m);
 }

@@ -11,5 +11,6 @@ void BindKvCache(nanobind::module_& m);
 void BindRuntime(nanobind::module_& m);
 void BindTopK(nanobind::module_& m);
 void BindXlaFfi(nanobind::module_& m);  // if built with JAX's headers
+void BindTorch(nanobind::module_& m);
 
 }  // namespace riffle::python

@@ -53,8 +53,14 @@ bool Before(double a, int64_t ia, double b, int64_t ib) {
   return ia < ib;
 }
 
+bool BeforeAscending(double a, int64_t ia, double b, int64_t ib) {
+  if (std::isnan(a) != std::isnan(b)) return std::isnan(b);
+  if (!std::isnan(a) && a != b) return a < b;
+  return ia < ib;
+}
+
 std::vector<int32_t> ReferenceTopK(const MatrixView& x, int64_t row, int64_t begin, int64_t end,
-                                   int64_t k) {
+                                   int64_t k, bool largest) {
   struct Element {
     double value;
     int64_t column;
@@ -63,8 +69,9 @@ std::vector<int32_t> ReferenceTopK(const MatrixView& x, int64_t row, int64_t beg
   for (int64_t column = begin; column < end; ++column) {
     elements.push_back({Decode(x.dtype, ElementAt(x, row, column)), column});
   }
-  const auto before = [](const Element& a, const Element& b) {
-    return Before(a.value, a.column, b.value, b.column);
+  const auto before = [largest](const Element& a, const Element& b) {
+    return largest ? Before(a.value, a.column, b.value, b.column)
+                   : BeforeAscending(a.value, a.column, b.value, b.column);
   };
   const auto kept = std::min(k, static_cast<int64_t>(elements.size()));
   std::nth_element(elements.begin(), elements.begin() + kept, elements.end(), before);

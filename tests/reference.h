@@ -19,10 +19,13 @@ const uint8_t* ElementAt(const MatrixView& x, int64_t row, int64_t col);
 // to every NaN, -0 equal to +0, then the lower column.
 bool Before(double a, int64_t ia, double b, int64_t ib);
 
+// The same for the smallest: ascending, NaN last, -0 equal to +0, then the lower column.
+bool BeforeAscending(double a, int64_t ia, double b, int64_t ib);
+
 // The columns of the best min(k, end - begin) elements of x[row, begin:end), best first. Columns
 // count from column 0 of the row. begin >= end gives none.
 std::vector<int32_t> ReferenceTopK(const MatrixView& x, int64_t row, int64_t begin, int64_t end,
-                                   int64_t k);
+                                   int64_t k, bool largest = true);
 
 // How many elements of the row equal element `col` in the order (NaN equals NaN, -0 equals +0).
 int64_t ReferenceTies(const MatrixView& x, int64_t row, int64_t col);

@@ -62,6 +62,12 @@ TEST(Reference, Order) {
   EXPECT_TRUE(Before(2, 9, 1, 1));
   EXPECT_TRUE(Before(-1, 9, -INFINITY, 1));
   EXPECT_FALSE(Before(3, 5, 3, 5));
+  EXPECT_FALSE(BeforeAscending(nan, 1, INFINITY, 7));
+  EXPECT_TRUE(BeforeAscending(INFINITY, 7, -nan, 1));
+  EXPECT_TRUE(BeforeAscending(nan, 1, -nan, 2));
+  EXPECT_FALSE(BeforeAscending(0.0, 2, -0.0, 1));
+  EXPECT_TRUE(BeforeAscending(-INFINITY, 9, -1, 1));
+  EXPECT_FALSE(BeforeAscending(3, 5, 3, 5));
 }
 
 TEST(Reference, SelectsByHand) {
@@ -70,6 +76,7 @@ TEST(Reference, SelectsByHand) {
   EXPECT_EQ(ReferenceTopK(view, 0, 0, 10, 10),
             (std::vector<int32_t>{3, 7, 8, 2, 5, 0, 9, 1, 4, 6}));
   EXPECT_EQ(ReferenceTopK(view, 0, 0, 10, 3), (std::vector<int32_t>{3, 7, 8}));
+  EXPECT_EQ(ReferenceTopK(view, 0, 0, 10, 10, false).back(), 7);
   EXPECT_EQ(ReferenceTopK(view, 0, 4, 7, 9), (std::vector<int32_t>{5, 4, 6}));
   EXPECT_TRUE(ReferenceTopK(view, 0, 5, 5, 2).empty());
   EXPECT_EQ(ReferenceTies(view, 0, 1), 2);

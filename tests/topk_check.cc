@@ -40,20 +40,23 @@ struct Outputs {
   Outputs(const MatrixView& x, const Call& call)
       : values(x.rows, call.MaxK(), call.MaxK() + call.values_gap, SizeOf(x.dtype),
                call.values_shift),
-        indices(x.rows, call.MaxK(), call.MaxK() + call.indices_gap, sizeof(int32_t),
-                call.indices_shift) {}
+        indices(x.rows, call.MaxK(), call.MaxK() + call.indices_gap,
+                call.wide ? sizeof(int64_t) : sizeof(int32_t), call.indices_shift) {}
 
   int32_t Index(int64_t row, int64_t col) {
     int32_t index;
     std::memcpy(&index, indices.cell(row, col), sizeof(index));
     return index;
   }
-  void Expect(const MatrixView& x, int64_t row, int64_t col, int32_t column) {
-    indices.Expect(row, col, &column);
+  void Expect(const MatrixView& x, const Call& call, int64_t row, int64_t col, int32_t column) {
+    const int64_t wide = column;
+    indices.Expect(row, col, &wide);  // little endian: the low half is first
     if (column >= 0) {
       values.Expect(row, col, ElementAt(x, row, column));
     } else {
-      const uint32_t padding = MinusInf(x.dtype);
+      const uint32_t minus_inf = MinusInf(x.dtype);
+      const uint32_t sign = x.dtype == DType::kF32 ? 0x80000000u : 0x8000u;
+      const uint32_t padding = call.largest ? minus_inf : minus_inf ^ sign;
       values.Expect(row, col, &padding);  // little endian: the low half is first
     }
   }
@@ -65,7 +68,7 @@ std::string ExpectRow(const MatrixView& x, int64_t row, const std::vector<int32_
   const std::vector<int32_t> answer =
       RowAnswer(outputs.indices, row, best, call.MaxK(), call.sorted, &fault);
   for (int64_t col = 0; col < call.MaxK(); ++col) {
-    outputs.Expect(x, row, col, answer[static_cast<size_t>(col)]);
+    outputs.Expect(x, call, row, col, answer[static_cast<size_t>(col)]);
   }
   return fault;
 }
@@ -130,16 +133,17 @@ int64_t Call::MaxK() const { return *std::max_element(k.begin(), k.end()); }
 std::string Describe(const Call& call) {
   std::ostringstream text;
   text << "k=" << Join(call.k) << ' ' << Name(call.algorithm)
-       << (call.sorted ? " sorted" : " unsorted") << (call.stats ? " stats" : "")
-       << " lanes=" << call.lanes << " schedule=[" << Join(call.schedule)
-       << "] threads=" << call.threads << " gaps=" << call.values_gap << ',' << call.indices_gap
-       << " shifts=" << call.values_shift << ',' << call.indices_shift;
+       << (call.sorted ? " sorted" : " unsorted") << (call.largest ? "" : " smallest")
+       << (call.wide ? " wide" : "") << (call.stats ? " stats" : "") << " lanes=" << call.lanes
+       << " schedule=[" << Join(call.schedule) << "] threads=" << call.threads
+       << " gaps=" << call.values_gap << ',' << call.indices_gap << " shifts=" << call.values_shift
+       << ',' << call.indices_shift;
   return text.str();
 }
 
-Truth::Truth(const MatrixView& x, int64_t k) {
+Truth::Truth(const MatrixView& x, int64_t k, bool largest) {
   for (int64_t row = 0; row < x.rows; ++row) {
-    columns.push_back(ReferenceTopK(x, row, 0, x.cols, k));
+    columns.push_back(ReferenceTopK(x, row, 0, x.cols, k, largest));
   }
 }
 
@@ -151,12 +155,17 @@ Outcome CheckTopK(const Input& input, const Truth& truth, const Call& call) {
   TopKOut out;
   out.values = outputs.values.data();
   out.values_stride = outputs.values.stride();
-  out.indices = reinterpret_cast<int32_t*>(outputs.indices.data());
+  if (call.wide) {
+    out.wide_indices = reinterpret_cast<int64_t*>(outputs.indices.data());
+  } else {
+    out.indices = reinterpret_cast<int32_t*>(outputs.indices.data());
+  }
   out.indices_stride = outputs.indices.stride();
   out.stats = call.stats ? outcome.stats.data() : nullptr;
   TopKOptions options;
   options.algorithm = call.algorithm;
   options.sorted = call.sorted;
+  options.largest = call.largest;
   options.lanes = call.lanes;
   options.depth_schedule = call.schedule;
   options.pool = &PoolOf(call.threads);

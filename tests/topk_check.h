@@ -15,6 +15,8 @@ struct Call {
   std::vector<int32_t> k;  // one element: the k of all rows
   Algorithm algorithm = Algorithm::kAuto;
   bool sorted = true;
+  bool largest = true;
+  bool wide = false;  // int64 indices
   bool stats = false;
   int lanes = 128;
   std::vector<int> schedule;
@@ -32,7 +34,7 @@ std::string Describe(const Call& call);
 
 // The reference's answer for k or any smaller one.
 struct Truth {
-  Truth(const MatrixView& x, int64_t k);
+  Truth(const MatrixView& x, int64_t k, bool largest = true);
   std::vector<std::vector<int32_t>> columns;  // [rows][k], best first
 };
 

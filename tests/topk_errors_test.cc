@@ -130,6 +130,8 @@ TEST_F(TopKErrors, NullPointers) {
   Expect(Code::kBadShape, {"x", "null"}, [](Arguments& a) { a.x.data = nullptr; });
   Expect(Code::kBadShape, {"values", "null"}, [](Arguments& a) { a.out.values = nullptr; });
   Expect(Code::kBadShape, {"indices", "null"}, [](Arguments& a) { a.out.indices = nullptr; });
+  int64_t wide = 0;
+  Expect(Code::kBadShape, {"wide_indices"}, [&](Arguments& a) { a.out.wide_indices = &wide; });
 }
 
 // Strides whose product with the rows or the element's size does not fit 64 bits.

@@ -40,15 +40,17 @@ class TopKTest : public testing::TestWithParam<std::tuple<DType, Distribution>> 
   Distribution distribution() const { return std::get<1>(GetParam()); }
 
   // One row of n, shifted off alignment by `shift` bytes.
-  void CheckRow(int64_t n, int64_t k, int64_t shift) {
+  void CheckRow(int64_t n, int64_t k, int64_t shift, bool largest = true) {
     InputSpec spec{
         distribution(), dtype(), 1, n, n, k, shift, true, static_cast<uint64_t>(n * 1000 + k)};
     const Input input(spec);
-    const Truth truth(input.view(), k);
+    const Truth truth(input.view(), k, largest);
     for (const Algorithm algorithm : kAlgorithms) {
       if (!Affordable(algorithm, n, k, 128)) continue;
       Call call;
       call.k = {static_cast<int32_t>(k)};
+      call.largest = largest;
+      call.wide = !largest;
       call.algorithm = algorithm;
       call.stats = k % 2 == 1;
       if (k > 64) {  // planning a schedule for each of so many k would take most of the time
@@ -72,6 +74,14 @@ TEST_P(TopKTest, LongRows) {
   for (const int64_t n : {4095, 4096, 4097, 5000, 20011}) {
     for (const int64_t k : KsFor(n)) {
       ASSERT_NO_FATAL_FAILURE(CheckRow(n, k, k % 4));
+    }
+  }
+}
+
+TEST_P(TopKTest, Smallest) {
+  for (const int64_t n : {1, 33, 1000, 4097}) {
+    for (const int64_t k : KsFor(n)) {
+      ASSERT_NO_FATAL_FAILURE(CheckRow(n, k, k % 4, /*largest=*/false));
     }
   }
 }
@@ -160,12 +170,15 @@ class RandomCase {
       }
     }
     call_.sorted = !rng_.OneIn(3);
+    call_.largest = !rng_.OneIn(3);
+    call_.wide = rng_.OneIn(3);
     call_.stats = rng_.OneIn(3);
     call_.threads = rng_.Pick(std::vector{1, 2, 3, 5});
     call_.values_gap = rng_.Below(20);
     call_.indices_gap = rng_.Below(20);
     call_.values_shift = static_cast<size_t>(rng_.Below(64));
-    call_.indices_shift = static_cast<size_t>(rng_.Below(16)) * sizeof(int32_t);
+    call_.indices_shift =
+        static_cast<size_t>(rng_.Below(8)) * (call_.wide ? sizeof(int64_t) : sizeof(int32_t));
   }
 
   Rng rng_;
@@ -179,7 +192,7 @@ TEST(TopK, RandomCases) {
   for (uint64_t i = 0; i < cases; ++i) {
     const RandomCase random(seed + i);
     const Input input(random.spec());
-    const Truth truth(input.view(), random.spec().k);
+    const Truth truth(input.view(), random.spec().k, random.call().largest);
     ASSERT_EQ(CheckTopKOnAllTargets(input, truth, random.call()), "")
         << "RIFFLE_TEST_SEED=" << seed + i << " RIFFLE_TEST_CASES=1 repeats it";
   }

@@ -1,8 +1,8 @@
 // Exact top-k of the rows of a matrix, and of ranges of its rows.
 //
-// Order, here and everywhere in Riffle: descending by value; NaN of either sign above +inf, all NaNs
-// equal; -0 equals +0; of equal values the lower index first. Results are a pure function of the
-// input: bitwise the same for any thread count, SIMD target, algorithm and batch.
+// Order, here and everywhere in Riffle: descending by value; NaN of either sign above +inf, all
+// NaNs equal; -0 equals +0; of equal values the lower index first. Results are a pure function of
+// the input: bitwise the same for any thread count, SIMD target, algorithm and batch.
 #pragma once
 
 #include <cstdint>
@@ -16,16 +16,19 @@ namespace riffle {
 
 enum class Algorithm : uint8_t {
   kAuto,          // by measurement; bucket maxima at present for every shape (docs/performance.md)
-  kBucketMaxima,  // a streaming pass of bucket maxima proves a bound; only buckets that reach it are
-                  // looked at again
-  kLaneSort,      // the m best of each lane by a sinking sort, m raised until a certificate proves
-                  // that the k best are among them (oliverdutton/fast_exact_topk_tpu)
+  kBucketMaxima,  // a streaming pass of bucket maxima proves a bound; only buckets that reach it
+                  // are looked at again
+  kLaneSort,  // the m best of each lane by a sinking sort, m raised until a certificate proves
+              // that the k best are among them (oliverdutton/fast_exact_topk_tpu)
 };
 
 struct TopKOptions {
   Algorithm algorithm = Algorithm::kAuto;
   bool sorted = true;  // false: the same set in an unspecified, still deterministic order
-  int lanes = 128;     // lane sort: a power of two, 1 to 4096; column c belongs to lane c % lanes
+  // false: the k smallest, ascending, in the reverse order of values: NaN is the last to be taken,
+  // -0 equals +0, of equal values the lower index comes first. Padding is then +inf.
+  bool largest = true;
+  int lanes = 128;  // lane sort: a power of two, 1 to 4096; column c belongs to lane c % lanes
   // Lane sort: strictly increasing depths m to try in turn; empty: the planner's. When the last one
   // does not suffice the row goes on with doubled depths, so every row is answered.
   std::span<const int> depth_schedule = {};
@@ -48,6 +51,9 @@ struct TopKOut {
   int32_t* indices = nullptr;
   int64_t indices_stride = 0;
   TopKStats* stats = nullptr;  // [rows], optional; counting ties reads the row once more
+  // int64 instead of int32, for callers whose indices are (PyTorch's): [rows, max k], with
+  // indices_stride. Then `indices` is null.
+  int64_t* wide_indices = nullptr;
 };
 
 // The k best of each row.
@@ -68,9 +74,8 @@ void TopK(const MatrixView& x, std::span<const int32_t> k, const TopKOut& out,
 //   x        [rows, n]; starts, ends [rows]; indices [rows, k] int32
 // Throws Error: kBadRange for a negative start or an end > n, kBadK unless 1 <= k < 2^31, and as
 // TopK. Nothing is written on error.
-void TopKPerRow(const MatrixView& x, std::span<const int32_t> starts,
-                std::span<const int32_t> ends, int64_t k, const OutView<int32_t>& indices,
-                const TopKOptions& options = {});
+void TopKPerRow(const MatrixView& x, std::span<const int32_t> starts, std::span<const int32_t> ends,
+                int64_t k, const OutView<int32_t>& indices, const TopKOptions& options = {});
 
 // The decode form (vLLM's top_k_per_row_decode): x [batch * next_n, n]; row r sees the columns
 // [0, seq_lens[r / next_n] - next_n + r % next_n + 1). A length of which nothing is left (<= 0) is
@@ -78,8 +83,8 @@ void TopKPerRow(const MatrixView& x, std::span<const int32_t> starts,
 void TopKPerRowDecode(const MatrixView& x, std::span<const int32_t> seq_lens, int next_n, int64_t k,
                       const OutView<int32_t>& indices, const TopKOptions& options = {});
 
-// P(depth = m), m = 1..k (element m - 1), where depth is the largest number of the k best that share
-// one of `lanes` lanes when they fall at random: from P(depth <= m) = k!/lanes^k [x^k]
+// P(depth = m), m = 1..k (element m - 1), where depth is the largest number of the k best that
+// share one of `lanes` lanes when they fall at random: from P(depth <= m) = k!/lanes^k [x^k]
 // (sum_{j<=m} x^j/j!)^lanes. Throws Error(kBadK) unless 1 <= k <= 65536, kBadOption unless
 // 1 <= lanes <= 2^20.
 std::vector<double> DepthProbabilities(int k, int lanes = 128);
@@ -89,13 +94,13 @@ struct TopKPlan {
   int64_t buckets = 0;                             // bucket maxima: buckets of a row
   int64_t bucket_size = 0;                         // bucket maxima: elements of a bucket
   std::vector<int> depth_schedule;                 // lane sort: depths tried in turn
-  std::vector<double> batch_done;  // P(all rows certified at step i) = P(row certified)^rows
-  double expected_depth = 0;       // mean over rows of the true depth
+  std::vector<double> batch_done;   // P(all rows certified at step i) = P(row certified)^rows
+  double expected_depth = 0;        // mean over rows of the true depth
   double expected_batch_depth = 0;  // mean of the largest depth among the rows
 };
 
-// What TopK would do for a shape; a pure function of its arguments and of nothing else (bucket sizes
-// are in elements of f32). Throws as TopK does.
+// What TopK would do for a shape; a pure function of its arguments and of nothing else (bucket
+// sizes are in elements of f32). Throws as TopK does.
 TopKPlan PlanTopK(int64_t n, int64_t k, int64_t rows = 1, int lanes = 128,
                   std::span<const int> depth_schedule = {});
 

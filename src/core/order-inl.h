@@ -25,8 +25,8 @@ template <typename T>
 using Tag = hn::CappedTag<T, 64 / sizeof(T)>;
 #endif
 
-// from[0, count), count <= Lanes(d), and zeros. Reads nothing else. Unlike LoadN without masked loads
-// it is for any alignment.
+// from[0, count), count <= Lanes(d), and zeros. Reads nothing else. Unlike LoadN without masked
+// loads it is for any alignment.
 template <class D, typename T = hn::TFromD<D>>
 HWY_INLINE hn::Vec<D> LoadPart(D d, const T* from, size_t count) {
 #if (HWY_TARGET <= HWY_AVX3 && !HWY_MEM_OPS_MIGHT_FAULT) || HWY_HAVE_SCALABLE
@@ -40,7 +40,7 @@ HWY_INLINE hn::Vec<D> LoadPart(D d, const T* from, size_t count) {
 
 template <class D, class V = hn::Vec<D>, typename TI = hn::TFromD<D>>
 HWY_INLINE V Keys(D d, V bits, Format<TI> format) {
-  const V sign = hn::BroadcastSignBit(bits);
+  const V sign = hn::BroadcastSignBit(hn::Xor(bits, hn::Set(d, format.flip())));
   const V magnitude = hn::And(bits, hn::Set(d, hwy::LimitsMax<TI>()));
   const V key = hn::Sub(hn::Xor(magnitude, sign), sign);
   return hn::IfThenElse(hn::Gt(magnitude, hn::Set(d, format.inf)), hn::Set(d, format.nan_key()),

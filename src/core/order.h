@@ -1,6 +1,7 @@
 // The one total order of the library: descending by value, NaN of either sign above +inf and all
-// equal, -0 equal to +0, then the lower index first. Every algorithm, merge and target compares
-// through Key; order-inl.h holds the same function on vectors.
+// equal, -0 equal to +0, then the lower index first. Its reverse, for the smallest, is ascending by
+// value and keeps the lower index first. Every algorithm, merge and target compares through Key;
+// order-inl.h holds the same function on vectors.
 #pragma once
 
 #include <cstdint>
@@ -13,13 +14,15 @@ namespace riffle {
 // Elements are handled as signed integers of their own width: their bits, or the key made of them.
 template <typename TI>
 struct Format {
-  TI inf;  // the bits of +inf; f16 and bf16 differ in nothing else here
+  TI inf;                 // the bits of +inf; f16 and bf16 differ in nothing else here
+  bool smallest = false;  // the reverse order of values, for which keys are negated
 
-  constexpr TI nan_key() const { return static_cast<TI>(inf + 1); }
-  constexpr TI lowest_key() const { return static_cast<TI>(-inf); }  // of -inf
-  constexpr TI minus_inf() const {
-    return static_cast<TI>(inf | std::numeric_limits<TI>::min());
-  }
+  constexpr TI nan_key() const { return static_cast<TI>(smallest ? -inf - 1 : inf + 1); }
+  constexpr TI top_key() const { return static_cast<TI>(inf + 1); }  // no key is higher
+  constexpr TI lowest_key() const { return static_cast<TI>(smallest ? -inf - 1 : -inf); }
+  constexpr TI minus_inf() const { return static_cast<TI>(inf | std::numeric_limits<TI>::min()); }
+  // The sign bit where keys are negated.
+  constexpr TI flip() const { return smallest ? std::numeric_limits<TI>::min() : TI{0}; }
 };
 
 constexpr Format<int32_t> kF32Format{0x7f800000};
@@ -33,7 +36,7 @@ constexpr TI Key(TI bits, Format<TI> format) {
   if (magnitude > format.inf) {
     return format.nan_key();
   }
-  return bits < 0 ? static_cast<TI>(-magnitude) : magnitude;
+  return (bits ^ format.flip()) < 0 ? static_cast<TI>(-magnitude) : magnitude;
 }
 
 // The bits of an element as an f32.

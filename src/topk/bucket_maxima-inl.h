@@ -1,9 +1,9 @@
 // First pass: the maximum of each contiguous bucket of a row, at the speed of reading.
 //
 // A superblock is as many buckets as a vector has lanes. Each bucket is first reduced lane by lane
-// to one vector; a tree of interleavings then reduces and transposes those vectors together, so that
-// lane i of the result is the maximum of bucket i. For vectors of L lanes and buckets of G vectors
-// that is L * G loads and maxima plus 3 (L - 1) operations for every L * G vectors read.
+// to one vector; a tree of interleavings then reduces and transposes those vectors together, so
+// that lane i of the result is the maximum of bucket i. For vectors of L lanes and buckets of G
+// vectors that is L * G loads and maxima plus 3 (L - 1) operations for every L * G vectors read.
 #if defined(RIFFLE_TOPK_BUCKET_MAXIMA_INL_H_) == defined(HWY_TARGET_TOGGLE)
 #ifdef RIFFLE_TOPK_BUCKET_MAXIMA_INL_H_
 #undef RIFFLE_TOPK_BUCKET_MAXIMA_INL_H_
@@ -20,27 +20,28 @@ HWY_BEFORE_NAMESPACE();
 namespace riffle::HWY_NAMESPACE {
 namespace hn = hwy::HWY_NAMESPACE;
 
+// kSmallest: maxima of negated values.
 // kKeyed: maxima of keys, for any row. Otherwise maxima of the bits as signed integers, three
 // operations a vector fewer: in the order of the values for whatever is positive, so a bound that
 // comes out positive is as good as one of keys, unless the row holds a NaN with its sign bit set.
 // Those are watched for: they are the largest bits of all when read as unsigned.
-template <typename TI, bool kKeyed>
+template <typename TI, bool kKeyed, bool kSmallest>
 struct Leaves {
   using D = Tag<TI>;
   using DU = hn::RebindToUnsigned<D>;
   using V = hn::Vec<D>;
 
   D d;
-  Format<TI> format;
+  TI inf;
   hn::Vec<DU> watch;  // lane-wise maximum of the bits as unsigned integers
 
   HWY_INLINE V Load(const TI* from) {
     const V bits = hn::LoadU(d, from);
     if constexpr (kKeyed) {
-      return Keys(d, bits, format);
+      return Keys(d, bits, Format<TI>{inf, kSmallest});
     } else {
       watch = hn::Max(watch, hn::BitCast(DU(), bits));
-      return bits;
+      return kSmallest ? hn::Xor(bits, hn::Set(d, hwy::LimitsMin<TI>())) : bits;
     }
   }
 
@@ -86,8 +87,8 @@ HWY_INLINE V ReversePositions(D d, V v) {
     HWY_ALIGN static constexpr uint8_t kTable[16] = {0, 1, 8,  9,  4, 5, 12, 13,
                                                      2, 3, 10, 11, 6, 7, 14, 15};
     const hn::Repartition<uint8_t, D> bytes;
-    return hn::BitCast(
-        d, hn::TableLookupBytes(hn::BitCast(bytes, v), hn::LoadDup128(bytes, kTable)));
+    return hn::BitCast(d,
+                       hn::TableLookupBytes(hn::BitCast(bytes, v), hn::LoadDup128(bytes, kTable)));
   }
 }
 
@@ -153,12 +154,12 @@ HWY_INLINE TI ShortBucket(L& leaves, const TI* from, size_t count) {
 
 // Maxima of the buckets [begin, end) of row[0, n). Returns whether the row may be ordered by its
 // bits: whether no NaN with its sign bit set was among them (always true when keyed).
-template <typename TI, bool kKeyed>
+template <typename TI, bool kKeyed, bool kSmallest>
 bool BucketMaxima(const TI* row, size_t n, size_t size, size_t begin, size_t end, Format<TI> format,
                   TI* maxima) {
-  using L = Leaves<TI, kKeyed>;
+  using L = Leaves<TI, kKeyed, kSmallest>;
   using DU = typename L::DU;
-  L leaves{{}, format, hn::Zero(DU())};
+  L leaves{{}, format.inf, hn::Zero(DU())};
   const size_t whole = std::min(end, n / size);
   size_t bucket = begin;
   switch (size / hn::Lanes(leaves.d)) {

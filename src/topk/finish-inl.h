@@ -78,8 +78,8 @@ HWY_INLINE uint64_t ReachBits(const Row<TI>& row, size_t begin, size_t end, TI b
   return bits;
 }
 
-// Appends to row.candidates the elements of x[begin, end) whose key is >= bound; where they are many
-// and need not be `exact`, also some below it.
+// Appends to row.candidates the elements of x[begin, end) whose key is >= bound; where they are
+// many and need not be `exact`, also some below it.
 template <typename TI>
 HWY_INLINE void AppendRange(Row<TI>& row, size_t begin, size_t end, TI bound, bool exact) {
   const Tag<TI> d;
@@ -93,8 +93,7 @@ HWY_INLINE void AppendRange(Row<TI>& row, size_t begin, size_t end, TI bound, bo
           candidates.AppendAll(d, loaded.keys, static_cast<int32_t>(v));
         } else {
           const auto reach = hn::Ge(loaded.keys, hn::Set(d, bound));
-          candidates.Append(d, loaded.keys, hn::And(loaded.valid, reach),
-                            static_cast<int32_t>(v));
+          candidates.Append(d, loaded.keys, hn::And(loaded.valid, reach), static_cast<int32_t>(v));
         }
       }
       continue;
@@ -110,8 +109,8 @@ HWY_INLINE void AppendRange(Row<TI>& row, size_t begin, size_t end, TI bound, bo
 }
 
 // All elements >= bound, and perhaps others, from the buckets whose maximum reaches it, at most
-// BucketLimit(k) of them. Their lines are asked for first: the look at a bucket is too short for the processor to see many
-// buckets ahead.
+// BucketLimit(k) of them. Their lines are asked for first: the look at a bucket is too short for
+// the processor to see many buckets ahead.
 template <typename TI>
 void Collect(Row<TI>& row, const TI* maxima, TI bound, bool exact) {
   constexpr size_t kLine = 64 / sizeof(TI);
@@ -221,8 +220,8 @@ void SelectFromCandidates(Row<TI>& row) {
   SortAndEmit(row, ties);
 }
 
-// A bound from a sample of the row, set so that more than k elements should reach it; one pass takes
-// those that do. If they are fewer than k the sample misled, and all elements are candidates.
+// A bound from a sample of the row, set so that more than k elements should reach it; one pass
+// takes those that do. If they are fewer than k the sample misled, and all elements are candidates.
 template <typename TI>
 void SelectFromAll(Row<TI>& row) {
   Candidates<TI>& candidates = row.candidates;
@@ -293,7 +292,7 @@ void SelectFromBuckets(Row<TI>& row, bool keyed, TI* maxima) {
     return;
   }
   // More buckets tie at the bound than may be looked at. Fewer than k are above it.
-  if (bound.key < row.format.nan_key()) {
+  if (bound.key < row.format.top_key()) {
     Collect(row, maxima, static_cast<TI>(bound.key + 1), /*exact=*/true);
   }
   if (row.candidates.count >= row.k) {
@@ -312,7 +311,7 @@ void FillStats(const Row<TI>& row) {
   }
   const Tag<TI> d;
   // The k-th value is the least of the answer; when it is not sorted that has to be found.
-  TI kth = row.format.nan_key();
+  TI kth = row.format.top_key();
   for (size_t i = 0; i < row.k; ++i) {
     kth = std::min(kth, Key(row.At(static_cast<size_t>(row.task.indices[i])), row.format));
   }
@@ -322,10 +321,32 @@ void FillStats(const Row<TI>& row) {
     ties += hn::CountTrue(d, hn::And(loaded.valid, hn::Eq(loaded.keys, hn::Set(d, kth))));
   }
   TopKStats& stats = *row.task.stats;
-  stats.kth_value = KeyToFloat(kth, row.task.dtype);
+  stats.kth_value = KeyToFloat(row.format.smallest ? -kth : kth, row.task.dtype);
   stats.ties_at_kth = static_cast<int64_t>(ties);
   stats.elements_examined = static_cast<int64_t>(row.examined);
   stats.depth = 1;
+}
+
+// Turns the row's int32 indices into int64 where those are wanted. They lie in the second half of
+// what they become, so that going forward none is overwritten before it is read.
+inline void WidenIndices(const RowTask& task) {
+  if (task.wide_indices == nullptr) {
+    return;
+  }
+  const Tag<int64_t> wide;
+  const hn::Rebind<int32_t, Tag<int64_t>> narrow;
+  const auto count = static_cast<size_t>(task.k);
+  size_t i = 0;
+  for (; i + hn::Lanes(wide) <= count; i += hn::Lanes(wide)) {
+    hn::StoreU(hn::PromoteTo(wide, hn::LoadU(narrow, task.indices + i)), wide,
+               task.wide_indices + i);
+  }
+  for (; i < count; ++i) {
+    int32_t index;
+    std::memcpy(&index, task.indices + i, sizeof(index));
+    const int64_t widened = index;
+    std::memcpy(task.wide_indices + i, &widened, sizeof(widened));
+  }
 }
 
 }  // namespace riffle::HWY_NAMESPACE

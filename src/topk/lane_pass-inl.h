@@ -292,7 +292,7 @@ template <typename TI>
 void LanePass<TI>::Run(size_t m) {
   m_ = m;
   floor_ = kEmpty<TI>;
-  if (!FirstFloor<false>()) {
+  if (row_.format.smallest || !FirstFloor<false>()) {
     FirstFloor<true>();
   }
   std::fill_n(keys_, m * lanes_, kEmpty<TI>);
@@ -304,7 +304,7 @@ void LanePass<TI>::Run(size_t m) {
     const size_t part = begin == 0 ? first : begin / 2;
     const size_t step = std::max(lanes_, hn::Lanes(D()));
     const size_t end = std::min(row_.n, (begin + part) / step * step + step);
-    if (floor_ >= 0) {
+    if (floor_ >= 0 && !row_.format.smallest) {
       Insert<false>(begin, end);
     } else {
       Insert<true>(begin, end);

@@ -113,6 +113,7 @@ template <typename TI>
 void LaneSort(const RowTask& task, const LaneOptions& options, Format<TI> format,
               uint8_t* scratch) {
   const LaneLayout layout = PlanLanes(task, options);
+  format.smallest = !task.largest;
   Row<TI> row(task, format, layout.finish, scratch);
   const size_t depth = RunPasses(row, options, layout);
   const Candidates<int32_t> by_index{reinterpret_cast<int32_t*>(scratch + layout.index_keys),
@@ -126,6 +127,7 @@ void LaneSort(const RowTask& task, const LaneOptions& options, Format<TI> format
   if (task.stats != nullptr) {
     task.stats->depth = static_cast<int32_t>(depth);
   }
+  WidenIndices(task);
 }
 
 }  // namespace riffle::HWY_NAMESPACE

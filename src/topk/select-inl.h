@@ -88,7 +88,7 @@ struct Bound {
 template <typename TI>
 Bound<TI> FindBound(const TI* keys, size_t count, size_t k, size_t limit, TI floor,
                     Format<TI> format) {
-  const int64_t max = std::min(MaxKey(keys, count), format.nan_key());
+  const int64_t max = std::min(MaxKey(keys, count), format.top_key());
   int64_t step = sizeof(TI) == 4 ? int64_t{1} << 20 : (format.inf == kBF16Format.inf ? 16 : 128);
   int64_t low = max + 1;
   int64_t high = low;
@@ -129,7 +129,8 @@ Bound<TI> FindBound(const TI* keys, size_t count, size_t k, size_t limit, TI flo
 template <class D>
 HWY_INLINE uint64_t Bits(D d, hn::Mask<D> mask) {
   static_assert(hn::MaxLanes(d) <= 64);
-  uint64_t bits = 0;  // what StoreMaskBits writes is read back in one piece, through the store queue
+  uint64_t bits =
+      0;  // what StoreMaskBits writes is read back in one piece, through the store queue
   if constexpr (hn::MaxLanes(d) <= 8) {
     uint8_t bytes[8];
     hn::StoreMaskBits(d, mask, bytes);
@@ -150,8 +151,8 @@ HWY_INLINE uint64_t Bits(D d, hn::Mask<D> mask) {
   return bits;
 }
 
-// Stores base + i for each lane i that is set, in order, and returns how many. Writes whole vectors:
-// `out` has room for Lanes(d) elements.
+// Stores base + i for each lane i that is set, in order, and returns how many. Writes whole
+// vectors: `out` has room for Lanes(d) elements.
 template <class D, typename TI = hn::TFromD<D>>
 HWY_INLINE size_t CompressIndices(D d, hn::Mask<D> mask, int32_t base, int32_t* out) {
   const auto lanes = hn::Compress(hn::Iota(d, 0), mask);
@@ -283,8 +284,8 @@ HWY_INLINE void RankTile(const TI* all, size_t count, const TI* keys, TI* ranks)
 }
 
 // order[r] = index of the candidate of rank r, for r < k. Every pair is compared, without a branch:
-// for up to kRankLimit candidates nothing was faster (docs/performance.md). Candidates of equal keys
-// share a rank and take places behind it in turn. Pre: padded; 0 < count <= kRankLimit.
+// for up to kRankLimit candidates nothing was faster (docs/performance.md). Candidates of equal
+// keys share a rank and take places behind it in turn. Pre: padded; 0 < count <= kRankLimit.
 template <typename TI>
 void RankSort(const Candidates<TI>& candidates, size_t k, int32_t* order) {
   const size_t lanes = hn::Lanes(Tag<TI>());
@@ -315,8 +316,8 @@ void RankSort(const Candidates<TI>& candidates, size_t k, int32_t* order) {
 }
 
 // Puts candidates.indices in order: by descending key, then as they stand, which is by index. Least
-// significant digit first over the distance from the largest key, whose few bits at the top of a row
-// are shared out over the fewest passes. `pairs` has room for 2 * count.
+// significant digit first over the distance from the largest key, whose few bits at the top of a
+// row are shared out over the fewest passes. `pairs` has room for 2 * count.
 template <typename TI>
 void RadixSort(Candidates<TI>& candidates, uint64_t* pairs) {
   constexpr int kMaxDigit = 11;

@@ -26,11 +26,11 @@ constexpr int64_t kMaxSplitRows = 64;
 struct Batch {
   MatrixView x;
   TopKOut out;
-  int64_t width = 0;                 // columns of the outputs
-  std::span<const int32_t> k = {};   // per row; empty: `width` for all
+  int64_t width = 0;                     // columns of the outputs
+  std::span<const int32_t> k = {};       // per row; empty: `width` for all
   std::span<const int32_t> starts = {};  // ranges; empty: whole rows
   std::span<const int32_t> ends = {};
-  int next_n = 0;                    // > 0: `ends` holds the lengths of decoded sequences
+  int next_n = 0;  // > 0: `ends` holds the lengths of decoded sequences
 
   struct Range {
     int64_t begin;
@@ -55,10 +55,16 @@ struct Batch {
     task.n = range.end - range.begin;
     task.k = std::min(task.n, k.empty() ? width : k[static_cast<size_t>(row)]);
     task.sorted = options.sorted;
+    task.largest = options.largest;
     if (out.values != nullptr) {
       task.values = static_cast<uint8_t*>(out.values) + row * out.values_stride * element;
     }
-    task.indices = out.indices + row * out.indices_stride;
+    if (out.wide_indices != nullptr) {
+      task.wide_indices = out.wide_indices + row * out.indices_stride;
+      task.indices = reinterpret_cast<int32_t*>(task.wide_indices) + task.k;
+    } else {
+      task.indices = out.indices + row * out.indices_stride;
+    }
     task.stats = out.stats != nullptr ? out.stats + row : nullptr;
     if (task.n > 0 && options.algorithm != Algorithm::kLaneSort) {
       task.plan = PlanBuckets(task.n, task.k);
@@ -66,18 +72,24 @@ struct Batch {
     return task;
   }
 
-  // -inf and -1 in the columns past a row's k.
+  // -inf, or +inf beside the smallest, and -1 in the columns past a row's k.
   void PadRow(const RowTask& task) const {
-    std::fill(task.indices + task.k, task.indices + width, -1);
+    if (task.wide_indices != nullptr) {
+      std::fill(task.wide_indices + task.k, task.wide_indices + width, -1);
+    } else {
+      std::fill(task.indices + task.k, task.indices + width, -1);
+    }
     if (task.values == nullptr) {
       return;
     }
-    const uint32_t minus_inf = x.dtype == DType::kF32   ? 0xff800000u
-                               : x.dtype == DType::kF16 ? 0xfc00u
-                                                        : 0xff80u;
+    const uint32_t inf = x.dtype == DType::kF32   ? 0x7f800000u
+                         : x.dtype == DType::kF16 ? 0x7c00u
+                                                  : 0x7f80u;
+    const uint32_t sign = x.dtype == DType::kF32 ? 0x80000000u : 0x8000u;
+    const uint32_t padding = task.largest ? inf | sign : inf;
     const size_t element = SizeOf(x.dtype);
     for (int64_t i = task.k; i < width; ++i) {  // little-endian; of any alignment
-      std::memcpy(static_cast<uint8_t*>(task.values) + static_cast<size_t>(i) * element, &minus_inf,
+      std::memcpy(static_cast<uint8_t*>(task.values) + static_cast<size_t>(i) * element, &padding,
                   element);
     }
   }
@@ -85,8 +97,8 @@ struct Batch {
 
 void CheckInput(const MatrixView& x) {
   Check(x.rows >= 0, Code::kBadShape, "x has ", x.rows, " rows; at least 0 are needed");
-  Check(x.cols >= 1 && x.cols <= kMaxColumns, Code::kBadShape, "x has ", x.cols,
-        " columns; 1 to ", kMaxColumns, " are possible");
+  Check(x.cols >= 1 && x.cols <= kMaxColumns, Code::kBadShape, "x has ", x.cols, " columns; 1 to ",
+        kMaxColumns, " are possible");
   Check(x.dtype <= DType::kBF16, Code::kBadDType, "x has the unknown dtype ",
         static_cast<int>(x.dtype));
   Check(x.data != nullptr || x.rows == 0, Code::kBadShape, "x.data is null");
@@ -98,8 +110,9 @@ void CheckInput(const MatrixView& x) {
 }
 
 void CheckOptions(const TopKOptions& options) {
-  Check(options.algorithm <= Algorithm::kLaneSort, Code::kBadOption, "algorithm = ",
-        static_cast<int>(options.algorithm), " is none of auto, bucket maxima and lane sort");
+  Check(options.algorithm <= Algorithm::kLaneSort, Code::kBadOption,
+        "algorithm = ", static_cast<int>(options.algorithm),
+        " is none of auto, bucket maxima and lane sort");
   Check(options.lanes >= 1 && options.lanes <= kMaxLanes &&
             (options.lanes & (options.lanes - 1)) == 0,
         Code::kBadOption, "lanes = ", options.lanes, " is not a power of two from 1 to ",
@@ -113,10 +126,10 @@ void CheckOptions(const TopKOptions& options) {
 }
 
 // Rows of an output may not share bytes, and must lie within 64 bits of addresses.
-void CheckStride(const char* name, int64_t stride, int64_t rows, int64_t width) {
+void CheckStride(const char* name, int64_t stride, int64_t rows, int64_t width, int64_t element) {
   int64_t bytes = 0;
   Check(!__builtin_mul_overflow(stride, rows, &bytes) &&
-            !__builtin_mul_overflow(bytes, int64_t{4}, &bytes) && bytes != kLowest,
+            !__builtin_mul_overflow(bytes, element, &bytes) && bytes != kLowest,
         Code::kBadShape, "the row stride ", stride, " of ", name, " times ", rows,
         " rows does not fit an address");
   Check(rows <= 1 || (stride < 0 ? -stride : stride) >= width, Code::kOverlap, "the row stride ",
@@ -136,16 +149,24 @@ void CheckOutputs(const Batch& batch) {
     return ByteRows{span.data(), 1, 0, static_cast<int64_t>(span.size_bytes())};
   };
   const int64_t rows = batch.x.rows;
-  Check(batch.out.indices != nullptr, Code::kBadShape, "indices is null");
+  const bool wide = batch.out.wide_indices != nullptr;
+  const void* const indices = wide ? static_cast<const void*>(batch.out.wide_indices)
+                                   : static_cast<const void*>(batch.out.indices);
+  Check(indices != nullptr, Code::kBadShape, "indices is null");
+  Check(!wide || batch.out.indices == nullptr, Code::kBadShape,
+        "indices and wide_indices are both given; one of them must be null");
   CheckStride("values", batch.out.values_stride, batch.out.values != nullptr ? rows : 0,
-              batch.width);
-  CheckStride("indices", batch.out.indices_stride, rows, batch.width);
+              batch.width, 4);
+  CheckStride("indices", batch.out.indices_stride, rows, batch.width, wide ? 8 : 4);
   const Named outputs[] = {
-      {"values", {batch.out.values, batch.out.values != nullptr ? rows : 0,
-                  batch.out.values_stride * element, batch.width * element}},
-      {"indices", {batch.out.indices, rows, batch.out.indices_stride * 4, batch.width * 4}},
-      {"stats", {batch.out.stats, batch.out.stats != nullptr ? rows : 0, sizeof(TopKStats),
-                 sizeof(TopKStats)}}};
+      {"values",
+       {batch.out.values, batch.out.values != nullptr ? rows : 0, batch.out.values_stride * element,
+        batch.width * element}},
+      {"indices",
+       {indices, rows, batch.out.indices_stride * (wide ? 8 : 4), batch.width * (wide ? 8 : 4)}},
+      {"stats",
+       {batch.out.stats, batch.out.stats != nullptr ? rows : 0, sizeof(TopKStats),
+        sizeof(TopKStats)}}};
   const Named inputs[] = {
       {"x", {batch.x.data, rows, batch.x.row_stride * element, batch.x.cols * element}},
       {"k", bytes(batch.k)},
@@ -153,8 +174,8 @@ void CheckOutputs(const Batch& batch) {
       {batch.next_n > 0 ? "seq_lens" : "ends", bytes(batch.ends)}};
   for (const Named& out : outputs) {
     for (const Named& in : inputs) {
-      Check(!Overlaps(out.rows, in.rows), Code::kOverlap, out.name, " shares memory with ",
-            in.name, ", which is only read");
+      Check(!Overlaps(out.rows, in.rows), Code::kOverlap, out.name, " shares memory with ", in.name,
+            ", which is only read");
     }
     for (const Named* other = outputs; other != &out; ++other) {
       Check(!Overlaps(out.rows, other->rows), Code::kOverlap, out.name, " shares memory with ",
@@ -206,8 +227,8 @@ void RunSplit(const Batch& batch, const TopKOptions& options, Lease& lease, size
   const TopKKernels& kernels = Kernels();
   const int64_t rows = batch.x.rows;
   const int64_t parts = lease.threads();
-  uint8_t* shared = lease.Shared(static_cast<size_t>(rows) * maxima_bytes +
-                                 static_cast<size_t>(rows * parts));
+  uint8_t* shared =
+      lease.Shared(static_cast<size_t>(rows) * maxima_bytes + static_cast<size_t>(rows * parts));
   uint8_t* in_order = shared + static_cast<size_t>(rows) * maxima_bytes;
   const auto first = [&](int64_t row, int64_t part, bool keyed) {
     const RowTask task = batch.Task(row, options);
@@ -309,17 +330,16 @@ void TopK(const MatrixView& x, std::span<const int32_t> k, const TopKOut& out,
         " elements for ", x.rows, " rows");
   int64_t width = 0;
   for (size_t row = 0; row < k.size(); ++row) {
-    Check(k[row] >= 1 && k[row] <= x.cols, Code::kBadK, "k[", row, "] = ", k[row],
-          " is not in 1..", x.cols, ", the columns of x");
+    Check(k[row] >= 1 && k[row] <= x.cols, Code::kBadK, "k[", row, "] = ", k[row], " is not in 1..",
+          x.cols, ", the columns of x");
     width = std::max<int64_t>(width, k[row]);
   }
   Check(out.values != nullptr || x.rows == 0, Code::kBadShape, "values is null");
   Run({.x = x, .out = out, .width = width, .k = k}, options);
 }
 
-void TopKPerRow(const MatrixView& x, std::span<const int32_t> starts,
-                std::span<const int32_t> ends, int64_t k, const OutView<int32_t>& indices,
-                const TopKOptions& options) {
+void TopKPerRow(const MatrixView& x, std::span<const int32_t> starts, std::span<const int32_t> ends,
+                int64_t k, const OutView<int32_t>& indices, const TopKOptions& options) {
   CheckInput(x);
   Check(k >= 1 && k <= kMaxColumns, Code::kBadK, "k = ", k, " is not in 1..", kMaxColumns);
   Check(static_cast<int64_t>(starts.size()) == x.rows, Code::kBadShape, "starts has ",
@@ -327,10 +347,9 @@ void TopKPerRow(const MatrixView& x, std::span<const int32_t> starts,
   Check(static_cast<int64_t>(ends.size()) == x.rows, Code::kBadShape, "ends has ", ends.size(),
         " elements for ", x.rows, " rows");
   for (size_t row = 0; row < starts.size(); ++row) {
-    Check(starts[row] >= 0, Code::kBadRange, "starts[", row, "] = ", starts[row],
-          " is negative");
-    Check(ends[row] <= x.cols, Code::kBadRange, "ends[", row, "] = ", ends[row],
-          " is past the ", x.cols, " columns of x");
+    Check(starts[row] >= 0, Code::kBadRange, "starts[", row, "] = ", starts[row], " is negative");
+    Check(ends[row] <= x.cols, Code::kBadRange, "ends[", row, "] = ", ends[row], " is past the ",
+          x.cols, " columns of x");
   }
   Run({.x = x,
        .out = {.indices = indices.data, .indices_stride = indices.row_stride},
@@ -346,8 +365,8 @@ void TopKPerRowDecode(const MatrixView& x, std::span<const int32_t> seq_lens, in
   Check(k >= 1 && k <= kMaxColumns, Code::kBadK, "k = ", k, " is not in 1..", kMaxColumns);
   Check(next_n >= 1, Code::kBadOption, "next_n = ", next_n, " is not positive");
   Check(x.rows % next_n == 0 && static_cast<int64_t>(seq_lens.size()) == x.rows / next_n,
-        Code::kBadShape, "seq_lens has ", seq_lens.size(), " elements for ", x.rows,
-        " rows of ", next_n, " a sequence");
+        Code::kBadShape, "seq_lens has ", seq_lens.size(), " elements for ", x.rows, " rows of ",
+        next_n, " a sequence");
   for (size_t i = 0; i < seq_lens.size(); ++i) {
     Check(seq_lens[i] <= x.cols, Code::kBadRange, "seq_lens[", i, "] = ", seq_lens[i],
           " is past the ", x.cols, " columns of x");

@@ -13,7 +13,9 @@ namespace riffle::HWY_NAMESPACE {
 template <typename TI>
 bool First(const RowTask& task, int64_t begin, int64_t end, bool keyed, Format<TI> format,
            uint8_t* maxima) {
-  const auto run = keyed ? BucketMaxima<TI, true> : BucketMaxima<TI, false>;
+  const auto run = task.largest
+                       ? (keyed ? BucketMaxima<TI, true, false> : BucketMaxima<TI, false, false>)
+                       : (keyed ? BucketMaxima<TI, true, true> : BucketMaxima<TI, false, true>);
   return run(static_cast<const TI*>(task.x), static_cast<size_t>(task.n),
              static_cast<size_t>(task.plan.size), static_cast<size_t>(begin),
              static_cast<size_t>(end), format, reinterpret_cast<TI*>(maxima));
@@ -27,8 +29,8 @@ int64_t Positive(int64_t buckets, uint8_t* maxima) {
 }
 
 template <typename TI>
-void Finish(const RowTask& task, bool keyed, Format<TI> format, uint8_t* maxima,
-            uint8_t* scratch) {
+void Finish(const RowTask& task, bool keyed, Format<TI> format, uint8_t* maxima, uint8_t* scratch) {
+  format.smallest = !task.largest;
   Row<TI> row(task, format, PlanFinish(task), scratch);
   if (task.plan.buckets == 0) {
     SelectFromAll(row);
@@ -36,6 +38,7 @@ void Finish(const RowTask& task, bool keyed, Format<TI> format, uint8_t* maxima,
     SelectFromBuckets(row, keyed, reinterpret_cast<TI*>(maxima));
   }
   FillStats(row);
+  WidenIndices(task);
 }
 
 int64_t PositiveAny(const RowTask& task, int64_t buckets, uint8_t* maxima) {
@@ -66,10 +69,10 @@ void FinishAny(const RowTask& task, bool keyed, uint8_t* maxima, uint8_t* scratc
   }
 }
 
-// The first pass of a whole row; returns whether it had to be made with keys. A sixteenth of the row,
-// and where that is low, as in a sorted row, others from its middle and end, tell whether the bound
-// will come out positive, so that a row of log-probabilities, which are all negative, is not read
-// twice.
+// The first pass of a whole row; returns whether it had to be made with keys. A sixteenth of the
+// row, and where that is low, as in a sorted row, others from its middle and end, tell whether the
+// bound will come out positive, so that a row of log-probabilities, which are all negative, is not
+// read twice.
 bool FirstPass(const RowTask& task, uint8_t* maxima) {
   const int64_t buckets = task.plan.buckets;
   const int64_t part = std::max(buckets / 16 / kMinBucket, int64_t{1}) * kMinBucket;

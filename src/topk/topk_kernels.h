@@ -14,13 +14,15 @@ namespace riffle {
 struct RowTask {
   const void* x = nullptr;  // [n]
   DType dtype = DType::kF32;
-  int64_t n = 0;        // > 0
-  int64_t k = 0;        // 1..n
+  int64_t n = 0;  // > 0
+  int64_t k = 0;  // 1..n
   bool sorted = true;
+  bool largest = true;
   BucketPlan plan;
-  void* values = nullptr;      // [k], null: not wanted
-  int32_t* indices = nullptr;  // [k]
-  TopKStats* stats = nullptr;  // null: not wanted
+  void* values = nullptr;           // [k], null: not wanted
+  int32_t* indices = nullptr;       // [k]; where wide_indices are wanted: their second half
+  int64_t* wide_indices = nullptr;  // [k], null: not wanted
+  TopKStats* stats = nullptr;       // null: not wanted
 };
 
 struct LaneOptions {
