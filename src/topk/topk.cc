@@ -22,6 +22,15 @@ constexpr int kMaxLanes = 4096;
 constexpr int64_t kSplitBytes = 64 * 1024;
 constexpr int64_t kMaxSplitRows = 64;
 
+// Rows are handed out together until they make this much work, since threads that take one short
+// row after another wait for the counter they share: 32 rows of 64 took 11.5 us on two threads and
+// 7.7 on one. What is less than a few tasks is done by the calling thread.
+constexpr int64_t kTaskNs = 2000;
+constexpr int64_t kSerialNs = 8000;
+
+// Roughly what a row takes (f32, AVX-512).
+int64_t RowNs(int64_t n, int64_t k) { return 100 + n / 2 + 8 * k; }
+
 // What a call does to each row; everything in it has been checked.
 struct Batch {
   MatrixView x;
@@ -289,12 +298,19 @@ void RunBucketMaxima(const Batch& batch, const TopKOptions& options, Lease& leas
     return;
   }
   const TopKKernels& kernels = Kernels();
-  lease.Run(batch.x.rows, [&](int64_t row, uint8_t* memory) {
-    const RowTask task = batch.Task(row, options);
-    if (task.n > 0) {
-      kernels.row(task, memory);
+  const int64_t rows = batch.x.rows;
+  const int64_t row_ns = RowNs(batch.x.cols, std::min(batch.width, batch.x.cols));
+  const int64_t together =
+      rows <= kSerialNs / row_ns ? rows : std::max<int64_t>(1, kTaskNs / row_ns);
+  lease.Run((rows + together - 1) / together, [&](int64_t i, uint8_t* memory) {
+    const int64_t end = std::min(rows, (i + 1) * together);
+    for (int64_t row = i * together; row < end; ++row) {
+      const RowTask task = batch.Task(row, options);
+      if (task.n > 0) {
+        kernels.row(task, memory);
+      }
+      batch.PadRow(task);
     }
-    batch.PadRow(task);
   });
 }
 
