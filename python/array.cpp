@@ -164,9 +164,6 @@ void Array::ReadNumPy(Access access) {
 }
 
 void Array::ReadTorch(Access access) {
-  if (!IsTrue(Get(object_, known().is_cpu))) {
-    ThrowNotOnCpu(name_, "device " + Text(object_.attr("device")));
-  }
   if (access == Access::kWrite && IsTrue(Get(object_, known().requires_grad))) {
     ThrowValueError(std::string(name_) + " requires grad; results are not differentiable");
   }
@@ -185,11 +182,20 @@ void Array::ReadTorch(Access access) {
       if (api->tensor_from_object(tensor.ptr(), &view) != 0) {
         nb::raise_python_error();
       }
+      if (view.device.device_type != nb::device::cpu::value) {
+        ThrowNotOnCpu(name_, "device " + Text(object_.attr("device")));
+      }
       SetView(view);
       return;
     }
+    if (!IsTrue(Get(object_, known().is_cpu))) {
+      ThrowNotOnCpu(name_, "device " + Text(object_.attr("device")));
+    }
     tensor = tensor.attr("detach")();  // __dlpack__ refuses what requires grad
-  } catch (nb::python_error& error) {  // sparse, functorch's wrappers, ...
+  } catch (nb::python_error& error) {  // another device's, sparse, functorch's wrappers, ...
+    if (!IsTrue(Get(object_, known().is_cpu))) {
+      ThrowNotOnCpu(name_, "device " + Text(object_.attr("device")));
+    }
     nb::raise_from(error, PyExc_ValueError, "%s is a tensor without plain memory of the CPU",
                    name_);
   }

@@ -1,0 +1,22 @@
+"""Riffle in the place of PyTorch's functions, for CPU tensors: change the import, keep the rest.
+
+Each function is an operator too, torch.ops.riffle.*, with a fake kernel: torch.compile(fullgraph=True), torch.export and
+torch.func keep it. Tensors are read where they lie; a last axis that is not contiguous is made so first. Errors are of
+PyTorch's kind: RuntimeError and its NotImplementedError, IndexError for an axis, TypeError for what is no tensor.
+
+riffle is not built against PyTorch: what is installed is used.
+"""
+
+try:
+    import torch as _torch
+except ImportError as error:
+    raise ImportError("riffle.torch needs PyTorch: pip install torch") from error
+
+from riffle.torch._attention import paged_attention
+from riffle.torch._topk import top_k_per_row_decode, top_k_per_row_prefill, topk
+
+__all__ = ["paged_attention", "top_k_per_row_decode", "top_k_per_row_prefill", "topk"]
+
+for _public in (paged_attention, top_k_per_row_decode, top_k_per_row_prefill, topk):
+    _public.__module__ = "riffle.torch"
+del _public, _torch

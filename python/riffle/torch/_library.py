@@ -1,0 +1,97 @@
+"""The library torch.ops.riffle, and how calls get around the dispatcher when it has nothing to do for them.
+
+A kernel in Python costs about 4 us a dispatch key, as long as a small top-k takes. So a call on ordinary tensors, with
+no transform, mode or trace that wants to see it, goes straight to riffle; all others go through torch.ops.riffle.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+try:
+    from torch._C import _get_tracing_state, _len_torch_dispatch_stack, _len_torch_function_stack
+    from torch._C._functorch import peek_interpreter_stack
+except ImportError:  # a PyTorch that names them otherwise: everything goes through the dispatcher
+
+    def unobserved() -> bool:
+        return False
+
+else:
+
+    def unobserved() -> bool:
+        """Whether no mode, transform, forward differentiation or trace of this thread is active. 0.2 us."""
+        return (
+            not _len_torch_dispatch_stack()
+            and not _len_torch_function_stack()
+            and peek_interpreter_stack() is None
+            and _get_tracing_state() is None
+            and forward_ad._current_level < 0
+        )
+
+
+def transformed() -> bool:
+    """Whether torch.func or forward differentiation is at work."""
+    return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
+
+
+def plain(*tensors: Tensor | None) -> bool:
+    """Whether these are tensors, not of a subclass, that no gradient is wanted for, in an unobserved call."""
+    for tensor in tensors:
+        if tensor is not None and (type(tensor) is not Tensor or tensor.requires_grad):
+            return False
+    return unobserved()
+
+
+def in_cpu_memory(tensor: Tensor) -> bool:
+    """Whether the CPU's kernel is the tensor's: not another device's, no device's (meta), nor a sparse layout's."""
+    return tensor.is_cpu and tensor.layout is torch.strided
+
+
+class _Library(torch.library.Library):
+    """A library whose autograd kernels, the first to run, leave calls that have nothing to record to `direct`."""
+
+    def __init__(self) -> None:
+        super().__init__("riffle", "DEF")
+        self.direct = {}  # operator: function of its arguments that answers, or returns None
+
+    def impl(self, op_name, fn, dispatch_key="", **options):
+        name = op_name if isinstance(op_name, str) else op_name._schema.name.split("::")[1]
+        if dispatch_key == "Autograd" and name in self.direct:
+            fn = _shortened(self.direct[name], fn)
+        super().impl(op_name, fn, dispatch_key, **options)
+
+
+def _shortened(direct, autograd):
+    def kernel(keyset, *args):
+        answer = direct(*args)
+        if answer is not None:
+            return answer
+        if forward_ad._current_level >= 0:
+            for arg in args:
+                if isinstance(arg, Tensor) and forward_ad.unpack_dual(arg).tangent is not None:
+                    raise NotImplementedError("Trying to use forward AD with an operator of riffle that has none")
+        return autograd(keyset, *args)
+
+    return kernel
+
+
+LIBRARY = _Library()
+
+
+def no_gradient(name: str) -> None:
+    """Makes backward through an operator an error, as it is through PyTorch's own that have no derivative."""
+
+    def backward(ctx, *grads):
+        raise NotImplementedError(f"derivative for riffle::{name} is not implemented")
+
+    torch.library.register_autograd(f"riffle::{name}", backward, lib=LIBRARY)
+
+
+def call(function, *args, **kwargs):
+    """function(...) with PyTorch's kind of error: RuntimeError for what riffle calls ValueError or TypeError."""
+    try:
+        return function(*args, **kwargs)
+    except (ValueError, TypeError) as error:
+        raise RuntimeError(str(error)) from None

@@ -1,0 +1,323 @@
+"""topk and its rows by ranges."""
+
+from __future__ import annotations
+
+import operator
+import warnings
+
+import torch
+from torch import Tensor
+from torch.compiler import is_compiling
+
+from riffle import _core
+from riffle.torch._library import LIBRARY, call, in_cpu_memory, plain, transformed, unobserved
+
+_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+_Result = torch.return_types.topk
+
+
+def topk(
+    input: Tensor, k: int, dim: int = -1, largest: bool = True, sorted: bool = True, *, out=None
+) -> torch.return_types.topk:
+    """torch.topk for CPU tensors: the k largest, or smallest, elements along an axis, and where they stand.
+
+    Arguments and results are torch.topk's: int64 indices, contiguous results. Beyond its contract the result does not
+    depend on threads or SIMD, and of equal values the lower index comes first. As in torch.topk NaN is larger than all
+    else, and so the last to be among the smallest; -0 equals +0, and each comes out with the sign it has.
+
+    Differentiable in the values, under torch.compile(fullgraph=True) and torch.func too.
+
+    Args:
+      input: float32, float16 or bfloat16 tensor of any shape. Where `dim` is its last axis and contiguous it is read in
+        place, whatever the strides of the others; else a copy is made that is.
+      k: 0 to the length of the axis.
+      dim: the axis.
+      largest: False takes the smallest, least first.
+      sorted: False returns the same set in an order that is not specified, though always the same.
+      out: (values, indices) to write into, resized where they have another shape.
+
+    Returns:
+      torch.return_types.topk(values, indices), of the shape of input with k along `dim`.
+
+    Raises:
+      RuntimeError: k out of range; out of a wrong dtype, or together with an input that requires grad.
+      IndexError: no such axis.
+      NotImplementedError: another dtype, or a device that is not the CPU.
+      TypeError: input is not a tensor, or complex; k is not an int.
+
+    >>> import torch, riffle.torch
+    >>> x = torch.tensor([[3., 1., 4., 1., 5.], [2., 7., 1., 8., 2.]])
+    >>> values, indices = riffle.torch.topk(x, 2)
+    >>> values, indices
+    (tensor([[5., 4.],
+            [8., 7.]]), tensor([[4, 2],
+            [3, 1]]))
+    >>> riffle.torch.topk(x, 1, dim=0, largest=False).values
+    tensor([[2., 1., 1., 1., 2.]])
+    """
+    if is_compiling():
+        result = _Result(torch.ops.riffle.topk(input, k, dim, largest, sorted))
+        return result if out is None else _write(out, result)
+    if type(input) is Tensor and out is None and not input.requires_grad and unobserved():
+        answer = _core.torch_topk(input, k, dim, largest, sorted, _Result)
+        if answer is not None:
+            return answer
+    return _dispatch(input, k, dim, largest, sorted, out)
+
+
+def _dispatch(input, k, dim, largest, sorted, out):
+    if not isinstance(input, Tensor):
+        raise TypeError(f"topk(): argument 'input' (position 1) must be Tensor, not {type(input).__name__}")
+    if isinstance(k, (bool, float)):
+        raise TypeError(f"topk(): argument 'k' (position 2) must be int, not {type(k).__name__}")
+    if isinstance(k, Tensor):
+        k = operator.index(k)
+    if out is not None and torch.is_grad_enabled() and input.requires_grad:
+        raise RuntimeError(
+            "topk(): functions with out=... arguments don't support automatic differentiation, but one of the "
+            "arguments requires grad."
+        )
+    run = _TopK.apply if transformed() else torch.ops.riffle.topk
+    result = _Result(run(input, k, dim, largest, sorted))
+    return result if out is None else _write(out, result)
+
+
+class _TopK(torch.autograd.Function):
+    """topk under torch.func and forward differentiation, which operators of torch.library do not support."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(input, k, dim, largest, sorted):
+        return torch.ops.riffle.topk(input, k, dim, largest, sorted)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        _topk_setup(ctx, inputs, output)
+        ctx.save_for_forward(output[1])
+
+    @staticmethod
+    def backward(ctx, grad, _):
+        return _topk_backward(ctx, grad, _)
+
+    @staticmethod
+    def jvp(ctx, tangent, *_):
+        (indices,) = ctx.saved_tensors
+        return (tangent.gather(ctx.dim, indices) if tangent.dim() else tangent.clone()), None
+
+
+def _write(out, result):
+    for given, made in zip(out, result, strict=True):
+        if given.dtype != made.dtype:
+            raise RuntimeError(f"Expected out tensor to have dtype {made.dtype}, but got {given.dtype} instead")
+    for given, made in zip(out, result):
+        if given.shape != made.shape:
+            if given.numel() != 0:
+                warnings.warn(
+                    f"An output with one or more elements was resized since it had shape {list(given.shape)}, which "
+                    f"does not match the required output shape {list(made.shape)}.",
+                    stacklevel=4,
+                )
+            given.resize_(made.shape)
+        given.copy_(made)
+    return _Result(tuple(out))
+
+
+def _checked_dim(input: Tensor, k: int, dim: int) -> int:
+    """The axis, from 0; 0 for a tensor without axes. Raises what torch.topk raises."""
+    ndim = max(input.dim(), 1)
+    if not -ndim <= dim < ndim:
+        raise IndexError(f"Dimension out of range (expected to be in range of [{-ndim}, {ndim - 1}], but got {dim})")
+    dim %= ndim
+    if input.dtype not in _DTYPES:
+        kind = TypeError if input.dtype.is_complex else NotImplementedError
+        raise kind(f"riffle::topk takes float32, float16 and bfloat16, not {input.dtype}")
+    torch._check(k >= 0, lambda: "selected index k out of range")
+    torch._check(k <= (input.shape[dim] if input.dim() else 1), lambda: "selected index k out of range")
+    return dim
+
+
+def _topk_cpu(input, k, dim=-1, largest=True, sorted=True):
+    answer = _core.torch_topk(input, k, dim, largest, sorted, _Result)
+    if answer is not None:
+        return answer
+    dim = _checked_dim(input, k, dim)
+    if input.dim() == 0:  # torch.topk gives the element for k = 0 too
+        return input.clone(), torch.zeros((), dtype=torch.int64)
+    if k != 0 and input.numel() != 0:
+        raise RuntimeError("riffle::topk: input is a tensor without plain memory of the CPU")
+    shape = [*input.shape[:dim], k, *input.shape[dim + 1 :]]
+    return input.new_empty(shape), input.new_empty(shape, dtype=torch.int64)
+
+
+def _topk_direct(input, k, dim=-1, largest=True, sorted=True):
+    if type(input) is Tensor and not input.requires_grad and unobserved():
+        return _core.torch_topk(input, k, dim, largest, sorted, _Result)
+    return None
+
+
+def _topk_fake(input, k, dim=-1, largest=True, sorted=True):
+    dim = _checked_dim(input, k, dim)
+    shape = [*input.shape[:dim], k, *input.shape[dim + 1 :]] if input.dim() else []
+    return input.new_empty(shape), input.new_empty(shape, dtype=torch.int64)
+
+
+def _topk_setup(ctx, inputs, output):
+    input, _, ctx.dim, *_ = inputs
+    ctx.shape = input.shape
+    ctx.save_for_backward(output[1])
+    ctx.mark_non_differentiable(output[1])
+
+
+def _topk_backward(ctx, grad, _):
+    (indices,) = ctx.saved_tensors
+    return grad.new_zeros(ctx.shape).scatter(ctx.dim, indices, grad), None, None, None, None
+
+
+def _topk_vmap(info, in_dims, input, k, dim=-1, largest=True, sorted=True):
+    input = input.movedim(in_dims[0], 0)
+    if input.dim() == 1:  # a batch of scalars
+        values, indices = torch.ops.riffle.topk(input.unsqueeze(1), 1, 1, largest, sorted)
+        return (values.squeeze(1), indices.squeeze(1)), (0, 0)
+    dim = dim + 1 if dim >= 0 else dim
+    if dim == -input.dim() or dim == input.dim():  # the batch is no axis of the caller's
+        _checked_dim(input[0], k, dim - 1 if dim > 0 else dim)
+    return tuple(torch.ops.riffle.topk(input, k, dim, largest, sorted)), (0, 0)
+
+
+def top_k_per_row_prefill(
+    logits: Tensor,
+    row_starts: Tensor,
+    row_ends: Tensor,
+    indices: Tensor,
+    num_rows: int,
+    stride0: int,
+    stride1: int,
+    top_k: int,
+) -> None:
+    """FlagGems' and vLLM's top_k_per_row_prefill: the columns of the k best of a range of each row, into `indices`.
+
+    Unlike theirs it never writes to logits, takes any k and dtype, and puts the best first (of equal ones the lower
+    column; NaN above +inf).
+
+    Args:
+      logits: [>= num_rows, n] float32, float16 or bfloat16; read in place where stride1 is 1, else copied.
+      row_starts, row_ends: int32 [>= num_rows]; row r takes part with the columns [row_starts[r], row_ends[r]), none if
+        that is empty. An end past n is clamped to n.
+      indices: int32 [>= num_rows, >= top_k]; [num_rows, top_k] of it is written: columns relative to the row's start,
+        padded with -1.
+      num_rows: rows to do.
+      stride0, stride1: of logits, in elements; usually logits.stride(0) and logits.stride(1). Others are respected
+        where they stay within its storage.
+      top_k: at least 1; may exceed n.
+
+    Raises:
+      RuntimeError: a shape, dtype or stride as above, a negative start. Nothing has been written then.
+
+    >>> import torch, riffle.torch
+    >>> logits = torch.tensor([[3., 1., 4., 1., 5.], [2., 7., 1., 8., 2.]])
+    >>> starts, ends = torch.tensor([1, 3], dtype=torch.int32), torch.tensor([5, 9], dtype=torch.int32)
+    >>> indices = torch.empty(2, 3, dtype=torch.int32)
+    >>> riffle.torch.top_k_per_row_prefill(logits, starts, ends, indices, 2, 5, 1, 3)
+    >>> indices
+    tensor([[ 3,  1,  0],
+            [ 0,  1, -1]], dtype=torch.int32)
+    """
+    args = logits, row_starts, row_ends, indices, num_rows, stride0, stride1, top_k
+    if not is_compiling() and plain(logits, row_starts, row_ends, indices) and in_cpu_memory(logits):
+        _prefill_cpu(*args)
+    else:
+        torch.ops.riffle.top_k_per_row_prefill(*args)
+
+
+def top_k_per_row_decode(
+    logits: Tensor,
+    next_n: int,
+    seq_lens: Tensor,
+    indices: Tensor,
+    num_rows: int,
+    stride0: int,
+    stride1: int,
+    top_k: int,
+) -> None:
+    """FlagGems' and vLLM's top_k_per_row_decode: top_k_per_row_prefill where a row sees the tokens before it.
+
+    Args:
+      next_n: rows of a sequence, at least 1.
+      seq_lens: int32 [>= ceil(num_rows / next_n)]; row r sees the columns
+        [0, seq_lens[r // next_n] - next_n + r % next_n + 1), of which n at most.
+      The others as in top_k_per_row_prefill.
+
+    >>> import torch, riffle.torch
+    >>> logits = torch.tensor([[3., 1., 4., 1., 5.], [2., 7., 1., 8., 2.]])
+    >>> indices = torch.empty(2, 3, dtype=torch.int32)
+    >>> riffle.torch.top_k_per_row_decode(logits, 2, torch.tensor([4], dtype=torch.int32), indices, 2, 5, 1, 3)
+    >>> indices
+    tensor([[2, 0, 1],
+            [3, 1, 0]], dtype=torch.int32)
+    """
+    args = logits, next_n, seq_lens, indices, num_rows, stride0, stride1, top_k
+    if not is_compiling() and plain(logits, seq_lens, indices) and in_cpu_memory(logits):
+        _decode_cpu(*args)
+    else:
+        torch.ops.riffle.top_k_per_row_decode(*args)
+
+
+def _rows(logits, num_rows, stride0, stride1):
+    """logits as the strides say, with contiguous columns."""
+    if logits.dim() != 2:
+        raise RuntimeError(f"logits has shape {tuple(logits.shape)}; it must be [num_rows, n]")
+    if stride1 == 1 and logits.stride() == (stride0, stride1):
+        return logits
+    columns = logits.shape[1]
+    # as_strided stays within the storage, or raises.
+    rows = logits.as_strided((num_rows, columns), (stride0, stride1))
+    return rows if stride1 == 1 or columns <= 1 else rows.contiguous()
+
+
+def _per_row(function, logits, ranges, indices, num_rows, top_k):
+    """function(logits, *ranges, indices, num_rows, top_k) also where logits has no columns or indices' are strided."""
+    if indices.dim() == 2 and logits.dim() == 2 and logits.shape[1] == 0 and indices.shape[0] >= num_rows >= 0:
+        indices[:num_rows, :top_k].fill_(-1)
+    elif indices.dim() == 2 and indices.stride(1) != 1 and indices.shape[1] > 1:
+        contiguous = indices.contiguous()
+        call(function, logits, *ranges, contiguous, num_rows, top_k)
+        indices.copy_(contiguous)
+    else:
+        call(function, logits, *ranges, indices, num_rows, top_k)
+
+
+def _prefill_cpu(logits, row_starts, row_ends, indices, num_rows, stride0, stride1, top_k):
+    rows = _rows(logits, num_rows, stride0, stride1)
+    _per_row(_core.torch_top_k_per_row_prefill, rows, (row_starts, row_ends), indices, num_rows, top_k)
+
+
+def _decode_cpu(logits, next_n, seq_lens, indices, num_rows, stride0, stride1, top_k):
+    rows = _rows(logits, num_rows, stride0, stride1)
+    _per_row(_core.torch_top_k_per_row_decode, rows, (next_n, seq_lens), indices, num_rows, top_k)
+
+
+def _nothing(*args):
+    return None
+
+
+_TAGS = (torch.Tag.pt2_compliant_tag,)
+LIBRARY.define(
+    "topk(Tensor input, SymInt k, int dim=-1, bool largest=True, bool sorted=True) -> (Tensor values, Tensor indices)",
+    tags=_TAGS,
+)
+LIBRARY.impl("topk", _topk_cpu, "CPU")
+LIBRARY.direct["topk"] = _topk_direct
+torch.library.register_fake("riffle::topk", _topk_fake, lib=LIBRARY)
+torch.library.register_autograd("riffle::topk", _topk_backward, setup_context=_topk_setup, lib=LIBRARY)
+torch.library.register_vmap("riffle::topk", _topk_vmap, lib=LIBRARY)
+
+_PER_ROW = "Tensor(a!) indices, SymInt num_rows, SymInt stride0, SymInt stride1, SymInt top_k) -> ()"
+LIBRARY.define(
+    f"top_k_per_row_prefill(Tensor logits, Tensor row_starts, Tensor row_ends, {_PER_ROW}", tags=_TAGS
+)
+LIBRARY.impl("top_k_per_row_prefill", _prefill_cpu, "CPU")
+torch.library.register_fake("riffle::top_k_per_row_prefill", _nothing, lib=LIBRARY)
+LIBRARY.define(f"top_k_per_row_decode(Tensor logits, SymInt next_n, Tensor seq_lens, {_PER_ROW}", tags=_TAGS)
+LIBRARY.impl("top_k_per_row_decode", _decode_cpu, "CPU")
+torch.library.register_fake("riffle::top_k_per_row_decode", _nothing, lib=LIBRARY)
