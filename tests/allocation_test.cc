@@ -3,6 +3,7 @@
 
 #include <functional>
 
+#include "riffle/sampling.h"
 #include "riffle/topk.h"
 #include "tests/allocation_counter.h"
 #include "tests/topk_check.h"
@@ -83,6 +84,21 @@ TEST_F(SteadyState, TopKPerRow) {
                  TopKPerRow(x, starts, ends, 1024, {out.indices, out.indices_stride}, with);
                  TopKPerRowDecode(x, ends, 1, 1024, {out.indices, out.indices_stride}, with);
                });
+}
+
+// Rows of every kind: greedy, candidates few and many, a nucleus small and large, all columns.
+TEST_F(SteadyState, Sample) {
+  Pool pool(2);
+  const std::vector<float> temperature = {0, 1, 1, 5};
+  const std::vector<int32_t> top_k = {0, 3000, 64, 0};
+  const std::vector<float> top_p = {1, 0.9f, 0.9f, 0.99f};
+  std::vector<float> logprobs(kRows);
+  ExpectSteady(DType::kF32, {}, [&](const MatrixView& x, const TopKOut& out, const TopKOptions&) {
+    for (const std::span<const float> p : {std::span<const float>(top_p), {}}) {
+      riffle::Sample(x, {.temperature = temperature, .top_k = top_k, .top_p = p, .pool = &pool},
+                     {out.indices, static_cast<size_t>(kRows)}, logprobs);
+    }
+  });
 }
 
 }  // namespace

@@ -81,9 +81,8 @@ struct Undecided {
   }
 };
 
-// Between the two, the upper one excluded. In the middle of the values, which halves a bell, and
-// every other time in the middle of the floats between them, which ends after 32 steps at the
-// latest.
+// Between the two, the upper one excluded: in the middle of the values, which halves a bell, or of
+// the floats between them, which ends after 32 steps at the latest.
 inline float Pivot(Undecided::Range range, bool of_bits) {
   float middle = range.least / 2 + range.largest / 2;
   if (of_bits || !(middle >= range.least && middle < range.largest)) {
@@ -110,7 +109,8 @@ Nucleus NucleusOf(const WeightRow& row, int64_t n, double mass, uint8_t* scratch
     undecided.Append(value, weight, hn::Gt(weight, hn::Zero(d)));
   }
   double above = 0;  // the mass of what lies above all undecided
-  for (bool of_bits = false;; of_bits = !of_bits) {
+  for (bool of_bits = false;;) {
+    const int64_t before = undecided.count;
     const Undecided::Range range = undecided.Extremes();
     if (!(range.least < range.largest)) {
       break;
@@ -120,6 +120,7 @@ Nucleus NucleusOf(const WeightRow& row, int64_t n, double mass, uint8_t* scratch
     const bool reached = above + upper >= mass;
     undecided.Keep(pivot, reached);
     above += reached ? 0 : upper;
+    of_bits = undecided.count > before / 4 * 3;
   }
   const float weight = undecided.weight[0];
   const double wanted = std::ceil((mass - above) / static_cast<double>(weight));

@@ -7,10 +7,10 @@
 #include <limits>
 
 #include "core/check.h"
-#include "core/order.h"
 #include "core/parallel.h"
 #include "core/targets.h"
 #include "riffle/topk.h"
+#include "sampling/prefix.h"
 #include "sampling/random.h"
 #include "sampling/sampling_check.h"
 #include "sampling/sampling_kernels.h"
@@ -29,58 +29,12 @@ T Of(std::span<const T> list, int64_t row, T otherwise) {
   return list.empty() ? otherwise : list[list.size() == 1 ? 0 : static_cast<size_t>(row)];
 }
 
-float LoadElement(DType dtype, const uint8_t* p) {
-  if (dtype == DType::kF32) {
-    float value;
-    std::memcpy(&value, p, sizeof(value));
-    return value;
-  }
-  uint16_t bits;
-  std::memcpy(&bits, p, sizeof(bits));
-  return ToFloat(bits, dtype);
-}
-
 // The best columns of a row, best first.
 struct Candidates {
   uint8_t* values = nullptr;  // of the row's dtype
   int32_t* indices = nullptr;
   int64_t count = 0;
 };
-
-// How many of weights[0, count) it takes to reach `mass`, at least one; count + 1: all do not.
-int64_t Reach(const float* weights, int64_t count, double mass) {
-  double sum = 0;
-  for (int64_t i = 0; i < count; ++i) {
-    sum += static_cast<double>(weights[i]);
-    if (sum >= mass) {
-      return i + 1;
-    }
-  }
-  return count + 1;
-}
-
-double Sum(const float* weights, int64_t count) {
-  double sum = 0;
-  for (int64_t i = 0; i < count; ++i) {
-    sum += static_cast<double>(weights[i]);
-  }
-  return sum;
-}
-
-// The first element at which the running sum exceeds `place`; rounding may leave it just short,
-// then the last one of any weight.
-int64_t Locate(const float* weights, int64_t count, double place) {
-  double sum = 0;
-  int64_t last = 0;
-  for (int64_t i = 0; i < count; ++i) {
-    sum += static_cast<double>(weights[i]);
-    last = weights[i] > 0 ? i : last;
-    if (sum > place) {
-      return i;
-    }
-  }
-  return last;
-}
 
 // One call. Lives through its three steps: the best columns of every row, by TopK; sums of weights
 // of those rows that need them; the draw.
@@ -90,6 +44,7 @@ class Sampler {
       : logits_(logits),
         options_(options),
         logprobs_(logprobs),
+        any_sums_(logprobs),
         element_(SizeOf(logits.dtype)),
         blocks_(SumBlocks(logits.cols)) {}
 
@@ -122,6 +77,7 @@ class Sampler {
   double* Sums(int64_t row) const { return sums_ + row * blocks_; }
 
   RowTask TopKTask(int64_t row, const Candidates& out) const;
+  void PlaceFirst();
   void FindFirst();
   void CheckMaxima() const;
   void PlanScratch();
@@ -144,10 +100,13 @@ class Sampler {
   MatrixView logits_;
   const SampleOptions& options_;
   bool logprobs_;
+  bool any_sums_;
+  bool uniform_ = true;  // the same number of first candidates in every row
   size_t element_;
   int64_t blocks_;
-  int64_t width_ = 1;  // columns of first_
-  Candidates first_;   // [rows, width_]
+  int64_t width_ = 1;          // columns of first_
+  Candidates first_;           // [rows, width_]
+  int32_t* counts_ = nullptr;  // [rows], for TopK
   struct {
     size_t indices, weights, rest, bytes;
   } scratch_ = {};          // offsets into a thread's
@@ -167,14 +126,13 @@ RowTask Sampler::TopKTask(int64_t row, const Candidates& out) const {
   return task;
 }
 
-// The arena is the caller's thread's own: the pool's is used by TopK.
-void Sampler::FindFirst() {
-  bool uniform = true;
-  const int64_t first = Plan(0).first;
+// In an arena of the caller's thread: the pool's own is for TopK.
+void Sampler::PlaceFirst() {
   for (int64_t row = 0; row < logits_.rows; ++row) {
-    const int64_t count = Plan(row).first;
-    uniform &= count == first;
-    width_ = std::max(width_, count);
+    const RowPlan plan = Plan(row);
+    uniform_ &= plan.first == Plan(0).first;
+    any_sums_ |= plan.sums_all();
+    width_ = std::max(width_, plan.first);
   }
   thread_local Arena arena;
   const auto rows = static_cast<size_t>(logits_.rows);
@@ -183,17 +141,20 @@ void Sampler::FindFirst() {
   const size_t counts = indices + Aligned(elements * sizeof(int32_t));
   uint8_t* memory = arena.Get(counts + rows * sizeof(int32_t));
   first_ = {memory, reinterpret_cast<int32_t*>(memory + indices), width_};
+  counts_ = reinterpret_cast<int32_t*>(memory + counts);
+}
+
+void Sampler::FindFirst() {
   const TopKOut out{first_.values, width_, first_.indices, width_};
   const TopKOptions options{.pool = options_.pool};
-  if (uniform) {
+  if (uniform_) {
     TopK(logits_, width_, out, options);
     return;
   }
-  auto* k = reinterpret_cast<int32_t*>(memory + counts);
   for (int64_t row = 0; row < logits_.rows; ++row) {
-    k[row] = static_cast<int32_t>(Plan(row).first);
+    counts_[row] = static_cast<int32_t>(Plan(row).first);
   }
-  TopK(logits_, std::span<const int32_t>(k, rows), out, options);
+  TopK(logits_, std::span<const int32_t>(counts_, static_cast<size_t>(logits_.rows)), out, options);
 }
 
 // NaN is above all values, so it shows in the maximum.
@@ -219,8 +180,8 @@ void Sampler::PlanScratch() {
     } else if (plan.path == SamplePath::kCandidates) {
       k = plan.k;
     }
-    if (k > plan.first) {
-      rest = std::max(rest, BucketMaximaScratch(TopKTask(row, {nullptr, nullptr, k})));
+    for (const int64_t count : {plan.first, std::max(k, plan.first)}) {
+      rest = std::max(rest, BucketMaximaScratch(TopKTask(row, {nullptr, nullptr, count})));
     }
     candidates = std::max(candidates, k);
   }
@@ -378,26 +339,36 @@ float Sampler::LogProb(int64_t row, int32_t token) const {
 }
 
 void Sampler::Run(std::span<int32_t> tokens, std::span<float> logprobs) {
-  FindFirst();
-  CheckMaxima();
+  PlaceFirst();
   PlanScratch();
   const int64_t rows = logits_.rows;
-  bool any_sums = logprobs_;
-  for (int64_t row = 0; row < rows && !any_sums; ++row) {
-    any_sums = Plan(row).sums_all();
+  const int64_t threads = (options_.pool != nullptr ? *options_.pool : DefaultPool()).threads();
+  // Rows that are dealt out whole are summed while they are still in a core's cache.
+  const bool together = any_sums_ && (rows % threads == 0 || rows >= 4 * threads);
+  if (!together) {
+    FindFirst();
+    CheckMaxima();
   }
   Lease lease(options_.pool);
   lease.ReserveScratch(scratch_.bytes);
-  if (any_sums) {
+  if (any_sums_) {
     const size_t sums = static_cast<size_t>(rows * blocks_);
     sums_ = reinterpret_cast<double*>(lease.Shared(2 * sums * sizeof(double)));
     raw_ = sums_ + sums;
     constexpr int64_t kBlocksOfTask = 16;
-    const int64_t parts = (blocks_ + kBlocksOfTask - 1) / kBlocksOfTask;
-    lease.Run(rows * parts, [&](int64_t i, uint8_t*) {
-      const int64_t begin = i % parts * kBlocksOfTask;
-      SumBlocksOf(i / parts, begin, std::min(begin + kBlocksOfTask, blocks_));
+    const int64_t step = together ? blocks_ : kBlocksOfTask;
+    const int64_t parts = (blocks_ + step - 1) / step;
+    lease.Run(rows * parts, [&](int64_t i, uint8_t* memory) {
+      const int64_t row = i / parts;
+      if (together) {
+        Kernels().row(TopKTask(row, First(row, Plan(row).first)), Parts(memory).rest);
+      }
+      const int64_t begin = i % parts * step;
+      SumBlocksOf(row, begin, std::min(begin + step, blocks_));
     });
+  }
+  if (together) {
+    CheckMaxima();
   }
   lease.Run(rows, [&](int64_t row, uint8_t* memory) {
     const int32_t token = Draw(row, Parts(memory));

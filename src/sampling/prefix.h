@@ -1,0 +1,58 @@
+// Single logits, and running sums of weights: in double, in their order.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+#include "core/order.h"
+
+namespace riffle {
+
+// The element at an address of any alignment as an f32.
+inline float LoadElement(DType dtype, const uint8_t* p) {
+  if (dtype == DType::kF32) {
+    float value;
+    std::memcpy(&value, p, sizeof(value));
+    return value;
+  }
+  uint16_t bits;
+  std::memcpy(&bits, p, sizeof(bits));
+  return ToFloat(bits, dtype);
+}
+
+// How many of weights[0, count) it takes to reach `mass`, at least one; count + 1: all do not.
+inline int64_t Reach(const float* weights, int64_t count, double mass) {
+  double sum = 0;
+  for (int64_t i = 0; i < count; ++i) {
+    sum += static_cast<double>(weights[i]);
+    if (sum >= mass) {
+      return i + 1;
+    }
+  }
+  return count + 1;
+}
+
+inline double Sum(const float* weights, int64_t count) {
+  double sum = 0;
+  for (int64_t i = 0; i < count; ++i) {
+    sum += static_cast<double>(weights[i]);
+  }
+  return sum;
+}
+
+// The first element at which the running sum exceeds `place`; rounding may leave it just short,
+// then the last one of any weight.
+inline int64_t Locate(const float* weights, int64_t count, double place) {
+  double sum = 0;
+  int64_t last = 0;
+  for (int64_t i = 0; i < count; ++i) {
+    sum += static_cast<double>(weights[i]);
+    last = weights[i] > 0 ? i : last;
+    if (sum > place) {
+      return i;
+    }
+  }
+  return last;
+}
+
+}  // namespace riffle
