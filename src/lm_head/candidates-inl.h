@@ -102,9 +102,12 @@ void FinishRowImpl(const FinishTask& task, uint8_t* scratch) {
   } else {
     RadixSort(to_sort, reinterpret_cast<uint64_t*>(scratch + layout.pairs));
   }
-  for (size_t i = 0; i < k; ++i) {
-    const float value = KeyToFloat(list.keys[sorted[i]], DType::kF32);
-    task.values[i] = value;
+  for (size_t i = 0; i < k; ++i) {  // logits are canonical: their keys tell their bits
+    const int32_t key = list.keys[sorted[i]];
+    const uint32_t bits = key == kF32Format.nan_key()
+                              ? kCanonicalNaN
+                              : std::bit_cast<uint32_t>(KeyToFloat(key, DType::kF32));
+    std::memcpy(task.values + i, &bits, sizeof(bits));
     task.indices[i] = list.indices[sorted[i]];
   }
 }

@@ -13,6 +13,8 @@ inline constexpr int kTile = 64;   // columns of y (rows of W) that are computed
 inline constexpr int kSpan = 256;  // inputs summed in one chain; a multiple of kQ8Block
 inline constexpr int kChunk = 32;  // inputs laid out at a time; x and W are zeros up to the next one
 
+inline constexpr uint32_t kCanonicalNaN = 0x7fc00000u;
+
 // Rows of x that go through W together, laid out as words: [spans][rows][kSpan / per word]. A word is
 // an f32, or two bf16, the lower input in the lower half.
 struct LinearArgs {

@@ -14,23 +14,77 @@
 HWY_BEFORE_NAMESPACE();
 namespace riffle::HWY_NAMESPACE {
 
+// Adds the products of a span to sums [args.rows][kTile]. `words`: scratch for W.
+template <class Math, class Source>
+void RunSpan(const LinearArgs& args, const TileSpan& tile, int64_t number, uint32_t* words,
+             float* sums) {
+  using Word = typename Math::Word;
+  SpanProduct<Math> span;
+  span.x = static_cast<const Word*>(args.x) + number * args.rows * Math::kSpanWords;
+  span.w = reinterpret_cast<const Word*>(words);
+  span.sums = sums;
+  span.rows = static_cast<int>(args.rows);
+  span.words = tile.padded() / Math::kPerWord;
+  if constexpr (Source::kQ8) {
+    LoadScales(tile);
+  }
+  if (args.transposed) {
+    if constexpr (!Source::kQ8) {
+      LayOutTransposed<Source::kType, Math::kPerWord>(tile, words);
+    }
+  } else if (args.rows <= kFewRows && tile.inputs % kChunk == 0) {
+    return FewRows<Math, Source>(span, tile);
+  } else {
+    LayOutRows<Source, Math::kPerWord>(tile, words);
+  }
+  Product<Math, Source>(span, tile, !args.transposed);
+}
+
+using RunSpanFunction = void (*)(const LinearArgs&, const TileSpan&, int64_t, uint32_t*, float*);
+RunSpanFunction PickRunSpan(const LinearArgs& args) {
+#if HWY_NATIVE_DOT_BF16 && HWY_ARCH_X86
+  if (args.words_of_bf16) {
+    return args.format == WeightFormat::kQ8_0 ? RunSpan<PairWords, PairQ8Source>
+                                              : RunSpan<PairWords, PairSource>;
+  }
+#endif
+  switch (args.format) {
+    case WeightFormat::kF32:
+      return RunSpan<FloatWords, FloatSource<DType::kF32>>;
+    case WeightFormat::kF16:
+      return RunSpan<FloatWords, FloatSource<DType::kF16>>;
+    case WeightFormat::kBF16:
+      return RunSpan<FloatWords, FloatSource<DType::kBF16>>;
+    case WeightFormat::kQ8_0:
+      break;
+  }
+  return RunSpan<FloatWords, FloatQ8Source>;
+}
+
 // One thread's way through tiles of W.
-template <class Math>
 class TileRunner {
  public:
   TileRunner(const LinearArgs& args, uint8_t* scratch)
-      : args_(args), scratch_(scratch), layout_(PlanTileScratch(args.rows)) {}
+      : args_(args),
+        scratch_(scratch),
+        layout_(PlanTileScratch(args.rows)),
+        run_span_(PickRunSpan(args)),
+        q8_(args.format == WeightFormat::kQ8_0),
+        element_(args.format == WeightFormat::kF32 ? 4 : 2) {}
 
   // The logits of a tile, [rows][kTile] f32, finished.
   const float* Run(int64_t tile) {
     const int64_t column = tile * kTile;
     columns_ = static_cast<int>(std::min<int64_t>(kTile, args_.vocab - column));
     float* sums = Sums();
-    if (args_.d == 0) {
-      std::fill_n(sums, args_.rows * kTile, 0.0f);
-    }
-    for (int64_t span = 0; span < args_.spans(); ++span) {
-      RunSpan(column, span);
+    std::fill_n(sums, args_.rows * kTile, 0.0f);
+    TileSpan span = Begin(column);
+    for (int64_t number = 0; number < args_.spans(); ++number) {
+      const int64_t input = number * kSpan;
+      span.offset = q8_ ? input / kQ8Block * kQ8BlockBytes : input * element_;
+      span.from = args_.weight + input * span.stride + column * element_;
+      span.inputs = static_cast<int>(std::min<int64_t>(kSpan, args_.d - input));
+      run_span_(args_, span, number, reinterpret_cast<uint32_t*>(scratch_ + layout_.words), sums);
     }
     Complete(column);
     return sums;
@@ -40,37 +94,20 @@ class TileRunner {
  private:
   float* Sums() { return reinterpret_cast<float*>(scratch_ + layout_.sums); }
 
-  void RunSpan(int64_t column, int64_t span) {
-    TileSpan tile;
-    const int64_t input = span * kSpan;
-    const bool q8 = args_.format == WeightFormat::kQ8_0;
-    const int64_t element = args_.format == WeightFormat::kF32 ? 4 : 2;
-    const int64_t offset = q8 ? input / kQ8Block * kQ8BlockBytes : input * element;
-    tile.from = args_.weight + (args_.transposed ? input * args_.weight_stride + column * element
-                                                 : column * args_.weight_stride + offset);
-    tile.stride = args_.weight_stride;
-    tile.columns = columns_;
-    tile.inputs = static_cast<int>(std::min<int64_t>(kSpan, args_.d - input));
-    tile.ahead = 0;
-    tile.words = scratch_ + layout_.words;
-    tile.scales = reinterpret_cast<float*>(scratch_ + layout_.scales);
-    tile.tails = scratch_ + layout_.tails;
-    LayOutTile(Math(), args_, tile);
-
-    using Word = typename Math::Word;
-    SpanProduct<Math> product;
-    product.x = static_cast<const Word*>(args_.x) + span * args_.rows * Math::kSpanWords;
-    product.w = reinterpret_cast<const Word*>(tile.words);
-    product.scales = tile.scales;
-    product.sums = Sums();
-    product.rows = static_cast<int>(args_.rows);
-    product.words = (tile.inputs + kChunk - 1) / kChunk * kChunk / Math::kPerWord;
-    product.first = span == 0;
-    if (q8) {
-      Product<Math, true>(product);
-    } else {
-      Product<Math, false>(product);
+  TileSpan Begin(int64_t column) {
+    TileSpan span;
+    for (int i = 0; i < kTile; ++i) {
+      span.column[i] = args_.transposed ? nullptr
+                                        : args_.weight + (column + std::min(i, columns_ - 1)) *
+                                                             args_.weight_stride;
     }
+    span.column_bytes = q8_ ? args_.d / kQ8Block * kQ8BlockBytes : args_.d * element_;
+    span.next_tile = kTile * args_.weight_stride;
+    span.stride = args_.transposed ? args_.weight_stride : 0;
+    span.columns = columns_;
+    span.tails = scratch_ + layout_.tails;
+    span.scales = reinterpret_cast<float*>(scratch_ + layout_.scales);
+    return span;
   }
 
   // Adds the bias; +0 for zeros, one NaN for all.
@@ -79,7 +116,7 @@ class TileRunner {
     auto* bias = reinterpret_cast<float*>(scratch_ + layout_.bias);
     LoadBias(column, bias);
     float* sums = Sums();
-    const auto nan = hn::BitCast(df, hn::Set(WordU32(), 0x7fc00000u));
+    const auto nan = hn::BitCast(df, hn::Set(WordU32(), kCanonicalNaN));
     for (int64_t row = 0; row < args_.rows; ++row, sums += kTile) {
       for (int i = 0; i < kTile; i += kLanes) {
         auto value = hn::Load(df, sums + i);
@@ -114,13 +151,15 @@ class TileRunner {
   const LinearArgs& args_;
   uint8_t* scratch_;
   TileScratch layout_;
+  RunSpanFunction run_span_;
+  bool q8_;
+  int64_t element_;
   int columns_ = 0;
 };
 
-template <class Math>
-void StoreTilesAs(const LinearArgs& args, int64_t begin, int64_t end, const StoreSink& sink,
+void StoreTiles(const LinearArgs& args, int64_t begin, int64_t end, const StoreSink& sink,
                   uint8_t* scratch) {
-  TileRunner<Math> runner(args, scratch);
+  TileRunner runner(args, scratch);
   for (int64_t tile = begin; tile < end; ++tile) {
     const float* sums = runner.Run(tile);
     for (int64_t row = 0; row < args.rows; ++row) {
@@ -144,10 +183,9 @@ HWY_INLINE void Raise(std::atomic<int32_t>& bound, int32_t key) {
   }
 }
 
-template <class Math>
-void KeepTilesAs(const LinearArgs& args, int64_t begin, int64_t end, const CandidateSink& sink,
+void KeepTiles(const LinearArgs& args, int64_t begin, int64_t end, const CandidateSink& sink,
                  uint8_t* scratch) {
-  TileRunner<Math> runner(args, scratch);
+  TileRunner runner(args, scratch);
   auto* counts = reinterpret_cast<int64_t*>(scratch + sink.layout.counts);
   std::fill_n(counts, args.rows, 0);
   const auto k = static_cast<size_t>(sink.k);
@@ -176,26 +214,6 @@ void KeepTilesAs(const LinearArgs& args, int64_t begin, int64_t end, const Candi
     std::copy_n(list.indices, list.count, sink.kept.columns + at * sink.plan.limit);
     sink.kept.counts[at] = static_cast<int64_t>(list.count);
   }
-}
-
-void StoreTiles(const LinearArgs& args, int64_t begin, int64_t end, const StoreSink& sink,
-                uint8_t* scratch) {
-#if HWY_NATIVE_DOT_BF16 && HWY_ARCH_X86
-  if (args.words_of_bf16) {
-    return StoreTilesAs<PairWords>(args, begin, end, sink, scratch);
-  }
-#endif
-  StoreTilesAs<FloatWords>(args, begin, end, sink, scratch);
-}
-
-void KeepTiles(const LinearArgs& args, int64_t begin, int64_t end, const CandidateSink& sink,
-               uint8_t* scratch) {
-#if HWY_NATIVE_DOT_BF16 && HWY_ARCH_X86
-  if (args.words_of_bf16) {
-    return KeepTilesAs<PairWords>(args, begin, end, sink, scratch);
-  }
-#endif
-  KeepTilesAs<FloatWords>(args, begin, end, sink, scratch);
 }
 
 const LinearKernels* GetLinearKernelsImpl() {

@@ -21,17 +21,37 @@ HWY_BEFORE_NAMESPACE();
 namespace riffle::HWY_NAMESPACE {
 namespace hn = hwy::HWY_NAMESPACE;
 
-// Where a span of a tile lies, and where its words go.
+// A span of a tile of W: up to kTile columns of y, up to kSpan inputs.
 struct TileSpan {
-  const uint8_t* from;  // of the tile's first column and the span's first input
-  int64_t stride;       // bytes from a column (transposed: an input) to the next
-  int columns;          // 1..kTile; words of columns past them are of no meaning, but finite work
-  int inputs;           // 1..kSpan
-  int64_t ahead;        // bytes from what is read to what is prefetched
-  void* words;          // [RoundUp(inputs, kChunk) / per word][kTile]
-  float* scales;        // Q8_0: [inputs / kQ8Block][kTile]
-  uint8_t* tails;       // [kTile][kChunk] elements
+  // Columns whose inputs are contiguous; past the last one it is repeated. Not if transposed.
+  const uint8_t* column[kTile];
+  int64_t offset;        // of the span in a column, bytes
+  int64_t column_bytes;  // of a whole column
+  int64_t next_tile;     // bytes from a column to that of the next tile
+  // Transposed: the first column and the span's first input; bytes from an input to the next.
+  const uint8_t* from;
+  int64_t stride;
+
+  int columns;     // 1..kTile
+  int inputs;      // 1..kSpan
+  uint8_t* tails;  // scratch [kTile][kChunk] elements
+  float* scales;   // scratch, Q8_0: [inputs / kQ8Block][kTile]
+
+  // From a column to what is to be prefetched when byte `at` of the span is read: what lies
+  // kAhead further on, and past the column's end the beginning of that of the next tile.
+  static constexpr int64_t kAhead = 512;
+  HWY_INLINE int64_t Prefetched(int64_t at) const {
+    const int64_t ahead = offset + at + kAhead;
+    return ahead < column_bytes ? ahead : ahead - column_bytes + next_tile;
+  }
+  int padded() const { return (inputs + kChunk - 1) / kChunk * kChunk; }
 };
+
+// Into L2. An address that is only prefetched may be any: it is added up as a number.
+HWY_INLINE void PrefetchAt(const uint8_t* from, int64_t offset) {
+  const auto at = reinterpret_cast<uintptr_t>(from) + static_cast<uintptr_t>(offset);
+  __builtin_prefetch(reinterpret_cast<const void*>(at), 0, 2);
+}
 
 // kLanes vectors of kLanes words, rows to columns.
 using WordU32 = hn::RebindToUnsigned<WordF32>;
@@ -74,169 +94,298 @@ HWY_INLINE void TransposeWords(WordVec (&v)[kLanes]) {
   }
 }
 
-// Sources of words: kLanes words of a column, from word `word` of the span on. kPerWord inputs are a
-// word.
-template <DType kType>
+// Sources of words: Load makes kLanes words of a column of what lies at Offset(word). kPerLine: words
+// made of one cache line (Q8_0: of one block), which is prefetched once.
+template <DType kElementType>
 struct FloatSource {
+  static constexpr DType kType = kElementType;
+  static constexpr bool kQ8 = false;
   static constexpr size_t kElement = SizeOf(kType);
-  static HWY_INLINE WordVec Load(const uint8_t* column, int word) {
-    return hn::BitCast(WordU32(), LoadF32<kType>(column + static_cast<size_t>(word) * kElement));
+  static constexpr int kPerLine = 64 / kElement;
+  static HWY_INLINE int64_t Offset(int word) { return word * static_cast<int64_t>(kElement); }
+  static HWY_INLINE WordVec Load(const uint8_t* from) {
+    return hn::BitCast(WordU32(), LoadF32<kType>(from));
   }
 };
 struct FloatQ8Source {
-  static HWY_INLINE WordVec Load(const uint8_t* column, int word) {
+  static constexpr bool kQ8 = true;
+  static constexpr size_t kElement = 1;
+  static constexpr int kPerLine = static_cast<int>(kQ8Block);
+  static HWY_INLINE int64_t Offset(int word) {
+    return word / kQ8Block * kQ8BlockBytes + 2 + word % kQ8Block;
+  }
+  static HWY_INLINE WordVec Load(const uint8_t* from) {
     const WordF32 df;
     const hn::RebindToSigned<WordF32> di;
     const hn::Rebind<int8_t, WordF32> d8;
-    const uint8_t* block = column + word / kQ8Block * kQ8BlockBytes + 2;
-    const auto bytes = hn::LoadU(d8, reinterpret_cast<const int8_t*>(block) + word % kQ8Block);
+    const auto bytes = hn::LoadU(d8, reinterpret_cast<const int8_t*>(from));
     return hn::BitCast(WordU32(), hn::ConvertTo(df, hn::PromoteTo(di, bytes)));
   }
 };
 #if HWY_NATIVE_DOT_BF16 && HWY_ARCH_X86
 struct PairSource {
-  static HWY_INLINE WordVec Load(const uint8_t* column, int word) {
-    return LoadAny(WordU32(), column + static_cast<size_t>(word) * 4);
-  }
+  static constexpr DType kType = DType::kBF16;
+  static constexpr bool kQ8 = false;
+  static constexpr size_t kElement = 2;
+  static constexpr int kPerLine = 16;
+  static HWY_INLINE int64_t Offset(int word) { return 4 * word; }
+  static HWY_INLINE WordVec Load(const uint8_t* from) { return LoadAny(WordU32(), from); }
 };
 struct PairQ8Source {
-  static HWY_INLINE WordVec Load(const uint8_t* column, int word) {
+  static constexpr bool kQ8 = true;
+  static constexpr size_t kElement = 1;
+  static constexpr int kPerLine = static_cast<int>(kQ8Block) / 2;
+  static HWY_INLINE int64_t Offset(int word) { return FloatQ8Source::Offset(2 * word); }
+  static HWY_INLINE WordVec Load(const uint8_t* from) {
     // Integers up to 128 fill the upper half of an f32.
     const hn::Repartition<uint16_t, WordU32> du16;
-    const auto low = FloatQ8Source::Load(column, 2 * word);
-    const auto high = FloatQ8Source::Load(column, 2 * word + kLanes);
-    return hn::BitCast(WordU32(), hn::ConcatOdd(du16, hn::BitCast(du16, high),
-                                                hn::BitCast(du16, low)));
+    const auto low = FloatQ8Source::Load(from);
+    const auto high = FloatQ8Source::Load(from + kLanes);
+    return hn::BitCast(WordU32(),
+                       hn::ConcatOdd(du16, hn::BitCast(du16, high), hn::BitCast(du16, low)));
   }
 };
 #endif
 
-// Words [begin, end) of columns whose inputs are contiguous; both are multiples of kLanes.
+// A step lays out kLanes vectors of words: kWords words of kGroups groups of kLanes columns.
 template <class Source>
-HWY_INLINE void LayOutColumns(const uint8_t* const* columns, int begin, int end, uint32_t* words) {
-  const WordU32 d;
-  for (int column = 0; column < kTile; column += kLanes) {
-    for (int word = begin; word < end; word += kLanes) {
-      WordVec v[kLanes];
-      for (int i = 0; i < kLanes; ++i) {
-        v[i] = Source::Load(columns[column + i], word);
+struct Step {
+  static constexpr int kGroups = 1;
+  static constexpr int kWords = kLanes;
+
+  // v[i] = word `word` + i of the columns from `column` on.
+  template <bool kPrefetch>
+  static HWY_INLINE void Load(const TileSpan& tile, int column, int word, WordVec (&v)[kLanes]) {
+    const int64_t offset = Source::Offset(word);
+    const int64_t ahead = tile.Prefetched(offset);
+    for (int i = 0; i < kLanes; ++i) {
+      if (kPrefetch && word % Source::kPerLine == 0) {
+        PrefetchAt(tile.column[column + i], ahead);
       }
-      TransposeWords(v);
+      v[i] = Source::Load(tile.column[column + i] + tile.offset + offset);
+    }
+    TransposeWords(v);
+  }
+};
+
+#if HWY_NATIVE_DOT_BF16 && HWY_ARCH_X86 && HWY_TARGET <= HWY_AVX3_DL
+// Q8_0 to pairs of bf16 by bytes: half a block of 32 columns at a time is transposed before it is
+// widened, and widened by tables of 128 bytes. Half the instructions of the general way.
+template <>
+struct Step<PairQ8Source> {
+  static constexpr int kGroups = 2;
+  static constexpr int kWords = kLanes / 2;
+  using D8 = hn::CappedTag<uint8_t, 64>;
+  using V8 = hn::Vec<D8>;
+
+  // The lower or upper bytes of the bf16 of 0..127 and of -128..-1.
+  struct Tables {
+    alignas(64) uint8_t low[128];  // by magnitude; that of 128 is that of 0
+    alignas(64) uint8_t high[128];
+    alignas(64) uint8_t high_negative[128];
+
+    constexpr Tables() : low(), high(), high_negative() {
+      for (int i = 0; i < 128; ++i) {
+        const uint32_t bits = __builtin_bit_cast(uint32_t, static_cast<float>(i));
+        const uint32_t negative = __builtin_bit_cast(uint32_t, static_cast<float>(i - 128));
+        low[i] = static_cast<uint8_t>(bits >> 16);
+        high[i] = static_cast<uint8_t>(bits >> 24);
+        high_negative[i] = static_cast<uint8_t>(negative >> 24);
+      }
+    }
+  };
+
+  // table[index % 128]
+  static HWY_INLINE V8 LookUp(const uint8_t* table, V8 index) {
+    const D8 d;
+    return V8{_mm512_permutex2var_epi8(hn::Load(d, table).raw, index.raw,
+                                       hn::Load(d, table + 64).raw)};
+  }
+
+  // 16 bytes of four columns, a 16-byte block each.
+  template <bool kPrefetch>
+  static HWY_INLINE V8 FourColumns(const uint8_t* const* column, int64_t offset, int64_t ahead) {
+    const D8 d;
+    const hn::CappedTag<uint8_t, 16> d16;
+    if constexpr (kPrefetch) {
+      PrefetchAt(column[0], ahead);
+      PrefetchAt(column[4], ahead);
+      PrefetchAt(column[8], ahead);
+      PrefetchAt(column[12], ahead);
+    }
+    V8 v = hn::ResizeBitCast(d, hn::LoadU(d16, column[0] + offset));
+    v = hn::InsertBlock<1>(v, hn::LoadU(d16, column[4] + offset));
+    v = hn::InsertBlock<2>(v, hn::LoadU(d16, column[8] + offset));
+    return hn::InsertBlock<3>(v, hn::LoadU(d16, column[12] + offset));
+  }
+
+  // v[8 g + i] = word `word` + i of columns `column` + 16 g + 0..15.
+  template <bool kPrefetch>
+  static HWY_INLINE void Load(const TileSpan& tile, int column, int word, WordVec (&v)[kLanes]) {
+    static constexpr Tables kTables;
+    const D8 d;
+    const hn::Repartition<int8_t, D8> di;
+    const uint8_t* const* columns = tile.column + column;
+    const int64_t offset = PairQ8Source::Offset(word);
+    const int64_t ahead = tile.Prefetched(offset);
+    // In 16-byte block b of rows[i]: column 4 b + i; from rows[4] on, of the second group. Each
+    // block is a matrix of 8 x 8 pairs of bytes, whose transposition brings a pair of all columns
+    // together.
+    V8 rows[8];
+    for (int i = 0; i < 8; ++i) {
+      const uint8_t* const* four = columns + i / 4 * kLanes + i % 4;
+      rows[i] = FourColumns<kPrefetch>(four, tile.offset + offset, ahead);
+    }
+    V8 twos[8];
+    V8 fours[8];
+    V8 pairs[8];
+    for (int i = 0; i < 4; ++i) {
+      Interleave(rows[i], rows[i + 4], twos[i], twos[i + 4]);
+    }
+    for (int i = 0; i < 8; i += 4) {
+      Interleave(twos[i], twos[i + 2], fours[i], fours[i + 2]);
+      Interleave(twos[i + 1], twos[i + 3], fours[i + 1], fours[i + 3]);
+    }
+    for (int i = 0; i < 8; i += 2) {
+      Interleave(fours[i], fours[i + 1], pairs[i], pairs[i + 1]);
+    }
+    for (int i = 0; i < 8; ++i) {
+      const auto q = hn::BitCast(di, pairs[i]);
+      const V8 low = LookUp(kTables.low, hn::BitCast(d, hn::Abs(q)));
+      const V8 high = hn::IfThenElse(hn::RebindMask(d, hn::IsNegative(q)),
+                                     LookUp(kTables.high_negative, pairs[i]),
+                                     LookUp(kTables.high, pairs[i]));
+      v[i] = hn::BitCast(WordU32(), hn::InterleaveLower(d, low, high));
+      v[i + 8] = hn::BitCast(WordU32(), hn::InterleaveUpper(d, low, high));
+    }
+  }
+
+  static HWY_INLINE void Interleave(V8 a, V8 b, V8& lower, V8& upper) {
+    const D8 d;
+    const hn::Repartition<uint16_t, D8> d2;
+    const auto a2 = hn::BitCast(d2, a);
+    const auto b2 = hn::BitCast(d2, b);
+    lower = hn::BitCast(d, hn::InterleaveLower(d2, a2, b2));
+    upper = hn::BitCast(d, hn::InterleaveUpper(d2, a2, b2));
+  }
+};
+#endif
+
+// Words of W lie by panels of columns: [kTile / kPanel][words][kPanel].
+constexpr int kPanel = 2 * kLanes;
+
+// Words [0, words) of columns whose inputs are contiguous; `words` is a multiple of kLanes.
+template <class Source>
+void LayOutColumns(const TileSpan& tile, int words, int panel_words, uint32_t* out) {
+  const WordU32 d;
+  using S = Step<Source>;
+  for (int column = 0; column < kTile; column += S::kGroups * kLanes) {
+    uint32_t* panel = out + column / kPanel * kPanel * panel_words + column % kPanel;
+    for (int word = 0; word < words; word += S::kWords) {
+      WordVec v[kLanes];
+      S::template Load</*kPrefetch=*/false>(tile, column, word, v);
       for (int i = 0; i < kLanes; ++i) {
-        hn::Store(v[i], d, words + (word + i) * kTile + column);
+        hn::Store(v[i], d, panel + (word + i % S::kWords) * kPanel + i / S::kWords * kLanes);
       }
     }
   }
 }
 
-// Dense weights, contiguous along the inputs.
-template <class Source, int kPerWord>
-void LayOutRows(const TileSpan& tile, size_t element) {
-  auto* words = static_cast<uint32_t*>(tile.words);
-  const uint8_t* columns[kTile];
-  for (int i = 0; i < kTile; ++i) {
-    columns[i] = tile.from + std::min(i, tile.columns - 1) * tile.stride;
-  }
+// The inputs past the last whole chunk of a span, and zeros: a span of its own in tile.tails.
+template <size_t kElement>
+HWY_INLINE TileSpan TailOf(const TileSpan& tile) {
+  TileSpan tail = tile;
   const int whole = tile.inputs / kChunk * kChunk;
-  LayOutColumns<Source>(columns, 0, whole / kPerWord, words);
-  if (whole == tile.inputs) {
-    return;
+  const auto bytes = static_cast<size_t>(tile.inputs - whole) * kElement;
+  for (int i = 0; i < kTile; ++i) {
+    uint8_t* copy = tile.tails + static_cast<size_t>(i) * kChunk * kElement;
+    const size_t from = static_cast<size_t>(whole) * kElement;
+    std::memcpy(copy, tile.column[i] + tile.offset + from, bytes);
+    std::memset(copy + bytes, 0, kChunk * kElement - bytes);
+    tail.column[i] = copy;
   }
-  for (int i = 0; i < kTile; ++i) {  // the rest of the inputs, and zeros
-    uint8_t* tail = tile.tails + static_cast<size_t>(i) * kChunk * element;
-    const size_t bytes = static_cast<size_t>(tile.inputs - whole) * element;
-    std::memcpy(tail, columns[i] + static_cast<size_t>(whole) * element, bytes);
-    std::memset(tail + bytes, 0, kChunk * element - bytes);
-    columns[i] = tail;
-  }
-  LayOutColumns<Source>(columns, 0, kChunk / kPerWord, words + whole / kPerWord * kTile);
+  tail.offset = 0;
+  tail.inputs = kChunk;
+  return tail;
 }
 
-// Dense weights, contiguous along the columns. Whole tiles, or copies of what there is.
+template <class Source, int kPerWord>
+void LayOutRows(const TileSpan& tile, uint32_t* words) {
+  const int panel_words = tile.padded() / kPerWord;
+  const int whole = tile.inputs / kChunk * (kChunk / kPerWord);
+  LayOutColumns<Source>(tile, whole, panel_words, words);
+  if constexpr (!Source::kQ8) {
+    if (tile.inputs % kChunk != 0) {
+      LayOutColumns<Source>(TailOf<Source::kElement>(tile), kChunk / kPerWord, panel_words,
+                            words + whole * kPanel);
+    }
+  }
+}
+
+// Weights contiguous along the columns: kPerWord inputs, all columns of a tile.
 template <DType kType, int kPerWord>
-void LayOutTransposed(const TileSpan& tile) {
-  constexpr size_t kElement = SizeOf(kType);
-  auto* words = static_cast<uint32_t*>(tile.words);
+HWY_INLINE void LayOutInputs(const uint8_t* const* from, int panel_words, uint32_t* words) {
   const WordU32 d;
-  const int padded = (tile.inputs + kChunk - 1) / kChunk * kChunk;
-  uint8_t rows[kPerWord][kTile * kElement];
-  for (int input = 0; input < padded; input += kPerWord, words += kTile) {
+  if constexpr (kPerWord == 1) {
+    for (int column = 0; column < kTile; column += kLanes) {
+      uint32_t* to = words + column / kPanel * kPanel * panel_words + column % kPanel;
+      hn::Store(FloatSource<kType>::Load(from[0] + static_cast<size_t>(column) * SizeOf(kType)), d,
+                to);
+    }
+  } else {
+    const hn::Repartition<uint16_t, WordU32> dh;
+    for (int column = 0; column < kTile; column += kPanel) {
+      const auto even = LoadAny(dh, from[0] + 2 * column);
+      const auto odd = LoadAny(dh, from[kPerWord - 1] + 2 * column);
+      uint32_t* to = words + column * panel_words;
+      hn::Store(hn::BitCast(d, hn::InterleaveWholeLower(dh, even, odd)), d, to);
+      hn::Store(hn::BitCast(d, hn::InterleaveWholeUpper(dh, even, odd)), d, to + kLanes);
+    }
+  }
+}
+
+template <DType kType, int kPerWord>
+void LayOutTransposed(const TileSpan& tile, uint32_t* words) {
+  constexpr size_t kElement = SizeOf(kType);
+  const int padded = tile.padded();
+  uint8_t copies[kPerWord][kTile * kElement];
+  for (int input = 0; input < padded; input += kPerWord, words += kPanel) {
     const uint8_t* from[kPerWord];
     for (int i = 0; i < kPerWord; ++i) {
+      const bool exists = input + i < tile.inputs;
       from[i] = tile.from + (input + i) * tile.stride;
-      if (tile.columns < kTile || input + i >= tile.inputs) {
-        std::memset(rows[i], 0, sizeof(rows[i]));
-        if (input + i < tile.inputs) {
-          std::memcpy(rows[i], from[i], static_cast<size_t>(tile.columns) * kElement);
+      if (tile.columns < kTile || !exists) {
+        std::memset(copies[i], 0, sizeof(copies[i]));
+        if (exists) {
+          std::memcpy(copies[i], from[i], static_cast<size_t>(tile.columns) * kElement);
         }
-        from[i] = rows[i];
+        from[i] = copies[i];
       }
     }
-    if constexpr (kPerWord == 1) {
-      for (int column = 0; column < kTile; column += kLanes) {
-        hn::Store(FloatSource<kType>::Load(from[0], column), d, words + column);
-      }
-    } else {
-      const hn::Repartition<uint16_t, WordU32> dh;
-      for (int column = 0; column < kTile; column += 2 * kLanes) {
-        const auto even = LoadAny(dh, from[0] + 2 * column);
-        const auto odd = LoadAny(dh, from[kPerWord - 1] + 2 * column);
-        hn::Store(hn::BitCast(d, hn::InterleaveWholeLower(dh, even, odd)), d, words + column);
-        hn::Store(hn::BitCast(d, hn::InterleaveWholeUpper(dh, even, odd)), d,
-                  words + column + kLanes);
-      }
-    }
+    LayOutInputs<kType, kPerWord>(from, padded / kPerWord, words);
   }
 }
 
-template <class Source, int kPerWord>
-void LayOutQ8(const TileSpan& tile) {
-  const uint8_t* columns[kTile];
+// The scales of Q8_0's blocks as f32.
+HWY_INLINE void LoadScales(const TileSpan& tile) {
+  const WordF32 df;
+  const hn::Rebind<hwy::float16_t, WordF32> dh;
+  constexpr int kBlocks = kSpan / static_cast<int>(kQ8Block);
+  alignas(64) uint16_t bits[kBlocks][kTile];
   const int blocks = tile.inputs / static_cast<int>(kQ8Block);
   for (int i = 0; i < kTile; ++i) {
-    columns[i] = tile.from + std::min(i, tile.columns - 1) * tile.stride;
+    const uint8_t* column = tile.column[i] + tile.offset;
     for (int block = 0; block < blocks; ++block) {
-      uint16_t scale;
-      std::memcpy(&scale, columns[i] + block * kQ8BlockBytes, sizeof(scale));
-      tile.scales[block * kTile + i] = ToFloat(scale, DType::kF16);
+      std::memcpy(&bits[block][i], column + block * kQ8BlockBytes, sizeof(bits[0][0]));
     }
   }
-  LayOutColumns<Source>(columns, 0, tile.inputs / kPerWord, static_cast<uint32_t*>(tile.words));
-}
-
-template <DType kType>
-void LayOutDense(FloatWords, const TileSpan& tile, bool transposed) {
-  if (transposed) {
-    LayOutTransposed<kType, 1>(tile);
-  } else {
-    LayOutRows<FloatSource<kType>, 1>(tile, SizeOf(kType));
+  for (int block = 0; block < blocks; ++block) {
+    for (int i = 0; i < kTile; i += kLanes) {
+      const auto* half = reinterpret_cast<const uint8_t*>(&bits[block][i]);
+      hn::Store(FromF16(df, LoadAny(dh, half)), df, tile.scales + block * kTile + i);
+    }
   }
 }
-
-HWY_INLINE void LayOutTile(FloatWords words, const LinearArgs& args, const TileSpan& tile) {
-  switch (args.format) {
-    case WeightFormat::kF32:
-      return LayOutDense<DType::kF32>(words, tile, args.transposed);
-    case WeightFormat::kF16:
-      return LayOutDense<DType::kF16>(words, tile, args.transposed);
-    case WeightFormat::kBF16:
-      return LayOutDense<DType::kBF16>(words, tile, args.transposed);
-    case WeightFormat::kQ8_0:
-      return LayOutQ8<FloatQ8Source, 1>(tile);
-  }
-}
-
-#if HWY_NATIVE_DOT_BF16 && HWY_ARCH_X86
-HWY_INLINE void LayOutTile(PairWords, const LinearArgs& args, const TileSpan& tile) {
-  if (args.format == WeightFormat::kQ8_0) {
-    LayOutQ8<PairQ8Source, 2>(tile);
-  } else if (args.transposed) {
-    LayOutTransposed<DType::kBF16, 2>(tile);
-  } else {
-    LayOutRows<PairSource, 2>(tile, 2);
-  }
-}
-#endif
 
 }  // namespace riffle::HWY_NAMESPACE
 HWY_AFTER_NAMESPACE();
