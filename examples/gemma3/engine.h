@@ -45,7 +45,7 @@ struct Generated {
 };
 
 struct EngineOptions {
-  int64_t pages = 0;      // of the KV cache; 0: enough for 32 contexts of 1024 tokens, 576 MB
+  int64_t pages = 0;      // of the KV cache; 0: 2048, which 16-token pages make a full context
   int64_t page_size = 16;  // tokens
   int64_t max_running = 64;     // requests that hold pages at a time
   int64_t prefill_chunk = 512;  // tokens of prompts that a step takes on

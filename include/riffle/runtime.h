@@ -3,6 +3,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <string>
 #include <string_view>
@@ -44,6 +45,11 @@ class Pool {
  private:
   std::unique_ptr<Impl> impl_;
 };
+
+// task(i) for i in [0, tasks), each once, on any thread of `pool` (null: DefaultPool()); returns when
+// all are done. For the loops between Riffle's calls, which so run on threads that are awake.
+// `task` must not throw.
+void ParallelFor(int64_t tasks, const std::function<void(int64_t)>& task, Pool* pool = nullptr);
 
 // The pool that calls use when their options name none. Its size comes from RIFFLE_NUM_THREADS
 // (1 to 1024), else from the CPUs this process may use.

@@ -272,6 +272,11 @@ Pool::Pool(int threads) {
 Pool::~Pool() = default;
 int Pool::threads() const { return impl_->threads(); }
 
+void ParallelFor(int64_t tasks, const std::function<void(int64_t)>& task, Pool* pool) {
+  Lease lease(pool);
+  lease.Run(tasks, [&task](int64_t i, uint8_t*) { task(i); });
+}
+
 Pool& DefaultPool() {
   // Never destroyed: calls may come from other static destructors.
   static Pool* pool = new Pool(DefaultThreads());

@@ -1,0 +1,242 @@
+#include "examples/gemma3/forward.h"
+
+#include <algorithm>
+#include <chrono>
+#include <cmath>
+#include <cstring>
+#include <functional>
+
+#include "examples/gemma3/blocks.h"
+#include "examples/gemma3/kernels.h"
+#include "examples/gemma3/weights.h"
+#include "riffle/attention.h"
+
+namespace riffle::gemma3 {
+namespace {
+
+// Rows a task takes: a row's norms take 0.3 to 2 us.
+constexpr int64_t kRowsPerTask = 4;
+
+void Grow(std::vector<float>& values, int64_t size) {
+  if (static_cast<int64_t>(values.size()) < size) {
+    values.resize(static_cast<size_t>(size));
+  }
+}
+
+// Appends the angles of positions up to `last`: cosines and sines of position * base^(-2i / d).
+void GrowTurns(std::vector<float>& turns, int64_t head_dim, double base, int64_t last) {
+  const int64_t half = head_dim / 2;
+  int64_t position = static_cast<int64_t>(turns.size()) / head_dim;
+  if (position > last) {
+    return;
+  }
+  turns.resize(static_cast<size_t>((last + 1) * head_dim));
+  for (; position <= last; ++position) {
+    float* row = turns.data() + position * head_dim;
+    for (int64_t i = 0; i < half; ++i) {
+      const double angle = static_cast<double>(position) *
+                           std::pow(base, -2.0 * static_cast<double>(i) / static_cast<double>(head_dim));
+      row[i] = static_cast<float>(std::cos(angle));
+      row[half + i] = static_cast<float>(std::sin(angle));
+    }
+  }
+}
+
+HeadsView Heads(const std::vector<float>& data, int64_t rows, int64_t heads, int64_t head_dim) {
+  return {data.data(), DType::kF32, rows, heads, head_dim, heads * head_dim, head_dim};
+}
+
+}  // namespace
+
+Forward::Forward(const Model& model, KvCache& cache, Pool* pool)
+    : model_(model), cache_(cache), pool_(pool) {
+  [[maybe_unused]] const std::string target = Target();  // applies RIFFLE_TARGET
+}
+Forward::~Forward() = default;
+
+template <typename Task>
+void Forward::ForRows(const Task& task) {
+  const auto run = [&](int64_t group) {
+    const int64_t end = std::min(rows_, (group + 1) * kRowsPerTask);
+    for (int64_t row = group * kRowsPerTask; row < end; ++row) {
+      task(row);
+    }
+  };
+  ParallelFor((rows_ + kRowsPerTask - 1) / kRowsPerTask, std::ref(run), pool_);
+}
+
+void Forward::Prepare(std::span<const Slice> batch) {
+  const Config& config = model_.config();
+  batch_ = batch;
+  tokens_.clear();
+  positions_.clear();
+  sequences_.clear();
+  cu_q_lens_.assign(1, 0);
+  for (const Slice& slice : batch) {
+    sequences_.push_back(slice.sequence);
+    for (size_t i = 0; i < slice.tokens.size(); ++i) {
+      tokens_.push_back(slice.tokens[i]);
+      positions_.push_back(static_cast<int32_t>(slice.start + static_cast<int64_t>(i)));
+    }
+    cu_q_lens_.push_back(static_cast<int32_t>(tokens_.size()));
+  }
+  rows_ = static_cast<int64_t>(tokens_.size());
+  const int64_t last = *std::max_element(positions_.begin(), positions_.end());
+  GrowTurns(turns_[0], config.head_dim, config.rope_base_local, last);
+  GrowTurns(turns_[1], config.head_dim, config.rope_base_global, last);
+
+  const int64_t queries = config.q_heads * config.head_dim;
+  const int64_t keys = config.kv_heads * config.head_dim;
+  Grow(hidden_, rows_ * config.hidden_size);
+  Grow(out_, rows_ * config.hidden_size);
+  Grow(q_, rows_ * queries);
+  Grow(attended_, rows_ * queries);
+  Grow(k_, rows_ * keys);
+  Grow(v_, rows_ * keys);
+  Grow(gate_, rows_ * config.intermediate_size);
+  Grow(up_, rows_ * config.intermediate_size);
+  narrow_.Resize(rows_, config.hidden_size);
+  queries_.Resize(rows_, queries);
+  wide_.Resize(rows_, config.intermediate_size);
+}
+
+void Forward::Embed() {
+  const Config& config = model_.config();
+  const WeightView& embedding = model_.weights().embedding;
+  const float scale = std::sqrt(static_cast<float>(config.hidden_size));
+  const int64_t row_bytes = embedding.row_stride * kQ8BlockBytes;
+  ForRows([&](int64_t row) {
+    float* to = hidden_.data() + row * config.hidden_size;
+    DequantizeRow(TensorType::kQ8_0,
+                  static_cast<const uint8_t*>(embedding.data) + tokens_[row] * row_bytes,
+                  config.hidden_size, to);
+    for (int64_t i = 0; i < config.hidden_size; ++i) {
+      to[i] *= scale;
+    }
+  });
+}
+
+void Forward::Attention(int64_t index) {
+  const Config& config = model_.config();
+  const Layer& layer = model_.weights().layers[static_cast<size_t>(index)];
+  const int64_t hidden = config.hidden_size;
+  const int64_t head_dim = config.head_dim;
+  const int64_t queries = config.q_heads * head_dim;
+  const int64_t keys = config.kv_heads * head_dim;
+  const float epsilon = static_cast<float>(config.rms_epsilon);
+  ForRows([&](int64_t row) {
+    NormRoundRow(hidden_.data() + row * hidden, {layer.attention_norm.data(), epsilon}, row,
+                 narrow_);
+  });
+  const Product products[] = {{&layer.q, q_.data(), queries},
+                              {&layer.k, k_.data(), keys},
+                              {&layer.v, v_.data(), keys}};
+  Multiply(narrow_, products, pool_);
+  const std::vector<float>& turns = turns_[config.IsGlobal(index) ? 1 : 0];
+  ForRows([&](int64_t row) {
+    const float* turn = turns.data() + positions_[row] * head_dim;
+    for (int64_t head = 0; head < config.q_heads; ++head) {
+      NormRopeRow({layer.q_norm.data(), epsilon}, turn, head_dim,
+                  q_.data() + row * queries + head * head_dim);
+    }
+    for (int64_t head = 0; head < config.kv_heads; ++head) {
+      NormRopeRow({layer.k_norm.data(), epsilon}, turn, head_dim,
+                  k_.data() + row * keys + head * head_dim);
+    }
+  });
+  const auto start = std::chrono::steady_clock::now();
+  for (size_t i = 0; i < batch_.size(); ++i) {
+    const int64_t count = static_cast<int64_t>(batch_[i].tokens.size());
+    HeadsView k = Heads(k_, count, config.kv_heads, head_dim);
+    HeadsView v = Heads(v_, count, config.kv_heads, head_dim);
+    k.data = k_.data() + cu_q_lens_[i] * keys;
+    v.data = v_.data() + cu_q_lens_[i] * keys;
+    cache_.Write(index, batch_[i].sequence, batch_[i].start, k, v);
+  }
+  if (index == 0) {  // now, since the first write copies the pages that are shared
+    cache_.Batch(sequences_, kv_batch_);
+  }
+  PagedBatch batch;
+  batch.cu_q_lens = cu_q_lens_;
+  batch.kv_lens = kv_batch_.kv_lens;
+  batch.page_table = kv_batch_.page_table.data();
+  batch.max_pages = kv_batch_.max_pages;
+  batch.page_table_stride = kv_batch_.max_pages;
+  AttentionOptions options;
+  if (!config.IsGlobal(index)) {
+    options.window = config.sliding_window;
+  }
+  options.pool = pool_;
+  PagedAttention(Heads(q_, rows_, config.q_heads, head_dim), cache_.Keys(index),
+                 cache_.Values(index), batch, {attended_.data(), queries, head_dim}, options);
+  attention_seconds_ +=
+      std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+}
+
+// Only the last token of each slice goes on.
+void Forward::KeepLast() {
+  const Config& config = model_.config();
+  const int64_t hidden = config.hidden_size;
+  const int64_t queries = config.q_heads * config.head_dim;
+  const int64_t slices = static_cast<int64_t>(batch_.size());
+  for (int64_t i = 0; i < slices; ++i) {
+    const int64_t row = cu_q_lens_[i + 1] - 1;
+    std::copy_n(hidden_.data() + row * hidden, hidden, hidden_.data() + i * hidden);
+    std::copy_n(attended_.data() + row * queries, queries, attended_.data() + i * queries);
+  }
+  rows_ = slices;
+  narrow_.Resize(rows_, hidden);
+  queries_.Resize(rows_, queries);
+  wide_.Resize(rows_, config.intermediate_size);
+}
+
+// From the attention's result to the end of the layer.
+void Forward::FeedForward(int64_t index) {
+  const Config& config = model_.config();
+  const Layer& layer = model_.weights().layers[static_cast<size_t>(index)];
+  const int64_t hidden = config.hidden_size;
+  const int64_t queries = config.q_heads * config.head_dim;
+  const int64_t inner = config.intermediate_size;
+  const float epsilon = static_cast<float>(config.rms_epsilon);
+  ForRows([&](int64_t row) { RoundRow(attended_.data() + row * queries, row, queries_); });
+  const Product output[] = {{&layer.o, out_.data(), hidden}};
+  Multiply(queries_, output, pool_);
+  ForRows([&](int64_t row) {
+    float* stream = hidden_.data() + row * hidden;
+    AddNormRow(out_.data() + row * hidden, {layer.post_attention_norm.data(), epsilon}, hidden,
+               stream);
+    NormRoundRow(stream, {layer.ffn_norm.data(), epsilon}, row, narrow_);
+  });
+  const Product products[] = {{&layer.gate, gate_.data(), inner}, {&layer.up, up_.data(), inner}};
+  Multiply(narrow_, products, pool_);
+  ForRows([&](int64_t row) {
+    GatedRoundRow(gate_.data() + row * inner, up_.data() + row * inner, row, wide_);
+  });
+  const Product down[] = {{&layer.down, out_.data(), hidden}};
+  Multiply(wide_, down, pool_);
+  ForRows([&](int64_t row) {
+    AddNormRow(out_.data() + row * hidden, {layer.post_ffn_norm.data(), epsilon}, hidden,
+               hidden_.data() + row * hidden);
+  });
+}
+
+std::span<const float> Forward::Run(std::span<const Slice> batch) {
+  const Config& config = model_.config();
+  Prepare(batch);
+  Embed();
+  for (int64_t layer = 0; layer < config.layers; ++layer) {
+    Attention(layer);
+    if (layer == config.layers - 1) {
+      KeepLast();
+    }
+    FeedForward(layer);
+  }
+  const Norm norm = {model_.weights().output_norm.data(), static_cast<float>(config.rms_epsilon)};
+  ForRows([&](int64_t row) {
+    NormRow(hidden_.data() + row * config.hidden_size, norm, config.hidden_size,
+            out_.data() + row * config.hidden_size);
+  });
+  return {out_.data(), static_cast<size_t>(rows_ * config.hidden_size)};
+}
+
+}  // namespace riffle::gemma3

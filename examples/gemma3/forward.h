@@ -1,0 +1,71 @@
+// The forward pass: a ragged batch of tokens through all layers.
+#pragma once
+
+#include <cstdint>
+#include <span>
+#include <vector>
+
+#include "examples/gemma3/matrix.h"
+#include "examples/gemma3/model.h"
+#include "riffle/kv_cache.h"
+
+namespace riffle::gemma3 {
+
+// What keys and values are rounded to in the cache.
+constexpr DType kCacheDType = DType::kBF16;
+
+// Consecutive tokens of a sequence: their keys and values are written at positions start and on,
+// which the sequence of the cache has been extended to.
+struct Slice {
+  int64_t sequence = 0;
+  int64_t start = 0;
+  std::span<const int32_t> tokens;
+};
+
+class Forward {
+ public:
+  // `model` and `cache` must outlive this.
+  Forward(const Model& model, KvCache& cache, Pool* pool);
+  ~Forward();
+
+  // Runs the batch. Its result is the last token of each slice, after the last norm: what the LM
+  // head takes, [slices, hidden] f32. Valid until the next call. Throws riffle::Error.
+  std::span<const float> Run(std::span<const Slice> batch);
+
+  double attention_seconds() const { return attention_seconds_; }  // the sum over all calls
+
+ private:
+  void Prepare(std::span<const Slice> batch);
+  void Embed();
+  void Attention(int64_t layer);
+  void FeedForward(int64_t layer);
+  void KeepLast();
+  template <typename Task>
+  void ForRows(const Task& task);
+
+  const Model& model_;
+  KvCache& cache_;
+  Pool* pool_;
+  double attention_seconds_ = 0;
+
+  std::span<const Slice> batch_;
+  int64_t rows_ = 0;
+  std::vector<int32_t> tokens_;     // [rows]
+  std::vector<int32_t> positions_;  // [rows]
+  std::vector<int32_t> cu_q_lens_;  // [slices + 1]
+  std::vector<int64_t> sequences_;  // [slices]
+  KvBatch kv_batch_;
+
+  // Cosines and sines of every position so far, [positions][head_dim], of local and global layers.
+  std::vector<float> turns_[2];
+
+  std::vector<float> hidden_;     // [rows, hidden]: the residual stream
+  std::vector<float> q_;          // [rows, q_heads * head_dim], then the attention's result
+  std::vector<float> k_, v_;      // [rows, kv_heads * head_dim]
+  std::vector<float> attended_;   // [rows, q_heads * head_dim]
+  std::vector<float> gate_, up_;  // [rows, intermediate]
+  std::vector<float> out_;        // [rows, hidden]
+  Activations narrow_, queries_, wide_;  // rounded: hidden, q_heads * head_dim and intermediate
+};
+
+}  // namespace riffle::gemma3

@@ -1,0 +1,49 @@
+#undef HWY_TARGET_INCLUDE
+#define HWY_TARGET_INCLUDE "examples/gemma3/kernels.cc"
+#include <hwy/foreach_target.h>  // includes this file once per target
+// clang-format off
+#include <hwy/highway.h>
+// clang-format on
+#include "examples/gemma3/kernels.h"
+#include "examples/gemma3/matrix-inl.h"
+#include "examples/gemma3/rows-inl.h"
+
+#if HWY_ONCE
+namespace riffle::gemma3 {
+
+HWY_EXPORT(MultiplyPanelsOf);
+HWY_EXPORT(RoundRowOf);
+HWY_EXPORT(NormRoundRowOf);
+HWY_EXPORT(NormRowOf);
+HWY_EXPORT(AddNormRowOf);
+HWY_EXPORT(NormRopeRowOf);
+HWY_EXPORT(GatedRoundRowOf);
+HWY_EXPORT(DotQ8Of);
+
+void MultiplyPanels(const Activations& x, const Product& product, int64_t first, int64_t last) {
+  HWY_DYNAMIC_DISPATCH(MultiplyPanelsOf)(x, product, first, last);
+}
+void RoundRow(const float* x, int64_t row, Activations& out) {
+  HWY_DYNAMIC_DISPATCH(RoundRowOf)(x, row, out);
+}
+void NormRoundRow(const float* x, const Norm& norm, int64_t row, Activations& out) {
+  HWY_DYNAMIC_DISPATCH(NormRoundRowOf)(x, norm, row, out);
+}
+void NormRow(const float* x, const Norm& norm, int64_t size, float* out) {
+  HWY_DYNAMIC_DISPATCH(NormRowOf)(x, norm, size, out);
+}
+void AddNormRow(const float* x, const Norm& norm, int64_t size, float* hidden) {
+  HWY_DYNAMIC_DISPATCH(AddNormRowOf)(x, norm, size, hidden);
+}
+void NormRopeRow(const Norm& norm, const float* turn, int64_t size, float* x) {
+  HWY_DYNAMIC_DISPATCH(NormRopeRowOf)(norm, turn, size, x);
+}
+void GatedRoundRow(const float* gate, const float* up, int64_t row, Activations& out) {
+  HWY_DYNAMIC_DISPATCH(GatedRoundRowOf)(gate, up, row, out);
+}
+float DotQ8(const uint8_t* weights, const float* x, int64_t size) {
+  return HWY_DYNAMIC_DISPATCH(DotQ8Of)(weights, x, size);
+}
+
+}  // namespace riffle::gemma3
+#endif
