@@ -346,6 +346,35 @@ XLA_FFI_DEFINE_HANDLER(kTopKPerRow, XlaTopKPerRow,
 XLA_FFI_DEFINE_HANDLER(kPagedAttention, XlaPagedAttention, BindAttentionCall());
 XLA_FFI_DEFINE_HANDLER(kPrefillAttention, XlaPrefillAttention, BindAttentionCall());
 
+// What XLA is told when it asks a handler for the version of its interface. XLA refuses, and JAX
+// does not start, when that is newer than its own; so an older XLA is told its own version: from
+// 0.1 (jaxlib 0.6) to the headers here, calls and their operands and results have the same form.
+// Only the answer grew, by the member that 0.2 brought.
+template <XLA_FFI_Handler* kHandler>
+XLA_FFI_Error* Versioned(XLA_FFI_CallFrame* frame) {
+  XLA_FFI_Extension_Base* const extension = frame->extension_start;
+  if (extension == nullptr || extension->type != XLA_FFI_Extension_Metadata) {
+    return kHandler(frame);
+  }
+  XLA_FFI_Api_Version version{XLA_FFI_Api_Version_STRUCT_SIZE, nullptr, 0, 1};
+  if (frame->api != nullptr) {  // 0.1 does not say
+    version.major_version = frame->api->api_version.major_version;
+    version.minor_version = frame->api->api_version.minor_version;
+  }
+  if (version.major_version != 0 || version.minor_version >= XLA_FFI_API_MINOR) {
+    return kHandler(frame);
+  }
+  auto* const metadata = reinterpret_cast<XLA_FFI_Metadata_Extension*>(extension)->metadata;
+  metadata->api_version = version;
+  metadata->traits = 0;
+#if XLA_FFI_API_MINOR >= 2
+  if (version.minor_version >= 2) {
+    metadata->state_type_id = XLA_FFI_UNKNOWN_TYPE_ID;
+  }
+#endif
+  return nullptr;
+}
+
 }  // namespace
 
 // riffle._core.xla_handlers: the name of each custom call and its handler.
@@ -354,10 +383,10 @@ void BindXlaFfi(nanobind::module_& m) {
     return nanobind::capsule(reinterpret_cast<void*>(handler));
   };
   nanobind::dict handlers;
-  handlers["riffle_top_k"] = capsule(kTopK);
-  handlers["riffle_top_k_per_row"] = capsule(kTopKPerRow);
-  handlers["riffle_paged_attention"] = capsule(kPagedAttention);
-  handlers["riffle_prefill_attention"] = capsule(kPrefillAttention);
+  handlers["riffle_top_k"] = capsule(Versioned<kTopK>);
+  handlers["riffle_top_k_per_row"] = capsule(Versioned<kTopKPerRow>);
+  handlers["riffle_paged_attention"] = capsule(Versioned<kPagedAttention>);
+  handlers["riffle_prefill_attention"] = capsule(Versioned<kPrefillAttention>);
   m.attr("xla_handlers") = handlers;
 }
 

@@ -7,7 +7,8 @@
 //   weights and weighted values are summed in chains of at most 512 keys, 2 n / 512 + 8 states are
 //     merged: relative error gamma = (512 + n / 64 + 64) u of the sum of magnitudes
 //   where q and KV are bf16, weights may be rounded to bf16 before they multiply values: 2^-8
-//   int8 times its scale / 127.5 is rounded twice, and the test's exact value once
+//   int8 times its scale / 127.5 is rounded twice, and the test's exact value once; where q and
+//     scales are bf16 it may be rounded to bf16: 2^-9
 //   the result is rounded to its dtype.
 #include <algorithm>
 #include <cmath>
@@ -21,6 +22,12 @@ namespace {
 
 constexpr double kU = 0x1p-24;
 constexpr double kInf = std::numeric_limits<double>::infinity();
+
+// The relative error of an element of keys and values.
+double Dequantisation(const AttentionSpec& spec) {
+  const bool bf16 = spec.q_dtype == DType::kBF16 && spec.kv_dtype == DType::kBF16;
+  return !spec.int8 ? 0 : bf16 ? 0x1p-9 + 8 * kU : 4 * kU;
+}
 
 }  // namespace
 
@@ -66,8 +73,8 @@ AttentionCase::Row AttentionCase::Reference(int seq, int query, int head) const 
         dot += static_cast<double>(q[i]) * k[i];
         magnitude += std::abs(static_cast<double>(q[i]) * k[i]);
       }
-      double error =
-          (2 * spec_.dim + 8 + (spec_.int8 ? 4 : 0)) * kU * magnitude * std::abs(scale);
+      const double error_of_sum = (2 * spec_.dim + 8) * kU;
+      double error = (error_of_sum + Dequantisation(spec_)) * magnitude * std::abs(scale);
       double x = dot * scale;
       if (spec_.soft_cap) {
         const double cap = *spec_.soft_cap;
@@ -97,7 +104,7 @@ Expected AttentionCase::Output(const Row& row, int seq, int kv_head, int i) cons
   if (row.weight.empty()) {
     return {0, 0};
   }
-  const bool bf16 = spec_.q_dtype == DType::kBF16 && spec_.kv_dtype == DType::kBF16 && !spec_.int8;
+  const bool bf16 = spec_.q_dtype == DType::kBF16 && spec_.kv_dtype == DType::kBF16;
   const double p_rounding = bf16 ? 0x1p-8 : 0;
   double value = 0;
   double error = 0;
@@ -115,7 +122,7 @@ Expected AttentionCase::Output(const Row& row, int seq, int kv_head, int i) cons
   }
   value /= row.sum;
   double bound = (error + magnitude * row.gamma) / row.sum + std::abs(value) * row.sum_delta +
-                 4 * kU * std::abs(value) + (spec_.int8 ? 4 * kU * magnitude / row.sum : 0);
+                 4 * kU * std::abs(value) + Dequantisation(spec_) * magnitude / row.sum;
   const double rounding = spec_.q_dtype == DType::kF32   ? 0x1p-24
                           : spec_.q_dtype == DType::kF16 ? 0x1p-11
                                                          : 0x1p-8;

@@ -28,8 +28,9 @@ struct HeadsView {
 };
 
 // Set: elements are int8, and element (page, token, head, i) stands for it * scale(page, token, head)
-// / 127.5, in f32 (JAX's quantization_utils, per token). Any finite scale; dtype, pages, tokens and
-// heads are those of the PagedKv.
+// / 127.5 (JAX's quantization_utils, per token), computed in f32; where q and the scales are bf16
+// and the target has bf16 dot products it is rounded to bf16. dtype, pages, tokens and heads are
+// those of the PagedKv.
 struct KvScales {
   const void* data = nullptr;
   int64_t page_stride = 0;  // in elements

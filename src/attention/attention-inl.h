@@ -176,23 +176,40 @@ class UnitRunner {
 
   void LayOutGroupValues(int head, int key0, int group, const KeyRange& keys) {
     Word* to = GroupValues(group);
-    if (!LayOutInt8(args_.values, head, key0, group, keys, columns_, to)) {
-      LayOutValues(Math(), args_.kv_dtype, Rows(args_.values, head, key0, group, keys), dim_,
-                   columns_, to);
+    if constexpr (Math::kPerWord == 1) {
+      if (!LayOutInt8(args_.values, head, key0, group, keys, columns_, to)) {
+        LayOutValues(Math(), args_.kv_dtype, Rows(args_.values, head, key0, group, keys), dim_,
+                     columns_, to);
+      }
+    } else {
+      alignas(64) Word room[kGroupKeys * (512 / Math::kPerWord)];
+      const KvRows rows =
+          Readable(args_.values, head, key0, group, keys, 512 / Math::kPerWord, room);
+      LayOutValues(Math(), args_.kv_dtype, rows, dim_, columns_, to);
     }
   }
 
   // A group of rows of int8 to to[16][stride]; false if they are not.
   bool LayOutInt8(const KvPool& kv, int head, int key0, int group, const KeyRange& keys,
                   int stride, Word* to) const {
-    if constexpr (std::is_same_v<Math, F32Math>) {
-      if (args_.kv_int8) {
-        LayOutScaledRows(args_.kv_dtype, Rows(kv, head, key0, group, keys),
-                         Rows(kv.scales, head, key0, group, keys), dim_, stride, to);
-        return true;
-      }
+    if (args_.kv_int8) {
+      LayOutScaledRows(Math(), args_.kv_dtype, Rows(kv, head, key0, group, keys),
+                       Rows(kv.scales, head, key0, group, keys), dim_, stride, to);
     }
-    return false;
+    return args_.kv_int8;
+  }
+
+  // A group of rows in the dtype of `Math`: where they lie, or int8 laid out in room[16][stride].
+  KvRows Readable(const KvPool& kv, int head, int key0, int group, const KeyRange& keys, int stride,
+                  Word* room) const {
+    if (!LayOutInt8(kv, head, key0, group, keys, stride, room)) {
+      return Rows(kv, head, key0, group, keys);
+    }
+    KvRows rows;
+    for (int i = 0; i < kGroupKeys; ++i) {
+      rows.row[i] = reinterpret_cast<const uint8_t*>(room + i * stride);
+    }
+    return rows;
   }
 
   // One tile: each group in the place of the one before it.
@@ -240,7 +257,8 @@ class UnitRunner {
       if (spread_) {
         KvRows rows[kGroups];
         for (int group = begin / kGroupKeys; group < end / kGroupKeys; ++group) {
-          rows[group] = Rows(args_.keys, head, key0, group, seen_);
+          rows[group] = Readable(args_.keys, head, key0, group, seen_, Math::kKeyStride,
+                                 at_.keys + group * kGroupKeys * Math::kKeyStride);
         }
         DirectScores(q, tile.lanes, rows[0].row + begin, end - begin, words_,
                      at_.scores + begin * tile.lanes,
@@ -273,7 +291,9 @@ class UnitRunner {
       if (dim_ == columns_ && (!partial || unit_->query_end - unit_->query_begin == 1)) {
         KvRows rows[kGroups];
         for (int group = begin / kGroupKeys; group < end / kGroupKeys; ++group) {
-          rows[group] = Rows(args_.values, head, key0, group, seen_);
+          const int words = columns_ / Math::kPerWord;
+          rows[group] = Readable(args_.values, head, key0, group, seen_, words,
+                                 at_.values + group * kGroupKeys * words);
         }
         AddDirectValues(
             at_.p + begin / Math::kPerWord * tile.lanes, tile.lanes, tile.rows,

@@ -33,7 +33,7 @@ void RunUnitsAs(const AttentionArgs& args, const Plan& plan, const Unit* begin, 
 void RunUnitsImpl(const AttentionArgs& args, const Plan& plan, const Unit* begin, const Unit* end,
                   float* slots, uint8_t* scratch) {
 #if HWY_NATIVE_DOT_BF16 && HWY_ARCH_X86
-  if (args.q_dtype == DType::kBF16 && args.kv_dtype == DType::kBF16 && !args.kv_int8) {
+  if (args.q_dtype == DType::kBF16 && args.kv_dtype == DType::kBF16) {
     return RunUnitsAs<BF16Math>(args, plan, begin, end, slots, scratch);
   }
 #endif

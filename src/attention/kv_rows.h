@@ -90,11 +90,14 @@ class TileCursor {
     for (int group = 0; group < kGroups; ++group) {
       rows->keys[group] = Rows(group, args_.keys);
       rows->values[group] = Rows(group, args_.values);
+      PrefetchScales(group, args_.keys);
+      PrefetchScales(group, args_.values);
     }
   }
 
   // Prefetches part `part` (0..2 * kGroups - 1) of the tile at once: groups of keys, then of values.
   void Prefetch(int part) const {
+    PrefetchScales(part % kGroups, part < kGroups ? args_.keys : args_.values);
     PrefetchRows(Rows(part % kGroups, part < kGroups ? args_.keys : args_.values),
                  args_.kv_row_bytes());
   }
@@ -128,6 +131,16 @@ class TileCursor {
         head_ = unit_->head_begin;
         block_ = keys_.begin / kBlock * kBlock;
         return;
+      }
+    }
+  }
+
+  // Scales of neighbouring tokens are in one line, as a rule.
+  void PrefetchScales(int group, const KvPool& kv) const {
+    if (args_.kv_int8) {
+      const KvRows scales = Rows(group, kv.scales);
+      for (int i = 0; i < kGroupKeys; i += 4) {
+        __builtin_prefetch(scales.row[i], 0, 2);
       }
     }
   }
