@@ -88,6 +88,7 @@ NB_MODULE(_core, m) {
   riffle::python::BindAttention(m);
   riffle::python::BindKvCache(m);
   riffle::python::BindRuntime(m);
+  riffle::python::BindSampling(m);
   riffle::python::BindTopK(m);
 #ifdef RIFFLE_JAX
   riffle::python::BindXlaFfi(m);

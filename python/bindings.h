@@ -9,6 +9,7 @@ namespace riffle::python {
 void BindAttention(nanobind::module_& m);
 void BindKvCache(nanobind::module_& m);
 void BindRuntime(nanobind::module_& m);
+void BindSampling(nanobind::module_& m);
 void BindTopK(nanobind::module_& m);
 void BindXlaFfi(nanobind::module_& m);  // if built with JAX's headers
 void BindTorch(nanobind::module_& m);

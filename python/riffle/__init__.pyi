@@ -38,6 +38,18 @@ def plan_top_k(
     n: int, k: int, *, rows: int = 1, lanes: int = 128, depth_schedule: Sequence[int] | None = None
 ) -> dict: ...
 def depth_probabilities(k: int, lanes: int = 128) -> numpy.ndarray: ...
+def sample(
+    logits: Array,
+    *,
+    temperature: float | Array = 1.0,
+    top_k: int | Array = 0,
+    top_p: float | Array = 1.0,
+    min_p: float | Array = 0.0,
+    seed: int = 0,
+    stream: Array | None = None,
+    position: Array | None = None,
+    return_logprobs: bool = False,
+) -> Array | tuple[Array, Array]: ...
 
 class KvCache:
     def __init__(
