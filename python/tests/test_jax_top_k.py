@@ -1,6 +1,9 @@
 """riffle.jax.top_k and top_k_per_row: against riffle and jax.lax.top_k; under jit, vmap and grad."""
 
 import doctest
+import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -106,6 +109,27 @@ def test_derivatives_are_laxs(rng):
     mine = jax.vmap(jax.grad(lambda row: riffle.jax.top_k(row, 5, axis=0)[0][4]))(x)
     assert (np.count_nonzero(np.asarray(mine), axis=1) == 1).all()
     assert (np.asarray(mine).argmax(1) == riffle.top_k(np.asarray(x), 5).indices[:, 4]).all()
+
+
+SHARDED = '''
+import jax, numpy as np, riffle, riffle.jax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
+mesh = Mesh(np.array(jax.devices()), ("d",))
+rows = np.random.default_rng(0).standard_normal((4, 1000), np.float32)
+x = jax.device_put(rows, NamedSharding(mesh, P("d")))
+one = lambda x: riffle.jax.top_k(x, 5)
+for call in (jax.jit(one), jax.jit(jax.shard_map(one, mesh=mesh, in_specs=P("d"), out_specs=P("d")))):
+    assert (np.asarray(call(x)[1]) == riffle.top_k(rows, 5).indices).all()
+    print("all-gather" in call.lower(x).compile().as_text())
+'''
+
+
+@pytest.mark.skipif(not hasattr(jax, "shard_map"), reason="this JAX has shard_map elsewhere")
+def test_shard_map_leaves_rows_where_they_are():
+    environment = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
+    process = subprocess.run([sys.executable, "-c", SHARDED], env=environment, capture_output=True, text=True)
+    assert process.returncode == 0, process.stderr
+    assert process.stdout.split() == ["True", "False"]
 
 
 def test_indices_have_no_derivative():
