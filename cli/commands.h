@@ -6,6 +6,7 @@
 
 namespace riffle::cli {
 
+void AddGenerateCommand(CLI::App& parent);
 void AddTopKCommand(CLI::App& parent);
 void AddPlanCommand(CLI::App& parent);
 void AddInfoCommand(CLI::App& parent);

@@ -21,6 +21,7 @@ constexpr int kBadUsage = 2;
 
 constexpr const char* kFooter =
     "Start with:\n"
+    "  riffle generate --prompt \"The capital of France is\"\n"
     "  riffle make-logits logits.npy\n"
     "  riffle topk logits.npy -k 64 --dtype bf16 --show-rows 1 --show 8 --stats --time\n"
     "Exit codes: 0 done, 1 the run failed, 2 bad usage or bad input. Errors go to stderr.\n"
@@ -51,6 +52,7 @@ int Main(int argc, char** argv) {
   app.require_subcommand(1);
   app.footer(kFooter);
   app.set_version_flag("--version", fmt::format("riffle {}", Version()));
+  AddGenerateCommand(app);
   AddTopKCommand(app);
   AddPlanCommand(app);
   AddInfoCommand(app);

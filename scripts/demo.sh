@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# What `make demo` shows once the command is built: the 64 best tokens of each row of a batch of logits, the proof that they
-# are the best, and the time beside the time of only reading the batch.
+# What `make demo` shows once the command is built: texts that a small language model continues, all of them in one batch, and
+# then the selection alone: the 64 best of 201088 logits in each of 32 rows, with the proof that they are the best.
 set -euo pipefail
 . "$(dirname "$0")/lib.sh"
 cd "$ROOT"
@@ -15,8 +15,10 @@ show() {
   "$@"
 }
 
-show "$riffle" info
-say "logits as a language model of 201088 tokens makes them for a batch of 32 (made up, the same on every machine)"
+scripts/model.sh
+show "$riffle" generate --prompts examples/gemma3/prompts.txt --max-new-tokens 40
+printf '\n'
+say "the top-k alone, on logits as a language model of 201088 tokens makes them (made up, the same on every machine)"
 show "$riffle" make-logits "$logits" --rows 32 --vocab 201088 --dtype bf16
-show "$riffle" topk "$logits" -k 64 --dtype bf16 --show-rows 2 --show 8 --stats --check --time
-say "next: $riffle topk --help; $riffle bench topk --quick; README.md"
+show "$riffle" topk "$logits" -k 64 --dtype bf16 --show-rows 1 --show 4 --stats --check --time
+say "next: $riffle generate --help; $riffle topk --help; $riffle bench topk --quick; README.md"

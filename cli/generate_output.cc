@@ -1,0 +1,175 @@
+#include "cli/generate_output.h"
+
+#include <fmt/format.h>
+#include <unistd.h>
+
+#include <cstdio>
+#include <nlohmann/json.hpp>
+
+#include "riffle/runtime.h"
+
+namespace riffle::cli {
+namespace {
+
+constexpr const char* kClearLine = "\r\x1b[K";
+constexpr const char* kBold = "\x1b[1m";
+constexpr const char* kPlain = "\x1b[0m";
+
+double Share(double part, double whole) { return whole > 0 ? part / whole : 0; }
+double Rate(int64_t tokens, double seconds) { return Share(static_cast<double>(tokens), seconds); }
+
+void PrintStatsText(const gemma3::EngineStats& s, size_t requests, int64_t prompt_tokens,
+                    int64_t new_tokens) {
+  fmt::print(stderr,
+             "{} request{}, {} prompt tokens, {} new tokens in {:.2f} s on {} ({} threads)\n"
+             "prefill {:.0f} tokens/s, decode {:.0f} tokens/s; {} of {} pages used\n"
+             "of the time: attention {:.1f} %, LM head {:.1f} %, top-k and sampling {:.1f} %\n",
+             requests, requests == 1 ? "" : "s", prompt_tokens, new_tokens, s.total_seconds,
+             Target(), NumThreads(), Rate(s.prefill_tokens, s.prefill_seconds),
+             Rate(s.decode_tokens, s.decode_seconds), s.pages_peak, s.pages_total,
+             100 * Share(s.attention_seconds, s.total_seconds),
+             100 * Share(s.lm_head_seconds, s.total_seconds),
+             100 * Share(s.sampling_seconds, s.total_seconds));
+}
+
+void PrintStatsJson(const gemma3::EngineStats& s, size_t requests, int64_t prompt_tokens,
+                    int64_t new_tokens, double load_seconds) {
+  const nlohmann::ordered_json stats = {
+      {"requests", requests},
+      {"prompt_tokens", prompt_tokens},
+      {"new_tokens", new_tokens},
+      {"prefill_tokens", s.prefill_tokens},
+      {"decode_tokens", s.decode_tokens},
+      {"shared_tokens", s.shared_tokens},
+      {"prefill_tokens_per_second", Rate(s.prefill_tokens, s.prefill_seconds)},
+      {"decode_tokens_per_second", Rate(s.decode_tokens, s.decode_seconds)},
+      {"pages_used", s.pages_peak},
+      {"pages_total", s.pages_total},
+      {"attention_share", Share(s.attention_seconds, s.total_seconds)},
+      {"lm_head_share", Share(s.lm_head_seconds, s.total_seconds)},
+      {"top_k_share", Share(s.sampling_seconds, s.total_seconds)},
+      {"steps", s.steps},
+      {"preemptions", s.preemptions},
+      {"seconds", s.total_seconds},
+      {"load_seconds", load_seconds},
+      {"threads", NumThreads()},
+      {"target", Target()},
+  };
+  fmt::print("{}\n", nlohmann::ordered_json{{"stats", stats}}.dump());
+}
+
+}  // namespace
+
+void Generation::Add(int32_t token, std::optional<gemma3::Finish> finished) {
+  tokens.push_back(token);
+  text += decoder.Push(token);
+  finish = finished;
+  if (finish.has_value()) text += decoder.Finish();
+}
+
+ProgressLine::ProgressLine() : terminal_(::isatty(STDERR_FILENO) == 1) {}
+
+void ProgressLine::Show(const std::string& text, bool at_once) {
+  const auto now = std::chrono::steady_clock::now();
+  if (!terminal_ || (!at_once && now - last_ < std::chrono::milliseconds(100))) return;
+  last_ = now;
+  shown_ = true;
+  fmt::print(stderr, "{}{}", kClearLine, text);
+  std::fflush(stderr);
+}
+
+void ProgressLine::Clear() {
+  if (!shown_) return;
+  shown_ = false;
+  fmt::print(stderr, "{}", kClearLine);
+  std::fflush(stderr);
+}
+
+GenerateOutput::GenerateOutput(const std::vector<Generation>& generations, bool json)
+    : generations_(generations), json_(json), terminal_(::isatty(STDOUT_FILENO) == 1) {}
+
+void GenerateOutput::Update(const gemma3::Progress& p, const gemma3::EngineStats& stats) {
+  if (json_) {
+    PrintFinished();
+  } else {
+    StreamText();
+  }
+  // Streamed text is its own progress, and a line would be written into it.
+  if (terminal_ && started_) return;
+  if (p.prompt_tokens_prefilled < p.prompt_tokens) {
+    line_.Show(fmt::format("prefill: {} of {} prompt tokens; {} waiting, {} running, {} done",
+                           p.prompt_tokens_prefilled, p.prompt_tokens, p.waiting, p.running,
+                           p.done));
+  } else {
+    line_.Show(fmt::format("decode: {} tokens, {:.0f}/s; {} waiting, {} running, {} done",
+                           p.new_tokens, Rate(stats.decode_tokens, stats.decode_seconds), p.waiting,
+                           p.running, p.done));
+  }
+}
+
+void GenerateOutput::Finish(const gemma3::EngineStats& stats, double load_seconds) {
+  line_.Clear();
+  int64_t prompt_tokens = 0, new_tokens = 0;
+  for (const Generation& generation : generations_) {
+    prompt_tokens += generation.prompt_tokens;
+    new_tokens += static_cast<int64_t>(generation.tokens.size());
+  }
+  if (json_) {
+    PrintStatsJson(stats, generations_.size(), prompt_tokens, new_tokens, load_seconds);
+  } else {
+    std::fflush(stdout);
+    PrintStatsText(stats, generations_.size(), prompt_tokens, new_tokens);
+  }
+}
+
+// The first unfinished request as its tokens come; those behind it once it is done.
+void GenerateOutput::StreamText() {
+  for (; head_ < generations_.size(); ++head_, started_ = false, printed_ = 0) {
+    const Generation& head = generations_[head_];
+    if (head.tokens.empty()) break;
+    line_.Clear();
+    if (!started_) {
+      const size_t count = generations_.size();
+      if (count > 1) fmt::print("{}--- {} of {}\n", head_ > 0 ? "\n" : "", head_ + 1, count);
+      fmt::print("{}{}{}", terminal_ ? kBold : "", ForTerminal(head.prompt),
+                 terminal_ ? kPlain : "");
+      started_ = true;
+    }
+    fmt::print("{}", ForTerminal(std::string_view(head.text).substr(printed_)));
+    printed_ = head.text.size();
+    if (!head.finish.has_value()) break;
+    fmt::print("\n");
+  }
+  std::fflush(stdout);
+}
+
+void GenerateOutput::PrintFinished() {
+  for (; head_ < generations_.size() && generations_[head_].finish.has_value(); ++head_) {
+    const Generation& head = generations_[head_];
+    const bool stop = *head.finish == gemma3::Finish::kStop;
+    const nlohmann::ordered_json line = {{"prompt", head.prompt},
+                                         {"prompt_tokens", head.prompt_tokens},
+                                         {"tokens", head.tokens},
+                                         {"text", head.text},
+                                         {"finish_reason", stop ? "stop" : "length"}};
+    line_.Clear();
+    fmt::print("{}\n", line.dump());
+    std::fflush(stdout);
+  }
+}
+
+// A model may write anything, a terminal's commands included.
+std::string GenerateOutput::ForTerminal(std::string_view text) const {
+  std::string safe;
+  for (const char c : text) {
+    const bool command = (static_cast<uint8_t>(c) < ' ' && c != '\n' && c != '\t') || c == '\x7f';
+    if (terminal_ && command) {
+      safe += "\uFFFD";
+    } else {
+      safe += c;
+    }
+  }
+  return safe;
+}
+
+}  // namespace riffle::cli

@@ -1,0 +1,63 @@
+// What `riffle generate` shows: texts as they come or JSON lines, in the order of the requests, and
+// a line of progress on a terminal.
+#pragma once
+
+#include <chrono>
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "examples/gemma3/engine.h"
+#include "examples/gemma3/tokenizer.h"
+
+namespace riffle::cli {
+
+struct Generation {
+  std::string prompt;
+  int64_t prompt_tokens;
+  gemma3::StreamDecoder decoder;
+  std::vector<int32_t> tokens{};  // generated
+  std::string text{};             // of these
+  std::optional<gemma3::Finish> finish{};
+
+  void Add(int32_t token, std::optional<gemma3::Finish> finished);
+};
+
+// One line on stderr that is written over; nothing unless stderr is a terminal.
+class ProgressLine {
+ public:
+  ProgressLine();
+  void Show(const std::string& text, bool at_once = false);
+  void Clear();
+
+ private:
+  bool terminal_;
+  bool shown_ = false;
+  std::chrono::steady_clock::time_point last_;
+};
+
+class GenerateOutput {
+ public:
+  GenerateOutput(const std::vector<Generation>& generations, bool json);
+  // Prints what there is to print by now.
+  void Update(const gemma3::Progress& progress, const gemma3::EngineStats& stats);
+  void Finish(const gemma3::EngineStats& stats, double load_seconds);
+
+  ProgressLine& line() { return line_; }
+
+ private:
+  void StreamText();
+  void PrintFinished();
+  std::string ForTerminal(std::string_view text) const;
+
+  const std::vector<Generation>& generations_;
+  bool json_;
+  bool terminal_;         // stdout is one
+  size_t head_ = 0;       // the first generation that is not printed to its end
+  bool started_ = false;  // its prompt is printed
+  size_t printed_ = 0;    // bytes of its text
+  ProgressLine line_;
+};
+
+}  // namespace riffle::cli
