@@ -5,22 +5,16 @@
     .venv/bin/python bench/peers.py --plot docs/peers.svg --json peers.json
     .venv/bin/python bench/peers.py --only per-row-32 --peers riffle,faiss
 
-Set up with `make python` and `scripts/venv.sh bench`. Each peer runs in a process of its own, so that
-no thread pool spins into another's time, and in several rounds, so that a slow minute of the machine
-meets all of them; the median of all its calls is printed. An answer is held against NumPy's stable sort
-before a peer is timed: the values must be the k largest in order. Equal values may come in any order,
-as only riffle and JAX promise more; riffle's indices must be exact.
+Set up with `make python` and `scripts/venv.sh bench`. Each peer runs in processes of its own, in several
+rounds (peer_bench.py). An answer is held against NumPy's stable sort before a peer is timed: the values
+must be the k largest in order. Equal values may come in any order, as only riffle and JAX promise more;
+riffle's indices must be exact.
 """
 
-import argparse
 import importlib
-import json
-import os
-import platform
-import statistics
-import subprocess
-import sys
-import time
+
+import onnx_model
+import peer_bench
 
 CASES = {
     # name: rows, columns, k, dtype, distribution
@@ -145,34 +139,13 @@ THREADS = 2
 
 
 def topk_model(k):
-    """An ONNX model of one TopK node, in the wire format of protocol buffers, so that the `onnx` package
-    is not needed. Field numbers: onnx.proto3 (ModelProto, GraphProto, NodeProto, TensorProto)."""
-
-    def varint(value):
-        out = bytearray()
-        while value > 127:
-            out.append(value & 127 | 128)
-            value >>= 7
-        return bytes(out) + bytes([value])
-
-    def number(field, value):
-        return varint(field << 3) + varint(value)
-
-    def block(field, content):
-        content = content.encode() if isinstance(content, str) else content
-        return varint(field << 3 | 2) + varint(len(content)) + content
-
-    def tensor(name, element_type, dimensions):
-        shape = b"".join(block(1, block(2, d) if isinstance(d, str) else number(1, d)) for d in dimensions)
-        return block(1, name) + block(2, block(1, number(1, element_type) + block(2, shape)))
-
-    float32, int64 = 1, 7
-    node = block(1, "x") + block(1, "k") + block(2, "values") + block(2, "indices") + block(4, "TopK")
-    initial_k = number(1, 1) + number(2, int64) + block(8, "k") + block(9, k.to_bytes(8, "little"))
-    graph = block(1, node) + block(2, "topk") + block(5, initial_k)
-    graph += block(11, tensor("x", float32, ["rows", "columns"]))
-    graph += block(12, tensor("values", float32, ["rows", k])) + block(12, tensor("indices", int64, ["rows", k]))
-    return number(1, 8) + block(7, graph) + block(8, block(1, "") + number(2, 17))
+    float32, int64 = onnx_model.FLOAT32, onnx_model.INT64
+    return onnx_model.one_node(
+        "TopK",
+        {"x": (float32, ["rows", "columns"]), "k": (int64, [1])},
+        {"values": (float32, ["rows", k]), "indices": (int64, ["rows", k])},
+        constants={"k": [k]},
+    )
 
 
 def check(x, k, indices, exact):
@@ -190,7 +163,7 @@ def check(x, k, indices, exact):
 
 
 def worker(peer, case, seconds):
-    """Checks and times one peer on one case; prints {"times": [...]} or {"error": ...}."""
+    """Checks and times one peer on one case."""
     x = make_data(case)
     k = CASES[case][2]
     try:
@@ -201,86 +174,12 @@ def worker(peer, case, seconds):
         return {"error": "no " + CASES[case][3]}
     call, to_indices = made
     check(x, k, to_indices(call()), exact=peer == "riffle")
-    times = []
-    for _ in range(3):
-        call()
-    end = time.perf_counter() + seconds
-    while len(times) < 3 or time.perf_counter() < end:
-        begin = time.perf_counter()
-        call()
-        times.append(time.perf_counter() - begin)
-    return {"times": times, "version": importlib.import_module(peer).__version__}
+    return {"times": peer_bench.time_call(call, seconds), "version": importlib.import_module(peer).__version__}
 
 
-def run_worker(peer, case, arguments):
-    environment = dict(os.environ, OMP_NUM_THREADS=str(arguments.threads), RIFFLE_NUM_THREADS=str(arguments.threads))
-    done = subprocess.run(
-        [sys.executable, "-P", __file__, "--worker", peer, case, "--seconds", str(arguments.seconds), "--threads", str(arguments.threads)],
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        check=False,
-    )
-    if done.returncode != 0:
-        return {"error": done.stderr.strip().splitlines()[-1] if done.stderr.strip() else f"exit {done.returncode}"}
-    return json.loads(done.stdout.splitlines()[-1])
-
-
-def measure(arguments):
-    results = {}
-    for case in arguments.cases:
-        for round_number in range(arguments.rounds):
-            for peer in arguments.peers:
-                if sys.stderr.isatty():
-                    print(f"\r\x1b[K{case}: round {round_number + 1} of {arguments.rounds}, {peer}", end="", file=sys.stderr)
-                place = results.setdefault(case, {}).setdefault(peer, {"times": []})
-                if "error" in place:
-                    continue
-                result = run_worker(peer, case, arguments)
-                if "error" in result:
-                    place["error"] = result["error"]
-                else:
-                    place["times"] += result["times"]
-                    place["version"] = result["version"]
-    if sys.stderr.isatty():
-        print("\r\x1b[K", end="", file=sys.stderr)
-    for by_peer in results.values():
-        for place in by_peer.values():
-            times = place.pop("times")
-            if times and "error" not in place:
-                place.update(median=statistics.median(times), min=min(times), calls=len(times))
-    return results
-
-
-def milliseconds(place):
-    return f"{place['median'] * 1e3:.3g} ms" if "median" in place else f"- ({place.get('error', '?')})"
-
-
-def markdown(results, arguments):
-    lines = [f"{platform.machine()}, {cpu_name()}, {arguments.threads} threads; medians.", ""]
-    lines.append("| case | rows x columns, k, dtype | " + " | ".join(arguments.peers) + " | riffle over the best other |")
-    lines.append("|---|---|" + "---|" * (len(arguments.peers) + 1))
-    for case, by_peer in results.items():
-        rows, columns, k, dtype, _ = CASES[case]
-        others = {peer: place["median"] for peer, place in by_peer.items() if peer != "riffle" and "median" in place}
-        best = min(others, key=others.get, default=None)
-        gain = "-"
-        if best is not None and "median" in by_peer.get("riffle", {}):
-            gain = f"{others[best] / by_peer['riffle']['median']:.1f} x ({best})"
-        cells = [milliseconds(by_peer[peer]) for peer in arguments.peers]
-        lines.append(f"| {case} | {rows} x {columns}, {k}, {dtype} | " + " | ".join(cells) + f" | {gain} |")
-    versions = {peer: place["version"] for by_peer in results.values() for peer, place in by_peer.items() if "version" in place}
-    lines += ["", "Versions: " + ", ".join(f"{peer} {version}" for peer, version in versions.items()) + "."]
-    return "\n".join(lines)
-
-
-def cpu_name():
-    try:
-        with open("/proc/cpuinfo") as f:
-            return next(line.split(":", 1)[1].strip() for line in f if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return "unknown CPU"
+def describe(case):
+    rows, columns, k, dtype, _ = CASES[case]
+    return f"{rows} x {columns}, {k}, {dtype}"
 
 
 def plot(results, arguments):
@@ -301,44 +200,23 @@ def plot(results, arguments):
         axis.set_title(case, fontsize=10)
         axis.set_xlabel("ms, log scale", fontsize=8)
         axis.spines[["top", "right"]].set_visible(False)
-    figure.suptitle(f"k best of each row, {arguments.threads} threads, {cpu_name()}", fontsize=10)
+    figure.suptitle(f"k best of each row, {arguments.threads} threads, {peer_bench.cpu_name()}", fontsize=10)
     figure.tight_layout()
     figure.savefig(arguments.plot, metadata={"Date": None} if arguments.plot.endswith(".svg") else None)
 
 
-def some_of(allowed):
-    def parse(text):
-        for name in text.split(","):
-            if name not in allowed:
-                raise argparse.ArgumentTypeError(f"'{name}' is not one of {', '.join(allowed)}")
-        return text.split(",")
-
-    return parse
-
-
 def main():
     global THREADS
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", dest="cases", type=some_of(CASES), default=list(CASES), help="cases: " + ",".join(CASES))
-    parser.add_argument("--peers", type=some_of(PEERS), default=list(PEERS), help="peers: " + ",".join(PEERS))
-    parser.add_argument("--threads", type=int, default=THREADS)
-    parser.add_argument("--rounds", type=int, default=3, help="processes of each peer and case")
-    parser.add_argument("--seconds", type=float, default=1.0, help="time measured in each process")
-    parser.add_argument("--json", metavar="FILE", help="also the medians, in seconds")
+    parser = peer_bench.make_parser(__doc__, CASES, PEERS)
     parser.add_argument("--plot", metavar="FILE", help="also bars, .svg or .png")
-    parser.add_argument("--worker", nargs=2, metavar=("PEER", "CASE"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     THREADS = arguments.threads
     if arguments.worker:
-        # Before any framework counts the CPUs: those that take no number of threads take this one.
-        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: arguments.threads])
-        print(json.dumps(worker(*arguments.worker, arguments.seconds)))
+        peer_bench.work(worker, arguments)
         return
-    results = measure(arguments)
-    print(markdown(results, arguments))
-    if arguments.json:
-        with open(arguments.json, "w") as f:
-            json.dump(results, f, indent=2)
+    results = peer_bench.measure(__file__, arguments)
+    print(peer_bench.markdown(results, arguments, "rows x columns, k, dtype", describe))
+    peer_bench.write_json(results, arguments)
     if arguments.plot:
         plot(results, arguments)
 
