@@ -13,5 +13,6 @@ void AddInfoCommand(CLI::App& parent);
 void AddMakeLogitsCommand(CLI::App& parent);
 void AddBenchTopKCommand(CLI::App& bench);
 void AddBenchAttentionCommand(CLI::App& bench);
+void AddBenchLinearCommand(CLI::App& bench);
 
 }  // namespace riffle::cli

@@ -61,6 +61,7 @@ int Main(int argc, char** argv) {
   bench->require_subcommand(1);
   AddBenchTopKCommand(*bench);
   AddBenchAttentionCommand(*bench);
+  AddBenchLinearCommand(*bench);
   try {
     app.parse(argc, argv);
   } catch (const CLI::Success& asked) {  // --help and --version

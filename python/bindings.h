@@ -8,6 +8,7 @@ namespace riffle::python {
 
 void BindAttention(nanobind::module_& m);
 void BindKvCache(nanobind::module_& m);
+void BindLinear(nanobind::module_& m);
 void BindRuntime(nanobind::module_& m);
 void BindSampling(nanobind::module_& m);
 void BindTopK(nanobind::module_& m);

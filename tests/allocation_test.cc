@@ -3,6 +3,7 @@
 
 #include <functional>
 
+#include "riffle/linear_topk.h"
 #include "riffle/sampling.h"
 #include "riffle/topk.h"
 #include "tests/allocation_counter.h"
@@ -99,6 +100,27 @@ TEST_F(SteadyState, Sample) {
                      {out.indices, static_cast<size_t>(kRows)}, logprobs);
     }
   });
+}
+
+TEST_F(SteadyState, Linear) {
+  const int64_t vocab = 5000;
+  const std::vector<float> x(20 * 300, 1.0f), weight(static_cast<size_t>(vocab * 300), 0.5f);
+  std::vector<float> y(static_cast<size_t>(20 * vocab)), values(20 * 64);
+  std::vector<int32_t> indices(values.size());
+  const WeightView w{weight.data(), WeightFormat::kF32, vocab, 300, 300};
+  for (const int threads : {1, 3}) {
+    Pool pool(threads);
+    const auto call = [&](int64_t rows) {
+      const MatrixView view{x.data(), DType::kF32, rows, 300, 300};
+      riffle::Linear(view, w, {y.data(), vocab}, {.pool = &pool});
+      LinearTopK(view, w, 64, {values.data(), 64, indices.data(), 64}, {.pool = &pool});
+    };
+    EXPECT_GT(AllocationsOf([&] { call(20); }), 0) << "the counter does not count";
+    for (const int64_t rows : {20, 1, 13}) {
+      EXPECT_EQ(AllocationsOf([&] { call(rows); }), 0)
+          << rows << " rows, " << threads << " threads";
+    }
+  }
 }
 
 }  // namespace

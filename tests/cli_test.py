@@ -170,7 +170,7 @@ class TopK(Cli):
 
 class Usage(Cli):
     def test_help_and_version(self):
-        for args in (["--help"], ["topk", "--help"], ["plan", "--help"], ["info", "--help"], ["make-logits", "--help"], ["bench", "topk", "--help"]):
+        for args in (["--help"], ["topk", "--help"], ["plan", "--help"], ["info", "--help"], ["make-logits", "--help"], ["bench", "topk", "--help"], ["bench", "linear", "--help"]):
             with self.subTest(args=args):
                 self.assertIn("--help", self.output(*args))
         self.assertIn("Examples:", self.output("topk", "--help"))
@@ -204,6 +204,7 @@ class Usage(Cli):
             (("plan", "--n", "10", "--k", "1", "--lanes", "0"), ["lanes"]),
             (("bench", "topk", "--only", "nothing-is-called-so"), ["nothing-is-called-so", "rows32-bf16"]),
             (("bench", "topk", "--quick", "--only", "per-row-1", "--target", "ABACUS"), ["ABACUS"]),
+            (("bench", "linear", "--only", "nothing-is-called-so"), ["nothing-is-called-so", "bf16-rows1"]),
             (("make-logits", "x.npy", "--vocab", "0"), ["--vocab 0"]),
             (("make-logits", "x.npy", "--rows", "4611686018427387904"), ["--rows"]),
         ):

@@ -91,8 +91,9 @@ std::string Describe(const LinearSpec& spec) {
        << " x=" << Name(spec.x_dtype) << " weight=" << Name(spec.format)
        << (spec.transposed ? " transposed" : "") << (spec.round_x ? " round_x" : "")
        << " bias=" << (spec.bias ? Name(*spec.bias) : "none")
-       << " data=" << static_cast<int>(spec.data) << " gaps=" << spec.x_gap << ',' << spec.weight_gap
-       << (spec.backwards ? " backwards" : "") << " shift=" << spec.shift << " seed=" << spec.seed;
+       << " data=" << static_cast<int>(spec.data) << " gaps=" << spec.x_gap << ','
+       << spec.weight_gap << (spec.backwards ? " backwards" : "") << " shift=" << spec.shift
+       << " seed=" << spec.seed;
   return text.str();
 }
 
@@ -104,10 +105,10 @@ LinearCase::LinearCase(const LinearSpec& spec)
       weight_bytes_(Bytes(LinesOf(spec).count, LinesOf(spec).stride, LinesOf(spec).width,
                           ElementBytes(spec.format), spec.shift),
                     true),
-      bias_bytes_(spec.bias ? Bytes(1, 0, spec.vocab, static_cast<int64_t>(SizeOf(*spec.bias)),
-                                    spec.shift)
-                            : 0,
-                  true) {
+      bias_bytes_(
+          spec.bias ? Bytes(1, 0, spec.vocab, static_cast<int64_t>(SizeOf(*spec.bias)), spec.shift)
+                    : 0,
+          true) {
   MakeX();
   MakeWeight();
   if (spec.bias) {
@@ -152,7 +153,11 @@ void LinearCase::MakeWeight() {
   const int64_t first = spec_.backwards ? (lines.count - 1) * lines.stride : 0;
   uint8_t* data = weight_bytes_.data() + std::max<int64_t>(first, 0) * element;
   const int64_t stride = spec_.backwards ? -lines.stride : lines.stride;
-  weight_ = {data, spec_.format, spec_.vocab, spec_.d, spec_.transposed ? 1 : stride,
+  weight_ = {data,
+             spec_.format,
+             spec_.vocab,
+             spec_.d,
+             spec_.transposed ? 1 : stride,
              spec_.transposed ? stride : 1};
   weight_values_.resize(static_cast<size_t>(spec_.vocab * spec_.d));
   for (int64_t row = 0; row < spec_.vocab; ++row) {
@@ -210,16 +215,16 @@ std::vector<float> LinearCase::RunRows(int64_t begin, int64_t rows, Pool* pool) 
   return y;
 }
 
-// Error analysis. A term passes through the roundings of its chain, of the sums of chains and of the
-// bias; where products are rounded too (no FMA), one more. Each is relative by 2^-24 to what has
-// been added so far, which the sum of magnitudes bounds. bf16 dot products may take denormals, of
-// inputs and of results, for zeros.
+// Error analysis. A term passes through the roundings of its chain, of the sums of chains and of
+// the bias; where products are rounded too (no FMA), one more. Each is relative by 2^-24 to what
+// has been added so far, which the sum of magnitudes bounds. bf16 dot products may take denormals,
+// of inputs and of results, for zeros.
 LinearCase::Expected LinearCase::Reference(int64_t row, int64_t column) const {
-  const bool rounds = spec_.round_x && (spec_.format == WeightFormat::kBF16 ||
-                                        spec_.format == WeightFormat::kQ8_0);
-  const bool may_flush = (rounds || spec_.x_dtype == DType::kBF16) &&
-                         (spec_.format == WeightFormat::kBF16 ||
-                          spec_.format == WeightFormat::kQ8_0);
+  const bool rounds =
+      spec_.round_x && (spec_.format == WeightFormat::kBF16 || spec_.format == WeightFormat::kQ8_0);
+  const bool may_flush =
+      (rounds || spec_.x_dtype == DType::kBF16) &&
+      (spec_.format == WeightFormat::kBF16 || spec_.format == WeightFormat::kQ8_0);
   double sum = 0;
   double magnitude = 0;
   double flushed = 0;
@@ -261,10 +266,10 @@ std::string LinearCase::Check(const std::vector<float>& y) const {
       const float got = y[static_cast<size_t>(row * spec_.vocab + column)];
       uint32_t bits;
       std::memcpy(&bits, &got, sizeof(bits));
-      const bool right = std::isnan(expected.value)   ? bits == 0x7fc00000u
-                         : std::isinf(expected.value) ? got == expected.value
-                                                      : std::abs(got - expected.value) <=
-                                                            expected.bound;
+      const bool right = std::isnan(expected.value) ? bits == 0x7fc00000u
+                         : std::isinf(expected.value)
+                             ? got == expected.value
+                             : std::abs(got - expected.value) <= expected.bound;
       if (!right || bits == 0x80000000u) {
         std::ostringstream text;
         text.precision(9);

@@ -101,8 +101,7 @@ TEST_F(LinearErrors, Shapes) {
   ExpectOfBoth(Code::kBadShape, {"x"}, [](A& a) { a.x.row_stride = kLowest; });
   ExpectOfBoth(Code::kBadShape, {"x"}, [](A& a) { a.x.row_stride = int64_t{1} << 60; });
   ExpectOfBoth(Code::kBadShape, {"weight", "rows", "0"}, [](A& a) { a.weight.rows = 0; });
-  ExpectOfBoth(Code::kBadShape, {"weight", "rows"},
-               [](A& a) { a.weight.rows = int64_t{1} << 31; });
+  ExpectOfBoth(Code::kBadShape, {"weight", "rows"}, [](A& a) { a.weight.rows = int64_t{1} << 31; });
   ExpectOfBoth(Code::kBadShape, {"weight", "columns", "-3"}, [](A& a) { a.weight.cols = -3; });
   ExpectOfBoth(Code::kBadShape, {"weight", "null"}, [](A& a) { a.weight.data = nullptr; });
   ExpectOfBoth(Code::kBadShape, {"weight"}, [](A& a) { a.weight.row_stride = kHuge / 2; });

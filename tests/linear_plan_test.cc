@@ -1,4 +1,5 @@
-// The plans of the linear layer: every tile once, and memory that does not grow with the vocabulary.
+// The plans of the linear layer: every tile once, and memory that does not grow with the
+// vocabulary.
 #include "lm_head/linear_plan.h"
 
 #include <gtest/gtest.h>

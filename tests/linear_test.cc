@@ -4,7 +4,6 @@
 #include <cmath>
 #include <cstring>
 #include <limits>
-#include <thread>
 #include <vector>
 
 #include "riffle/linear_topk.h"
@@ -45,8 +44,12 @@ TEST_F(LinearTest, EveryPairOfTypes) {
       for (const bool transposed : {false, true}) {
         if (transposed && format == WeightFormat::kQ8_0) continue;
         for (const int64_t rows : {1, 2, 3, 4, 5, 7, 8, 9, 12, 13, 14, 25, 31}) {
-          ASSERT_NO_FATAL_FAILURE(Check({.rows = rows, .d = 288, .vocab = 70, .x_dtype = x,
-                                         .format = format, .transposed = transposed,
+          ASSERT_NO_FATAL_FAILURE(Check({.rows = rows,
+                                         .d = 288,
+                                         .vocab = 70,
+                                         .x_dtype = x,
+                                         .format = format,
+                                         .transposed = transposed,
                                          .bias = kDTypes[rows % 3]}));
         }
       }
@@ -55,13 +58,16 @@ TEST_F(LinearTest, EveryPairOfTypes) {
 }
 
 TEST_F(LinearTest, Depths) {
-  for (const int64_t d : {0, 1, 2, 3, 15, 16, 17, 31, 32, 33, 63, 64, 65, 255, 256, 257, 287, 289,
-                          511, 512, 544, 1000}) {
+  for (const int64_t d : {0,  1,  2,   3,   15,  16,  17,  31,  32,  33,  63,
+                          64, 65, 255, 256, 257, 287, 289, 511, 512, 544, 1000}) {
     for (const WeightFormat format : kFormats) {
       if (format == WeightFormat::kQ8_0 && d % 32 != 0) continue;
       for (const int64_t rows : {1, 3, 10}) {
         const DType x = format == WeightFormat::kF32 ? DType::kF32 : DType::kBF16;
-        ASSERT_NO_FATAL_FAILURE(Check({.rows = rows, .d = d, .vocab = 33, .x_dtype = x,
+        ASSERT_NO_FATAL_FAILURE(Check({.rows = rows,
+                                       .d = d,
+                                       .vocab = 33,
+                                       .x_dtype = x,
                                        .format = format,
                                        .transposed = format != WeightFormat::kQ8_0 && d % 3 == 1}));
       }
@@ -70,14 +76,18 @@ TEST_F(LinearTest, Depths) {
 }
 
 TEST_F(LinearTest, Vocabularies) {
-  for (const int64_t vocab : {1, 2, 7, 8, 15, 16, 17, 31, 32, 33, 63, 64, 65, 127, 128, 129, 1000,
-                              4160}) {
+  for (const int64_t vocab :
+       {1, 2, 7, 8, 15, 16, 17, 31, 32, 33, 63, 64, 65, 127, 128, 129, 1000, 4160}) {
     for (const WeightFormat format : {WeightFormat::kBF16, WeightFormat::kQ8_0}) {
       for (const bool transposed : {false, true}) {
         if (transposed && format == WeightFormat::kQ8_0) continue;
-        ASSERT_NO_FATAL_FAILURE(Check({.rows = 1 + vocab % 3 * 5, .d = 32, .vocab = vocab,
-                                       .x_dtype = DType::kBF16, .format = format,
-                                       .transposed = transposed, .bias = DType::kBF16}));
+        ASSERT_NO_FATAL_FAILURE(Check({.rows = 1 + vocab % 3 * 5,
+                                       .d = 32,
+                                       .vocab = vocab,
+                                       .x_dtype = DType::kBF16,
+                                       .format = format,
+                                       .transposed = transposed,
+                                       .bias = DType::kBF16}));
       }
     }
   }
@@ -90,11 +100,17 @@ TEST_F(LinearTest, StridesAndAlignment) {
       for (const bool backwards : {false, true}) {
         for (const int shift : {0, 1, 6}) {
           for (const int64_t rows : {1, 2, 11}) {
-            ASSERT_NO_FATAL_FAILURE(Check({.rows = rows, .d = 96, .vocab = 75,
-                                           .x_dtype = kDTypes[shift % 3], .format = format,
-                                           .transposed = transposed, .bias = DType::kF32,
-                                           .x_gap = 5, .weight_gap = 1 + shift,
-                                           .backwards = backwards, .shift = shift}));
+            ASSERT_NO_FATAL_FAILURE(Check({.rows = rows,
+                                           .d = 96,
+                                           .vocab = 75,
+                                           .x_dtype = kDTypes[shift % 3],
+                                           .format = format,
+                                           .transposed = transposed,
+                                           .bias = DType::kF32,
+                                           .x_gap = 5,
+                                           .weight_gap = 1 + shift,
+                                           .backwards = backwards,
+                                           .shift = shift}));
           }
         }
       }
@@ -107,8 +123,13 @@ TEST_F(LinearTest, Data) {
     for (const WeightFormat format : kFormats) {
       for (const int64_t rows : {1, 6, 20}) {
         for (const DType x : {DType::kF32, DType::kBF16}) {
-          ASSERT_NO_FATAL_FAILURE(Check({.rows = rows, .d = 512, .vocab = 66, .x_dtype = x,
-                                         .format = format, .bias = DType::kF32, .data = data}));
+          ASSERT_NO_FATAL_FAILURE(Check({.rows = rows,
+                                         .d = 512,
+                                         .vocab = 66,
+                                         .x_dtype = x,
+                                         .format = format,
+                                         .bias = DType::kF32,
+                                         .data = data}));
         }
       }
     }
@@ -119,8 +140,12 @@ TEST_F(LinearTest, RoundX) {
   for (const WeightFormat format : kFormats) {
     for (const DType x : {DType::kF32, DType::kF16}) {
       for (const int64_t rows : {1, 9}) {
-        ASSERT_NO_FATAL_FAILURE(Check({.rows = rows, .d = 320, .vocab = 66, .x_dtype = x,
-                                       .format = format, .round_x = true}));
+        ASSERT_NO_FATAL_FAILURE(Check({.rows = rows,
+                                       .d = 320,
+                                       .vocab = 66,
+                                       .x_dtype = x,
+                                       .format = format,
+                                       .round_x = true}));
       }
     }
   }
@@ -157,8 +182,8 @@ TEST_F(LinearTest, BitsOfARow) {
     for (const DType x : {DType::kF32, DType::kBF16}) {
       for (const int64_t d : {320, 333}) {
         if (format == WeightFormat::kQ8_0 && d % 32 != 0) continue;
-        const LinearSpec spec{.rows = 300, .d = d, .vocab = 150, .x_dtype = x, .format = format,
-                              .bias = DType::kF32};
+        const LinearSpec spec{
+            .rows = 300, .d = d, .vocab = 150, .x_dtype = x, .format = format, .bias = DType::kF32};
         LinearSpec other = spec;
         other.x_gap = 3;
         other.weight_gap = 2;
@@ -170,10 +195,17 @@ TEST_F(LinearTest, BitsOfARow) {
           SetTarget(target);
           std::string fault;
           const std::vector<float> all = linear.Run(&PoolOf(3), &fault);
-          for (const auto& [begin, rows] :
-               std::vector<std::pair<int64_t, int64_t>>{{0, 1}, {7, 2}, {20, 3}, {31, 4}, {40, 5},
-                                                        {50, 8}, {60, 9}, {70, 12}, {90, 13},
-                                                        {110, 33}, {0, 257}}) {
+          for (const auto& [begin, rows] : std::vector<std::pair<int64_t, int64_t>>{{0, 1},
+                                                                                    {7, 2},
+                                                                                    {20, 3},
+                                                                                    {31, 4},
+                                                                                    {40, 5},
+                                                                                    {50, 8},
+                                                                                    {60, 9},
+                                                                                    {70, 12},
+                                                                                    {90, 13},
+                                                                                    {110, 33},
+                                                                                    {0, 257}}) {
             const std::vector<float> part = linear.RunRows(begin, rows, &PoolOf(1));
             ASSERT_TRUE(SameBits(part.data(), all.data() + begin * spec.vocab, part.size()))
                 << rows << " rows from " << begin << "; " << Describe(spec) << " on " << target;
@@ -233,26 +265,6 @@ TEST_F(LinearTest, NoRows) {
   const std::vector<float> w(64, 1.0f);
   Linear({nullptr, DType::kF32, 0, 32, 32}, {w.data(), WeightFormat::kF32, 2, 32, 32},
          {nullptr, 2});
-}
-
-// Calls from several threads share a pool; one of them runs alone.
-TEST_F(LinearTest, ConcurrentCalls) {
-  const LinearCase linear({.rows = 5, .d = 256, .vocab = 700, .x_dtype = DType::kBF16,
-                           .format = WeightFormat::kBF16});
-  std::string fault;
-  const std::vector<float> expected = linear.Run(&PoolOf(2), &fault);
-  std::vector<std::thread> threads;
-  std::vector<int> wrong(3, 0);
-  for (size_t t = 0; t < wrong.size(); ++t) {
-    threads.emplace_back([&, t] {
-      for (int i = 0; i < 5; ++i) {
-        const std::vector<float> y = linear.RunRows(0, 5, &PoolOf(2));
-        wrong[t] += SameBits(y.data(), expected.data(), y.size()) ? 0 : 1;
-      }
-    });
-  }
-  for (std::thread& thread : threads) thread.join();
-  EXPECT_EQ(wrong, std::vector<int>(3, 0));
 }
 
 }  // namespace

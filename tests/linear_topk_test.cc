@@ -65,9 +65,12 @@ TEST_F(LinearTopKTest, EveryData) {
     for (const WeightFormat format :
          {WeightFormat::kF32, WeightFormat::kF16, WeightFormat::kBF16, WeightFormat::kQ8_0}) {
       for (const int64_t rows : {1, 3, 14}) {
-        ASSERT_NO_FATAL_FAILURE(Check({.rows = rows, .d = 64, .vocab = 3000,
+        ASSERT_NO_FATAL_FAILURE(Check({.rows = rows,
+                                       .d = 64,
+                                       .vocab = 3000,
                                        .x_dtype = rows == 3 ? DType::kF32 : DType::kBF16,
-                                       .format = format, .data = data},
+                                       .format = format,
+                                       .data = data},
                                       {1, 64, 700}, static_cast<int>(rows % 4)));
       }
     }
@@ -76,8 +79,12 @@ TEST_F(LinearTopKTest, EveryData) {
 
 TEST_F(LinearTopKTest, Vocabularies) {
   for (const int64_t vocab : {1, 2, 63, 64, 65, 129, 640, 4097}) {
-    ASSERT_NO_FATAL_FAILURE(Check({.rows = 2, .d = 32, .vocab = vocab, .x_dtype = DType::kBF16,
-                                   .format = WeightFormat::kBF16, .bias = DType::kF16},
+    ASSERT_NO_FATAL_FAILURE(Check({.rows = 2,
+                                   .d = 32,
+                                   .vocab = vocab,
+                                   .x_dtype = DType::kBF16,
+                                   .format = WeightFormat::kBF16,
+                                   .bias = DType::kF16},
                                   {1, 2, 8, 64, 1000, vocab / 2, vocab - 1, vocab}, 2));
   }
 }
@@ -85,8 +92,12 @@ TEST_F(LinearTopKTest, Vocabularies) {
 // Many pieces, each of which has to cut its lists back many times.
 TEST_F(LinearTopKTest, LongVocabulary) {
   for (const LinearData data : {LinearData::kNormal, LinearData::kTies, LinearData::kConstant}) {
-    ASSERT_NO_FATAL_FAILURE(Check({.rows = 2, .d = 4, .vocab = 20000, .x_dtype = DType::kF32,
-                                   .format = WeightFormat::kF32, .data = data},
+    ASSERT_NO_FATAL_FAILURE(Check({.rows = 2,
+                                   .d = 4,
+                                   .vocab = 20000,
+                                   .x_dtype = DType::kF32,
+                                   .format = WeightFormat::kF32,
+                                   .data = data},
                                   {1, 64, 3000, 20000}, 3));
   }
 }
@@ -115,8 +126,12 @@ TEST_F(LinearTopKTest, Ascending) {
 
 // More rows than go through W together, and lists so long that fewer do.
 TEST_F(LinearTopKTest, ManyRows) {
-  ASSERT_NO_FATAL_FAILURE(Check({.rows = 300, .d = 33, .vocab = 300, .x_dtype = DType::kBF16,
-                                 .format = WeightFormat::kBF16, .bias = DType::kBF16},
+  ASSERT_NO_FATAL_FAILURE(Check({.rows = 300,
+                                 .d = 33,
+                                 .vocab = 300,
+                                 .x_dtype = DType::kBF16,
+                                 .format = WeightFormat::kBF16,
+                                 .bias = DType::kBF16},
                                 {1, 100}, 2));
   const LinearSpec spec{.rows = 20, .d = 1, .vocab = 250000};
   const LinearCase linear(spec);

@@ -25,8 +25,8 @@ namespace riffle {
 enum class WeightFormat : uint8_t { kF32, kF16, kBF16, kQ8_0 };
 
 constexpr const char* Name(WeightFormat format) {
-  return format == WeightFormat::kF32   ? "float32"
-         : format == WeightFormat::kF16 ? "float16"
+  return format == WeightFormat::kF32    ? "float32"
+         : format == WeightFormat::kF16  ? "float16"
          : format == WeightFormat::kBF16 ? "bfloat16"
                                          : "Q8_0";
 }
@@ -41,8 +41,8 @@ constexpr int64_t kQ8BlockBytes = 34;  // little-endian f16 scale, 32 int8
 struct WeightView {
   const void* data = nullptr;  // element (0, 0), or its block; any alignment
   WeightFormat format = WeightFormat::kF32;
-  int64_t rows = 0;        // vocab
-  int64_t cols = 0;        // d
+  int64_t rows = 0;  // vocab
+  int64_t cols = 0;  // d
   int64_t row_stride = 0;
   int64_t col_stride = 1;
 };
@@ -56,9 +56,9 @@ struct BiasView {
 
 struct LinearOptions {
   BiasView bias = {};  // added last
-  // Rounds an f32 or f16 x to bf16 first, to the nearest, ties to even: the bits are those of a call
-  // with that bf16 x. bf16 dot products are about twice as fast as f32's for many rows. Without
-  // effect when the weights are neither bf16 nor Q8_0.
+  // Rounds an f32 or f16 x to bf16 first, to the nearest, ties to even: the bits are those of a
+  // call with that bf16 x. bf16 dot products are about twice as fast as f32's for many rows.
+  // Without effect when the weights are neither bf16 nor Q8_0.
   bool round_x = false;
   Pool* pool = nullptr;  // null: DefaultPool()
 };
@@ -67,9 +67,9 @@ struct LinearOptions {
 //   x       [rows, d]  f32|f16|bf16; rows and d may be 0
 //   weight  [vocab, d], 1 <= vocab < 2^31
 //   y       [rows, vocab] f32
-// Throws Error: kBadShape, kBadDType, kOverlap; kOutOfMemory. Nothing is written on error. Allocates
-// nothing once the pool's scratch has grown to the shape. W is read once for every 256 rows, in the
-// order in which it lies, by all threads.
+// Throws Error: kBadShape, kBadDType, kOverlap; kOutOfMemory. Nothing is written on error.
+// Allocates nothing once the pool's scratch has grown to the shape. W is read once for every 256
+// rows, in the order in which it lies, by all threads.
 void Linear(const MatrixView& x, const WeightView& weight, const OutView<float>& y,
             const LinearOptions& options = {});
 

@@ -1,4 +1,5 @@
-// The best logits of a row so far: what tiles of logits leave behind. Included once per SIMD target.
+// The best logits of a row so far: what tiles of logits leave behind. Included once per SIMD
+// target.
 #if defined(RIFFLE_LM_HEAD_CANDIDATES_INL_H_) == defined(HWY_TARGET_TOGGLE)
 #ifdef RIFFLE_LM_HEAD_CANDIDATES_INL_H_
 #undef RIFFLE_LM_HEAD_CANDIDATES_INL_H_

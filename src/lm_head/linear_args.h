@@ -11,12 +11,13 @@ namespace riffle {
 
 inline constexpr int kTile = 64;   // columns of y (rows of W) that are computed together
 inline constexpr int kSpan = 256;  // inputs summed in one chain; a multiple of kQ8Block
-inline constexpr int kChunk = 32;  // inputs laid out at a time; x and W are zeros up to the next one
+inline constexpr int kChunk =
+    32;  // inputs laid out at a time; x and W are zeros up to the next one
 
 inline constexpr uint32_t kCanonicalNaN = 0x7fc00000u;
 
-// Rows of x that go through W together, laid out as words: [spans][rows][kSpan / per word]. A word is
-// an f32, or two bf16, the lower input in the lower half.
+// Rows of x that go through W together, laid out as words: [spans][rows][kSpan / per word]. A word
+// is an f32, or two bf16, the lower input in the lower half.
 struct LinearArgs {
   const void* x = nullptr;
   int64_t rows = 0;
@@ -25,7 +26,7 @@ struct LinearArgs {
 
   const uint8_t* weight = nullptr;
   WeightFormat format = WeightFormat::kF32;
-  bool transposed = false;   // inputs, not outputs, are `stride` apart
+  bool transposed = false;    // inputs, not outputs, are `stride` apart
   int64_t weight_stride = 0;  // bytes from one row (transposed: column) of W to the next
   int64_t vocab = 0;
   BiasView bias;

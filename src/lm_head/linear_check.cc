@@ -16,8 +16,8 @@ int64_t ElementBytes(WeightFormat format) {
 }
 
 Strided RowsOf(const void* data, int64_t rows, int64_t stride, int64_t width, int64_t element) {
-  return {data, {rows, 1, 1}, {SaturatingMul(stride, element), 0, 0},
-          SaturatingMul(width, element)};
+  return {
+      data, {rows, 1, 1}, {SaturatingMul(stride, element), 0, 0}, SaturatingMul(width, element)};
 }
 
 Strided RegionOf(const MatrixView& x) {
@@ -58,8 +58,8 @@ void CheckWeight(const WeightView& w) {
 }
 
 // An output [rows, width] against itself and everything that is read.
-void CheckOutput(const char* name, const Strided& out, const MatrixView& x, const WeightView& weight,
-                 const BiasView& bias) {
+void CheckOutput(const char* name, const Strided& out, const MatrixView& x,
+                 const WeightView& weight, const BiasView& bias) {
   CheckAddressable(name, out);
   if (out.empty()) {
     return;

@@ -134,8 +134,8 @@ class TileRunner {
       return;
     }
     const size_t element = SizeOf(args_.bias.dtype);
-    const auto* from = static_cast<const uint8_t*>(args_.bias.data) +
-                       static_cast<size_t>(column) * element;
+    const auto* from =
+        static_cast<const uint8_t*>(args_.bias.data) + static_cast<size_t>(column) * element;
     for (int i = 0; i < kTile; ++i) {
       bias[i] = 0;
       if (i < columns_ && element == 4) {
@@ -158,7 +158,7 @@ class TileRunner {
 };
 
 void StoreTiles(const LinearArgs& args, int64_t begin, int64_t end, const StoreSink& sink,
-                  uint8_t* scratch) {
+                uint8_t* scratch) {
   TileRunner runner(args, scratch);
   for (int64_t tile = begin; tile < end; ++tile) {
     const float* sums = runner.Run(tile);
@@ -184,7 +184,7 @@ HWY_INLINE void Raise(std::atomic<int32_t>& bound, int32_t key) {
 }
 
 void KeepTiles(const LinearArgs& args, int64_t begin, int64_t end, const CandidateSink& sink,
-                 uint8_t* scratch) {
+               uint8_t* scratch) {
   TileRunner runner(args, scratch);
   auto* counts = reinterpret_cast<int64_t*>(scratch + sink.layout.counts);
   std::fill_n(counts, args.rows, 0);

@@ -18,7 +18,8 @@ struct StoreSink {
 // Lists of candidates in a piece's scratch, and where it leaves what it kept.
 struct KeptLists {
   int64_t* counts = nullptr;  // [pieces][rows]
-  std::atomic<int32_t>* bounds = nullptr;  // [rows]; a key that k logits of the row are known to reach
+  std::atomic<int32_t>* bounds =
+      nullptr;                 // [rows]; a key that k logits of the row are known to reach
   int32_t* keys = nullptr;     // [pieces][rows][limit]
   int32_t* columns = nullptr;  // likewise
 };

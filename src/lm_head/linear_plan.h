@@ -10,7 +10,7 @@ namespace riffle {
 
 // W is cut into pieces of whole tiles; a piece is one task.
 struct PiecePlan {
-  int64_t tiles = 0;            // of all of W
+  int64_t tiles = 0;  // of all of W
   int64_t pieces = 0;
   int64_t tiles_per_piece = 0;  // the last piece may have fewer
 

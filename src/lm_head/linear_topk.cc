@@ -28,7 +28,7 @@ class Call {
     args_.weight = static_cast<const uint8_t*>(weight.data);
     args_.format = weight.format;
     args_.transposed = IsTransposed(weight);
-    const int64_t element = weight.format == WeightFormat::kQ8_0   ? kQ8BlockBytes
+    const int64_t element = weight.format == WeightFormat::kQ8_0  ? kQ8BlockBytes
                             : weight.format == WeightFormat::kF32 ? 4
                                                                   : 2;
     args_.weight_stride = (args_.transposed ? weight.col_stride : weight.row_stride) * element;

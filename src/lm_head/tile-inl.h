@@ -94,8 +94,8 @@ HWY_INLINE void TransposeWords(WordVec (&v)[kLanes]) {
   }
 }
 
-// Sources of words: Load makes kLanes words of a column of what lies at Offset(word). kPerLine: words
-// made of one cache line (Q8_0: of one block), which is prefetched once.
+// Sources of words: Load makes kLanes words of a column of what lies at Offset(word). kPerLine:
+// words made of one cache line (Q8_0: of one block), which is prefetched once.
 template <DType kElementType>
 struct FloatSource {
   static constexpr DType kType = kElementType;
@@ -198,8 +198,8 @@ struct Step<PairQ8Source> {
   // table[index % 128]
   static HWY_INLINE V8 LookUp(const uint8_t* table, V8 index) {
     const D8 d;
-    return V8{_mm512_permutex2var_epi8(hn::Load(d, table).raw, index.raw,
-                                       hn::Load(d, table + 64).raw)};
+    return V8{
+        _mm512_permutex2var_epi8(hn::Load(d, table).raw, index.raw, hn::Load(d, table + 64).raw)};
   }
 
   // 16 bytes of four columns, a 16-byte block each.
@@ -252,9 +252,9 @@ struct Step<PairQ8Source> {
     for (int i = 0; i < 8; ++i) {
       const auto q = hn::BitCast(di, pairs[i]);
       const V8 low = LookUp(kTables.low, hn::BitCast(d, hn::Abs(q)));
-      const V8 high = hn::IfThenElse(hn::RebindMask(d, hn::IsNegative(q)),
-                                     LookUp(kTables.high_negative, pairs[i]),
-                                     LookUp(kTables.high, pairs[i]));
+      const V8 high =
+          hn::IfThenElse(hn::RebindMask(d, hn::IsNegative(q)),
+                         LookUp(kTables.high_negative, pairs[i]), LookUp(kTables.high, pairs[i]));
       v[i] = hn::BitCast(WordU32(), hn::InterleaveLower(d, low, high));
       v[i + 8] = hn::BitCast(WordU32(), hn::InterleaveUpper(d, low, high));
     }
@@ -347,19 +347,24 @@ HWY_INLINE void LayOutInputs(const uint8_t* const* from, int panel_words, uint32
 template <DType kType, int kPerWord>
 void LayOutTransposed(const TileSpan& tile, uint32_t* words) {
   constexpr size_t kElement = SizeOf(kType);
+  constexpr int kInputsAhead = 32;
   const int padded = tile.padded();
   uint8_t copies[kPerWord][kTile * kElement];
   for (int input = 0; input < padded; input += kPerWord, words += kPanel) {
     const uint8_t* from[kPerWord];
     for (int i = 0; i < kPerWord; ++i) {
-      const bool exists = input + i < tile.inputs;
-      from[i] = tile.from + (input + i) * tile.stride;
-      if (tile.columns < kTile || !exists) {
+      from[i] = copies[i];
+      if (input + i >= tile.inputs) {
         std::memset(copies[i], 0, sizeof(copies[i]));
-        if (exists) {
-          std::memcpy(copies[i], from[i], static_cast<size_t>(tile.columns) * kElement);
+      } else if (tile.columns < kTile) {
+        std::memset(copies[i], 0, sizeof(copies[i]));
+        std::memcpy(copies[i], tile.from + (input + i) * tile.stride,
+                    static_cast<size_t>(tile.columns) * kElement);
+      } else {
+        from[i] = tile.from + (input + i) * tile.stride;
+        for (size_t line = 0; line < kTile * kElement; line += 64) {
+          PrefetchAt(from[i] + line, kInputsAhead * tile.stride);
         }
-        from[i] = copies[i];
       }
     }
     LayOutInputs<kType, kPerWord>(from, padded / kPerWord, words);

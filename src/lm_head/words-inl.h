@@ -51,8 +51,8 @@ struct PairWords {
     const hn::RebindToUnsigned<DF> du;
     const hn::Repartition<hwy::bfloat16_t, DF> dbf;
     VF unused = hn::Zero(df);
-    return hn::ReorderWidenMulAccumulate(df, hn::BitCast(dbf, hn::Set(du, x)),
-                                         hn::BitCast(dbf, w), sum, unused);
+    return hn::ReorderWidenMulAccumulate(df, hn::BitCast(dbf, hn::Set(du, x)), hn::BitCast(dbf, w),
+                                         sum, unused);
   }
 };
 #endif
