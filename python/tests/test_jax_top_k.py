@@ -1,5 +1,6 @@
 """riffle.jax.top_k and top_k_per_row: against riffle and jax.lax.top_k; under jit, vmap and grad."""
 
+import concurrent.futures
 import doctest
 import os
 import subprocess
@@ -130,6 +131,22 @@ def test_shard_map_leaves_rows_where_they_are():
     process = subprocess.run([sys.executable, "-c", SHARDED], env=environment, capture_output=True, text=True)
     assert process.returncode == 0, process.stderr
     assert process.stdout.split() == ["True", "False"]
+
+
+def test_calls_from_several_threads(rng):
+    """Also while kernels are switched: calls and set_target wait for each other."""
+    x = rng.standard_normal((8, 20000), np.float32)
+    expected = riffle.top_k(x, 16)
+    call, operand = jax.jit(lambda x: riffle.jax.top_k(x, 16)), jnp.asarray(x)
+
+    def run(_):
+        return [call(operand)[1] for _ in range(30)]
+
+    with concurrent.futures.ThreadPoolExecutor(3) as pool:
+        results = pool.map(run, range(3))
+        for target in riffle.info()["targets"] * 5:
+            riffle.set_target(target)
+        assert all(same_bits(indices, expected.indices) for batch in results for indices in batch)
 
 
 def test_indices_have_no_derivative():
