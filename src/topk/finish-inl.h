@@ -220,6 +220,19 @@ void SelectFromCandidates(Row<TI>& row) {
   SortAndEmit(row, ties);
 }
 
+// All elements of the row.
+template <typename TI>
+void TakeAll(Row<TI>& row) {
+  const Tag<TI> d;
+  Candidates<TI> candidates = row.candidates;  // in registers: the stores may alias the row
+  candidates.count = 0;
+  for (size_t i = 0; i < row.n; i += hn::Lanes(d)) {
+    candidates.AppendAll(d, LoadKeys(row, i, row.n).keys, static_cast<int32_t>(i));
+  }
+  row.candidates.count = row.n;
+  row.examined += row.n;
+}
+
 // A bound from a sample of the row, set so that more than k elements should reach it; one pass
 // takes those that do. If they are fewer than k the sample misled, and all elements are candidates.
 template <typename TI>
@@ -238,13 +251,11 @@ void SelectFromAll(Row<TI>& row) {
     bound = FindBound(candidates.keys, plan.count, plan.k, plan.k + plan.k / 16, lowest, row.format)
                 .key;
   }
-  for (;;) {
-    candidates.count = 0;
+  if (bound > lowest) {
     AppendRange(row, 0, row.n, bound, /*exact=*/true);
-    if (candidates.count >= row.k) {
-      break;
-    }
-    bound = lowest;
+  }
+  if (candidates.count < row.k) {
+    TakeAll(row);
   }
   SelectFromCandidates(row);
 }

@@ -18,10 +18,13 @@ constexpr size_t MaximaGroup(size_t buckets, size_t k) {
 }
 
 // How many candidates may be sorted to get k: ranking 64 to get one takes twice as long as cutting
-// them to size first. An answer in any order is cut to size always when that is cheaper than
-// sorting.
+// them to size first, ranking 32 no longer. An answer in any order is cut to size always when that
+// is cheaper than sorting.
 constexpr size_t SortLimit(size_t k, bool sorted) {
-  return sorted || k < 256 ? k + k / 2 + (k < 56 ? k + 8 : 64) : k;
+  if (k < 56) {
+    return k < 10 ? 32 : 2 * k + k / 2 + 8;
+  }
+  return sorted || k < 256 ? k + k / 2 + 64 : k;
 }
 
 // Byte offsets into the scratch of one finish, each 64-byte aligned.

@@ -101,9 +101,12 @@ bool FirstPass(const RowTask& task, uint8_t* maxima) {
 }
 
 void WholeRow(const RowTask& task, uint8_t* scratch) {
+  if (task.plan.buckets == 0) {
+    FinishAny(task, false, nullptr, scratch);
+    return;
+  }
   uint8_t* maxima = scratch + PlanFinish(task).maxima;
-  const bool keyed = task.plan.buckets != 0 && FirstPass(task, maxima);
-  FinishAny(task, keyed, maxima, scratch);
+  FinishAny(task, FirstPass(task, maxima), maxima, scratch);
 }
 
 const TopKKernels* GetKernels() {
