@@ -96,7 +96,7 @@ std::vector<Axis> OtherAxes(const Array& x, int dim) {
 
 // x with the axis asked about last, contiguous: rows of all other axes in row-major order.
 template <typename T>
-void GatherRows(const Array& x, int dim, T* to, int64_t to_stride) {
+void GatherRows(const Array& x, int dim, void* to, int64_t to_stride) {
   const std::vector<Axis> axes = OtherAxes(x, dim);
   const Axis& inner = axes.back();
   int64_t blocks = 1;
@@ -110,8 +110,9 @@ void GatherRows(const Array& x, int dim, T* to, int64_t to_stride) {
       offset += rest % axes[i].size * axes[i].stride;
       rest /= axes[i].size;
     }
-    Transpose(static_cast<const T*>(x.data()) + offset, x.axis(dim).size, inner.size,
-              x.axis(dim).stride, inner.stride, to + block * inner.size * to_stride, to_stride);
+    Transpose<T>(static_cast<const uint8_t*>(x.data()) + offset * static_cast<int64_t>(sizeof(T)),
+                 x.axis(dim).size, inner.size, x.axis(dim).stride, inner.stride,
+                 static_cast<T*>(to) + block * inner.size * to_stride, to_stride);
   }
 }
 
@@ -120,8 +121,8 @@ template <typename T>
 void PlaceAxis(const void* rows, int64_t outer, int64_t inner, int64_t k, void* to) {
   const int64_t size = inner * k;
   for (int64_t o = 0; o < outer; ++o) {
-    Transpose(static_cast<const T*>(rows) + o * size, inner, k, k, 1, static_cast<T*>(to) + o * size,
-              inner);
+    Transpose<T>(static_cast<const T*>(rows) + o * size, inner, k, k, 1,
+                 static_cast<T*>(to) + o * size, inner);
   }
 }
 
@@ -147,9 +148,9 @@ void RunGathered(const Array& x, const Question& question, const NewArray& value
   const NewArray row_indices = in_place ? indices : NewArrayLike(x, Element::kI64, out_shape);
   const KernelScope scope;
   if (element == 4) {
-    GatherRows(x, question.dim, static_cast<Word4*>(copy.data), stride);
+    GatherRows<uint32_t>(x, question.dim, copy.data, stride);
   } else {
-    GatherRows(x, question.dim, static_cast<Word2*>(copy.data), stride);
+    GatherRows<uint16_t>(x, question.dim, copy.data, stride);
   }
   TopKOut out;
   out.values = row_values.data;
@@ -159,11 +160,11 @@ void RunGathered(const Array& x, const Question& question, const NewArray& value
   if (in_place) {
     return;
   }
-  PlaceAxis<Word8>(row_indices.data, outer, inner, k, indices.data);
+  PlaceAxis<uint64_t>(row_indices.data, outer, inner, k, indices.data);
   if (element == 4) {
-    PlaceAxis<Word4>(row_values.data, outer, inner, k, values.data);
+    PlaceAxis<uint32_t>(row_values.data, outer, inner, k, values.data);
   } else {
-    PlaceAxis<Word2>(row_values.data, outer, inner, k, values.data);
+    PlaceAxis<uint16_t>(row_values.data, outer, inner, k, values.data);
   }
 }
 
