@@ -13,10 +13,11 @@ except ImportError as error:
     raise ImportError("riffle.torch needs PyTorch: pip install torch") from error
 
 from riffle.torch._attention import paged_attention
+from riffle.torch._generate import linear_top_k, sample
 from riffle.torch._topk import top_k_per_row_decode, top_k_per_row_prefill, topk
 
-__all__ = ["paged_attention", "top_k_per_row_decode", "top_k_per_row_prefill", "topk"]
+__all__ = ["linear_top_k", "paged_attention", "sample", "top_k_per_row_decode", "top_k_per_row_prefill", "topk"]
 
-for _public in (paged_attention, top_k_per_row_decode, top_k_per_row_prefill, topk):
+for _public in (linear_top_k, paged_attention, sample, top_k_per_row_decode, top_k_per_row_prefill, topk):
     _public.__module__ = "riffle.torch"
 del _public, _torch
