@@ -93,8 +93,13 @@ void Activations::Resize(int64_t rows, int64_t inputs) {
 }
 
 void Multiply(const Activations& x, std::span<const Product> products, Pool* pool) {
-  // Panels that a task takes: enough to be worth a task, few enough to share evenly.
-  const int64_t group = x.rows() <= 4 ? 4 : 1;
+  // Panels that a task takes: for few rows long runs of memory, as long as they can be shared evenly.
+  int64_t panels = 0;
+  for (const Product& product : products) {
+    panels += product.weight->panels();
+  }
+  const int64_t threads = pool != nullptr ? pool->threads() : NumThreads();
+  const int64_t group = x.rows() <= 4 ? std::max<int64_t>(1, panels / (threads * 4)) : 1;
   int64_t tasks = 0;
   for (const Product& product : products) {
     tasks += (product.weight->panels() + group - 1) / group;
