@@ -37,9 +37,14 @@ Request RandomRequest(std::mt19937& random, int64_t stream) {
   request.max_new_tokens = 1 + random() % 30;
   request.stream = stream;
   switch (random() % 4) {
-    case 0: request.sampling = {1.0f, 5, 0.9f, 0}; break;
-    case 1: request.sampling = {2.0f, 0, 0.95f, 0.01f}; break;
-    default: break;  // greedy
+    case 0:
+      request.sampling = {1.0f, 5, 0.9f, 0};
+      break;
+    case 1:
+      request.sampling = {2.0f, 0, 0.95f, 0.01f};
+      break;
+    default:
+      break;  // greedy
   }
   return request;
 }
@@ -51,7 +56,7 @@ struct Outcome {
 
 // Runs all, new ones arriving on the way, and checks that every request ends once.
 std::vector<Outcome> RunAll(const std::vector<Request>& requests, const EngineOptions& options,
-                         EngineStats* stats = nullptr, size_t arrivals_per_step = 1000) {
+                            EngineStats* stats = nullptr, size_t arrivals_per_step = 1000) {
   Engine engine(Tiny(), options);
   std::vector<Outcome> outcomes(requests.size());
   size_t next = 0;

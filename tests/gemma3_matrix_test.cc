@@ -142,8 +142,8 @@ TEST(Gemma3Matrix, NothingFiniteComesOfNaN) {
     const OneTensor one(TensorType::kQ8_0, 64, 16, random);
     const GgufFile file = GgufFile::Parse(one.bytes, "one");
     const Matrix matrix = Pack(file, *file.Find("w"), nullptr);
-    for (const float bad : {std::numeric_limits<float>::quiet_NaN(),
-                            std::numeric_limits<float>::infinity()}) {
+    for (const float bad :
+         {std::numeric_limits<float>::quiet_NaN(), std::numeric_limits<float>::infinity()}) {
       for (const size_t at : {size_t{0}, size_t{40}, size_t{63}}) {
         std::vector<float> x(64, 1.0f);
         x[at] = bad;
@@ -200,8 +200,7 @@ TEST(Gemma3Rows, AreTheirFormulas) {
       ASSERT_NEAR(added[i], other[i] + wanted, close + 1e-7 * std::abs(other[i]));
       ASSERT_NEAR(normed_row[i], wanted, close + normed.step()[i / 32 * 3 + 1] * 0.501);
       const double g = x[i];
-      const double gelu =
-          g / 2 * (1 + std::tanh(std::sqrt(2 / M_PI) * (g + 0.044715 * g * g * g)));
+      const double gelu = g / 2 * (1 + std::tanh(std::sqrt(2 / M_PI) * (g + 0.044715 * g * g * g)));
       ASSERT_NEAR(gated_row[i], gelu * other[i],
                   gated.step()[i / 32 * 3 + 2] * 0.501 + 1e-5 * std::abs(g * other[i]));
     }

@@ -37,10 +37,18 @@ inline std::string RandomTensor(gemma3::TensorType type, int64_t values, float s
   for (int64_t i = 0; i < values; i += block.values) {
     std::string scales, rest;
     switch (type) {
-      case TensorType::kQ8_0: scales = half(size / 128); break;
-      case TensorType::kQ5_0: scales = half(size / 16); break;
-      case TensorType::kQ4_K: scales = half(size / 256) + half(size / 512); break;
-      default: rest = half(size / 1024); break;
+      case TensorType::kQ8_0:
+        scales = half(size / 128);
+        break;
+      case TensorType::kQ5_0:
+        scales = half(size / 16);
+        break;
+      case TensorType::kQ4_K:
+        scales = half(size / 256) + half(size / 512);
+        break;
+      default:
+        rest = half(size / 1024);
+        break;
     }
     bytes += scales;
     for (size_t j = scales.size() + rest.size(); j < static_cast<size_t>(block.bytes); ++j) {

@@ -68,7 +68,9 @@ void UnpackQ6K(const uint8_t* p, Block* out) {
     const int run = b % 4;
     const uint8_t* low = p + half * 64 + run % 2 * 32;
     const uint8_t* high = p + 128 + half * 32;
-    const auto scale = [&](int i) { return d * static_cast<float>(static_cast<int8_t>(p[192 + i])); };
+    const auto scale = [&](int i) {
+      return d * static_cast<float>(static_cast<int8_t>(p[192 + i]));
+    };
     SetScale(out[b], scale(2 * b), scale(2 * b + 1), 0);
     for (int i = 0; i < 32; ++i) {
       const int nibble = run < 2 ? low[i] & 15 : low[i] >> 4;
@@ -102,10 +104,18 @@ void UnpackRow(TensorType type, const uint8_t* row, int64_t values, Block* block
   const BlockSize size = BlockSizeOf(type);
   for (int64_t i = 0; i < values; i += size.values, row += size.bytes, blocks += size.values / 32) {
     switch (type) {
-      case TensorType::kQ8_0: UnpackQ8_0(row, blocks); break;
-      case TensorType::kQ5_0: UnpackQ5_0(row, blocks); break;
-      case TensorType::kQ4_K: UnpackQ4K(row, blocks); break;
-      default: UnpackQ6K(row, blocks); break;
+      case TensorType::kQ8_0:
+        UnpackQ8_0(row, blocks);
+        break;
+      case TensorType::kQ5_0:
+        UnpackQ5_0(row, blocks);
+        break;
+      case TensorType::kQ4_K:
+        UnpackQ4K(row, blocks);
+        break;
+      default:
+        UnpackQ6K(row, blocks);
+        break;
     }
   }
 }
@@ -121,8 +131,8 @@ void DequantizeRow(TensorType type, const uint8_t* row, int64_t values, float* o
     UnpackRow(type, row, size.values, blocks);
     for (int64_t j = 0; j < size.values; ++j) {
       const Block& block = blocks[j / 32];
-      out[i + j] = block.scale[j % 32 / 16] * static_cast<float>(block.code[j % 32] - 128) -
-                   block.minimum;
+      out[i + j] =
+          block.scale[j % 32 / 16] * static_cast<float>(block.code[j % 32] - 128) - block.minimum;
     }
   }
 }

@@ -18,8 +18,8 @@ namespace {
 
 // Above it the logits are stored and sampled from instead of fused with a top-k.
 constexpr int32_t kMostFused = 1024;
-// Candidates beyond k that are multiplied exactly. The 16th best logit is nearly always farther below
-// the best one than rounding could move it.
+// Candidates beyond k that are multiplied exactly. The 16th best logit is nearly always farther
+// below the best one than rounding could move it.
 constexpr int64_t kSpare = 15;
 // Rows of stored logits at a time: 1 MB each.
 constexpr int64_t kStoredRows = 16;
@@ -115,8 +115,8 @@ void Chooser::FromTopK(int32_t k) {
   Draw({values_.data(), DType::kF32, rows, best, best}, rows_);
   for (int64_t i = 0; i < rows; ++i) {
     int32_t& token = tokens_[static_cast<size_t>(rows_[static_cast<size_t>(i)])];
-    token = candidates_[static_cast<size_t>(
-        i * columns + indices_[static_cast<size_t>(i * best + token)])];
+    token = candidates_[static_cast<size_t>(i * columns +
+                                            indices_[static_cast<size_t>(i * best + token)])];
   }
 }
 
@@ -128,8 +128,8 @@ void Chooser::Candidates(int64_t first, int64_t rows, int64_t columns, bool roun
   options.pool = pool_;
   LinearTopK({states_.data() + first * hidden, DType::kF32, rows, hidden, hidden},
              model_.weights().embedding, columns,
-             {approximate_.data() + first * columns, columns,
-              candidates_.data() + first * columns, columns},
+             {approximate_.data() + first * columns, columns, candidates_.data() + first * columns,
+              columns},
              options);
 }
 
@@ -146,9 +146,9 @@ void Chooser::Rescore(int64_t row, int64_t columns) {
   }
 }
 
-// Whether no token but the candidates can have the best logit: rounding a state by r moves a logit by
-// at most |r| |w| (Cauchy and Schwarz), and every other token's rounded logit is at most the last
-// candidate's.
+// Whether no token but the candidates can have the best logit: rounding a state by r moves a logit
+// by at most |r| |w| (Cauchy and Schwarz), and every other token's rounded logit is at most the
+// last candidate's.
 bool Chooser::Certain(int64_t row, int64_t columns) const {
   if (columns == model_.config().vocab_size) {
     return true;

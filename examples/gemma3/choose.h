@@ -21,7 +21,8 @@ struct Choice {
 class Chooser {
  public:
   // `model` must outlive this.
-  Chooser(const Model& model, uint64_t seed, Pool* pool) : model_(model), seed_(seed), pool_(pool) {}
+  Chooser(const Model& model, uint64_t seed, Pool* pool)
+      : model_(model), seed_(seed), pool_(pool) {}
 
   // tokens[r] of hidden[r]; [rows, hidden] f32. A row's token depends on its own state and choice
   // alone. Throws riffle::Error: kBadValue if the model gives NaN.
@@ -57,8 +58,8 @@ class Chooser {
   std::vector<float> states_;
   std::vector<float> approximate_, exact_;  // logits of candidates
   std::vector<int32_t> candidates_;         // their tokens
-  std::vector<float> values_;     // logits
-  std::vector<int32_t> indices_;  // their candidates
+  std::vector<float> values_;               // logits
+  std::vector<int32_t> indices_;            // their candidates
   std::vector<int32_t> drawn_;
 };
 

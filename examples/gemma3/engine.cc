@@ -38,8 +38,8 @@ void CheckSampling(const SamplingParams& sampling) {
 void CheckOptions(const EngineOptions& options) {
   const auto at_least_one = [](const char* name, int64_t value) {
     if (value < 1) {
-      Fail(Code::kBadOption, std::string(name) + " = " + std::to_string(value) +
-                                 " is not at least 1");
+      Fail(Code::kBadOption,
+           std::string(name) + " = " + std::to_string(value) + " is not at least 1");
     }
   };
   at_least_one("max_running", options.max_running);
@@ -119,15 +119,14 @@ void Engine::Impl::Check(const Request& request) const {
   }
   for (size_t i = 0; i < request.prompt.size(); ++i) {
     if (request.prompt[i] < 0 || request.prompt[i] >= config.vocab_size) {
-      Fail(Code::kBadRange, "prompt[" + std::to_string(i) + "] = " +
-                                std::to_string(request.prompt[i]) +
-                                " is not in the vocabulary of " +
-                                std::to_string(config.vocab_size) + " tokens");
+      Fail(Code::kBadRange,
+           "prompt[" + std::to_string(i) + "] = " + std::to_string(request.prompt[i]) +
+               " is not in the vocabulary of " + std::to_string(config.vocab_size) + " tokens");
     }
   }
   if (request.max_new_tokens < 1) {
-    Fail(Code::kBadOption, "max_new_tokens = " + std::to_string(request.max_new_tokens) +
-                               " is not at least 1");
+    Fail(Code::kBadOption,
+         "max_new_tokens = " + std::to_string(request.max_new_tokens) + " is not at least 1");
   }
   CheckSampling(request.sampling);
   // The last new token takes no room: nothing follows it.
@@ -145,8 +144,8 @@ int64_t Engine::Impl::Submit(Request request) {
   Check(request);
   progress_.prompt_tokens += static_cast<int64_t>(request.prompt.size());
   const int64_t id = scheduler_.Add(std::move(request.prompt));
-  limits_.push_back({request.max_new_tokens, request.sampling,
-                     request.stream < 0 ? id : request.stream});
+  limits_.push_back(
+      {request.max_new_tokens, request.sampling, request.stream < 0 ? id : request.stream});
   return id;
 }
 
@@ -161,10 +160,10 @@ const std::vector<Generated>& Engine::Impl::Step() {
   batch_.clear();
   for (const Scheduler::Part& part : parts) {
     const Scheduler::Entry& entry = scheduler_.entry(part.request);
-    batch_.push_back({entry.sequence, entry.computed,
-                      std::span(entry.tokens)
-                          .subspan(static_cast<size_t>(entry.computed),
-                                   static_cast<size_t>(part.count))});
+    batch_.push_back(
+        {entry.sequence, entry.computed,
+         std::span(entry.tokens)
+             .subspan(static_cast<size_t>(entry.computed), static_cast<size_t>(part.count))});
   }
   const std::span<const float> hidden = forward_.Run(batch_);
   scheduler_.Computed();

@@ -1,5 +1,5 @@
-// Continuous batching over one page pool: requests arrive, their prompts are prefilled in chunks, all
-// that are ready decode together, and what finishes gives its pages back.
+// Continuous batching over one page pool: requests arrive, their prompts are prefilled in chunks,
+// all that are ready decode together, and what finishes gives its pages back.
 //
 // A request's tokens depend on the model, its prompt and its own parameters alone: not on what else
 // runs, on the order of arrival, on the pages, chunks or threads.
@@ -45,9 +45,9 @@ struct Generated {
 };
 
 struct EngineOptions {
-  int64_t pages = 0;      // of the KV cache; 0: 2048, which 16-token pages make a full context
-  int64_t page_size = 16;  // tokens
-  int64_t max_running = 64;     // requests that hold pages at a time
+  int64_t pages = 0;         // of the KV cache; 0: 2048, which 16-token pages make a full context
+  int64_t page_size = 16;    // tokens
+  int64_t max_running = 64;  // requests that hold pages at a time
   int64_t prefill_chunk = 512;  // tokens of prompts that a step takes on
   bool share_prefixes = true;   // fork what another request has prefilled already
   uint64_t seed = 0;            // of the samples
@@ -60,8 +60,8 @@ struct EngineStats {
   int64_t decode_tokens = 0;   // computed in decode, one for each running request of a step
   int64_t shared_tokens = 0;   // of prompts, taken from another request's pages
   int64_t steps = 0;
-  int64_t preemptions = 0;      // a request lost its pages to another and is computed again
-  double prefill_seconds = 0;   // time in steps that had prompt tokens is split by tokens
+  int64_t preemptions = 0;     // a request lost its pages to another and is computed again
+  double prefill_seconds = 0;  // time in steps that had prompt tokens is split by tokens
   double decode_seconds = 0;
   double attention_seconds = 0;  // of all steps: attention, with writing keys and values
   double lm_head_seconds = 0;    // logits and their top-k, which are one fused operation

@@ -34,8 +34,9 @@ void GrowTurns(std::vector<float>& turns, int64_t head_dim, double base, int64_t
   for (; position <= last; ++position) {
     float* row = turns.data() + position * head_dim;
     for (int64_t i = 0; i < half; ++i) {
-      const double angle = static_cast<double>(position) *
-                           std::pow(base, -2.0 * static_cast<double>(i) / static_cast<double>(head_dim));
+      const double angle =
+          static_cast<double>(position) *
+          std::pow(base, -2.0 * static_cast<double>(i) / static_cast<double>(head_dim));
       row[i] = static_cast<float>(std::cos(angle));
       row[half + i] = static_cast<float>(std::sin(angle));
     }
@@ -128,9 +129,8 @@ void Forward::Attention(int64_t index) {
     NormRoundRow(hidden_.data() + row * hidden, {layer.attention_norm.data(), epsilon}, row,
                  narrow_);
   });
-  const Product products[] = {{&layer.q, q_.data(), queries},
-                              {&layer.k, k_.data(), keys},
-                              {&layer.v, v_.data(), keys}};
+  const Product products[] = {
+      {&layer.q, q_.data(), queries}, {&layer.k, k_.data(), keys}, {&layer.v, v_.data(), keys}};
   Multiply(narrow_, products, pool_);
   const std::vector<float>& turns = turns_[config.IsGlobal(index) ? 1 : 0];
   ForRows([&](int64_t row) {

@@ -60,12 +60,12 @@ class Forward {
   // Cosines and sines of every position so far, [positions][head_dim], of local and global layers.
   std::vector<float> turns_[2];
 
-  std::vector<float> hidden_;     // [rows, hidden]: the residual stream
-  std::vector<float> q_;          // [rows, q_heads * head_dim], then the attention's result
-  std::vector<float> k_, v_;      // [rows, kv_heads * head_dim]
-  std::vector<float> attended_;   // [rows, q_heads * head_dim]
-  std::vector<float> gate_, up_;  // [rows, intermediate]
-  std::vector<float> out_;        // [rows, hidden]
+  std::vector<float> hidden_;            // [rows, hidden]: the residual stream
+  std::vector<float> q_;                 // [rows, q_heads * head_dim], then the attention's result
+  std::vector<float> k_, v_;             // [rows, kv_heads * head_dim]
+  std::vector<float> attended_;          // [rows, q_heads * head_dim]
+  std::vector<float> gate_, up_;         // [rows, intermediate]
+  std::vector<float> out_;               // [rows, hidden]
   Activations narrow_, queries_, wide_;  // rounded: hidden, q_heads * head_dim and intermediate
 };
 

@@ -36,11 +36,10 @@ HWY_INLINE hn::Vec<DI8> Four(const int8_t* p) {
 }
 
 // For kRows rows, dots[row] = 256 * (sum of high * code) + (sum of low * code) + dots[row] over the
-// inputs 4 * kFirst .. 4 * kLast of the block, a lane an output. Two chains a row: with four rows they
-// hide the latency of the dot product.
+// inputs 4 * kFirst .. 4 * kLast of the block, a lane an output. Two chains a row: with four rows
+// they hide the latency of the dot product.
 template <int kFirst, int kLast, int kRows>
-HWY_INLINE void DotPlanes(const hn::Vec<DU8> (&codes)[8], const int8_t* planes,
-                          VI (&dots)[kRows]) {
+HWY_INLINE void DotPlanes(const hn::Vec<DU8> (&codes)[8], const int8_t* planes, VI (&dots)[kRows]) {
   VI high[kRows];
   for (int row = 0; row < kRows; ++row) {
     high[row] = hn::Zero(DI());
@@ -165,8 +164,8 @@ HWY_INLINE void MultiplyPanel(const Activations& x, const Product& product, int6
                         block, first, last, sums);
     }
     for (int64_t row = first; row < last; ++row) {
-      std::memcpy(product.y + row * product.stride + panel * kPanel,
-                  sums + (row - first) * kPanel, kPanel * sizeof(float));
+      std::memcpy(product.y + row * product.stride + panel * kPanel, sums + (row - first) * kPanel,
+                  kPanel * sizeof(float));
     }
   }
 }
@@ -175,9 +174,15 @@ HWY_INLINE void MultiplyPanel(const Activations& x, const Product& product, int6
 void MultiplyPanelsOf(const Activations& x, const Product& product, int64_t first, int64_t last) {
   for (int64_t panel = first; panel < last; ++panel) {
     switch (product.weight->scales) {
-      case Scales::kHalf: MultiplyPanel<Scales::kHalf>(x, product, panel); break;
-      case Scales::kTwo: MultiplyPanel<Scales::kTwo>(x, product, panel); break;
-      case Scales::kMinimum: MultiplyPanel<Scales::kMinimum>(x, product, panel); break;
+      case Scales::kHalf:
+        MultiplyPanel<Scales::kHalf>(x, product, panel);
+        break;
+      case Scales::kTwo:
+        MultiplyPanel<Scales::kTwo>(x, product, panel);
+        break;
+      case Scales::kMinimum:
+        MultiplyPanel<Scales::kMinimum>(x, product, panel);
+        break;
     }
   }
 }

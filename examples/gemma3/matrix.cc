@@ -31,8 +31,7 @@ void PackOutput(const Matrix& matrix, const Block* blocks, const uint16_t* half,
       std::memcpy(scales + b * 32 + lane * 2, half + b, 2);
       continue;
     }
-    const float second =
-        matrix.scales == Scales::kTwo ? blocks[b].scale[1] : blocks[b].minimum;
+    const float second = matrix.scales == Scales::kTwo ? blocks[b].scale[1] : blocks[b].minimum;
     std::memcpy(scales + b * 128 + lane * 4, &blocks[b].scale[0], 4);
     std::memcpy(scales + b * 128 + 64 + lane * 4, &second, 4);
   }
@@ -93,7 +92,8 @@ void Activations::Resize(int64_t rows, int64_t inputs) {
 }
 
 void Multiply(const Activations& x, std::span<const Product> products, Pool* pool) {
-  // Panels that a task takes: for few rows long runs of memory, as long as they can be shared evenly.
+  // Panels that a task takes: for few rows long runs of memory, as long as they can be shared
+  // evenly.
   int64_t panels = 0;
   for (const Product& product : products) {
     panels += product.weight->panels();

@@ -3,9 +3,9 @@
 // Weights keep the integers and scales of the file, nothing is rounded. An activation is rounded to
 // 16 bits of fixed point in blocks of 32 (at most 2^-16 of the block's largest), held as two int8
 // planes, x = step * (256 * high + low). A block's product is then two sums of int8 products, exact
-// in int32 in any order; the blocks' results are scaled and added in f32 in the order of the blocks.
-// So a row's result does not depend on the other rows, on threads or on tiles. (int8 activations
-// alone, as llama.cpp has them, or bf16 ones move logits by more than 0.05: README.md.)
+// in int32 in any order; the blocks' results are scaled and added in f32 in the order of the
+// blocks. So a row's result does not depend on the other rows, on threads or on tiles. (int8
+// activations alone, as llama.cpp has them, or bf16 ones move logits by more than 0.05: README.md.)
 #pragma once
 
 #include <hwy/aligned_allocator.h>
@@ -62,8 +62,10 @@ class Activations {
   // Of block b and row r, at b * rows + r:
   int8_t* planes() { return planes_.get(); }  // [64]: 32 high, 32 low
   float* step() { return step_.get(); }
-  int32_t* correction() { return correction_.get(); }  // [2]: -128 * the sum of the first 16
-                                                       // integers, and of all 32
+  int32_t* correction() {
+    return correction_.get();
+  }                                    // [2]: -128 * the sum of the first 16
+                                       // integers, and of all 32
   float* sum() { return sum_.get(); }  // step * the sum of all 32 integers
   const int8_t* planes() const { return planes_.get(); }
   const float* step() const { return step_.get(); }

@@ -125,10 +125,9 @@ double LargestNorm(const WeightView& embedding, Pool* pool) {
     const int64_t end = std::min(embedding.rows, (task + 1) * kRows);
     for (int64_t row = task * kRows; row < end; ++row) {
       const auto* data = static_cast<const uint8_t*>(embedding.data);
-      largest[static_cast<size_t>(task)] =
-          std::max(largest[static_cast<size_t>(task)],
-                   SquaredNorm(data + row * embedding.row_stride * kQ8BlockBytes,
-                               embedding.row_stride));
+      largest[static_cast<size_t>(task)] = std::max(
+          largest[static_cast<size_t>(task)],
+          SquaredNorm(data + row * embedding.row_stride * kQ8BlockBytes, embedding.row_stride));
     }
   };
   ParallelFor(static_cast<int64_t>(largest.size()), std::ref(run), pool);
@@ -166,8 +165,7 @@ Config ReadConfig(const GgufFile& file) {
       file.Fail(std::string(key) + " is not supported");
     }
   }
-  if (file.Has("gemma3.rope.scaling.type") &&
-      file.String("gemma3.rope.scaling.type") != "none") {
+  if (file.Has("gemma3.rope.scaling.type") && file.String("gemma3.rope.scaling.type") != "none") {
     file.Fail("gemma3.rope.scaling.type is not supported");
   }
   config.context_length = Number(file, "gemma3.context_length", 1, kMost);
@@ -179,10 +177,10 @@ Config ReadConfig(const GgufFile& file) {
     file.Fail("there is no matrix token_embd.weight");
   }
   config.vocab_size = embedding->shape[1];
-  config.bos_token = static_cast<int32_t>(
-      Number(file, "tokenizer.ggml.bos_token_id", 0, config.vocab_size - 1));
-  config.eos_token = static_cast<int32_t>(
-      Number(file, "tokenizer.ggml.eos_token_id", 0, config.vocab_size - 1));
+  config.bos_token =
+      static_cast<int32_t>(Number(file, "tokenizer.ggml.bos_token_id", 0, config.vocab_size - 1));
+  config.eos_token =
+      static_cast<int32_t>(Number(file, "tokenizer.ggml.eos_token_id", 0, config.vocab_size - 1));
   return config;
 }
 

@@ -23,8 +23,8 @@ namespace hn = hwy::HWY_NAMESPACE;
 using DRow = hn::CappedTag<float, 16>;
 using VRow = hn::Vec<DRow>;
 
-constexpr float kLargest = 32639;    // = 256 * 127 + 127
-constexpr float kNothing = 1e-30f;   // a block below it is zero: 1 / it must not overflow
+constexpr float kLargest = 32639;   // = 256 * 127 + 127
+constexpr float kNothing = 1e-30f;  // a block below it is zero: 1 / it must not overflow
 
 // Rounds 32 values, value(i) those from i on, to block `block` of row `row`.
 template <class Value>
@@ -137,8 +137,8 @@ void NormRopeRowOf(const Norm& norm, const float* turn, int64_t size, float* x) 
 HWY_INLINE VRow Gelu(VRow x) {
   const DRow df;
   const VRow square = hn::Mul(x, x);
-  const VRow factor = hn::MulAdd(square, hn::Set(df, 0.044715f * 0.7978845608f),
-                                 hn::Set(df, 0.7978845608f));
+  const VRow factor =
+      hn::MulAdd(square, hn::Set(df, 0.044715f * 0.7978845608f), hn::Set(df, 0.7978845608f));
   const VRow tanh = hn::Tanh(df, hn::Mul(x, factor));
   const VRow half = hn::Mul(x, hn::Set(df, 0.5f));
   return hn::MulAdd(half, tanh, half);

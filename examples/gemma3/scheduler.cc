@@ -53,8 +53,8 @@ bool Scheduler::Admit(int64_t request) {
     // At least one token remains to be computed. What the other one has not computed yet is worth
     // waiting for in its prompt only.
     const Entry& o = entry(other);
-    const int64_t common = std::min({CommonPrefix(e.tokens, o.tokens), size - 1,
-                                     std::max(o.computed, o.prompt_tokens)});
+    const int64_t common = std::min(
+        {CommonPrefix(e.tokens, o.tokens), size - 1, std::max(o.computed, o.prompt_tokens)});
     if (common > shared) {
       shared = common;
       source = other;
