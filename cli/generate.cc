@@ -5,6 +5,7 @@
 #include <CLI/CLI.hpp>
 #include <algorithm>
 #include <cerrno>
+#include <charconv>
 #include <chrono>
 #include <cmath>
 #include <cstring>
@@ -212,9 +213,13 @@ void Run(const Arguments& arguments) {
   }
 }
 
-// CLI11 would wrap -1 around to 2^64 - 1.
-std::string NotNegative(const std::string& text) {
-  return text.find('-') == std::string::npos ? "" : text + " is not an integer of 0 or more";
+// CLI11 would wrap -1 around to 2^64 - 1, and take 2^64 for it too.
+std::string CheckSeed(const std::string& text) {
+  uint64_t seed = 0;
+  const char* const end = text.data() + text.size();
+  const auto [parsed, error] = std::from_chars(text.data(), end, seed);
+  const bool ok = error == std::errc() && parsed == end;
+  return ok ? "" : text + " is not an integer from 0 to 2^64 - 1";
 }
 
 }  // namespace
@@ -251,7 +256,7 @@ void AddGenerateCommand(CLI::App& parent) {
       ->type_name("M");
   command->add_option("--seed", a.seed, "another one draws other tokens (0)")
       ->type_name("S")
-      ->check(NotNegative);
+      ->check(CheckSeed);
   command
       ->add_option("--threads", a.threads,
                    "threads, this one included; 0: RIFFLE_NUM_THREADS or all CPUs")
