@@ -56,9 +56,11 @@ class UnitRunner {
   void Run(const Unit& unit, float* slots, TileCursor& ahead) {
     Enter(unit);
     float* slot = slots + std::max<int64_t>(unit.slot, 0);
-    Clear(at_.total);
+    ClearRows(at_.total);
+    std::fill_n(at_.total.sums, int64_t{heads_} * rows_ * columns_, 0.0f);
     for (int span = unit.span_begin; span < unit.span_end; ++span) {
-      Clear(at_.span);
+      ClearRows(at_.span);
+      span0_ = span * kSpan;
       const int begin = std::max(seen_.begin, span * kSpan) / kBlock * kBlock;
       const int end = std::min(seen_.end, (span + 1) * kSpan);
       for (int key0 = begin; key0 < end; key0 += kBlock) {
@@ -230,7 +232,9 @@ class UnitRunner {
     const bool partial = tile.all.begin > key0 + begin || tile.all.end < key0 + end;
     const bool changed = Softmax(head, key0, begin, end, partial, tile);
     float* sums = at_.span.sums + (int64_t{head} * rows_ + tile.row) * columns_;
-    if (changed) {
+    const int first = std::max({tile.any.begin, seen_.begin, span0_}) / kBlock * kBlock;
+    const bool fresh = key0 == first;  // the tile's first keys of the span
+    if (changed && !fresh) {
       for (int row = 0; row < tile.rows; ++row) {
         if (at_.correction[row] != 1.0f) {
           Scale(at_.correction[row], columns_, sums + row * columns_);
@@ -238,17 +242,17 @@ class UnitRunner {
       }
     }
     if (spread_) {
-      AddValuesOfOneTile(head, key0, begin, end, partial, tile, sums);
+      AddValuesOfOneTile(head, key0, begin, end, partial, tile, fresh, sums);
       return;
     }
     const Word* values = GroupValues(begin / kGroupKeys);
     const int steps = (end - begin) / Math::kPerWord;
     if (partial && AnyNonFinite(Math(), values, steps * columns_)) {
-      AddRowByRow(head, key0, begin, end, tile, sums);
+      AddRowByRow(head, key0, begin, end, tile, fresh, sums);
       return;
     }
     AddValues<Math, false>(at_.p + begin / Math::kPerWord * tile.lanes, tile.lanes, tile.rows,
-                           values, columns_, steps, sums, {});
+                           values, columns_, steps, fresh, sums, {});
   }
 
   void Score(int head, int key0, int begin, int end, const Tile& tile) {
@@ -279,7 +283,7 @@ class UnitRunner {
   }
 
   void AddValuesOfOneTile(int head, int key0, int begin, int end, bool partial, const Tile& tile,
-                          float* sums) {
+                          bool fresh, float* sums) {
     for (int group = 0; group < kGroups; ++group) {
       if (group * kGroupKeys < begin || group * kGroupKeys >= end) {  // no kernel runs beside it
         PrefetchRows(ahead_.keys[group], row_bytes_);
@@ -297,19 +301,20 @@ class UnitRunner {
         }
         AddDirectValues(
             at_.p + begin / Math::kPerWord * tile.lanes, tile.lanes, tile.rows,
-            {rows[0].row + begin, ahead_.values[0].row + begin, end - begin}, columns_, sums);
+            {rows[0].row + begin, ahead_.values[0].row + begin, end - begin, fresh}, columns_, sums);
         return;
       }
     }
     // Values are laid out, used and forgotten.
     for (int group = begin / kGroupKeys; group < end / kGroupKeys; ++group) {
+      const bool first = fresh && group == begin / kGroupKeys;
       LayOutGroupValues(head, key0, group, seen_);
       if (partial && AnyNonFinite(Math(), GroupValues(group), kGroupSteps * columns_)) {
-        AddRowByRow(head, key0, group * kGroupKeys, (group + 1) * kGroupKeys, tile, sums);
+        AddRowByRow(head, key0, group * kGroupKeys, (group + 1) * kGroupKeys, tile, first, sums);
         continue;
       }
       AddValues<Math, true>(at_.p + group * kGroupSteps * tile.lanes, tile.lanes, tile.rows,
-                            GroupValues(group), columns_, kGroupSteps, sums,
+                            GroupValues(group), columns_, kGroupSteps, first, sums,
                             {ahead_.values[group].row, ahead_step_});
     }
   }
@@ -340,7 +345,8 @@ class UnitRunner {
 
   // A key that some rows see and others do not has a NaN or an infinite value: 0 times it is not 0.
   // Every row gets values of its own, in which what it does not see is 0.
-  void AddRowByRow(int head, int key0, int begin, int end, const Tile& tile, float* sums) {
+  void AddRowByRow(int head, int key0, int begin, int end, const Tile& tile, bool fresh,
+                   float* sums) {
     for (int row = 0; row < tile.rows; ++row) {
       const KeyRange keys{std::max(at_.first[tile.row + row], seen_.begin),
                           std::min(at_.last[tile.row + row], seen_.end)};
@@ -349,7 +355,7 @@ class UnitRunner {
       }
       AddValues<Math, false>(at_.p + begin / Math::kPerWord * tile.lanes + row, tile.lanes, 1,
                       GroupValues(begin / kGroupKeys), columns_,
-                      (end - begin) / Math::kPerWord, sums + row * columns_, {});
+                      (end - begin) / Math::kPerWord, fresh, sums + row * columns_, {});
     }
     for (int group = begin / kGroupKeys; group < end / kGroupKeys; ++group) {
       LayOutGroupValues(head, key0, group, seen_);  // for the next tile
@@ -358,10 +364,14 @@ class UnitRunner {
 
   // ---- states
 
-  void Clear(const State& state) const {
+  // Rows begin empty. Their sums are whatever was there until their first keys write them.
+  void ClearRows(const State& state) const {
     std::fill_n(state.max, heads_ * lanes_, -std::numeric_limits<float>::infinity());
     std::fill_n(state.weight, heads_ * lanes_, 0.0f);
-    std::fill_n(state.sums, int64_t{heads_} * rows_ * columns_, 0.0f);
+  }
+  static bool IsEmpty(const State& state, int lane) {
+    return state.weight[lane] == 0.0f &&
+           state.max[lane] == -std::numeric_limits<float>::infinity();
   }
 
   template <typename F>
@@ -375,6 +385,9 @@ class UnitRunner {
 
   void Fold() const {
     ForEachRow([this](int, int, int lane, int64_t sums) {
+      if (IsEmpty(at_.span, lane)) {
+        return;  // it would change no bit
+      }
       MergeState(at_.span.max[lane], at_.span.weight[lane], at_.span.sums + sums, columns_,
                  at_.total.max + lane, at_.total.weight + lane, at_.total.sums + sums);
     });
@@ -383,8 +396,12 @@ class UnitRunner {
   // Returns where the next state goes.
   float* StoreState(const State& state, float* slot) const {
     const SlotView view(slot, heads_, rows_, columns_);
-    std::copy_n(state.sums, int64_t{heads_} * rows_ * columns_, view.sums);
-    ForEachRow([&](int head, int row, int lane, int64_t) {
+    ForEachRow([&](int head, int row, int lane, int64_t sums) {
+      if (IsEmpty(state, lane)) {
+        std::fill_n(view.sums + sums, columns_, 0.0f);
+      } else {
+        std::copy_n(state.sums + sums, columns_, view.sums + sums);
+      }
       view.max[head * rows_ + row] = state.max[lane];
       view.weight[head * rows_ + row] = state.weight[lane];
     });
@@ -410,6 +427,7 @@ class UnitRunner {
 
   const Unit* unit_ = nullptr;
   KeyRange seen_{0, 0};
+  int span0_ = 0;  // the first key of the span in hand
   int heads_ = 0;
   int rows_ = 0;
   int lanes_ = 0;

@@ -146,11 +146,12 @@ HWY_INLINE void Scores16(const Word* q, int lanes, const Word* keys, int words, 
 
 // sums[row][column] += sum over s of p[s][row] * v[s][column], kRows rows, kVecs vectors of columns.
 //   p  [steps][lanes]    v  [steps][columns], aligned    sums  [kRows][columns], aligned
+//   fresh   sums are written, not added to: the first keys of a span
 //   kAhead  prefetch the columns' bytes of ahead.rows[0, steps * kPerWord)
 template <class Math, int kRows, int kVecs, bool kAhead, class DF,
           typename Word = typename Math::Word>
 HWY_INLINE void ValueKernel(DF df, const Word* HWY_RESTRICT p, int lanes,
-                            const Word* HWY_RESTRICT v, int columns, int steps,
+                            const Word* HWY_RESTRICT v, int columns, int steps, bool fresh,
                             float* HWY_RESTRICT sums, const Ahead& ahead) {
   const hn::Rebind<Word, DF> dw;
   constexpr size_t kN = hn::MaxLanes(DF());
@@ -160,7 +161,7 @@ HWY_INLINE void ValueKernel(DF df, const Word* HWY_RESTRICT p, int lanes,
   hn::Vec<DF> sum[kRows][kVecs];
   for (int row = 0; row < kRows; ++row) {
     for (int i = 0; i < kVecs; ++i) {
-      sum[row][i] = hn::Load(df, sums + row * columns + i * kN);
+      sum[row][i] = fresh ? hn::Zero(df) : hn::Load(df, sums + row * columns + i * kN);
     }
   }
   for (int s = 0; s < steps; ++s, p += lanes, v += columns) {
@@ -193,34 +194,34 @@ HWY_INLINE void ValueKernel(DF df, const Word* HWY_RESTRICT p, int lanes,
 // Up to 4 rows.
 template <class Math, int kVecs, bool kAhead, class DF, typename Word = typename Math::Word>
 HWY_INLINE void FewValueRows(DF df, const Word* p, int lanes, int rows, const Word* v, int columns,
-                             int steps, float* sums, const Ahead& ahead) {
+                             int steps, bool fresh, float* sums, const Ahead& ahead) {
   if (rows == 4) {
-    ValueKernel<Math, 4, kVecs, kAhead>(df, p, lanes, v, columns, steps, sums, ahead);
+    ValueKernel<Math, 4, kVecs, kAhead>(df, p, lanes, v, columns, steps, fresh, sums, ahead);
   } else if (rows == 3) {
-    ValueKernel<Math, 3, kVecs, kAhead>(df, p, lanes, v, columns, steps, sums, ahead);
+    ValueKernel<Math, 3, kVecs, kAhead>(df, p, lanes, v, columns, steps, fresh, sums, ahead);
   } else if (rows == 2) {
-    ValueKernel<Math, 2, kVecs, kAhead>(df, p, lanes, v, columns, steps, sums, ahead);
+    ValueKernel<Math, 2, kVecs, kAhead>(df, p, lanes, v, columns, steps, fresh, sums, ahead);
   } else {
-    ValueKernel<Math, 1, kVecs, kAhead>(df, p, lanes, v, columns, steps, sums, ahead);
+    ValueKernel<Math, 1, kVecs, kAhead>(df, p, lanes, v, columns, steps, fresh, sums, ahead);
   }
 }
 
 // Rows by fours; the first of them prefetch, if any do.
 template <class Math, int kVecs, bool kAhead, class DF, typename Word = typename Math::Word>
 HWY_INLINE void ValueRows(DF df, const Word* p, int lanes, int rows, const Word* v, int columns,
-                          int steps, float* sums, const Ahead& ahead) {
-  FewValueRows<Math, kVecs, kAhead>(df, p, lanes, rows < 4 ? rows : 4, v, columns, steps, sums,
-                                    ahead);
+                          int steps, bool fresh, float* sums, const Ahead& ahead) {
+  FewValueRows<Math, kVecs, kAhead>(df, p, lanes, rows < 4 ? rows : 4, v, columns, steps, fresh,
+                                    sums, ahead);
   for (int row = 4; row < rows; row += 4) {
     FewValueRows<Math, kVecs, false>(df, p + row, lanes, rows - row < 4 ? rows - row : 4, v,
-                                     columns, steps, sums + row * columns, ahead);
+                                     columns, steps, fresh, sums + row * columns, ahead);
   }
 }
 
-// sums[row][column] += p * v for all columns; `columns` is a multiple of 32.
+// sums[row][column] += p * v for all columns, or = if they are fresh; `columns` is a multiple of 32.
 template <class Math, bool kAhead, typename Word = typename Math::Word>
 HWY_INLINE void AddValues(const Word* p, int lanes, int rows, const Word* v, int columns, int steps,
-                          float* sums, Ahead ahead) {
+                          bool fresh, float* sums, Ahead ahead) {
   const FloatTag<16> df;
   constexpr int kN = static_cast<int>(hn::MaxLanes(df));
   constexpr int kWide = HWY_CAP_GE512 ? 4 : 2;
@@ -231,11 +232,11 @@ HWY_INLINE void AddValues(const Word* p, int lanes, int rows, const Word* v, int
   };
   int column = 0;
   for (; column + kWide * kN <= columns; column += kWide * kN) {
-    ValueRows<Math, kWide, kAhead>(df, p, lanes, rows, v + column, columns, steps, sums + column,
+    ValueRows<Math, kWide, kAhead>(df, p, lanes, rows, v + column, columns, steps, fresh, sums + column,
                                    at(column));
   }
   for (; column < columns; column += kNarrow * kN) {
-    ValueRows<Math, kNarrow, kAhead>(df, p, lanes, rows, v + column, columns, steps, sums + column,
+    ValueRows<Math, kNarrow, kAhead>(df, p, lanes, rows, v + column, columns, steps, fresh, sums + column,
                                      at(column));
   }
 }

@@ -130,6 +130,7 @@ struct DirectValues {
   const uint8_t* const* rows;  // [keys]
   const uint8_t* const* ahead;  // [keys]
   int keys;                    // even
+  bool fresh;                  // sums are written, not added to
 };
 
 // ValueKernel over them: kRows rows, 32 * kHalves columns.
@@ -143,7 +144,7 @@ HWY_INLINE void DirectValueKernel(const uint32_t* HWY_RESTRICT p, int lanes, con
   hn::Vec<decltype(df)> sum[kRows][kVecs];
   for (int row = 0; row < kRows; ++row) {
     for (int i = 0; i < kVecs; ++i) {
-      sum[row][i] = hn::Load(df, sums + row * columns + i * 16);
+      sum[row][i] = v.fresh ? hn::Zero(df) : hn::Load(df, sums + row * columns + i * 16);
     }
   }
   for (int key = 0; key < v.keys; key += 2, p += lanes) {
