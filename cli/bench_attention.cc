@@ -17,17 +17,21 @@
 namespace riffle::cli {
 namespace {
 
-constexpr const char* kDescription = "Paged attention beside this machine's read bandwidth and peak";
+constexpr const char* kDescription =
+    "Paged attention beside this machine's read bandwidth and peak";
 
 constexpr const char* kDetails =
     "bf16, pages of 16 tokens in a random order, 8 KV heads, 4 query heads each, head_dim 128, "
     "unless\n"
-    "the name says otherwise. D1: decode of 32 sequences of 4096 keys; D2: one of 131072; D3: 8 of\n"
-    "2048, 8 heads on 1, head_dim 256; D4: 64 of 1 to 4096. P1: prefill of 2048 tokens, causal; P2:\n"
+    "the name says otherwise. D1: decode of 32 sequences of 4096 keys; D2: one of 131072; D3: 8 "
+    "of\n"
+    "2048, 8 heads on 1, head_dim 256; D4: 64 of 1 to 4096. P1: prefill of 2048 tokens, causal; "
+    "P2:\n"
     "512 tokens after 8192. A sample of every answer is first held against a softmax in double.\n"
-    "`read` is a maximum over the same pages in the same order with the same prefetching, measured\n"
+    "`read` is a maximum over the same pages in the same order with the same prefetching, "
+    "measured\n"
     "in turn with the call; `share` is read / time. `peak` is dot products on registers, measured\n"
-    "beside the case. Let nothing else run meanwhile.\n"
+    "beside the case; the causal half is counted once. Let nothing else run meanwhile.\n"
     "\n"
     "Examples:\n"
     "  riffle bench attention --quick            the cases of up to 100 MB\n"
@@ -58,10 +62,13 @@ std::vector<AttentionCase> Choose(const Arguments& arguments) {
 }
 
 void Print(const AttentionLine& line) {
-  fmt::print("{:<12} {:>5} {:>10} {:>10} {:>10} {:>6.1f} {:>6.0f}% {:>8.0f} {:>8.0f} {:>6.0f}%\n",
+  // Prefill is not compared with reading.
+  const bool decode = line.what.decode();
+  fmt::print("{:<12} {:>5} {:>10} {:>10} {:>10} {:>6} {:>7} {:>8.0f} {:>8.0f} {:>6.0f}%\n",
              line.what.name, line.pages, FormatSeconds(line.time.median),
-             FormatSeconds(line.time.min), FormatSeconds(line.read.median),
-             Gigabytes(line.what.bytes()) / line.time.median, 100 * line.read_share(),
+             FormatSeconds(line.time.min), decode ? FormatSeconds(line.read.median) : "-",
+             decode ? fmt::format("{:.1f}", Gigabytes(line.what.bytes()) / line.time.median) : "-",
+             decode ? fmt::format("{:.0f}%", 100 * line.read_share()) : "-",
              line.what.operations() / line.time.median / 1e9, line.peak / 1e9,
              100 * line.peak_share());
   std::fflush(stdout);
@@ -69,26 +76,29 @@ void Print(const AttentionLine& line) {
 
 nlohmann::ordered_json ToJson(const AttentionLine& line) {
   const AttentionCase& what = line.what;
-  return {{"name", what.name},
-          {"sequences", what.kv_lens.size()},
-          {"decode", what.decode()},
-          {"kv_heads", what.kv_heads},
-          {"group", what.group},
-          {"head_dim", what.head_dim},
-          {"page_size", what.page_size},
-          {"dtype", Name(what.dtype)},
-          {"pages", line.pages},
-          {"bytes", what.bytes()},
-          {"operations", what.operations()},
-          {"seconds_median", line.time.median},
-          {"seconds_min", line.time.min},
-          {"repetitions", line.time.repetitions},
-          {"read_seconds_median", line.read.median},
-          {"read_seconds_min", line.read.min},
-          {"read_share", line.read_share()},
-          {"flops_per_second", what.operations() / line.time.median},
-          {"peak_flops_per_second", line.peak},
-          {"peak_share", line.peak_share()}};
+  nlohmann::ordered_json json = {{"name", what.name},
+                                 {"sequences", what.kv_lens.size()},
+                                 {"decode", what.decode()},
+                                 {"kv_heads", what.kv_heads},
+                                 {"group", what.group},
+                                 {"head_dim", what.head_dim},
+                                 {"page_size", what.page_size},
+                                 {"dtype", Name(what.dtype)},
+                                 {"pages", line.pages},
+                                 {"bytes", what.bytes()},
+                                 {"operations", what.operations()},
+                                 {"seconds_median", line.time.median},
+                                 {"seconds_min", line.time.min},
+                                 {"repetitions", line.time.repetitions},
+                                 {"flops_per_second", what.operations() / line.time.median},
+                                 {"peak_flops_per_second", line.peak},
+                                 {"peak_share", line.peak_share()}};
+  if (what.decode()) {
+    json["read_seconds_median"] = line.read.median;
+    json["read_seconds_min"] = line.read.min;
+    json["read_share"] = line.read_share();
+  }
+  return json;
 }
 
 void Run(const Arguments& arguments) {

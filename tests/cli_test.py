@@ -170,7 +170,7 @@ class TopK(Cli):
 
 class Usage(Cli):
     def test_help_and_version(self):
-        for args in (["--help"], ["topk", "--help"], ["plan", "--help"], ["info", "--help"], ["make-logits", "--help"], ["bench", "topk", "--help"], ["bench", "linear", "--help"]):
+        for args in (["--help"], ["topk", "--help"], ["plan", "--help"], ["info", "--help"], ["make-logits", "--help"], ["bench", "topk", "--help"], ["bench", "linear", "--help"], ["bench", "attention", "--help"]):
             with self.subTest(args=args):
                 self.assertIn("--help", self.output(*args))
         self.assertIn("Examples:", self.output("topk", "--help"))
@@ -205,6 +205,8 @@ class Usage(Cli):
             (("bench", "topk", "--only", "nothing-is-called-so"), ["nothing-is-called-so", "rows32-bf16"]),
             (("bench", "topk", "--quick", "--only", "per-row-1", "--target", "ABACUS"), ["ABACUS"]),
             (("bench", "linear", "--only", "nothing-is-called-so"), ["nothing-is-called-so", "bf16-rows1"]),
+            (("bench", "attention", "--only", "nothing-is-called-so"), ["nothing-is-called-so", "D1-page128"]),
+            (("bench", "attention", "--only", "D3", "--target", "ABACUS"), ["ABACUS"]),
             (("make-logits", "x.npy", "--vocab", "0"), ["--vocab 0"]),
             (("make-logits", "x.npy", "--rows", "4611686018427387904"), ["--rows"]),
         ):
@@ -251,6 +253,15 @@ class OtherCommands(Cli):
         self.output("make-logits", path, "--rows", 2, "--vocab", 5000, "--seed", 2)
         with open(path, "rb") as f:
             self.assertNotEqual(f.read(), content)
+
+    def test_bench_attention(self):
+        result = json.loads(self.output("bench", "attention", "--quick", "--only", "D3", "--min-time", "0.001", "--json"))
+        (line,) = result["lines"]
+        self.assertEqual((line["name"], line["decode"], line["group"], line["head_dim"]), ("D3", True, 8, 256))
+        self.assertEqual(line["bytes"], 2 * 8 * 2048 * 256 * 2)
+        self.assertEqual(line["operations"], 4 * 8 * 2048 * 8 * 256)
+        self.assertGreater(line["seconds_min"], 0)
+        self.assertGreater(line["read_share"], 0)
 
     def test_bench(self):
         result = json.loads(self.output("bench", "topk", "--quick", "--only", "per-row-1", "--min-time", "0.001", "--json"))
