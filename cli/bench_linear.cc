@@ -4,11 +4,11 @@
 
 #include <CLI/CLI.hpp>
 #include <cstdio>
-#include <memory>
 #include <nlohmann/json.hpp>
 #include <string>
 #include <vector>
 
+#include "cli/bench_run.h"
 #include "cli/commands.h"
 #include "cli/failure.h"
 #include "cli/linear_cases.h"
@@ -33,16 +33,10 @@ constexpr const char* kDetails =
     "  riffle bench linear --quick                   short measurements, without the 1.16 GB\n"
     "  riffle bench linear --only bf16-rows1 --json  the cases whose name contains bf16-rows1";
 
-struct Arguments {
-  bool quick = false;
-  bool json = false;
-  std::string only;
-  std::string target;
-  int threads = 0;
-  double min_time = 0;
-};
+constexpr BenchCommand kCommand = {
+    "linear", kDescription, kDetails, "short measurements, nothing above 200 MB", 0.5, 0.1};
 
-std::vector<LinearMatrix> Choose(const Arguments& arguments) {
+std::vector<LinearMatrix> Choose(const BenchArguments& arguments) {
   std::vector<LinearMatrix> chosen = LinearMatrices(arguments.quick, arguments.only);
   if (chosen.empty()) {
     std::string names;
@@ -86,55 +80,27 @@ nlohmann::ordered_json ToJson(const LinearLine& line) {
           {"peak_share", line.peak_share()}};
 }
 
-void Run(const Arguments& arguments) {
+void Run(const BenchArguments& arguments) {
   const std::vector<LinearMatrix> matrices = Choose(arguments);
-  if (!arguments.target.empty()) {
-    SetTarget(arguments.target);
-  }
-  const std::unique_ptr<Pool> pool = MakePool(arguments.threads);
-  const int threads = pool != nullptr ? pool->threads() : NumThreads();
-  const double min_time =
-      arguments.min_time > 0 ? arguments.min_time : (arguments.quick ? 0.1 : 0.5);
-  nlohmann::ordered_json json = {
-      {"version", Version()},    {"cpu", CpuName()},
-      {"target", Target()},      {"threads", threads},
-      {"min_seconds", min_time}, {"lines", nlohmann::ordered_json::array()}};
-  if (!arguments.json) {
-    fmt::print("riffle {}, {}, target {}, {} threads\n\n", Version(), CpuName(), Target(), threads);
-    fmt::print("{:<12} {:>5} {:>10} {:>10} {:>10} {:>6} {:>7} {:>8} {:>8} {:>7}\n", "name", "pages",
-               "time", "min", "read", "GB/s", "share", "GFLOP/s", "peak", "share");
+  BenchRun run(kCommand, arguments);
+  if (!run.json()) {
+    fmt::print("\n{:<12} {:>5} {:>10} {:>10} {:>10} {:>6} {:>7} {:>8} {:>8} {:>7}\n", "name",
+               "pages", "time", "min", "read", "GB/s", "share", "GFLOP/s", "peak", "share");
   }
   for (const LinearMatrix& what : matrices) {
-    RunLinearCases(what, min_time, pool.get(), [&](const LinearLine& line) {
-      if (arguments.json) {
-        json["lines"].push_back(ToJson(line));
+    RunLinearCases(what, run.min_seconds(), run.pool(), [&](const LinearLine& line) {
+      if (run.json()) {
+        run.Add(ToJson(line));
       } else {
         Print(line);
       }
     });
   }
-  if (arguments.json) {
-    fmt::print("{}\n", Dump(json, 2));
-  }
+  run.Finish();
 }
 
 }  // namespace
 
-void AddBenchLinearCommand(CLI::App& bench) {
-  CLI::App* command = bench.add_subcommand("linear", kDescription);
-  auto arguments = std::make_shared<Arguments>();
-  Arguments& a = *arguments;
-  command->footer(kDetails);
-  command->add_flag("--quick", a.quick, "short measurements, nothing above 200 MB");
-  command->add_option("--only", a.only, "the cases whose name contains NAME")->type_name("NAME");
-  command->add_option("--target", a.target, "a SIMD target of `riffle info`")->type_name("T");
-  command->add_option("--threads", a.threads, "threads; 0: RIFFLE_NUM_THREADS or all CPUs")
-      ->type_name("N");
-  command->add_option("--min-time", a.min_time, "seconds for each case (0.5; quick 0.1)")
-      ->type_name("S")
-      ->check(CLI::NonNegativeNumber);
-  command->add_flag("--json", a.json, "one JSON object, seconds and bytes");
-  command->callback([arguments] { Run(*arguments); });
-}
+void AddBenchLinearCommand(CLI::App& bench) { AddBenchCommand(bench, kCommand, Run); }
 
 }  // namespace riffle::cli

@@ -4,12 +4,12 @@
 
 #include <CLI/CLI.hpp>
 #include <cstdio>
-#include <memory>
 #include <nlohmann/json.hpp>
 #include <string>
 #include <vector>
 
 #include "cli/bench_cases.h"
+#include "cli/bench_run.h"
 #include "cli/commands.h"
 #include "cli/failure.h"
 #include "cli/report.h"
@@ -32,14 +32,9 @@ constexpr const char* kDetails =
     "  riffle bench topk --only rows32                  the cases whose name contains rows32\n"
     "  riffle bench topk --target AVX2 --threads 1 --json > avx2.json";
 
-struct Arguments {
-  bool quick = false;
-  bool json = false;
-  std::string only;
-  std::string target;
-  int threads = 0;
-  double min_time = 0;
-};
+constexpr BenchCommand kCommand = {"topk",   kDescription,
+                                   kDetails, "short measurements, no matrix larger than the caches",
+                                   0.3,      0.05};
 
 // A line on stderr that overwrites itself, if a person is watching.
 class Progress {
@@ -102,7 +97,7 @@ nlohmann::ordered_json ToJson(const BenchSection& section, const BenchLine& line
   return json;
 }
 
-std::vector<BenchSection> Choose(const Arguments& arguments) {
+std::vector<BenchSection> Choose(const BenchArguments& arguments) {
   const std::vector<BenchSection> all = BenchSections(arguments.quick);
   std::vector<BenchSection> chosen = Select(all, arguments.only);
   if (chosen.empty()) {
@@ -117,58 +112,28 @@ std::vector<BenchSection> Choose(const Arguments& arguments) {
   return chosen;
 }
 
-void Run(const Arguments& arguments) {
+void Run(const BenchArguments& arguments) {
   const std::vector<BenchSection> sections = Choose(arguments);
-  if (!arguments.target.empty()) {
-    SetTarget(arguments.target);
-  }
-  const std::unique_ptr<Pool> pool = MakePool(arguments.threads);
-  const int threads = pool != nullptr ? pool->threads() : NumThreads();
-  const double min_time =
-      arguments.min_time > 0 ? arguments.min_time : (arguments.quick ? 0.05 : 0.3);
-  nlohmann::ordered_json json = {
-      {"version", Version()},    {"cpu", CpuName()},
-      {"target", Target()},      {"threads", threads},
-      {"min_seconds", min_time}, {"lines", nlohmann::ordered_json::array()}};
-  if (!arguments.json) {
-    fmt::print("riffle {}, {}, target {}, {} threads\n", Version(), CpuName(), Target(), threads);
-  }
+  BenchRun run(kCommand, arguments);
   const Progress progress;
   for (const BenchSection& section : sections) {
-    const auto lines = RunSection(section, min_time, pool.get(), [&](const std::string& what) {
-      progress.Show(section.title + ": " + what);
-    });
+    const auto lines =
+        RunSection(section, run.min_seconds(), run.pool(),
+                   [&](const std::string& what) { progress.Show(section.title + ": " + what); });
     progress.Show("");
-    if (!arguments.json) {
+    if (!run.json()) {
       PrintSection(section, lines);
       continue;
     }
     for (const BenchLine& line : lines) {
-      json["lines"].push_back(ToJson(section, line));
+      run.Add(ToJson(section, line));
     }
   }
-  if (arguments.json) {
-    fmt::print("{}\n", Dump(json, 2));
-  }
+  run.Finish();
 }
 
 }  // namespace
 
-void AddBenchTopKCommand(CLI::App& bench) {
-  CLI::App* command = bench.add_subcommand("topk", kDescription);
-  auto arguments = std::make_shared<Arguments>();
-  Arguments& a = *arguments;
-  command->footer(kDetails);
-  command->add_flag("--quick", a.quick, "short measurements, no matrix larger than the caches");
-  command->add_option("--only", a.only, "the cases whose name contains NAME")->type_name("NAME");
-  command->add_option("--target", a.target, "a SIMD target of `riffle info`")->type_name("T");
-  command->add_option("--threads", a.threads, "threads; 0: RIFFLE_NUM_THREADS or all CPUs")
-      ->type_name("N");
-  command->add_option("--min-time", a.min_time, "seconds for each case (0.3; quick 0.05)")
-      ->type_name("S")
-      ->check(CLI::NonNegativeNumber);
-  command->add_flag("--json", a.json, "one JSON object, seconds and bytes");
-  command->callback([arguments] { Run(*arguments); });
-}
+void AddBenchTopKCommand(CLI::App& bench) { AddBenchCommand(bench, kCommand, Run); }
 
 }  // namespace riffle::cli

@@ -16,12 +16,18 @@ cmake --install "$build" --prefix "$work/first" >"$work/install.log" || {
 mv "$work/first" "$work/prefix"
 # The consumer is copied too, so that no relative path leads back into the sources.
 cp -R "$ROOT/tests/consumer" "$work/consumer"
+# README's first C++ program, and what README says that it prints.
+awk -v code="$work/consumer/readme.cc" -v printed="$work/readme.txt" '
+  /^```cpp$/ && !seen { seen = 1; to = code; next }
+  /^```$/ { to = to == code ? "between" : to == "between" ? printed : to == printed ? "done" : to; next }
+  to == code || to == printed { print > to }' "$ROOT/README.md"
 use_ccache
 cmake -G Ninja -S "$work/consumer" -B "$work/build" -DCMAKE_PREFIX_PATH="$work/prefix" -DCMAKE_BUILD_TYPE=Release
 cmake --build "$work/build" --parallel "$JOBS"
 ctest --test-dir "$work/build" --output-on-failure --no-tests=error
 if grep -rIlF "$ROOT" "$work/prefix"; then die "the installed files above name the checkout"; fi
 "$work/prefix/bin/riffle" info
+"$work/build/readme" | diff "$work/readme.txt" - || die "README's program prints something else than README says"
 
 # The same program with the sources as a subdirectory. Its build folder is beside release, whose objects come from ccache then:
 # the relative paths in their commands are the same.

@@ -82,3 +82,9 @@ def test_examples():
 def test_every_function_has_an_example(name):
     if not name.startswith("set_"):
         assert ">>>" in inspect.getdoc(getattr(riffle, name))
+
+
+def test_readme():
+    readme = pathlib.Path(__file__).parents[2] / "README.md"
+    result = doctest.testfile(str(readme), module_relative=False)
+    assert result.attempted > 5 and result.failed == 0

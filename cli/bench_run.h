@@ -1,0 +1,55 @@
+// What every `riffle bench` command takes, and what it prints around its lines.
+#pragma once
+
+#include <CLI/CLI.hpp>
+#include <functional>
+#include <memory>
+#include <nlohmann/json.hpp>
+#include <string>
+
+#include "riffle/runtime.h"
+
+namespace riffle::cli {
+
+struct BenchArguments {
+  bool quick = false;
+  bool json = false;
+  std::string only;
+  std::string target;
+  int threads = 0;
+  double min_time = 0;  // seconds for each case; 0: the command's own
+};
+
+// What a command says of itself, and how long it measures a case.
+struct BenchCommand {
+  const char* name;
+  const char* description;
+  const char* details;
+  const char* quick;  // help of --quick
+  double seconds;
+  double quick_seconds;
+};
+
+// The target and the threads that the arguments ask for, and the results as they come.
+class BenchRun {
+ public:
+  // Prints the first line, unless JSON is asked for.
+  BenchRun(const BenchCommand& command, const BenchArguments& arguments);
+
+  Pool* pool() const { return pool_.get(); }
+  double min_seconds() const { return min_seconds_; }
+  bool json() const { return json_asked_; }
+  void Add(nlohmann::ordered_json line) { json_["lines"].push_back(std::move(line)); }
+  void Finish() const;  // prints the JSON, if asked for
+
+ private:
+  std::unique_ptr<Pool> pool_;
+  double min_seconds_;
+  bool json_asked_;
+  nlohmann::ordered_json json_;
+};
+
+void AddBenchCommand(CLI::App& bench, const BenchCommand& command,
+                     std::function<void(const BenchArguments&)> run);
+
+}  // namespace riffle::cli
