@@ -48,8 +48,8 @@ fuzz: setup ## every fuzz target over its corpus, a minute in all
 setup: ## packages, Highway and the model, for all of the above
 	@$(STAGE) setup "packages, Highway and the model" \
 	  sh -c 'scripts/setup.sh test && { scripts/highway.sh || true; } && scripts/model.sh'
-bench: build ## measure riffle beside this machine's read bandwidth
-	@build/release/riffle bench topk
+bench: build ## measure riffle beside this machine's read bandwidth and peak
+	@for what in topk attention linear sample; do build/release/riffle bench $$what || exit 1; done
 format: ## rewrite C++ files in the project's format
 	@scripts/lint.sh format --fix
 lint: ## format, clang-tidy, shellcheck

@@ -80,8 +80,9 @@ struct Data {
       Fill(*memory, state);
     }
     q = {q_memory.data(), DType::kBF16, tokens, heads, d, heads * d, d};
-    keys = {keys_memory.data(), DType::kBF16, total_pages, what.page_size, what.kv_heads, d,
-            page,               d,            what.page_size * d};
+    keys = {
+        keys_memory.data(), DType::kBF16, total_pages, what.page_size, what.kv_heads, d, page, d,
+        what.page_size * d};
     values = keys;
     values.data = values_memory.data();
     batch = {cu_q_lens, what.kv_lens, table.data(), max_pages, max_pages};
@@ -113,8 +114,8 @@ struct Data {
 double Element(const Data& data, const PagedKv& kv, size_t b, int position, int head, int i) {
   const int32_t page = data.table[b * static_cast<size_t>(data.max_pages) +
                                   static_cast<size_t>(position / data.what.page_size)];
-  const int64_t at = page * kv.page_stride +
-                     position % data.what.page_size * kv.token_stride + head * kv.head_stride + i;
+  const int64_t at = page * kv.page_stride + position % data.what.page_size * kv.token_stride +
+                     head * kv.head_stride + i;
   return ToFloat(static_cast<const uint16_t*>(kv.data)[at]);
 }
 
@@ -202,7 +203,11 @@ std::vector<AttentionCase> AttentionCases(bool quick) {
       {.name = "D1-ratio8", .q_lens = ones32, .kv_lens = long32, .group = 8},
       {.name = "D1-ratio16", .q_lens = ones32, .kv_lens = long32, .group = 16},
       {.name = "D2", .q_lens = {1}, .kv_lens = {131072}},
-      {.name = "D3", .q_lens = Repeat(1, 8), .kv_lens = Repeat(2048, 8), .kv_heads = 1, .group = 8,
+      {.name = "D3",
+       .q_lens = Repeat(1, 8),
+       .kv_lens = Repeat(2048, 8),
+       .kv_heads = 1,
+       .group = 8,
        .head_dim = 256},
       {.name = "D4", .q_lens = Repeat(1, 64), .kv_lens = Ragged(64, 4096)},
       {.name = "P1", .q_lens = {2048}, .kv_lens = {2048}},
@@ -213,31 +218,25 @@ std::vector<AttentionCase> AttentionCases(bool quick) {
   return cases;
 }
 
-AttentionLine RunAttentionCase(const AttentionCase& what, double min_seconds, Pool* pool) {
+RooflineLine RunAttentionCase(const AttentionCase& what, double min_seconds, Pool* pool) {
   const Data data(what);
   AttentionOptions options;
   options.pool = pool;
-  const auto call = [&] {
+  RooflineCase roofline;
+  roofline.name = what.name;
+  roofline.pages = PagesOf(data.keys_memory.data(), data.keys_memory.bytes());
+  roofline.bytes = what.bytes();
+  roofline.operations = what.operations();
+  roofline.dtype = what.dtype;
+  roofline.call = [&] {
     PagedAttention(data.q, data.keys, data.values, data.batch, data.out, options);
   };
-  call();
+  if (what.decode()) {  // prefill is bound by arithmetic; reading beside it would be waited for
+    roofline.read = [&] { ReadPages(data.keys, data.values, data.batch, pool); };
+  }
+  roofline.call();
   CheckSample(data);
-  AttentionLine line;
-  line.what = what;
-  line.pages = PagesOf(data.keys_memory.data(), data.keys_memory.bytes());
-  line.peak = DotPeak(what.dtype, 0.02, pool);
-  // Prefill is bound by arithmetic; reading beside it would only be waited for.
-  Group group = {{call}};
-  if (what.decode()) {
-    group.calls.push_back([&] { ReadPages(data.keys, data.values, data.batch, pool); });
-  }
-  const auto times = Measure({std::move(group)}, min_seconds, [](double) {});
-  line.peak = std::max(line.peak, DotPeak(what.dtype, 0.02, pool));
-  line.time = times[0][0];
-  if (what.decode()) {
-    line.read = times[0][1];
-  }
-  return line;
+  return MeasureRoofline(roofline, min_seconds, pool);
 }
 
 }  // namespace riffle::cli

@@ -2,11 +2,10 @@
 #pragma once
 
 #include <cstdint>
-#include <functional>
 #include <string>
 #include <vector>
 
-#include "cli/measure.h"
+#include "cli/roofline.h"
 #include "riffle/riffle.h"
 
 namespace riffle::cli {
@@ -21,27 +20,16 @@ struct AttentionCase {
   int page_size = 16;
   DType dtype = DType::kBF16;  // of q, keys and values
 
-  bool decode() const;         // one query a sequence
-  double bytes() const;        // of keys and values
-  double operations() const;   // multiplications and additions; the causal half counted once
-};
-
-struct AttentionLine {
-  AttentionCase what;
-  std::string pages;  // memory pages of the KV pool
-  Timing time;
-  Timing read;          // decode: ReadPages over the same batch, measured in turn
-  double peak = 0;      // FLOP/s of dot products on registers, measured beside the case
-
-  double read_share() const { return read.median / time.median; }
-  double peak_share() const { return what.operations() / time.median / peak; }
+  bool decode() const;        // one query a sequence
+  double bytes() const;       // of keys and values
+  double operations() const;  // multiplications and additions; the causal half counted once
 };
 
 // `quick` leaves out what needs more than 100 MB.
 std::vector<AttentionCase> AttentionCases(bool quick);
 
-// Makes the data, holds a sample of the answers against a reference in double, then measures. Throws
-// std::runtime_error when an answer is wrong: what is wrong is not timed.
-AttentionLine RunAttentionCase(const AttentionCase& what, double min_seconds, Pool* pool);
+// Makes the data, holds a sample of the answers against a reference in double, then measures.
+// Throws std::runtime_error when an answer is wrong: what is wrong is not timed.
+RooflineLine RunAttentionCase(const AttentionCase& what, double min_seconds, Pool* pool);
 
 }  // namespace riffle::cli

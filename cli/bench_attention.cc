@@ -55,60 +55,18 @@ std::vector<AttentionCase> Choose(const BenchArguments& arguments) {
   return chosen;
 }
 
-void Print(const AttentionLine& line) {
-  // Prefill is not compared with reading.
-  const bool decode = line.what.decode();
-  fmt::print("{:<12} {:>5} {:>10} {:>10} {:>10} {:>6} {:>7} {:>8.0f} {:>8.0f} {:>6.0f}%\n",
-             line.what.name, line.pages, FormatSeconds(line.time.median),
-             FormatSeconds(line.time.min), decode ? FormatSeconds(line.read.median) : "-",
-             decode ? fmt::format("{:.1f}", Gigabytes(line.what.bytes()) / line.time.median) : "-",
-             decode ? fmt::format("{:.0f}%", 100 * line.read_share()) : "-",
-             line.what.operations() / line.time.median / 1e9, line.peak / 1e9,
-             100 * line.peak_share());
-  std::fflush(stdout);
-}
-
-nlohmann::ordered_json ToJson(const AttentionLine& line) {
-  const AttentionCase& what = line.what;
-  nlohmann::ordered_json json = {{"name", what.name},
-                                 {"sequences", what.kv_lens.size()},
-                                 {"decode", what.decode()},
-                                 {"kv_heads", what.kv_heads},
-                                 {"group", what.group},
-                                 {"head_dim", what.head_dim},
-                                 {"page_size", what.page_size},
-                                 {"dtype", Name(what.dtype)},
-                                 {"pages", line.pages},
-                                 {"bytes", what.bytes()},
-                                 {"operations", what.operations()},
-                                 {"seconds_median", line.time.median},
-                                 {"seconds_min", line.time.min},
-                                 {"repetitions", line.time.repetitions},
-                                 {"flops_per_second", what.operations() / line.time.median},
-                                 {"peak_flops_per_second", line.peak},
-                                 {"peak_share", line.peak_share()}};
-  if (what.decode()) {
-    json["read_seconds_median"] = line.read.median;
-    json["read_seconds_min"] = line.read.min;
-    json["read_share"] = line.read_share();
-  }
-  return json;
+nlohmann::ordered_json ToJson(const AttentionCase& what) {
+  return {{"name", what.name},           {"sequences", what.kv_lens.size()},
+          {"decode", what.decode()},     {"kv_heads", what.kv_heads},
+          {"group", what.group},         {"head_dim", what.head_dim},
+          {"page_size", what.page_size}, {"dtype", Name(what.dtype)}};
 }
 
 void Run(const BenchArguments& arguments) {
   const std::vector<AttentionCase> cases = Choose(arguments);
   BenchRun run(kCommand, arguments);
-  if (!run.json()) {
-    fmt::print("\n{:<12} {:>5} {:>10} {:>10} {:>10} {:>6} {:>7} {:>8} {:>8} {:>7}\n", "name",
-               "pages", "time", "min", "read", "GB/s", "share", "GFLOP/s", "peak", "share");
-  }
   for (const AttentionCase& what : cases) {
-    const AttentionLine line = RunAttentionCase(what, run.min_seconds(), run.pool());
-    if (run.json()) {
-      run.Add(ToJson(line));
-    } else {
-      Print(line);
-    }
+    run.Show(ToJson(what), RunAttentionCase(what, run.min_seconds(), run.pool()));
   }
   run.Finish();
 }

@@ -50,51 +50,22 @@ std::vector<LinearMatrix> Choose(const BenchArguments& arguments) {
   return chosen;
 }
 
-void Print(const LinearLine& line) {
-  fmt::print("{:<12} {:>5} {:>10} {:>10} {:>10} {:>6.1f} {:>6.0f}% {:>8.0f} {:>8.0f} {:>6.0f}%\n",
-             line.name, line.pages, FormatSeconds(line.time.median), FormatSeconds(line.time.min),
-             FormatSeconds(line.read.median), Gigabytes(line.what.bytes()) / line.time.median,
-             100 * line.read_share(), line.operations() / line.time.median / 1e9, line.peak / 1e9,
-             100 * line.peak_share());
-  std::fflush(stdout);
-}
-
-nlohmann::ordered_json ToJson(const LinearLine& line) {
-  return {{"name", line.name},
-          {"rows", line.rows},
-          {"vocab", line.what.vocab},
-          {"d", line.what.d},
-          {"k", line.what.k},
-          {"weight", Name(line.what.format)},
-          {"pages", line.pages},
-          {"bytes", line.what.bytes()},
-          {"operations", line.operations()},
-          {"seconds_median", line.time.median},
-          {"seconds_min", line.time.min},
-          {"repetitions", line.time.repetitions},
-          {"read_seconds_median", line.read.median},
-          {"read_seconds_min", line.read.min},
-          {"read_share", line.read_share()},
-          {"flops_per_second", line.operations() / line.time.median},
-          {"peak_flops_per_second", line.peak},
-          {"peak_share", line.peak_share()}};
+nlohmann::ordered_json ToJson(const LinearMatrix& what, int64_t rows) {
+  return {{"name", CaseName(what, rows)},
+          {"rows", rows},
+          {"vocab", what.vocab},
+          {"d", what.d},
+          {"k", what.k},
+          {"weight", Name(what.format)}};
 }
 
 void Run(const BenchArguments& arguments) {
   const std::vector<LinearMatrix> matrices = Choose(arguments);
   BenchRun run(kCommand, arguments);
-  if (!run.json()) {
-    fmt::print("\n{:<12} {:>5} {:>10} {:>10} {:>10} {:>6} {:>7} {:>8} {:>8} {:>7}\n", "name",
-               "pages", "time", "min", "read", "GB/s", "share", "GFLOP/s", "peak", "share");
-  }
   for (const LinearMatrix& what : matrices) {
-    RunLinearCases(what, run.min_seconds(), run.pool(), [&](const LinearLine& line) {
-      if (run.json()) {
-        run.Add(ToJson(line));
-      } else {
-        Print(line);
-      }
-    });
+    RunLinearCases(
+        what, run.min_seconds(), run.pool(),
+        [&](int64_t rows, const RooflineLine& line) { run.Show(ToJson(what, rows), line); });
   }
   run.Finish();
 }

@@ -13,7 +13,8 @@ BenchRun::BenchRun(const BenchCommand& command, const BenchArguments& arguments)
     : min_seconds_(arguments.min_time > 0 ? arguments.min_time
                    : arguments.quick      ? command.quick_seconds
                                           : command.seconds),
-      json_asked_(arguments.json) {
+      json_asked_(arguments.json),
+      name_width_(command.name_width) {
   if (!arguments.target.empty()) {
     SetTarget(arguments.target);
   }
@@ -25,6 +26,18 @@ BenchRun::BenchRun(const BenchCommand& command, const BenchArguments& arguments)
   if (!json_asked_) {
     fmt::print("riffle {}, {}, target {}, {} threads\n", Version(), CpuName(), Target(), threads);
   }
+}
+
+void BenchRun::Show(nlohmann::ordered_json fields, const RooflineLine& line) {
+  if (json_asked_) {
+    AddRoofline(line, &fields);
+    Add(std::move(fields));
+    return;
+  }
+  if (shown_++ == 0) {
+    PrintRooflineHead(name_width_);
+  }
+  Print(line, name_width_);
 }
 
 void BenchRun::Finish() const {

@@ -7,6 +7,7 @@
 #include <nlohmann/json.hpp>
 #include <string>
 
+#include "cli/roofline.h"
 #include "riffle/runtime.h"
 
 namespace riffle::cli {
@@ -28,6 +29,7 @@ struct BenchCommand {
   const char* quick;  // help of --quick
   double seconds;
   double quick_seconds;
+  int name_width = 12;  // of the table
 };
 
 // The target and the threads that the arguments ask for, and the results as they come.
@@ -40,12 +42,16 @@ class BenchRun {
   double min_seconds() const { return min_seconds_; }
   bool json() const { return json_asked_; }
   void Add(nlohmann::ordered_json line) { json_["lines"].push_back(std::move(line)); }
+  // Adds a line to the JSON, `fields` first, or prints it, the head of the table before the first.
+  void Show(nlohmann::ordered_json fields, const RooflineLine& line);
   void Finish() const;  // prints the JSON, if asked for
 
  private:
   std::unique_ptr<Pool> pool_;
   double min_seconds_;
   bool json_asked_;
+  int name_width_;
+  int shown_ = 0;
   nlohmann::ordered_json json_;
 };
 

@@ -14,5 +14,6 @@ void AddMakeLogitsCommand(CLI::App& parent);
 void AddBenchTopKCommand(CLI::App& bench);
 void AddBenchAttentionCommand(CLI::App& bench);
 void AddBenchLinearCommand(CLI::App& bench);
+void AddBenchSampleCommand(CLI::App& bench);
 
 }  // namespace riffle::cli

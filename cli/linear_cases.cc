@@ -9,7 +9,6 @@
 #include <stdexcept>
 
 #include "cli/huge_buffer.h"
-#include "riffle/attention.h"
 #include "riffle/runtime.h"
 
 namespace riffle::cli {
@@ -179,7 +178,7 @@ std::vector<LinearMatrix> LinearMatrices(bool quick, const std::string& part) {
 }
 
 void RunLinearCases(const LinearMatrix& what, double min_seconds, Pool* pool,
-                    const std::function<void(const LinearLine&)>& done) {
+                    const std::function<void(int64_t rows, const RooflineLine&)>& done) {
   const Head head(what);
   const int64_t most = *std::max_element(what.rows.begin(), what.rows.end());
   std::vector<uint8_t> x(static_cast<size_t>(2 * most * what.d));
@@ -199,18 +198,15 @@ void RunLinearCases(const LinearMatrix& what, double min_seconds, Pool* pool,
       CheckRow(head, x.data() + 2 * row * what.d, row, answer, first && i == 0);
     }
     first = false;
-    LinearLine line;
-    line.name = CaseName(what, rows);
-    line.what = what;
-    line.rows = rows;
-    line.pages = PagesOf(head.memory.data(), head.memory.bytes());
-    line.peak = DotPeak(DType::kBF16, 0.02, pool);
-    const Group group = {{call, [&] { ReadMax(head.memory.data(), head.memory.bytes(), pool); }}};
-    const auto times = Measure({group}, min_seconds, [](double) {});
-    line.peak = std::max(line.peak, DotPeak(DType::kBF16, 0.02, pool));
-    line.time = times[0][0];
-    line.read = times[0][1];
-    done(line);
+    RooflineCase roofline;
+    roofline.name = CaseName(what, rows);
+    roofline.pages = PagesOf(head.memory.data(), head.memory.bytes());
+    roofline.bytes = what.bytes();
+    roofline.operations =
+        2.0 * static_cast<double>(rows * what.vocab) * static_cast<double>(what.d);
+    roofline.call = call;
+    roofline.read = [&] { ReadMax(head.memory.data(), head.memory.bytes(), pool); };
+    done(rows, MeasureRoofline(roofline, min_seconds, pool));
   }
 }
 

@@ -6,7 +6,7 @@
 #include <string>
 #include <vector>
 
-#include "cli/measure.h"
+#include "cli/roofline.h"
 #include "riffle/linear_topk.h"
 
 namespace riffle::cli {
@@ -23,31 +23,14 @@ struct LinearMatrix {
   double bytes() const;  // of the weights
 };
 
-struct LinearLine {
-  std::string name;  // of the matrix, and the rows
-  LinearMatrix what;
-  int64_t rows = 0;
-  std::string pages;  // memory pages of the weights
-  Timing time;        // of LinearTopK with a bf16 x
-  Timing read;        // of ReadMax over the weights, measured in turn
-  double peak = 0;    // FLOP/s of dot products on registers, measured beside the case
-
-  double operations() const {
-    return 2.0 * static_cast<double>(rows) * static_cast<double>(what.vocab) *
-           static_cast<double>(what.d);
-  }
-  double read_share() const { return read.median / time.median; }
-  double peak_share() const { return operations() / time.median / peak; }
-};
-
-// Matrices with the rows whose name contains `part`; `quick` leaves out what needs more than 200
-// MB.
+// Matrices with the rows whose name contains `part`; `quick` leaves out what needs more than
+// 200 MB.
 std::vector<LinearMatrix> LinearMatrices(bool quick, const std::string& part);
 std::string CaseName(const LinearMatrix& what, int64_t rows);
 
 // Makes the weights, holds answers against sums in double, then measures; `done` hears of each
 // line. Throws std::runtime_error when an answer is wrong: what is wrong is not timed.
 void RunLinearCases(const LinearMatrix& what, double min_seconds, Pool* pool,
-                    const std::function<void(const LinearLine&)>& done);
+                    const std::function<void(int64_t rows, const RooflineLine&)>& done);
 
 }  // namespace riffle::cli

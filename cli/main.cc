@@ -62,6 +62,7 @@ int Main(int argc, char** argv) {
   AddBenchTopKCommand(*bench);
   AddBenchAttentionCommand(*bench);
   AddBenchLinearCommand(*bench);
+  AddBenchSampleCommand(*bench);
   try {
     app.parse(argc, argv);
   } catch (const CLI::Success& asked) {  // --help and --version

@@ -170,7 +170,7 @@ class TopK(Cli):
 
 class Usage(Cli):
     def test_help_and_version(self):
-        for args in (["--help"], ["topk", "--help"], ["plan", "--help"], ["info", "--help"], ["make-logits", "--help"], ["bench", "topk", "--help"], ["bench", "linear", "--help"], ["bench", "attention", "--help"]):
+        for args in (["--help"], ["topk", "--help"], ["plan", "--help"], ["info", "--help"], ["make-logits", "--help"], ["bench", "topk", "--help"], ["bench", "linear", "--help"], ["bench", "attention", "--help"], ["bench", "sample", "--help"]):
             with self.subTest(args=args):
                 self.assertIn("--help", self.output(*args))
         self.assertIn("Examples:", self.output("topk", "--help"))
@@ -207,6 +207,7 @@ class Usage(Cli):
             (("bench", "linear", "--only", "nothing-is-called-so"), ["nothing-is-called-so", "bf16-rows1"]),
             (("bench", "attention", "--only", "nothing-is-called-so"), ["nothing-is-called-so", "D1-page128"]),
             (("bench", "attention", "--only", "D3", "--target", "ABACUS"), ["ABACUS"]),
+            (("bench", "sample", "--only", "nothing-is-called-so"), ["nothing-is-called-so", "top-p-wide"]),
             (("make-logits", "x.npy", "--vocab", "0"), ["--vocab 0"]),
             (("make-logits", "x.npy", "--rows", "4611686018427387904"), ["--rows"]),
         ):
@@ -262,6 +263,14 @@ class OtherCommands(Cli):
         self.assertEqual(line["operations"], 4 * 8 * 2048 * 8 * 256)
         self.assertGreater(line["seconds_min"], 0)
         self.assertGreater(line["read_share"], 0)
+
+    def test_bench_sample(self):
+        result = json.loads(self.output("bench", "sample", "--only", "and-logprobs", "--min-time", "0.001", "--json"))
+        (line,) = result["lines"]
+        self.assertEqual((line["name"], line["top_k"], line["logprobs"]), ("and-logprobs", 64, True))
+        self.assertEqual(line["bytes"], 32 * 262144 * 4)
+        self.assertGreater(line["read_share"], 0)
+        self.assertNotIn("peak_share", line)
 
     def test_bench(self):
         result = json.loads(self.output("bench", "topk", "--quick", "--only", "per-row-1", "--min-time", "0.001", "--json"))

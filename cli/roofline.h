@@ -1,0 +1,41 @@
+// A call beside the two limits of a machine: reading its bytes, and dot products on registers.
+#pragma once
+
+#include <functional>
+#include <nlohmann/json_fwd.hpp>
+#include <optional>
+#include <string>
+
+#include "cli/measure.h"
+#include "riffle/runtime.h"
+#include "riffle/types.h"
+
+namespace riffle::cli {
+
+struct RooflineCase {
+  std::string name;
+  std::string pages;           // memory pages of what is read
+  double bytes = 0;            // that the call must read
+  double operations = 0;       // 0: not compared with dot products
+  DType dtype = DType::kBF16;  // of the dot products of the peak
+  std::function<void()> call;  // checked already
+  std::function<void()> read;  // of the same bytes; none: the call is not compared with reading
+};
+
+struct RooflineLine {
+  RooflineCase what;
+  Timing time;
+  std::optional<Timing> read;  // measured in turn with the call
+  double peak = 0;             // FLOP/s, measured beside the case
+
+  double read_share() const { return read->median / time.median; }
+  double peak_share() const { return what.operations / time.median / peak; }
+};
+
+RooflineLine MeasureRoofline(const RooflineCase& what, double min_seconds, Pool* pool);
+
+void PrintRooflineHead(int name_width);
+void Print(const RooflineLine& line, int name_width);
+void AddRoofline(const RooflineLine& line, nlohmann::ordered_json* json);
+
+}  // namespace riffle::cli

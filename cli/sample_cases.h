@@ -1,0 +1,30 @@
+// What `riffle bench sample` measures, and how a case of it is run.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "cli/roofline.h"
+
+namespace riffle::cli {
+
+struct SampleCase {
+  std::string name;
+  int32_t top_k = 0;
+  float top_p = 1;
+  float min_p = 0;
+  bool logprobs = false;
+  float deviation = 3;  // of the logits, which are normally distributed
+  int64_t rows = 32;
+  int64_t vocab = 262144;
+};
+
+std::vector<SampleCase> SampleCases();
+
+// Makes logits, holds the tokens of some draws against the columns that a full sort in double
+// leaves to be drawn, and log-probabilities against double, then measures. Throws
+// std::runtime_error when an answer is wrong: what is wrong is not timed.
+RooflineLine RunSampleCase(const SampleCase& what, double min_seconds, Pool* pool);
+
+}  // namespace riffle::cli
