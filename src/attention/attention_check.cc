@@ -4,7 +4,7 @@
 #include <cmath>
 #include <limits>
 
-#include "attention/strided.h"
+#include "core/strided.h"
 #include "core/check.h"
 
 namespace riffle {

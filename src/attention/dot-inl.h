@@ -14,56 +14,26 @@
 #include <cstdint>
 #include <type_traits>
 
+#include "core/words-inl.h"
+
 HWY_BEFORE_NAMESPACE();
 namespace riffle::HWY_NAMESPACE {
 namespace hn = hwy::HWY_NAMESPACE;
 
-#if HWY_HAVE_SCALABLE
-#error "Kernels hold vectors in arrays: leave scalable targets out of HWY_TARGETS"
-#endif
-
-
 template <int kLanes>
 using FloatTag = hn::CappedTag<float, kLanes>;
 
-// f32: a word is one element, a step one fused multiply-add (two roundings on SSE).
-struct F32Math {
-  using Word = float;
-  static constexpr int kPerWord = 1;
-  static constexpr bool kDirect = false;  // kernels of few_rows-inl.h
+struct F32Math : FloatWords {
+  static constexpr bool kDirect = false;       // kernels of few_rows-inl.h
   static constexpr int kKeyStride = 512 + 16;  // words; not a multiple of 4 KiB: no aliasing
-
-  template <class DF, class VF = hn::Vec<DF>>
-  static HWY_INLINE VF Step(DF df, Word a, VF b, VF sum) {
-    return hn::MulAdd(hn::Set(df, a), b, sum);
-  }
 };
 
 #if HWY_NATIVE_DOT_BF16 && HWY_ARCH_X86
-// bf16: a word is two neighbours of the inner index, the lower one in the low half; a step adds both
-// products (VDPBF16PS: round to nearest, denormals are zero).
-struct BF16Math {
-  using Word = uint32_t;
-  static constexpr int kPerWord = 2;
+struct BF16Math : PairWords {
   static constexpr bool kDirect = true;
   static constexpr int kKeyStride = 256 + 16;
-
-  template <class DF, class VW, class VF = hn::Vec<DF>>
-  static HWY_INLINE VF Step(DF df, Word a, VW b, VF sum) {
-    const hn::RebindToUnsigned<DF> du;
-    const hn::Repartition<hwy::bfloat16_t, DF> dbf;
-    VF unused = hn::Zero(df);
-    return hn::ReorderWidenMulAccumulate(df, hn::BitCast(dbf, hn::Set(du, a)),
-                                         hn::BitCast(dbf, b), sum, unused);
-  }
 };
 #endif
-
-// Into L2. An address that is only prefetched may be any: it is added up as a number.
-HWY_INLINE void PrefetchAt(const uint8_t* row, size_t offset) {
-  __builtin_prefetch(reinterpret_cast<const void*>(reinterpret_cast<uintptr_t>(row) + offset), 0,
-                     2);
-}
 
 // Rows of memory that are going to be needed, brought into L2 while a kernel runs: one prefetch in
 // every few products keeps memory busy all the time, where bursts between kernels leave it idle
@@ -97,7 +67,7 @@ HWY_INLINE void ScoreKernel(DF df, const Word* HWY_RESTRICT q, int lanes,
       x[v] = hn::Load(dw, q + v * kN);
     }
     if constexpr (kAhead) {
-      PrefetchAt(ahead.rows[w & 15], static_cast<size_t>((w >> 4) * ahead.step));
+      PrefetchAt(ahead.rows[w & 15], (w >> 4) * ahead.step);
     }
     for (int key = 0; key < kKeys; ++key) {
       const Word k = keys[key * Math::kKeyStride + w];
@@ -172,8 +142,7 @@ HWY_INLINE void ValueKernel(DF df, const Word* HWY_RESTRICT p, int lanes,
     if constexpr (kAhead) {
       for (int i = 0; i < kPerWord; ++i) {
         for (int line = 0; line < kLines; ++line) {
-          PrefetchAt(ahead.rows[s * kPerWord + i],
-                     static_cast<size_t>(ahead.offset + line * ahead.step));
+          PrefetchAt(ahead.rows[s * kPerWord + i], ahead.offset + line * ahead.step);
         }
       }
     }

@@ -273,6 +273,8 @@ Pool::~Pool() = default;
 int Pool::threads() const { return impl_->threads(); }
 
 void ParallelFor(int64_t tasks, const std::function<void(int64_t)>& task, Pool* pool) {
+  Check(tasks >= 0, Code::kBadShape, "tasks = ", tasks, " is negative");
+  Check(task != nullptr, Code::kBadOption, "task is empty");
   Lease lease(pool);
   lease.Run(tasks, [&task](int64_t i, uint8_t*) { task(i); });
 }

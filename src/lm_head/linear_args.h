@@ -11,8 +11,8 @@ namespace riffle {
 
 inline constexpr int kTile = 64;   // columns of y (rows of W) that are computed together
 inline constexpr int kSpan = 256;  // inputs summed in one chain; a multiple of kQ8Block
-inline constexpr int kChunk =
-    32;  // inputs laid out at a time; x and W are zeros up to the next one
+// Inputs laid out at a time; x and W are zeros up to the next one.
+inline constexpr int kChunk = 32;
 
 inline constexpr uint32_t kCanonicalNaN = 0x7fc00000u;
 

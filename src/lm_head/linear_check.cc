@@ -3,7 +3,7 @@
 #include <cstdlib>
 #include <limits>
 
-#include "attention/strided.h"
+#include "core/strided.h"
 #include "core/check.h"
 
 namespace riffle {

@@ -20,7 +20,7 @@ void RunSpan(const LinearArgs& args, const TileSpan& tile, int64_t number, uint3
              float* sums) {
   using Word = typename Math::Word;
   SpanProduct<Math> span;
-  span.x = static_cast<const Word*>(args.x) + number * args.rows * Math::kSpanWords;
+  span.x = static_cast<const Word*>(args.x) + number * args.rows * kSpanWords<Math>;
   span.w = reinterpret_cast<const Word*>(words);
   span.sums = sums;
   span.rows = static_cast<int>(args.rows);

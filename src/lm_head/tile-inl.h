@@ -47,12 +47,6 @@ struct TileSpan {
   int padded() const { return (inputs + kChunk - 1) / kChunk * kChunk; }
 };
 
-// Into L2. An address that is only prefetched may be any: it is added up as a number.
-HWY_INLINE void PrefetchAt(const uint8_t* from, int64_t offset) {
-  const auto at = reinterpret_cast<uintptr_t>(from) + static_cast<uintptr_t>(offset);
-  __builtin_prefetch(reinterpret_cast<const void*>(at), 0, 2);
-}
-
 // kLanes vectors of kLanes words, rows to columns.
 using WordU32 = hn::RebindToUnsigned<WordF32>;
 using WordVec = hn::Vec<WordU32>;

@@ -13,49 +13,15 @@
 
 #include "core/load-inl.h"
 #include "core/round-inl.h"
+#include "core/words-inl.h"
 #include "lm_head/linear_args.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace riffle::HWY_NAMESPACE {
 namespace hn = hwy::HWY_NAMESPACE;
 
-#if HWY_HAVE_SCALABLE
-#error "Kernels hold vectors in arrays: leave scalable targets out of HWY_TARGETS"
-#endif
-
 using WordF32 = hn::CappedTag<float, 16>;
 constexpr int kLanes = static_cast<int>(hn::MaxLanes(WordF32()));
-
-// A word is one element, a step one fused multiply-add (two roundings on SSE).
-struct FloatWords {
-  using Word = float;
-  static constexpr int kPerWord = 1;
-  static constexpr int kSpanWords = kSpan;
-
-  template <class DF, class VF = hn::Vec<DF>>
-  static HWY_INLINE VF Step(DF df, Word x, VF w, VF sum) {
-    return hn::MulAdd(hn::Set(df, x), w, sum);
-  }
-};
-
-#if HWY_NATIVE_DOT_BF16 && HWY_ARCH_X86
-// A word is two neighbours of the inner index, the lower one in the low half; a step adds both
-// products (VDPBF16PS: round to nearest, denormals are zero).
-struct PairWords {
-  using Word = uint32_t;
-  static constexpr int kPerWord = 2;
-  static constexpr int kSpanWords = kSpan / 2;
-
-  template <class DF, class VW, class VF = hn::Vec<DF>>
-  static HWY_INLINE VF Step(DF df, Word x, VW w, VF sum) {
-    const hn::RebindToUnsigned<DF> du;
-    const hn::Repartition<hwy::bfloat16_t, DF> dbf;
-    VF unused = hn::Zero(df);
-    return hn::ReorderWidenMulAccumulate(df, hn::BitCast(dbf, hn::Set(du, x)), hn::BitCast(dbf, w),
-                                         sum, unused);
-  }
-};
-#endif
 
 // kLanes elements as f32.
 template <DType kType>
@@ -74,7 +40,6 @@ HWY_INLINE hn::Vec<WordF32> LoadF32(const uint8_t* from) {
 template <DType kType>
 HWY_INLINE void ChunkToWords(const LayOutX& task, const uint8_t* from, uint8_t* to) {
   const WordF32 df;
-  const hn::RebindToUnsigned<WordF32> du;
   const hn::Rebind<uint16_t, WordF32> dh;
   for (int i = 0; i < kChunk; i += kLanes) {
     const auto value = LoadF32<kType>(from + static_cast<size_t>(i) * SizeOf(kType));
@@ -88,7 +53,6 @@ HWY_INLINE void ChunkToWords(const LayOutX& task, const uint8_t* from, uint8_t* 
     } else {
       hn::StoreU(hn::BitCast(df, hn::ShiftLeft<16>(rounded)), df, reinterpret_cast<float*>(to) + i);
     }
-    (void)du;
   }
 }
 

@@ -1,4 +1,4 @@
-#include "attention/strided.h"
+#include "core/strided.h"
 
 namespace riffle {
 

@@ -1,0 +1,59 @@
+// Words and steps of dot products, and prefetching. Included once per SIMD target.
+#if defined(RIFFLE_CORE_WORDS_INL_H_) == defined(HWY_TARGET_TOGGLE)
+#ifdef RIFFLE_CORE_WORDS_INL_H_
+#undef RIFFLE_CORE_WORDS_INL_H_
+#else
+#define RIFFLE_CORE_WORDS_INL_H_
+#endif
+
+#include <hwy/highway.h>
+
+#include <cstdint>
+
+HWY_BEFORE_NAMESPACE();
+namespace riffle::HWY_NAMESPACE {
+namespace hn = hwy::HWY_NAMESPACE;
+
+#if HWY_HAVE_SCALABLE
+#error "Kernels hold vectors in arrays: leave scalable targets out of HWY_TARGETS"
+#endif
+
+// A word is one element, a step one fused multiply-add (two roundings on SSE).
+struct FloatWords {
+  using Word = float;
+  static constexpr int kPerWord = 1;
+
+  template <class DF, class VF = hn::Vec<DF>>
+  static HWY_INLINE VF Step(DF df, Word a, VF b, VF sum) {
+    return hn::MulAdd(hn::Set(df, a), b, sum);
+  }
+};
+
+#if HWY_NATIVE_DOT_BF16 && HWY_ARCH_X86
+// A word is two neighbours of the inner index, the lower one in the low half; a step adds both
+// products (VDPBF16PS: round to nearest, denormals are zero).
+struct PairWords {
+  using Word = uint32_t;
+  static constexpr int kPerWord = 2;
+
+  template <class DF, class VW, class VF = hn::Vec<DF>>
+  static HWY_INLINE VF Step(DF df, Word a, VW b, VF sum) {
+    const hn::RebindToUnsigned<DF> du;
+    const hn::Repartition<hwy::bfloat16_t, DF> dbf;
+    VF unused = hn::Zero(df);
+    return hn::ReorderWidenMulAccumulate(df, hn::BitCast(dbf, hn::Set(du, a)), hn::BitCast(dbf, b),
+                                         sum, unused);
+  }
+};
+#endif
+
+// Into L2. An address that is only prefetched may be any: it is added up as a number.
+HWY_INLINE void PrefetchAt(const uint8_t* from, int64_t offset) {
+  const auto at = reinterpret_cast<uintptr_t>(from) + static_cast<uintptr_t>(offset);
+  __builtin_prefetch(reinterpret_cast<const void*>(at), 0, 2);
+}
+
+}  // namespace riffle::HWY_NAMESPACE
+HWY_AFTER_NAMESPACE();
+
+#endif  // per-target include guard
