@@ -54,6 +54,30 @@ TEST(Pool, RefusesSizesOutOfRange) {
   EXPECT_EQ(NumThreads(), before);
 }
 
+TEST(Pool, ParallelForRunsEachTaskOnce) {
+  Pool pool(3);
+  for (const int64_t tasks : {0, 1, 2, 1000}) {
+    std::vector<std::atomic<int>> runs(static_cast<size_t>(tasks));
+    std::atomic<int> inner{0};
+    ParallelFor(
+        tasks,
+        [&](int64_t i) {
+          runs[static_cast<size_t>(i)].fetch_add(1);
+          ParallelFor(2, [&](int64_t) { inner.fetch_add(1); }, &pool);  // the pool is busy
+        },
+        &pool);
+    for (const std::atomic<int>& count : runs) {
+      EXPECT_EQ(count.load(), 1);
+    }
+    EXPECT_EQ(inner.load(), 2 * tasks);
+  }
+}
+
+TEST(Pool, ParallelForRefusesWhatItCannotRun) {
+  EXPECT_THROW(ParallelFor(-1, [](int64_t) {}), Error);
+  EXPECT_THROW(ParallelFor(1, nullptr), Error);
+}
+
 TEST(Pool, TheDefaultOneIsResized) {
   const int before = NumThreads();
   for (const int threads : {3, 1, 2}) {

@@ -82,9 +82,10 @@ void Chooser::Choose(std::span<const float> hidden, std::span<const Choice> choi
   }
 }
 
-// Draws from the k best logits, which is what a draw from all of them would keep. The product over
-// the whole vocabulary runs on bf16 dot products of rounded states; a few more candidates than k
-// are then multiplied by the states as they are, and the best of these are taken.
+// Draws from the k best logits. The product over the whole vocabulary runs on bf16 dot products of
+// rounded states; a few more candidates than k are then multiplied by the states as they are, and
+// the best of these are taken. A greedy row is certified, or multiplied again without rounding. Of
+// a sampled row's k, only those within rounding of the last place could be others.
 void Chooser::FromTopK(int32_t k) {
   const auto start = Clock::now();
   const Config& config = model_.config();

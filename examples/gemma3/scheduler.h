@@ -2,13 +2,13 @@
 // lengths and tokens, nothing of the model.
 //
 // - Requests wait in the order of arrival and are admitted while the pool has pages for their
-// prompt.
+//   prompt.
 // - A step takes every request that decodes, and up to `prefill_chunk` tokens of prompts.
 // - A request whose prompt begins like one that runs forks that one's pages, and waits for it to be
 //   prefilled so far.
 // - When a sequence cannot grow, the request that arrived last gives its pages back and waits
-// again,
-//   at the front, with its tokens; they are computed again. So the first to arrive always goes on.
+//   again, at the front, with its tokens; they are computed again. So the first to arrive always
+//   goes on.
 #pragma once
 
 #include <cstdint>

@@ -48,7 +48,7 @@ class Pool {
 
 // task(i) for i in [0, tasks), each once, on any thread of `pool` (null: DefaultPool()); returns when
 // all are done. For the loops between Riffle's calls, which so run on threads that are awake.
-// `task` must not throw.
+// `task` must not throw. Throws Error: kBadShape for tasks < 0, kBadOption for an empty task.
 void ParallelFor(int64_t tasks, const std::function<void(int64_t)>& task, Pool* pool = nullptr);
 
 // The pool that calls use when their options name none. Its size comes from RIFFLE_NUM_THREADS

@@ -30,8 +30,7 @@ struct SampleOptions {
 //                one) and ignores the filters
 //   top_k        the k best columns, in Riffle's order (equal values: the lower column first)
 //   top_p        of those, renormalised: the smallest prefix in that order whose mass reaches
-//   top_p,
-//                the column that crosses it included; at least one column
+//                top_p, the column that crosses it included; at least one column
 //   min_p        of those: columns at least min_p times as probable as the best one
 //   renormalise and draw
 //   logits    [rows, n]  f32|f16|bf16, 1 <= n < 2^31; rows may be 0
