@@ -52,8 +52,8 @@ class Call {
   }
 
   void Run() {
-    const riffle::HeadsView q{q_.data(), DType::kF32, tokens_,           heads(),
-                              kDim,      int64_t{heads()} * kDim, kDim};
+    const riffle::HeadsView q{
+        q_.data(), DType::kF32, tokens_, heads(), kDim, int64_t{heads()} * kDim, kDim};
     const riffle::PagedBatch batch{cu_q_lens_, kv_lens_, table_.data(), max_pages_, max_pages_};
     bool accepted = true;
     try {

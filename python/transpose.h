@@ -109,8 +109,8 @@ void Transpose(const void* from_array, int64_t rows, int64_t cols, int64_t row_s
         __builtin_prefetch(from + i * row_bytes + span * kWidth);
       }
       for (int64_t c = span; c < end; c += kSize) {
-        TransposeBlock<T>(from + r * row_bytes + c * kWidth, row_bytes, to + c * to_bytes + r * kWidth,
-                          to_bytes);
+        TransposeBlock<T>(from + r * row_bytes + c * kWidth, row_bytes,
+                          to + c * to_bytes + r * kWidth, to_bytes);
       }
     }
   }

@@ -85,9 +85,9 @@ std::string Describe(const AttentionSpec& spec) {
   }
   return Concat("q/kv lens", lens, spec.kv_lens.size() > 6 ? "..." : "", ", ", spec.kv_heads, "x",
                 spec.group, " heads of ", spec.dim, ", page ", spec.page_size, ", q ",
-                Name(spec.q_dtype), ", kv ", spec.int8 ? "int8 by " : "", Name(spec.kv_dtype), ", layout ",
-                static_cast<int>(spec.layout), ", data ", static_cast<int>(spec.data), ", scale ",
-                spec.scale.value_or(-99), ", causal ", spec.causal, ", window ",
+                Name(spec.q_dtype), ", kv ", spec.int8 ? "int8 by " : "", Name(spec.kv_dtype),
+                ", layout ", static_cast<int>(spec.layout), ", data ", static_cast<int>(spec.data),
+                ", scale ", spec.scale.value_or(-99), ", causal ", spec.causal, ", window ",
                 spec.window.value_or(0), ", cap ", spec.soft_cap.value_or(0), ", sinks ",
                 spec.sinks, ", shift ", spec.shift, ", seed ", spec.seed);
 }
@@ -150,8 +150,8 @@ int64_t AttentionCase::KvOffset(int page, int token, int head) const {
 }
 
 PagedKv AttentionCase::Kv(const GuardedBuffer& buffer, const GuardedBuffer* scales) const {
-  PagedKv kv{buffer.data(), spec_.kv_dtype, pages_, spec_.page_size, spec_.kv_heads, spec_.dim,
-             0, 0, 0};
+  PagedKv kv{
+      buffer.data(), spec_.kv_dtype, pages_, spec_.page_size, spec_.kv_heads, spec_.dim, 0, 0, 0};
   const int64_t d = spec_.dim;
   if (spec_.layout == Layout::kHND) {
     kv.token_stride = d;
@@ -210,10 +210,12 @@ void AttentionCase::PutVector(bool value, int page, int token, int head, std::ve
 void AttentionCase::FillPool() {
   const size_t element = spec_.int8 ? 1 : SizeOf(spec_.kv_dtype);
   const int64_t gap = spec_.layout == Layout::kNHD ? 8 : 0;
-  const auto total = static_cast<size_t>(
-      int64_t{pages_} * spec_.page_size * (int64_t{spec_.kv_heads} * spec_.dim + gap));
-  keys_ = std::make_shared<GuardedBuffer>(total * element + static_cast<size_t>(spec_.shift), spec_.shift == 0);
-  values_ = std::make_shared<GuardedBuffer>(total * element + static_cast<size_t>(spec_.shift), spec_.shift == 0);
+  const auto total = static_cast<size_t>(int64_t{pages_} * spec_.page_size *
+                                         (int64_t{spec_.kv_heads} * spec_.dim + gap));
+  keys_ = std::make_shared<GuardedBuffer>(total * element + static_cast<size_t>(spec_.shift),
+                                          spec_.shift == 0);
+  values_ = std::make_shared<GuardedBuffer>(total * element + static_cast<size_t>(spec_.shift),
+                                            spec_.shift == 0);
   for (const GuardedBuffer* buffer : {&*keys_, &*values_}) {
     for (size_t i = 0; i < total; ++i) {
       if (spec_.int8) {
@@ -256,9 +258,10 @@ void AttentionCase::FillPool() {
     }
   }
   const size_t q_element = SizeOf(spec_.q_dtype);
-  q_bytes_ = std::make_shared<GuardedBuffer>(static_cast<size_t>(tokens_) * heads() * spec_.dim * q_element +
-                       static_cast<size_t>(spec_.shift),
-                   spec_.shift == 0);
+  q_bytes_ = std::make_shared<GuardedBuffer>(
+      static_cast<size_t>(tokens_) * heads() * spec_.dim * q_element +
+          static_cast<size_t>(spec_.shift),
+      spec_.shift == 0);
   for (size_t b = 0; b < kv_lens_.size(); ++b) {
     for (int query = 0; query < spec_.q_lens[b]; ++query) {
       const int position = kv_lens_[b] - spec_.q_lens[b] + query;
@@ -282,8 +285,9 @@ void AttentionCase::FillPool() {
 }
 
 HeadsView AttentionCase::q() const {
-  return {q_bytes_->data(), spec_.q_dtype, tokens_, heads(), spec_.dim,
-          int64_t{heads()} * spec_.dim, spec_.dim};
+  return {q_bytes_->data(), spec_.q_dtype, tokens_,
+          heads(),          spec_.dim,     int64_t{heads()} * spec_.dim,
+          spec_.dim};
 }
 
 PagedBatch AttentionCase::batch() const {

@@ -17,12 +17,12 @@ enum class Layout : uint8_t { kHND, kNHD, kJAX };
 
 enum class KvData : uint8_t {
   kNormal,
-  kHugeLogits,   // logits of some thousands
-  kOneHotKey,    // one key far above the others
-  kEqualKeys,    // every key the same: plain means
-  kConstant,     // every value 0.1: rounding errors of sums all go one way
-  kTiny,         // values near the smallest normal f32, of both signs
-  kVisibleNaN,   // a NaN in some keys and values that some queries see and others do not
+  kHugeLogits,     // logits of some thousands
+  kOneHotKey,      // one key far above the others
+  kEqualKeys,      // every key the same: plain means
+  kConstant,       // every value 0.1: rounding errors of sums all go one way
+  kTiny,           // values near the smallest normal f32, of both signs
+  kVisibleNaN,     // a NaN in some keys and values that some queries see and others do not
   kInfiniteLater,  // the last key's values are infinite, of both signs: only the last query sees it
 };
 

@@ -176,12 +176,10 @@ TEST_F(AttentionErrors, Int8) {
   right.batch = {{}, {}, right.table.data(), 3, 3};
   int8(right);
   EXPECT_NO_THROW(right.Run());
-  Expect(Code::kBadDType, {"keys", "scales", "values", "none"}, [&](auto& a) {
-    a.keys.scales = scales;
-  });
-  Expect(Code::kBadDType, {"values", "scales", "keys", "none"}, [&](auto& a) {
-    a.values.scales = scales;
-  });
+  Expect(Code::kBadDType, {"keys", "scales", "values", "none"},
+         [&](auto& a) { a.keys.scales = scales; });
+  Expect(Code::kBadDType, {"values", "scales", "keys", "none"},
+         [&](auto& a) { a.values.scales = scales; });
   Expect(Code::kBadShape, {"keys.scales", "address"}, [&](auto& a) {
     int8(a);
     a.keys.scales.page_stride = kHuge / 3;

@@ -102,8 +102,12 @@ TEST_F(Invariance, InfinitiesOfLaterTokens) {
   for (const DType dtype : {DType::kBF16, DType::kF32, DType::kF16}) {
     for (const std::string& target : Targets()) {
       SetTarget(target);
-      AttentionSpec with{.q_lens = {90}, .kv_lens = {600}, .group = 3, .q_dtype = dtype,
-                         .kv_dtype = dtype, .data = KvData::kInfiniteLater};
+      AttentionSpec with{.q_lens = {90},
+                         .kv_lens = {600},
+                         .group = 3,
+                         .q_dtype = dtype,
+                         .kv_dtype = dtype,
+                         .data = KvData::kInfiniteLater};
       AttentionSpec without = with;
       without.data = KvData::kNormal;
       ASSERT_TRUE(RunCase(with).SameBits(0, RunCase(without), 0, 89)) << target;

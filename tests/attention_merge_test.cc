@@ -25,8 +25,8 @@ class MergeTest : public testing::Test {
 // Parts are pages of one sequence: a decode over some pages is attention over a part of the keys.
 TEST_F(MergeTest, PartsOfAPageTable) {
   for (const DType dtype : {DType::kF32, DType::kF16, DType::kBF16}) {
-    AttentionSpec spec{.q_lens = {1}, .kv_lens = {640}, .dim = 72, .q_dtype = dtype,
-                       .kv_dtype = dtype};
+    AttentionSpec spec{
+        .q_lens = {1}, .kv_lens = {640}, .dim = 72, .q_dtype = dtype, .kv_dtype = dtype};
     const AttentionCase attention(spec);
     const int heads = attention.heads();
     for (const std::string& target : Targets()) {
@@ -71,7 +71,8 @@ TEST_F(MergeTest, PartsOfAPageTable) {
         for (int i = 0; i < spec.dim; ++i) {
           ASSERT_NEAR(merged.Value(0, head, i), all.Value(0, head, i), unit) << target;
         }
-        ASSERT_NEAR(merged.lse[static_cast<size_t>(head)], all.lse[static_cast<size_t>(head)], 2e-6);
+        ASSERT_NEAR(merged.lse[static_cast<size_t>(head)], all.lse[static_cast<size_t>(head)],
+                    2e-6);
       }
     }
   }

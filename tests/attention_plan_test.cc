@@ -65,8 +65,8 @@ void CheckPlan(const Call& call) {
   size_t expected = 0;
   for (size_t b = 0; b < call.q_lens.size(); ++b) {
     for (int q = 0; q < call.q_lens[b]; ++q) {
-      const KeyRange keys = Visible(call.shape, call.kv_lens[b],
-                                    call.kv_lens[b] - call.q_lens[b] + q);
+      const KeyRange keys =
+          Visible(call.shape, call.kv_lens[b], call.kv_lens[b] - call.q_lens[b] + q);
       for (int h = 0; h < call.shape.kv_heads; ++h) {
         ++expected;
         const auto& spans = seen[{static_cast<int>(b), q, h}];
@@ -87,8 +87,8 @@ void CheckPlan(const Call& call) {
   for (const Split& split : planned.splits) {
     ASSERT_EQ(split.whole.slot, floats);
     const int rows = (split.whole.query_end - split.whole.query_begin) * call.shape.group;
-    floats += split.slots * SlotFloats(split.whole.head_end - split.whole.head_begin, rows,
-                                       call.shape.head_dim);
+    floats += split.slots *
+              SlotFloats(split.whole.head_end - split.whole.head_begin, rows, call.shape.head_dim);
   }
   ASSERT_EQ(floats, planned.plan.slot_floats);
 }
@@ -103,11 +103,12 @@ TEST(AttentionPlan, CoversEverythingOnce) {
               {},
               static_cast<int>(rng.Between(1, 40))};
     for (int64_t b = rng.Below(8); b > 0; --b) {
-      call.kv_lens.push_back(static_cast<int>(rng.OneIn(5) ? 0 : rng.Below(rng.OneIn(3) ? 9000 : 600)));
-      call.q_lens.push_back(
-          static_cast<int>(rng.Below(std::min(call.kv_lens.back(), 300) + 2)));
-      call.q_lens.back() =
-          call.kv_lens.back() == 0 ? call.q_lens.back() : std::min(call.q_lens.back(), call.kv_lens.back());
+      call.kv_lens.push_back(
+          static_cast<int>(rng.OneIn(5) ? 0 : rng.Below(rng.OneIn(3) ? 9000 : 600)));
+      call.q_lens.push_back(static_cast<int>(rng.Below(std::min(call.kv_lens.back(), 300) + 2)));
+      call.q_lens.back() = call.kv_lens.back() == 0
+                               ? call.q_lens.back()
+                               : std::min(call.q_lens.back(), call.kv_lens.back());
     }
     CheckPlan(call);
     if (HasFatalFailure()) return;
@@ -115,8 +116,8 @@ TEST(AttentionPlan, CoversEverythingOnce) {
 }
 
 TEST(AttentionPlan, DecodeOfEqualSequencesIsNotCut) {
-  const Call call{{8, 4, 128, true, 0}, std::vector<int32_t>(32, 1),
-                  std::vector<int32_t>(32, 4096), 2};
+  const Call call{
+      {8, 4, 128, true, 0}, std::vector<int32_t>(32, 1), std::vector<int32_t>(32, 4096), 2};
   EXPECT_EQ(MakePlan(call).plan.splits, 0);
 }
 

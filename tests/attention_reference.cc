@@ -3,7 +3,8 @@
 // With u = 2^-24, the bounds follow the arithmetic (docs/attention.md):
 //   a score is a chain of d products and sums: |error| <= (2 d + 8) u sum |q_i k_i| |scale|
 //   tanh and 2^x have a few ulp; the logit in units of log2 and the largest one are rounded:
-//     a weight's relative error is delta_j <= |error of the logit| + 8 u (|logit| + |largest|) + 16 u
+//     a weight's relative error is delta_j <= |error of the logit| + 8 u (|logit| + |largest|) + 16
+//     u
 //   weights and weighted values are summed in chains of at most 512 keys, 2 n / 512 + 8 states are
 //     merged: relative error gamma = (512 + n / 64 + 64) u of the sum of magnitudes
 //   where q and KV are bf16, weights may be rounded to bf16 before they multiply values: 2^-8
@@ -32,12 +33,12 @@ double Dequantisation(const AttentionSpec& spec) {
 }  // namespace
 
 struct AttentionCase::Row {
-  int begin = 0;                // the keys it sees: begin, begin + 1, ...
-  std::vector<double> weight;   // exp(logit - largest)
-  std::vector<double> delta;    // relative error of a weight
+  int begin = 0;               // the keys it sees: begin, begin + 1, ...
+  std::vector<double> weight;  // exp(logit - largest)
+  std::vector<double> delta;   // relative error of a weight
   double largest = -kInf;
-  double sum = 0;               // of weights, and of the sink's
-  double sum_delta = 0;         // relative error of it
+  double sum = 0;        // of weights, and of the sink's
+  double sum_delta = 0;  // relative error of it
   double gamma = 0;
 };
 
@@ -60,13 +61,13 @@ AttentionCase::Row AttentionCase::Reference(int seq, int query, int head) const 
     if (spec_.window) {
       row.begin = static_cast<int>(std::max<int64_t>(0, position - *spec_.window + 1));
     }
-    const double scale = spec_.scale ? *spec_.scale
-                                     : 1.0 / std::sqrt(static_cast<double>(spec_.dim));
+    const double scale =
+        spec_.scale ? *spec_.scale : 1.0 / std::sqrt(static_cast<double>(spec_.dim));
     const float* q =
         q_.data() + (static_cast<size_t>(cu_q_lens_[b] + query) * heads() + head) * spec_.dim;
     for (int j = row.begin; j < end; ++j) {
-      const float* k = k_[b].data() +
-                       (static_cast<size_t>(j) * spec_.kv_heads + head / spec_.group) * spec_.dim;
+      const float* k =
+          k_[b].data() + (static_cast<size_t>(j) * spec_.kv_heads + head / spec_.group) * spec_.dim;
       double dot = 0;
       double magnitude = 0;
       for (int i = 0; i < spec_.dim; ++i) {
@@ -89,8 +90,8 @@ AttentionCase::Row AttentionCase::Reference(int seq, int query, int head) const 
   row.sum = sink == -kInf ? 0 : std::exp(sink - row.largest);
   for (size_t j = 0; j < logit.size(); ++j) {
     const double weight = std::exp(logit[j] - row.largest);
-    row.delta[j] = std::expm1(row.delta[j] +
-                              8 * kU * (std::abs(logit[j]) + std::abs(row.largest)) + 16 * kU);
+    row.delta[j] =
+        std::expm1(row.delta[j] + 8 * kU * (std::abs(logit[j]) + std::abs(row.largest)) + 16 * kU);
     row.weight.push_back(weight);
     row.sum += weight;
     row.sum_delta += weight * row.delta[j];
@@ -110,10 +111,10 @@ Expected AttentionCase::Output(const Row& row, int seq, int kv_head, int i) cons
   double error = 0;
   double magnitude = 0;
   for (size_t j = 0; j < row.weight.size(); ++j) {
-    const double v = v_[static_cast<size_t>(seq)]
-                       [((static_cast<size_t>(row.begin) + j) * spec_.kv_heads + kv_head) *
-                            spec_.dim +
-                        static_cast<size_t>(i)];
+    const double v =
+        v_[static_cast<size_t>(seq)]
+          [((static_cast<size_t>(row.begin) + j) * spec_.kv_heads + kv_head) * spec_.dim +
+           static_cast<size_t>(i)];
     value += row.weight[j] * v;
     magnitude += row.weight[j] * std::abs(v);
     // Weights below 2^-126 become 0, and so do bf16 products and sums below it.
@@ -196,8 +197,8 @@ double AttentionCase::LargestError(const AttentionResult& result) const {
   double largest = 0;
   Compare(result, [&](const auto&, double got, const Expected& expected) {
     if (got != expected.value) {
-      largest = std::max(largest, std::abs(got - expected.value) /
-                                      std::max(1.0, std::abs(expected.value)));
+      largest = std::max(largest,
+                         std::abs(got - expected.value) / std::max(1.0, std::abs(expected.value)));
     }
   });
   return largest;

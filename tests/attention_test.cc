@@ -30,7 +30,10 @@ class OnEveryTarget : public testing::Test {
 TEST_F(OnEveryTarget, DecodeInEveryPairOfDTypes) {
   for (const DType q : kDTypes) {
     for (const DType kv : kDTypes) {
-      Check({.q_lens = {1, 1, 1}, .kv_lens = {1, 130, 700}, .q_dtype = q, .kv_dtype = kv,
+      Check({.q_lens = {1, 1, 1},
+             .kv_lens = {1, 130, 700},
+             .q_dtype = q,
+             .kv_dtype = kv,
              .implicit_q_lens = true});
     }
   }
@@ -47,10 +50,20 @@ TEST_F(OnEveryTarget, PrefillInEveryPairOfDTypes) {
 TEST_F(OnEveryTarget, Int8WithScalesInEveryPairOfDTypes) {
   for (const DType q : kDTypes) {
     for (const DType scales : kDTypes) {
-      Check({.q_lens = {1, 1, 1}, .kv_lens = {1, 130, 700}, .q_dtype = q, .kv_dtype = scales,
-             .int8 = true, .implicit_q_lens = true});
-      Check({.q_lens = {150, 0, 40}, .kv_lens = {150, 0, 600}, .q_dtype = q, .kv_dtype = scales,
-             .int8 = true, .layout = Layout::kJAX, .window = 100, .soft_cap = 30.0f});
+      Check({.q_lens = {1, 1, 1},
+             .kv_lens = {1, 130, 700},
+             .q_dtype = q,
+             .kv_dtype = scales,
+             .int8 = true,
+             .implicit_q_lens = true});
+      Check({.q_lens = {150, 0, 40},
+             .kv_lens = {150, 0, 600},
+             .q_dtype = q,
+             .kv_dtype = scales,
+             .int8 = true,
+             .layout = Layout::kJAX,
+             .window = 100,
+             .soft_cap = 30.0f});
     }
   }
 }
@@ -60,9 +73,15 @@ TEST_F(OnEveryTarget, Int8HeadDimsPagesAndAddresses) {
   for (const int dim : {32, 40, 64, 72, 128, 256, 512}) {
     for (const int page_size : {1, 3, 16, 100}) {
       for (const Layout layout : {Layout::kHND, Layout::kNHD, Layout::kJAX}) {
-        Check({.q_lens = {1, 20}, .kv_lens = {80, 90}, .dim = dim, .page_size = page_size,
-               .q_dtype = DType::kBF16, .kv_dtype = kDTypes[shift % 3], .int8 = true,
-               .layout = layout, .shift = shift++ % 2});
+        Check({.q_lens = {1, 20},
+               .kv_lens = {80, 90},
+               .dim = dim,
+               .page_size = page_size,
+               .q_dtype = DType::kBF16,
+               .kv_dtype = kDTypes[shift % 3],
+               .int8 = true,
+               .layout = layout,
+               .shift = shift++ % 2});
       }
     }
   }
@@ -71,19 +90,30 @@ TEST_F(OnEveryTarget, Int8HeadDimsPagesAndAddresses) {
 TEST_F(OnEveryTarget, HeadDims) {
   for (int dim = 32; dim <= 512; dim += dim < 96 ? 8 : 104) {
     for (const DType dtype : kDTypes) {
-      Check({.q_lens = {1, 20}, .kv_lens = {80, 90}, .dim = dim, .q_dtype = dtype,
+      Check({.q_lens = {1, 20},
+             .kv_lens = {80, 90},
+             .dim = dim,
+             .q_dtype = dtype,
              .kv_dtype = dtype});
     }
   }
-  Check({.q_lens = {9}, .kv_lens = {70}, .dim = 512, .q_dtype = DType::kBF16,
+  Check({.q_lens = {9},
+         .kv_lens = {70},
+         .dim = 512,
+         .q_dtype = DType::kBF16,
          .kv_dtype = DType::kBF16});
 }
 
 TEST_F(OnEveryTarget, HeadRatios) {
   for (const int group : {1, 2, 3, 4, 5, 7, 8, 9, 16, 17, 31, 33, 71, 130}) {
     for (const DType dtype : {DType::kF32, DType::kBF16}) {
-      Check({.q_lens = {1, 3}, .kv_lens = {140, 65}, .kv_heads = group > 16 ? 1 : 3, .group = group,
-             .dim = 40, .q_dtype = dtype, .kv_dtype = dtype});
+      Check({.q_lens = {1, 3},
+             .kv_lens = {140, 65},
+             .kv_heads = group > 16 ? 1 : 3,
+             .group = group,
+             .dim = 40,
+             .q_dtype = dtype,
+             .kv_dtype = dtype});
     }
   }
 }
@@ -91,8 +121,12 @@ TEST_F(OnEveryTarget, HeadRatios) {
 TEST_F(OnEveryTarget, PagesAndLayouts) {
   for (const int page_size : {1, 2, 3, 8, 15, 16, 17, 32, 48, 64, 100, 128, 256}) {
     for (const Layout layout : {Layout::kHND, Layout::kNHD, Layout::kJAX}) {
-      Check({.q_lens = {1, 30}, .kv_lens = {333, 90}, .page_size = page_size,
-             .q_dtype = DType::kBF16, .kv_dtype = DType::kBF16, .layout = layout});
+      Check({.q_lens = {1, 30},
+             .kv_lens = {333, 90},
+             .page_size = page_size,
+             .q_dtype = DType::kBF16,
+             .kv_dtype = DType::kBF16,
+             .layout = layout});
     }
   }
 }
@@ -100,16 +134,23 @@ TEST_F(OnEveryTarget, PagesAndLayouts) {
 TEST_F(OnEveryTarget, Misaligned) {
   for (const DType dtype : kDTypes) {
     for (const int shift : {1, 3, 6}) {
-      Check({.q_lens = {1, 10}, .kv_lens = {90, 70}, .dim = 72, .q_dtype = dtype,
-             .kv_dtype = dtype, .layout = Layout::kNHD, .shift = shift});
+      Check({.q_lens = {1, 10},
+             .kv_lens = {90, 70},
+             .dim = 72,
+             .q_dtype = dtype,
+             .kv_dtype = dtype,
+             .layout = Layout::kNHD,
+             .shift = shift});
     }
   }
 }
 
 TEST_F(OnEveryTarget, Options) {
   for (const DType dtype : {DType::kF32, DType::kBF16}) {
-    AttentionSpec spec{.q_lens = {1, 70, 90, 5}, .kv_lens = {600, 700, 90, 5},
-                       .q_dtype = dtype, .kv_dtype = dtype};
+    AttentionSpec spec{.q_lens = {1, 70, 90, 5},
+                       .kv_lens = {600, 700, 90, 5},
+                       .q_dtype = dtype,
+                       .kv_dtype = dtype};
     for (const bool causal : {true, false}) {
       for (const int window : {0, 1, 2, 64, 100, 513, 5000}) {
         for (const float cap : {0.0f, 0.5f, 30.0f}) {
@@ -127,24 +168,31 @@ TEST_F(OnEveryTarget, Options) {
 TEST_F(OnEveryTarget, Scales) {
   for (const float scale : {-0.3f, 0.0f, 1.0f, 1e-20f}) {
     for (const float cap : {0.0f, 5.0f}) {
-      Check({.q_lens = {1, 20}, .kv_lens = {100, 50}, .scale = scale,
+      Check({.q_lens = {1, 20},
+             .kv_lens = {100, 50},
+             .scale = scale,
              .soft_cap = cap > 0 ? std::optional<float>(cap) : std::nullopt});
     }
   }
 }
 
 TEST_F(OnEveryTarget, HardData) {
-  for (const KvData data : {KvData::kHugeLogits, KvData::kOneHotKey, KvData::kEqualKeys,
-                            KvData::kConstant, KvData::kTiny, KvData::kVisibleNaN,
-                            KvData::kInfiniteLater}) {
+  for (const KvData data :
+       {KvData::kHugeLogits, KvData::kOneHotKey, KvData::kEqualKeys, KvData::kConstant,
+        KvData::kTiny, KvData::kVisibleNaN, KvData::kInfiniteLater}) {
     for (const DType q : kDTypes) {
       for (const DType kv : kDTypes) {
         for (const bool int8 : {false, true}) {
           if (int8 && data == KvData::kTiny) {
             continue;  // scales are normal f32
           }
-          Check({.q_lens = {1, 90, 1, 33}, .kv_lens = {1500, 90, 53, 300}, .dim = 40, .q_dtype = q,
-                 .kv_dtype = kv, .int8 = int8, .data = data});
+          Check({.q_lens = {1, 90, 1, 33},
+                 .kv_lens = {1500, 90, 53, 300},
+                 .dim = 40,
+                 .q_dtype = q,
+                 .kv_dtype = kv,
+                 .int8 = int8,
+                 .data = data});
         }
       }
     }
@@ -161,8 +209,13 @@ TEST_F(OnEveryTarget, EmptySequencesAndNoQueries) {
 }
 
 TEST_F(OnEveryTarget, ManySequences) {
-  AttentionSpec spec{.q_lens = {}, .kv_lens = {}, .kv_heads = 1, .dim = 32, .page_size = 8,
-                     .q_dtype = DType::kBF16, .kv_dtype = DType::kBF16};
+  AttentionSpec spec{.q_lens = {},
+                     .kv_lens = {},
+                     .kv_heads = 1,
+                     .dim = 32,
+                     .page_size = 8,
+                     .q_dtype = DType::kBF16,
+                     .kv_dtype = DType::kBF16};
   Rng rng(5);
   for (int b = 0; b < 1024; ++b) {
     spec.kv_lens.push_back(static_cast<int>(rng.Below(40)));
@@ -178,8 +231,8 @@ TEST_F(OnEveryTarget, RandomCases) {
     for (int64_t b = rng.Between(1, 4); b > 0; --b) {
       spec.kv_lens.push_back(static_cast<int>(rng.Below(rng.OneIn(4) ? 1200 : 200)));
       const int most = spec.kv_lens.back();
-      spec.q_lens.push_back(static_cast<int>(rng.OneIn(2) ? std::min(most, 1)
-                                                          : rng.Below(std::min(most, 80) + 1)));
+      spec.q_lens.push_back(
+          static_cast<int>(rng.OneIn(2) ? std::min(most, 1) : rng.Below(std::min(most, 80) + 1)));
     }
     spec.kv_heads = static_cast<int>(rng.Between(1, 4));
     spec.group = static_cast<int>(rng.Between(1, 9));
@@ -203,8 +256,8 @@ TEST_F(OnEveryTarget, RandomCases) {
 // What the contract says in one number, on data of unit variance and on the sums that round worst.
 TEST_F(OnEveryTarget, F32IsWithinTwoInAHundredThousand) {
   for (const KvData data : {KvData::kNormal, KvData::kEqualKeys, KvData::kConstant}) {
-    const AttentionSpec spec{.q_lens = {1, 64}, .kv_lens = {9000, 700}, .kv_heads = 1, .dim = 128,
-                             .data = data};
+    const AttentionSpec spec{
+        .q_lens = {1, 64}, .kv_lens = {9000, 700}, .kv_heads = 1, .dim = 128, .data = data};
     const AttentionCase attention(spec);
     for (const std::string& target : Targets()) {
       SetTarget(target);

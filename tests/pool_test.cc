@@ -63,7 +63,8 @@ TEST(Pool, ParallelForRunsEachTaskOnce) {
         tasks,
         [&](int64_t i) {
           runs[static_cast<size_t>(i)].fetch_add(1);
-          ParallelFor(2, [&](int64_t) { inner.fetch_add(1); }, &pool);  // the pool is busy
+          ParallelFor(
+              2, [&](int64_t) { inner.fetch_add(1); }, &pool);  // the pool is busy
         },
         &pool);
     for (const std::atomic<int>& count : runs) {

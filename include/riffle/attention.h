@@ -1,10 +1,10 @@
 // Attention over keys and values that lie in pages of a shared pool: decode, prefill, chunked
 // prefill and mixed ragged batches are one operation.
 //
-// Bitwise invariance: what a query gets does not depend on the batch it is in, the thread count, the
-// page size, the layout, or whether it came by decode or by prefill; per SIMD target the bits are
-// the same. Everything per (query, head) is computed in an order fixed by absolute key positions
-// (docs/attention.md).
+// Bitwise invariance: what a query gets does not depend on the batch it is in, the thread count,
+// the page size, the layout, or whether it came by decode or by prefill; per SIMD target the bits
+// are the same. Everything per (query, head) is computed in an order fixed by absolute key
+// positions (docs/attention.md).
 #pragma once
 
 #include <cstdint>
@@ -27,10 +27,10 @@ struct HeadsView {
   int64_t head_stride = 0;   // elements from a head to the next; zero and negative are legal
 };
 
-// Set: elements are int8, and element (page, token, head, i) stands for it * scale(page, token, head)
-// / 127.5 (JAX's quantization_utils, per token), computed in f32; where q and the scales are bf16
-// and the target has bf16 dot products it is rounded to bf16. dtype, pages, tokens and heads are
-// those of the PagedKv.
+// Set: elements are int8, and element (page, token, head, i) stands for it * scale(page, token,
+// head) / 127.5 (JAX's quantization_utils, per token), computed in f32; where q and the scales are
+// bf16 and the target has bf16 dot products it is rounded to bf16. dtype, pages, tokens and heads
+// are those of the PagedKv.
 struct KvScales {
   const void* data = nullptr;
   int64_t page_stride = 0;  // in elements
@@ -40,8 +40,8 @@ struct KvScales {
 
 // The keys, or the values, of every page of the pool. Element (page, token, head, i) is at
 // page * page_stride + token * token_stride + head * head_stride + i, so the layouts in use are all
-// views: HND [pages, kv_heads, page_size, d] (vLLM CPU, FlashInfer), NHD [pages, page_size, kv_heads,
-// d] (FlashInfer, sglang) and [kv_heads, pages, page_size, d] (JAX).
+// views: HND [pages, kv_heads, page_size, d] (vLLM CPU, FlashInfer), NHD [pages, page_size,
+// kv_heads, d] (FlashInfer, sglang) and [kv_heads, pages, page_size, d] (JAX).
 struct PagedKv {
   const void* data = nullptr;
   DType dtype = DType::kF32;  // of the elements, or of their scales if those are set
@@ -49,7 +49,7 @@ struct PagedKv {
   int64_t page_size = 0;  // tokens of a page, 1 to 256
   int64_t kv_heads = 0;
   int64_t head_dim = 0;
-  int64_t page_stride = 0;   // the three strides are in elements
+  int64_t page_stride = 0;  // the three strides are in elements
   int64_t token_stride = 0;
   int64_t head_stride = 0;
   KvScales scales = {};
@@ -58,9 +58,9 @@ struct PagedKv {
 // B sequences. The q_len = cu_q_lens[b+1] - cu_q_lens[b] queries of sequence b are its last
 // positions: query i stands at kv_lens[b] - q_len + i.
 struct PagedBatch {
-  std::span<const int32_t> cu_q_lens;  // [B + 1], from 0 to the number of tokens; empty: one query
-                                       // a sequence (decode)
-  std::span<const int32_t> kv_lens;    // [B], tokens of each sequence, its queries included
+  std::span<const int32_t> cu_q_lens;   // [B + 1], from 0 to the number of tokens; empty: one query
+                                        // a sequence (decode)
+  std::span<const int32_t> kv_lens;     // [B], tokens of each sequence, its queries included
   const int32_t* page_table = nullptr;  // [B, max_pages]; entries past ceil(kv_len / page_size) of
                                         // a row are ignored
   int64_t max_pages = 0;
@@ -68,8 +68,8 @@ struct PagedBatch {
 };
 
 struct AttentionOptions {
-  std::optional<float> scale;  // of the logits; default 1 / sqrt(head_dim)
-  bool causal = true;          // a query at position p sees keys 0..p; else all keys
+  std::optional<float> scale;     // of the logits; default 1 / sqrt(head_dim)
+  bool causal = true;             // a query at position p sees keys 0..p; else all keys
   std::optional<int64_t> window;  // w >= 1: a query at position p sees p-w+1..p, causal or not
   std::optional<float> soft_cap;  // c > 0: a scaled logit x becomes c * tanh(x / c)
   // [q_heads] or empty: a raw logit per head, neither scaled nor capped, that takes part in the
@@ -83,9 +83,9 @@ struct AttentionOptions {
 // Results [tokens, q_heads, head_dim] in the dtype of q, and their log-sum-exp.
 struct AttentionOut {
   void* data = nullptr;
-  int64_t token_stride = 0;  // elements
-  int64_t head_stride = 0;   // elements
-  float* lse = nullptr;      // [tokens, q_heads], natural log; optional
+  int64_t token_stride = 0;      // elements
+  int64_t head_stride = 0;       // elements
+  float* lse = nullptr;          // [tokens, q_heads], natural log; optional
   int64_t lse_token_stride = 0;  // elements; heads are contiguous
 };
 
@@ -112,11 +112,12 @@ struct AttentionPart {
   int64_t lse_token_stride = 0;  // elements; heads are contiguous
 };
 
-// What one call over all keys would have given (up to rounding), from results over disjoint parts of
-// the keys: sharded and cascaded attention. Parts have one shape and one dtype, which is out's;
-// parts[i].lse = -inf contributes nothing, whatever stands in its out; all of them empty gives zeros
-// and -inf. Parts are folded in their order. Sinks, if any, belong into exactly one part. Throws
-// Error: kBadShape (no part, shapes that differ), kBadDType, kOverlap. Nothing is written on error.
+// What one call over all keys would have given (up to rounding), from results over disjoint parts
+// of the keys: sharded and cascaded attention. Parts have one shape and one dtype, which is out's;
+// parts[i].lse = -inf contributes nothing, whatever stands in its out; all of them empty gives
+// zeros and -inf. Parts are folded in their order. Sinks, if any, belong into exactly one part.
+// Throws Error: kBadShape (no part, shapes that differ), kBadDType, kOverlap. Nothing is written on
+// error.
 void MergeStates(std::span<const AttentionPart> parts, const AttentionOut& out,
                  Pool* pool = nullptr);
 
@@ -126,8 +127,9 @@ void MergeStates(std::span<const AttentionPart> parts, const AttentionOut& out,
 uint8_t ReadPages(const PagedKv& keys, const PagedKv& values, const PagedBatch& batch,
                   Pool* pool = nullptr);
 
-// The roofline of prefill: FLOP/s of independent dot-product instructions on registers, all threads,
-// measured now for about `seconds`. kBF16: pairs of bf16 where the target has them, else f32 FMA.
+// The roofline of prefill: FLOP/s of independent dot-product instructions on registers, all
+// threads, measured now for about `seconds`. kBF16: pairs of bf16 where the target has them, else
+// f32 FMA.
 double DotPeak(DType dtype, double seconds = 0.02, Pool* pool = nullptr);
 
 }  // namespace riffle

@@ -46,8 +46,8 @@ class Pool {
   std::unique_ptr<Impl> impl_;
 };
 
-// task(i) for i in [0, tasks), each once, on any thread of `pool` (null: DefaultPool()); returns when
-// all are done. For the loops between Riffle's calls, which so run on threads that are awake.
+// task(i) for i in [0, tasks), each once, on any thread of `pool` (null: DefaultPool()); returns
+// when all are done. For the loops between Riffle's calls, which so run on threads that are awake.
 // `task` must not throw. Throws Error: kBadShape for tasks < 0, kBadOption for an empty task.
 void ParallelFor(int64_t tasks, const std::function<void(int64_t)>& task, Pool* pool = nullptr);
 
@@ -60,9 +60,9 @@ int NumThreads();
 // running call to end.
 void SetNumThreads(int threads);
 
-// Reads every byte of [data, data + bytes) once, in order, `threads` contiguous parts at a time, and
-// returns the largest byte: the fastest useful pass there is over that memory, so the time it takes
-// is the roofline of everything that must read it. Any alignment.
+// Reads every byte of [data, data + bytes) once, in order, `threads` contiguous parts at a time,
+// and returns the largest byte: the fastest useful pass there is over that memory, so the time it
+// takes is the roofline of everything that must read it. Any alignment.
 uint8_t ReadMax(const void* data, size_t bytes, Pool* pool = nullptr);
 
 }  // namespace riffle

@@ -18,8 +18,8 @@ enum class Algorithm : uint8_t {
   kAuto,          // by measurement; bucket maxima at present for every shape (docs/performance.md)
   kBucketMaxima,  // a streaming pass of bucket maxima proves a bound; only buckets that reach it
                   // are looked at again
-  kLaneSort,  // the m best of each lane by a sinking sort, m raised until a certificate proves
-              // that the k best are among them (oliverdutton/fast_exact_topk_tpu)
+  kLaneSort,      // the m best of each lane by a sinking sort, m raised until a certificate proves
+                  // that the k best are among them (oliverdutton/fast_exact_topk_tpu)
 };
 
 struct TopKOptions {

@@ -42,85 +42,88 @@ class UnitRunner {
   UnitRunner(const AttentionArgs& args, const Plan& plan, uint8_t* scratch)
       : args_(args),
         dim_(args.shape.head_dim),
-        columns_(PaddedDim(dim_)),
         words_(dim_ / Math::kPerWord),
         ahead_step_(16 * Math::kPerWord * static_cast<int>(args.kv_row_bytes()) / dim_),
         row_bytes_(args.kv_row_bytes()),
         // After a soft cap scores are logits in units of log2 already.
         factor_(args.soft_cap > 0 || args.scale == 0 ? 1.0f : std::abs(args.scale) * kLog2E) {
+    shape_.columns = PaddedDim(dim_);
     at_.LayOut(dim_, plan, scratch);
     // Columns past head_dim stay 0.
-    std::fill_n(at_.values, kBlock / Math::kPerWord * columns_, Word{0});
+    std::fill_n(at_.values, kBlock / Math::kPerWord * shape_.columns, Word{0});
   }
 
   void Run(const Unit& unit, float* slots, TileCursor& ahead) {
     Enter(unit);
     float* slot = slots + std::max<int64_t>(unit.slot, 0);
-    ClearRows(at_.total);
-    std::fill_n(at_.total.sums, int64_t{heads_} * rows_ * columns_, 0.0f);
+    at_.total.Clear(shape_);
+    std::fill_n(at_.total.sums, int64_t{shape_.heads} * shape_.rows * shape_.columns, 0.0f);
     for (int span = unit.span_begin; span < unit.span_end; ++span) {
-      ClearRows(at_.span);
+      at_.span.Clear(shape_);
       span0_ = span * kSpan;
       const int begin = std::max(seen_.begin, span * kSpan) / kBlock * kBlock;
       const int end = std::min(seen_.end, (span + 1) * kSpan);
       for (int key0 = begin; key0 < end; key0 += kBlock) {
-        for (int head = 0; head < heads_; ++head) {
+        for (int head = 0; head < shape_.heads; ++head) {
           RunBlock(head, key0, ahead);
           ahead.Next();
         }
       }
       if (unit.folds) {
-        Fold();
+        FoldState(shape_, at_.span, at_.total);
       } else {
-        slot = StoreState(at_.span, slot);
+        StoreState(shape_, at_.span, slot);
+        slot += SlotFloats(shape_.heads, shape_.rows, dim_);
       }
     }
     if (unit.slot < 0) {
       WriteResults();
     } else if (unit.folds) {
-      StoreState(at_.total, slot);
+      StoreState(shape_, at_.total, slot);
     }
   }
 
  private:
-  using State = typename UnitScratch<Math>::State;
-
   // ---- queries
 
   void Enter(const Unit& unit) {
     unit_ = &unit;
     seen_ = UnitKeys(args_, unit);
-    heads_ = unit.head_end - unit.head_begin;
-    rows_ = (unit.query_end - unit.query_begin) * args_.shape.group;
-    lanes_ = UnitLanes(rows_);
-    spread_ = lanes_ <= 16;
+    shape_.heads = unit.head_end - unit.head_begin;
+    shape_.rows = (unit.query_end - unit.query_begin) * args_.shape.group;
+    shape_.lanes = UnitLanes(shape_.rows);
+    spread_ = shape_.lanes <= 16;
     if (seen_.empty()) {
       return;
     }
     const int kv_len = args_.kv_lens[unit.seq];
     const int position = kv_len - args_.q_len(unit.seq) + unit.query_begin;
-    for (int lane = 0; lane < lanes_; ++lane) {
-      const int row = std::min(lane, rows_ - 1);
+    for (int lane = 0; lane < shape_.lanes; ++lane) {
+      const int row = std::min(lane, shape_.rows - 1);
       const KeyRange keys = Visible(args_.shape, kv_len, position + row / args_.shape.group);
       at_.first[lane] = keys.begin;
       at_.last[lane] = keys.end;
     }
-    for (int head = 0; head < heads_; ++head) {
+    for (int head = 0; head < shape_.heads; ++head) {
       ForEachTile([&](const Tile& tile) { LayOutQueries(head, tile); });
     }
   }
 
   template <typename F>
   void ForEachTile(const F& f) const {
-    for (int row = 0; row < rows_; row += kTileRows) {
-      const int rows = std::min(kTileRows, rows_ - row);
+    for (int row = 0; row < shape_.rows; row += kTileRows) {
+      const int rows = std::min(kTileRows, shape_.rows - row);
       const int end = row + rows - 1;
-      f(Tile{row, rows, TileLanes(rows), {at_.first[row], at_.last[end]}, {at_.first[end], at_.last[row]}});
+      f(Tile{row,
+             rows,
+             TileLanes(rows),
+             {at_.first[row], at_.last[end]},
+             {at_.first[end], at_.last[row]}});
     }
   }
 
   Word* Queries(int head, const Tile& tile) const {
-    return at_.q + (int64_t{head} * lanes_ + tile.row) * words_;
+    return at_.q + (int64_t{head} * shape_.lanes + tile.row) * words_;
   }
 
   // q of a tile as [words][lanes]; lanes without a row are 0.
@@ -179,21 +182,21 @@ class UnitRunner {
   void LayOutGroupValues(int head, int key0, int group, const KeyRange& keys) {
     Word* to = GroupValues(group);
     if constexpr (Math::kPerWord == 1) {
-      if (!LayOutInt8(args_.values, head, key0, group, keys, columns_, to)) {
+      if (!LayOutInt8(args_.values, head, key0, group, keys, shape_.columns, to)) {
         LayOutValues(Math(), args_.kv_dtype, Rows(args_.values, head, key0, group, keys), dim_,
-                     columns_, to);
+                     shape_.columns, to);
       }
     } else {
       alignas(64) Word room[kGroupKeys * (512 / Math::kPerWord)];
       const KvRows rows =
           Readable(args_.values, head, key0, group, keys, 512 / Math::kPerWord, room);
-      LayOutValues(Math(), args_.kv_dtype, rows, dim_, columns_, to);
+      LayOutValues(Math(), args_.kv_dtype, rows, dim_, shape_.columns, to);
     }
   }
 
   // A group of rows of int8 to to[16][stride]; false if they are not.
-  bool LayOutInt8(const KvPool& kv, int head, int key0, int group, const KeyRange& keys,
-                  int stride, Word* to) const {
+  bool LayOutInt8(const KvPool& kv, int head, int key0, int group, const KeyRange& keys, int stride,
+                  Word* to) const {
     if (args_.kv_int8) {
       LayOutScaledRows(Math(), args_.kv_dtype, Rows(kv, head, key0, group, keys),
                        Rows(kv.scales, head, key0, group, keys), dim_, stride, to);
@@ -216,7 +219,7 @@ class UnitRunner {
 
   // One tile: each group in the place of the one before it.
   Word* GroupValues(int group) const {
-    return at_.values + (spread_ ? 0 : group) * kGroupSteps * columns_;
+    return at_.values + (spread_ ? 0 : group) * kGroupSteps * shape_.columns;
   }
 
   void RunTile(int head, int key0, const Tile& tile) {
@@ -231,13 +234,13 @@ class UnitRunner {
     Score(head, key0, begin, end, tile);
     const bool partial = tile.all.begin > key0 + begin || tile.all.end < key0 + end;
     const bool changed = Softmax(head, key0, begin, end, partial, tile);
-    float* sums = at_.span.sums + (int64_t{head} * rows_ + tile.row) * columns_;
+    float* sums = at_.span.sums + (int64_t{head} * shape_.rows + tile.row) * shape_.columns;
     const int first = std::max({tile.any.begin, seen_.begin, span0_}) / kBlock * kBlock;
     const bool fresh = key0 == first;  // the tile's first keys of the span
     if (changed && !fresh) {
       for (int row = 0; row < tile.rows; ++row) {
         if (at_.correction[row] != 1.0f) {
-          Scale(at_.correction[row], columns_, sums + row * columns_);
+          Scale(at_.correction[row], shape_.columns, sums + row * shape_.columns);
         }
       }
     }
@@ -247,12 +250,12 @@ class UnitRunner {
     }
     const Word* values = GroupValues(begin / kGroupKeys);
     const int steps = (end - begin) / Math::kPerWord;
-    if (partial && AnyNonFinite(Math(), values, steps * columns_)) {
+    if (partial && AnyNonFinite(Math(), values, steps * shape_.columns)) {
       AddRowByRow(head, key0, begin, end, tile, fresh, sums);
       return;
     }
     AddValues<Math, false>(at_.p + begin / Math::kPerWord * tile.lanes, tile.lanes, tile.rows,
-                           values, columns_, steps, fresh, sums, {});
+                           values, shape_.columns, steps, fresh, sums, {});
   }
 
   void Score(int head, int key0, int begin, int end, const Tile& tile) {
@@ -265,8 +268,7 @@ class UnitRunner {
                                  at_.keys + group * kGroupKeys * Math::kKeyStride);
         }
         DirectScores(q, tile.lanes, rows[0].row + begin, end - begin, words_,
-                     at_.scores + begin * tile.lanes,
-                     {ahead_.keys[0].row + begin, ahead_step_});
+                     at_.scores + begin * tile.lanes, {ahead_.keys[0].row + begin, ahead_step_});
         return;
       }
     }
@@ -292,16 +294,16 @@ class UnitRunner {
     }
     if constexpr (Math::kDirect) {
       // Rows of one query see the same keys, so no value needs to be looked at.
-      if (dim_ == columns_ && (!partial || unit_->query_end - unit_->query_begin == 1)) {
+      if (dim_ == shape_.columns && (!partial || unit_->query_end - unit_->query_begin == 1)) {
         KvRows rows[kGroups];
         for (int group = begin / kGroupKeys; group < end / kGroupKeys; ++group) {
-          const int words = columns_ / Math::kPerWord;
+          const int words = shape_.columns / Math::kPerWord;
           rows[group] = Readable(args_.values, head, key0, group, seen_, words,
                                  at_.values + group * kGroupKeys * words);
         }
-        AddDirectValues(
-            at_.p + begin / Math::kPerWord * tile.lanes, tile.lanes, tile.rows,
-            {rows[0].row + begin, ahead_.values[0].row + begin, end - begin, fresh}, columns_, sums);
+        AddDirectValues(at_.p + begin / Math::kPerWord * tile.lanes, tile.lanes, tile.rows,
+                        {rows[0].row + begin, ahead_.values[0].row + begin, end - begin, fresh},
+                        shape_.columns, sums);
         return;
       }
     }
@@ -309,27 +311,29 @@ class UnitRunner {
     for (int group = begin / kGroupKeys; group < end / kGroupKeys; ++group) {
       const bool first = fresh && group == begin / kGroupKeys;
       LayOutGroupValues(head, key0, group, seen_);
-      if (partial && AnyNonFinite(Math(), GroupValues(group), kGroupSteps * columns_)) {
+      if (partial && AnyNonFinite(Math(), GroupValues(group), kGroupSteps * shape_.columns)) {
         AddRowByRow(head, key0, group * kGroupKeys, (group + 1) * kGroupKeys, tile, first, sums);
         continue;
       }
       AddValues<Math, true>(at_.p + group * kGroupSteps * tile.lanes, tile.lanes, tile.rows,
-                            GroupValues(group), columns_, kGroupSteps, first, sums,
+                            GroupValues(group), shape_.columns, kGroupSteps, first, sums,
                             {ahead_.values[group].row, ahead_step_});
     }
   }
 
   // Scores -> probabilities, states, corrections. Whether any correction is not 1.
   bool Softmax(int head, int key0, int begin, int end, bool partial, const Tile& tile) {
-    const int state = head * lanes_ + tile.row;
+    const int state = head * shape_.lanes + tile.row;
     const auto run = [&](auto df) HWY_ATTR {
       if (args_.soft_cap > 0) {
         SoftCap(df, tile.lanes, begin, end, std::abs(args_.scale), args_.soft_cap, at_.scores);
       }
       if (partial) {
-        Mask(df, tile.lanes, begin, end, key0, at_.first + tile.row, at_.last + tile.row, at_.scores);
+        Mask(df, tile.lanes, begin, end, key0, at_.first + tile.row, at_.last + tile.row,
+             at_.scores);
       }
-      if constexpr (Math::kDirect) {  // apart from the condition below: it must not see other targets
+      if constexpr (Math::kDirect) {  // apart from the condition below: it must not see other
+                                      // targets
         if constexpr (hn::MaxLanes(df) == 4) {
           return SoftmaxOf4Rows(begin, end, factor_, at_.scores, at_.p,
                                 {at_.span.max + state, at_.span.weight + state, at_.correction});
@@ -354,62 +358,17 @@ class UnitRunner {
         LayOutGroupValues(head, key0, group, keys);
       }
       AddValues<Math, false>(at_.p + begin / Math::kPerWord * tile.lanes + row, tile.lanes, 1,
-                      GroupValues(begin / kGroupKeys), columns_,
-                      (end - begin) / Math::kPerWord, fresh, sums + row * columns_, {});
+                             GroupValues(begin / kGroupKeys), shape_.columns,
+                             (end - begin) / Math::kPerWord, fresh, sums + row * shape_.columns,
+                             {});
     }
     for (int group = begin / kGroupKeys; group < end / kGroupKeys; ++group) {
       LayOutGroupValues(head, key0, group, seen_);  // for the next tile
     }
   }
 
-  // ---- states
-
-  // Rows begin empty. Their sums are whatever was there until their first keys write them.
-  void ClearRows(const State& state) const {
-    std::fill_n(state.max, heads_ * lanes_, -std::numeric_limits<float>::infinity());
-    std::fill_n(state.weight, heads_ * lanes_, 0.0f);
-  }
-  static bool IsEmpty(const State& state, int lane) {
-    return state.weight[lane] == 0.0f &&
-           state.max[lane] == -std::numeric_limits<float>::infinity();
-  }
-
-  template <typename F>
-  void ForEachRow(const F& f) const {
-    for (int head = 0; head < heads_; ++head) {
-      for (int row = 0; row < rows_; ++row) {
-        f(head, row, head * lanes_ + row, (int64_t{head} * rows_ + row) * columns_);
-      }
-    }
-  }
-
-  void Fold() const {
-    ForEachRow([this](int, int, int lane, int64_t sums) {
-      if (IsEmpty(at_.span, lane)) {
-        return;  // it would change no bit
-      }
-      MergeState(at_.span.max[lane], at_.span.weight[lane], at_.span.sums + sums, columns_,
-                 at_.total.max + lane, at_.total.weight + lane, at_.total.sums + sums);
-    });
-  }
-
-  // Returns where the next state goes.
-  float* StoreState(const State& state, float* slot) const {
-    const SlotView view(slot, heads_, rows_, columns_);
-    ForEachRow([&](int head, int row, int lane, int64_t sums) {
-      if (IsEmpty(state, lane)) {
-        std::fill_n(view.sums + sums, columns_, 0.0f);
-      } else {
-        std::copy_n(state.sums + sums, columns_, view.sums + sums);
-      }
-      view.max[head * rows_ + row] = state.max[lane];
-      view.weight[head * rows_ + row] = state.weight[lane];
-    });
-    return slot + SlotFloats(heads_, rows_, dim_);
-  }
-
   void WriteResults() const {
-    ForEachRow([this](int head, int row, int lane, int64_t sums) {
+    shape_.ForEach([this](int head, int row, int lane, int64_t sums) {
       WriteRow(args_, Token(row), QueryHead(head, row), at_.total.max[lane], at_.total.weight[lane],
                at_.total.sums + sums);
     });
@@ -419,7 +378,6 @@ class UnitRunner {
 
   const AttentionArgs& args_;
   const int dim_;
-  const int columns_;
   const int words_;
   const int ahead_step_;    // Ahead::step
   const size_t row_bytes_;  // of a key in memory
@@ -428,9 +386,7 @@ class UnitRunner {
   const Unit* unit_ = nullptr;
   KeyRange seen_{0, 0};
   int span0_ = 0;  // the first key of the span in hand
-  int heads_ = 0;
-  int rows_ = 0;
-  int lanes_ = 0;
+  UnitShape shape_;
   bool spread_ = false;  // prefetches are spread over the kernels: one tile of up to 16 rows
 
   TileRows ahead_;  // what is prefetched; kernels of larger tiles do not look at it

@@ -58,8 +58,8 @@ AttentionArgs MakeArgs(const HeadsView& q, const PagedKv& keys, const PagedKv& v
   // A window as long as any sequence is none, except that it ends at the query.
   constexpr int64_t kLongest = INT32_MAX;
   args.shape.window = static_cast<int>(std::min(options.window.value_or(0), kLongest));
-  args.scale = options.scale.value_or(
-      static_cast<float>(1.0 / std::sqrt(static_cast<double>(q.head_dim))));
+  args.scale =
+      options.scale.value_or(static_cast<float>(1.0 / std::sqrt(static_cast<double>(q.head_dim))));
   args.soft_cap = options.soft_cap.value_or(0.0f);
   args.sinks = options.sinks.empty() ? nullptr : options.sinks.data();
   args.out = static_cast<uint8_t*>(out.data);
@@ -156,10 +156,10 @@ void MergeStates(std::span<const AttentionPart> parts, const AttentionOut& out, 
       }
       for (size_t i = 0; i < n; ++i) {
         // NaN and +inf stay NaN; a part that saw nothing weighs 0.
-        weights[i] = weights[i] == -INFINITY
-                         ? 0.0f
-                         : static_cast<float>(std::exp(weights[i] - static_cast<double>(largest)) /
-                                              sum);
+        weights[i] =
+            weights[i] == -INFINITY
+                ? 0.0f
+                : static_cast<float>(std::exp(weights[i] - static_cast<double>(largest)) / sum);
       }
       WeightedSum(shape.dtype, rows, weights, static_cast<int64_t>(n),
                   static_cast<int>(shape.head_dim),
@@ -173,8 +173,7 @@ void MergeStates(std::span<const AttentionPart> parts, const AttentionOut& out, 
   });
 }
 
-uint8_t ReadPages(const PagedKv& keys, const PagedKv& values, const PagedBatch& batch,
-                  Pool* pool) {
+uint8_t ReadPages(const PagedKv& keys, const PagedKv& values, const PagedBatch& batch, Pool* pool) {
   CheckPages(keys, values, batch);
   EnsureTarget();
   const AttentionArgs args = PoolArgs(keys, values, batch, 1);
@@ -192,8 +191,7 @@ uint8_t ReadPages(const PagedKv& keys, const PagedKv& values, const PagedBatch& 
 
 double DotPeak(DType dtype, double seconds, Pool* pool) {
   Check(dtype <= DType::kBF16, Code::kBadDType, "unknown dtype ", static_cast<int>(dtype));
-  Check(seconds > 0 && seconds <= 10, Code::kBadOption, "seconds = ", seconds,
-        " is not in 0..10");
+  Check(seconds > 0 && seconds <= 10, Code::kBadOption, "seconds = ", seconds, " is not in 0..10");
   EnsureTarget();
   using Clock = std::chrono::steady_clock;
   Lease lease(pool);

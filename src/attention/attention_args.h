@@ -40,8 +40,8 @@ struct AttentionArgs {
 
   AttentionShape shape;
 
-  float scale;     // of the logits
-  float soft_cap;  // 0: none
+  float scale;         // of the logits
+  float soft_cap;      // 0: none
   const float* sinks;  // [q_heads] or null
 
   uint8_t* out;  // strides in bytes, dtype of q
@@ -59,8 +59,8 @@ struct AttentionArgs {
   }
 };
 
-// A state that a unit leaves for the merge: sums [heads][rows][PaddedDim], then maxima [heads][rows]
-// and weights [heads][rows]; the next state is aligned to 64 bytes again.
+// A state that a unit leaves for the merge: sums [heads][rows][PaddedDim], then maxima
+// [heads][rows] and weights [heads][rows]; the next state is aligned to 64 bytes again.
 inline int64_t SlotFloats(int heads, int rows, int head_dim) {
   return (static_cast<int64_t>(heads) * rows * (PaddedDim(head_dim) + 2) + 15) / 16 * 16;
 }

@@ -4,8 +4,8 @@
 #include <cmath>
 #include <limits>
 
-#include "core/strided.h"
 #include "core/check.h"
+#include "core/strided.h"
 
 namespace riffle {
 namespace {
@@ -43,12 +43,12 @@ void CheckHeads(const char* name, const HeadsView& x) {
 
 void CheckKv(const char* name, const PagedKv& kv) {
   CheckDType(name, kv.dtype);
-  Check(kv.num_pages >= 0 && kv.num_pages <= kMaxInt, Code::kBadShape, name, ".num_pages = ",
-        kv.num_pages, " is not in 0..", kMaxInt);
-  Check(kv.page_size >= 1 && kv.page_size <= kMaxPageSize, Code::kBadShape, name, ".page_size = ",
-        kv.page_size, " is not in 1..", kMaxPageSize);
-  Check(kv.kv_heads >= 1 && kv.kv_heads <= kMaxHeads, Code::kBadShape, name, ".kv_heads = ",
-        kv.kv_heads, " is not in 1..", kMaxHeads);
+  Check(kv.num_pages >= 0 && kv.num_pages <= kMaxInt, Code::kBadShape, name,
+        ".num_pages = ", kv.num_pages, " is not in 0..", kMaxInt);
+  Check(kv.page_size >= 1 && kv.page_size <= kMaxPageSize, Code::kBadShape, name,
+        ".page_size = ", kv.page_size, " is not in 1..", kMaxPageSize);
+  Check(kv.kv_heads >= 1 && kv.kv_heads <= kMaxHeads, Code::kBadShape, name,
+        ".kv_heads = ", kv.kv_heads, " is not in 1..", kMaxHeads);
   CheckHeadDim(name, kv.head_dim);
   Check(kv.data != nullptr || kv.num_pages == 0, Code::kBadShape, name, ".data is null");
 }
@@ -86,8 +86,8 @@ void CheckOptions(const AttentionOptions& options, int64_t heads) {
   }
   for (size_t i = 0; i < options.sinks.size(); ++i) {
     const float sink = options.sinks[i];
-    Check(sink < std::numeric_limits<float>::infinity(), Code::kBadOption, "sinks[", i, "] = ",
-          sink, " is not below +inf");
+    Check(sink < std::numeric_limits<float>::infinity(), Code::kBadOption, "sinks[", i,
+          "] = ", sink, " is not below +inf");
   }
 }
 
@@ -114,8 +114,8 @@ void CheckQueryLengths(const PagedBatch& batch, int64_t tokens) {
             "the number of kv_lens + 1", sequences + 1);
   Check(batch.cu_q_lens.front() == 0, Code::kBadRange, "cu_q_lens[0] = ", batch.cu_q_lens.front(),
         " is not 0");
-  Check(batch.cu_q_lens.back() == tokens, Code::kBadRange, "cu_q_lens[", sequences, "] = ",
-        batch.cu_q_lens.back(), " is not the number of tokens of q, ", tokens);
+  Check(batch.cu_q_lens.back() == tokens, Code::kBadRange, "cu_q_lens[", sequences,
+        "] = ", batch.cu_q_lens.back(), " is not the number of tokens of q, ", tokens);
 }
 
 void CheckTable(const PagedBatch& batch, const PagedKv& keys) {
@@ -124,21 +124,20 @@ void CheckTable(const PagedBatch& batch, const PagedKv& keys) {
   if (sequences == 0) {
     return;
   }
-  const Strided table{batch.page_table, {sequences, batch.max_pages, 1},
-                      {SaturatingMul(batch.page_table_stride, 4), 4, 0}, 4};
-  Check(batch.page_table != nullptr || batch.max_pages == 0, Code::kBadShape,
-        "page_table is null");
+  const Strided table{batch.page_table,
+                      {sequences, batch.max_pages, 1},
+                      {SaturatingMul(batch.page_table_stride, 4), 4, 0},
+                      4};
+  Check(batch.page_table != nullptr || batch.max_pages == 0, Code::kBadShape, "page_table is null");
   CheckAddressable("page_table", table);
-  const int64_t longest =
-      std::min(kMaxKvLen, SaturatingMul(batch.max_pages, keys.page_size));
+  const int64_t longest = std::min(kMaxKvLen, SaturatingMul(batch.max_pages, keys.page_size));
   for (size_t b = 0; b < batch.kv_lens.size(); ++b) {
     const int64_t kv_len = batch.kv_lens[b];
     Check(kv_len >= 0 && kv_len <= longest, Code::kBadRange, "kv_lens[", b, "] = ", kv_len,
           " is not in 0..", longest, "; the table has ", batch.max_pages, " pages of ",
           keys.page_size, " for it");
     const int64_t pages = (kv_len + keys.page_size - 1) / keys.page_size;
-    const int32_t* row =
-        batch.page_table + static_cast<int64_t>(b) * batch.page_table_stride;
+    const int32_t* row = batch.page_table + static_cast<int64_t>(b) * batch.page_table_stride;
     for (int64_t i = 0; i < pages; ++i) {
       Check(row[i] >= 0 && row[i] < keys.num_pages, Code::kBadPage, "page_table[", b, ", ", i,
             "] = ", row[i], " but the pool has ", keys.num_pages, " pages");
@@ -189,7 +188,9 @@ Strided Scales(const PagedKv& kv) {
 }
 
 Strided Lse(const float* lse, const HeadsView& shape, int64_t token_stride) {
-  return {lse, {lse != nullptr ? shape.tokens : 0, 1, 1}, {SaturatingMul(token_stride, 4), 0, 0},
+  return {lse,
+          {lse != nullptr ? shape.tokens : 0, 1, 1},
+          {SaturatingMul(token_stride, 4), 0, 0},
           shape.heads * 4};
 }
 
@@ -249,20 +250,19 @@ void CheckAttention(const HeadsView& q, const PagedKv& keys, const PagedKv& valu
   CheckAddressable("q", Heads(q));
   CheckPages(keys, values, batch);
   CheckLengths(batch, q.tokens);
-  const Named inputs[] = {
-      {"q", Heads(q)},
-      {"keys", Pool3(keys)},
-      {"values", Pool3(values)},
-      {"keys.scales", Scales(keys)},
-      {"values.scales", Scales(values)},
-      {"cu_q_lens", Array(batch.cu_q_lens)},
-      {"kv_lens", Array(batch.kv_lens)},
-      {"page_table",
-       {batch.page_table,
-        {static_cast<int64_t>(batch.kv_lens.size()), 1, 1},
-        {SaturatingMul(batch.page_table_stride, 4), 0, 0},
-        SaturatingMul(batch.max_pages, 4)}},
-      {"sinks", Array(options.sinks)}};
+  const Named inputs[] = {{"q", Heads(q)},
+                          {"keys", Pool3(keys)},
+                          {"values", Pool3(values)},
+                          {"keys.scales", Scales(keys)},
+                          {"values.scales", Scales(values)},
+                          {"cu_q_lens", Array(batch.cu_q_lens)},
+                          {"kv_lens", Array(batch.kv_lens)},
+                          {"page_table",
+                           {batch.page_table,
+                            {static_cast<int64_t>(batch.kv_lens.size()), 1, 1},
+                            {SaturatingMul(batch.page_table_stride, 4), 0, 0},
+                            SaturatingMul(batch.max_pages, 4)}},
+                          {"sinks", Array(options.sinks)}};
   CheckOutputs(q, out, inputs);
 }
 
@@ -277,8 +277,7 @@ void CheckMerge(std::span<const AttentionPart> parts, const AttentionOut& out) {
           " but parts[0].out is ", Name(first.dtype));
     CheckSame((name + ".tokens").c_str(), part.tokens, "parts[0].out.tokens", first.tokens);
     CheckSame((name + ".heads").c_str(), part.heads, "parts[0].out.heads", first.heads);
-    CheckSame((name + ".head_dim").c_str(), part.head_dim, "parts[0].out.head_dim",
-              first.head_dim);
+    CheckSame((name + ".head_dim").c_str(), part.head_dim, "parts[0].out.head_dim", first.head_dim);
     Check(parts[i].lse != nullptr || part.tokens == 0, Code::kBadShape, "parts[", i,
           "].lse is null");
     const Strided lse = Lse(parts[i].lse, part, parts[i].lse_token_stride);

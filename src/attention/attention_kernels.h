@@ -22,12 +22,13 @@ void MergeSplit(const AttentionArgs& args, const Split& split, int head, float* 
 // Reads the tiles of units [begin, end) in kernel order; the largest byte.
 uint8_t ReadUnits(const AttentionArgs& args, const Unit* begin, const Unit* end);
 
-// Row [dim] of `dtype`: out = sum of weights[i] * rows[i], i < n, in order; rows of weight 0 are not
-// read.
+// Row [dim] of `dtype`: out = sum of weights[i] * rows[i], i < n, in order; rows of weight 0 are
+// not read.
 void WeightedSum(DType dtype, const uint8_t* const* rows, const float* weights, int64_t n, int dim,
                  uint8_t* out);
 
-// Runs `steps` times `flops / steps` floating-point operations on registers; returns the operations.
+// Runs `steps` times `flops / steps` floating-point operations on registers; returns the
+// operations.
 double SpinDots(DType dtype, int64_t steps);
 
 }  // namespace riffle

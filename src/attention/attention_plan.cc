@@ -45,9 +45,8 @@ class Planner {
       shares_ = std::clamp<int64_t>(total / kMinShareCost, 1, threads_ * kSharesPerThread);
     }
     // Few spans for many threads: cut between the heads too.
-    head_splits_ = static_cast<int>(
-        std::clamp<int64_t>((shares_ + spans - 1) / std::max<int64_t>(spans, 1), 1,
-                            shape_.kv_heads));
+    head_splits_ = static_cast<int>(std::clamp<int64_t>(
+        (shares_ + spans - 1) / std::max<int64_t>(spans, 1), 1, shape_.kv_heads));
     share_cost_ = std::max<int64_t>(1, (total + shares_ - 1) / shares_);
     StartShare();
     ForEachColumn([&](const Column& column) { Place(column); });
@@ -67,8 +66,7 @@ class Planner {
         continue;
       }
       const int queries = std::clamp(kUnitRows / shape_.group, 1, q_len);
-      const int64_t head_bytes =
-          int64_t{8} * queries * shape_.group * PaddedDim(shape_.head_dim);
+      const int64_t head_bytes = int64_t{8} * queries * shape_.group * PaddedDim(shape_.head_dim);
       int heads = (shape_.kv_heads + head_splits_ - 1) / head_splits_;
       if (head_bytes * heads > kStateBytes) {
         heads = 1;
@@ -93,9 +91,9 @@ class Planner {
       column.unit.span_begin = column.keys.begin / kSpan;
       column.unit.span_end = (column.keys.end + kSpan - 1) / kSpan;
     }
-    column.cost = std::max<int64_t>(
-        1, Cost(column.keys.end - column.keys.begin, head_end - head_begin,
-                (query_end - query_begin) * shape_.group));
+    column.cost =
+        std::max<int64_t>(1, Cost(column.keys.end - column.keys.begin, head_end - head_begin,
+                                  (query_end - query_begin) * shape_.group));
     return column;
   }
 
@@ -134,8 +132,8 @@ class Planner {
         unit.slot = plan_.slot_floats;
         const int64_t states = unit.folds ? 1 : end - begin;
         slots += states;
-        plan_.slot_floats += states * SlotFloats(unit.head_end - unit.head_begin, Rows(unit),
-                                                 shape_.head_dim);
+        plan_.slot_floats +=
+            states * SlotFloats(unit.head_end - unit.head_begin, Rows(unit), shape_.head_dim);
       }
       Emit(unit);
       ++pieces;

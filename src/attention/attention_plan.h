@@ -53,15 +53,15 @@ inline KeyRange Visible(const AttentionShape& shape, int kv_len, int position) {
 }
 
 // Some queries of a sequence, some KV heads, some spans. Of the queries [query_begin, query_end) of
-// sequence `seq`; `slot` says where its states go: < 0: it covers all spans that its queries see and
-// writes results; else from this slot on, one state if span_begin is the column's first span, else
-// one state a span.
+// sequence `seq`; `slot` says where its states go: < 0: it covers all spans that its queries see
+// and writes results; else from this slot on, one state if span_begin is the column's first span,
+// else one state a span.
 struct Unit {
   int32_t seq;
   int32_t query_begin, query_end;
   int32_t head_begin, head_end;  // KV heads
   int32_t span_begin, span_end;
-  bool folds;        // spans are folded into one state
+  bool folds;         // spans are folded into one state
   int64_t slot = -1;  // in floats
 };
 

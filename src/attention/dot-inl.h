@@ -96,8 +96,8 @@ HWY_INLINE void Scores16(const Word* q, int lanes, const Word* keys, int words, 
     for (int lane = 0; lane < lanes; lane += kStep) {
       for (int key = 0; key < 16; key += kKeys) {
         ScoreKernel<Math, kKeys, kVecs, decltype(prefetch)::value>(
-            df, q + lane, lanes, keys + key * Math::kKeyStride, words,
-            scores + key * lanes + lane, ahead);
+            df, q + lane, lanes, keys + key * Math::kKeyStride, words, scores + key * lanes + lane,
+            ahead);
       }
     }
   };
@@ -114,7 +114,8 @@ HWY_INLINE void Scores16(const Word* q, int lanes, const Word* keys, int words, 
   }
 }
 
-// sums[row][column] += sum over s of p[s][row] * v[s][column], kRows rows, kVecs vectors of columns.
+// sums[row][column] += sum over s of p[s][row] * v[s][column], kRows rows, kVecs vectors of
+// columns.
 //   p  [steps][lanes]    v  [steps][columns], aligned    sums  [kRows][columns], aligned
 //   fresh   sums are written, not added to: the first keys of a span
 //   kAhead  prefetch the columns' bytes of ahead.rows[0, steps * kPerWord)
@@ -187,7 +188,8 @@ HWY_INLINE void ValueRows(DF df, const Word* p, int lanes, int rows, const Word*
   }
 }
 
-// sums[row][column] += p * v for all columns, or = if they are fresh; `columns` is a multiple of 32.
+// sums[row][column] += p * v for all columns, or = if they are fresh; `columns` is a multiple
+// of 32.
 template <class Math, bool kAhead, typename Word = typename Math::Word>
 HWY_INLINE void AddValues(const Word* p, int lanes, int rows, const Word* v, int columns, int steps,
                           bool fresh, float* sums, Ahead ahead) {
@@ -201,12 +203,12 @@ HWY_INLINE void AddValues(const Word* p, int lanes, int rows, const Word* v, int
   };
   int column = 0;
   for (; column + kWide * kN <= columns; column += kWide * kN) {
-    ValueRows<Math, kWide, kAhead>(df, p, lanes, rows, v + column, columns, steps, fresh, sums + column,
-                                   at(column));
+    ValueRows<Math, kWide, kAhead>(df, p, lanes, rows, v + column, columns, steps, fresh,
+                                   sums + column, at(column));
   }
   for (; column < columns; column += kNarrow * kN) {
-    ValueRows<Math, kNarrow, kAhead>(df, p, lanes, rows, v + column, columns, steps, fresh, sums + column,
-                                     at(column));
+    ValueRows<Math, kNarrow, kAhead>(df, p, lanes, rows, v + column, columns, steps, fresh,
+                                     sums + column, at(column));
   }
 }
 

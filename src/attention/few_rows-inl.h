@@ -68,7 +68,7 @@ HWY_INLINE void ScoresWhereTheyLie(const uint32_t* HWY_RESTRICT q, const uint8_t
   const FloatTag<16> df;
   const hn::CappedTag<uint32_t, 16> dw;
   const hn::Repartition<hwy::bfloat16_t, decltype(df)> dbf;
-  constexpr int kKeys = 16 / kRows;            // of a vector
+  constexpr int kKeys = 16 / kRows;             // of a vector
   constexpr int kPrefetch = kVecs * kKeys / 4;  // rows; four words are a fourth of a line
   auto unused = hn::Zero(df);
   hn::Vec<decltype(df)> sum[kVecs];
@@ -88,8 +88,8 @@ HWY_INLINE void ScoresWhereTheyLie(const uint32_t* HWY_RESTRICT q, const uint8_t
       constexpr int kWord = decltype(word_of)::value;
       const auto x = hn::BitCast(dbf, LoadRows<kRows>(dw, q + kWord * kRows));
       for (int i = 0; i < kVecs; ++i) {
-        sum[i] = hn::ReorderWidenMulAccumulate(
-            df, hn::BitCast(dbf, hn::Broadcast<kWord>(k[i])), x, sum[i], unused);
+        sum[i] = hn::ReorderWidenMulAccumulate(df, hn::BitCast(dbf, hn::Broadcast<kWord>(k[i])), x,
+                                               sum[i], unused);
       }
     };
     step(std::integral_constant<int, 0>());
@@ -127,10 +127,10 @@ HWY_INLINE void DirectScores(const uint32_t* q, int lanes, const uint8_t* const*
 
 // Values where they lie, and rows to prefetch meanwhile.
 struct DirectValues {
-  const uint8_t* const* rows;  // [keys]
+  const uint8_t* const* rows;   // [keys]
   const uint8_t* const* ahead;  // [keys]
-  int keys;                    // even
-  bool fresh;                  // sums are written, not added to
+  int keys;                     // even
+  bool fresh;                   // sums are written, not added to
 };
 
 // ValueKernel over them: kRows rows, 32 * kHalves columns.

@@ -85,8 +85,8 @@ HWY_INLINE float ScaleAt(DType dtype, const uint8_t* from) {
 }
 
 // Group of 16 rows of int8 and the scale of each -> to[16][stride].
-HWY_INLINE void LayOutScaledRows(F32Math, DType dtype, const KvRows& rows, const KvRows& scales, int dim,
-                                 int stride, float* HWY_RESTRICT to) {
+HWY_INLINE void LayOutScaledRows(F32Math, DType dtype, const KvRows& rows, const KvRows& scales,
+                                 int dim, int stride, float* HWY_RESTRICT to) {
   const Tag8 df;
   const hn::Rebind<int8_t, Tag8> d8;
   const hn::Rebind<int32_t, Tag8> d32;

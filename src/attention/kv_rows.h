@@ -95,7 +95,8 @@ class TileCursor {
     }
   }
 
-  // Prefetches part `part` (0..2 * kGroups - 1) of the tile at once: groups of keys, then of values.
+  // Prefetches part `part` (0..2 * kGroups - 1) of the tile at once: groups of keys, then of
+  // values.
   void Prefetch(int part) const {
     PrefetchScales(part % kGroups, part < kGroups ? args_.keys : args_.values);
     PrefetchRows(Rows(part % kGroups, part < kGroups ? args_.keys : args_.values),

@@ -13,20 +13,12 @@
 #include "attention/attention_kernels.h"
 #include "attention/kv_block-inl.h"
 #include "attention/softmax-inl.h"
+#include "attention/unit_state-inl.h"
 #include "core/round-inl.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace riffle::HWY_NAMESPACE {
 namespace hn = hwy::HWY_NAMESPACE;
-
-// A state in a slot (SlotFloats).
-struct SlotView {
-  SlotView(float* slot, int heads, int rows, int columns)
-      : sums(slot), max(slot + int64_t{heads} * rows * columns), weight(max + heads * rows) {}
-  float* sums;    // [heads][rows][columns]
-  float* max;     // [heads][rows]
-  float* weight;  // [heads][rows]
-};
 
 template <class D>
 HWY_INLINE void StoreAny(D, hn::Vec<D> v, uint8_t* p) {

@@ -1,6 +1,6 @@
 // The softmax state of a row (a query and a head), in units of log2: the largest logit so far, the
-// weight (the sum of 2^(logit - largest)), and the values summed with those weights. The empty state
-// is (-inf, 0, 0); merging it into another changes no bit. Included once per SIMD target.
+// weight (the sum of 2^(logit - largest)), and the values summed with those weights. The empty
+// state is (-inf, 0, 0); merging it into another changes no bit. Included once per SIMD target.
 #if defined(RIFFLE_ATTENTION_SOFTMAX_INL_H_) == defined(HWY_TARGET_TOGGLE)
 #ifdef RIFFLE_ATTENTION_SOFTMAX_INL_H_
 #undef RIFFLE_ATTENTION_SOFTMAX_INL_H_
@@ -26,9 +26,9 @@ constexpr float kLog2E = 0x1.715476p+0f;
 
 // States of the rows of a tile, one a lane.
 struct TileState {
-  float* max;          // [lanes]
-  float* weight;       // [lanes]
-  float* correction;   // [lanes], what a block multiplies earlier sums with
+  float* max;         // [lanes]
+  float* weight;      // [lanes]
+  float* correction;  // [lanes], what a block multiplies earlier sums with
 };
 
 // The largest logit as something that can be subtracted: 0 for -inf, so that a row without a key
@@ -102,13 +102,13 @@ HWY_INLINE void StoreWeights(BF16Math, DF df, V even, V odd, int key, int lanes,
 }
 #endif
 
-// Turns scores [begin, end) of a block (multiples of 16) into probabilities p and updates the states.
-// Keys that are left out and keys that are masked are the same to the last bit: they add 0. Four
-// partial weights by the key's position keep the additions' order apart from where the range begins.
-// Returns whether any correction is not 1.
+// Turns scores [begin, end) of a block (multiples of 16) into probabilities p and updates the
+// states. Keys that are left out and keys that are masked are the same to the last bit: they add 0.
+// Four partial weights by the key's position keep the additions' order apart from where the range
+// begins. Returns whether any correction is not 1.
 template <class Math, class DF, typename Word = typename Math::Word>
-HWY_INLINE bool SoftmaxBlock(DF df, int lanes, int begin, int end, float scale,
-                             const float* scores, Word* p, const TileState& state) {
+HWY_INLINE bool SoftmaxBlock(DF df, int lanes, int begin, int end, float scale, const float* scores,
+                             Word* p, const TileState& state) {
   using V = hn::Vec<DF>;
   const V factor = hn::Set(df, scale);
   bool changed = false;
@@ -175,8 +175,8 @@ HWY_INLINE void MergeState(float later_max, float later_weight, const float* lat
   }
 }
 
-// What the sums of a finished state are multiplied with, and its natural log-sum-exp. A row that saw
-// nothing has factor 0.
+// What the sums of a finished state are multiplied with, and its natural log-sum-exp. A row that
+// saw nothing has factor 0.
 struct Finished {
   float factor;
   float lse;
@@ -190,8 +190,7 @@ inline Finished Finish(float max, float weight, const float* sink) {
   const bool empty = weight == 0.0f;
   if (sink == nullptr) {
     const float lse = static_cast<float>(max * kLn2 + std::log(static_cast<double>(weight)));
-    return {empty ? 0.0f : 1.0f / weight,
-            empty ? -std::numeric_limits<float>::infinity() : lse};
+    return {empty ? 0.0f : 1.0f / weight, empty ? -std::numeric_limits<float>::infinity() : lse};
   }
   if (empty) {
     return {0.0f, *sink};

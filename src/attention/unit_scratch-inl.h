@@ -13,6 +13,7 @@
 
 #include "attention/dot-inl.h"
 #include "attention/kv_rows.h"
+#include "attention/unit_state-inl.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace riffle::HWY_NAMESPACE {
@@ -22,13 +23,6 @@ template <class Math>
 struct UnitScratch {
   using Word = typename Math::Word;
 
-  // The softmax states of a unit.
-  struct State {
-    float* max;     // [heads][lanes]
-    float* weight;  // [heads][lanes]
-    float* sums;    // [heads][rows][columns]
-  };
-
   Word* keys;         // [kBlock][kKeyStride]
   Word* values;       // [kBlock / kPerWord][columns]
   Word* p;            // [kBlock / kPerWord][lanes]: probabilities
@@ -37,8 +31,8 @@ struct UnitScratch {
   int32_t* first;     // [lanes]: the keys [first, last) that a row sees
   int32_t* last;      // [lanes]
   Word* q;            // [heads][tiles][words][lanes]
-  State span;         // of the span in hand
-  State total;        // of the spans before it
+  UnitState span;     // of the span in hand
+  UnitState total;    // of the spans before it
 
   // Places the arrays in `scratch`, aligned to 64 bytes; the bytes they take. A null `scratch`
   // only counts.
@@ -58,7 +52,7 @@ struct UnitScratch {
     take(first, plan.max_head_lanes);
     take(last, plan.max_head_lanes);
     take(q, int64_t{plan.max_head_lanes} * (dim / Math::kPerWord));
-    for (State* state : {&span, &total}) {
+    for (UnitState* state : {&span, &total}) {
       take(state->max, plan.max_head_lanes);
       take(state->weight, plan.max_head_lanes);
       take(state->sums, int64_t{plan.max_head_rows} * columns);

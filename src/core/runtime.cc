@@ -23,8 +23,8 @@ namespace {
 constexpr int kMaxThreads = 1024;
 
 // How long a worker spins for the next job before it sleeps. On a 2-core virtual machine a thread
-// that slept took 0.07 ms (tenth percentile) to 1.9 ms (median) to wake; a top-k of 32 x 201088 takes
-// 0.1 ms.
+// that slept took 0.07 ms (tenth percentile) to 1.9 ms (median) to wake; a top-k of 32 x 201088
+// takes 0.1 ms.
 constexpr auto kSpin = std::chrono::microseconds(100);
 
 int AvailableCpus() {
@@ -95,7 +95,7 @@ uint8_t* Arena::Get(size_t bytes) {
   if (bytes > capacity_) {
     data_.reset();
     capacity_ = 0;
-    data_.reset(static_cast<uint8_t*>(::operator new(bytes, std::align_val_t{64}, std::nothrow)));
+    data_.reset(static_cast<uint8_t*>(::operator new (bytes, std::align_val_t{64}, std::nothrow)));
     Check(data_ != nullptr, Code::kOutOfMemory, "no memory for ", bytes, " bytes of scratch");
     capacity_ = bytes;
   }
@@ -127,7 +127,8 @@ class Pool::Impl {
 
   void Resize(int threads) {
     if (pid_t parent = owner_.load(std::memory_order_acquire);
-        parent != ProcessId() && parent != kNobody && owner_.compare_exchange_strong(parent, kNobody)) {
+        parent != ProcessId() && parent != kNobody &&
+        owner_.compare_exchange_strong(parent, kNobody)) {
       // In a forked child. A call that held the pool at the fork will never give it back.
       busy_.store(true, std::memory_order_relaxed);
       Leak();

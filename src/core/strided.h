@@ -43,9 +43,9 @@ bool FindHull(const Strided& x, Hull* hull);
 // Throws Error(kBadShape) naming `name`.
 inline void CheckAddressable(const char* name, const Strided& x) {
   Hull hull;
-  Check(x.empty() || FindHull(x, &hull), Code::kBadShape, "the strides of ", name, " (", x.stride[0],
-        ", ", x.stride[1], ", ", x.stride[2], " bytes) times its shape (", x.size[0], ", ",
-        x.size[1], ", ", x.size[2], ") do not fit an address");
+  Check(x.empty() || FindHull(x, &hull), Code::kBadShape, "the strides of ", name, " (",
+        x.stride[0], ", ", x.stride[1], ", ", x.stride[2], " bytes) times its shape (", x.size[0],
+        ", ", x.size[1], ", ", x.size[2], ") do not fit an address");
 }
 
 // Exact; takes a number of steps that grows with the rows only when the hulls intersect. Both are

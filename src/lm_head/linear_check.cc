@@ -3,8 +3,8 @@
 #include <cstdlib>
 #include <limits>
 
-#include "core/strided.h"
 #include "core/check.h"
+#include "core/strided.h"
 
 namespace riffle {
 namespace {

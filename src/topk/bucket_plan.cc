@@ -18,9 +18,8 @@ BucketPlan PlanBuckets(int64_t n, int64_t k) {
   // Every maximum is counted some ten times to find the bound, and the elements of some k buckets
   // are looked at again: their sum is least near sqrt(n / k) (bench/topk; docs/performance.md).
   const double balance = std::sqrt(static_cast<double>(n) / static_cast<double>(k));
-  const int64_t size =
-      std::clamp(static_cast<int64_t>(std::bit_ceil(static_cast<uint64_t>(balance))), kMinBucket,
-                 kMaxBucket);
+  const int64_t size = std::clamp(
+      static_cast<int64_t>(std::bit_ceil(static_cast<uint64_t>(balance))), kMinBucket, kMaxBucket);
   const int64_t buckets = (n + size - 1) / size;
   if (BucketLimit(static_cast<size_t>(k)) * 4 > static_cast<size_t>(buckets) * 3) {
     return {};

@@ -37,11 +37,12 @@ struct FinishLayout {
   size_t maxima;   // [buckets + kSlack] of the dtype, for rows that one thread does alone
   size_t bytes;
 };
-constexpr size_t kSlack = 128;  // four vectors of the shortest elements: whole-vector loads and stores
+constexpr size_t kSlack =
+    128;  // four vectors of the shortest elements: whole-vector loads and stores
 
 // A sample of a row: `count` elements, kMinBucket in a row at 0, stride, 2 * stride, ...; of the k
-// best of a row in random order fewer than `k` are expected among them, by four standard deviations.
-// count = 0: no sample.
+// best of a row in random order fewer than `k` are expected among them, by four standard
+// deviations. count = 0: no sample.
 struct SamplePlan {
   size_t count;
   size_t stride;

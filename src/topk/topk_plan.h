@@ -6,11 +6,12 @@
 
 namespace riffle {
 
-// Bucket maxima for k of n elements. Bucket b holds the elements [b * size, min(n, (b + 1) * size)).
+// Bucket maxima for k of n elements. Bucket b holds the elements [b * size, min(n, (b + 1) *
+// size)).
 struct BucketPlan {
   int64_t size = 0;     // a power of two, kMinBucket to kMaxBucket
-  int64_t buckets = 0;  // ceil(n / size); 0: the row is too short or k too large for a first pass to
-                        // pay, and all elements are candidates
+  int64_t buckets = 0;  // ceil(n / size); 0: the row is too short or k too large for a first pass
+                        // to pay, and all elements are candidates
 };
 constexpr int64_t kMinBucket = 32;  // a whole number of vectors for every dtype and target
 constexpr int64_t kMaxBucket = 128;
