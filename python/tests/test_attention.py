@@ -1,4 +1,4 @@
-"""riffle.paged_attention and riffle.merge_states against attention in float64."""
+"""riffle.paged_attention against attention in float64."""
 
 import itertools
 import math
@@ -8,84 +8,11 @@ import tracemalloc
 import numpy as np
 import pytest
 import riffle
+from attention_case import AXES, F16, F32, Case
 from frameworks import BFLOAT16, DTYPES, FRAMEWORKS, bits
 
-F32, F16 = np.dtype(np.float32), np.dtype(np.float16)
 PAIRS = [pytest.param(q, kv, id=f"{q}-{kv}") for q, kv in itertools.product(DTYPES, DTYPES)]
 WRITABLE = [p for p in FRAMEWORKS if p.id in ("numpy", "torch")]
-# From [pages, kv_heads, page_size, head_dim]; each swaps two axes, so it is the way back too.
-AXES = {"HND": (0, 1, 2, 3), "NHD": (0, 2, 1, 3), "JAX": (1, 0, 2, 3)}
-
-
-class Case:
-    """Sequences of random queries, keys and values, and the pages that hold them in random order."""
-
-    def __init__(self, kv_lens, q_lens=None, heads=(4, 2), dim=32, page_size=4, dtypes=(F32, F32), seed=0, spare=2):
-        rng = np.random.default_rng(seed)
-        q_lens = [1] * len(kv_lens) if q_lens is None else q_lens
-        q_heads, kv_heads = heads
-        self.q = rng.standard_normal((sum(q_lens), q_heads, dim)).astype(dtypes[0])
-        self.k = [rng.standard_normal((n, kv_heads, dim)).astype(dtypes[1]) for n in kv_lens]
-        self.v = [rng.standard_normal((n, kv_heads, dim)).astype(dtypes[1]) for n in kv_lens]
-        self.kv_lens = np.array(kv_lens, np.int32)
-        self.cu_q_lens = np.concatenate([[0], np.cumsum(q_lens)]).astype(np.int32)
-        self.page(page_size, rng, spare)
-
-    def page(self, page_size, rng, spare=2):
-        counts = [-(-int(n) // page_size) for n in self.kv_lens]
-        order = rng.permutation(sum(counts) + spare)
-        _, kv_heads, dim = self.k[0].shape
-        shape = (len(order), kv_heads, page_size, dim)
-        # What no sequence has written must not matter.
-        self.keys, self.values = (np.full(shape, np.nan, F32).astype(self.k[0].dtype) for _ in range(2))
-        self.page_table = np.full((len(counts), max(counts) + 1), -1, np.int32)
-        for b, (count, start) in enumerate(zip(counts, np.cumsum([0, *counts]))):
-            self.page_table[b, :count] = order[start : start + count]
-            for p in range(self.kv_lens[b]):
-                page = self.page_table[b, p // page_size]
-                self.keys[page, :, p % page_size] = self.k[b][p]
-                self.values[page, :, p % page_size] = self.v[b][p]
-
-    def run(self, layout="HND", make=lambda array: array, **options):
-        keys, values = (np.ascontiguousarray(x.transpose(AXES[layout])) for x in (self.keys, self.values))
-        options.setdefault("cu_q_lens", self.cu_q_lens)
-        return riffle.paged_attention(
-            make(self.q), make(keys), make(values), self.kv_lens, self.page_table, layout=layout, **options
-        )
-
-    def reference(self, scale=None, causal=True, window=None, soft_cap=None, sinks=None):
-        """(out, lse, magnitude): the last is the sum of weight * |value|, what rounding of weights is relative to."""
-        tokens, heads, dim = self.q.shape
-        group = heads // self.k[0].shape[1]
-        out, magnitude = np.zeros((2, tokens, heads, dim))
-        lse = np.full((tokens, heads), -np.inf)
-        for b, (begin, end) in enumerate(itertools.pairwise(self.cu_q_lens)):
-            for t, h in itertools.product(range(begin, end), range(heads)):
-                position = self.kv_lens[b] - (end - begin) + t - begin
-                last = position + 1 if causal or window else self.kv_lens[b]
-                seen = slice(max(0, position - window + 1) if window else 0, max(last, 0))
-                k, v = (x[b][seen, h // group].astype(np.float64) for x in (self.k, self.v))
-                logits = k @ self.q[t, h].astype(np.float64) * (1 / math.sqrt(dim) if scale is None else scale)
-                if soft_cap:
-                    logits = soft_cap * np.tanh(logits / soft_cap)
-                everything = logits if sinks is None else np.append(logits, sinks[h])
-                if everything.size:
-                    lse[t, h] = np.logaddexp.reduce(everything)
-                    weights = np.exp(logits - lse[t, h])
-                    out[t, h], magnitude[t, h] = weights @ v, weights @ np.abs(v)
-        return out, lse, magnitude
-
-    def check(self, out, lse, **options):
-        expected, expected_lse, magnitude = self.reference(**options)
-        # Arithmetic in float32; weights rounded to bfloat16 where q and KV are; then the rounding of the result.
-        bound = 2e-5 * (1 + magnitude)
-        if self.q.dtype == self.keys.dtype == BFLOAT16:
-            bound += 2.0**-8 * magnitude
-        bound += {F32: 0, F16: 2.0**-11, BFLOAT16: 2.0**-8}[self.q.dtype] * np.abs(expected)
-        assert out.dtype == self.q.dtype and lse.dtype == np.float32
-        assert (np.abs(out.astype(np.float64) - expected) <= bound).all()
-        np.testing.assert_allclose(lse, expected_lse, rtol=1e-5, atol=2e-5)
-
 
 MIXED = {"kv_lens": [5, 0, 17, 1, 700, 33], "q_lens": [5, 1, 3, 1, 2, 0]}
 OPTIONS = {
@@ -389,75 +316,3 @@ def test_threads():
     for thread in threads:
         thread.join()
     assert not wrong
-
-
-def parts_of(case, cuts, **options):
-    """Results over parts of each sequence's keys; queries stand behind them all."""
-    outs, lses = [], []
-    for begin, end in itertools.pairwise([0, *cuts, int(case.kv_lens.max())]):
-        part = Case([1], dim=case.q.shape[2], heads=(1, case.k[0].shape[1]))
-        part.q, part.cu_q_lens = case.q, case.cu_q_lens
-        part.k, part.v = ([x[begin:end] for x in both] for both in (case.k, case.v))
-        part.kv_lens = np.array([len(k) for k in part.k], np.int32)
-        part.page(4, np.random.default_rng(0))
-        out, lse = part.run(causal=False, return_lse=True, **options)
-        outs.append(out)
-        lses.append(lse)
-    return outs, lses
-
-
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("cuts", [[], [10], [1, 30, 31]], ids=str)
-def test_merged_parts_are_the_whole(dtype, cuts):
-    case = Case([50, 33, 8], dtypes=(dtype, dtype))
-    out, lse = riffle.merge_states(*parts_of(case, cuts))
-    expected, expected_lse, magnitude = case.reference()
-    rounding = {F32: 0, F16: 2.0**-10, BFLOAT16: 2.0**-6}[dtype]  # parts are rounded, and so is their sum
-    assert (np.abs(out.astype(np.float64) - expected) <= (2e-5 + rounding) * (1 + magnitude)).all()
-    np.testing.assert_allclose(lse, expected_lse, rtol=1e-5, atol=2e-5)
-    assert out.dtype == dtype and lse.dtype == np.float32
-
-
-def test_merging_with_nothing():
-    case = Case([9, 20])
-    out, lse = case.run(return_lse=True)
-    nothing = np.full_like(out, np.nan), np.full_like(lse, -np.inf)
-    full = out, lse
-    for parts in ([full, nothing], [nothing, full], [nothing, full, nothing], [full]):
-        merged, merged_lse = riffle.merge_states(*zip(*parts))
-        np.testing.assert_allclose(merged, out, rtol=1e-6)
-        np.testing.assert_allclose(merged_lse, lse, rtol=1e-6)
-    merged, merged_lse = riffle.merge_states([nothing[0]] * 2, [nothing[1]] * 2)
-    assert (merged == 0).all() and (merged_lse == -np.inf).all()
-
-
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_merge_of_frameworks(framework, dtype):
-    outs, lses = parts_of(Case([50, 33, 8], dtypes=(dtype, dtype)), [10, 20])
-    expected, expected_lse = riffle.merge_states(outs, lses)
-    out, lse = riffle.merge_states([framework.make(x) for x in outs], tuple(framework.make(x) for x in lses))
-    np.testing.assert_array_equal(bits(framework.to_numpy(out)), bits(expected))
-    np.testing.assert_array_equal(framework.to_numpy(lse), expected_lse)
-    strided = [np.asfortranarray(x) for x in lses]
-    wide = [np.repeat(x, 2, axis=1)[:, ::2] for x in outs]
-    np.testing.assert_array_equal(bits(riffle.merge_states(wide, strided)[0]), bits(expected))
-
-
-def test_bad_parts():
-    out, lse = np.zeros((2, 4, 32), np.float32), np.zeros((2, 4), np.float32)
-    cases = [
-        (ValueError, "outs has 0 parts and lses 0", [], []),
-        (ValueError, "outs has 2 parts and lses 1", [out, out], [lse]),
-        (ValueError, "parts.1..out.tokens = 1 but parts.0..out.tokens = 2", [out, out[:1]], [lse, lse[:1]]),
-        (ValueError, "lses has shape", [out], [lse[:1]]),
-        (ValueError, "lses has shape", [out], [lse[0]]),
-        (ValueError, "outs has shape", [out[0]], [lse]),
-        (TypeError, "float16", [out, out.astype(np.float16)], [lse, lse]),
-        (TypeError, "lses has dtype float64", [out], [lse.astype(np.float64)]),
-        (TypeError, "outs must be an array", [[1.0]], [lse]),
-    ]
-    for error, text, outs, lses in cases:
-        with pytest.raises(error, match=text):
-            riffle.merge_states(outs, lses)
-    with pytest.raises(TypeError):
-        riffle.merge_states(1, 2)
