@@ -69,12 +69,25 @@ void ForTargets(const std::function<void()>& test) {
   SetTarget("");
 }
 
+// What an Activations row stands for.
+std::vector<double> Value(const Activations& x, int64_t row) {
+  std::vector<double> values;
+  for (int64_t b = 0; b < x.blocks(); ++b) {
+    const int64_t at = x.At(b, row);
+    for (int64_t i = 0; i < 32; ++i) {
+      values.push_back(double{x.step()[at]} *
+                       (256 * x.planes()[at * 64 + i] + x.planes()[at * 64 + 32 + i]));
+    }
+  }
+  return values;
+}
+
 TEST(Gemma3Matrix, ProductsAreThoseOfTheWeights) {
   ForTargets([] {
     std::mt19937 random(1);
     for (const TensorType type :
          {TensorType::kQ8_0, TensorType::kQ5_0, TensorType::kQ4_K, TensorType::kQ6_K}) {
-      for (const int64_t outputs : {16, 40}) {
+      for (const int64_t outputs : {32, 40}) {
         SCOPED_TRACE(NameOf(type));
         const int64_t inputs = 512;
         const int64_t rows = 70;
@@ -158,17 +171,94 @@ TEST(Gemma3Matrix, NothingFiniteComesOfNaN) {
   });
 }
 
-// What an Activations row stands for.
-std::vector<double> Value(const Activations& x, int64_t row) {
-  std::vector<double> values;
-  for (int64_t b = 0; b < x.blocks(); ++b) {
-    const int64_t at = b * x.rows() + row;
-    for (int64_t i = 0; i < 32; ++i) {
-      values.push_back(double{x.step()[at]} *
-                       (256 * x.planes()[at * 64 + i] + x.planes()[at * 64 + 32 + i]));
+// The weights in their own order, wherever a packing puts them: each output has one that is not 0.
+TEST(Gemma3Matrix, EveryWeightMeetsItsInput) {
+  ForTargets([] {
+    for (const TensorType type : {TensorType::kQ8_0, TensorType::kQ5_0}) {
+      const int64_t inputs = 64;
+      GgufWriter writer;
+      writer.AddTensor("w", {inputs, inputs}, static_cast<uint32_t>(type), 0);
+      std::string data;
+      for (int64_t output = 0; output < inputs; ++output) {
+        for (int64_t block = 0; block < inputs; block += 32) {
+          std::string bytes(static_cast<size_t>(BlockSizeOf(type).bytes), '\0');
+          bytes[1] = 0x3c;  // d = 1
+          for (int64_t i = 0; i < 32; ++i) {
+            const int value = block + i == output ? -13 : 0;
+            if (type == TensorType::kQ8_0) {
+              bytes[static_cast<size_t>(2 + i)] = static_cast<char>(value);
+            } else {
+              bytes[static_cast<size_t>(2 + i / 8)] |=
+                  static_cast<char>((value + 16) >> 4 << (i % 8));
+              bytes[static_cast<size_t>(6 + i % 16)] |=
+                  static_cast<char>(((value + 16) & 15) << (i / 16 * 4));
+            }
+          }
+          data += bytes;
+        }
+      }
+      const std::vector<uint8_t> bytes = writer.Finish(data);
+      const GgufFile file = GgufFile::Parse(bytes, "one");
+      const Matrix matrix = Pack(file, *file.Find("w"), nullptr);
+      std::vector<float> x(static_cast<size_t>(inputs));
+      for (size_t i = 0; i < x.size(); ++i) {
+        x[i] = i % 32 == 0 ? 32639.0f : static_cast<float>(i);  // steps of 1
+      }
+      const std::vector<float> y = Product1(matrix, x, 1);
+      for (size_t i = 0; i < x.size(); ++i) {
+        ASSERT_EQ(y[i], -13 * x[i]) << NameOf(type) << " output " << i;
+      }
     }
-  }
-  return values;
+  });
+}
+
+TEST(Gemma3Matrix, GatedProductsAreTheirFormula) {
+  ForTargets([] {
+    std::mt19937 random(5);
+    Pool three(3);
+    const int64_t inputs = 256, outputs = 96, rows = 131;
+    const OneTensor a(TensorType::kQ5_0, inputs, outputs, random);
+    const OneTensor b(TensorType::kQ8_0, inputs, outputs, random);
+    const GgufFile gate_file = GgufFile::Parse(a.bytes, "gate");
+    const GgufFile up_file = GgufFile::Parse(b.bytes, "up");
+    const Matrix gate = Pack(gate_file, *gate_file.Find("w"), nullptr);
+    const Matrix up = Pack(up_file, *up_file.Find("w"), nullptr);
+    std::vector<float> x = RandomRows(rows * inputs, random);
+    x[0] = std::numeric_limits<float>::quiet_NaN();  // row 0 alone is spoiled
+    Activations rounded, out;
+    rounded.Resize(rows, inputs);
+    out.Resize(rows, outputs);
+    for (int64_t row = 0; row < rows; ++row) {
+      RoundRow(x.data() + row * inputs, row, rounded);
+    }
+    MultiplyGated(rounded, gate, up, out, &three);
+    const std::vector<float> gates = Product1(gate, x, rows), ups = Product1(up, x, rows);
+    for (int64_t row = 0; row < rows; ++row) {
+      const std::vector<double> values = Value(out, row);
+      for (int64_t i = 0; i < outputs; ++i) {
+        const double g = gates[static_cast<size_t>(row * outputs + i)];
+        const double u = ups[static_cast<size_t>(row * outputs + i)];
+        const double gelu =
+            g / 2 * (1 + std::tanh(std::sqrt(2 / M_PI) * (g + 0.044715 * g * g * g)));
+        if (row == 0) {
+          ASSERT_TRUE(std::isnan(values[static_cast<size_t>(i)]));
+          continue;
+        }
+        ASSERT_NEAR(values[static_cast<size_t>(i)], gelu * u,
+                    out.step()[out.At(i / 32, row)] * 0.501 + 1e-6 * std::abs(g * u))
+            << "row " << row << " output " << i << " gate " << g;
+      }
+      // Alone as among others, bit for bit.
+      Activations alone, alone_out;
+      alone.Resize(1, inputs);
+      alone_out.Resize(1, outputs);
+      RoundRow(x.data() + row * inputs, 0, alone);
+      MultiplyGated(alone, gate, up, alone_out, nullptr);
+      if (row > 0) {
+        ASSERT_EQ(Value(alone_out, 0), values);
+      }
+    }
+  });
 }
 
 TEST(Gemma3Rows, AreTheirFormulas) {
@@ -184,25 +274,19 @@ TEST(Gemma3Rows, AreTheirFormulas) {
     }
     const double inverse = 1 / std::sqrt(squares / static_cast<double>(size) + 1e-6);
     const Norm norm = {weight.data(), 1e-6f};
-    Activations normed, gated;
+    Activations normed;
     normed.Resize(3, size);
-    gated.Resize(3, size);
     NormRoundRow(x.data(), norm, 1, normed);
-    GatedRoundRow(x.data(), other.data(), 2, gated);
     std::vector<float> plain(size), added = other;
     NormRow(x.data(), norm, size, plain.data());
     AddNormRow(x.data(), norm, size, added.data());
-    const std::vector<double> normed_row = Value(normed, 1), gated_row = Value(gated, 2);
+    const std::vector<double> normed_row = Value(normed, 1);
     for (size_t i = 0; i < static_cast<size_t>(size); ++i) {
       const double wanted = x[i] * inverse * weight[i];
       const double close = 1e-6 * std::abs(wanted) + 1e-7;
       ASSERT_NEAR(plain[i], wanted, close);
       ASSERT_NEAR(added[i], other[i] + wanted, close + 1e-7 * std::abs(other[i]));
       ASSERT_NEAR(normed_row[i], wanted, close + normed.step()[i / 32 * 3 + 1] * 0.501);
-      const double g = x[i];
-      const double gelu = g / 2 * (1 + std::tanh(std::sqrt(2 / M_PI) * (g + 0.044715 * g * g * g)));
-      ASSERT_NEAR(gated_row[i], gelu * other[i],
-                  gated.step()[i / 32 * 3 + 2] * 0.501 + 1e-5 * std::abs(g * other[i]));
     }
     std::vector<float> turn(size), turned = x;
     for (size_t i = 0; i < size / 2; ++i) {

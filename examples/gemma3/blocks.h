@@ -9,11 +9,16 @@
 
 namespace riffle::gemma3 {
 
-// 32 neighbouring weights of a row: weight i = scale[i / 16] * (code[i] - 128) - minimum.
+// 32 neighbouring weights of a row: weight i = scale(i / 16) * code[i] - minimum().
 struct Block {
-  uint8_t code[32];
-  float scale[2];
-  float minimum;
+  int8_t code[32] = {};
+  uint16_t d = 0;              // f16
+  uint16_t dmin = 0;           // f16; of Q4_K
+  int8_t factor[2] = {1, 1};   // of 16 weights each; of Q4_K and Q6_K
+  uint8_t minimum_factor = 0;  // of Q4_K
+
+  float scale(int half) const;
+  float minimum() const;
 };
 
 // Whether UnpackRow takes the type: Q8_0, Q5_0, Q4_K, Q6_K.

@@ -94,8 +94,6 @@ void Forward::Prepare(std::span<const Slice> batch) {
   Grow(attended_, rows_ * queries);
   Grow(k_, rows_ * keys);
   Grow(v_, rows_ * keys);
-  Grow(gate_, rows_ * config.intermediate_size);
-  Grow(up_, rows_ * config.intermediate_size);
   narrow_.Resize(rows_, config.hidden_size);
   queries_.Resize(rows_, queries);
   wide_.Resize(rows_, config.intermediate_size);
@@ -196,7 +194,6 @@ void Forward::FeedForward(int64_t index) {
   const Layer& layer = model_.weights().layers[static_cast<size_t>(index)];
   const int64_t hidden = config.hidden_size;
   const int64_t queries = config.q_heads * config.head_dim;
-  const int64_t inner = config.intermediate_size;
   const float epsilon = static_cast<float>(config.rms_epsilon);
   ForRows([&](int64_t row) { RoundRow(attended_.data() + row * queries, row, queries_); });
   const Product output[] = {{&layer.o, out_.data(), hidden}};
@@ -207,11 +204,7 @@ void Forward::FeedForward(int64_t index) {
                stream);
     NormRoundRow(stream, {layer.ffn_norm.data(), epsilon}, row, narrow_);
   });
-  const Product products[] = {{&layer.gate, gate_.data(), inner}, {&layer.up, up_.data(), inner}};
-  Multiply(narrow_, products, pool_);
-  ForRows([&](int64_t row) {
-    GatedRoundRow(gate_.data() + row * inner, up_.data() + row * inner, row, wide_);
-  });
+  MultiplyGated(narrow_, layer.gate, layer.up, wide_, pool_);
   const Product down[] = {{&layer.down, out_.data(), hidden}};
   Multiply(wide_, down, pool_);
   ForRows([&](int64_t row) {

@@ -64,7 +64,6 @@ class Forward {
   std::vector<float> q_;                 // [rows, q_heads * head_dim], then the attention's result
   std::vector<float> k_, v_;             // [rows, kv_heads * head_dim]
   std::vector<float> attended_;          // [rows, q_heads * head_dim]
-  std::vector<float> gate_, up_;         // [rows, intermediate]
   std::vector<float> out_;               // [rows, hidden]
   Activations narrow_, queries_, wide_;  // rounded: hidden, q_heads * head_dim and intermediate
 };

@@ -11,17 +11,21 @@
 #if HWY_ONCE
 namespace riffle::gemma3 {
 
-HWY_EXPORT(MultiplyPanelsOf);
+HWY_EXPORT(MultiplyPanelOf);
+HWY_EXPORT(MultiplyGatedPanelOf);
 HWY_EXPORT(RoundRowOf);
 HWY_EXPORT(NormRoundRowOf);
 HWY_EXPORT(NormRowOf);
 HWY_EXPORT(AddNormRowOf);
 HWY_EXPORT(NormRopeRowOf);
-HWY_EXPORT(GatedRoundRowOf);
 HWY_EXPORT(DotQ8Of);
 
-void MultiplyPanels(const Activations& x, const Product& product, int64_t first, int64_t last) {
-  HWY_DYNAMIC_DISPATCH(MultiplyPanelsOf)(x, product, first, last);
+void MultiplyPanel(const Activations& x, int64_t tile, const Product& product, int64_t panel) {
+  HWY_DYNAMIC_DISPATCH(MultiplyPanelOf)(x, tile, product, panel);
+}
+void MultiplyGatedPanel(const Activations& x, int64_t tile, const Matrix& gate, const Matrix& up,
+                        int64_t panel, Activations& out) {
+  HWY_DYNAMIC_DISPATCH(MultiplyGatedPanelOf)(x, tile, gate, up, panel, out);
 }
 void RoundRow(const float* x, int64_t row, Activations& out) {
   HWY_DYNAMIC_DISPATCH(RoundRowOf)(x, row, out);
@@ -37,9 +41,6 @@ void AddNormRow(const float* x, const Norm& norm, int64_t size, float* hidden) {
 }
 void NormRopeRow(const Norm& norm, const float* turn, int64_t size, float* x) {
   HWY_DYNAMIC_DISPATCH(NormRopeRowOf)(norm, turn, size, x);
-}
-void GatedRoundRow(const float* gate, const float* up, int64_t row, Activations& out) {
-  HWY_DYNAMIC_DISPATCH(GatedRoundRowOf)(gate, up, row, out);
 }
 float DotQ8(const uint8_t* weights, const float* x, int64_t size) {
   return HWY_DYNAMIC_DISPATCH(DotQ8Of)(weights, x, size);

@@ -8,8 +8,11 @@
 
 namespace riffle::gemma3 {
 
-// Panels [first, last) of x Wt, all rows.
-void MultiplyPanels(const Activations& x, const Product& product, int64_t first, int64_t last);
+// A panel of x Wt, of the rows of a tile.
+void MultiplyPanel(const Activations& x, int64_t tile, const Product& product, int64_t panel);
+// Block `panel` of the rows of a tile of out = gelu(x gatet) * (x upt), rounded.
+void MultiplyGatedPanel(const Activations& x, int64_t tile, const Matrix& gate, const Matrix& up,
+                        int64_t panel, Activations& out);
 
 // Root mean square norm: x / sqrt(mean(x^2) + epsilon) * weight.
 struct Norm {
@@ -28,8 +31,6 @@ void AddNormRow(const float* x, const Norm& norm, int64_t size, float* hidden);
 // x [size] = rope(norm(x)): pairs (i, i + size / 2) turn by an angle whose cosines and sines are
 // turn[0, size / 2) and turn[size / 2, size). size is a multiple of 32.
 void NormRopeRow(const Norm& norm, const float* turn, int64_t size, float* x);
-// Row `row` of `out` = gelu(gate) * up, rounded; gelu by its tanh formula.
-void GatedRoundRow(const float* gate, const float* up, int64_t row, Activations& out);
 // The dot product of a row of Q8_0 weights, as they lie in a file, and x [size].
 float DotQ8(const uint8_t* weights, const float* x, int64_t size);
 

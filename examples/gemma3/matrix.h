@@ -10,6 +10,7 @@
 
 #include <hwy/aligned_allocator.h>
 
+#include <algorithm>
 #include <cstdint>
 #include <span>
 
@@ -18,31 +19,43 @@
 
 namespace riffle::gemma3 {
 
-constexpr int64_t kPanel = 16;  // outputs that lie side by side
-constexpr int64_t kBlock = 32;  // inputs that share a scale
+constexpr int64_t kPanel = 32;    // outputs that lie side by side
+constexpr int64_t kBlock = 32;    // inputs that share a scale
+constexpr int64_t kRowTile = 64;  // rows of activations that lie together
 
-// What scales a block has for each of the panel's outputs.
-enum class Scales : uint8_t {
-  kHalf,     // [16] f16: Q8_0, Q5_0
-  kTwo,      // [2][16] f32, of 16 inputs each: Q6_K
-  kMinimum,  // [2][16] f32: scale and minimum: Q4_K
-};
-constexpr int64_t ScaleBytes(Scales scales) { return scales == Scales::kHalf ? 32 : 128; }
+// A weight's types, and how a block of 32 inputs and 32 outputs of it lies in memory: codes, then
+// scales. Four inputs of an output lie side by side, quarter q of a block is the inputs 4 q and on.
+//   kQ8  weight + 128 [8 quarters][32 outputs][4] u8
+//   else the low 4 bits of the codes 0..2^bits - 1, [4][32][4] u8, of quarters q and q + 4, then
+//   kQ5  the fifth bits [32][4] u8, bit q that of quarter q
+//   kQ6  the upper two bits [2][32][4] u8, in byte h bits 2 i and 2 i + 1 those of quarter 4 h + i
+// and the scales:
+//   all  d [32] f16
+//   kQ4  dmin [32] f16, factor [32] u8, minimum_factor [32] u8
+//   kQ6  factor [2][32] i8
+// So a token reads about as much as the file has: 5.5, 5.5, 7 and 8.5 bits a weight.
+enum class Packing : uint8_t { kQ4, kQ5, kQ6, kQ8 };
+constexpr int64_t CodeBytes(Packing packing) {
+  return packing == Packing::kQ4   ? 512
+         : packing == Packing::kQ5 ? 640
+         : packing == Packing::kQ6 ? 768
+                                   : 1024;
+}
+constexpr int64_t BlockBytes(Packing packing) {  // a multiple of 64
+  const bool factors = packing == Packing::kQ4 || packing == Packing::kQ6;
+  return CodeBytes(packing) + 64 + (factors ? 64 : 0) + (packing == Packing::kQ4 ? 64 : 0);
+}
 
-// A weight [outputs, inputs] as panels of 16 outputs (the last one filled up with zeros). A panel:
-//   codes   [blocks][8][16 outputs][4 inputs] u8, weight + 128
-//   scales  [blocks] of what `scales` says
+// A weight [outputs, inputs] as panels of 32 outputs (the last one filled up with zeros) of blocks.
 struct Matrix {
   int64_t outputs = 0;
   int64_t inputs = 0;
-  Scales scales = Scales::kHalf;
+  Packing packing = Packing::kQ8;
   hwy::AlignedFreeUniquePtr<uint8_t[]> data;
 
   int64_t blocks() const { return inputs / kBlock; }
   int64_t panels() const { return (outputs + kPanel - 1) / kPanel; }
-  int64_t panel_bytes() const {  // a multiple of 64
-    return (blocks() * (kPanel * kBlock + ScaleBytes(scales)) + 63) / 64 * 64;
-  }
+  int64_t panel_bytes() const { return blocks() * BlockBytes(packing); }
   int64_t bytes() const { return panels() * panel_bytes(); }
 };
 
@@ -50,7 +63,7 @@ struct Matrix {
 // rows that are no multiple of 32.
 Matrix Pack(const GgufFile& file, const Tensor& tensor, Pool* pool);
 
-// Rows of activations, rounded.
+// Rows of activations, rounded, in tiles of 64 rows, which a core keeps in its second-level cache.
 class Activations {
  public:
   // Room for `rows` rows of `inputs` values.
@@ -59,13 +72,18 @@ class Activations {
   int64_t inputs() const { return inputs_; }
   int64_t blocks() const { return inputs_ / kBlock; }
 
-  // Of block b and row r, at b * rows + r:
+  int64_t tiles() const { return (rows_ + kRowTile - 1) / kRowTile; }
+  // Where block `block` of row `row` is; the next rows of the tile follow it.
+  int64_t At(int64_t block, int64_t row) const {
+    const int64_t first = row / kRowTile * kRowTile;
+    return first * blocks() + block * std::min(kRowTile, rows_ - first) + row - first;
+  }
+
+  // At that place:
   int8_t* planes() { return planes_.get(); }  // [64]: 32 high, 32 low
   float* step() { return step_.get(); }
-  int32_t* correction() {
-    return correction_.get();
-  }                                    // [2]: -128 * the sum of the first 16
-                                       // integers, and of all 32
+  // [2]: -128 * the sum of the first 16 integers, and of all 32
+  int32_t* correction() { return correction_.get(); }
   float* sum() { return sum_.get(); }  // step * the sum of all 32 integers
   const int8_t* planes() const { return planes_.get(); }
   const float* step() const { return step_.get(); }
@@ -91,5 +109,11 @@ struct Product {
 
 // Several products of the same x, in one parallel loop.
 void Multiply(const Activations& x, std::span<const Product> products, Pool* pool);
+
+// out = gelu(x gatet) * (x upt), rounded: what a gated feed-forward network has between its
+// products. gelu by its tanh formula. Pre: gate and up have the same shape, a multiple of 32
+// outputs; out has been resized to it.
+void MultiplyGated(const Activations& x, const Matrix& gate, const Matrix& up, Activations& out,
+                   Pool* pool);
 
 }  // namespace riffle::gemma3

@@ -45,7 +45,7 @@ HWY_INLINE void RoundBlock(const Value& value, int64_t block, int64_t row, Activ
   const float most = hn::ReduceMax(df, largest);
   const bool valid = hn::AllTrue(df, finite);
   const float inverse = valid && most > kNothing ? kLargest / most : 0.0f;
-  const int64_t at = block * out.rows() + row;
+  const int64_t at = out.At(block, row);
   int8_t* planes = out.planes() + at * 2 * kBlock;
   auto first = hn::Zero(di), second = hn::Zero(di);
   for (int i = 0; i < 32; i += lanes) {
@@ -139,21 +139,9 @@ HWY_INLINE VRow Gelu(VRow x) {
   const VRow square = hn::Mul(x, x);
   const VRow factor =
       hn::MulAdd(square, hn::Set(df, 0.044715f * 0.7978845608f), hn::Set(df, 0.7978845608f));
-  const VRow tanh = hn::Tanh(df, hn::Mul(x, factor));
-  const VRow half = hn::Mul(x, hn::Set(df, 0.5f));
-  return hn::MulAdd(half, tanh, half);
-}
-
-void GatedRoundRowOf(const float* gate, const float* up, int64_t row, Activations& out) {
-  const DRow df;
-  for (int64_t b = 0; b < out.blocks(); ++b) {
-    const int64_t at = b * kBlock;
-    RoundBlock(
-        [&](int i) HWY_ATTR {
-          return hn::Mul(Gelu(hn::LoadU(df, gate + at + i)), hn::LoadU(df, up + at + i));
-        },
-        b, row, out);
-  }
+  // (1 + tanh(y)) / 2 = 1 / (1 + exp(-2 y)), where exp must not overflow.
+  const VRow power = hn::Min(hn::Mul(hn::Mul(x, factor), hn::Set(df, -2.0f)), hn::Set(df, 80.0f));
+  return hn::Div(x, hn::Add(hn::Exp(df, power), hn::Set(df, 1.0f)));
 }
 
 float DotQ8Of(const uint8_t* weights, const float* x, int64_t size) {

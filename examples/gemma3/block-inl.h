@@ -1,0 +1,132 @@
+// Blocks of a weight as vectors. Included once per SIMD target.
+#if defined(RIFFLE_EXAMPLES_GEMMA3_BLOCK_INL_H_) == defined(HWY_TARGET_TOGGLE)
+#ifdef RIFFLE_EXAMPLES_GEMMA3_BLOCK_INL_H_
+#undef RIFFLE_EXAMPLES_GEMMA3_BLOCK_INL_H_
+#else
+#define RIFFLE_EXAMPLES_GEMMA3_BLOCK_INL_H_
+#endif
+
+#include <hwy/highway.h>
+
+#include "examples/gemma3/matrix.h"
+
+HWY_BEFORE_NAMESPACE();
+namespace riffle::gemma3::HWY_NAMESPACE {
+namespace hn = hwy::HWY_NAMESPACE;
+
+using DI = hn::CappedTag<int32_t, 16>;
+using DF = hn::RebindToFloat<DI>;
+using DU8 = hn::Repartition<uint8_t, DI>;
+using DU16 = hn::Repartition<uint16_t, DI>;
+using VU8 = hn::Vec<DU8>;
+using VF = hn::Vec<DF>;
+
+// What a packing adds to the weight in its codes: dot products want them unsigned.
+constexpr int Bias(Packing packing) { return packing == Packing::kQ4 ? 0 : 128; }
+
+// A block and a vector of its outputs.
+struct BlockVector {
+  VU8 codes[8];  // of a quarter each
+  VF scale;
+  VF second;  // of inputs 16 and on (kQ6), or the minimum (kQ4)
+};
+
+template <int kBits>
+HWY_INLINE VU8 ShiftRightBits(VU8 bytes) {
+  return hn::BitCast(DU8(), hn::ShiftRight<kBits>(hn::BitCast(DU16(), bytes)));
+}
+template <int kBits>
+HWY_INLINE VU8 ShiftLeftBits(VU8 bytes) {
+  return hn::BitCast(DU8(), hn::ShiftLeft<kBits>(hn::BitCast(DU16(), bytes)));
+}
+
+// codes |= the bits `from` and on of `bits`, at 4 and on.
+template <int kFrom>
+HWY_INLINE void AddBits(VU8 bits, uint8_t mask, VU8& codes) {
+  if constexpr (kFrom < 4) {
+    bits = ShiftLeftBits<4 - kFrom>(bits);
+  } else if constexpr (kFrom > 4) {
+    bits = ShiftRightBits<kFrom - 4>(bits);
+  }
+  codes = hn::Or(codes, hn::And(bits, hn::Set(DU8(), mask)));
+}
+
+template <Packing kPacking>
+HWY_INLINE void LoadCodes(const uint8_t* block, size_t lane, VU8 (&codes)[8]) {
+  const DU8 d;
+  const uint8_t* from = block + 4 * lane;
+  constexpr size_t kPitch = 4 * kPanel;
+  if constexpr (kPacking == Packing::kQ8) {
+    for (size_t i = 0; i < 8; ++i) {
+      codes[i] = hn::Load(d, from + i * kPitch);
+    }
+    return;
+  }
+  for (size_t i = 0; i < 4; ++i) {
+    const VU8 pair = hn::Load(d, from + i * kPitch);
+    codes[i] = hn::And(pair, hn::Set(d, 15));
+    codes[i + 4] = hn::And(ShiftRightBits<4>(pair), hn::Set(d, 15));
+  }
+  if constexpr (kPacking == Packing::kQ5) {
+    const VU8 bits = hn::Load(d, from + 4 * kPitch);
+    AddBits<0>(bits, 16, codes[0]);
+    AddBits<1>(bits, 16, codes[1]);
+    AddBits<2>(bits, 16, codes[2]);
+    AddBits<3>(bits, 16, codes[3]);
+    AddBits<4>(bits, 16, codes[4]);
+    AddBits<5>(bits, 16, codes[5]);
+    AddBits<6>(bits, 16, codes[6]);
+    AddBits<7>(bits, 16, codes[7]);
+  }
+  if constexpr (kPacking == Packing::kQ6) {
+    for (size_t half = 0; half < 2; ++half) {
+      const VU8 bits = hn::Load(d, from + (4 + half) * kPitch);
+      AddBits<0>(bits, 48, codes[4 * half]);
+      AddBits<2>(bits, 48, codes[4 * half + 1]);
+      AddBits<4>(bits, 48, codes[4 * half + 2]);
+      AddBits<6>(bits, 48, codes[4 * half + 3]);
+    }
+  }
+  if constexpr (kPacking != Packing::kQ4) {
+    const VU8 bias = hn::Set(d, kPacking == Packing::kQ5 ? 128 - 16 : 128 - 32);
+    for (VU8& code : codes) {
+      code = hn::Add(code, bias);
+    }
+  }
+}
+
+HWY_INLINE VF LoadHalf(const uint8_t* from, size_t lane) {
+  const DF df;
+  const hn::Rebind<hwy::float16_t, DF> df16;
+  return hn::PromoteTo(df, hn::LoadU(df16, reinterpret_cast<const hwy::float16_t*>(from) + lane));
+}
+template <typename T>
+HWY_INLINE VF LoadFactor(const T* from) {
+  const hn::Rebind<T, DF> d8;
+  return hn::ConvertTo(DF(), hn::PromoteTo(DI(), hn::LoadU(d8, from)));
+}
+
+template <Packing kPacking>
+HWY_INLINE BlockVector LoadBlock(const uint8_t* block, size_t lane) {
+  BlockVector out;
+  LoadCodes<kPacking>(block, lane, out.codes);
+  const uint8_t* scales = block + CodeBytes(kPacking);
+  const VF d = LoadHalf(scales, lane);
+  out.scale = out.second = d;
+  if constexpr (kPacking == Packing::kQ4) {
+    const uint8_t* factors = scales + 4 * kPanel + lane;
+    out.scale = hn::Mul(d, LoadFactor(factors));
+    out.second = hn::Mul(LoadHalf(scales + 2 * kPanel, lane), LoadFactor(factors + kPanel));
+  }
+  if constexpr (kPacking == Packing::kQ6) {
+    const auto* factors = reinterpret_cast<const int8_t*>(scales + 2 * kPanel) + lane;
+    out.scale = hn::Mul(d, LoadFactor(factors));
+    out.second = hn::Mul(d, LoadFactor(factors + kPanel));
+  }
+  return out;
+}
+
+}  // namespace riffle::gemma3::HWY_NAMESPACE
+HWY_AFTER_NAMESPACE();
+
+#endif  // per-target include guard
