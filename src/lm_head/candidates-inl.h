@@ -98,7 +98,7 @@ void FinishRowImpl(const FinishTask& task, uint8_t* scratch) {
   const int32_t* sorted = places;
   if (list.count <= kRankLimit) {
     Pad(Tag<int32_t>(), list.keys, list.count);
-    RankSort(to_sort, k, order);
+    RankSort(to_sort, order);
     sorted = order;
   } else {
     RadixSort(to_sort, reinterpret_cast<uint64_t*>(scratch + layout.pairs));

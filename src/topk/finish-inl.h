@@ -187,7 +187,7 @@ void SortAndEmit(Row<TI>& row, size_t ties) {
   if (candidates.count <= kRankLimit) {
     Pad(Tag<TI>(), candidates.keys, candidates.count);
     int32_t order[kRankLimit];
-    RankSort(candidates, best, order);
+    RankSort(candidates, order);
     std::copy_n(order, best, candidates.indices);
   } else if (row.task.sorted || candidates.count > best) {
     RadixSort(candidates, row.pairs);

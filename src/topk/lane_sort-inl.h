@@ -97,7 +97,7 @@ void SortByIndex(const Candidates<TI>& candidates, Candidates<int32_t> by_index,
   const int32_t* order = ranked;
   if (count <= kRankLimit) {
     Pad(Tag<int32_t>(), by_index.keys, count);
-    RankSort(by_index, count, ranked);
+    RankSort(by_index, ranked);
   } else {
     RadixSort(by_index, pairs);
     order = by_index.indices;

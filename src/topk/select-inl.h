@@ -283,11 +283,12 @@ HWY_INLINE void RankTile(const TI* all, size_t count, const TI* keys, TI* ranks)
   }
 }
 
-// order[r] = index of the candidate of rank r, for r < k. Every pair is compared, without a branch:
-// for up to kRankLimit candidates nothing was faster (docs/performance.md). Candidates of equal
+// order[r] = index of the candidate of rank r. Every pair is compared, without a branch: for up to
+// kRankLimit candidates nothing was faster (docs/performance.md); to leave out those that do not
+// belong to the k best would be one, mispredicted for every other candidate. Candidates of equal
 // keys share a rank and take places behind it in turn. Pre: padded; 0 < count <= kRankLimit.
 template <typename TI>
-void RankSort(const Candidates<TI>& candidates, size_t k, int32_t* order) {
+void RankSort(const Candidates<TI>& candidates, int32_t* order) {
   const size_t lanes = hn::Lanes(Tag<TI>());
   const size_t count = candidates.count;
   const TI* keys = candidates.keys;
@@ -308,10 +309,7 @@ void RankSort(const Candidates<TI>& candidates, size_t k, int32_t* order) {
   uint8_t taken[kRankLimit] = {};
   for (size_t i = 0; i < count; ++i) {
     const auto rank = static_cast<size_t>(ranks[i]);
-    const size_t place = rank + taken[rank]++;
-    if (place < k) {
-      order[place] = candidates.indices[i];
-    }
+    order[rank + taken[rank]++] = candidates.indices[i];
   }
 }
 

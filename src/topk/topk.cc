@@ -9,6 +9,7 @@
 #include "core/overlap.h"
 #include "core/parallel.h"
 #include "core/targets.h"
+#include "topk/narrow.h"
 #include "topk/topk_kernels.h"
 
 namespace riffle {
@@ -282,6 +283,9 @@ void RunBucketMaxima(const Batch& batch, const TopKOptions& options, Lease& leas
   size_t scratch = 0;
   size_t maxima = 0;
   const bool uniform = batch.k.empty() && batch.ends.empty();
+  if (uniform && RunNarrow(batch.x, batch.width, batch.out, options, lease)) {
+    return;
+  }
   for (int64_t row = 0; row < (uniform ? 1 : batch.x.rows); ++row) {
     const RowTask task = batch.Task(row, options);
     if (task.n > 0) {

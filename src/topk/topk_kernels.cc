@@ -5,6 +5,7 @@
 #include <hwy/highway.h>
 // clang-format on
 #include "topk/finish-inl.h"
+#include "topk/narrow-inl.h"
 #include "topk/topk_kernels.h"
 
 HWY_BEFORE_NAMESPACE();
@@ -109,8 +110,25 @@ void WholeRow(const RowTask& task, uint8_t* scratch) {
   FinishAny(task, FirstPass(task, maxima), maxima, scratch);
 }
 
+void NarrowAny(const NarrowRows& rows, size_t begin, size_t end, uint8_t* scratch) {
+  switch (rows.dtype) {
+    case DType::kF32:
+      return SelectNarrow<int32_t>(rows, begin, end, kF32Format, scratch);
+    case DType::kF16:
+      return SelectNarrow<int16_t>(rows, begin, end, kF16Format, scratch);
+    case DType::kBF16:
+      return SelectNarrow<int16_t>(rows, begin, end, kBF16Format, scratch);
+  }
+}
+
+int64_t NarrowLanes(DType dtype) {
+  return static_cast<int64_t>(dtype == DType::kF32 ? hn::Lanes(Tag<Packed<int32_t>>())
+                                                   : hn::Lanes(Tag<Packed<int16_t>>()));
+}
+
 const TopKKernels* GetKernels() {
-  static constexpr TopKKernels kKernels{WholeRow, FirstAny, PositiveAny, FinishAny};
+  static constexpr TopKKernels kKernels{WholeRow, NarrowAny,   NarrowLanes,
+                                        FirstAny, PositiveAny, FinishAny};
   return &kKernels;
 }
 

@@ -35,12 +35,18 @@ size_t BucketMaximaScratch(const RowTask& task);
 size_t MaximaBytes(const RowTask& task);
 size_t LaneSortScratch(const RowTask& task, const LaneOptions& options);
 
+struct NarrowRows;
+
 // Pre for all: scratch has the bytes stated above, 64-byte aligned.
 struct TopKKernels {
   // A whole row on one thread.
   void (*row)(const RowTask& task, uint8_t* scratch);
 
-  // The same in steps, for rows whose first pass is split over threads. `first` computes the maxima
+  // Rows [begin, end) of few columns, `narrow_lanes` at once.
+  void (*narrow)(const NarrowRows& rows, size_t begin, size_t end, uint8_t* scratch);
+  int64_t (*narrow_lanes)(DType dtype);
+
+  // A row in steps, for those whose first pass is split over threads. `first` computes the maxima
   // of buckets [begin, end), begin a multiple of kMinBucket, of keys or of raw bits, and returns
   // false when the bits are not in the order of the values. They are if it returned true for all
   // parts and at least k maxima are `positive`; if not, `first` runs again with keys.
