@@ -53,6 +53,12 @@ void PySetNumThreads(nb::handle n) {
   SetNumThreads(threads);
 }
 
+// `function` is the address of a Team, 0 of none.
+void PySetTeam(uintptr_t function) {
+  const nb::gil_scoped_release no_gil;
+  SetTeam(reinterpret_cast<Team>(function));
+}
+
 void PySetTarget(nb::handle name) {
   std::string target;
   if (!name.is_none() && !nb::try_cast(name, target)) {
@@ -77,6 +83,7 @@ void BindRuntime(nb::module_& m) {
   m.attr("__version__") = std::string(Version());
   m.def("info", &PyInfo);
   m.def("set_num_threads", &PySetNumThreads, nb::arg().none());
+  m.def("set_team", &PySetTeam);
   m.def("set_target", &PySetTarget, nb::arg().none());
 }
 

@@ -4,6 +4,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <atomic>
 #include <cstdint>
 #include <functional>
@@ -103,6 +104,69 @@ TEST(Lease, RunsEveryTaskOnce) {
     }
   }
 }
+
+// Someone else's threads: as many as asked for, in a region that ends when all have returned.
+void ThreadsOfTheTest(void (*body)(void*), void* data, unsigned threads, unsigned) {
+  std::vector<std::thread> others;
+  for (unsigned i = 1; i < threads; ++i) others.emplace_back(body, data);
+  body(data);
+  for (std::thread& other : others) other.join();
+}
+
+// An OpenMP may give fewer than were asked for, or more than the pool has room for.
+void NoOtherThread(void (*body)(void*), void* data, unsigned, unsigned) { body(data); }
+void TooManyThreads(void (*body)(void*), void* data, unsigned threads, unsigned) {
+  ThreadsOfTheTest(body, data, threads + 2, 0);
+}
+
+class TeamTest : public testing::TestWithParam<Team> {
+ protected:
+  ~TeamTest() override {
+    SetTeam(nullptr);
+    SetNumThreads(before_);
+  }
+  const int before_ = NumThreads();
+};
+
+TEST_P(TeamTest, RunsEveryTaskOnceWithScratchOfItsOwn) {
+  SetNumThreads(3);
+  SetTeam(GetParam());
+  EXPECT_EQ(NumThreads(), 3);
+  for (const int64_t tasks : {0, 1, 2, 3, 1000}) {
+    Lease lease(nullptr);
+    EXPECT_EQ(lease.threads(), 3);
+    lease.ReserveScratch(64);
+    std::vector<std::atomic<int>> runs(static_cast<size_t>(tasks));
+    std::atomic<int> spoiled{0};
+    lease.Run(tasks, [&](int64_t task, uint8_t* scratch) {
+      std::fill(scratch, scratch + 64, static_cast<uint8_t>(task));
+      runs[static_cast<size_t>(task)].fetch_add(1);
+      spoiled += std::count(scratch, scratch + 64, static_cast<uint8_t>(task)) != 64;
+    });
+    for (const std::atomic<int>& count : runs) EXPECT_EQ(count.load(), 1);
+    EXPECT_EQ(spoiled.load(), 0);
+  }
+}
+
+TEST_P(TeamTest, StaysWhenThePoolIsResized) {
+  static std::atomic<int> regions{0};
+  SetTeam([](void (*body)(void*), void* data, unsigned threads, unsigned) {
+    regions.fetch_add(static_cast<int>(threads));
+    body(data);
+  });
+  SetNumThreads(4);
+  regions = 0;
+  ParallelFor(100, [](int64_t) {});
+  EXPECT_EQ(regions.load(), 4);
+  SetTeam(GetParam());
+  ParallelFor(100, [](int64_t) {});
+  SetTeam(nullptr);
+  ParallelFor(100, [](int64_t) {});
+  EXPECT_EQ(regions.load(), 4);
+}
+
+INSTANTIATE_TEST_SUITE_P(Pool, TeamTest,
+                         testing::Values(&ThreadsOfTheTest, &NoOtherThread, &TooManyThreads));
 
 // A wake-up that is lost, or a worker that joins a job too late, shows in many short jobs.
 TEST(Lease, RunsManyShortJobs) {
@@ -248,6 +312,30 @@ TEST(Fork, ChildrenCanMakePools) {
               return NumThreads() == 3 && Lease(nullptr).threads() == 3 && example.Right(nullptr);
             }),
             0);
+}
+
+// The threads of a team are not in the child either; a pool that is resized there has its own.
+TEST(Fork, ChildrenLeaveTheTeam) {
+  const Example example;
+  const int before = NumThreads();
+  SetNumThreads(2);
+  SetTeam([](void (*body)(void*), void* data, unsigned threads, unsigned) {
+    static const pid_t parent = getpid();
+    if (getpid() != parent) _exit(9);
+    ThreadsOfTheTest(body, data, threads, 0);
+  });
+  ASSERT_TRUE(example.Right(nullptr));
+  EXPECT_EQ(InChild([&] { return example.Right(nullptr); }), 0);
+  if (!kThreadSanitizer) {
+    EXPECT_EQ(InChild([&] {
+                SetNumThreads(3);
+                return Lease(nullptr).threads() == 3 && example.Right(nullptr);
+              }),
+              0);
+  }
+  EXPECT_TRUE(example.Right(nullptr));
+  SetTeam(nullptr);
+  SetNumThreads(before);
 }
 
 // Destroying a pool that the parent made must not wait for the parent's threads.

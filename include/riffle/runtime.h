@@ -60,6 +60,16 @@ int NumThreads();
 // running call to end.
 void SetNumThreads(int threads);
 
+// Threads that another library keeps: calls body(data) on the calling thread and on up to
+// `threads` - 1 more, once on each, and returns when all have returned. It is the signature of
+// GOMP_parallel (flags = 0), by which GNU's and LLVM's OpenMP start a parallel region.
+using Team = void (*)(void (*body)(void*), void* data, unsigned threads, unsigned flags);
+
+// Makes the default pool run on such threads in place of its own, or with null on its own again.
+// Where a program spends most of its time in the other library, whose idle threads spin on the CPUs,
+// two pools wait for each other. Waits for a running call to end.
+void SetTeam(Team team);
+
 // Reads every byte of [data, data + bytes) once, in order, `threads` contiguous parts at a time,
 // and returns the largest byte: the fastest useful pass there is over that memory, so the time it
 // takes is the roofline of everything that must read it. Any alignment.

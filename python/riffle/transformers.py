@@ -28,6 +28,7 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 import riffle
+import riffle.torch
 
 __all__ = ["Sampler", "attention", "attention_mask", "register"]
 
@@ -39,11 +40,13 @@ _OVERLAID = "riffle attention takes causal and sliding-window masks, not what is
 def register() -> None:
     """Makes "riffle" and "paged|riffle" attention implementations of Transformers. May be called again.
 
+    Riffle then runs on PyTorch's threads (riffle.torch.use_torch_threads), since its calls alternate with PyTorch's.
     Continuous batching would choose another implementation than one it does not know: its check leaves this one alone.
     """
     for name in ("riffle", "paged|riffle"):
         ALL_ATTENTION_FUNCTIONS.register(name, attention)
         ALL_MASK_ATTENTION_FUNCTIONS.register(name, attention_mask)
+    riffle.torch.use_torch_threads()
     check = ContinuousBatchingManager.switch_to_cb_friendly_attn
     if getattr(check, "knows_riffle", False):
         return
@@ -102,13 +105,42 @@ def _spans(starts: torch.Tensor, lengths: torch.Tensor, cu_q_lens: torch.Tensor 
     return _Keys(lengths.to(torch.int32), table.to(torch.int32), cu_q_lens)
 
 
+@functools.lru_cache(maxsize=4)  # the layers of a forward are of one or two kinds
+def _unpadded(batch: int, q_len: int, kv_len: int, row: int) -> _Keys:
+    """All tokens of rows that begin `row` tokens after each other."""
+    starts, lengths = torch.arange(batch) * row, torch.full((batch,), kv_len)
+    return _spans(starts, lengths, None if q_len == 1 else torch.arange(batch + 1, dtype=torch.int32) * q_len)
+
+
+def _padded(mask: torch.Tensor, q_len: int, row: int) -> _Keys:
+    """As _unpadded, without the padding on the left that `mask` [batch, keys] has zeros for."""
+    mask = mask.bool()
+    batch, kv_len = mask.shape
+    padding = (~mask).sum(1)
+    if not bool((mask == (torch.arange(kv_len) >= padding[:, None])).all()):
+        raise ValueError("riffle attention takes padding on the left only")
+    lengths, starts = kv_len - padding, torch.arange(batch) * row + padding
+    # Queries of padding see nothing: each sequence comes after one of no keys that has them.
+    blind = (q_len - lengths).clamp(min=0)
+    q_lens = torch.full((batch,), q_len)
+    if bool(blind.any()):
+        q_lens = torch.stack([blind, q_len - blind], 1).reshape(-1)
+        lengths = torch.stack([torch.zeros_like(lengths), lengths], 1).reshape(-1)
+        starts = starts.repeat_interleave(2)
+    elif q_len == 1:
+        return _spans(starts, lengths, None)
+    cu_q_lens = torch.zeros(len(q_lens) + 1, dtype=torch.int32)
+    cu_q_lens[1:] = q_lens.cumsum(0)
+    return _spans(starts, lengths, cu_q_lens)
+
+
 def _tokens(x: torch.Tensor) -> torch.Tensor:
     """x [batch, heads, tokens, head_dim] in place as pages of one token each, [pages, heads, 1, head_dim]: token i of row b
     is page b * (stride of rows) / (stride of tokens) + i."""
-    x = x.detach()
+    batch, heads, tokens, head_dim = x.shape
     row, head, token, _ = x.stride()
-    pages = x.shape[2] + (x.shape[0] - 1) * (row // token)
-    return x.as_strided((pages, x.shape[1], 1, x.shape[3]), (token, head, token, 1))
+    pages = tokens + (batch - 1) * (row // token)
+    return x.as_strided((pages, heads, 1, head_dim), (token, head, token, 1))
 
 
 def _check(module: Any, query: torch.Tensor, dropout: float) -> None:
@@ -153,6 +185,7 @@ def attention(
         soft_cap=softcap,
         sinks=None if sinks is None else sinks.detach().reshape(-1),
     )
+    query, key, value = query.detach(), key.detach(), value.detach()
     if isinstance(cache, PagedAttentionCache):
         return _paged(module, query, key, value, cache, options, kwargs), None
     if not isinstance(attention_mask, torch.Tensor) and attention_mask is not None:
@@ -165,35 +198,23 @@ def attention(
 def _plain(query, key, value, mask, options) -> torch.Tensor:
     """A cache [batch, kv_heads, kv_len, head_dim], read in place."""
     batch, heads, q_len, head_dim = query.shape
-    kv_len = key.shape[2]
-    if key.stride() != value.stride() or key.stride(3) != 1 or key.stride(0) % key.stride(2):
+    row, _, token, last = key.stride()
+    if key.stride() != value.stride() or last != 1 or token < 1 or row % token:
         key, value = key.contiguous(), value.contiguous()
-    first = torch.arange(batch) * (key.stride(0) // key.stride(2))
-    padding = torch.zeros(batch, dtype=torch.int64)
-    if mask is not None:
+        row, _, token, _ = key.stride()
+    row //= token
+    if mask is None:
+        where = _unpadded(batch, q_len, key.shape[2], row)
+    else:
         if mask.ndim != 2:
             raise ValueError(f"riffle attention takes a padding mask [batch, keys], not of shape {tuple(mask.shape)}")
-        kv_len = mask.shape[1]  # a static cache holds more
-        mask = mask.bool()
-        padding = (~mask).sum(1)
-        if not bool((mask == (torch.arange(kv_len) >= padding[:, None])).all()):
-            raise ValueError("riffle attention takes padding on the left only")
-    q = query.transpose(1, 2).reshape(batch * q_len, heads, head_dim)
-    lengths = kv_len - padding
-    # Queries of padding see nothing: each sequence comes after one of no keys that has them.
-    blind = (q_len - lengths).clamp(min=0)
-    if bool(blind.any()):
-        q_lens = torch.stack([blind, q_len - blind], 1).reshape(-1)
-        lengths = torch.stack([torch.zeros_like(lengths), lengths], 1).reshape(-1)
-        starts = (first + padding).repeat_interleave(2)
-    else:
-        q_lens, starts = torch.full((batch,), q_len), first + padding
-    cu_q_lens = None
-    if q_len != 1 or len(q_lens) != batch:
-        cu_q_lens = torch.zeros(len(q_lens) + 1, dtype=torch.int32)
-        cu_q_lens[1:] = q_lens.cumsum(0)
-    keys = _spans(starts, lengths, cu_q_lens)
-    out = _attend(q, _tokens(key), _tokens(value), keys, "HND", options)
+        # attention_mask makes one for each forward and kind of layer; they share what follows from it.
+        known = mask.__dict__.setdefault("_riffle_keys", {})
+        where = known.get((q_len, row))
+        if where is None:
+            where = known[q_len, row] = _padded(mask, q_len, row)
+    q = query[0].transpose(0, 1) if batch == 1 else query.transpose(1, 2).reshape(batch * q_len, heads, head_dim)
+    out = _attend(q, _tokens(key), _tokens(value), where, "HND", options)
     return out.view(batch, q_len, heads, head_dim)
 
 

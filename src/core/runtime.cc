@@ -126,26 +126,11 @@ class Pool::Impl {
   void Release() { busy_.store(false, std::memory_order_release); }
 
   void Resize(int threads) {
-    if (pid_t parent = owner_.load(std::memory_order_acquire);
-        parent != ProcessId() && parent != kNobody &&
-        owner_.compare_exchange_strong(parent, kNobody)) {
-      // In a forked child. A call that held the pool at the fork will never give it back.
-      busy_.store(true, std::memory_order_relaxed);
-      Leak();
-    } else {
-      while (owner_.load(std::memory_order_acquire) != ProcessId() ||
-             busy_.exchange(true, std::memory_order_acquire)) {
-        std::this_thread::yield();
-      }
-      Stop();
-    }
-    try {
-      Start(threads);
-    } catch (...) {
-      Release();
-      throw;
-    }
-    Release();
+    Restart([&] { Start(threads, team_); });
+  }
+
+  void Lend(Team team) {
+    Restart([&] { Start(threads(), team); });
   }
 
   uint8_t* Shared(size_t bytes) { return shared_.Get(bytes); }
@@ -157,7 +142,7 @@ class Pool::Impl {
   }
 
   void Run(int64_t tasks, FunctionRef<void(int64_t, uint8_t*)> task) {
-    if (tasks <= 1 || workers_.empty()) {
+    if (tasks <= 1 || threads() == 1) {
       for (int64_t i = 0; i < tasks; ++i) {
         task(i, slots_[0].data);
       }
@@ -166,6 +151,10 @@ class Pool::Impl {
     task_ = &task;
     tasks_ = tasks;
     next_.store(0, std::memory_order_relaxed);
+    if (team_ != nullptr) {
+      RunOnTeam();
+      return;
+    }
     state_.store(kOpen, std::memory_order_release);
     epoch_.fetch_add(1, std::memory_order_release);
     epoch_.notify_all();
@@ -183,14 +172,40 @@ class Pool::Impl {
     uint8_t* data = nullptr;
   };
 
-  void Start(int threads) {
+  void Restart(FunctionRef<void()> start) {
+    if (pid_t parent = owner_.load(std::memory_order_acquire);
+        parent != ProcessId() && parent != kNobody &&
+        owner_.compare_exchange_strong(parent, kNobody)) {
+      // In a forked child. A call that held the pool at the fork will never give it back.
+      busy_.store(true, std::memory_order_relaxed);
+      team_ = nullptr;  // an OpenMP of the parent's has no threads here
+      Leak();
+    } else {
+      while (owner_.load(std::memory_order_acquire) != ProcessId() ||
+             busy_.exchange(true, std::memory_order_acquire)) {
+        std::this_thread::yield();
+      }
+      Stop();
+    }
+    try {
+      start();
+    } catch (...) {
+      Release();
+      throw;
+    }
+    Release();
+  }
+
+  // Pre: no worker is left.
+  void Start(int threads, Team team = nullptr) {
     owner_.store(ProcessId(), std::memory_order_release);
     stop_.store(false, std::memory_order_relaxed);
     may_spin_ = threads <= AvailableCpus();
     slots_ = std::vector<Slot>(static_cast<size_t>(threads));
+    team_ = team;
     const uint32_t epoch = epoch_.load(std::memory_order_relaxed);
     try {
-      for (int i = 1; i < threads; ++i) {
+      for (int i = 1; i < threads && team == nullptr; ++i) {
         workers_.emplace_back([this, i, epoch] { Loop(slots_[static_cast<size_t>(i)], epoch); });
       }
     } catch (const std::system_error& error) {
@@ -239,6 +254,20 @@ class Pool::Impl {
     }
   }
 
+  // Each thread of the team takes the next slot, so that it does not matter which of them come.
+  void RunOnTeam() {
+    joined_.store(0, std::memory_order_relaxed);
+    team_(
+        [](void* pool) {
+          auto* self = static_cast<Impl*>(pool);
+          const size_t slot = self->joined_.fetch_add(1, std::memory_order_relaxed);
+          if (slot < self->slots_.size()) {
+            self->Work(self->slots_[slot]);
+          }
+        },
+        this, static_cast<unsigned>(threads()), 0);
+  }
+
   void Work(Slot& slot) {
     for (;;) {
       const int64_t i = next_.fetch_add(1, std::memory_order_relaxed);
@@ -254,9 +283,11 @@ class Pool::Impl {
   Arena shared_;
   std::atomic<pid_t> owner_{kNobody};
   bool may_spin_ = false;
+  Team team_ = nullptr;  // null: workers_
   std::atomic<int> threads_{1};
   std::atomic<bool> stop_{false};
   std::atomic<bool> busy_{false};
+  std::atomic<size_t> joined_{0};
 
   const FunctionRef<void(int64_t, uint8_t*)>* task_ = nullptr;
   int64_t tasks_ = 0;
@@ -293,6 +324,8 @@ void SetNumThreads(int threads) {
         " is not in 1..", kMaxThreads);
   DefaultPool().impl().Resize(threads);
 }
+
+void SetTeam(Team team) { DefaultPool().impl().Lend(team); }
 
 Lease::Lease(Pool* pool) {
   Pool::Impl& impl = (pool != nullptr ? *pool : DefaultPool()).impl();
