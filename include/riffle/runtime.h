@@ -66,8 +66,8 @@ void SetNumThreads(int threads);
 using Team = void (*)(void (*body)(void*), void* data, unsigned threads, unsigned flags);
 
 // Makes the default pool run on such threads in place of its own, or with null on its own again.
-// Where a program spends most of its time in the other library, whose idle threads spin on the CPUs,
-// two pools wait for each other. Waits for a running call to end.
+// Where a program spends most of its time in the other library, whose idle threads spin on the
+// CPUs, two pools wait for each other. Waits for a running call to end.
 void SetTeam(Team team);
 
 // Reads every byte of [data, data + bytes) once, in order, `threads` contiguous parts at a time,
