@@ -118,6 +118,39 @@ TEST(TopK, Vocabularies) {
   }
 }
 
+// A bound of zero from minima of bits: -0 ties with the +0 and belongs behind the positive values
+// that a bucket may hide, both fewer than k.
+TEST(TopK, NegativeZeros) {
+  for (const DType dtype : kDTypes) {
+    const auto element = static_cast<int64_t>(SizeOf(dtype));
+    for (const int64_t n : {5000, 40000}) {
+      for (const int64_t few : {0, 5, 30}) {
+        std::vector<uint8_t> raw(static_cast<size_t>(n * element));
+        for (int64_t i = 0; i < n; ++i) {
+          Store(dtype, i % 3 == 0 ? Encode(dtype, -1.0f) : SignBit(dtype),
+                raw.data() + i * element);
+        }
+        for (int64_t i = 0; i < few; ++i) {
+          uint8_t* at = raw.data() + (n - 1 - i * (n / 31)) * element;
+          Store(dtype, i % 2 == 0 ? 0 : Encode(dtype, 2.0f), at);
+        }
+        const Input input({Distribution::kNormal, dtype, 1, n, n, 64, 0, true, 1, raw});
+        const Truth truth(input.view(), 64);
+        for (const bool largest : {true, false}) {
+          Call call;
+          call.k = {64};
+          call.largest = largest;
+          call.stats = true;
+          ASSERT_EQ(
+              CheckTopKOnAllTargets(input, largest ? truth : Truth(input.view(), 64, false), call),
+              "")
+              << n << ' ' << few;
+        }
+      }
+    }
+  }
+}
+
 // Seeded combinations of everything a call may ask for. RIFFLE_TEST_SEED repeats one,
 // RIFFLE_TEST_CASES prolongs the run.
 class RandomCase {

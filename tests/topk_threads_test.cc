@@ -18,7 +18,7 @@ TEST(TopKThreads, AnyNumberGivesTheSameBits) {
     for (const Distribution distribution :
          {Distribution::kNormal, Distribution::kLogProbs, Distribution::kTies,
           Distribution::kFewNaN, Distribution::kAllEqual, Distribution::kHotBucket,
-          Distribution::kRandomBits}) {
+          Distribution::kFewPositive, Distribution::kSignedZeros, Distribution::kRandomBits}) {
       for (const int64_t rows : {1, 2, 3, 5, 17}) {
         const int64_t n = rows < 4 ? 70001 : 9001;
         const Input input(

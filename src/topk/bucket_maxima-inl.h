@@ -13,52 +13,79 @@
 
 #include <algorithm>
 #include <cstring>
+#include <type_traits>
 
 #include "core/order-inl.h"
+#include "topk/topk_kernels.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace riffle::HWY_NAMESPACE {
 namespace hn = hwy::HWY_NAMESPACE;
 
 // kSmallest: maxima of negated values.
-// kKeyed: maxima of keys, for any row. Otherwise maxima of the bits as signed integers, three
-// operations a vector fewer: in the order of the values for whatever is positive, so a bound that
-// comes out positive is as good as one of keys, unless the row holds a NaN with its sign bit set.
-// Those are watched for: they are the largest bits of all when read as unsigned.
-template <typename TI, bool kKeyed, bool kSmallest>
+// By keys for any row; by bits in three or four operations a vector fewer. As signed integers they
+// are in the order of the values for whatever is positive, so a bound that comes out positive is as
+// good as one of keys. As unsigned integers they are in its reverse for whatever is negative, and
+// below that for the rest, so minima of them give a bound that is not positive. Neither holds for a
+// row with a NaN whose sign bit is set. Those are watched for: they are the largest bits of all
+// when read as unsigned.
+template <typename TI, FirstPass kPass, bool kSmallest>
 struct Leaves {
   using D = Tag<TI>;
   using DU = hn::RebindToUnsigned<D>;
-  using V = hn::Vec<D>;
+  static constexpr bool kMinima = kPass == FirstPass::kNegative;
+  using DV = std::conditional_t<kMinima, DU, D>;
+  using V = hn::Vec<DV>;
 
-  D d;
-  TI inf;
+  DV d;
+  Format<TI> format;
   hn::Vec<DU> watch;  // lane-wise maximum of the bits as unsigned integers
 
   HWY_INLINE V Load(const TI* from) {
-    const V bits = hn::LoadU(d, from);
-    if constexpr (kKeyed) {
-      return Keys(d, bits, Format<TI>{inf, kSmallest});
+    const auto bits = hn::LoadU(D(), from);
+    if constexpr (kPass == FirstPass::kKeyed) {
+      return Keys(d, bits, Format<TI>{format.inf, kSmallest});
     } else {
       watch = hn::Max(watch, hn::BitCast(DU(), bits));
-      return kSmallest ? hn::Xor(bits, hn::Set(d, hwy::LimitsMin<TI>())) : bits;
+      const auto flipped = kSmallest ? hn::Xor(bits, hn::Set(D(), hwy::LimitsMin<TI>())) : bits;
+      return hn::BitCast(d, flipped);
+    }
+  }
+
+  static HWY_INLINE V Best(V a, V b) {
+    if constexpr (kMinima) {
+      return hn::Min(a, b);
+    } else {
+      return hn::Max(a, b);
+    }
+  }
+
+  // What the finish compares.
+  HWY_INLINE hn::Vec<D> Maxima(V best) const {
+    if constexpr (kMinima) {
+      const auto bits = hn::BitCast(D(), best);
+      const auto key = hn::Sub(hn::Set(D(), hwy::LimitsMin<TI>()), bits);
+      const auto known = hn::IfNegativeThenElse(bits, key, hn::Set(D(), TI{1}));
+      return kSmallest ? hn::Max(known, hn::Set(D(), format.nan_key())) : known;
+    } else {
+      return best;
     }
   }
 
   // The vectors of one bucket, reduced lane by lane.
   HWY_INLINE V Bucket(const TI* from, size_t vectors) {
     const size_t lanes = hn::Lanes(d);
-    V max = Load(from);
+    V best = Load(from);
     size_t i = 1;
     for (; i + 3 < vectors; i += 4) {
-      const V pair0 = hn::Max(Load(from + i * lanes), Load(from + (i + 1) * lanes));
-      const V pair1 = hn::Max(Load(from + (i + 2) * lanes), Load(from + (i + 3) * lanes));
-      max = hn::Max(max, hn::Max(pair0, pair1));
+      const V pair0 = Best(Load(from + i * lanes), Load(from + (i + 1) * lanes));
+      const V pair1 = Best(Load(from + (i + 2) * lanes), Load(from + (i + 3) * lanes));
+      best = Best(best, Best(pair0, pair1));
     }
     for (; i < vectors; ++i) {
-      max = hn::Max(max, Load(from + i * lanes));
+      best = Best(best, Load(from + i * lanes));
     }
-    return max;
+    return best;
   }
 };
 
@@ -74,7 +101,7 @@ HWY_INLINE typename L::V BlockTree(L& leaves, const TI* block, size_t vectors) {
     constexpr size_t kHalf = size_t{1} << (kLevel - 1);
     const auto a = BlockTree<kLevel - 1, kFirst, kVectors>(leaves, block, vectors);
     const auto b = BlockTree<kLevel - 1, kFirst + kHalf, kVectors>(leaves, block, vectors);
-    return hn::Max(hn::InterleaveLower(leaves.d, a, b), hn::InterleaveUpper(leaves.d, a, b));
+    return L::Best(hn::InterleaveLower(leaves.d, a, b), hn::InterleaveUpper(leaves.d, a, b));
   }
 }
 
@@ -97,14 +124,14 @@ template <size_t kVectors, class L, typename TI>
 HWY_INLINE typename L::V Superblock(L& leaves, const TI* from, size_t vectors) {
   constexpr size_t kPerBlock = 16 / sizeof(TI);
   constexpr size_t kLevels = sizeof(TI) == 2 ? 3 : 2;
-  constexpr size_t kBlocks = hn::MaxLanes(typename L::D()) / kPerBlock;
+  constexpr size_t kBlocks = hn::MaxLanes(typename L::DV()) / kPerBlock;
   const auto d = leaves.d;
   const size_t step = (kVectors != 0 ? kVectors : vectors) * hn::Lanes(d) * kPerBlock;
   const auto block = [&](size_t i) HWY_ATTR {
     return BlockTree<kLevels, 0, kVectors>(leaves, from + i * step, vectors);
   };
   const auto merge_halves = [&](auto a, auto b) HWY_ATTR {
-    return hn::Max(hn::ConcatLowerLower(d, b, a), hn::ConcatUpperUpper(d, b, a));
+    return L::Best(hn::ConcatLowerLower(d, b, a), hn::ConcatUpperUpper(d, b, a));
   };
   const auto b0 = block(0);
   if constexpr (kBlocks == 1) {
@@ -116,7 +143,7 @@ HWY_INLINE typename L::V Superblock(L& leaves, const TI* from, size_t vectors) {
     const auto b1 = block(1);
     const auto even = merge_halves(b0, block(2));  // blocks 0 0 2 2
     const auto odd = merge_halves(b1, block(3));   // blocks 1 1 3 3
-    return ReversePositions(d, hn::Max(hn::OddEvenBlocks(odd, even),
+    return ReversePositions(d, L::Best(hn::OddEvenBlocks(odd, even),
                                        hn::SwapAdjacentBlocks(hn::OddEvenBlocks(even, odd))));
   }
 }
@@ -126,8 +153,8 @@ HWY_INLINE size_t Superblocks(L& leaves, const TI* row, size_t bucket, size_t en
                               TI* maxima) {
   const size_t lanes = hn::Lanes(leaves.d);
   for (; bucket + lanes <= end; bucket += lanes) {
-    hn::StoreU(Superblock<kVectors>(leaves, row + bucket * size, size / lanes), leaves.d,
-               maxima + bucket);
+    const auto best = Superblock<kVectors>(leaves, row + bucket * size, size / lanes);
+    hn::StoreU(leaves.Maxima(best), typename L::D(), maxima + bucket);
   }
   return bucket;
 }
@@ -135,31 +162,31 @@ HWY_INLINE size_t Superblocks(L& leaves, const TI* row, size_t bucket, size_t en
 // The maximum of `count` elements, count > 0.
 template <class L, typename TI>
 HWY_INLINE TI ShortBucket(L& leaves, const TI* from, size_t count) {
-  const auto d = leaves.d;
+  const typename L::D d;
   const size_t lanes = hn::Lanes(d);
   auto max = hn::Set(d, hwy::LimitsMin<TI>());
   size_t i = 0;
   for (; i + lanes <= count; i += lanes) {
-    max = hn::Max(max, leaves.Load(from + i));
+    max = hn::Max(max, leaves.Maxima(leaves.Load(from + i)));
   }
   if (i < count) {
     HWY_ALIGN TI tail[hn::MaxLanes(d)];
     std::memcpy(tail, from + i, sizeof(TI));
     hn::Store(hn::Set(d, tail[0]), d, tail);  // the lanes past the end repeat an element
     std::memcpy(tail, from + i, (count - i) * sizeof(TI));
-    max = hn::Max(max, leaves.Load(tail));
+    max = hn::Max(max, leaves.Maxima(leaves.Load(tail)));
   }
   return hn::ReduceMax(d, max);
 }
 
 // Maxima of the buckets [begin, end) of row[0, n). Returns whether the row may be ordered by its
-// bits: whether no NaN with its sign bit set was among them (always true when keyed).
-template <typename TI, bool kKeyed, bool kSmallest>
+// bits: whether no NaN with its sign bit set was among them (always true for keys).
+template <typename TI, FirstPass kPass, bool kSmallest>
 bool BucketMaxima(const TI* row, size_t n, size_t size, size_t begin, size_t end, Format<TI> format,
                   TI* maxima) {
-  using L = Leaves<TI, kKeyed, kSmallest>;
+  using L = Leaves<TI, kPass, kSmallest>;
   using DU = typename L::DU;
-  L leaves{{}, format.inf, hn::Zero(DU())};
+  L leaves{{}, format, hn::Zero(DU())};
   const size_t whole = std::min(end, n / size);
   size_t bucket = begin;
   switch (size / hn::Lanes(leaves.d)) {
@@ -181,7 +208,7 @@ bool BucketMaxima(const TI* row, size_t n, size_t size, size_t begin, size_t end
     maxima[bucket] = ShortBucket(leaves, row + from, std::min(size, n - from));
   }
   const auto minus_inf = static_cast<hwy::MakeUnsigned<TI>>(format.minus_inf());
-  return kKeyed || hn::ReduceMax(DU(), leaves.watch) <= minus_inf;
+  return kPass == FirstPass::kKeyed || hn::ReduceMax(DU(), leaves.watch) <= minus_inf;
 }
 
 }  // namespace riffle::HWY_NAMESPACE

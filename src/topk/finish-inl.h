@@ -294,9 +294,10 @@ Bound<TI> BoundFromMaxima(Row<TI>& row, TI* maxima, TI floor) {
 }
 
 template <typename TI>
-void SelectFromBuckets(Row<TI>& row, bool keyed, TI* maxima) {
+void SelectFromBuckets(Row<TI>& row, FirstPass pass, TI* maxima) {
   const size_t limit = BucketLimit(row.k);
-  const Bound<TI> bound = BoundFromMaxima(row, maxima, keyed ? row.format.lowest_key() : TI{1});
+  const TI floor = pass == FirstPass::kPositive ? TI{1} : row.format.lowest_key();
+  const Bound<TI> bound = BoundFromMaxima(row, maxima, floor);
   if (bound.reached <= limit) {
     Collect(row, maxima, bound.key, /*exact=*/false);
     SelectFromCandidates(row);

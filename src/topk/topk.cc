@@ -240,40 +240,41 @@ void RunSplit(const Batch& batch, const TopKOptions& options, Lease& lease, size
   uint8_t* shared =
       lease.Shared(static_cast<size_t>(rows) * maxima_bytes + static_cast<size_t>(rows * parts));
   uint8_t* in_order = shared + static_cast<size_t>(rows) * maxima_bytes;
-  const auto first = [&](int64_t row, int64_t part, bool keyed) {
+  const auto maxima = [&](int64_t row) { return shared + static_cast<size_t>(row) * maxima_bytes; };
+  const auto first = [&](int64_t row, int64_t part, FirstPass pass) {
     const RowTask task = batch.Task(row, options);
     const int64_t buckets = task.plan.buckets;
     const int64_t per_part = (buckets / parts + kMinBucket) / kMinBucket * kMinBucket;
     const int64_t begin = std::min(buckets, part * per_part);
     const int64_t end = std::min(buckets, begin + per_part);
-    in_order[row * parts + part] =
-        buckets == 0 ||  // the row has no first pass: see PlanBuckets
-        kernels.first(task, begin, end, keyed, shared + static_cast<size_t>(row) * maxima_bytes);
+    in_order[row * parts + part] = buckets == 0 ||  // the row has no first pass: see PlanBuckets
+                                   kernels.first(task, begin, end, pass, maxima(row));
   };
   lease.Run(rows * parts,
-            [&](int64_t i, uint8_t*) { first(i / parts, i % parts, /*keyed=*/false); });
-  bool any_keyed = false;
-  bool keyed[kMaxSplitRows] = {};
+            [&](int64_t i, uint8_t*) { first(i / parts, i % parts, FirstPass::kPositive); });
+  bool again = false;
+  FirstPass pass[kMaxSplitRows] = {};
   for (int64_t row = 0; row < rows; ++row) {
     const RowTask task = batch.Task(row, options);
-    keyed[row] = task.plan.buckets != 0 &&
-                 !(std::all_of(in_order + row * parts, in_order + (row + 1) * parts,
-                               [](uint8_t ok) { return ok != 0; }) &&
-                   kernels.positive(task, task.plan.buckets,
-                                    shared + static_cast<size_t>(row) * maxima_bytes) >= task.k);
-    any_keyed |= keyed[row];
+    if (task.plan.buckets != 0) {
+      const uint8_t* of_row = in_order + row * parts;
+      pass[row] = std::all_of(of_row, of_row + parts, [](uint8_t ok) { return ok != 0; })
+                      ? kernels.suited(task, maxima(row))
+                      : FirstPass::kKeyed;
+      again |= pass[row] != FirstPass::kPositive;
+    }
   }
-  if (any_keyed) {
+  if (again) {
     lease.Run(rows * parts, [&](int64_t i, uint8_t*) {
-      if (keyed[i / parts]) {
-        first(i / parts, i % parts, /*keyed=*/true);
+      if (pass[i / parts] != FirstPass::kPositive) {
+        first(i / parts, i % parts, pass[i / parts]);
       }
     });
   }
   lease.Run(rows, [&](int64_t row, uint8_t* scratch) {
     const RowTask task = batch.Task(row, options);
     if (task.n > 0) {
-      kernels.finish(task, keyed[row], shared + static_cast<size_t>(row) * maxima_bytes, scratch);
+      kernels.finish(task, pass[row], maxima(row), scratch);
     }
     batch.PadRow(task);
   });

@@ -37,6 +37,14 @@ size_t LaneSortScratch(const RowTask& task, const LaneOptions& options);
 
 struct NarrowRows;
 
+// What the maxima of a first pass are made of; the cheaper two suit some rows only.
+enum class FirstPass : uint8_t {
+  kPositive,  // the bits, in the order of the values where they are positive: where k maxima are
+  kNegative,  // the reverse of it, where not even k buckets have an element with a clear sign bit;
+              // such a bucket's key is 1, above all others
+  kKeyed,     // keys, for any row
+};
+
 // Pre for all: scratch has the bytes stated above, 64-byte aligned.
 struct TopKKernels {
   // A whole row on one thread.
@@ -47,12 +55,12 @@ struct TopKKernels {
   int64_t (*narrow_lanes)(DType dtype);
 
   // A row in steps, for those whose first pass is split over threads. `first` computes the maxima
-  // of buckets [begin, end), begin a multiple of kMinBucket, of keys or of raw bits, and returns
-  // false when the bits are not in the order of the values. They are if it returned true for all
-  // parts and at least k maxima are `positive`; if not, `first` runs again with keys.
-  bool (*first)(const RowTask& task, int64_t begin, int64_t end, bool keyed, uint8_t* maxima);
-  int64_t (*positive)(const RowTask& task, int64_t buckets, uint8_t* maxima);
-  void (*finish)(const RowTask& task, bool keyed, uint8_t* maxima, uint8_t* scratch);
+  // of buckets [begin, end), begin a multiple of kMinBucket, and returns false when the bits are
+  // not in the order of the values: then only kKeyed will do.
+  bool (*first)(const RowTask& task, int64_t begin, int64_t end, FirstPass pass, uint8_t* maxima);
+  // What suits a row whose maxima are those of kPositive.
+  FirstPass (*suited)(const RowTask& task, uint8_t* maxima);
+  void (*finish)(const RowTask& task, FirstPass pass, uint8_t* maxima, uint8_t* scratch);
 };
 
 const TopKKernels& Kernels();
