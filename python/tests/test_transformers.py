@@ -1,6 +1,7 @@
 """riffle.transformers: the same tokens as Transformers' own attention, on small random models of every kind of layer."""
 
 import functools
+import gc
 import json
 import os
 import pathlib
@@ -53,6 +54,14 @@ def one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def quick_collections():
+    """Continuous batching collects garbage several times a run; what the imports made is none."""
+    gc.freeze()
+    yield
+    gc.unfreeze()
 
 
 @pytest.fixture(scope="module", params=["llama", "gemma3", "gemma2", "gpt_oss"])
@@ -182,24 +191,96 @@ def test_sampler_in_generate(model):
     assert generate(model, "riffle", inputs, logits_processor=greedy).tolist() == expected.tolist()
 
 
+@pytest.fixture
+def top_k_head(model):
+    """use_top_k_head of the model, whose own head comes back."""
+    if model.config.model_type == "gemma2":
+        with pytest.raises(ValueError, match="caps its logits"):
+            riffle.transformers.use_top_k_head(model, 5)
+        pytest.skip("refused")
+    weight = model.lm_head.weight
+    yield functools.partial(riffle.transformers.use_top_k_head, model)
+    riffle.transformers.use_top_k_head(model, 0)
+    assert type(model.lm_head) is torch.nn.Linear and model.lm_head.weight is weight
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_top_k_head_keeps_the_largest(model, top_k_head, dtype):
+    head = torch.nn.Linear(48, 97, bias=True).to(dtype).requires_grad_(False)
+    x = torch.randn(2, 3, 48, generator=torch.Generator().manual_seed(1)).to(dtype)
+    expected = head(x)
+    for k in (1, 5, 97):
+        logits = riffle.transformers.TopKHead(head, k)(x)
+        kept = logits.isfinite()
+        assert logits.dtype == dtype and logits.shape == expected.shape and bool((kept.sum(-1) == k).all())
+        torch.testing.assert_close(logits[kept], expected[kept])
+        least = torch.where(kept, expected, torch.inf).amin(-1, keepdim=True)
+        slack = 1e-5 if dtype == torch.float32 else 0.02
+        assert bool((expected.masked_fill(kept, -torch.inf) <= least + slack).all())
+
+
+def test_top_k_head_in_generate(model, top_k_head):
+    inputs, rows = left_padded(prompts(9, 4)), prompts(9, 4)
+    sampling = dict(do_sample=True, top_k=5, temperature=3.0)
+    expected = []
+    for k in (0, 5, 1, 5):
+        top_k_head(k)
+        torch.manual_seed(2)
+        expected.append(generate(model, "riffle", inputs).tolist())
+        if k != 1:
+            expected.append(generate(model, "riffle", inputs, **sampling).tolist())
+            expected.append(batched(model, "riffle", rows, page_size=8, max_batch_tokens=24))
+    greedy, drawn, paged = expected[:3]
+    assert expected[3:] == [greedy, drawn, paged, greedy, greedy, drawn, paged]
+    assert greedy != drawn
+
+
+def test_top_k_head_refuses(model, top_k_head):
+    for k in (-1, 98):
+        with pytest.raises(ValueError, match=f"k = {k} is not in 1..97"):
+            top_k_head(k)
+    top_k_head(3)
+    with pytest.raises(ValueError, match="no gradient"):
+        model.lm_head(torch.zeros(1, 48, requires_grad=True))
+    with pytest.raises(ValueError, match="not torch.nn.Linear"):
+        riffle.transformers.TopKHead(torch.nn.Identity(), 3)
+
+
 CACHE = os.environ.get("RIFFLE_CACHE") or os.path.join(os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache", "riffle")
 GGUF = pathlib.Path(CACHE, "models", "gemma-3-270m-q4_k_m.gguf")
 GREEDY = pathlib.Path(__file__).parents[2] / "tests" / "data" / "gemma3_greedy.json"
 
 
-@pytest.mark.skipif(not GGUF.exists(), reason="the model is absent; scripts/model.sh fetches it")
-def test_gemma3_270m(monkeypatch):
-    """The greedy tokens of sdpa on the real model, up to a step whose two best logits are closer than 0.01."""
+@pytest.fixture
+def gemma3_270m(monkeypatch):
+    """The model in float32. Transformers reads the file twice, and in it the vocabulary element by element."""
     gguf = pytest.importorskip("gguf", reason="gguf is not installed")
     pytest.importorskip("accelerate", reason="accelerate is not installed")
-    torch.set_num_threads(2)
-    # Transformers reads the file twice, and the vocabulary through np.memmap's slow indexing.
+    memmap, reader = np.memmap, functools.cache(gguf.GGUFReader)
+
+    def without_scores(path):
+        model = reader(path)
+        for name in ("scores", "token_type"):  # a number for each token, which the model does without
+            model.fields.pop(f"tokenizer.ggml.{name}", None)
+        return model
+
     with monkeypatch.context() as patch:
-        memmap = np.memmap
-        patch.setattr(np, "memmap", lambda *args, **named: memmap(*args, **named).view(np.ndarray))
-        patch.setattr(gguf, "GGUFReader", functools.cache(gguf.GGUFReader))
-        load = transformers.AutoModelForCausalLM.from_pretrained
-        model = load(GGUF.parent, gguf_file=GGUF.name, dtype=torch.float32).eval()
+        patch.setattr(np, "memmap", lambda *args, **named: memmap(*args, **named).view(np.ndarray))  # quick to index
+        patch.setattr(gguf, "GGUFReader", without_scores)
+        patch.setattr(gguf, "get_tensor_name_map", functools.cache(gguf.get_tensor_name_map))
+        gc.disable()  # millions of objects that all stay
+        try:
+            load = transformers.AutoModelForCausalLM.from_pretrained
+            yield load(GGUF.parent, gguf_file=GGUF.name, dtype=torch.float32).eval()
+        finally:
+            gc.enable()
+
+
+@pytest.mark.skipif(not GGUF.exists(), reason="the model is absent; scripts/model.sh fetches it")
+def test_gemma3_270m(gemma3_270m):
+    """The greedy tokens of sdpa on the real model, up to a step whose two best logits are closer than 0.01."""
+    torch.set_num_threads(2)
+    model = gemma3_270m
     texts = {entry["name"]: entry["tokens"] for entry in json.loads(GREEDY.read_text())}
     # Text that the model wrote itself; the second is longer than the window of the local layers.
     everything = [token for tokens in texts.values() for token in tokens]
@@ -217,5 +298,6 @@ def test_gemma3_270m(monkeypatch):
         actual = generate(model, "riffle", inputs, **arguments)[0, len(row) :].tolist()
         assert actual[: compared[-1]] == expected[-1]
     assert sum(compared) >= 6, compared
+    riffle.transformers.use_top_k_head(model, 64)
     actual = batched(model, "riffle", rows, max_new_tokens=5, page_size=32, max_batch_tokens=256)
     assert [tokens[:n] for tokens, n in zip(actual, compared)] == expected
