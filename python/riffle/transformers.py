@@ -82,10 +82,11 @@ def attention_mask(
     if not allow_is_causal_skip and q_length > 1:
         # Packed sequences, as continuous batching has them; whether there is a paged cache is seen in `attention` alone.
         return torch.empty(0)
-    if attention_mask is None:
-        return None
-    attention_mask = attention_mask[:, -kv_length:]
     # A static cache holds more keys than have been seen.
+    if attention_mask is None:
+        seen = int(q_offset) + q_length - int(kv_offset)
+        return torch.ones(batch_size, seen, dtype=torch.bool) if seen < kv_length else None
+    attention_mask = attention_mask[:, -kv_length:]
     if attention_mask.shape[1] == kv_length and bool(attention_mask.all()):
         return None
     return attention_mask

@@ -130,6 +130,19 @@ def test_static_cache(model):
     assert generate(model, "riffle", inputs, **arguments).tolist() == expected.tolist()
 
 
+def test_static_cache_without_a_mask(model):
+    """Tokens past the window of 16 too, in chunks and one by one."""
+    ids = torch.tensor([row[:30] for row in prompts(30, 30)])
+    answers = []
+    for name in (reference(model), "riffle"):
+        model.set_attn_implementation(name)
+        cache = transformers.StaticCache(config=model.config, max_cache_len=40)
+        with torch.no_grad():
+            chunks = [model(input_ids=chunk, past_key_values=cache).logits for chunk in ids.split([5, 1, 3, 14, 1, 4, 1, 1], 1)]
+        answers.append(torch.cat(chunks, 1))
+    torch.testing.assert_close(answers[1], answers[0], rtol=2e-4, atol=2e-4)
+
+
 def batched(model, implementation, rows, max_new_tokens=24, **arguments):
     model.set_attn_implementation(implementation)
     generation = GenerationConfig(max_new_tokens=max_new_tokens, do_sample=False, eos_token_id=-1, pad_token_id=0)
