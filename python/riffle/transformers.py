@@ -187,7 +187,7 @@ def attention(
         soft_cap=softcap,
         sinks=None if sinks is None else sinks.detach().reshape(-1),
     )
-    query, key, value = query.detach(), key.detach(), value.detach()
+    query, key, value = (x.detach() if x.requires_grad else x for x in (query, key, value))
     if isinstance(cache, PagedAttentionCache):
         return _paged(module, query, key, value, cache, options, kwargs), None
     if not isinstance(attention_mask, torch.Tensor) and attention_mask is not None:
