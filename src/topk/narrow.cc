@@ -1,5 +1,7 @@
 #include "topk/narrow.h"
 
+#include <algorithm>
+
 #include "topk/topk_kernels.h"
 
 namespace riffle {
@@ -9,6 +11,19 @@ namespace {
 // see topk.cc.
 constexpr int64_t kSerialNs = 8000;
 constexpr int64_t kTaskNs = 4000;
+
+// `lanes` rows are done in the time of one. That wins up to 16 columns a lane, with eight lanes of
+// float32 up to 256, and for fewer rows than lanes where their columns or k are few
+// (docs/performance.md). A row comes out in order even if it need not be, as it does the other way
+// where all of its elements are ranked (kRankLimit, 256): an answer may not depend on the target or
+// on the rows beside it.
+constexpr int64_t kMaxColumns = 256;
+
+bool IsNarrow(int64_t rows, int64_t n, int64_t k, int64_t lanes) {
+  const int64_t most = lanes >= 8 ? kMaxColumns : 16 * lanes;
+  const int64_t rows_that_pay = k <= 8 ? n / 32 : n / 8;
+  return n <= most && rows >= std::min(rows_that_pay, lanes);
+}
 
 // Roughly what a tile of `lanes` rows takes (AVX-512).
 int64_t TileNs(int64_t n, int64_t k, int64_t lanes) {
@@ -22,7 +37,7 @@ bool RunNarrow(const MatrixView& x, int64_t k, const TopKOut& out, const TopKOpt
                Lease& lease) {
   const TopKKernels& kernels = Kernels();
   const int64_t lanes = kernels.narrow_lanes(x.dtype);
-  if (out.stats != nullptr || !IsNarrow(x.rows, x.cols, lanes)) {
+  if (out.stats != nullptr || !IsNarrow(x.rows, x.cols, k, lanes)) {
     return false;
   }
   const auto element = static_cast<int64_t>(SizeOf(x.dtype));

@@ -1,7 +1,6 @@
 // What a door hands to the kernel for many rows of few columns.
 #pragma once
 
-#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 
@@ -24,15 +23,6 @@ struct NarrowRows {
   uint8_t* indices = nullptr;  // [rows, k]
   int64_t indices_stride = 0;
 };
-
-// `lanes` rows are done in the time of one. That wins up to 16 columns a lane
-// (docs/performance.md), and for fewer rows than lanes while a row has no more than 32 columns for
-// each of them. A row comes out in order even if it need not be, as it does the other way where n
-// is at most kRankLimit, 16 lanes of 16: an answer may not depend on the target or on the rows
-// beside it.
-constexpr bool IsNarrow(int64_t rows, int64_t n, int64_t lanes) {
-  return n <= 16 * lanes && std::min(rows, lanes) * 32 >= n;
-}
 
 constexpr size_t kNarrowSink = 16;  // the largest k that needs no sort of the whole rows
 
