@@ -41,7 +41,8 @@ _OVERLAID = "riffle attention takes causal and sliding-window masks, not what is
 def register() -> None:
     """Makes "riffle" and "paged|riffle" attention implementations of Transformers. May be called again.
 
-    Riffle then runs on PyTorch's threads (riffle.torch.use_torch_threads), since its calls alternate with PyTorch's.
+    Riffle then runs on PyTorch's threads, as many as torch.get_num_threads() says (riffle.torch.use_torch_threads), since its
+    calls alternate with PyTorch's.
     Continuous batching would choose another implementation than one it does not know: its check leaves this one alone.
     """
     for name in ("riffle", "paged|riffle"):

@@ -5,6 +5,12 @@ import riffle
 from frameworks import FRAMEWORKS
 
 
+@pytest.fixture(autouse=True, scope="session")
+def _threads_of_its_own():
+    """riffle's own threads, whatever examples in docstrings have chosen before."""
+    riffle._core.set_team(0)
+
+
 @pytest.fixture(autouse=True)
 def _restore_process():
     threads = riffle.info()["threads"]
