@@ -12,7 +12,7 @@ Keys and values are read where the caches of Transformers hold them. Sliding win
 through; so does left padding. What has no such form is refused: other masks, dropout, gradients, devices other than the CPU.
 
 `Sampler` draws tokens by riffle.sample instead of sorting the vocabulary; `use_top_k_head` computes only the logits that
-count.
+count; `GrowingCache` does not copy the cache at every step.
 """
 
 from __future__ import annotations
@@ -30,8 +30,9 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 import riffle
 import riffle.torch
+from riffle._transformers_cache import GrowingCache
 
-__all__ = ["Sampler", "TopKHead", "attention", "attention_mask", "register", "use_top_k_head"]
+__all__ = ["GrowingCache", "Sampler", "TopKHead", "attention", "attention_mask", "register", "use_top_k_head"]
 
 # The most tokens of a page that riffle takes.
 _MAX_PAGE = 256
@@ -363,6 +364,8 @@ def use_top_k_head(model: Any, k: int) -> None:
         raise ValueError("the model caps its logits: those that were left out would count")
     model.set_output_embeddings(TopKHead(head, k) if k else head)
 
+
+GrowingCache.__module__ = "riffle.transformers"
 
 _major = int(transformers.__version__.split(".")[0])
 if _major < 5:

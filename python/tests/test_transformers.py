@@ -138,6 +138,41 @@ def test_static_cache_without_a_mask(model):
     torch.testing.assert_close(answers[1], answers[0], rtol=2e-4, atol=2e-4)
 
 
+@pytest.mark.parametrize("beams", [1, 3])
+@pytest.mark.parametrize("lengths", [[9], [5, 30, 1]], ids=str)
+def test_growing_cache(model, lengths, beams, monkeypatch):
+    """With memory that is full every few tokens; beams reorder it."""
+    monkeypatch.setattr(riffle._transformers_cache, "_LEAST", 5)
+    inputs = left_padded(prompts(*lengths))
+    expected = generate(model, reference(model), inputs, num_beams=beams)
+    for name in (reference(model), "riffle"):
+        cache = riffle.transformers.GrowingCache(config=model.config)
+        assert generate(model, name, inputs, num_beams=beams, past_key_values=cache).tolist() == expected.tolist()
+
+
+def test_growing_cache_is_a_cat(monkeypatch):
+    """Also after what callers do to keys: cut at either end, chosen, repeated, copied, replaced."""
+    monkeypatch.setattr(riffle._transformers_cache, "_LEAST", 3)
+    memory, rng = riffle._transformers_cache._Memory(), np.random.default_rng(3)
+    changes = [
+        lambda x: x, lambda x: x, lambda x: x[:, :, 2:], lambda x: x[:, :, :-1], lambda x: x[1:], lambda x: x[:, :1],
+        lambda x: x.repeat_interleave(2, 0), lambda x: x.flip(0), lambda x: x[:, :, ::2], lambda x: x.clone(), lambda x: x[:, :, :0],
+        lambda x: x.to(torch.float64) if x.dtype == torch.float32 else x.float(), lambda x: x[..., :-1] if x.shape[3] > 4 else x,
+    ]  # fmt: skip
+    ours = theirs = torch.zeros(2, 2, 0, 8)
+    places = set()
+    for step in range(600):
+        new = torch.randn(ours.shape[0], ours.shape[1], int(rng.integers(1, 4)), ours.shape[3], dtype=ours.dtype)
+        ours, theirs = memory.append(ours, new), torch.cat([theirs, new], 2)
+        assert torch.equal(ours, theirs)
+        places.add(ours.data_ptr())
+        change = changes[rng.integers(len(changes))] if step % 4 == 0 else changes[0]
+        ours, theirs = change(ours), change(theirs)
+        if ours.shape[0] > 4 or 0 in ours.shape[:2]:
+            ours = theirs = torch.zeros(2, 2, 0, 8)
+    assert len(places) < 500  # most were in place
+
+
 def batched(model, implementation, rows, max_new_tokens=24, **arguments):
     model.set_attn_implementation(implementation)
     generation = GenerationConfig(max_new_tokens=max_new_tokens, do_sample=False, eos_token_id=-1, pad_token_id=0)
