@@ -113,7 +113,10 @@ void PagedAttention(const HeadsView& q, const PagedKv& keys, const PagedKv& valu
   Lease lease(options.pool);
   const PlannedCall call(args, batch.kv_lens, lease);
   lease.ReserveScratch(AttentionScratchBytes(args.shape, call.plan));
-  lease.Run(call.plan.shares, [&](int64_t share, uint8_t* scratch) {
+  // The last queries of a causal prefill see the most keys: theirs first, so that what is left at
+  // the end, when a thread may have to wait for another, is small.
+  lease.Run(call.plan.shares, [&](int64_t task, uint8_t* scratch) {
+    const int64_t share = call.plan.shares - 1 - task;
     RunUnits(args, call.plan, call.ShareBegin(share), call.ShareBegin(share + 1), call.slots,
              scratch);
   });
