@@ -21,9 +21,6 @@ using DU16 = hn::Repartition<uint16_t, DI>;
 using VU8 = hn::Vec<DU8>;
 using VF = hn::Vec<DF>;
 
-// What a packing adds to the weight in its codes: dot products want them unsigned.
-constexpr int Bias(Packing packing) { return packing == Packing::kQ4 ? 0 : 128; }
-
 // A block and a vector of its outputs.
 struct BlockVector {
   VU8 codes[8];  // of a quarter each
@@ -48,7 +45,7 @@ HWY_INLINE void AddBits(VU8 bits, uint8_t mask, VU8& codes) {
   } else if constexpr (kFrom > 4) {
     bits = ShiftRightBits<kFrom - 4>(bits);
   }
-  codes = hn::Or(codes, hn::And(bits, hn::Set(DU8(), mask)));
+  codes = hn::OrAnd(codes, bits, hn::Set(DU8(), mask));
 }
 
 template <Packing kPacking>
@@ -85,12 +82,6 @@ HWY_INLINE void LoadCodes(const uint8_t* block, size_t lane, VU8 (&codes)[8]) {
       AddBits<2>(bits, 48, codes[4 * half + 1]);
       AddBits<4>(bits, 48, codes[4 * half + 2]);
       AddBits<6>(bits, 48, codes[4 * half + 3]);
-    }
-  }
-  if constexpr (kPacking != Packing::kQ4) {
-    const VU8 bias = hn::Set(d, kPacking == Packing::kQ5 ? 128 - 16 : 128 - 32);
-    for (VU8& code : codes) {
-      code = hn::Add(code, bias);
     }
   }
 }

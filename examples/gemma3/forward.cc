@@ -5,6 +5,7 @@
 #include <cmath>
 #include <cstring>
 #include <functional>
+#include <numeric>
 
 #include "examples/gemma3/blocks.h"
 #include "examples/gemma3/kernels.h"
@@ -13,6 +14,11 @@
 
 namespace riffle::gemma3 {
 namespace {
+
+using Clock = std::chrono::steady_clock;
+double Since(Clock::time_point start) {
+  return std::chrono::duration<double>(Clock::now() - start).count();
+}
 
 // Rows a task takes: a row's norms take 0.3 to 2 us.
 constexpr int64_t kRowsPerTask = 4;
@@ -94,8 +100,13 @@ void Forward::Prepare(std::span<const Slice> batch) {
   Grow(attended_, rows_ * queries);
   Grow(k_, rows_ * keys);
   Grow(v_, rows_ * keys);
+  ResizeRounded();
+}
+
+void Forward::ResizeRounded() {
+  const Config& config = model_.config();
   narrow_.Resize(rows_, config.hidden_size);
-  queries_.Resize(rows_, queries);
+  queries_.Resize(rows_, config.q_heads * config.head_dim);
   wide_.Resize(rows_, config.intermediate_size);
 }
 
@@ -115,38 +126,36 @@ void Forward::Embed() {
   });
 }
 
-void Forward::Attention(int64_t index) {
+void Forward::NormRoundRows(const std::vector<float>& weight) {
   const Config& config = model_.config();
-  const Layer& layer = model_.weights().layers[static_cast<size_t>(index)];
-  const int64_t hidden = config.hidden_size;
-  const int64_t head_dim = config.head_dim;
-  const int64_t queries = config.q_heads * head_dim;
-  const int64_t keys = config.kv_heads * head_dim;
-  const float epsilon = static_cast<float>(config.rms_epsilon);
+  const Norm norm = {weight.data(), static_cast<float>(config.rms_epsilon)};
   ForRows([&](int64_t row) {
-    NormRoundRow(hidden_.data() + row * hidden, {layer.attention_norm.data(), epsilon}, row,
-                 narrow_);
+    NormRoundRow(hidden_.data() + row * config.hidden_size, norm, row, narrow_);
   });
-  const Product products[] = {
-      {&layer.q, q_.data(), queries}, {&layer.k, k_.data(), keys}, {&layer.v, v_.data(), keys}};
-  Multiply(narrow_, products, pool_);
+}
+
+void Forward::NormRopeRows(int64_t index, const std::vector<float>& weight, int64_t heads,
+                           std::vector<float>& x) {
+  const Config& config = model_.config();
+  const int64_t size = config.head_dim;
+  const Norm norm = {weight.data(), static_cast<float>(config.rms_epsilon)};
   const std::vector<float>& turns = turns_[config.IsGlobal(index) ? 1 : 0];
   ForRows([&](int64_t row) {
-    const float* turn = turns.data() + positions_[row] * head_dim;
-    for (int64_t head = 0; head < config.q_heads; ++head) {
-      NormRopeRow({layer.q_norm.data(), epsilon}, turn, head_dim,
-                  q_.data() + row * queries + head * head_dim);
-    }
-    for (int64_t head = 0; head < config.kv_heads; ++head) {
-      NormRopeRow({layer.k_norm.data(), epsilon}, turn, head_dim,
-                  k_.data() + row * keys + head * head_dim);
+    for (int64_t head = 0; head < heads; ++head) {
+      NormRopeRow(norm, turns.data() + positions_[row] * size, size,
+                  x.data() + (row * heads + head) * size);
     }
   });
-  const auto start = std::chrono::steady_clock::now();
+}
+
+void Forward::WriteKeysAndValues(int64_t index) {
+  const auto start = Clock::now();
+  const Config& config = model_.config();
+  const int64_t keys = config.kv_heads * config.head_dim;
   for (size_t i = 0; i < batch_.size(); ++i) {
     const int64_t count = static_cast<int64_t>(batch_[i].tokens.size());
-    HeadsView k = Heads(k_, count, config.kv_heads, head_dim);
-    HeadsView v = Heads(v_, count, config.kv_heads, head_dim);
+    HeadsView k = Heads(k_, count, config.kv_heads, config.head_dim);
+    HeadsView v = Heads(v_, count, config.kv_heads, config.head_dim);
     k.data = k_.data() + cu_q_lens_[i] * keys;
     v.data = v_.data() + cu_q_lens_[i] * keys;
     cache_.Write(index, batch_[i].sequence, batch_[i].start, k, v);
@@ -154,6 +163,12 @@ void Forward::Attention(int64_t index) {
   if (index == 0) {  // now, since the first write copies the pages that are shared
     cache_.Batch(sequences_, kv_batch_);
   }
+  attention_seconds_ += Since(start);
+}
+
+void Forward::Attend(int64_t index) {
+  const auto start = Clock::now();
+  const Config& config = model_.config();
   PagedBatch batch;
   batch.cu_q_lens = cu_q_lens_;
   batch.kv_lens = kv_batch_.kv_lens;
@@ -165,27 +180,45 @@ void Forward::Attention(int64_t index) {
     options.window = config.sliding_window;
   }
   options.pool = pool_;
-  PagedAttention(Heads(q_, rows_, config.q_heads, head_dim), cache_.Keys(index),
-                 cache_.Values(index), batch, {attended_.data(), queries, head_dim}, options);
-  attention_seconds_ +=
-      std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+  PagedAttention(Heads(q_, rows_, config.q_heads, config.head_dim), cache_.Keys(index),
+                 cache_.Values(index), batch,
+                 {attended_.data(), config.q_heads * config.head_dim, config.head_dim}, options);
+  attention_seconds_ += Since(start);
+}
+
+void Forward::Attention(int64_t index) {
+  const Config& config = model_.config();
+  const Layer& layer = model_.weights().layers[static_cast<size_t>(index)];
+  const bool last = index == config.layers - 1;
+  NormRoundRows(layer.attention_norm);
+  const int64_t keys = config.kv_heads * config.head_dim;
+  const Product products[] = {{&layer.k, k_.data(), keys},
+                              {&layer.v, v_.data(), keys},
+                              {&layer.q, q_.data(), config.q_heads * config.head_dim}};
+  Multiply(narrow_, std::span(products).first(last ? 2 : 3), pool_);
+  NormRopeRows(index, layer.k_norm, config.kv_heads, k_);
+  WriteKeysAndValues(index);
+  if (last) {
+    KeepLast();
+    NormRoundRows(layer.attention_norm);
+    Multiply(narrow_, std::span(products).subspan(2), pool_);
+  }
+  NormRopeRows(index, layer.q_norm, config.q_heads, q_);
+  Attend(index);
 }
 
 // Only the last token of each slice goes on.
 void Forward::KeepLast() {
   const Config& config = model_.config();
   const int64_t hidden = config.hidden_size;
-  const int64_t queries = config.q_heads * config.head_dim;
-  const int64_t slices = static_cast<int64_t>(batch_.size());
-  for (int64_t i = 0; i < slices; ++i) {
+  rows_ = static_cast<int64_t>(batch_.size());
+  for (int64_t i = 0; i < rows_; ++i) {
     const int64_t row = cu_q_lens_[i + 1] - 1;
     std::copy_n(hidden_.data() + row * hidden, hidden, hidden_.data() + i * hidden);
-    std::copy_n(attended_.data() + row * queries, queries, attended_.data() + i * queries);
+    positions_[i] = positions_[row];
   }
-  rows_ = slices;
-  narrow_.Resize(rows_, hidden);
-  queries_.Resize(rows_, queries);
-  wide_.Resize(rows_, config.intermediate_size);
+  std::iota(cu_q_lens_.begin(), cu_q_lens_.end(), 0);
+  ResizeRounded();
 }
 
 // From the attention's result to the end of the layer.
@@ -219,9 +252,6 @@ std::span<const float> Forward::Run(std::span<const Slice> batch) {
   Embed();
   for (int64_t layer = 0; layer < config.layers; ++layer) {
     Attention(layer);
-    if (layer == config.layers - 1) {
-      KeepLast();
-    }
     FeedForward(layer);
   }
   const Norm norm = {model_.weights().output_norm.data(), static_cast<float>(config.rms_epsilon)};

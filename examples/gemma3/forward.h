@@ -37,8 +37,14 @@ class Forward {
 
  private:
   void Prepare(std::span<const Slice> batch);
+  void ResizeRounded();
   void Embed();
-  void Attention(int64_t layer);
+  void Attention(int64_t layer);  // leaves only the last tokens after the last layer
+  void NormRoundRows(const std::vector<float>& weight);
+  void NormRopeRows(int64_t layer, const std::vector<float>& weight, int64_t heads,
+                    std::vector<float>& x);
+  void WriteKeysAndValues(int64_t layer);
+  void Attend(int64_t layer);
   void FeedForward(int64_t layer);
   void KeepLast();
   template <typename Task>

@@ -34,35 +34,42 @@ HWY_INLINE VI8 Four(const int8_t* p) {
   return hn::BitCast(hn::Repartition<int8_t, DI>(), hn::Set(DI(), bits));
 }
 
-// For kRows rows, dots = 256 * (sum of high * code) + (sum of low * code) + correction over the
-// inputs 4 * kFirst .. 4 * kLast of the block, a lane an output.
+// For kRows rows, dots += the sum of plane * code over the inputs 4 * kFirst .. 4 * kLast of the
+// block, a lane an output.
+template <int kFirst, int kLast, int kRows>
+HWY_INLINE void DotPlane(const BlockVector (&blocks)[kVectors], const int8_t* plane,
+                         VI (&dots)[kRows][kVectors]) {
+  for (int i = kFirst; i < kLast; ++i) {
+    for (int row = 0; row < kRows; ++row) {
+      const VI8 x = Four(plane + row * 2 * kBlock + 4 * i);
+      for (size_t v = 0; v < kVectors; ++v) {
+        dots[row][v] = hn::SumOfMulQuadAccumulate(DI(), blocks[v].codes[i], x, dots[row][v]);
+      }
+    }
+  }
+}
+
+// dots = 256 * (sum of high * code) + (sum of low * code), plus correction[4 * row] unless it is
+// null. The two calls are not a loop: g++ would keep the sums in memory.
 template <int kFirst, int kLast, int kRows>
 HWY_INLINE void DotPlanes(const BlockVector (&blocks)[kVectors], const int8_t* planes,
-                          const int32_t (&correction)[kRows], VI (&dots)[kRows][kVectors]) {
+                          const int32_t* correction, VI (&dots)[kRows][kVectors]) {
   const DI di;
   for (int row = 0; row < kRows; ++row) {
     for (size_t v = 0; v < kVectors; ++v) {
       dots[row][v] = hn::Zero(di);
     }
   }
-  for (int plane = 0; plane < 2; ++plane) {
-    for (int i = kFirst; i < kLast; ++i) {
-      for (int row = 0; row < kRows; ++row) {
-        const VI8 x = Four(planes + (row * 2 + plane) * kBlock + 4 * i);
-        for (size_t v = 0; v < kVectors; ++v) {
-          dots[row][v] = hn::SumOfMulQuadAccumulate(di, blocks[v].codes[i], x, dots[row][v]);
-        }
-      }
-    }
-    for (int row = 0; plane == 0 && row < kRows; ++row) {
-      for (size_t v = 0; v < kVectors; ++v) {
-        dots[row][v] = hn::ShiftLeft<8>(dots[row][v]);
-      }
-    }
-  }
+  DotPlane<kFirst, kLast>(blocks, planes, dots);
   for (int row = 0; row < kRows; ++row) {
     for (size_t v = 0; v < kVectors; ++v) {
-      dots[row][v] = hn::Add(dots[row][v], hn::Set(di, correction[row]));
+      dots[row][v] = hn::ShiftLeft<8>(dots[row][v]);
+    }
+  }
+  DotPlane<kFirst, kLast>(blocks, planes + kBlock, dots);
+  for (int row = 0; correction != nullptr && row < kRows; ++row) {
+    for (size_t v = 0; v < kVectors; ++v) {
+      dots[row][v] = hn::Add(dots[row][v], hn::Set(di, correction[4 * row]));
     }
   }
 }
@@ -74,18 +81,16 @@ HWY_INLINE void AddRows(const Activations& x, const BlockVector (&blocks)[kVecto
   const DF df;
   const int8_t* planes = x.planes() + at * 2 * kBlock;
   const float* step = x.step() + at;
-  int32_t first[kRows], rest[kRows];
-  for (int row = 0; row < kRows; ++row) {
-    const int32_t* correction = x.correction() + 2 * (at + row);
-    first[row] = kPacking == Packing::kQ6 ? correction[0] : 0;
-    rest[row] = Bias(kPacking) == 0 ? 0 : correction[1] - first[row];
-  }
+  const int32_t* correction = x.correction() + 4 * at;
   VI dots[kRows][kVectors], others[kRows][kVectors];
   if constexpr (kPacking == Packing::kQ6) {
-    DotPlanes<0, 4>(blocks, planes, first, others);
-    DotPlanes<4, 8>(blocks, planes, rest, dots);
+    DotPlanes<0, 4>(blocks, planes, correction + 2, others);
+    DotPlanes<4, 8>(blocks, planes, correction + 3, dots);
   } else {
-    DotPlanes<0, 8>(blocks, planes, rest, dots);
+    const int32_t* of_all = kPacking == Packing::kQ4   ? nullptr
+                            : kPacking == Packing::kQ5 ? correction
+                                                       : correction + 1;
+    DotPlanes<0, 8>(blocks, planes, of_all, dots);
   }
   for (int row = 0; row < kRows; ++row) {
     const VF unit = hn::Set(df, step[row]);

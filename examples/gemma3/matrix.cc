@@ -44,10 +44,9 @@ void PackCodes(Packing packing, const uint8_t* codes, int64_t lane, uint8_t* blo
 
 // A block of output `lane` into a panel's, which was zero.
 void PackBlock(Packing packing, const Block& from, int64_t lane, uint8_t* block) {
-  const int bias = packing == Packing::kQ8 ? 128 : packing == Packing::kQ6 ? 32 : 16;
   uint8_t codes[kBlock];
   for (int64_t i = 0; i < kBlock; ++i) {
-    codes[i] = static_cast<uint8_t>(from.code[i] + (packing == Packing::kQ4 ? 0 : bias));
+    codes[i] = static_cast<uint8_t>(from.code[i] + Bias(packing));
   }
   PackCodes(packing, codes, lane, block);
   uint8_t* scales = block + CodeBytes(packing);
@@ -122,7 +121,7 @@ void Activations::Resize(int64_t rows, int64_t inputs) {
   if (needed > capacity_) {
     planes_ = hwy::AllocateAligned<int8_t>(needed * 2 * kBlock);
     step_ = hwy::AllocateAligned<float>(needed);
-    correction_ = hwy::AllocateAligned<int32_t>(needed * 2);
+    correction_ = hwy::AllocateAligned<int32_t>(needed * 4);
     sum_ = hwy::AllocateAligned<float>(needed);
     if (planes_ == nullptr || step_ == nullptr || correction_ == nullptr || sum_ == nullptr) {
       capacity_ = 0;

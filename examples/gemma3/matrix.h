@@ -25,8 +25,8 @@ constexpr int64_t kRowTile = 64;  // rows of activations that lie together
 
 // A weight's types, and how a block of 32 inputs and 32 outputs of it lies in memory: codes, then
 // scales. Four inputs of an output lie side by side, quarter q of a block is the inputs 4 q and on.
-//   kQ8  weight + 128 [8 quarters][32 outputs][4] u8
-//   else the low 4 bits of the codes 0..2^bits - 1, [4][32][4] u8, of quarters q and q + 4, then
+//   kQ8  [8 quarters][32 outputs][4] u8
+//   else the low 4 bits, [4][32][4] u8, of quarters q and q + 4, then
 //   kQ5  the fifth bits [32][4] u8, bit q that of quarter q
 //   kQ6  the upper two bits [2][32][4] u8, in byte h bits 2 i and 2 i + 1 those of quarter 4 h + i
 // and the scales:
@@ -35,6 +35,13 @@ constexpr int64_t kRowTile = 64;  // rows of activations that lie together
 //   kQ6  factor [2][32] i8
 // So a token reads about as much as the file has: 5.5, 5.5, 7 and 8.5 bits a weight.
 enum class Packing : uint8_t { kQ4, kQ5, kQ6, kQ8 };
+// Codes are weights + bias, from 0 on.
+constexpr int Bias(Packing packing) {
+  return packing == Packing::kQ4   ? 0
+         : packing == Packing::kQ5 ? 16
+         : packing == Packing::kQ6 ? 32
+                                   : 128;
+}
 constexpr int64_t CodeBytes(Packing packing) {
   return packing == Packing::kQ4   ? 512
          : packing == Packing::kQ5 ? 640
@@ -82,7 +89,8 @@ class Activations {
   // At that place:
   int8_t* planes() { return planes_.get(); }  // [64]: 32 high, 32 low
   float* step() { return step_.get(); }
-  // [2]: -128 * the sum of the first 16 integers, and of all 32
+  // [4]: what a block's dot product lacks, since codes are weights + Bias(packing): -16 and -128
+  // times the sum of all 32 integers, -32 times that of the first 16 and that of the last 16
   int32_t* correction() { return correction_.get(); }
   float* sum() { return sum_.get(); }  // step * the sum of all 32 integers
   const int8_t* planes() const { return planes_.get(); }

@@ -58,12 +58,15 @@ HWY_INLINE void RoundBlock(const Value& value, int64_t block, int64_t row, Activ
     (i < 16 ? first : second) = hn::Add(i < 16 ? first : second, q);
   }
   const int32_t low = hn::ReduceSum(di, first);
-  const int32_t all = low + hn::ReduceSum(di, second);
+  const int32_t high = hn::ReduceSum(di, second);
   const float step = valid ? most / kLargest : std::numeric_limits<float>::quiet_NaN();
   out.step()[at] = step;
-  out.correction()[2 * at] = -128 * low;
-  out.correction()[2 * at + 1] = -128 * all;
-  out.sum()[at] = step * static_cast<float>(all);
+  int32_t* correction = out.correction() + 4 * at;
+  correction[0] = -16 * (low + high);
+  correction[1] = -128 * (low + high);
+  correction[2] = -32 * low;
+  correction[3] = -32 * high;
+  out.sum()[at] = step * static_cast<float>(low + high);
 }
 
 void RoundRowOf(const float* x, int64_t row, Activations& out) {
