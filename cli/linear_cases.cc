@@ -89,7 +89,7 @@ struct Head {
   }
 
   // x . W[token], exactly but for the rounding of doubles; *magnitude: the sum of magnitudes.
-  double Logit(const uint8_t* x, int64_t token, double* magnitude) const {
+  double Logit(const float* x, int64_t token, double* magnitude) const {
     double sum = 0;
     *magnitude = 0;
     const bool q8 = what.format == WeightFormat::kQ8_0;
@@ -106,11 +106,32 @@ struct Head {
       } else {
         weight_value = FromBF16(row + 2 * i);
       }
-      const double term = weight_value * FromBF16(x + 2 * i);
+      const double term = weight_value * double{x[i]};
       sum += term;
       *magnitude += std::abs(term);
     }
     return sum;
+  }
+};
+
+// Rows of bf16 or f32, normally distributed.
+struct Inputs {
+  std::vector<float> values;   // [rows][d]
+  std::vector<uint16_t> bf16;  // likewise, if they are bf16
+  MatrixView view;
+
+  Inputs(const LinearMatrix& what, int64_t rows) {
+    const auto count = static_cast<size_t>(rows * what.d);
+    bf16.resize(2 * count);
+    auto* bytes = reinterpret_cast<uint8_t*>(bf16.data());
+    FillBF16(bytes, 2 * rows * what.d, 1.0f, 2);
+    const bool single = what.x_dtype == DType::kF32;
+    for (size_t i = 0; i < count; ++i) {
+      const float more = single ? FromBF16(bytes + 2 * (count + i)) * 0x1p-9f : 0.0f;
+      values.push_back(FromBF16(bytes + 2 * i) + more);
+    }
+    view = {single ? static_cast<const void*>(values.data()) : bf16.data(), what.x_dtype, rows,
+            what.d, what.d};
   }
 };
 
@@ -120,7 +141,7 @@ struct Answer {
 };
 
 // Row `row` of the answer; in `whole`, also that no other token is better than the last.
-void CheckRow(const Head& head, const uint8_t* x, int64_t row, const Answer& answer, bool whole) {
+void CheckRow(const Head& head, const float* x, int64_t row, const Answer& answer, bool whole) {
   const int64_t k = head.what.k;
   const float* values = answer.values.data() + row * k;
   const int32_t* indices = answer.indices.data() + row * k;
@@ -164,7 +185,13 @@ std::vector<LinearMatrix> LinearMatrices(bool quick, const std::string& part) {
        .vocab = 262144,
        .d = 640,
        .format = WeightFormat::kQ8_0,
-       .rows = {1, 8, 32, 256}}};
+       .rows = {1, 8, 32, 256}},
+      {.name = "q8-f32",
+       .vocab = 262144,
+       .d = 640,
+       .format = WeightFormat::kQ8_0,
+       .x_dtype = DType::kF32,
+       .rows = {1, 8, 32}}};
   std::vector<LinearMatrix> chosen;
   for (LinearMatrix what : all) {
     std::erase_if(what.rows, [&](int64_t rows) {
@@ -181,13 +208,13 @@ void RunLinearCases(const LinearMatrix& what, double min_seconds, Pool* pool,
                     const std::function<void(int64_t rows, const RooflineLine&)>& done) {
   const Head head(what);
   const int64_t most = *std::max_element(what.rows.begin(), what.rows.end());
-  std::vector<uint8_t> x(static_cast<size_t>(2 * most * what.d));
-  FillBF16(x.data(), most * what.d, 1.0f, 2);
+  const Inputs x(what, most);
   bool first = true;
   for (const int64_t rows : what.rows) {
     Answer answer{std::vector<float>(static_cast<size_t>(rows * what.k)),
                   std::vector<int32_t>(static_cast<size_t>(rows * what.k))};
-    const MatrixView view{x.data(), DType::kBF16, rows, what.d, what.d};
+    MatrixView view = x.view;
+    view.rows = rows;
     const auto call = [&] {
       LinearTopK(view, head.weight, what.k,
                  {answer.values.data(), what.k, answer.indices.data(), what.k}, {.pool = pool});
@@ -195,7 +222,7 @@ void RunLinearCases(const LinearMatrix& what, double min_seconds, Pool* pool,
     call();
     for (int64_t i = 0; i < std::min(rows, kCheckedRows); ++i) {
       const int64_t row = i * (rows - 1) / std::max<int64_t>(1, std::min(rows, kCheckedRows) - 1);
-      CheckRow(head, x.data() + 2 * row * what.d, row, answer, first && i == 0);
+      CheckRow(head, x.values.data() + row * what.d, row, answer, first && i == 0);
     }
     first = false;
     RooflineCase roofline;

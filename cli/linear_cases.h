@@ -17,6 +17,7 @@ struct LinearMatrix {
   int64_t vocab = 0;
   int64_t d = 0;
   WeightFormat format = WeightFormat::kBF16;
+  DType x_dtype = DType::kBF16;
   int64_t k = 64;
   std::vector<int64_t> rows;
 

@@ -1,38 +1,24 @@
 #include "examples/gemma3/choose.h"
 
 #include <algorithm>
-#include <bit>
 #include <chrono>
-#include <cmath>
-#include <functional>
 #include <limits>
 
-#include "examples/gemma3/kernels.h"
 #include "examples/gemma3/weights.h"
 #include "riffle/linear_topk.h"
 #include "riffle/sampling.h"
-#include "riffle/topk.h"
 
 namespace riffle::gemma3 {
 namespace {
 
 // Above it the logits are stored and sampled from instead of fused with a top-k.
 constexpr int32_t kMostFused = 1024;
-// Candidates beyond k that are multiplied exactly. The 16th best logit is nearly always farther
-// below the best one than rounding could move it.
-constexpr int64_t kSpare = 15;
 // Rows of stored logits at a time: 1 MB each.
 constexpr int64_t kStoredRows = 16;
 
 using Clock = std::chrono::steady_clock;
 double Since(Clock::time_point start) {
   return std::chrono::duration<double>(Clock::now() - start).count();
-}
-
-// To the nearest, ties to even. Pre: finite, or not of interest.
-float ToBF16(float x) {
-  const uint32_t bits = std::bit_cast<uint32_t>(x);
-  return std::bit_cast<float>((bits + 0x7fff + (bits >> 16 & 1)) & 0xffff0000u);
 }
 
 // What rows are chosen together by: 1 for greedy ones, else k, 0 for no or a large one. Rows of
@@ -82,92 +68,26 @@ void Chooser::Choose(std::span<const float> hidden, std::span<const Choice> choi
   }
 }
 
-// Draws from the k best logits. The product over the whole vocabulary runs on bf16 dot products of
-// rounded states; a few more candidates than k are then multiplied by the states as they are, and
-// the best of these are taken. A greedy row is certified, or multiplied again without rounding. Of
-// a sampled row's k, only those within rounding of the last place could be others.
+// Draws from the k best logits.
 void Chooser::FromTopK(int32_t k) {
   const auto start = Clock::now();
   const Config& config = model_.config();
   const int64_t rows = static_cast<int64_t>(rows_.size());
   const int64_t best = std::min<int64_t>(k, config.vocab_size);
-  const int64_t columns = std::min<int64_t>(best + kSpare, config.vocab_size);
-  approximate_.resize(static_cast<size_t>(rows * columns));
-  candidates_.resize(static_cast<size_t>(rows * columns));
-  exact_.resize(static_cast<size_t>(rows * columns));
-  Candidates(0, rows, columns, /*round=*/true);
-  const auto rescore = [&](int64_t row) { Rescore(row, columns); };
-  ParallelFor(rows, std::ref(rescore), pool_);
-  for (int64_t row = 0; row < rows && k == 1; ++row) {
-    if (!Certain(row, columns)) {
-      Candidates(row, 1, columns, /*round=*/false);
-      Rescore(row, columns);
-      ++uncertain_;
-    }
-  }
   values_.resize(static_cast<size_t>(rows * best));
-  indices_.resize(static_cast<size_t>(rows * best));
-  TopKOptions options;
+  candidates_.resize(static_cast<size_t>(rows * best));
+  LinearOptions options;
   options.pool = pool_;
-  TopK({exact_.data(), DType::kF32, rows, columns, columns}, best,
-       {values_.data(), best, indices_.data(), best}, options);
+  LinearTopK({states_.data(), DType::kF32, rows, config.hidden_size, config.hidden_size},
+             model_.weights().embedding, best, {values_.data(), best, candidates_.data(), best},
+             options);
   lm_head_seconds_ += Since(start);
   // Greedy rows too: a row of NaN is found there.
   Draw({values_.data(), DType::kF32, rows, best, best}, rows_);
   for (int64_t i = 0; i < rows; ++i) {
     int32_t& token = tokens_[static_cast<size_t>(rows_[static_cast<size_t>(i)])];
-    token = candidates_[static_cast<size_t>(i * columns +
-                                            indices_[static_cast<size_t>(i * best + token)])];
+    token = candidates_[static_cast<size_t>(i * best + token)];
   }
-}
-
-// The best logits of rows [first, first + rows) and their tokens.
-void Chooser::Candidates(int64_t first, int64_t rows, int64_t columns, bool round) {
-  const int64_t hidden = model_.config().hidden_size;
-  LinearOptions options;
-  options.round_x = round;
-  options.pool = pool_;
-  LinearTopK({states_.data() + first * hidden, DType::kF32, rows, hidden, hidden},
-             model_.weights().embedding, columns,
-             {approximate_.data() + first * columns, columns, candidates_.data() + first * columns,
-              columns},
-             options);
-}
-
-// Sorts a row's candidates by token, so that equal logits fall to the lower one, and multiplies.
-void Chooser::Rescore(int64_t row, int64_t columns) {
-  const WeightView& embedding = model_.weights().embedding;
-  int32_t* candidates = candidates_.data() + row * columns;
-  std::sort(candidates, candidates + columns);
-  for (int64_t i = 0; i < columns; ++i) {
-    exact_[static_cast<size_t>(row * columns + i)] =
-        DotQ8(static_cast<const uint8_t*>(embedding.data) +
-                  candidates[i] * embedding.row_stride * kQ8BlockBytes,
-              states_.data() + row * embedding.cols, embedding.cols);
-  }
-}
-
-// Whether no token but the candidates can have the best logit: rounding a state by r moves a logit
-// by at most |r| |w| (Cauchy and Schwarz), and every other token's rounded logit is at most the
-// last candidate's.
-bool Chooser::Certain(int64_t row, int64_t columns) const {
-  if (columns == model_.config().vocab_size) {
-    return true;
-  }
-  double size = 0;
-  double moved = 0;
-  for (int64_t i = 0; i < model_.config().hidden_size; ++i) {
-    const float x = states_[static_cast<size_t>(row * model_.config().hidden_size + i)];
-    const float rounded = ToBF16(x);
-    size += double{x} * x;
-    moved += (double{x} - rounded) * (double{x} - rounded);
-  }
-  // And the rounding of sums in f32, at most 640 * 2^-24 of the sum of magnitudes.
-  const double bound =
-      (std::sqrt(moved) + 1e-4 * std::sqrt(size)) * model_.weights().largest_embedding;
-  const float* exact = exact_.data() + row * columns;
-  const float* approximate = approximate_.data() + row * columns;
-  return *std::max_element(exact, exact + columns) > approximate[columns - 1] + bound;
 }
 
 // Draws from all logits, a few rows at a time.

@@ -32,14 +32,9 @@ class Chooser {
   // The sums over all calls: logits with their top-k, which are one operation, and the draws.
   double lm_head_seconds() const { return lm_head_seconds_; }
   double sampling_seconds() const { return sampling_seconds_; }
-  // Greedy rows whose product was done again without rounding, to be sure.
-  int64_t uncertain() const { return uncertain_; }
 
  private:
   void FromTopK(int32_t k);
-  void Candidates(int64_t first, int64_t rows, int64_t columns, bool round);
-  void Rescore(int64_t row, int64_t columns);
-  bool Certain(int64_t row, int64_t columns) const;
   void FromLogits();
   void Draw(const MatrixView& logits, std::span<const int64_t> rows);
 
@@ -48,7 +43,6 @@ class Chooser {
   Pool* pool_;
   double lm_head_seconds_ = 0;
   double sampling_seconds_ = 0;
-  int64_t uncertain_ = 0;
 
   // Of the call that runs: the rows that are chosen together, and their hidden states.
   std::span<const float> hidden_;
@@ -56,10 +50,8 @@ class Chooser {
   std::span<int32_t> tokens_;
   std::vector<int64_t> rows_;
   std::vector<float> states_;
-  std::vector<float> approximate_, exact_;  // logits of candidates
-  std::vector<int32_t> candidates_;         // their tokens
-  std::vector<float> values_;               // logits
-  std::vector<int32_t> indices_;            // their candidates
+  std::vector<float> values_;        // logits
+  std::vector<int32_t> candidates_;  // their tokens, if they are the k best
   std::vector<int32_t> drawn_;
 };
 

@@ -1,9 +1,6 @@
 #include "examples/gemma3/model.h"
 
-#include <algorithm>
 #include <array>
-#include <cmath>
-#include <functional>
 #include <string>
 #include <utility>
 
@@ -103,37 +100,6 @@ WeightView ReadEmbedding(const GgufFile& file, const Config& config) {
   return view;
 }
 
-// The square of the Euclidean norm of a row of Q8_0.
-double SquaredNorm(const uint8_t* row, int64_t blocks) {
-  double sum = 0;
-  for (int64_t b = 0; b < blocks; ++b, row += kQ8BlockBytes) {
-    const double scale = FromF16(static_cast<uint16_t>(row[0] | row[1] << 8));
-    int squares = 0;
-    for (int64_t i = 2; i < kQ8BlockBytes; ++i) {
-      const int q = static_cast<int8_t>(row[i]);
-      squares += q * q;
-    }
-    sum += scale * scale * squares;
-  }
-  return sum;
-}
-
-double LargestNorm(const WeightView& embedding, Pool* pool) {
-  constexpr int64_t kRows = 1024;  // of a task
-  std::vector<double> largest(static_cast<size_t>((embedding.rows + kRows - 1) / kRows));
-  const auto run = [&](int64_t task) {
-    const int64_t end = std::min(embedding.rows, (task + 1) * kRows);
-    for (int64_t row = task * kRows; row < end; ++row) {
-      const auto* data = static_cast<const uint8_t*>(embedding.data);
-      largest[static_cast<size_t>(task)] = std::max(
-          largest[static_cast<size_t>(task)],
-          SquaredNorm(data + row * embedding.row_stride * kQ8BlockBytes, embedding.row_stride));
-    }
-  };
-  ParallelFor(static_cast<int64_t>(largest.size()), std::ref(run), pool);
-  return std::sqrt(*std::max_element(largest.begin(), largest.end()));
-}
-
 }  // namespace
 
 Config ReadConfig(const GgufFile& file) {
@@ -198,7 +164,6 @@ int64_t Weights::bytes() const {
 Model::Model(const GgufFile& file, Pool* pool)
     : file_(file), config_(ReadConfig(file)), weights_(std::make_unique<Weights>()) {
   weights_->embedding = ReadEmbedding(file_, config_);
-  weights_->largest_embedding = LargestNorm(weights_->embedding, pool);
   weights_->output_norm = Vector(file_, "output_norm.weight", config_.hidden_size);
   for (int64_t i = 0; i < config_.layers; ++i) {
     weights_->layers.push_back(ReadLayer(file_, config_, i, pool));

@@ -23,7 +23,6 @@ struct Weights {
   std::vector<float> output_norm;  // [hidden]
   // [vocabulary, hidden] Q8_0, in the file's mapping: both the embedding and the LM head.
   WeightView embedding;
-  double largest_embedding = 0;  // the largest Euclidean norm of a row of it
 
   int64_t bytes() const;  // what a token's computation reads
 };

@@ -71,19 +71,10 @@ HWY_INLINE void AppendTile(const float* logits, int column, int count, int32_t b
   }
 }
 
-// Merges the pieces' lists of a row, sorts and writes the k best.
-void FinishRowImpl(const FinishTask& task, uint8_t* scratch) {
-  const ListLayout& layout = task.layout;
-  Keys32 list{reinterpret_cast<int32_t*>(scratch + layout.keys),
-              reinterpret_cast<int32_t*>(scratch + layout.columns), 0};
-  for (int64_t piece = 0; piece < task.pieces; ++piece) {
-    const int64_t at = piece * task.rows + task.row;
-    const auto count = static_cast<size_t>(task.kept.counts[at]);
-    std::copy_n(task.kept.keys + at * task.limit, count, list.keys + list.count);
-    std::copy_n(task.kept.columns + at * task.limit, count, list.indices + list.count);
-    list.count += count;
-  }
-  const auto k = static_cast<size_t>(task.k);
+// Sorts a list of at least k and writes the k best.
+void WriteBest(Keys32& list, int64_t best, const ListLayout& layout, uint8_t* scratch,
+               float* values, int32_t* indices) {
+  const auto k = static_cast<size_t>(best);
   const size_t limit = SortLimit(k, /*sorted=*/true);
   if (list.count > limit) {
     Trim(list, k, limit);
@@ -108,9 +99,24 @@ void FinishRowImpl(const FinishTask& task, uint8_t* scratch) {
     const uint32_t bits = key == kF32Format.nan_key()
                               ? kCanonicalNaN
                               : std::bit_cast<uint32_t>(KeyToFloat(key, DType::kF32));
-    std::memcpy(task.values + i, &bits, sizeof(bits));
-    task.indices[i] = list.indices[sorted[i]];
+    std::memcpy(values + i, &bits, sizeof(bits));
+    indices[i] = list.indices[sorted[i]];
   }
+}
+
+// Merges the pieces' lists of a row, sorts and writes the k best.
+void FinishRowImpl(const FinishTask& task, uint8_t* scratch) {
+  const ListLayout& layout = task.layout;
+  Keys32 list{reinterpret_cast<int32_t*>(scratch + layout.keys),
+              reinterpret_cast<int32_t*>(scratch + layout.columns), 0};
+  for (int64_t piece = 0; piece < task.pieces; ++piece) {
+    const int64_t at = piece * task.rows + task.row;
+    const auto count = static_cast<size_t>(task.kept.counts[at]);
+    std::copy_n(task.kept.keys + at * task.limit, count, list.keys + list.count);
+    std::copy_n(task.kept.columns + at * task.limit, count, list.indices + list.count);
+    list.count += count;
+  }
+  WriteBest(list, task.k, layout, scratch, task.values, task.indices);
 }
 
 }  // namespace riffle::HWY_NAMESPACE

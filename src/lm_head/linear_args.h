@@ -4,7 +4,9 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <cstring>
 
+#include "core/order.h"
 #include "riffle/linear_topk.h"
 
 namespace riffle {
@@ -16,11 +18,12 @@ inline constexpr int kChunk = 32;
 
 inline constexpr uint32_t kCanonicalNaN = 0x7fc00000u;
 
-// Rows of x that go through W together, laid out as words: [spans][rows][kSpan / per word]. A word
-// is an f32, or two bf16, the lower input in the lower half.
+// Rows of x that go through W together, laid out as words: [spans][laid_out][kSpan / per word]. A
+// word is an f32, or two bf16, the lower input in the lower half.
 struct LinearArgs {
-  const void* x = nullptr;
+  const void* x = nullptr;  // of the first row
   int64_t rows = 0;
+  int64_t laid_out = 0;  // rows; as many as `rows`, or more
   int64_t d = 0;
   bool words_of_bf16 = false;
 
@@ -35,9 +38,24 @@ struct LinearArgs {
   int span_words() const { return words_of_bf16 ? kSpan / 2 : kSpan; }
 };
 
-// Row `row` of x into its words. `to_bf16` rounds even where words are f32.
+inline float BiasAt(const BiasView& bias, int64_t column) {
+  const size_t element = SizeOf(bias.dtype);
+  const auto* at = static_cast<const uint8_t*>(bias.data) + static_cast<size_t>(column) * element;
+  if (element == 4) {
+    float value;
+    std::memcpy(&value, at, sizeof(value));
+    return value;
+  }
+  uint16_t bits;
+  std::memcpy(&bits, at, sizeof(bits));
+  return ToFloat(bits, bias.dtype);
+}
+
+// Row `row` of x, or the one that `order` names, into its words. `to_bf16` rounds even where words
+// are f32.
 struct LayOutX {
   const uint8_t* x = nullptr;
+  const int32_t* order = nullptr;  // [rows]; null: as they come
   DType dtype = DType::kF32;
   int64_t row_stride = 0;  // bytes
   int64_t rows = 0;

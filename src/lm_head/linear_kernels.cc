@@ -20,7 +20,7 @@ void RunSpan(const LinearArgs& args, const TileSpan& tile, int64_t number, uint3
              float* sums) {
   using Word = typename Math::Word;
   SpanProduct<Math> span;
-  span.x = static_cast<const Word*>(args.x) + number * args.rows * kSpanWords<Math>;
+  span.x = static_cast<const Word*>(args.x) + number * args.laid_out * kSpanWords<Math>;
   span.w = reinterpret_cast<const Word*>(words);
   span.sums = sums;
   span.rows = static_cast<int>(args.rows);
@@ -74,35 +74,50 @@ class TileRunner {
 
   // The logits of a tile, [rows][kTile] f32, finished.
   const float* Run(int64_t tile) {
-    const int64_t column = tile * kTile;
-    columns_ = static_cast<int>(std::min<int64_t>(kTile, args_.vocab - column));
-    float* sums = Sums();
-    std::fill_n(sums, args_.rows * kTile, 0.0f);
-    TileSpan span = Begin(column);
-    for (int64_t number = 0; number < args_.spans(); ++number) {
-      const int64_t input = number * kSpan;
-      span.offset = q8_ ? input / kQ8Block * kQ8BlockBytes : input * element_;
-      span.from = args_.weight + input * span.stride + column * element_;
-      span.inputs = static_cast<int>(std::min<int64_t>(kSpan, args_.d - input));
-      run_span_(args_, span, number, reinterpret_cast<uint32_t*>(scratch_ + layout_.words), sums);
-    }
-    Complete(column);
-    return sums;
+    first_ = tile * kTile;
+    chosen_ = nullptr;
+    columns_ = static_cast<int>(std::min<int64_t>(kTile, args_.vocab - first_));
+    return RunTile();
+  }
+  // Of any `count` columns, at most kTile. Not if transposed.
+  const float* RunChosen(const int32_t* columns, int count) {
+    first_ = 0;
+    chosen_ = columns;
+    columns_ = count;
+    return RunTile();
   }
   int columns() const { return columns_; }
 
  private:
   float* Sums() { return reinterpret_cast<float*>(scratch_ + layout_.sums); }
 
-  TileSpan Begin(int64_t column) {
+  int64_t Column(int i) const { return chosen_ != nullptr ? chosen_[i] : first_ + i; }
+
+  const float* RunTile() {
+    float* sums = Sums();
+    std::fill_n(sums, args_.rows * kTile, 0.0f);
+    TileSpan span = Begin();
+    for (int64_t number = 0; number < args_.spans(); ++number) {
+      const int64_t input = number * kSpan;
+      span.offset = q8_ ? input / kQ8Block * kQ8BlockBytes : input * element_;
+      span.from = args_.weight + input * span.stride + first_ * element_;
+      span.inputs = static_cast<int>(std::min<int64_t>(kSpan, args_.d - input));
+      run_span_(args_, span, number, reinterpret_cast<uint32_t*>(scratch_ + layout_.words), sums);
+    }
+    Complete();
+    return sums;
+  }
+
+  TileSpan Begin() {
     TileSpan span;
     for (int i = 0; i < kTile; ++i) {
-      span.column[i] = args_.transposed ? nullptr
-                                        : args_.weight + (column + std::min(i, columns_ - 1)) *
-                                                             args_.weight_stride;
+      span.column[i] =
+          args_.transposed
+              ? nullptr
+              : args_.weight + Column(std::min(i, columns_ - 1)) * args_.weight_stride;
     }
     span.column_bytes = q8_ ? args_.d / kQ8Block * kQ8BlockBytes : args_.d * element_;
-    span.next_tile = kTile * args_.weight_stride;
+    span.next_tile = chosen_ != nullptr ? 0 : kTile * args_.weight_stride;
     span.stride = args_.transposed ? args_.weight_stride : 0;
     span.columns = columns_;
     span.tails = scratch_ + layout_.tails;
@@ -111,10 +126,10 @@ class TileRunner {
   }
 
   // Adds the bias; +0 for zeros, one NaN for all.
-  void Complete(int64_t column) {
+  void Complete() {
     const WordF32 df;
     auto* bias = reinterpret_cast<float*>(scratch_ + layout_.bias);
-    LoadBias(column, bias);
+    LoadBias(bias);
     float* sums = Sums();
     const auto nan = hn::BitCast(df, hn::Set(WordU32(), kCanonicalNaN));
     for (int64_t row = 0; row < args_.rows; ++row, sums += kTile) {
@@ -129,22 +144,9 @@ class TileRunner {
     }
   }
 
-  void LoadBias(int64_t column, float* bias) {
-    if (args_.bias.data == nullptr) {
-      return;
-    }
-    const size_t element = SizeOf(args_.bias.dtype);
-    const auto* from =
-        static_cast<const uint8_t*>(args_.bias.data) + static_cast<size_t>(column) * element;
-    for (int i = 0; i < kTile; ++i) {
-      bias[i] = 0;
-      if (i < columns_ && element == 4) {
-        std::memcpy(bias + i, from + 4 * i, 4);
-      } else if (i < columns_) {
-        uint16_t bits;
-        std::memcpy(&bits, from + 2 * i, 2);
-        bias[i] = ToFloat(bits, args_.bias.dtype);
-      }
+  void LoadBias(float* bias) {
+    for (int i = 0; i < kTile && args_.bias.data != nullptr; ++i) {
+      bias[i] = i < columns_ ? BiasAt(args_.bias, Column(i)) : 0.0f;
     }
   }
 
@@ -154,6 +156,8 @@ class TileRunner {
   RunSpanFunction run_span_;
   bool q8_;
   int64_t element_;
+  int64_t first_ = 0;
+  const int32_t* chosen_ = nullptr;
   int columns_ = 0;
 };
 
@@ -216,9 +220,64 @@ void KeepTiles(const LinearArgs& args, int64_t begin, int64_t end, const Candida
   }
 }
 
+// The candidates of a row that may be among its k best, in ascending order; returns how many.
+size_t Survivors(const ScreenedRow& task, int32_t* columns) {
+  const ScreenLists& lists = task.lists;
+  const int64_t begin = task.row * lists.stride;
+  const auto count = static_cast<size_t>(lists.counts[task.row]);
+  const auto k = static_cast<size_t>(task.k);
+  int32_t* lowers = lists.lowers + begin;
+  Pad(Tag<int32_t>(), lowers, count);
+  const float bound = KeyToFloat(
+      FindBound(lowers, count, k, k + k / 16, kF32Format.lowest_key(), kF32Format).key,
+      DType::kF32);
+  size_t kept = 0;
+  for (size_t i = 0; i < count; ++i) {
+    if (!(lists.uppers[begin + static_cast<int64_t>(i)] < bound)) {
+      columns[kept++] = lists.columns[begin + static_cast<int64_t>(i)];
+    }
+  }
+  std::sort(columns, columns + kept);
+  return kept;
+}
+
+void PrefetchColumns(const LinearArgs& args, const int32_t* columns, size_t count) {
+  const int64_t bytes = args.d / kQ8Block * kQ8BlockBytes;
+  for (size_t i = 0; i < count; ++i) {
+    for (int64_t at = 0; at < bytes; at += 64) {
+      PrefetchAt(args.weight + columns[i] * args.weight_stride, at);
+    }
+  }
+}
+
+// Multiplies the candidates of a row that was screened, and writes the k best.
+int64_t FinishScreenedImpl(const LinearArgs& args, const ScreenedRow& task, uint8_t* scratch) {
+  LinearArgs one = args;
+  one.rows = 1;
+  one.x = static_cast<const uint8_t*>(args.x) +
+          task.row * args.span_words() * 4;
+  auto* columns = reinterpret_cast<int32_t*>(scratch + task.layout.candidates);
+  Keys32 list{reinterpret_cast<int32_t*>(scratch + task.layout.list.keys),
+              reinterpret_cast<int32_t*>(scratch + task.layout.list.columns), 0};
+  const size_t count = Survivors(task, columns);
+  TileRunner runner(one, scratch);
+  constexpr size_t kColumns = kTile;
+  PrefetchColumns(args, columns, std::min(count, kColumns));
+  for (size_t i = 0; i < count; i += kColumns) {
+    const size_t here = std::min(kColumns, count - i);
+    PrefetchColumns(args, columns + i + here, std::min(kColumns, count - i - here));
+    const float* sums = runner.RunChosen(columns + i, static_cast<int>(here));
+    AppendTile(sums, 0, static_cast<int>(here), kF32Format.lowest_key(), list);
+    std::copy_n(columns + i, here, list.indices + list.count - here);
+  }
+  WriteBest(list, task.k, task.layout.list, scratch, task.values, task.indices);
+  return static_cast<int64_t>(count);
+}
+
 const LinearKernels* GetLinearKernelsImpl() {
   static constexpr LinearKernels kKernels{HWY_NATIVE_DOT_BF16 && HWY_ARCH_X86, RowToWordsAny,
-                                          StoreTiles, KeepTiles, FinishRowImpl};
+                                          StoreTiles, KeepTiles, FinishRowImpl,
+                                          FinishScreenedImpl};
   return &kKernels;
 }
 

@@ -6,6 +6,7 @@
 
 #include "lm_head/linear_args.h"
 #include "lm_head/linear_plan.h"
+#include "lm_head/screen_plan.h"
 
 namespace riffle {
 
@@ -43,7 +44,18 @@ struct FinishTask {
   int32_t* indices = nullptr;  // [k]
 };
 
-// Pre: scratch is 64-byte aligned and has the bytes of PlanTileScratch, PlanLists, PlanFinishLists.
+// A row whose candidates the screen has found.
+struct ScreenedRow {
+  ScreenLists lists;
+  ScreenFinish layout;  // in the scratch
+  int64_t row = 0;
+  int64_t k = 0;
+  float* values = nullptr;     // [k]
+  int32_t* indices = nullptr;  // [k]
+};
+
+// Pre: scratch is 64-byte aligned and has the bytes of PlanTileScratch, PlanLists, PlanFinishLists,
+// PlanScreenFinish.
 struct LinearKernels {
   bool native_bf16;  // whether words may be pairs of bf16
   void (*lay_out_x)(const LayOutX& task, int64_t row);
@@ -52,6 +64,8 @@ struct LinearKernels {
   void (*keep_tiles)(const LinearArgs& args, int64_t begin, int64_t end, const CandidateSink& sink,
                      uint8_t* scratch);
   void (*finish_row)(const FinishTask& task, uint8_t* scratch);
+  // Returns how many columns were multiplied.
+  int64_t (*finish_screened)(const LinearArgs& args, const ScreenedRow& task, uint8_t* scratch);
 };
 const LinearKernels& GetLinearKernels();
 

@@ -2,25 +2,11 @@
 
 #include <algorithm>
 
+#include "lm_head/layout.h"
 #include "topk/finish.h"
 
 namespace riffle {
 namespace {
-
-// Lays out arrays one behind the other.
-class Layout {
- public:
-  explicit Layout(size_t begin = 0) : end_(begin) {}
-  size_t Place(int64_t count, size_t width) {
-    const size_t begin = end_;
-    end_ += (static_cast<size_t>(count) * width + 63) / 64 * 64;
-    return begin;
-  }
-  size_t end() const { return end_; }
-
- private:
-  size_t end_;
-};
 
 // Candidates of all rows of a pass, for each thread.
 constexpr int64_t kCandidateBytes = int64_t{64} << 20;
@@ -89,16 +75,20 @@ ListLayout PlanLists(const CandidatePlan& plan, size_t begin) {
   return lists;
 }
 
-ListLayout PlanFinishLists(const CandidatePlan& plan, int64_t pieces) {
-  Layout layout;
+ListLayout PlanOneList(int64_t most, size_t begin) {
+  Layout layout(begin);
   ListLayout lists{};
-  lists.stride = pieces * plan.limit + static_cast<int64_t>(kSlack);
+  lists.stride = most + static_cast<int64_t>(kSlack);
   lists.keys = layout.Place(lists.stride, sizeof(int32_t));
   lists.columns = layout.Place(lists.stride, sizeof(int32_t));
   lists.places = layout.Place(lists.stride, sizeof(int32_t));
   lists.pairs = layout.Place(2 * lists.stride, sizeof(uint64_t));
   lists.bytes = layout.end();
   return lists;
+}
+
+ListLayout PlanFinishLists(const CandidatePlan& plan, int64_t pieces) {
+  return PlanOneList(pieces * plan.limit, 0);
 }
 
 }  // namespace riffle

@@ -68,6 +68,7 @@ struct ListLayout {
   size_t bytes;
 };
 ListLayout PlanLists(const CandidatePlan& plan, size_t begin);
+ListLayout PlanOneList(int64_t most, size_t begin);  // of `most` candidates, to be sorted
 ListLayout PlanFinishLists(const CandidatePlan& plan, int64_t pieces);
 
 }  // namespace riffle

@@ -59,7 +59,7 @@ HWY_INLINE void ChunkToWords(const LayOutX& task, const uint8_t* from, uint8_t* 
 template <DType kType>
 void RowToWords(const LayOutX& task, int64_t row) {
   constexpr size_t kElement = SizeOf(kType);
-  const uint8_t* from = task.x + row * task.row_stride;
+  const uint8_t* from = task.x + (task.order != nullptr ? task.order[row] : row) * task.row_stride;
   const size_t word_bytes = task.words_of_bf16 ? 2 : 4;  // of one input
   for (int64_t begin = 0; begin < task.d; begin += kChunk) {
     const int64_t span = begin / kSpan;
@@ -76,7 +76,7 @@ void RowToWords(const LayOutX& task, int64_t row) {
   }
 }
 
-void RowToWordsAny(const LayOutX& task, int64_t row) {
+inline void RowToWordsAny(const LayOutX& task, int64_t row) {
   switch (task.dtype) {
     case DType::kF32:
       return RowToWords<DType::kF32>(task, row);

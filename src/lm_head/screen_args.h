@@ -1,0 +1,72 @@
+// The screen of the LM head: products of int8, with a bound of how far from the logits they are,
+// tell which columns may be among the k best of a row; only those are multiplied as Linear does.
+//
+// The bound. x is a row as the exact chains take it (rounded to bf16 where they do), w a column of
+// W, x' = step * q the row in int8, and |.| the Euclidean norm. The exact logit differs from the
+// real number x . w, and the approximate one from x' . w, by roundings of 2^-24 each to sums that
+// |x| |w| and |x'| |w| bound (Cauchy and Schwarz): fewer than 2 (33 + blocks) and 2 blocks + 8 of
+// them, where one more for each product is for targets without FMA. And |x . w - x' . w| is at most
+// |x - x'| |w|. So with r = 2^-21 (32 + blocks), more than twice what is needed,
+//   |approximate - exact| <= (|x - x'| + r (|x| + |x - x'|)) |w| + a,
+// where a = 2^-96 blocks is for results that underflow, or that VDPBF16PS takes for zeros: at most
+// 2^-113 in a block before its scale, below 2^16, multiplies it. A bias b adds 2^-20 |b|.
+// |x - x'| and |x| are sums of squares per block in units of its step, made when x is quantised;
+// their own roundings, some 2^-19 |x|, are within r. |w| comes from the sum of squares of int8.
+// Rows with NaN, infinities or numbers from 2^64 on, and more than kMostScreenedInputs inputs, are
+// not screened, so nothing overflows; a scale or bias that is not finite makes the bound infinite
+// or NaN, and such a column is always multiplied.
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+
+#include "lm_head/linear_args.h"
+
+namespace riffle {
+
+// 32 inputs of a row: step * q[i], q of -127 to 127, four to a word, lowest first.
+struct ScreenBlock {
+  int32_t words[kQ8Block / 4];
+  int32_t start;  // -128 times the sum of q: words of W hold weights + 128
+  float step;
+};
+
+// Blocks of W that are laid out together; those of a panel then fill half of L1.
+inline constexpr int kScreenBlocks = 20;
+inline constexpr int64_t kMostScreenedInputs = 1 << 16;
+
+// |approximate - exact| <= relative * |w| + absolute, but for the bias.
+struct ScreenError {
+  float relative;
+  float absolute;
+};
+
+struct ScreenArgs {
+  LinearArgs linear;
+  ScreenBlock* x = nullptr;       // [spans][rows][kScreenBlocks]
+  ScreenError* errors = nullptr;  // [rows]
+
+  int blocks() const { return static_cast<int>(linear.d / kQ8Block); }
+  int spans() const { return (blocks() + kScreenBlocks - 1) / kScreenBlocks; }
+};
+
+// What all pieces share. A candidate's exact logit lies from its lower to its upper bound.
+struct ScreenLists {
+  std::atomic<int32_t>* bounds = nullptr;    // [rows]; a key that k logits are known to reach
+  std::atomic<int32_t>* locks = nullptr;     // [rows] 1: a piece adds to the row's candidates
+  std::atomic<int32_t>* given_up = nullptr;  // [rows] 1: too many candidates, or not screened at all
+  std::atomic<int32_t>* left = nullptr;      // rows that are not given up
+  int64_t* counts = nullptr;                 // [rows] candidates, in any order
+  int32_t* lowers = nullptr;                 // [rows][stride] keys
+  float* uppers = nullptr;                   // likewise
+  int32_t* columns = nullptr;                // likewise
+  int64_t stride = 0;
+
+  void GiveUp(int64_t row) const {
+    if (given_up[row].exchange(1, std::memory_order_relaxed) == 0) {
+      left->fetch_sub(1, std::memory_order_relaxed);
+    }
+  }
+};
+
+}  // namespace riffle
