@@ -23,8 +23,10 @@ constexpr const char* kDescription =
 constexpr const char* kDetails =
     "The 64 best logits of rows of bf16 times the weights of an LM head: bf16 is 201088 tokens of\n"
     "2880 (1.16 GB), q8 is 262144 of 640 in Q8_0 (178 MB), q8-f32 the same with rows of f32. One\n"
-    "row is first held against all of its logits in double, others at the tokens they name. `read`\n"
-    "is a maximum over the weights by the same threads, measured in turn with the call; `share` is\n"
+    "row is first held against all of its logits in double, others at the tokens they name. "
+    "`read`\n"
+    "is a maximum over the weights by the same threads, measured in turn with the call; `share` "
+    "is\n"
     "read / time. `peak` is bf16 dot products on registers, measured beside the case. Let nothing\n"
     "else run meanwhile.\n"
     "\n"

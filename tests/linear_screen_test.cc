@@ -14,8 +14,8 @@
 #include "lm_head/screen_kernels.h"
 #include "lm_head/screened_topk.h"
 #include "riffle/topk.h"
-#include "tests/linear_case.h"
 #include "tests/distributions.h"
+#include "tests/linear_case.h"
 #include "tests/text.h"
 #include "tests/topk_check.h"
 
@@ -78,8 +78,8 @@ std::string Compare(const MatrixView& x, const WeightView& weight, const LinearO
   for (size_t i = 0; i < size; ++i) {
     if (indices[i] != columns[i] || std::memcmp(&values[i], &expected[i], sizeof(float)) != 0) {
       return Concat("row ", i / static_cast<size_t>(k), ", place ", i % static_cast<size_t>(k),
-                    ": ", values[i], " of ", indices[i], ", not ", expected[i], " of ",
-                    columns[i], "; k=", k, " vocab=", weight.rows, " on ", Target());
+                    ": ", values[i], " of ", indices[i], ", not ", expected[i], " of ", columns[i],
+                    "; k=", k, " vocab=", weight.rows, " on ", Target());
     }
   }
   return "";
@@ -97,9 +97,9 @@ class LinearScreenTest : public testing::Test {
       const std::vector<float> y = linear.Run(&PoolOf(1), &fault);
       for (const int64_t k : ks) {
         ScreenStats stats;
-        ASSERT_EQ(Compare(linear.x(), linear.weight(), linear.options(&PoolOf(threads)), y, k,
-                          &stats),
-                  "")
+        ASSERT_EQ(
+            Compare(linear.x(), linear.weight(), linear.options(&PoolOf(threads)), y, k, &stats),
+            "")
             << Describe(spec);
         ASSERT_EQ(stats.screened + stats.given_up, spec.rows);
       }

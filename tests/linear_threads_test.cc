@@ -33,9 +33,9 @@ TEST(LinearThreads, ConcurrentCalls) {
   EXPECT_EQ(wrong, std::vector<int>(3, 0));
 }
 
-// Pieces of one call raise the bounds that all of them read.
-TEST(LinearThreads, PiecesShareBounds) {
-  const LinearCase linear({.rows = 3, .d = 32, .vocab = 9000, .data = LinearData::kTies});
+// Pieces of one call raise the bounds that all of them read; of Q8_0 they share candidates.
+void CheckPieces(const LinearSpec& spec) {
+  const LinearCase linear(spec);
   const int64_t k = 50;
   std::vector<float> values(150), expected(150);
   std::vector<int32_t> indices(150), columns(150);
@@ -49,6 +49,14 @@ TEST(LinearThreads, PiecesShareBounds) {
     EXPECT_EQ(values, expected);
     EXPECT_EQ(indices, columns);
   }
+}
+
+TEST(LinearThreads, PiecesShareBounds) {
+  CheckPieces({.rows = 3, .d = 32, .vocab = 9000, .data = LinearData::kTies});
+}
+
+TEST(LinearThreads, PiecesShareCandidates) {
+  CheckPieces({.rows = 3, .d = 96, .vocab = 9000, .format = WeightFormat::kQ8_0});
 }
 
 }  // namespace

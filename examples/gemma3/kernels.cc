@@ -18,7 +18,6 @@ HWY_EXPORT(NormRoundRowOf);
 HWY_EXPORT(NormRowOf);
 HWY_EXPORT(AddNormRowOf);
 HWY_EXPORT(NormRopeRowOf);
-HWY_EXPORT(DotQ8Of);
 
 void MultiplyPanel(const Activations& x, int64_t tile, const Product& product, int64_t panel) {
   HWY_DYNAMIC_DISPATCH(MultiplyPanelOf)(x, tile, product, panel);
@@ -41,9 +40,6 @@ void AddNormRow(const float* x, const Norm& norm, int64_t size, float* hidden) {
 }
 void NormRopeRow(const Norm& norm, const float* turn, int64_t size, float* x) {
   HWY_DYNAMIC_DISPATCH(NormRopeRowOf)(norm, turn, size, x);
-}
-float DotQ8(const uint8_t* weights, const float* x, int64_t size) {
-  return HWY_DYNAMIC_DISPATCH(DotQ8Of)(weights, x, size);
 }
 
 }  // namespace riffle::gemma3

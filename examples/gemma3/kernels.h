@@ -31,7 +31,5 @@ void AddNormRow(const float* x, const Norm& norm, int64_t size, float* hidden);
 // x [size] = rope(norm(x)): pairs (i, i + size / 2) turn by an angle whose cosines and sines are
 // turn[0, size / 2) and turn[size / 2, size). size is a multiple of 32.
 void NormRopeRow(const Norm& norm, const float* turn, int64_t size, float* x);
-// The dot product of a row of Q8_0 weights, as they lie in a file, and x [size].
-float DotQ8(const uint8_t* weights, const float* x, int64_t size);
 
 }  // namespace riffle::gemma3

@@ -11,7 +11,6 @@
 #include <hwy/contrib/math/math-inl.h>
 
 #include <cmath>
-#include <cstring>
 #include <limits>
 
 #include "examples/gemma3/kernels.h"
@@ -145,26 +144,6 @@ HWY_INLINE VRow Gelu(VRow x) {
   // (1 + tanh(y)) / 2 = 1 / (1 + exp(-2 y)), where exp must not overflow.
   const VRow power = hn::Min(hn::Mul(hn::Mul(x, factor), hn::Set(df, -2.0f)), hn::Set(df, 80.0f));
   return hn::Div(x, hn::Add(hn::Exp(df, power), hn::Set(df, 1.0f)));
-}
-
-float DotQ8Of(const uint8_t* weights, const float* x, int64_t size) {
-  const DRow df;
-  const hn::RebindToSigned<DRow> di;
-  const hn::Rebind<int8_t, DRow> d8;
-  const int64_t lanes = static_cast<int64_t>(hn::Lanes(df));
-  VRow total = hn::Zero(df);
-  for (int64_t block = 0; block < size; block += kBlock, weights += 2 + kBlock) {
-    hwy::float16_t scale;
-    std::memcpy(&scale, weights, sizeof(scale));
-    const auto* codes = reinterpret_cast<const int8_t*>(weights + 2);
-    VRow sum = hn::Zero(df);
-    for (int64_t i = 0; i < kBlock; i += lanes) {
-      const VRow code = hn::ConvertTo(df, hn::PromoteTo(di, hn::LoadU(d8, codes + i)));
-      sum = hn::MulAdd(code, hn::LoadU(df, x + block + i), sum);
-    }
-    total = hn::MulAdd(hn::Set(df, hwy::F32FromF16(scale)), sum, total);
-  }
-  return hn::ReduceSum(df, total);
 }
 
 }  // namespace riffle::gemma3::HWY_NAMESPACE

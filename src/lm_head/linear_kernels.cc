@@ -111,10 +111,9 @@ class TileRunner {
   TileSpan Begin() {
     TileSpan span;
     for (int i = 0; i < kTile; ++i) {
-      span.column[i] =
-          args_.transposed
-              ? nullptr
-              : args_.weight + Column(std::min(i, columns_ - 1)) * args_.weight_stride;
+      span.column[i] = args_.transposed
+                           ? nullptr
+                           : args_.weight + Column(std::min(i, columns_ - 1)) * args_.weight_stride;
     }
     span.column_bytes = q8_ ? args_.d / kQ8Block * kQ8BlockBytes : args_.d * element_;
     span.next_tile = chosen_ != nullptr ? 0 : kTile * args_.weight_stride;
@@ -228,9 +227,9 @@ size_t Survivors(const ScreenedRow& task, int32_t* columns) {
   const auto k = static_cast<size_t>(task.k);
   int32_t* lowers = lists.lowers + begin;
   Pad(Tag<int32_t>(), lowers, count);
-  const float bound = KeyToFloat(
-      FindBound(lowers, count, k, k + k / 16, kF32Format.lowest_key(), kF32Format).key,
-      DType::kF32);
+  const float bound =
+      KeyToFloat(FindBound(lowers, count, k, k + k / 16, kF32Format.lowest_key(), kF32Format).key,
+                 DType::kF32);
   size_t kept = 0;
   for (size_t i = 0; i < count; ++i) {
     if (!(lists.uppers[begin + static_cast<int64_t>(i)] < bound)) {
@@ -254,8 +253,7 @@ void PrefetchColumns(const LinearArgs& args, const int32_t* columns, size_t coun
 int64_t FinishScreenedImpl(const LinearArgs& args, const ScreenedRow& task, uint8_t* scratch) {
   LinearArgs one = args;
   one.rows = 1;
-  one.x = static_cast<const uint8_t*>(args.x) +
-          task.row * args.span_words() * 4;
+  one.x = static_cast<const uint8_t*>(args.x) + task.row * args.span_words() * 4;
   auto* columns = reinterpret_cast<int32_t*>(scratch + task.layout.candidates);
   Keys32 list{reinterpret_cast<int32_t*>(scratch + task.layout.list.keys),
               reinterpret_cast<int32_t*>(scratch + task.layout.list.columns), 0};
@@ -275,8 +273,11 @@ int64_t FinishScreenedImpl(const LinearArgs& args, const ScreenedRow& task, uint
 }
 
 const LinearKernels* GetLinearKernelsImpl() {
-  static constexpr LinearKernels kKernels{HWY_NATIVE_DOT_BF16 && HWY_ARCH_X86, RowToWordsAny,
-                                          StoreTiles, KeepTiles, FinishRowImpl,
+  static constexpr LinearKernels kKernels{HWY_NATIVE_DOT_BF16 && HWY_ARCH_X86,
+                                          RowToWordsAny,
+                                          StoreTiles,
+                                          KeepTiles,
+                                          FinishRowImpl,
                                           FinishScreenedImpl};
   return &kKernels;
 }

@@ -137,8 +137,7 @@ void Linear(const MatrixView& x, const WeightView& weight, const OutView<float>&
   uint8_t* words = lease.Shared(call.WordBytes(pass));
   lease.ReserveScratch(PlanTileScratch(pass).bytes);
   for (int64_t row = 0; row < x.rows; row += pass) {
-    const LinearArgs& args =
-        call.Take(nullptr, row, std::min(pass, x.rows - row), words, lease);
+    const LinearArgs& args = call.Take(nullptr, row, std::min(pass, x.rows - row), words, lease);
     const StoreSink sink{y.data + row * y.row_stride, y.row_stride};
     lease.Run(plan.pieces, [&](int64_t piece, uint8_t* scratch) {
       call.kernels().store_tiles(args, plan.Begin(piece), plan.End(piece), sink, scratch);

@@ -86,8 +86,8 @@ bool QuantizeRow(const ScreenArgs& args, int64_t row) {
     const auto input = static_cast<size_t>((i / kSpanBlocks * linear.laid_out + row) * kSpan +
                                            i % kSpanBlocks * kQ8Block);
     const uint8_t* words = static_cast<const uint8_t*>(linear.x) + input * bytes;
-    ScreenBlock& block = args.x[(i / kScreenBlocks * linear.rows + row) * kScreenBlocks +
-                                i % kScreenBlocks];
+    ScreenBlock& block =
+        args.x[(i / kScreenBlocks * linear.rows + row) * kScreenBlocks + i % kScreenBlocks];
     if (!(linear.words_of_bf16 ? QuantizeBlock<DType::kBF16>(words, block, sizes)
                                : QuantizeBlock<DType::kF32>(words, block, sizes))) {
       return false;

@@ -71,8 +71,8 @@ struct ScreenPanel {
   float* squares;  // [kScreenPanel] sums of squares of weights, added to
 };
 
-// Scales of Lanes(df) columns, at most eight. Gathered in a register: stored one by one they took as
-// long as all else.
+// Scales of Lanes(df) columns, at most eight. Gathered in a register: stored one by one they took
+// as long as all else.
 template <class DF>
 HWY_INLINE void ScreenScales(DF df, const uint8_t* const* column, int64_t offset, float* scales) {
   const hn::Rebind<uint16_t, DF> d;

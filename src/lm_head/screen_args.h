@@ -52,14 +52,15 @@ struct ScreenArgs {
 
 // What all pieces share. A candidate's exact logit lies from its lower to its upper bound.
 struct ScreenLists {
-  std::atomic<int32_t>* bounds = nullptr;    // [rows]; a key that k logits are known to reach
-  std::atomic<int32_t>* locks = nullptr;     // [rows] 1: a piece adds to the row's candidates
-  std::atomic<int32_t>* given_up = nullptr;  // [rows] 1: too many candidates, or not screened at all
-  std::atomic<int32_t>* left = nullptr;      // rows that are not given up
-  int64_t* counts = nullptr;                 // [rows] candidates, in any order
-  int32_t* lowers = nullptr;                 // [rows][stride] keys
-  float* uppers = nullptr;                   // likewise
-  int32_t* columns = nullptr;                // likewise
+  std::atomic<int32_t>* bounds = nullptr;  // [rows]; a key that k logits are known to reach
+  std::atomic<int32_t>* locks = nullptr;   // [rows] 1: a piece adds to the row's candidates
+  std::atomic<int32_t>* given_up =
+      nullptr;                           // [rows] 1: too many candidates, or not screened at all
+  std::atomic<int32_t>* left = nullptr;  // rows that are not given up
+  int64_t* counts = nullptr;             // [rows] candidates, in any order
+  int32_t* lowers = nullptr;             // [rows][stride] keys
+  float* uppers = nullptr;               // likewise
+  int32_t* columns = nullptr;            // likewise
   int64_t stride = 0;
 
   void GiveUp(int64_t row) const {

@@ -287,8 +287,8 @@ void ScreenTiles(const ScreenArgs& args, int64_t begin, int64_t end, const Scree
   }
 }
 
-void TileBounds(const ScreenArgs& args, int64_t tile, const ScreenScratch& layout,
-                uint8_t* scratch, float* lower, float* upper) {
+void TileBounds(const ScreenArgs& args, int64_t tile, const ScreenScratch& layout, uint8_t* scratch,
+                float* lower, float* upper) {
   const WordF32 df;
   TileScreen screen(args, layout, scratch);
   screen.Run(tile);

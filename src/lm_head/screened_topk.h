@@ -8,15 +8,15 @@
 namespace riffle {
 
 enum class Screening : uint8_t {
-  kAuto,    // where it pays
+  kAuto,  // where it pays
   kNever,
   kAlways,  // where the weights are Q8_0 and d allows it, on every SIMD target
 };
 
 // What became of the rows of a call.
 struct ScreenStats {
-  int64_t screened = 0;    // rows whose answer comes from candidates
-  int64_t given_up = 0;    // rows that had too many, or could not be screened: multiplied as a whole
+  int64_t screened = 0;  // rows whose answer comes from candidates
+  int64_t given_up = 0;  // rows that had too many, or could not be screened: multiplied as a whole
   int64_t multiplied = 0;  // columns of all screened rows that were multiplied exactly
 };
 
