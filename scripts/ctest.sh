@@ -7,7 +7,9 @@ set -euo pipefail
 
 preset=${1:?usage: ctest.sh PRESET [options of ctest]}
 shift
-"$ROOT/scripts/build.sh" "$preset"
+targets=()
+if [ "$preset" = tsan ]; then targets=(--target concurrency_tests); fi
+"$ROOT/scripts/build.sh" "$preset" "${targets[@]}"
 cd "$ROOT"
 run=()
 # The ThreadSanitizer of older compilers cannot place its shadow memory where Linux randomises addresses by 32 bits.
