@@ -16,9 +16,11 @@
 #include "attention/attention_kernels.h"
 #include "attention/few_rows-inl.h"
 #include "attention/kv_block-inl.h"
+#include "attention/query_block-inl.h"
 #include "attention/results-inl.h"
 #include "attention/softmax-inl.h"
 #include "attention/unit_scratch-inl.h"
+#include "attention/values-inl.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace riffle::HWY_NAMESPACE {
@@ -48,16 +50,21 @@ class UnitRunner {
         // After a soft cap scores are logits in units of log2 already.
         factor_(args.soft_cap > 0 || args.scale == 0 ? 1.0f : std::abs(args.scale) * kLog2E) {
     shape_.columns = PaddedDim(dim_);
+    value_stride_ = ValueStride(shape_.columns);
     at_.LayOut(dim_, plan, scratch);
     // Columns past head_dim stay 0.
-    std::fill_n(at_.values, kBlock / Math::kPerWord * shape_.columns, Word{0});
+    std::fill_n(at_.values, kBlock / Math::kPerWord * value_stride_, Word{0});
   }
 
   void Run(const Unit& unit, float* slots, TileCursor& ahead) {
     Enter(unit);
     float* slot = slots + std::max<int64_t>(unit.slot, 0);
-    at_.total.Clear(shape_);
-    std::fill_n(at_.total.sums, int64_t{shape_.heads} * shape_.rows * shape_.columns, 0.0f);
+    // Folding one span into nothing would change no result.
+    const bool one_span = unit.slot < 0 && unit.span_end - unit.span_begin == 1;
+    if (!one_span) {
+      at_.total.Clear(shape_);
+      std::fill_n(at_.total.sums, int64_t{shape_.heads} * shape_.rows * shape_.columns, 0.0f);
+    }
     for (int span = unit.span_begin; span < unit.span_end; ++span) {
       at_.span.Clear(shape_);
       span0_ = span * kSpan;
@@ -69,6 +76,10 @@ class UnitRunner {
           ahead.Next();
         }
       }
+      if (one_span) {
+        WriteResults(at_.span);
+        return;
+      }
       if (unit.folds) {
         FoldState(shape_, at_.span, at_.total);
       } else {
@@ -77,7 +88,7 @@ class UnitRunner {
       }
     }
     if (unit.slot < 0) {
-      WriteResults();
+      WriteResults(at_.total);
     } else if (unit.folds) {
       StoreState(shape_, at_.total, slot);
     }
@@ -128,16 +139,16 @@ class UnitRunner {
 
   // q of a tile as [words][lanes]; lanes without a row are 0.
   void LayOutQueries(int head, const Tile& tile) {
-    Word* to = Queries(head, tile);
-    std::fill_n(to, words_ * tile.lanes, Word{0});
+    const uint8_t* rows[kTileRows];
+    for (int row = 0; row < tile.lanes; ++row) {
+      rows[row] = row < tile.rows ? args_.q + Token(tile.row + row) * args_.q_token_stride +
+                                        QueryHead(head, tile.row + row) * args_.q_head_stride
+                                  : kZeroRow;
+    }
     // Without a soft cap the sign of the scale goes here, so that the factor of scores is positive
     // and the largest score is the largest logit.
     const float sign = args_.scale < 0 ? -1.0f : args_.scale == 0 ? 0.0f : 1.0f;
-    for (int row = 0; row < tile.rows; ++row) {
-      const uint8_t* from = args_.q + Token(tile.row + row) * args_.q_token_stride +
-                            QueryHead(head, tile.row + row) * args_.q_head_stride;
-      LayOutQuery(Math(), args_.q_dtype, from, dim_, sign, tile.lanes, to + row);
-    }
+    LayOutQueryRows(Math(), args_.q_dtype, rows, words_, sign, tile.lanes, Queries(head, tile));
   }
 
   int64_t Token(int row) const {
@@ -182,15 +193,15 @@ class UnitRunner {
   void LayOutGroupValues(int head, int key0, int group, const KeyRange& keys) {
     Word* to = GroupValues(group);
     if constexpr (Math::kPerWord == 1) {
-      if (!LayOutInt8(args_.values, head, key0, group, keys, shape_.columns, to)) {
+      if (!LayOutInt8(args_.values, head, key0, group, keys, value_stride_, to)) {
         LayOutValues(Math(), args_.kv_dtype, Rows(args_.values, head, key0, group, keys), dim_,
-                     shape_.columns, to);
+                     value_stride_, to);
       }
     } else {
       alignas(64) Word room[kGroupKeys * (512 / Math::kPerWord)];
       const KvRows rows =
           Readable(args_.values, head, key0, group, keys, 512 / Math::kPerWord, room);
-      LayOutValues(Math(), args_.kv_dtype, rows, dim_, shape_.columns, to);
+      LayOutValues(Math(), args_.kv_dtype, rows, dim_, value_stride_, to);
     }
   }
 
@@ -219,7 +230,7 @@ class UnitRunner {
 
   // One tile: each group in the place of the one before it.
   Word* GroupValues(int group) const {
-    return at_.values + (spread_ ? 0 : group) * kGroupSteps * shape_.columns;
+    return at_.values + (spread_ ? 0 : group) * kGroupSteps * value_stride_;
   }
 
   void RunTile(int head, int key0, const Tile& tile) {
@@ -234,28 +245,25 @@ class UnitRunner {
     Score(head, key0, begin, end, tile);
     const bool partial = tile.all.begin > key0 + begin || tile.all.end < key0 + end;
     const bool changed = Softmax(head, key0, begin, end, partial, tile);
-    float* sums = at_.span.sums + (int64_t{head} * shape_.rows + tile.row) * shape_.columns;
     const int first = std::max({tile.any.begin, seen_.begin, span0_}) / kBlock * kBlock;
     const bool fresh = key0 == first;  // the tile's first keys of the span
-    if (changed && !fresh) {
-      for (int row = 0; row < tile.rows; ++row) {
-        if (at_.correction[row] != 1.0f) {
-          Scale(at_.correction[row], shape_.columns, sums + row * shape_.columns);
-        }
-      }
-    }
+    ValueProduct<Math> product = {
+        .p = at_.p + begin / Math::kPerWord * tile.lanes,
+        .lanes = tile.lanes,
+        .v = GroupValues(begin / kGroupKeys),
+        .stride = value_stride_,
+        .steps = (end - begin) / Math::kPerWord,
+        .sums = at_.span.sums + (int64_t{head} * shape_.rows + tile.row) * shape_.columns,
+        .columns = shape_.columns,
+        .fresh = fresh,
+        .correction = changed && !fresh ? at_.correction : nullptr};
     if (spread_) {
-      AddValuesOfOneTile(head, key0, begin, end, partial, tile, fresh, sums);
-      return;
+      AddValuesOfOneTile(head, key0, begin, end, partial, tile, product);
+    } else if (partial && AnyNonFinite(Math(), product.v, product.steps * value_stride_)) {
+      AddRowByRow(head, key0, begin, end, tile, product);
+    } else {
+      AddValues(product, tile.rows, key0 + begin, at_.first + tile.row, at_.last + tile.row);
     }
-    const Word* values = GroupValues(begin / kGroupKeys);
-    const int steps = (end - begin) / Math::kPerWord;
-    if (partial && AnyNonFinite(Math(), values, steps * shape_.columns)) {
-      AddRowByRow(head, key0, begin, end, tile, fresh, sums);
-      return;
-    }
-    AddValues<Math, false>(at_.p + begin / Math::kPerWord * tile.lanes, tile.lanes, tile.rows,
-                           values, shape_.columns, steps, fresh, sums, {});
   }
 
   void Score(int head, int key0, int begin, int end, const Tile& tile) {
@@ -275,17 +283,29 @@ class UnitRunner {
     for (int group = begin / kGroupKeys; group < end / kGroupKeys; ++group) {
       // One tile: keys are used at once and leave room in L1.
       const int place = spread_ ? 0 : group;
+      KeyRange seen = {0, kGroupKeys};  // where a kernel prefetches, all of them
       if (spread_) {
         LayOutGroupKeys(head, key0, group, place);
+      } else {
+        const int group0 = key0 + group * kGroupKeys;
+        seen = {std::max(0, tile.any.begin - group0), std::min(kGroupKeys, tile.any.end - group0)};
       }
-      Scores16<Math>(q, tile.lanes, at_.keys + place * kGroupKeys * Math::kKeyStride, words_,
+      Scores16<Math>(q, tile.lanes, at_.keys + place * kGroupKeys * Math::kKeyStride, words_, seen,
                      at_.scores + group * kGroupKeys * tile.lanes,
                      {ahead_.keys[group].row, ahead_step_});
     }
   }
 
   void AddValuesOfOneTile(int head, int key0, int begin, int end, bool partial, const Tile& tile,
-                          bool fresh, float* sums) {
+                          ValueProduct<Math> product) {
+    if (product.correction != nullptr) {
+      for (int row = 0; row < tile.rows; ++row) {
+        if (product.correction[row] != 1.0f) {
+          Scale(product.correction[row], shape_.columns, product.sums + row * shape_.columns);
+        }
+      }
+      product.correction = nullptr;
+    }
     for (int group = 0; group < kGroups; ++group) {
       if (group * kGroupKeys < begin || group * kGroupKeys >= end) {  // no kernel runs beside it
         PrefetchRows(ahead_.keys[group], row_bytes_);
@@ -301,23 +321,25 @@ class UnitRunner {
           rows[group] = Readable(args_.values, head, key0, group, seen_, words,
                                  at_.values + group * kGroupKeys * words);
         }
-        AddDirectValues(at_.p + begin / Math::kPerWord * tile.lanes, tile.lanes, tile.rows,
-                        {rows[0].row + begin, ahead_.values[0].row + begin, end - begin, fresh},
-                        shape_.columns, sums);
+        AddDirectValues(
+            product.p, tile.lanes, tile.rows,
+            {rows[0].row + begin, ahead_.values[0].row + begin, end - begin, product.fresh},
+            shape_.columns, product.sums);
         return;
       }
     }
     // Values are laid out, used and forgotten.
+    product.v = GroupValues(0);
+    product.steps = kGroupSteps;
     for (int group = begin / kGroupKeys; group < end / kGroupKeys; ++group) {
-      const bool first = fresh && group == begin / kGroupKeys;
       LayOutGroupValues(head, key0, group, seen_);
-      if (partial && AnyNonFinite(Math(), GroupValues(group), kGroupSteps * shape_.columns)) {
-        AddRowByRow(head, key0, group * kGroupKeys, (group + 1) * kGroupKeys, tile, first, sums);
-        continue;
+      if (partial && AnyNonFinite(Math(), product.v, kGroupSteps * value_stride_)) {
+        AddRowByRow(head, key0, group * kGroupKeys, (group + 1) * kGroupKeys, tile, product);
+      } else {
+        AddValuesAhead(product, tile.rows, {ahead_.values[group].row, ahead_step_});
       }
-      AddValues<Math, true>(at_.p + group * kGroupSteps * tile.lanes, tile.lanes, tile.rows,
-                            GroupValues(group), shape_.columns, kGroupSteps, first, sums,
-                            {ahead_.values[group].row, ahead_step_});
+      product.p += kGroupSteps * tile.lanes;
+      product.fresh = false;
     }
   }
 
@@ -349,28 +371,29 @@ class UnitRunner {
 
   // A key that some rows see and others do not has a NaN or an infinite value: 0 times it is not 0.
   // Every row gets values of its own, in which what it does not see is 0.
-  void AddRowByRow(int head, int key0, int begin, int end, const Tile& tile, bool fresh,
-                   float* sums) {
+  void AddRowByRow(int head, int key0, int begin, int end, const Tile& tile,
+                   const ValueProduct<Math>& product) {
     for (int row = 0; row < tile.rows; ++row) {
       const KeyRange keys{std::max(at_.first[tile.row + row], seen_.begin),
                           std::min(at_.last[tile.row + row], seen_.end)};
       for (int group = begin / kGroupKeys; group < end / kGroupKeys; ++group) {
         LayOutGroupValues(head, key0, group, keys);
       }
-      AddValues<Math, false>(at_.p + begin / Math::kPerWord * tile.lanes + row, tile.lanes, 1,
-                             GroupValues(begin / kGroupKeys), shape_.columns,
-                             (end - begin) / Math::kPerWord, fresh, sums + row * shape_.columns,
-                             {});
+      ValueProduct<Math> of_row = product;
+      of_row.p += row;
+      of_row.sums += row * shape_.columns;
+      of_row.correction += product.correction != nullptr ? row : 0;
+      AddValues(of_row, 1, key0 + begin, at_.first + tile.row + row, at_.last + tile.row + row);
     }
     for (int group = begin / kGroupKeys; group < end / kGroupKeys; ++group) {
       LayOutGroupValues(head, key0, group, seen_);  // for the next tile
     }
   }
 
-  void WriteResults() const {
-    shape_.ForEach([this](int head, int row, int lane, int64_t sums) {
-      WriteRow(args_, Token(row), QueryHead(head, row), at_.total.max[lane], at_.total.weight[lane],
-               at_.total.sums + sums);
+  void WriteResults(const UnitState& state) const {
+    shape_.ForEach([&](int head, int row, int lane, int64_t sums) {
+      WriteRow(args_, Token(row), QueryHead(head, row), state.max[lane], state.weight[lane],
+               state.sums + sums);
     });
   }
 
@@ -385,6 +408,7 @@ class UnitRunner {
 
   const Unit* unit_ = nullptr;
   KeyRange seen_{0, 0};
+  int value_stride_;
   int span0_ = 0;  // the first key of the span in hand
   UnitShape shape_;
   bool spread_ = false;  // prefetches are spread over the kernels: one tile of up to 16 rows

@@ -22,34 +22,33 @@ namespace hn = hwy::HWY_NAMESPACE;
 // 8 elements at a time divide every head_dim.
 using Tag8 = hn::CappedTag<float, 8>;
 
-// out[0, n) = n elements of `dtype` as f32; n is a multiple of 8, out aligned.
-HWY_INLINE void ToF32(DType dtype, const uint8_t* from, int n, float* HWY_RESTRICT out) {
-  const Tag8 df;
-  constexpr int kN = static_cast<int>(hn::MaxLanes(df));
+// out[0, n) = n elements of `dtype` as f32; n is a multiple of the vector, out aligned.
+template <class DF>
+HWY_INLINE void ToF32As(DF df, DType dtype, const uint8_t* from, int n, float* HWY_RESTRICT out) {
+  constexpr int kN = static_cast<int>(hn::MaxLanes(DF()));
   if (dtype == DType::kF32) {
     for (int i = 0; i < n; i += kN) {
       hn::Store(LoadAny(df, from + 4 * i), df, out + i);
     }
   } else if (dtype == DType::kBF16) {
-    const hn::Rebind<hwy::bfloat16_t, Tag8> dh;
+    const hn::Rebind<hwy::bfloat16_t, DF> dh;
     for (int i = 0; i < n; i += kN) {
       hn::Store(hn::PromoteTo(df, LoadAny(dh, from + 2 * i)), df, out + i);
     }
   } else {
-    const hn::Rebind<hwy::float16_t, Tag8> dh;
+    const hn::Rebind<hwy::float16_t, DF> dh;
     for (int i = 0; i < n; i += kN) {
       hn::Store(FromF16(df, LoadAny(dh, from + 2 * i)), df, out + i);
     }
   }
 }
 
-// A query times `sign` (1, -1 or 0) as words to[0], to[lanes], ...
-HWY_INLINE void LayOutQuery(F32Math, DType dtype, const uint8_t* from, int dim, float sign,
-                            int lanes, float* to) {
-  alignas(64) float x[512];
-  ToF32(dtype, from, dim, x);
-  for (int i = 0; i < dim; ++i) {
-    to[i * lanes] = x[i] * sign;
+// The same for n a multiple of 8.
+HWY_INLINE void ToF32(DType dtype, const uint8_t* from, int n, float* HWY_RESTRICT out) {
+  const int whole = n / 16 * 16;
+  ToF32As(FloatTag<16>(), dtype, from, whole, out);
+  if (whole < n) {
+    ToF32As(Tag8(), dtype, from + static_cast<size_t>(whole) * SizeOf(dtype), 8, out + whole);
   }
 }
 
@@ -111,17 +110,6 @@ HWY_INLINE bool AnyNonFinite(F32Math, const float* values, int n) {
 }
 
 #if HWY_NATIVE_DOT_BF16 && HWY_ARCH_X86
-HWY_INLINE void LayOutQuery(BF16Math, DType, const uint8_t* from, int dim, float sign, int lanes,
-                            uint32_t* to) {
-  const uint32_t keep = sign == 0 ? 0 : ~0u;
-  const uint32_t flip = sign < 0 ? 0x80008000u : 0;
-  for (int w = 0; w < dim / 2; ++w, from += 4) {
-    uint32_t word;
-    std::memcpy(&word, from, sizeof(word));
-    to[w * lanes] = (word & keep) ^ flip;
-  }
-}
-
 // n elements of int8 times `scale`, rounded to bf16; n is a multiple of the vector.
 template <class DF>
 HWY_INLINE void ScaleToBF16(DF df, const uint8_t* from, int n, float scale, uint8_t* to) {

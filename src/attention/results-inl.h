@@ -26,12 +26,12 @@ HWY_INLINE void StoreAny(D, hn::Vec<D> v, uint8_t* p) {
   hn::StoreU(hn::BitCast(d8, v), d8, p);
 }
 
-// out[0, n) of `dtype` = values * factor. Zeros come out as +0 and NaNs as one NaN: which of them
-// arose depends on what was skipped.
-HWY_INLINE void WriteScaled(DType dtype, const float* values, float factor, int n, uint8_t* out) {
-  const Tag8 df;
-  constexpr int kN = static_cast<int>(hn::MaxLanes(df));
-  const hn::Rebind<uint16_t, Tag8> du16;
+// out[0, n) of `dtype` = values * factor; n is a multiple of the vector.
+template <class DF>
+HWY_INLINE void WriteScaledAs(DF df, DType dtype, const float* values, float factor, int n,
+                              uint8_t* out) {
+  constexpr int kN = static_cast<int>(hn::MaxLanes(DF()));
+  const hn::Rebind<uint16_t, DF> du16;
   const auto f = hn::Set(df, factor);
   const auto nan = hn::NaN(df);
   for (int i = 0; i < n; i += kN) {
@@ -44,6 +44,17 @@ HWY_INLINE void WriteScaled(DType dtype, const float* values, float factor, int 
     } else {
       StoreAny(du16, hn::TruncateTo(du16, F16Bits(df, x)), out + 2 * i);
     }
+  }
+}
+
+// The same for n a multiple of 8. Zeros come out as +0 and NaNs as one NaN: which of them arose
+// depends on what was skipped.
+HWY_INLINE void WriteScaled(DType dtype, const float* values, float factor, int n, uint8_t* out) {
+  const int whole = n / 16 * 16;
+  WriteScaledAs(FloatTag<16>(), dtype, values, factor, whole, out);
+  if (whole < n) {
+    WriteScaledAs(Tag8(), dtype, values + whole, factor, 8,
+                  out + static_cast<size_t>(whole) * SizeOf(dtype));
   }
 }
 

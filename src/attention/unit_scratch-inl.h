@@ -18,13 +18,16 @@
 HWY_BEFORE_NAMESPACE();
 namespace riffle::HWY_NAMESPACE {
 
+// Words from a row of values to the next: rows of a power of two would use a part of L1 alone.
+constexpr int ValueStride(int columns) { return columns + 16; }
+
 // Arrays for the largest unit of a plan; `lanes` are those of the unit or of the tile in hand.
 template <class Math>
 struct UnitScratch {
   using Word = typename Math::Word;
 
   Word* keys;         // [kBlock][kKeyStride]
-  Word* values;       // [kBlock / kPerWord][columns]
+  Word* values;       // [kBlock / kPerWord][ValueStride]
   Word* p;            // [kBlock / kPerWord][lanes]: probabilities
   float* scores;      // [kBlock][lanes]
   float* correction;  // [lanes]: what a block multiplies earlier sums with
@@ -45,7 +48,7 @@ struct UnitScratch {
     };
     const int columns = PaddedDim(dim);
     take(keys, kBlock * Math::kKeyStride);
-    take(values, kBlock / Math::kPerWord * columns);
+    take(values, kBlock / Math::kPerWord * ValueStride(columns));
     take(p, kBlock / Math::kPerWord * kTileRows);
     take(scores, kBlock * kTileRows);
     take(correction, kTileRows);

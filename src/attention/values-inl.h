@@ -1,0 +1,161 @@
+// The product of probabilities and values. Included once per SIMD target.
+#if defined(RIFFLE_ATTENTION_VALUES_INL_H_) == defined(HWY_TARGET_TOGGLE)
+#ifdef RIFFLE_ATTENTION_VALUES_INL_H_
+#undef RIFFLE_ATTENTION_VALUES_INL_H_
+#else
+#define RIFFLE_ATTENTION_VALUES_INL_H_
+#endif
+
+#include <hwy/highway.h>
+
+#include <algorithm>
+#include <cstdint>
+#include <type_traits>
+
+#include "attention/dot-inl.h"
+
+HWY_BEFORE_NAMESPACE();
+namespace riffle::HWY_NAMESPACE {
+namespace hn = hwy::HWY_NAMESPACE;
+
+// Probabilities and values of some keys, and what they are added to.
+template <class Math>
+struct ValueProduct {
+  using Word = typename Math::Word;
+
+  const Word* p;  // [steps][lanes]
+  int lanes;
+  const Word* v;  // [steps][stride], aligned
+  int stride;
+  int steps;
+  float* sums;              // [rows][columns], aligned
+  int columns;              // a multiple of 32
+  bool fresh;               // sums are written, not added to: the first keys of a span
+  const float* correction;  // [rows] or null: what earlier sums are multiplied with first
+};
+
+// sums[row][column] = its correction times that, + the sum over s in [begin, end) of p[s][row] *
+// v[s][column], kRows rows, kVecs vectors of columns.
+//   kAhead  prefetch the columns' bytes of ahead.rows[0, steps * kPerWord)
+template <class Math, int kRows, int kVecs, bool kAhead, class DF>
+HWY_INLINE void ValueKernel(DF df, const ValueProduct<Math>& of, int first_row, int column,
+                            int begin, int end, const Ahead& ahead) {
+  using Word = typename Math::Word;
+  const hn::Rebind<Word, DF> dw;
+  constexpr size_t kN = hn::MaxLanes(DF());
+  constexpr int kPerWord = Math::kPerWord;
+  // Of 64 bytes that the columns take in a row; half of them twice if f32 is made of 16 bits.
+  constexpr int kLines = (kVecs * kN + 16 * kPerWord - 1) / (16 * kPerWord);
+  const int lanes = of.lanes;
+  const int stride = of.stride;
+  const int columns = of.columns;
+  const Word* HWY_RESTRICT p = of.p + begin * lanes + first_row;
+  const Word* HWY_RESTRICT v = of.v + begin * stride + column;
+  float* HWY_RESTRICT sums = of.sums + first_row * columns + column;
+  hn::Vec<DF> sum[kRows][kVecs];
+  for (int row = 0; row < kRows; ++row) {
+    for (int i = 0; i < kVecs; ++i) {
+      sum[row][i] = of.fresh ? hn::Zero(df) : hn::Load(df, sums + row * columns + i * kN);
+    }
+  }
+  if (of.correction != nullptr) {
+    for (int row = 0; row < kRows; ++row) {
+      const auto factor = hn::Set(df, of.correction[first_row + row]);
+      for (int i = 0; i < kVecs; ++i) {
+        sum[row][i] = hn::Mul(sum[row][i], factor);
+      }
+    }
+  }
+  for (int s = begin; s < end; ++s, p += lanes, v += stride) {
+    hn::Vec<decltype(dw)> x[kVecs];
+    for (int i = 0; i < kVecs; ++i) {
+      x[i] = hn::Load(dw, v + i * kN);
+    }
+    if constexpr (kAhead) {
+      for (int i = 0; i < kPerWord; ++i) {
+        for (int line = 0; line < kLines; ++line) {
+          PrefetchAt(ahead.rows[s * kPerWord + i], ahead.offset + line * ahead.step);
+        }
+      }
+    }
+    for (int row = 0; row < kRows; ++row) {
+      const Word a = p[row];
+      for (int i = 0; i < kVecs; ++i) {
+        sum[row][i] = Math::Step(df, a, x[i], sum[row][i]);
+      }
+    }
+  }
+  for (int row = 0; row < kRows; ++row) {
+    for (int i = 0; i < kVecs; ++i) {
+      hn::Store(sum[row][i], df, sums + row * columns + i * kN);
+    }
+  }
+}
+
+// Up to 4 rows.
+template <class Math, int kVecs, bool kAhead, class DF>
+HWY_INLINE void FewValueRows(DF df, const ValueProduct<Math>& of, int row, int rows, int column,
+                             int begin, int end, const Ahead& ahead) {
+  if (rows >= 4) {
+    ValueKernel<Math, 4, kVecs, kAhead>(df, of, row, column, begin, end, ahead);
+  } else if (rows == 3) {
+    ValueKernel<Math, 3, kVecs, kAhead>(df, of, row, column, begin, end, ahead);
+  } else if (rows == 2) {
+    ValueKernel<Math, 2, kVecs, kAhead>(df, of, row, column, begin, end, ahead);
+  } else {
+    ValueKernel<Math, 1, kVecs, kAhead>(df, of, row, column, begin, end, ahead);
+  }
+}
+
+// f(first column, number of vectors as a constant) for all columns.
+template <class DF, class F>
+HWY_INLINE void ForColumns(DF, int columns, const F& f) {
+  constexpr int kN = static_cast<int>(hn::MaxLanes(DF()));
+  constexpr int kWide = HWY_CAP_GE512 ? 4 : 2;
+  constexpr int kNarrow = 32 / kN < kWide ? 32 / kN : kWide;
+  int column = 0;
+  for (; column + kWide * kN <= columns; column += kWide * kN) {
+    f(column, std::integral_constant<int, kWide>());
+  }
+  for (; column < columns; column += kNarrow * kN) {
+    f(column, std::integral_constant<int, kNarrow>());
+  }
+}
+
+// Up to 16 rows, one tile; the first four prefetch.
+template <class Math>
+HWY_INLINE void AddValuesAhead(const ValueProduct<Math>& of, int rows, Ahead ahead) {
+  const FloatTag<16> df;
+  ForColumns(df, of.columns, [&](int column, auto vecs) HWY_ATTR {
+    constexpr int kVecs = decltype(vecs)::value;
+    ahead.offset = column / (16 * Math::kPerWord) * ahead.step;
+    FewValueRows<Math, kVecs, true>(df, of, 0, rows, column, 0, of.steps, ahead);
+    for (int row = 4; row < rows; row += 4) {
+      FewValueRows<Math, kVecs, false>(df, of, row, rows - row, column, 0, of.steps, {});
+    }
+  });
+}
+
+// Rows, of which row i needs only the keys [first[i], last[i]) from `key0` on, both ascending: the
+// other probabilities are 0.
+template <class Math>
+HWY_INLINE void AddValues(const ValueProduct<Math>& of, int rows, int key0, const int32_t* first,
+                          const int32_t* last) {
+  const FloatTag<16> df;
+  ForColumns(df, of.columns, [&](int column, auto vecs) HWY_ATTR {
+    constexpr int kVecs = decltype(vecs)::value;
+    for (int row = 0; row < rows; row += 4) {
+      const int end_row = std::min(row + 4, rows) - 1;
+      const int begin =
+          std::clamp(first[row] - key0, 0, of.steps * Math::kPerWord) / Math::kPerWord;
+      const int end =
+          std::min(of.steps, (last[end_row] - key0 + Math::kPerWord - 1) / Math::kPerWord);
+      FewValueRows<Math, kVecs, false>(df, of, row, rows - row, column, begin, end, {});
+    }
+  });
+}
+
+}  // namespace riffle::HWY_NAMESPACE
+HWY_AFTER_NAMESPACE();
+
+#endif  // per-target include guard
