@@ -139,6 +139,7 @@ class UnitRunner {
 
   // q of a tile as [words][lanes]; lanes without a row are 0.
   void LayOutQueries(int head, const Tile& tile) {
+    PrefetchQueries(head, tile.row + tile.rows);
     const uint8_t* rows[kTileRows];
     for (int row = 0; row < tile.lanes; ++row) {
       rows[row] = row < tile.rows ? args_.q + Token(tile.row + row) * args_.q_token_stride +
@@ -151,6 +152,21 @@ class UnitRunner {
     LayOutQueryRows(Math(), args_.q_dtype, rows, words_, sign, tile.lanes, Queries(head, tile));
   }
 
+  // Those of the next tile, into L2: 32 rows are read a few words at a time, which the hardware's
+  // prefetchers do not follow.
+  void PrefetchQueries(int head, int row) const {
+    const size_t bytes = static_cast<size_t>(dim_) * SizeOf(args_.q_dtype);
+    for (const int end = std::min(row + kTileRows, shape_.rows); row < end; ++row) {
+      const uint8_t* from = Query(head, row);
+      for (size_t i = 0; i < bytes; i += 64) {
+        __builtin_prefetch(from + i, 0, 2);
+      }
+    }
+  }
+
+  const uint8_t* Query(int head, int row) const {
+    return args_.q + Token(row) * args_.q_token_stride + QueryHead(head, row) * args_.q_head_stride;
+  }
   int64_t Token(int row) const {
     return args_.first_token(unit_->seq) + unit_->query_begin + row / args_.shape.group;
   }
