@@ -76,7 +76,7 @@ std::vector<double> Value(const Activations& x, int64_t row) {
     const int64_t at = x.At(b, row);
     for (int64_t i = 0; i < 32; ++i) {
       values.push_back(double{x.step()[at]} *
-                       (256 * x.planes()[at * 64 + i] + x.planes()[at * 64 + 32 + i]));
+                       (256 * x.planes()[at * 64 + i] + x.planes()[at * 64 + 32 + i] - 32768));
     }
   }
   return values;
@@ -114,7 +114,8 @@ TEST(Gemma3Matrix, ProductsAreThoseOfTheWeights) {
                 largest = std::max(largest, std::abs(value));
                 weight += std::abs(w);
               }
-              bound += weight * largest / 32639 * 0.501;
+              // A power of two that takes the largest to at most 32767.
+              bound += weight * std::exp2(std::ceil(std::log2(largest / 32767))) * 0.501;
             }
             // And of f32: the minimum of Q4_K and the rest are added apart.
             bound += size * 4e-6;
@@ -202,7 +203,7 @@ TEST(Gemma3Matrix, EveryWeightMeetsItsInput) {
       const Matrix matrix = Pack(file, *file.Find("w"), nullptr);
       std::vector<float> x(static_cast<size_t>(inputs));
       for (size_t i = 0; i < x.size(); ++i) {
-        x[i] = i % 32 == 0 ? 32639.0f : static_cast<float>(i);  // steps of 1
+        x[i] = i % 32 == 0 ? 32767.0f : static_cast<float>(i);  // steps of 1
       }
       const std::vector<float> y = Product1(matrix, x, 1);
       for (size_t i = 0; i < x.size(); ++i) {

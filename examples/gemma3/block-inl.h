@@ -18,12 +18,18 @@ using DI = hn::CappedTag<int32_t, 16>;
 using DF = hn::RebindToFloat<DI>;
 using DU8 = hn::Repartition<uint8_t, DI>;
 using DU16 = hn::Repartition<uint16_t, DI>;
+using DI8 = hn::Repartition<int8_t, DI>;
+using VI = hn::Vec<DI>;
 using VU8 = hn::Vec<DU8>;
+using VI8 = hn::Vec<DI8>;
 using VF = hn::Vec<DF>;
 
 // A block and a vector of its outputs.
 struct BlockVector {
-  VU8 codes[8];  // of a quarter each
+  VI8 codes[8];  // of a quarter each
+  // -128 times the sum of the codes, which the high plane's zero point adds to their dot product: of
+  // all inputs, or of the first 16 and of the others (kQ6).
+  VI zero[2];
   VF scale;
   VF second;  // of inputs 16 and on (kQ6), or the minimum (kQ4)
 };
@@ -49,20 +55,21 @@ HWY_INLINE void AddBits(VU8 bits, uint8_t mask, VU8& codes) {
 }
 
 template <Packing kPacking>
-HWY_INLINE void LoadCodes(const uint8_t* block, size_t lane, VU8 (&codes)[8]) {
+HWY_INLINE void LoadCodes(const uint8_t* block, size_t lane, VI8 (&out)[8]) {
   const DU8 d;
   const uint8_t* from = block + 4 * lane;
   constexpr size_t kPitch = 4 * kPanel;
+  VU8 codes[8];
   if constexpr (kPacking == Packing::kQ8) {
     for (size_t i = 0; i < 8; ++i) {
       codes[i] = hn::Load(d, from + i * kPitch);
     }
-    return;
-  }
-  for (size_t i = 0; i < 4; ++i) {
-    const VU8 pair = hn::Load(d, from + i * kPitch);
-    codes[i] = hn::And(pair, hn::Set(d, 15));
-    codes[i + 4] = hn::And(ShiftRightBits<4>(pair), hn::Set(d, 15));
+  } else {
+    for (size_t i = 0; i < 4; ++i) {
+      const VU8 pair = hn::Load(d, from + i * kPitch);
+      codes[i] = hn::And(pair, hn::Set(d, 15));
+      codes[i + 4] = hn::And(ShiftRightBits<4>(pair), hn::Set(d, 15));
+    }
   }
   if constexpr (kPacking == Packing::kQ5) {
     const VU8 bits = hn::Load(d, from + 4 * kPitch);
@@ -84,6 +91,20 @@ HWY_INLINE void LoadCodes(const uint8_t* block, size_t lane, VU8 (&codes)[8]) {
       AddBits<6>(bits, 48, codes[4 * half + 3]);
     }
   }
+  for (size_t i = 0; i < 8; ++i) {
+    out[i] = hn::BitCast(DI8(), Bias(kPacking) == 0
+                                    ? codes[i]
+                                    : hn::Sub(codes[i], hn::Set(d, uint8_t{Bias(kPacking)})));
+  }
+}
+
+// -128 times the sum of four quarters.
+HWY_INLINE VI ZeroOf(const VI8* codes) {
+  VI sum = hn::Zero(DI());
+  for (size_t i = 0; i < 4; ++i) {
+    sum = hn::SumOfMulQuadAccumulate(DI(), hn::Set(DU8(), 128), codes[i], sum);
+  }
+  return hn::Neg(sum);
 }
 
 HWY_INLINE VF LoadHalf(const uint8_t* from, size_t lane) {
@@ -101,6 +122,11 @@ template <Packing kPacking>
 HWY_INLINE BlockVector LoadBlock(const uint8_t* block, size_t lane) {
   BlockVector out;
   LoadCodes<kPacking>(block, lane, out.codes);
+  out.zero[0] = ZeroOf(out.codes);
+  out.zero[1] = ZeroOf(out.codes + 4);
+  if constexpr (kPacking != Packing::kQ6) {
+    out.zero[0] = hn::Add(out.zero[0], out.zero[1]);
+  }
   const uint8_t* scales = block + CodeBytes(kPacking);
   const VF d = LoadHalf(scales, lane);
   out.scale = out.second = d;

@@ -20,7 +20,7 @@ Packing PackingOf(TensorType type) {
                                      : Packing::kQ8;
 }
 
-// `codes` [32] of output `lane`, each from 0 on, into a block.
+// `codes` [32] of output `lane`, weights + Bias(packing), into a block.
 void PackCodes(Packing packing, const uint8_t* codes, int64_t lane, uint8_t* block) {
   for (int64_t i = 0; i < kBlock; ++i) {
     const int64_t quarter = i / 4;
@@ -119,11 +119,10 @@ void Activations::Resize(int64_t rows, int64_t inputs) {
   inputs_ = inputs;
   const size_t needed = static_cast<size_t>(rows * blocks());
   if (needed > capacity_) {
-    planes_ = hwy::AllocateAligned<int8_t>(needed * 2 * kBlock);
+    planes_ = hwy::AllocateAligned<uint8_t>(needed * 2 * kBlock);
     step_ = hwy::AllocateAligned<float>(needed);
-    correction_ = hwy::AllocateAligned<int32_t>(needed * 4);
     sum_ = hwy::AllocateAligned<float>(needed);
-    if (planes_ == nullptr || step_ == nullptr || correction_ == nullptr || sum_ == nullptr) {
+    if (planes_ == nullptr || step_ == nullptr || sum_ == nullptr) {
       capacity_ = 0;
       throw std::bad_alloc();
     }

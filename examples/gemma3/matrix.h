@@ -1,11 +1,12 @@
 // Products with quantised weights: y = x Wt, nearly as exact as in f32, at the speed of int8.
 //
 // Weights keep the integers and scales of the file, nothing is rounded. An activation is rounded to
-// 16 bits of fixed point in blocks of 32 (at most 2^-16 of the block's largest), held as two int8
-// planes, x = step * (256 * high + low). A block's product is then two sums of int8 products, exact
-// in int32 in any order; the blocks' results are scaled and added in f32 in the order of the
-// blocks. So a row's result does not depend on the other rows, on threads or on tiles. (int8
-// activations alone, as llama.cpp has them, or bf16 ones move logits by more than 0.05: README.md.)
+// 16 bits of fixed point in blocks of 32, x = step * q with a step that is a power of two (so by at
+// most 2^-15 of the block's largest), and held as two planes of bytes, q = 256 * high + low - 32768.
+// A block's product is then two sums of int8 products, exact in int32 in any order; the blocks'
+// results are scaled and added in f32 in the order of the blocks. So a row's result does not depend
+// on the other rows, on threads or on tiles. (int8 activations alone, as llama.cpp has them, or bf16
+// ones move logits by more than 0.05: README.md.)
 #pragma once
 
 #include <hwy/aligned_allocator.h>
@@ -25,8 +26,8 @@ constexpr int64_t kRowTile = 64;  // rows of activations that lie together
 
 // A weight's types, and how a block of 32 inputs and 32 outputs of it lies in memory: codes, then
 // scales. Four inputs of an output lie side by side, quarter q of a block is the inputs 4 q and on.
-//   kQ8  [8 quarters][32 outputs][4] u8
-//   else the low 4 bits, [4][32][4] u8, of quarters q and q + 4, then
+//   kQ8  [8 quarters][32 outputs][4] i8
+//   else, of weight + Bias, the low 4 bits, [4][32][4] u8, of quarters q and q + 4, then
 //   kQ5  the fifth bits [32][4] u8, bit q that of quarter q
 //   kQ6  the upper two bits [2][32][4] u8, in byte h bits 2 i and 2 i + 1 those of quarter 4 h + i
 // and the scales:
@@ -35,12 +36,8 @@ constexpr int64_t kRowTile = 64;  // rows of activations that lie together
 //   kQ6  factor [2][32] i8
 // So a token reads about as much as the file has: 5.5, 5.5, 7 and 8.5 bits a weight.
 enum class Packing : uint8_t { kQ4, kQ5, kQ6, kQ8 };
-// Codes are weights + bias, from 0 on.
 constexpr int Bias(Packing packing) {
-  return packing == Packing::kQ4   ? 0
-         : packing == Packing::kQ5 ? 16
-         : packing == Packing::kQ6 ? 32
-                                   : 128;
+  return packing == Packing::kQ5 ? 16 : packing == Packing::kQ6 ? 32 : 0;
 }
 constexpr int64_t CodeBytes(Packing packing) {
   return packing == Packing::kQ4   ? 512
@@ -70,6 +67,8 @@ struct Matrix {
 // rows that are no multiple of 32.
 Matrix Pack(const GgufFile& file, const Tensor& tensor, Pool* pool);
 
+constexpr int kZeroPoint = 32768;  // of the planes of activations: high = 128, low = 0 stand for 0
+
 // Rows of activations, rounded, in tiles of 64 rows, which a core keeps in its second-level cache.
 class Activations {
  public:
@@ -87,24 +86,19 @@ class Activations {
   }
 
   // At that place:
-  int8_t* planes() { return planes_.get(); }  // [64]: 32 high, 32 low
-  float* step() { return step_.get(); }
-  // [4]: what a block's dot product lacks, since codes are weights + Bias(packing): -16 and -128
-  // times the sum of all 32 integers, -32 times that of the first 16 and that of the last 16
-  int32_t* correction() { return correction_.get(); }
-  float* sum() { return sum_.get(); }  // step * the sum of all 32 integers
-  const int8_t* planes() const { return planes_.get(); }
+  uint8_t* planes() { return planes_.get(); }  // [64]: 32 high, 32 low
+  float* step() { return step_.get(); }        // a power of two; NaN if a value is not finite
+  float* sum() { return sum_.get(); }          // of the 32 rounded values
+  const uint8_t* planes() const { return planes_.get(); }
   const float* step() const { return step_.get(); }
-  const int32_t* correction() const { return correction_.get(); }
   const float* sum() const { return sum_.get(); }
 
  private:
   int64_t rows_ = 0;
   int64_t inputs_ = 0;
   size_t capacity_ = 0;  // blocks
-  hwy::AlignedFreeUniquePtr<int8_t[]> planes_;
+  hwy::AlignedFreeUniquePtr<uint8_t[]> planes_;
   hwy::AlignedFreeUniquePtr<float[]> step_;
-  hwy::AlignedFreeUniquePtr<int32_t[]> correction_;
   hwy::AlignedFreeUniquePtr<float[]> sum_;
 };
 

@@ -7,8 +7,6 @@
 #endif
 
 #include <hwy/highway.h>
-// After highway.h: included once per target too.
-#include <hwy/contrib/math/math-inl.h>
 
 #include <cmath>
 #include <limits>
@@ -22,58 +20,76 @@ namespace hn = hwy::HWY_NAMESPACE;
 using DRow = hn::CappedTag<float, 16>;
 using VRow = hn::Vec<DRow>;
 
-constexpr float kLargest = 32639;   // = 256 * 127 + 127
-constexpr float kNothing = 1e-30f;  // a block below it is zero: 1 / it must not overflow
+constexpr float kLargest = 32767;
+constexpr float kNothing = 1e-30f;  // a block below it has its step: 1 / a step must not overflow
 
-// Rounds 32 values, value(i) those from i on, to block `block` of row `row`.
-template <class Value>
-HWY_INLINE void RoundBlock(const Value& value, int64_t block, int64_t row, Activations& out) {
+// The least power of two from x on, of a positive normal x.
+HWY_INLINE VRow PowerOfTwoFrom(VRow x) {
   const DRow df;
   const hn::RebindToSigned<DRow> di;
-  const hn::Rebind<int8_t, DRow> d8;
-  constexpr int kMost = 32 / 4;  // vectors of a block, of at least 4 lanes
+  const auto up = hn::Add(hn::BitCast(di, x), hn::Set(di, 0x007fffff));
+  return hn::BitCast(df, hn::And(up, hn::Set(di, 0x7f800000)));
+}
+// 1 / a power of two.
+HWY_INLINE VRow Inverse(VRow power) {
+  const DRow df;
+  const hn::RebindToSigned<DRow> di;
+  return hn::BitCast(df, hn::Sub(hn::Set(di, 0x7f000000), hn::BitCast(di, power)));
+}
+
+// Rounds a block of 32 values to place `at`.
+HWY_INLINE void RoundBlock(const VRow (&values)[8], int64_t at, Activations& out) {
+  const DRow df;
+  const hn::RebindToSigned<DRow> di;
+  const hn::Repartition<uint16_t, DRow> du16;
+  const hn::Rebind<uint8_t, decltype(du16)> du8;
   const int lanes = static_cast<int>(hn::Lanes(df));
-  VRow values[kMost];
-  VRow largest = hn::Zero(df);
-  auto finite = hn::FirstN(df, hn::Lanes(df));
-  for (int i = 0; i < 32; i += lanes) {
-    values[i / lanes] = value(i);
-    largest = hn::Max(largest, hn::Abs(values[i / lanes]));
-    finite = hn::And(finite, hn::IsFinite(values[i / lanes]));
+  // As integers: NaN is above infinity, infinity above the rest.
+  auto largest = hn::BitCast(di, hn::Set(df, kNothing));
+  for (int i = 0; i < 32 / lanes; ++i) {
+    largest = hn::Max(largest, hn::BitCast(di, hn::Abs(values[i])));
   }
-  const float most = hn::ReduceMax(df, largest);
-  const bool valid = hn::AllTrue(df, finite);
-  const float inverse = valid && most > kNothing ? kLargest / most : 0.0f;
-  const int64_t at = out.At(block, row);
-  int8_t* planes = out.planes() + at * 2 * kBlock;
-  auto first = hn::Zero(di), second = hn::Zero(di);
-  for (int i = 0; i < 32; i += lanes) {
-    const VRow scaled = valid ? hn::Mul(values[i / lanes], hn::Set(df, inverse)) : hn::Zero(df);
-    const auto q = hn::NearestInt(scaled);
-    const auto high = hn::ShiftRight<8>(hn::Add(q, hn::Set(di, 128)));
-    const auto low = hn::Sub(q, hn::ShiftLeft<8>(high));
-    hn::StoreU(hn::DemoteTo(d8, high), d8, planes + i);
-    hn::StoreU(hn::DemoteTo(d8, low), d8, planes + kBlock + i);
-    (i < 16 ? first : second) = hn::Add(i < 16 ? first : second, q);
+  const VRow most = hn::BitCast(df, hn::MaxOfLanes(di, largest));
+  const auto valid = hn::IsFinite(most);
+  const VRow step = PowerOfTwoFrom(hn::Mul(most, hn::Set(df, 1 / kLargest)));
+  const VRow inverse = Inverse(step);
+  uint8_t* planes = out.planes() + at * 2 * kBlock;
+  auto total = hn::Zero(di);
+  for (int i = 0; i < 32 / lanes; i += 2) {
+    // NaN and infinity must not reach the conversion.
+    const VRow a = hn::IfThenElseZero(valid, hn::Mul(values[i], inverse));
+    const VRow b = hn::IfThenElseZero(valid, hn::Mul(values[i + 1], inverse));
+    const auto qa = hn::NearestInt(a), qb = hn::NearestInt(b);
+    total = hn::Add(total, hn::Add(qa, qb));
+    const auto zero = hn::Set(di, kZeroPoint);
+    const auto q = hn::OrderedDemote2To(du16, hn::Add(qa, zero), hn::Add(qb, zero));
+    hn::StoreU(hn::TruncateTo(du8, hn::ShiftRight<8>(q)), du8, planes + i * lanes);
+    hn::StoreU(hn::TruncateTo(du8, q), du8, planes + kBlock + i * lanes);
   }
-  const int32_t low = hn::ReduceSum(di, first);
-  const int32_t high = hn::ReduceSum(di, second);
-  const float step = valid ? most / kLargest : std::numeric_limits<float>::quiet_NaN();
-  out.step()[at] = step;
-  int32_t* correction = out.correction() + 4 * at;
-  correction[0] = -16 * (low + high);
-  correction[1] = -128 * (low + high);
-  correction[2] = -32 * low;
-  correction[3] = -32 * high;
-  out.sum()[at] = step * static_cast<float>(low + high);
+  const VRow stored = hn::IfThenElse(valid, step, hn::NaN(df));
+  out.step()[at] = hn::GetLane(stored);
+  out.sum()[at] = hn::GetLane(hn::Mul(stored, hn::ConvertTo(df, hn::SumOfLanes(di, total))));
+}
+
+// Rounds `count` blocks to places at, at + pitch, ...; value(b, i) are the values of block b from i
+// on.
+template <class Value>
+HWY_INLINE void RoundBlocks(const Value& value, int64_t count, int64_t at, int64_t pitch,
+                            Activations& out) {
+  const int lanes = static_cast<int>(hn::Lanes(DRow()));
+  for (int64_t b = 0; b < count; ++b) {
+    VRow values[8];  // of a block, of at least 4 lanes
+    for (int i = 0; i < 32 / lanes; ++i) {
+      values[i] = value(b, i * lanes);
+    }
+    RoundBlock(values, at + b * pitch, out);
+  }
 }
 
 void RoundRowOf(const float* x, int64_t row, Activations& out) {
   const DRow df;
-  for (int64_t b = 0; b < out.blocks(); ++b) {
-    const float* from = x + b * kBlock;
-    RoundBlock([&](int i) HWY_ATTR { return hn::LoadU(df, from + i); }, b, row, out);
-  }
+  RoundBlocks([&](int64_t b, int i) HWY_ATTR { return hn::LoadU(df, x + b * kBlock + i); },
+              out.blocks(), out.At(0, row), out.At(1, row) - out.At(0, row), out);
 }
 
 // 1 / sqrt(mean(x^2) + epsilon). Pre: size is a multiple of 32.
@@ -99,10 +115,9 @@ HWY_INLINE VRow Normed(const float* x, const Norm& norm, VRow inverse, int64_t i
 
 void NormRoundRowOf(const float* x, const Norm& norm, int64_t row, Activations& out) {
   const VRow inverse = hn::Set(DRow(), InverseRms(x, out.inputs(), norm.epsilon));
-  for (int64_t b = 0; b < out.blocks(); ++b) {
-    RoundBlock([&](int i) HWY_ATTR { return Normed(x, norm, inverse, b * kBlock + i); }, b, row,
-               out);
-  }
+  RoundBlocks([&](int64_t b,
+                  int i) HWY_ATTR { return Normed(x, norm, inverse, b * kBlock + i); },
+              out.blocks(), out.At(0, row), out.At(1, row) - out.At(0, row), out);
 }
 
 void NormRowOf(const float* x, const Norm& norm, int64_t size, float* out) {
@@ -135,15 +150,31 @@ void NormRopeRowOf(const Norm& norm, const float* turn, int64_t size, float* x) 
   }
 }
 
-// x / 2 * (1 + tanh(sqrt(2 / pi) * (x + 0.044715 x^3))).
+// 2^x for -126 <= x <= 126, within 2e-7 of it: by its Taylor series at the nearest integer.
+HWY_INLINE VRow PowerOfTwo(VRow x) {
+  const DRow df;
+  const hn::RebindToSigned<DRow> di;
+  const VRow whole = hn::Round(x);
+  const VRow rest = hn::Sub(x, whole);  // exact; powers of ln 2 over factorials
+  VRow y = hn::MulAdd(rest, hn::Set(df, 1.5403530e-4f), hn::Set(df, 1.3333558e-3f));
+  y = hn::MulAdd(y, rest, hn::Set(df, 9.6181291e-3f));
+  y = hn::MulAdd(y, rest, hn::Set(df, 5.5504109e-2f));
+  y = hn::MulAdd(y, rest, hn::Set(df, 2.4022651e-1f));
+  y = hn::MulAdd(y, rest, hn::Set(df, 6.9314718e-1f));
+  y = hn::MulAdd(y, rest, hn::Set(df, 1.0f));
+  const auto exponent = hn::ShiftLeft<23>(hn::ConvertTo(di, whole));
+  return hn::BitCast(df, hn::Add(hn::BitCast(di, y), exponent));
+}
+
+// x / 2 * (1 + tanh(sqrt(2 / pi) * (x + 0.044715 x^3))), where (1 + tanh(y)) / 2 = 1 / (1 + e^-2y).
 HWY_INLINE VRow Gelu(VRow x) {
   const DRow df;
-  const VRow square = hn::Mul(x, x);
-  const VRow factor =
-      hn::MulAdd(square, hn::Set(df, 0.044715f * 0.7978845608f), hn::Set(df, 0.7978845608f));
-  // (1 + tanh(y)) / 2 = 1 / (1 + exp(-2 y)), where exp must not overflow.
-  const VRow power = hn::Min(hn::Mul(hn::Mul(x, factor), hn::Set(df, -2.0f)), hn::Set(df, 80.0f));
-  return hn::Div(x, hn::Add(hn::Exp(df, power), hn::Set(df, 1.0f)));
+  constexpr float kFactor = -2 * 0.7978845608f * 1.4426950409f;  // of x, as an exponent of 2
+  const VRow factor = hn::MulAdd(hn::Mul(x, x), hn::Set(df, 0.044715f * kFactor),
+                                 hn::Set(df, kFactor));
+  const VRow most = hn::Set(df, 126.0f);
+  const VRow exponent = hn::Max(hn::Min(hn::Mul(x, factor), most), hn::Neg(most));
+  return hn::Div(x, hn::Add(PowerOfTwo(exponent), hn::Set(df, 1.0f)));
 }
 
 }  // namespace riffle::gemma3::HWY_NAMESPACE
