@@ -162,12 +162,16 @@ HWY_INLINE void SumPanel(const Activations& x, int64_t tile, const Matrix& weigh
 
 void MultiplyPanelOf(const Activations& x, int64_t tile, const Product& product, int64_t panel) {
   HWY_ALIGN float sums[kRowTile * kPanel];
-  SumPanel(x, tile, *product.weight, panel, sums);
   const int64_t first = tile * kRowTile;
-  const int64_t last = std::min(x.rows(), first + kRowTile);
-  for (int64_t row = first; row < last; ++row) {
-    std::memcpy(product.y + row * product.stride + panel * kPanel, sums + (row - first) * kPanel,
-                kPanel * sizeof(float));
+  const int64_t rows = std::min(kRowTile, x.rows() - first);
+  float* y = product.y + first * product.stride + panel * kPanel;
+  for (int64_t row = 0; row < rows; ++row) {  // to be written: asked for while the panel is summed
+    __builtin_prefetch(y + row * product.stride, 1);
+    __builtin_prefetch(y + row * product.stride + kPanel - 1, 1);
+  }
+  SumPanel(x, tile, *product.weight, panel, sums);
+  for (int64_t row = 0; row < rows; ++row) {
+    std::memcpy(y + row * product.stride, sums + row * kPanel, kPanel * sizeof(float));
   }
 }
 
