@@ -185,11 +185,13 @@ void MultiplyGatedPanelOf(const Activations& x, int64_t tile, const Matrix& gate
   SumPanel(x, tile, up, panel, ups);
   const int64_t first = tile * kRowTile;
   const int64_t rows = std::min(kRowTile, x.rows() - first);
-  const auto value = [&](int64_t row, int i) HWY_ATTR {
-    return hn::Mul(Gelu(hn::Load(df, gates + row * kPanel + i)),
-                   hn::Load(df, ups + row * kPanel + i));
-  };
-  RoundBlocks(value, rows, out.At(panel, first), 1, out);
+  // Apart from rounding, whose blocks are chains of steps that wait for each other.
+  for (int64_t i = 0; i < rows * kPanel; i += static_cast<int64_t>(hn::Lanes(df))) {
+    hn::Store(hn::Mul(Gelu(hn::Load(df, gates + i)), hn::Load(df, ups + i)), df, gates + i);
+  }
+  RoundBlocks([&](int64_t row,
+                  int i) HWY_ATTR { return hn::Load(df, gates + row * kPanel + i); },
+              rows, out.At(panel, first), 1, out);
 }
 
 }  // namespace riffle::gemma3::HWY_NAMESPACE

@@ -40,9 +40,13 @@ HWY_INLINE VRow Inverse(VRow power) {
 // Rounds a block of 32 values to place `at`.
 HWY_INLINE void RoundBlock(const VRow (&values)[8], int64_t at, Activations& out) {
   const DRow df;
+  const hn::RebindToUnsigned<DRow> du;
   const hn::RebindToSigned<DRow> di;
   const hn::Repartition<uint16_t, DRow> du16;
   const hn::Rebind<uint8_t, decltype(du16)> du8;
+  // Beside it a float's last bit is worth 1: a sum with it rounds to the nearest integer, and its
+  // low 16 bits are that integer, from the zero point on. (Not finite: any bytes, and a step of NaN.)
+  const VRow origin = hn::Set(df, 0x1.8p23f + kZeroPoint);
   const int lanes = static_cast<int>(hn::Lanes(df));
   // As integers: NaN is above infinity, infinity above the rest.
   auto largest = hn::BitCast(di, hn::Set(df, kNothing));
@@ -50,25 +54,21 @@ HWY_INLINE void RoundBlock(const VRow (&values)[8], int64_t at, Activations& out
     largest = hn::Max(largest, hn::BitCast(di, hn::Abs(values[i])));
   }
   const VRow most = hn::BitCast(df, hn::MaxOfLanes(di, largest));
-  const auto valid = hn::IsFinite(most);
   const VRow step = PowerOfTwoFrom(hn::Mul(most, hn::Set(df, 1 / kLargest)));
   const VRow inverse = Inverse(step);
   uint8_t* planes = out.planes() + at * 2 * kBlock;
-  auto total = hn::Zero(di);
+  VRow total = hn::Zero(df);  // exact: integers below 2^24
   for (int i = 0; i < 32 / lanes; i += 2) {
-    // NaN and infinity must not reach the conversion.
-    const VRow a = hn::IfThenElseZero(valid, hn::Mul(values[i], inverse));
-    const VRow b = hn::IfThenElseZero(valid, hn::Mul(values[i + 1], inverse));
-    const auto qa = hn::NearestInt(a), qb = hn::NearestInt(b);
-    total = hn::Add(total, hn::Add(qa, qb));
-    const auto zero = hn::Set(di, kZeroPoint);
-    const auto q = hn::OrderedDemote2To(du16, hn::Add(qa, zero), hn::Add(qb, zero));
+    const VRow a = hn::MulAdd(values[i], inverse, origin);
+    const VRow b = hn::MulAdd(values[i + 1], inverse, origin);
+    total = hn::Add(total, hn::Add(hn::Sub(a, origin), hn::Sub(b, origin)));
+    const auto q = hn::OrderedTruncate2To(du16, hn::BitCast(du, a), hn::BitCast(du, b));
     hn::StoreU(hn::TruncateTo(du8, hn::ShiftRight<8>(q)), du8, planes + i * lanes);
     hn::StoreU(hn::TruncateTo(du8, q), du8, planes + kBlock + i * lanes);
   }
-  const VRow stored = hn::IfThenElse(valid, step, hn::NaN(df));
-  out.step()[at] = hn::GetLane(stored);
-  out.sum()[at] = hn::GetLane(hn::Mul(stored, hn::ConvertTo(df, hn::SumOfLanes(di, total))));
+  const float valid = hn::GetLane(hn::IfThenElse(hn::IsFinite(most), step, hn::NaN(df)));
+  out.step()[at] = valid;
+  out.sum()[at] = valid * hn::ReduceSum(df, total);
 }
 
 // Rounds `count` blocks to places at, at + pitch, ...; value(b, i) are the values of block b from i
