@@ -98,13 +98,21 @@ HWY_INLINE void LoadCodes(const uint8_t* block, size_t lane, VI8 (&out)[8]) {
   }
 }
 
-// -128 times the sum of four quarters.
+// -128 times the sum of the codes of kCount quarters. Eight codes of 4 or 5 bits and four of 6 add
+// up to a byte.
+template <Packing kPacking, int kCount>
 HWY_INLINE VI ZeroOf(const VI8* codes) {
+  const VU8 factor = hn::Set(DU8(), 128);
+  VI8 bytes = codes[0];
   VI sum = hn::Zero(DI());
-  for (size_t i = 0; i < 4; ++i) {
-    sum = hn::SumOfMulQuadAccumulate(DI(), hn::Set(DU8(), 128), codes[i], sum);
+  for (int i = 1; i < kCount; ++i) {
+    if constexpr (kPacking == Packing::kQ8) {
+      sum = hn::SumOfMulQuadAccumulate(DI(), factor, codes[i], sum);
+    } else {
+      bytes = hn::Add(bytes, codes[i]);
+    }
   }
-  return hn::Neg(sum);
+  return hn::Neg(hn::SumOfMulQuadAccumulate(DI(), factor, bytes, sum));
 }
 
 HWY_INLINE VF LoadHalf(const uint8_t* from, size_t lane) {
@@ -122,10 +130,11 @@ template <Packing kPacking>
 HWY_INLINE BlockVector LoadBlock(const uint8_t* block, size_t lane) {
   BlockVector out;
   LoadCodes<kPacking>(block, lane, out.codes);
-  out.zero[0] = ZeroOf(out.codes);
-  out.zero[1] = ZeroOf(out.codes + 4);
-  if constexpr (kPacking != Packing::kQ6) {
-    out.zero[0] = hn::Add(out.zero[0], out.zero[1]);
+  if constexpr (kPacking == Packing::kQ6) {
+    out.zero[0] = ZeroOf<kPacking, 4>(out.codes);
+    out.zero[1] = ZeroOf<kPacking, 4>(out.codes + 4);
+  } else {
+    out.zero[0] = ZeroOf<kPacking, 8>(out.codes);
   }
   const uint8_t* scales = block + CodeBytes(kPacking);
   const VF d = LoadHalf(scales, lane);
