@@ -11,6 +11,7 @@
 
 #include "examples/gemma3/blocks.h"
 #include "examples/gemma3/kernels.h"
+#include "examples/gemma3/rope.h"
 #include "tests/gemma3_tiny_model.h"
 
 namespace riffle::gemma3 {
@@ -260,6 +261,28 @@ TEST(Gemma3Matrix, GatedProductsAreTheirFormula) {
       }
     }
   });
+}
+
+TEST(Gemma3Rope, AnglesAreTheirFormula) {
+  const int64_t size = 48;
+  for (const double base : {10000.0, 1000000.0}) {
+    RopeAngles at_once(size, base), piecewise(size, base);
+    at_once.Grow(40000);
+    for (int64_t last : {0, 5, 63, 64, 64, 200, 40000}) {
+      piecewise.Grow(last);
+    }
+    for (int64_t position = 0; position <= 40000; position += position < 300 ? 1 : 331) {
+      for (int64_t i = 0; i < size / 2; ++i) {
+        const double angle = static_cast<double>(position) *
+                             std::pow(base, -2.0 * static_cast<double>(i) / size);
+        const float* row = at_once.At(position);
+        ASSERT_NEAR(row[i], std::cos(angle), 6e-8) << position << " " << i;
+        ASSERT_NEAR(row[size / 2 + i], std::sin(angle), 6e-8) << position << " " << i;
+        ASSERT_EQ(row[i], piecewise.At(position)[i]);
+        ASSERT_EQ(row[size / 2 + i], piecewise.At(position)[size / 2 + i]);
+      }
+    }
+  }
 }
 
 TEST(Gemma3Rows, AreTheirFormulas) {

@@ -29,26 +29,6 @@ void Grow(std::vector<float>& values, int64_t size) {
   }
 }
 
-// Appends the angles of positions up to `last`: cosines and sines of position * base^(-2i / d).
-void GrowTurns(std::vector<float>& turns, int64_t head_dim, double base, int64_t last) {
-  const int64_t half = head_dim / 2;
-  int64_t position = static_cast<int64_t>(turns.size()) / head_dim;
-  if (position > last) {
-    return;
-  }
-  turns.resize(static_cast<size_t>((last + 1) * head_dim));
-  for (; position <= last; ++position) {
-    float* row = turns.data() + position * head_dim;
-    for (int64_t i = 0; i < half; ++i) {
-      const double angle =
-          static_cast<double>(position) *
-          std::pow(base, -2.0 * static_cast<double>(i) / static_cast<double>(head_dim));
-      row[i] = static_cast<float>(std::cos(angle));
-      row[half + i] = static_cast<float>(std::sin(angle));
-    }
-  }
-}
-
 HeadsView Heads(const std::vector<float>& data, int64_t rows, int64_t heads, int64_t head_dim) {
   return {data.data(), DType::kF32, rows, heads, head_dim, heads * head_dim, head_dim};
 }
@@ -56,7 +36,11 @@ HeadsView Heads(const std::vector<float>& data, int64_t rows, int64_t heads, int
 }  // namespace
 
 Forward::Forward(const Model& model, KvCache& cache, Pool* pool)
-    : model_(model), cache_(cache), pool_(pool) {
+    : model_(model),
+      cache_(cache),
+      pool_(pool),
+      local_(model.config().head_dim, model.config().rope_base_local),
+      global_(model.config().head_dim, model.config().rope_base_global) {
   [[maybe_unused]] const std::string target = Target();  // applies RIFFLE_TARGET
 }
 Forward::~Forward() = default;
@@ -89,8 +73,8 @@ void Forward::Prepare(std::span<const Slice> batch) {
   }
   rows_ = static_cast<int64_t>(tokens_.size());
   const int64_t last = *std::max_element(positions_.begin(), positions_.end());
-  GrowTurns(turns_[0], config.head_dim, config.rope_base_local, last);
-  GrowTurns(turns_[1], config.head_dim, config.rope_base_global, last);
+  local_.Grow(last);
+  global_.Grow(last);
 
   const int64_t queries = config.q_heads * config.head_dim;
   const int64_t keys = config.kv_heads * config.head_dim;
@@ -139,10 +123,10 @@ void Forward::NormRopeRows(int64_t index, const std::vector<float>& weight, int6
   const Config& config = model_.config();
   const int64_t size = config.head_dim;
   const Norm norm = {weight.data(), static_cast<float>(config.rms_epsilon)};
-  const std::vector<float>& turns = turns_[config.IsGlobal(index) ? 1 : 0];
+  const RopeAngles& angles = config.IsGlobal(index) ? global_ : local_;
   ForRows([&](int64_t row) {
     for (int64_t head = 0; head < heads; ++head) {
-      NormRopeRow(norm, turns.data() + positions_[row] * size, size,
+      NormRopeRow(norm, angles.At(positions_[row]), size,
                   x.data() + (row * heads + head) * size);
     }
   });

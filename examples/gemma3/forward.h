@@ -7,6 +7,7 @@
 
 #include "examples/gemma3/matrix.h"
 #include "examples/gemma3/model.h"
+#include "examples/gemma3/rope.h"
 #include "riffle/kv_cache.h"
 
 namespace riffle::gemma3 {
@@ -63,8 +64,7 @@ class Forward {
   std::vector<int64_t> sequences_;  // [slices]
   KvBatch kv_batch_;
 
-  // Cosines and sines of every position so far, [positions][head_dim], of local and global layers.
-  std::vector<float> turns_[2];
+  RopeAngles local_, global_;  // of those layers
 
   std::vector<float> hidden_;            // [rows, hidden]: the residual stream
   std::vector<float> q_;                 // [rows, q_heads * head_dim], then the attention's result

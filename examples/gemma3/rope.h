@@ -1,0 +1,33 @@
+// The angles of rotary position embeddings.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+namespace riffle::gemma3 {
+
+// Cosines and sines of position * base^(-2 i / head_dim), i < head_dim / 2, for all positions so far.
+class RopeAngles {
+ public:
+  RopeAngles(int64_t head_dim, double base);
+
+  // Adds positions up to `last`. A position's values depend on nothing but the position.
+  void Grow(int64_t last);
+  // [head_dim]: cosines, then sines. Pre: Grow(position or later) has been called.
+  const float* At(int64_t position) const { return values_.data() + position * head_dim_; }
+
+ private:
+  struct Turn {
+    double cosine;
+    double sine;
+  };
+  Turn Of(int64_t position, int64_t i) const;
+
+  int64_t head_dim_;
+  std::vector<double> frequency_;  // [head_dim / 2]
+  std::vector<Turn> near_;         // [64][head_dim / 2]: of positions 0 to 63
+  std::vector<Turn> far_;          // [head_dim / 2]: of the last multiple of 64
+  std::vector<float> values_;      // [positions][head_dim]
+};
+
+}  // namespace riffle::gemma3
