@@ -16,25 +16,15 @@
 #include "attention/attention_kernels.h"
 #include "attention/few_rows-inl.h"
 #include "attention/kv_block-inl.h"
-#include "attention/query_block-inl.h"
 #include "attention/results-inl.h"
 #include "attention/softmax-inl.h"
+#include "attention/unit_queries-inl.h"
 #include "attention/unit_scratch-inl.h"
 #include "attention/values-inl.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace riffle::HWY_NAMESPACE {
 namespace hn = hwy::HWY_NAMESPACE;
-
-// Rows that pass through the kernels together: their lanes, and the keys that some and that all of
-// them see.
-struct Tile {
-  int row;  // of the unit, and its lane: tiles before the last one are full
-  int rows;
-  int lanes;
-  KeyRange any;
-  KeyRange all;
-};
 
 template <class Math>
 class UnitRunner {
@@ -95,8 +85,6 @@ class UnitRunner {
   }
 
  private:
-  // ---- queries
-
   void Enter(const Unit& unit) {
     unit_ = &unit;
     seen_ = UnitKeys(args_, unit);
@@ -104,82 +92,13 @@ class UnitRunner {
     shape_.rows = (unit.query_end - unit.query_begin) * args_.shape.group;
     shape_.lanes = UnitLanes(shape_.rows);
     spread_ = shape_.lanes <= 16;
-    if (seen_.empty()) {
-      return;
-    }
-    const int kv_len = args_.kv_lens[unit.seq];
-    const int position = kv_len - args_.q_len(unit.seq) + unit.query_begin;
-    for (int lane = 0; lane < shape_.lanes; ++lane) {
-      const int row = std::min(lane, shape_.rows - 1);
-      const KeyRange keys = Visible(args_.shape, kv_len, position + row / args_.shape.group);
-      at_.first[lane] = keys.begin;
-      at_.last[lane] = keys.end;
-    }
-    for (int head = 0; head < shape_.heads; ++head) {
-      ForEachTile([&](const Tile& tile) { LayOutQueries(head, tile); });
-    }
+    queries_.Enter(unit, shape_, seen_);
   }
-
-  template <typename F>
-  void ForEachTile(const F& f) const {
-    for (int row = 0; row < shape_.rows; row += kTileRows) {
-      const int rows = std::min(kTileRows, shape_.rows - row);
-      const int end = row + rows - 1;
-      f(Tile{row,
-             rows,
-             TileLanes(rows),
-             {at_.first[row], at_.last[end]},
-             {at_.first[end], at_.last[row]}});
-    }
-  }
-
-  Word* Queries(int head, const Tile& tile) const {
-    return at_.q + (int64_t{head} * shape_.lanes + tile.row) * words_;
-  }
-
-  // q of a tile as [words][lanes]; lanes without a row are 0.
-  void LayOutQueries(int head, const Tile& tile) {
-    PrefetchQueries(head, tile.row + tile.rows);
-    const uint8_t* rows[kTileRows];
-    for (int row = 0; row < tile.lanes; ++row) {
-      rows[row] = row < tile.rows ? args_.q + Token(tile.row + row) * args_.q_token_stride +
-                                        QueryHead(head, tile.row + row) * args_.q_head_stride
-                                  : kZeroRow;
-    }
-    // Without a soft cap the sign of the scale goes here, so that the factor of scores is positive
-    // and the largest score is the largest logit.
-    const float sign = args_.scale < 0 ? -1.0f : args_.scale == 0 ? 0.0f : 1.0f;
-    LayOutQueryRows(Math(), args_.q_dtype, rows, words_, sign, tile.lanes, Queries(head, tile));
-  }
-
-  // Those of the next tile, into L2: 32 rows are read a few words at a time, which the hardware's
-  // prefetchers do not follow.
-  void PrefetchQueries(int head, int row) const {
-    const size_t bytes = static_cast<size_t>(dim_) * SizeOf(args_.q_dtype);
-    for (const int end = std::min(row + kTileRows, shape_.rows); row < end; ++row) {
-      const uint8_t* from = Query(head, row);
-      for (size_t i = 0; i < bytes; i += 64) {
-        __builtin_prefetch(from + i, 0, 2);
-      }
-    }
-  }
-
-  const uint8_t* Query(int head, int row) const {
-    return args_.q + Token(row) * args_.q_token_stride + QueryHead(head, row) * args_.q_head_stride;
-  }
-  int64_t Token(int row) const {
-    return args_.first_token(unit_->seq) + unit_->query_begin + row / args_.shape.group;
-  }
-  int64_t QueryHead(int head, int row) const {
-    return int64_t{unit_->head_begin + head} * args_.shape.group + row % args_.shape.group;
-  }
-
-  // ---- a block of keys
 
   void RunBlock(int head, int key0, const TileCursor& ahead) {
     if (spread_) {
       ahead.Find(&ahead_);
-      ForEachTile([&](const Tile& tile) { RunTile(head, key0, tile); });
+      queries_.ForEachTile([&](const Tile& tile) { RunTile(head, key0, tile); });
       return;
     }
     for (int group = 0; group < kGroups; ++group) {
@@ -190,7 +109,7 @@ class UnitRunner {
     for (int group = 0; group < kGroups; ++group) {
       LayOutGroupValues(head, key0, group, seen_);
     }
-    ForEachTile([&](const Tile& tile) { RunTile(head, key0, tile); });
+    queries_.ForEachTile([&](const Tile& tile) { RunTile(head, key0, tile); });
   }
 
   KvRows Rows(const KvBytes& kv, int head, int key0, int group, const KeyRange& keys) const {
@@ -283,7 +202,7 @@ class UnitRunner {
   }
 
   void Score(int head, int key0, int begin, int end, const Tile& tile) {
-    const Word* q = Queries(head, tile);
+    const Word* q = queries_.LaidOut(head, tile);
     if constexpr (Math::kDirect) {
       if (spread_) {
         KvRows rows[kGroups];
@@ -408,8 +327,8 @@ class UnitRunner {
 
   void WriteResults(const UnitState& state) const {
     shape_.ForEach([&](int head, int row, int lane, int64_t sums) {
-      WriteRow(args_, Token(row), QueryHead(head, row), state.max[lane], state.weight[lane],
-               state.sums + sums);
+      WriteRow(args_, queries_.Token(row), queries_.Head(head, row), state.max[lane],
+               state.weight[lane], state.sums + sums);
     });
   }
 
@@ -432,6 +351,7 @@ class UnitRunner {
   TileRows ahead_;  // what is prefetched; kernels of larger tiles do not look at it
 
   UnitScratch<Math> at_;
+  UnitQueries<Math> queries_{args_, at_};
 };
 
 }  // namespace riffle::HWY_NAMESPACE
