@@ -2,22 +2,18 @@
 #include "riffle/topk.h"
 
 #include <algorithm>
-#include <cstring>
-#include <limits>
+#include <vector>
 
 #include "core/check.h"
-#include "core/overlap.h"
 #include "core/parallel.h"
 #include "core/targets.h"
 #include "topk/narrow.h"
+#include "topk/topk_batch.h"
+#include "topk/topk_check.h"
 #include "topk/topk_kernels.h"
 
 namespace riffle {
 namespace {
-
-constexpr int64_t kMaxColumns = std::numeric_limits<int32_t>::max();
-constexpr int64_t kLowest = std::numeric_limits<int64_t>::min();
-constexpr int kMaxLanes = 4096;
 
 // A row shorter than this is not worth the two synchronisations of splitting it.
 constexpr int64_t kSplitBytes = 64 * 1024;
@@ -32,170 +28,8 @@ constexpr int64_t kSerialNs = 8000;
 // Roughly what a row takes (f32, AVX-512).
 int64_t RowNs(int64_t n, int64_t k) { return 100 + n / 2 + 8 * k; }
 
-// What a call does to each row; everything in it has been checked.
-struct Batch {
-  MatrixView x;
-  TopKOut out;
-  int64_t width = 0;                     // columns of the outputs
-  std::span<const int32_t> k = {};       // per row; empty: `width` for all
-  std::span<const int32_t> starts = {};  // ranges; empty: whole rows
-  std::span<const int32_t> ends = {};
-  int next_n = 0;  // > 0: `ends` holds the lengths of decoded sequences
-
-  struct Range {
-    int64_t begin;
-    int64_t end;
-  };
-  Range RangeOf(int64_t row) const {
-    const auto r = static_cast<size_t>(row);
-    if (next_n > 0) {
-      const int64_t length = ends[static_cast<size_t>(row / next_n)];
-      return {0, std::max<int64_t>(0, length - next_n + row % next_n + 1)};
-    }
-    return starts.empty() ? Range{0, x.cols} : Range{starts[r], std::max(starts[r], ends[r])};
-  }
-
-  // The work of one row; n = 0 when there is none.
-  RowTask Task(int64_t row, const TopKOptions& options) const {
-    const auto element = static_cast<int64_t>(SizeOf(x.dtype));
-    const Range range = RangeOf(row);
-    RowTask task;
-    task.x = static_cast<const uint8_t*>(x.data) + (row * x.row_stride + range.begin) * element;
-    task.dtype = x.dtype;
-    task.n = range.end - range.begin;
-    task.k = std::min(task.n, k.empty() ? width : k[static_cast<size_t>(row)]);
-    task.sorted = options.sorted;
-    task.largest = options.largest;
-    if (out.values != nullptr) {
-      task.values = static_cast<uint8_t*>(out.values) + row * out.values_stride * element;
-    }
-    if (out.wide_indices != nullptr) {
-      task.wide_indices = out.wide_indices + row * out.indices_stride;
-      task.indices = reinterpret_cast<int32_t*>(task.wide_indices) + task.k;
-    } else {
-      task.indices = out.indices + row * out.indices_stride;
-    }
-    task.stats = out.stats != nullptr ? out.stats + row : nullptr;
-    if (task.n > 0 && options.algorithm != Algorithm::kLaneSort) {
-      task.plan = PlanBuckets(task.n, task.k);
-    }
-    return task;
-  }
-
-  // -inf, or +inf beside the smallest, and -1 in the columns past a row's k.
-  void PadRow(const RowTask& task) const {
-    if (task.wide_indices != nullptr) {
-      std::fill(task.wide_indices + task.k, task.wide_indices + width, -1);
-    } else {
-      std::fill(task.indices + task.k, task.indices + width, -1);
-    }
-    if (task.values == nullptr) {
-      return;
-    }
-    const uint32_t inf = x.dtype == DType::kF32   ? 0x7f800000u
-                         : x.dtype == DType::kF16 ? 0x7c00u
-                                                  : 0x7f80u;
-    const uint32_t sign = x.dtype == DType::kF32 ? 0x80000000u : 0x8000u;
-    const uint32_t padding = task.largest ? inf | sign : inf;
-    const size_t element = SizeOf(x.dtype);
-    for (int64_t i = task.k; i < width; ++i) {  // little-endian; of any alignment
-      std::memcpy(static_cast<uint8_t*>(task.values) + static_cast<size_t>(i) * element, &padding,
-                  element);
-    }
-  }
-};
-
-void CheckInput(const MatrixView& x) {
-  Check(x.rows >= 0, Code::kBadShape, "x has ", x.rows, " rows; at least 0 are needed");
-  Check(x.cols >= 1 && x.cols <= kMaxColumns, Code::kBadShape, "x has ", x.cols, " columns; 1 to ",
-        kMaxColumns, " are possible");
-  Check(x.dtype <= DType::kBF16, Code::kBadDType, "x has the unknown dtype ",
-        static_cast<int>(x.dtype));
-  Check(x.data != nullptr || x.rows == 0, Code::kBadShape, "x.data is null");
-  int64_t extent = 0;
-  Check(!__builtin_mul_overflow(x.row_stride, std::max<int64_t>(x.rows, 1), &extent) &&
-            !__builtin_mul_overflow(extent, int64_t{4}, &extent) && extent != kLowest,
-        Code::kBadShape, "x's row stride ", x.row_stride, " times its ", x.rows,
-        " rows does not fit an address");
-}
-
-void CheckOptions(const TopKOptions& options) {
-  Check(options.algorithm <= Algorithm::kLaneSort, Code::kBadOption,
-        "algorithm = ", static_cast<int>(options.algorithm),
-        " is none of auto, bucket maxima and lane sort");
-  Check(options.lanes >= 1 && options.lanes <= kMaxLanes &&
-            (options.lanes & (options.lanes - 1)) == 0,
-        Code::kBadOption, "lanes = ", options.lanes, " is not a power of two from 1 to ",
-        kMaxLanes);
-  int last = 0;
-  for (const int depth : options.depth_schedule) {
-    Check(depth > last, Code::kBadOption, "depth_schedule has ", depth, " after ", last,
-          "; depths are positive and increase");
-    last = depth;
-  }
-}
-
-// Rows of an output may not share bytes, and must lie within 64 bits of addresses.
-void CheckStride(const char* name, int64_t stride, int64_t rows, int64_t width, int64_t element) {
-  int64_t bytes = 0;
-  Check(!__builtin_mul_overflow(stride, rows, &bytes) &&
-            !__builtin_mul_overflow(bytes, element, &bytes) && bytes != kLowest,
-        Code::kBadShape, "the row stride ", stride, " of ", name, " times ", rows,
-        " rows does not fit an address");
-  Check(rows <= 1 || (stride < 0 ? -stride : stride) >= width, Code::kOverlap, "the row stride ",
-        stride, " of ", name, " makes its rows of ", width, " elements overlap");
-}
-
-void CheckOutputs(const Batch& batch) {
-  if (batch.x.rows == 0) {
-    return;
-  }
-  const auto element = static_cast<int64_t>(SizeOf(batch.x.dtype));
-  struct Named {
-    const char* name;
-    ByteRows rows;
-  };
-  const auto bytes = [](std::span<const int32_t> span) {
-    return ByteRows{span.data(), 1, 0, static_cast<int64_t>(span.size_bytes())};
-  };
-  const int64_t rows = batch.x.rows;
-  const bool wide = batch.out.wide_indices != nullptr;
-  const void* const indices = wide ? static_cast<const void*>(batch.out.wide_indices)
-                                   : static_cast<const void*>(batch.out.indices);
-  Check(indices != nullptr, Code::kBadShape, "indices is null");
-  Check(!wide || batch.out.indices == nullptr, Code::kBadShape,
-        "indices and wide_indices are both given; one of them must be null");
-  CheckStride("values", batch.out.values_stride, batch.out.values != nullptr ? rows : 0,
-              batch.width, 4);
-  CheckStride("indices", batch.out.indices_stride, rows, batch.width, wide ? 8 : 4);
-  const Named outputs[] = {
-      {"values",
-       {batch.out.values, batch.out.values != nullptr ? rows : 0, batch.out.values_stride * element,
-        batch.width * element}},
-      {"indices",
-       {indices, rows, batch.out.indices_stride * (wide ? 8 : 4), batch.width * (wide ? 8 : 4)}},
-      {"stats",
-       {batch.out.stats, batch.out.stats != nullptr ? rows : 0, sizeof(TopKStats),
-        sizeof(TopKStats)}}};
-  const Named inputs[] = {
-      {"x", {batch.x.data, rows, batch.x.row_stride * element, batch.x.cols * element}},
-      {"k", bytes(batch.k)},
-      {"starts", bytes(batch.starts)},
-      {batch.next_n > 0 ? "seq_lens" : "ends", bytes(batch.ends)}};
-  for (const Named& out : outputs) {
-    for (const Named& in : inputs) {
-      Check(!Overlaps(out.rows, in.rows), Code::kOverlap, out.name, " shares memory with ", in.name,
-            ", which is only read");
-    }
-    for (const Named* other = outputs; other != &out; ++other) {
-      Check(!Overlaps(out.rows, other->rows), Code::kOverlap, out.name, " shares memory with ",
-            other->name);
-    }
-  }
-}
-
 // The planner takes milliseconds for a large k; engines ask for the same shape at every step.
-std::span<const int> Schedule(const Batch& batch, const TopKOptions& options) {
+std::span<const int> Schedule(const TopKBatch& batch, const TopKOptions& options) {
   if (!options.depth_schedule.empty()) {
     return options.depth_schedule;
   }
@@ -215,7 +49,7 @@ std::span<const int> Schedule(const Batch& batch, const TopKOptions& options) {
   return last.schedule;
 }
 
-void RunLaneSorts(const Batch& batch, const TopKOptions& options, Lease& lease) {
+void RunLaneSorts(const TopKBatch& batch, const TopKOptions& options, Lease& lease) {
   const LaneOptions lanes{options.lanes, Schedule(batch, options)};
   size_t scratch = 0;
   for (int64_t row = 0; row < batch.x.rows; ++row) {
@@ -233,7 +67,8 @@ void RunLaneSorts(const Batch& batch, const TopKOptions& options, Lease& lease) 
 }
 
 // Few rows: the first pass of each is split over the threads.
-void RunSplit(const Batch& batch, const TopKOptions& options, Lease& lease, size_t maxima_bytes) {
+void RunSplit(const TopKBatch& batch, const TopKOptions& options, Lease& lease,
+              size_t maxima_bytes) {
   const TopKKernels& kernels = Kernels();
   const int64_t rows = batch.x.rows;
   const int64_t parts = lease.threads();
@@ -280,7 +115,7 @@ void RunSplit(const Batch& batch, const TopKOptions& options, Lease& lease, size
   });
 }
 
-void RunBucketMaxima(const Batch& batch, const TopKOptions& options, Lease& lease) {
+void RunBucketMaxima(const TopKBatch& batch, const TopKOptions& options, Lease& lease) {
   size_t scratch = 0;
   size_t maxima = 0;
   const bool uniform = batch.k.empty() && batch.ends.empty();
@@ -319,7 +154,7 @@ void RunBucketMaxima(const Batch& batch, const TopKOptions& options, Lease& leas
   });
 }
 
-void Run(const Batch& batch, const TopKOptions& options) {
+void Run(const TopKBatch& batch, const TopKOptions& options) {
   CheckOptions(options);
   CheckOutputs(batch);
   EnsureTarget();

@@ -1,0 +1,22 @@
+// What the doors of top-k refuse.
+#pragma once
+
+#include <cstdint>
+#include <limits>
+
+#include "riffle/topk.h"
+#include "topk/topk_batch.h"
+
+namespace riffle {
+
+inline constexpr int64_t kMaxColumns = std::numeric_limits<int32_t>::max();
+
+// Throw Error: kBadShape, kBadDType, kBadOption.
+void CheckInput(const MatrixView& x);
+void CheckOptions(const TopKOptions& options);
+
+// Outputs that are there, whose rows do not overlap each other, the inputs or other outputs. Throws
+// Error: kBadShape, kOverlap.
+void CheckOutputs(const TopKBatch& batch);
+
+}  // namespace riffle
