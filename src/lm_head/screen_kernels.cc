@@ -15,6 +15,7 @@
 #include "core/order-inl.h"
 #include "lm_head/quantize-inl.h"
 #include "lm_head/screen-inl.h"
+#include "lm_head/screen_few-inl.h"
 #include "topk/select-inl.h"
 
 HWY_BEFORE_NAMESPACE();
@@ -41,8 +42,12 @@ class TileScreen {
     columns_ = static_cast<int>(std::min<int64_t>(kTile, linear_.vocab - column));
     std::fill_n(sums_, linear_.rows * kTile, 0.0f);
     std::fill_n(norms_, kTile, 0.0f);
-    for (int at = 0; at < columns_; at += kScreenPanel) {
-      RunPanel(column, at);
+    if (args_.few_rows()) {
+      RunFew(column);
+    } else {
+      for (int at = 0; at < columns_; at += kScreenPanel) {
+        RunPanel(column, at);
+      }
     }
     const WordF32 df;
     for (int i = 0; i < kTile; i += kLanes) {
@@ -70,6 +75,26 @@ class TileScreen {
  private:
   static float* Floats(uint8_t* scratch, size_t at) {
     return reinterpret_cast<float*>(scratch + at);
+  }
+
+  void RunFew(int64_t column) {
+    const uint8_t* columns[kTile];
+    for (int i = 0; i < kTile; ++i) {
+      columns[i] = linear_.weight + (column + std::min(i, columns_ - 1)) * linear_.weight_stride;
+    }
+    FewColumns few;
+    few.column = columns;
+    few.bytes = args_.blocks() * kQ8BlockBytes;
+    few.ahead = kFewAhead * linear_.weight_stride;
+    few.x = args_.few;
+    few.chunks = args_.chunks();
+    if (linear_.rows == 1) {
+      FewScreen<1>(few, sums_, norms_);
+    } else if (linear_.rows == 2) {
+      FewScreen<2>(few, sums_, norms_);
+    } else {
+      FewScreen<kFewScreenRows>(few, sums_, norms_);
+    }
   }
 
   void RunPanel(int64_t column, int at) {

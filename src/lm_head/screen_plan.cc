@@ -23,13 +23,10 @@ ScreenPlan PlanScreen(int64_t rows, int64_t k) {
   return plan;
 }
 
-bool ScreenPays(int64_t rows, int64_t k, const LinearArgs& args) {
-  // One and two rows of bf16 take as long as reading W either way (262144 x 640: 5.7 and 6.3 ms,
-  // screened 6.6 and 6.9), three no longer; one of f32 takes 10 ms.
-  const int64_t least_rows = args.words_of_bf16 ? 3 : 1;
+bool ScreenPays(int64_t k, const LinearArgs& args) {
   // A candidate takes about 50 ns, a column of a row 1 to 2 ns less than without the screen.
   return args.format == WeightFormat::kQ8_0 && args.d > 0 && args.d <= kMostScreenedInputs &&
-         rows >= least_rows && args.vocab >= 8192 && k <= args.vocab / 64;
+         args.vocab >= 8192 && k <= args.vocab / 64;
 }
 
 ScreenScratch PlanScreenScratch(const ScreenPlan& plan) {
@@ -55,6 +52,8 @@ ScreenShared PlanScreenShared(const ScreenPlan& plan, int64_t d) {
   Layout layout;
   ScreenShared shared{};
   shared.x = layout.Place((d + span - 1) / span * plan.rows * kScreenBlocks, sizeof(ScreenBlock));
+  shared.few = layout.Place(FewScreenChunks(d) * std::min<int64_t>(plan.rows, kFewScreenRows),
+                            sizeof(FewScreenChunk));
   shared.errors = layout.Place(plan.rows, sizeof(ScreenError));
   shared.bounds = layout.Place(plan.rows, sizeof(int32_t));
   shared.locks = layout.Place(plan.rows, sizeof(int32_t));

@@ -20,7 +20,7 @@ struct ScreenPlan {
 ScreenPlan PlanScreen(int64_t rows, int64_t k);
 
 // Whether screening is faster: it saves time for each column, and costs some for each of the k.
-bool ScreenPays(int64_t rows, int64_t k, const LinearArgs& args);
+bool ScreenPays(int64_t k, const LinearArgs& args);
 
 // Byte offsets into the scratch of a thread that screens a piece, each 64-byte aligned.
 struct ScreenScratch {
@@ -42,6 +42,7 @@ ScreenScratch PlanScreenScratch(const ScreenPlan& plan);
 // Byte offsets into what all threads share.
 struct ScreenShared {
   size_t x;
+  size_t few;
   size_t errors;
   size_t bounds;
   size_t locks;

@@ -15,7 +15,7 @@ namespace {
 bool Screens(Screening screening, const LinearCall& call, int64_t k) {
   const LinearArgs& args = call.args();
   if (screening == Screening::kAuto) {
-    return GetScreenKernels().native && ScreenPays(call.rows(), k, args);
+    return GetScreenKernels().native && ScreenPays(k, args);
   }
   return screening == Screening::kAlways && args.format == WeightFormat::kQ8_0 && args.d > 0 &&
          args.d <= kMostScreenedInputs;
@@ -81,6 +81,7 @@ class ScreenedTopK {
 
   void Place(uint8_t* at, int64_t rows, ScreenArgs& args, ScreenLists& lists) const {
     args.x = reinterpret_cast<ScreenBlock*>(at + shared_.x);
+    args.few = reinterpret_cast<FewScreenChunk*>(at + shared_.few);
     args.errors = reinterpret_cast<ScreenError*>(at + shared_.errors);
     lists.bounds = Atomics(at + shared_.bounds, rows, kF32Format.lowest_key());
     lists.locks = Atomics(at + shared_.locks, rows, int32_t{0});
