@@ -3,6 +3,7 @@
 
 #include <functional>
 
+#include "riffle/kv_cache.h"
 #include "riffle/linear_topk.h"
 #include "riffle/sampling.h"
 #include "riffle/topk.h"
@@ -100,6 +101,23 @@ TEST_F(SteadyState, Sample) {
                      {out.indices, static_cast<size_t>(kRows)}, logprobs);
     }
   });
+}
+
+// Of one token, and of so many that threads take part.
+TEST_F(SteadyState, KvCacheWrite) {
+  KvCacheOptions options;
+  options.pages = 128;
+  const std::vector<float> ones(size_t{2000} * 128, 1.0f);
+  Pool pool(2);
+  KvCache cache(options);
+  EXPECT_GT(AllocationsOf([&] { cache.Extend(cache.Create(), 2000); }), 0);
+  const auto write = [&](int64_t tokens) {
+    const HeadsView view{ones.data(), DType::kF32, tokens, 1, 128, 128, 128};
+    cache.Write(0, 1, 0, view, view, &pool);
+  };
+  for (const int64_t tokens : {1, 2000}) {
+    EXPECT_EQ(AllocationsOf([&] { write(tokens); }), 0) << tokens;
+  }
 }
 
 TEST_F(SteadyState, Linear) {

@@ -10,6 +10,7 @@
 #include <thread>
 #include <vector>
 
+#include "riffle/runtime.h"
 #include "tests/kv_cache_check.h"
 #include "tests/reference.h"
 
@@ -258,6 +259,54 @@ TEST(KvCache, BroadcastsByStridesOfZero) {
   EXPECT_EQ(KeyAt(cache, seq, 0), 0);
   for (int64_t p = 1; p < 8; ++p) EXPECT_EQ(KeyAt(cache, seq, p), 5);
   EXPECT_EQ(KeyAt(cache, seq, 8), 0);
+}
+
+// Writes large enough for threads, into the middle of pages of every kind: what any number of them
+// leaves is what single tokens leave, and nothing beside it changes.
+TEST(KvCacheConcurrency, LargeWritesByAnyNumberOfThreads) {
+  const int64_t before = 7, after = 3;
+  for (const DType dtype : {DType::kF32, DType::kF16}) {
+    for (const int64_t page_size : {1, 5, 16, 256, 4096}) {
+      const int64_t tokens = 2500;
+      KvCacheOptions options =
+          Small((before + tokens + after + page_size - 1) / page_size, page_size);
+      options.head_dim = 40;
+      options.dtype = dtype;
+      const int64_t row = options.kv_heads * options.head_dim;
+      std::vector<float> keys(static_cast<size_t>(tokens * row)), values(keys.size());
+      for (size_t i = 0; i < keys.size(); ++i) {
+        keys[i] = 0.37f * static_cast<float>(i);
+        values[i] = -keys[i];
+      }
+      const auto view = [&](const std::vector<float>& of, int64_t from, int64_t count) {
+        return HeadsView{of.data() + from * row, DType::kF32, count, 2, 40, row, 40};
+      };
+      const auto bytes = [&](const KvCache& cache) {
+        const PagedKv first = cache.Keys(0);
+        const auto* data = static_cast<const uint8_t*>(first.data);
+        return std::vector<uint8_t>(data, data + cache.bytes());
+      };
+      const auto fill = [&](KvCache& cache) {
+        const int64_t seq = cache.Create();
+        cache.Extend(seq, before + tokens + after);
+        const Filled ones(options, 7, 1);
+        cache.Write(0, seq, 0, ones.view, ones.view);
+        return seq;
+      };
+      KvCache expected(options);
+      const int64_t one = fill(expected);
+      for (int64_t t = 0; t < tokens; ++t) {
+        expected.Write(0, one, before + t, view(keys, t, 1), view(values, t, 1));
+      }
+      for (const int threads : {1, 2, 5}) {
+        Pool pool(threads);
+        KvCache cache(options);
+        const int64_t seq = fill(cache);
+        cache.Write(0, seq, before, view(keys, 0, tokens), view(values, 0, tokens), &pool);
+        EXPECT_EQ(bytes(cache), bytes(expected)) << page_size << " " << threads;
+      }
+    }
+  }
 }
 
 // One thread reads a sequence, as attention would; another one lets forks of it grow and overwrites

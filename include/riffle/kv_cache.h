@@ -74,10 +74,11 @@ class KvCache {
   // are shared are copied first, in all layers. Elements are of the cache's dtype, or f32, which is
   // rounded to the nearest (ties to even, subnormals kept).
   //   keys, values  [tokens, kv_heads, head_dim]; neither may lie in the cache's own storage
+  //   pool          whose threads take part in large writes; null: DefaultPool()
   // Throws Error: kBadRange for a layer or positions that do not exist, kBadShape, kBadDType,
   // kOverlap, kOutOfPages.
   void Write(int64_t layer, int64_t seq, int64_t position, const HeadsView& keys,
-             const HeadsView& values);
+             const HeadsView& values, Pool* pool = nullptr);
 
   // Shortens `seq` to `length` and releases the pages behind it. Throws Error(kBadRange) unless
   // 0 <= length <= Length(seq).

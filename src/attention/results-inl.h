@@ -40,9 +40,9 @@ HWY_INLINE void WriteScaledAs(DF df, DType dtype, const float* values, float fac
     if (dtype == DType::kF32) {
       StoreAny(df, x, out + 4 * i);
     } else if (dtype == DType::kBF16) {
-      StoreAny(du16, hn::TruncateTo(du16, BF16Bits(df, x)), out + 2 * i);
+      StoreAny(du16, RoundToBF16(df, x), out + 2 * i);
     } else {
-      StoreAny(du16, hn::TruncateTo(du16, F16Bits(df, x)), out + 2 * i);
+      StoreAny(du16, RoundToF16(df, x), out + 2 * i);
     }
   }
 }

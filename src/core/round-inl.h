@@ -1,6 +1,6 @@
 // f32 to the 16-bit formats, to the nearest, ties to even; subnormals kept, NaNs quiet. The same
-// bits on every target, by integer arithmetic: the native conversions differ (x86's to bf16 flushes
-// subnormals). Included once per SIMD target.
+// bits on every target: by integer arithmetic, and by a native conversion only where it has them
+// (x86's to bf16 flushes subnormals). Included once per SIMD target.
 #if defined(RIFFLE_CORE_ROUND_INL_H_) == defined(HWY_TARGET_TOGGLE)
 #ifdef RIFFLE_CORE_ROUND_INL_H_
 #undef RIFFLE_CORE_ROUND_INL_H_
@@ -49,6 +49,23 @@ HWY_INLINE hn::Vec<hn::RebindToUnsigned<DF>> F16Bits(DF df, VF value) {
   const auto is_nan = hn::Gt(magnitude, hn::Set(du, 0x7f800000u));
   const auto finite = hn::IfThenElse(is_tiny, tiny, normal);
   return hn::Or(sign, hn::IfThenElse(is_nan, nan, finite));
+}
+
+// f16 as 16-bit lanes. x86's conversion has the bits of F16Bits for each of the 2^32 floats.
+template <class DF, class VF = hn::Vec<DF>>
+HWY_INLINE hn::Vec<hn::Rebind<uint16_t, DF>> RoundToF16([[maybe_unused]] DF df, VF value) {
+  const hn::Rebind<uint16_t, DF> du16;
+#if HWY_ARCH_X86 && HWY_TARGET <= HWY_AVX2 && !defined(HWY_DISABLE_F16C)
+  return hn::BitCast(du16, hn::DemoteTo(hn::Rebind<hwy::float16_t, DF>(), value));
+#else
+  return hn::TruncateTo(du16, F16Bits(df, value));
+#endif
+}
+
+// bf16, likewise.
+template <class DF, class VF = hn::Vec<DF>>
+HWY_INLINE hn::Vec<hn::Rebind<uint16_t, DF>> RoundToBF16(DF df, VF value) {
+  return hn::TruncateTo(hn::Rebind<uint16_t, DF>(), BF16Bits(df, value));
 }
 
 }  // namespace riffle::HWY_NAMESPACE

@@ -9,6 +9,7 @@
 #include <utility>
 
 #include "core/check.h"
+#include "core/parallel.h"
 #include "core/targets.h"
 #include "kv_cache/layout.h"
 #include "kv_cache/page_pool.h"
@@ -19,6 +20,12 @@ namespace riffle {
 namespace {
 
 constexpr int64_t kMaxLength = std::numeric_limits<int32_t>::max();  // kv_lens are int32
+
+// Bytes of pages from which on threads pay, and what a thread writes at once, made up to whole
+// pages: tasks that ended inside of pages took 20 ms for two layers of 16384 tokens of 8 heads of
+// 128 where these take 13 (f32 to f16, two threads; 22 on one).
+constexpr int64_t kThreadsBytes = 256 * 1024;
+constexpr int64_t kTaskBytes = 64 * 1024;
 
 struct Sequence {
   std::vector<int32_t> pages;  // ceil(length / page_size)
@@ -112,7 +119,7 @@ class KvCache::Impl {
   void CheckInput(const char* name, const HeadsView& in, int64_t tokens) const;
   void MakePrivate(Sequence& sequence, int64_t first_page, int64_t end_page);
   void Store(int64_t layer, const Sequence& sequence, int64_t position, const HeadsView& in,
-             int64_t part);
+             int64_t begin, int64_t end, int64_t part);
   PagedKv View(int64_t layer, int64_t part) const;
 
  private:
@@ -217,31 +224,32 @@ void KvCache::Impl::CheckInput(const char* name, const HeadsView& in, int64_t to
         " lies in the cache's own storage; copy it first");
 }
 
-// Pre: the pages of these positions are not shared.
+// Tokens [begin, end) of `in`, whose first one goes to `position`. Pre: the pages of these
+// positions are not shared.
 void KvCache::Impl::Store(int64_t layer, const Sequence& sequence, int64_t position,
-                          const HeadsView& in, int64_t part) {
+                          const HeadsView& in, int64_t begin, int64_t end, int64_t part) {
   const int64_t size = static_cast<int64_t>(SizeOf(in.dtype));
   RoundTask task;
-  task.in = static_cast<const uint8_t*>(in.data);
   // A stride that is never taken may be anything, so it is not multiplied.
   task.in_token = in.tokens > 1 ? in.token_stride * size : 0;
+  task.in = static_cast<const uint8_t*>(in.data) + begin * task.in_token;
   task.in_head = options_.kv_heads > 1 ? in.head_stride * size : 0;
   task.out_token = layout_.token;
   task.out_head = layout_.head;
   task.heads = options_.kv_heads;
   task.head_dim = options_.head_dim;
-  const int64_t end = position + in.tokens;
-  while (position < end) {
-    const int64_t slot = position % options_.page_size;
-    const int64_t page = sequence.pages[static_cast<size_t>(position / options_.page_size)];
-    task.tokens = std::min(end - position, options_.page_size - slot);
+  while (begin < end) {
+    const int64_t slot = (position + begin) % options_.page_size;
+    const int64_t page =
+        sequence.pages[static_cast<size_t>((position + begin) / options_.page_size)];
+    task.tokens = std::min(end - begin, options_.page_size - slot);
     task.out = Page(layer, page, part) + slot * layout_.token;
     if (in.dtype == options_.dtype) {
       CopyTokens(task, layout_.token);
     } else {
       RoundTokens(task, options_.dtype);
     }
-    position += task.tokens;
+    begin += task.tokens;
     task.in += task.tokens * task.in_token;
   }
 }
@@ -284,7 +292,7 @@ int64_t KvCache::pages_shared() const { return impl_->pool().shared(); }
 int64_t KvCache::bytes() const { return impl_->layout().total; }
 
 void KvCache::Write(int64_t layer, int64_t seq, int64_t position, const HeadsView& keys,
-                    const HeadsView& values) {
+                    const HeadsView& values, Pool* pool) {
   impl_->CheckLayer(layer);
   Sequence& sequence = impl_->Find(seq);
   const int64_t tokens = keys.tokens;
@@ -298,9 +306,26 @@ void KvCache::Write(int64_t layer, int64_t seq, int64_t position, const HeadsVie
     return;
   }
   const int64_t page_size = options().page_size;
-  impl_->MakePrivate(sequence, position / page_size, CeilDiv(position + tokens, page_size));
-  impl_->Store(layer, sequence, position, keys, 0);
-  impl_->Store(layer, sequence, position, values, 1);
+  const auto make_private = [&] {
+    impl_->MakePrivate(sequence, position / page_size, CeilDiv(position + tokens, page_size));
+  };
+  const auto store = [&](int64_t begin, int64_t end) {
+    impl_->Store(layer, sequence, position, keys, begin, end, 0);
+    impl_->Store(layer, sequence, position, values, begin, end, 1);
+  };
+  const int64_t token_bytes = 2 * impl_->layout().token * options().kv_heads;
+  if (tokens < kThreadsBytes / token_bytes) {
+    make_private();
+    store(0, tokens);
+    return;
+  }
+  Lease lease(pool);  // may throw, so before anything is changed
+  make_private();
+  const int64_t chunk = CeilDiv(CeilDiv(kTaskBytes, token_bytes), page_size) * page_size;
+  const int64_t slot = position % page_size;
+  lease.Run(CeilDiv(slot + tokens, chunk), [&](int64_t task, uint8_t*) {
+    store(std::max<int64_t>(0, task * chunk - slot), std::min(tokens, (task + 1) * chunk - slot));
+  });
 }
 
 KvBatch KvCache::Batch(std::span<const int64_t> seqs) const {

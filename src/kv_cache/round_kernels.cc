@@ -16,7 +16,11 @@ template <bool kF16, class DF>
 HWY_INLINE void RoundVector(DF df, const float* in, uint16_t* out) {
   const hn::Rebind<uint16_t, DF> d16;
   const auto value = hn::LoadU(df, in);
-  hn::StoreU(hn::TruncateTo(d16, kF16 ? F16Bits(df, value) : BF16Bits(df, value)), d16, out);
+  if constexpr (kF16) {
+    hn::StoreU(RoundToF16(df, value), d16, out);
+  } else {
+    hn::StoreU(RoundToBF16(df, value), d16, out);
+  }
 }
 
 template <bool kF16>
