@@ -146,8 +146,7 @@ TEST(Gemma3Greedy, GapsAreNearlyThoseOfTheReference) {
       cache.Extend(slice.sequence, static_cast<int64_t>(slice.tokens.size()));
     }
     const std::span<const float> hidden = forward.Run(batch);
-    const MatrixView x = {hidden.data(), DType::kF32, rows, config.hidden_size,
-                          config.hidden_size};
+    const MatrixView x = {hidden.data(), DType::kF32, rows, config.hidden_size, config.hidden_size};
     LinearTopK(x, Gemma().weights().embedding, 2, {values.data(), 2, indices.data(), 2});
     for (size_t c = 0; c < batch.size(); ++c) {
       const Case& expected = Cases()[c];

@@ -273,8 +273,8 @@ TEST(Gemma3Rope, AnglesAreTheirFormula) {
     }
     for (int64_t position = 0; position <= 40000; position += position < 300 ? 1 : 331) {
       for (int64_t i = 0; i < size / 2; ++i) {
-        const double angle = static_cast<double>(position) *
-                             std::pow(base, -2.0 * static_cast<double>(i) / size);
+        const double angle =
+            static_cast<double>(position) * std::pow(base, -2.0 * static_cast<double>(i) / size);
         const float* row = at_once.At(position);
         ASSERT_NEAR(row[i], std::cos(angle), 6e-8) << position << " " << i;
         ASSERT_NEAR(row[size / 2 + i], std::sin(angle), 6e-8) << position << " " << i;

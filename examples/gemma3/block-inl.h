@@ -27,8 +27,8 @@ using VF = hn::Vec<DF>;
 // A block and a vector of its outputs.
 struct BlockVector {
   VI8 codes[8];  // of a quarter each
-  // -128 times the sum of the codes, which the high plane's zero point adds to their dot product: of
-  // all inputs, or of the first 16 and of the others (kQ6).
+  // -128 times the sum of the codes, which the high plane's zero point adds to their dot product:
+  // of all inputs, or of the first 16 and of the others (kQ6).
   VI zero[2];
   VF scale;
   VF second;  // of inputs 16 and on (kQ6), or the minimum (kQ4)

@@ -126,8 +126,7 @@ void Forward::NormRopeRows(int64_t index, const std::vector<float>& weight, int6
   const RopeAngles& angles = config.IsGlobal(index) ? global_ : local_;
   ForRows([&](int64_t row) {
     for (int64_t head = 0; head < heads; ++head) {
-      NormRopeRow(norm, angles.At(positions_[row]), size,
-                  x.data() + (row * heads + head) * size);
+      NormRopeRow(norm, angles.At(positions_[row]), size, x.data() + (row * heads + head) * size);
     }
   });
 }

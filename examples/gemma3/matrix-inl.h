@@ -189,8 +189,7 @@ void MultiplyGatedPanelOf(const Activations& x, int64_t tile, const Matrix& gate
   for (int64_t i = 0; i < rows * kPanel; i += static_cast<int64_t>(hn::Lanes(df))) {
     hn::Store(hn::Mul(Gelu(hn::Load(df, gates + i)), hn::Load(df, ups + i)), df, gates + i);
   }
-  RoundBlocks([&](int64_t row,
-                  int i) HWY_ATTR { return hn::Load(df, gates + row * kPanel + i); },
+  RoundBlocks([&](int64_t row, int i) HWY_ATTR { return hn::Load(df, gates + row * kPanel + i); },
               rows, out.At(panel, first), 1, out);
 }
 

@@ -2,11 +2,11 @@
 //
 // Weights keep the integers and scales of the file, nothing is rounded. An activation is rounded to
 // 16 bits of fixed point in blocks of 32, x = step * q with a step that is a power of two (so by at
-// most 2^-15 of the block's largest), and held as two planes of bytes, q = 256 * high + low - 32768.
-// A block's product is then two sums of int8 products, exact in int32 in any order; the blocks'
-// results are scaled and added in f32 in the order of the blocks. So a row's result does not depend
-// on the other rows, on threads or on tiles. (int8 activations alone, as llama.cpp has them, or bf16
-// ones move logits by more than 0.05: README.md.)
+// most 2^-15 of the block's largest), and held as two planes of bytes, q = 256 * high + low -
+// 32768. A block's product is then two sums of int8 products, exact in int32 in any order; the
+// blocks' results are scaled and added in f32 in the order of the blocks. So a row's result does
+// not depend on the other rows, on threads or on tiles. (int8 activations alone, as llama.cpp has
+// them, or bf16 ones move logits by more than 0.05: README.md.)
 #pragma once
 
 #include <hwy/aligned_allocator.h>

@@ -6,7 +6,8 @@
 
 namespace riffle::gemma3 {
 
-// Cosines and sines of position * base^(-2 i / head_dim), i < head_dim / 2, for all positions so far.
+// Cosines and sines of position * base^(-2 i / head_dim), i < head_dim / 2, for all positions so
+// far.
 class RopeAngles {
  public:
   RopeAngles(int64_t head_dim, double base);

@@ -45,7 +45,8 @@ HWY_INLINE void RoundBlock(const VRow (&values)[8], int64_t at, Activations& out
   const hn::Repartition<uint16_t, DRow> du16;
   const hn::Rebind<uint8_t, decltype(du16)> du8;
   // Beside it a float's last bit is worth 1: a sum with it rounds to the nearest integer, and its
-  // low 16 bits are that integer, from the zero point on. (Not finite: any bytes, and a step of NaN.)
+  // low 16 bits are that integer, from the zero point on. (Not finite: any bytes, and a step of
+  // NaN.)
   const VRow origin = hn::Set(df, 0x1.8p23f + kZeroPoint);
   const int lanes = static_cast<int>(hn::Lanes(df));
   // As integers: NaN is above infinity, infinity above the rest.
@@ -115,8 +116,7 @@ HWY_INLINE VRow Normed(const float* x, const Norm& norm, VRow inverse, int64_t i
 
 void NormRoundRowOf(const float* x, const Norm& norm, int64_t row, Activations& out) {
   const VRow inverse = hn::Set(DRow(), InverseRms(x, out.inputs(), norm.epsilon));
-  RoundBlocks([&](int64_t b,
-                  int i) HWY_ATTR { return Normed(x, norm, inverse, b * kBlock + i); },
+  RoundBlocks([&](int64_t b, int i) HWY_ATTR { return Normed(x, norm, inverse, b * kBlock + i); },
               out.blocks(), out.At(0, row), out.At(1, row) - out.At(0, row), out);
 }
 
@@ -170,8 +170,8 @@ HWY_INLINE VRow PowerOfTwo(VRow x) {
 HWY_INLINE VRow Gelu(VRow x) {
   const DRow df;
   constexpr float kFactor = -2 * 0.7978845608f * 1.4426950409f;  // of x, as an exponent of 2
-  const VRow factor = hn::MulAdd(hn::Mul(x, x), hn::Set(df, 0.044715f * kFactor),
-                                 hn::Set(df, kFactor));
+  const VRow factor =
+      hn::MulAdd(hn::Mul(x, x), hn::Set(df, 0.044715f * kFactor), hn::Set(df, kFactor));
   const VRow most = hn::Set(df, 126.0f);
   const VRow exponent = hn::Max(hn::Min(hn::Mul(x, factor), most), hn::Neg(most));
   return hn::Div(x, hn::Add(PowerOfTwo(exponent), hn::Set(df, 1.0f)));

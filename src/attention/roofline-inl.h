@@ -71,24 +71,27 @@ double Spin(int64_t steps) {
   const FloatTag<16> df;
   const hn::Rebind<typename Math::Word, decltype(df)> dw;
   constexpr int kChains = HWY_CAP_GE512 ? 16 : 12;
-  // Zeros that the compiler cannot see. (Hiding them inside the loop keeps the sums in memory.)
+  // Zeros that the compiler cannot see, or it would make one chain of them all. (Hiding them inside
+  // the loop keeps the sums in memory.)
+  alignas(64) float sums[kChains * hn::MaxLanes(df)] = {};
+  float* at = sums;
+  hwy::PreventElision(at);
   typename Math::Word word = 0;
   hwy::PreventElision(word);
   const auto x = hn::Set(dw, word);
   hn::Vec<decltype(df)> sum[kChains];
   for (int i = 0; i < kChains; ++i) {
-    sum[i] = hn::BitCast(df, x);
+    sum[i] = hn::Load(df, at + i * hn::MaxLanes(df));
   }
   for (int64_t step = 0; step < steps; ++step) {
     for (int i = 0; i < kChains; ++i) {
       sum[i] = Math::Step(df, word, x, sum[i]);
     }
   }
-  alignas(64) float result[kChains * hn::MaxLanes(df)];
   for (int i = 0; i < kChains; ++i) {
-    hn::Store(sum[i], df, result + i * hn::MaxLanes(df));
+    hn::Store(sum[i], df, at + i * hn::MaxLanes(df));
   }
-  hwy::PreventElision(result[0]);
+  hwy::PreventElision(at);
   return 2.0 * Math::kPerWord * static_cast<double>(steps) * kChains * hn::MaxLanes(df);
 }
 
