@@ -28,9 +28,11 @@ constexpr double kClose = 0.05;
 #if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
 constexpr size_t kSteps = 4;  // of each prompt; a step takes ten times as long
 constexpr int kBatch = 8;
+constexpr size_t kLongest = 64;  // prompt whose gaps are compared
 #else
 constexpr size_t kSteps = 48;
 constexpr int kBatch = 32;
+constexpr size_t kLongest = 100000;
 #endif
 
 const Model& Gemma() {
@@ -133,8 +135,12 @@ TEST(Gemma3Greedy, GapsAreNearlyThoseOfTheReference) {
   KvCache cache(options);
   Forward forward(Gemma(), cache, nullptr);
   std::vector<Slice> batch;
+  std::vector<const Case*> cases;
   for (const Case& expected : Cases()) {
-    batch.push_back({cache.Create(), 0, expected.prompt});
+    if (expected.prompt.size() <= kLongest) {
+      batch.push_back({cache.Create(), 0, expected.prompt});
+      cases.push_back(&expected);
+    }
   }
   const int64_t rows = static_cast<int64_t>(batch.size());
   std::vector<float> values(batch.size() * 2);
@@ -149,7 +155,7 @@ TEST(Gemma3Greedy, GapsAreNearlyThoseOfTheReference) {
     const MatrixView x = {hidden.data(), DType::kF32, rows, config.hidden_size, config.hidden_size};
     LinearTopK(x, Gemma().weights().embedding, 2, {values.data(), 2, indices.data(), 2});
     for (size_t c = 0; c < batch.size(); ++c) {
-      const Case& expected = Cases()[c];
+      const Case& expected = *cases[c];
       const size_t at = std::min(step, expected.tokens.size() - 1);
       if (at == step) {
         const double gap = double{values[2 * c]} - values[2 * c + 1];
@@ -166,7 +172,8 @@ TEST(Gemma3Greedy, GapsAreNearlyThoseOfTheReference) {
   }
   std::printf("%lld steps: gaps %.4f off in the mean, at most %.4f\n",
               static_cast<long long>(steps), sum / static_cast<double>(steps), largest);
-  EXPECT_GT(steps, static_cast<int64_t>(Cases().size() * std::min<size_t>(kSteps, 40) * 4 / 5));
+  EXPECT_GE(cases.size(), 12u);
+  EXPECT_GT(steps, static_cast<int64_t>(cases.size() * std::min<size_t>(kSteps, 40) * 4 / 5));
 }
 
 // Greedy and sampled requests of all lengths.
