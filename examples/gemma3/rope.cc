@@ -29,7 +29,7 @@ RopeAngles::Turn RopeAngles::Of(int64_t position, int64_t i) const {
 }
 
 // A position is a multiple of 64 and a rest: the angle's cosine and sine by those of the two parts,
-// in double, instead of 50 ns for each.
+// in double.
 void RopeAngles::Grow(int64_t last) {
   const int64_t half = head_dim_ / 2;
   int64_t position = static_cast<int64_t>(values_.size()) / head_dim_;

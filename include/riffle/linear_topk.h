@@ -84,10 +84,11 @@ struct LinearTopKOut {
 // The k best of each row of x Wt + b, in the order of riffle/topk.h: values and indices are bit for
 // bit those of TopK over the result of Linear. The logits are never stored whole: tiles of the
 // vocabulary are multiplied, held against a bound that k logits are known to reach, and forgotten.
-// Q8_0 weights, k up to vocab / 64, targets with int8 dot products: x is rounded to int8 first, and
-// only columns whose logits may by a proven bound be among the k best are multiplied as stated
-// above; rounding x to bf16 then gains nothing. Rows with too many such columns, as of equal
-// logits, are multiplied as a whole, on top of the time of their screening.
+// Q8_0 weights, k up to vocab / 64, targets with int8 dot products: x is rounded to int8 first (up
+// to three rows: to two int8, 15 bits), and only columns whose logits may by a proven bound be
+// among the k best are multiplied as stated above; rounding x to bf16 then gains nothing. Rows with
+// too many such columns, as of equal logits, are multiplied as a whole, on top of the time of their
+// screening.
 //   out  values [rows, k] f32, indices [rows, k] int32
 // Throws Error: kBadK unless 1 <= k <= vocab, and as Linear.
 void LinearTopK(const MatrixView& x, const WeightView& weight, int64_t k, const LinearTopKOut& out,
