@@ -18,11 +18,11 @@
 #include "cli/commands.h"
 #include "cli/failure.h"
 #include "cli/generate_output.h"
-#include "examples/gemma3/default_model.h"
-#include "examples/gemma3/engine.h"
-#include "examples/gemma3/model.h"
-#include "examples/gemma3/tokenizer.h"
-#include "examples/gemma3/utf8.h"
+#include "engine/default_model.h"
+#include "engine/engine.h"
+#include "engine/model.h"
+#include "engine/tokenizer/tokenizer.h"
+#include "engine/tokenizer/utf8.h"
 #include "riffle/riffle.h"
 
 namespace riffle::cli {

@@ -8,8 +8,8 @@
 #include <string>
 #include <vector>
 
-#include "examples/gemma3/engine.h"
-#include "examples/gemma3/tokenizer.h"
+#include "engine/engine.h"
+#include "engine/tokenizer/tokenizer.h"
 
 namespace riffle::cli {
 

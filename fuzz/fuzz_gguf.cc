@@ -1,14 +1,14 @@
 // Any bytes as a GGUF file: refused with a BadModel, or read to its last byte. If it has a
 // tokenizer, any text encodes and decodes with it.
-#include "examples/gemma3/gguf.h"
+#include "engine/gguf/gguf.h"
 
 #include <cstdint>
 #include <cstdlib>
 #include <string>
 #include <vector>
 
-#include "examples/gemma3/tokenizer.h"
-#include "examples/gemma3/utf8.h"
+#include "engine/tokenizer/tokenizer.h"
+#include "engine/tokenizer/utf8.h"
 
 namespace {
 

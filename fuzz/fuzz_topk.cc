@@ -9,9 +9,9 @@
 #include "fuzz/bytes.h"
 #include "riffle/error.h"
 #include "riffle/topk.h"
-#include "tests/ranges_check.h"
-#include "tests/text.h"
-#include "tests/topk_check.h"
+#include "testing/ranges_check.h"
+#include "testing/text.h"
+#include "testing/topk_check.h"
 
 namespace riffle::fuzz {
 namespace {

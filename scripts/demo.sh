@@ -16,7 +16,7 @@ show() {
 }
 
 scripts/model.sh
-show "$riffle" generate --prompts examples/gemma3/prompts.txt --max-new-tokens 40
+show "$riffle" generate --prompts examples/prompts.txt --max-new-tokens 40
 printf '\n'
 say "the top-k alone, on logits as a language model of 201088 tokens makes them (made up, the same on every machine)"
 show "$riffle" make-logits "$logits" --rows 32 --vocab 201088 --dtype bf16

@@ -14,13 +14,13 @@
 #include <type_traits>
 
 #include "attention/attention_kernels.h"
-#include "attention/few_rows-inl.h"
 #include "attention/kv_block-inl.h"
+#include "attention/query_tiles-inl.h"
 #include "attention/results-inl.h"
+#include "attention/small_m-inl.h"
 #include "attention/softmax-inl.h"
-#include "attention/unit_queries-inl.h"
-#include "attention/unit_scratch-inl.h"
 #include "attention/values-inl.h"
+#include "attention/work_item_scratch-inl.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace riffle::HWY_NAMESPACE {

@@ -10,7 +10,7 @@
 #include "attention/attention_check.h"
 #include "attention/attention_kernels.h"
 #include "core/check.h"
-#include "core/parallel.h"
+#include "core/lease.h"
 #include "core/targets.h"
 
 namespace riffle {

@@ -15,7 +15,7 @@
 #include <type_traits>
 
 #include "attention/attention_plan.h"
-#include "core/words-inl.h"
+#include "core/dot_operands-inl.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace riffle::HWY_NAMESPACE {

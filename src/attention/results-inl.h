@@ -13,7 +13,7 @@
 #include "attention/attention_kernels.h"
 #include "attention/kv_block-inl.h"
 #include "attention/softmax-inl.h"
-#include "attention/unit_state-inl.h"
+#include "attention/work_item_state-inl.h"
 #include "core/round-inl.h"
 
 HWY_BEFORE_NAMESPACE();

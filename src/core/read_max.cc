@@ -7,7 +7,7 @@
 #include <algorithm>
 #include <vector>
 
-#include "core/parallel.h"
+#include "core/lease.h"
 #include "core/targets.h"
 #include "riffle/runtime.h"
 

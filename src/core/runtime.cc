@@ -15,7 +15,7 @@
 #include <vector>
 
 #include "core/check.h"
-#include "core/parallel.h"
+#include "core/lease.h"
 
 namespace riffle {
 namespace {

@@ -9,7 +9,7 @@
 #include <utility>
 
 #include "core/check.h"
-#include "core/parallel.h"
+#include "core/lease.h"
 #include "core/targets.h"
 #include "kv_cache/layout.h"
 #include "kv_cache/page_pool.h"

@@ -3,7 +3,7 @@
 
 #include <cstdint>
 
-#include "core/parallel.h"
+#include "core/lease.h"
 #include "lm_head/linear_kernels.h"
 #include "riffle/linear_topk.h"
 

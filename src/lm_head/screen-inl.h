@@ -11,8 +11,8 @@
 #include <algorithm>
 #include <cstring>
 
+#include "core/dot_operands-inl.h"
 #include "core/load-inl.h"
-#include "core/words-inl.h"
 #include "lm_head/screen_args.h"
 #include "lm_head/words-inl.h"
 

@@ -11,9 +11,9 @@
 #include <algorithm>
 #include <cstring>
 
+#include "core/dot_operands-inl.h"
 #include "core/load-inl.h"
 #include "core/round-inl.h"
-#include "core/words-inl.h"
 #include "lm_head/linear_args.h"
 
 HWY_BEFORE_NAMESPACE();

@@ -7,7 +7,7 @@
 #include <limits>
 
 #include "core/check.h"
-#include "core/parallel.h"
+#include "core/lease.h"
 #include "core/targets.h"
 #include "riffle/topk.h"
 #include "sampling/prefix.h"

@@ -4,7 +4,7 @@
 #include <cstddef>
 #include <cstdint>
 
-#include "core/parallel.h"
+#include "core/lease.h"
 #include "riffle/topk.h"
 
 namespace riffle {

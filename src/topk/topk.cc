@@ -5,7 +5,7 @@
 #include <vector>
 
 #include "core/check.h"
-#include "core/parallel.h"
+#include "core/lease.h"
 #include "core/targets.h"
 #include "topk/narrow.h"
 #include "topk/topk_batch.h"

@@ -1,0 +1,144 @@
+#include "engine/choose.h"
+
+#include <algorithm>
+#include <chrono>
+#include <limits>
+
+#include "engine/weights.h"
+#include "riffle/linear_topk.h"
+#include "riffle/sampling.h"
+
+namespace riffle::gemma3 {
+namespace {
+
+// Above it the logits are stored and sampled from instead of fused with a top-k.
+constexpr int32_t kMostFused = 1024;
+// Rows of stored logits at a time: 1 MB each.
+constexpr int64_t kStoredRows = 16;
+
+using Clock = std::chrono::steady_clock;
+double Since(Clock::time_point start) {
+  return std::chrono::duration<double>(Clock::now() - start).count();
+}
+
+// What rows are chosen together by: 1 for greedy ones, else k, 0 for no or a large one. Rows of
+// different k never share a call, which makes the sums of a row's draw independent of the others.
+int32_t FusedK(const SamplingParams& sampling) {
+  if (sampling.temperature == 0) {
+    return 1;
+  }
+  return sampling.top_k > kMostFused ? 0 : sampling.top_k;
+}
+
+}  // namespace
+
+void Chooser::Choose(std::span<const float> hidden, std::span<const Choice> choices,
+                     std::span<int32_t> tokens) {
+  hidden_ = hidden;
+  choices_ = choices;
+  tokens_ = tokens;
+  // The least k that is left, until none is.
+  int32_t next = 0;
+  while (next != std::numeric_limits<int32_t>::max()) {
+    const int32_t k = next;
+    next = std::numeric_limits<int32_t>::max();
+    rows_.clear();
+    for (size_t row = 0; row < choices.size(); ++row) {
+      const int32_t wanted = FusedK(choices[row].sampling);
+      if (wanted == k) {
+        rows_.push_back(static_cast<int64_t>(row));
+      } else if (wanted > k) {
+        next = std::min(next, wanted);
+      }
+    }
+    if (rows_.empty()) {
+      continue;
+    }
+    const size_t size = static_cast<size_t>(model_.config().hidden_size);
+    states_.clear();
+    for (const int64_t row : rows_) {
+      const auto state = hidden.subspan(static_cast<size_t>(row) * size, size);
+      states_.insert(states_.end(), state.begin(), state.end());
+    }
+    if (k > 0) {
+      FromTopK(k);
+    } else {
+      FromLogits();
+    }
+  }
+}
+
+// Draws from the k best logits.
+void Chooser::FromTopK(int32_t k) {
+  const auto start = Clock::now();
+  const Config& config = model_.config();
+  const int64_t rows = static_cast<int64_t>(rows_.size());
+  const int64_t best = std::min<int64_t>(k, config.vocab_size);
+  values_.resize(static_cast<size_t>(rows * best));
+  candidates_.resize(static_cast<size_t>(rows * best));
+  LinearOptions options;
+  options.pool = pool_;
+  LinearTopK({states_.data(), DType::kF32, rows, config.hidden_size, config.hidden_size},
+             model_.weights().embedding, best, {values_.data(), best, candidates_.data(), best},
+             options);
+  lm_head_seconds_ += Since(start);
+  // Greedy rows too: a row of NaN is found there.
+  Draw({values_.data(), DType::kF32, rows, best, best}, rows_);
+  for (int64_t i = 0; i < rows; ++i) {
+    int32_t& token = tokens_[static_cast<size_t>(rows_[static_cast<size_t>(i)])];
+    token = candidates_[static_cast<size_t>(i * best + token)];
+  }
+}
+
+// Draws from all logits, a few rows at a time.
+void Chooser::FromLogits() {
+  const Config& config = model_.config();
+  for (size_t first = 0; first < rows_.size(); first += kStoredRows) {
+    const auto start = Clock::now();
+    const size_t count = std::min<size_t>(kStoredRows, rows_.size() - first);
+    const int64_t rows = static_cast<int64_t>(count);
+    values_.resize(count * static_cast<size_t>(config.vocab_size));
+    const MatrixView states = {states_.data() + first * static_cast<size_t>(config.hidden_size),
+                               DType::kF32, rows, config.hidden_size, config.hidden_size};
+    LinearOptions options;
+    options.pool = pool_;
+    Linear(states, model_.weights().embedding, {values_.data(), config.vocab_size}, options);
+    lm_head_seconds_ += Since(start);
+    Draw({values_.data(), DType::kF32, rows, config.vocab_size, config.vocab_size},
+         std::span(rows_).subspan(first, count));
+  }
+}
+
+// Leaves the columns drawn in tokens_ of the rows.
+void Chooser::Draw(const MatrixView& logits, std::span<const int64_t> rows) {
+  const auto start = Clock::now();
+  std::vector<float> temperature, top_p, min_p;
+  std::vector<int32_t> top_k;
+  std::vector<int64_t> stream, position;
+  for (const int64_t row : rows) {
+    const Choice& choice = choices_[static_cast<size_t>(row)];
+    temperature.push_back(choice.sampling.temperature);
+    top_k.push_back(choice.sampling.top_k);
+    top_p.push_back(choice.sampling.top_p);
+    min_p.push_back(choice.sampling.min_p);
+    stream.push_back(choice.stream);
+    position.push_back(choice.position);
+  }
+  SampleOptions options;
+  options.temperature = temperature;
+  options.top_k = top_k;
+  options.top_p = top_p;
+  options.min_p = min_p;
+  options.seed = seed_;
+  options.stream = stream;
+  options.position = position;
+  options.pool = pool_;
+  drawn_.resize(rows.size());
+  Sample(logits, options, drawn_);
+  for (size_t i = 0; i < rows.size(); ++i) {
+    tokens_[static_cast<size_t>(rows[i])] = drawn_[i];
+  }
+  sampling_seconds_ += Since(start);
+}
+
+}  // namespace riffle::gemma3

@@ -1,0 +1,58 @@
+// From the last hidden states to the next tokens: the LM head, top-k and sampling of Riffle.
+#pragma once
+
+#include <cstdint>
+#include <span>
+#include <vector>
+
+#include "engine/engine.h"
+#include "engine/model.h"
+#include "riffle/types.h"
+
+namespace riffle::gemma3 {
+
+// How a row's token is chosen; riffle::Sample states what the number of a draw is.
+struct Choice {
+  SamplingParams sampling;
+  int64_t stream = 0;
+  int64_t position = 0;
+};
+
+class Chooser {
+ public:
+  // `model` must outlive this.
+  Chooser(const Model& model, uint64_t seed, Pool* pool)
+      : model_(model), seed_(seed), pool_(pool) {}
+
+  // tokens[r] of hidden[r]; [rows, hidden] f32. A row's token depends on its own state and choice
+  // alone. Throws riffle::Error: kBadValue if the model gives NaN.
+  void Choose(std::span<const float> hidden, std::span<const Choice> choices,
+              std::span<int32_t> tokens);
+
+  // The sums over all calls: logits with their top-k, which are one operation, and the draws.
+  double lm_head_seconds() const { return lm_head_seconds_; }
+  double sampling_seconds() const { return sampling_seconds_; }
+
+ private:
+  void FromTopK(int32_t k);
+  void FromLogits();
+  void Draw(const MatrixView& logits, std::span<const int64_t> rows);
+
+  const Model& model_;
+  uint64_t seed_;
+  Pool* pool_;
+  double lm_head_seconds_ = 0;
+  double sampling_seconds_ = 0;
+
+  // Of the call that runs: the rows that are chosen together, and their hidden states.
+  std::span<const float> hidden_;
+  std::span<const Choice> choices_;
+  std::span<int32_t> tokens_;
+  std::vector<int64_t> rows_;
+  std::vector<float> states_;
+  std::vector<float> values_;        // logits
+  std::vector<int32_t> candidates_;  // their tokens, if they are the k best
+  std::vector<int32_t> drawn_;
+};
+
+}  // namespace riffle::gemma3

@@ -1,0 +1,273 @@
+#include "engine/engine.h"
+
+#include <algorithm>
+#include <chrono>
+#include <cmath>
+#include <string>
+#include <utility>
+
+#include "engine/choose.h"
+#include "engine/forward.h"
+#include "engine/scheduler.h"
+#include "riffle/error.h"
+#include "riffle/kv_cache.h"
+
+namespace riffle::gemma3 {
+namespace {
+
+constexpr int64_t kDefaultPages = 2048;
+
+[[noreturn]] void Fail(Code code, const std::string& text) { throw Error(code, text); }
+
+void CheckSampling(const SamplingParams& sampling) {
+  if (!(sampling.temperature >= 0 && std::isfinite(sampling.temperature))) {
+    Fail(Code::kBadOption, "temperature = " + std::to_string(sampling.temperature) +
+                               " is not a finite number of at least 0");
+  }
+  if (sampling.top_k < 0) {
+    Fail(Code::kBadOption, "top_k = " + std::to_string(sampling.top_k) + " is not at least 0");
+  }
+  if (!(sampling.top_p >= 0 && sampling.top_p <= 1)) {
+    Fail(Code::kBadOption, "top_p = " + std::to_string(sampling.top_p) + " is not in 0..1");
+  }
+  if (!(sampling.min_p >= 0 && sampling.min_p <= 1)) {
+    Fail(Code::kBadOption, "min_p = " + std::to_string(sampling.min_p) + " is not in 0..1");
+  }
+}
+
+void CheckOptions(const EngineOptions& options) {
+  const auto at_least_one = [](const char* name, int64_t value) {
+    if (value < 1) {
+      Fail(Code::kBadOption,
+           std::string(name) + " = " + std::to_string(value) + " is not at least 1");
+    }
+  };
+  at_least_one("max_running", options.max_running);
+  at_least_one("prefill_chunk", options.prefill_chunk);
+  if (options.pages != 0) {
+    at_least_one("pages", options.pages);
+  }
+  // page_size is the cache's to check.
+}
+
+KvCacheOptions CacheOptions(const Config& config, const EngineOptions& options) {
+  CheckOptions(options);
+  KvCacheOptions cache;
+  cache.layers = config.layers;
+  cache.kv_heads = config.kv_heads;
+  cache.head_dim = config.head_dim;
+  cache.pages = options.pages == 0 ? kDefaultPages : options.pages;
+  cache.page_size = options.page_size;
+  cache.dtype = kCacheDType;
+  return cache;
+}
+
+}  // namespace
+
+class Engine::Impl {
+ public:
+  Impl(const Model& model, const EngineOptions& options)
+      : model_(model),
+        cache_(CacheOptions(model.config(), options)),
+        scheduler_(cache_, {options.max_running, options.prefill_chunk, options.share_prefixes}),
+        forward_(model, cache_, options.pool),
+        chooser_(model, options.seed, options.pool) {}
+
+  int64_t Submit(Request request);
+  const std::vector<Generated>& Step();
+  bool done() const { return scheduler_.done(); }
+  Progress progress() const;
+  EngineStats stats() const;
+
+ private:
+  void Check(const Request& request) const;
+  void ChooseTokens(std::span<const Scheduler::Part> parts, std::span<const float> hidden);
+  void Take(int64_t request, int32_t token);
+  void AddSeconds(std::span<const Scheduler::Part> parts, double seconds);
+
+  const Model& model_;
+  KvCache cache_;
+  Scheduler scheduler_;
+  Forward forward_;
+  Chooser chooser_;
+
+  struct Limits {
+    int64_t max_new_tokens;
+    SamplingParams sampling;
+    int64_t stream;
+  };
+  std::vector<Limits> limits_;  // of each request
+  std::vector<Slice> batch_;
+  std::vector<float> ready_;  // the hidden states that a token is chosen from
+  std::vector<Choice> choices_;
+  std::vector<int32_t> tokens_;
+  std::vector<Generated> generated_;
+  EngineStats stats_;
+  Progress progress_;
+};
+
+void Engine::Impl::Check(const Request& request) const {
+  const Config& config = model_.config();
+  const int64_t size = static_cast<int64_t>(request.prompt.size());
+  if (size == 0) {
+    Fail(Code::kBadShape, "the prompt is empty");
+  }
+  if (size > config.context_length) {
+    Fail(Code::kBadRange, "the prompt has " + std::to_string(size) +
+                              " tokens but the model's context holds " +
+                              std::to_string(config.context_length));
+  }
+  for (size_t i = 0; i < request.prompt.size(); ++i) {
+    if (request.prompt[i] < 0 || request.prompt[i] >= config.vocab_size) {
+      Fail(Code::kBadRange,
+           "prompt[" + std::to_string(i) + "] = " + std::to_string(request.prompt[i]) +
+               " is not in the vocabulary of " + std::to_string(config.vocab_size) + " tokens");
+    }
+  }
+  if (request.max_new_tokens < 1) {
+    Fail(Code::kBadOption,
+         "max_new_tokens = " + std::to_string(request.max_new_tokens) + " is not at least 1");
+  }
+  CheckSampling(request.sampling);
+  // The last new token takes no room: nothing follows it.
+  const int64_t most = size + std::min(request.max_new_tokens - 1, config.context_length - size);
+  const KvCacheOptions& cache = cache_.options();
+  if (most > cache.pages * cache.page_size) {
+    Fail(Code::kOutOfPages, "a prompt of " + std::to_string(size) + " tokens and " +
+                                std::to_string(request.max_new_tokens) +
+                                " new ones do not fit into " + std::to_string(cache.pages) +
+                                " pages of " + std::to_string(cache.page_size) + " tokens");
+  }
+}
+
+int64_t Engine::Impl::Submit(Request request) {
+  Check(request);
+  progress_.prompt_tokens += static_cast<int64_t>(request.prompt.size());
+  const int64_t id = scheduler_.Add(std::move(request.prompt));
+  limits_.push_back(
+      {request.max_new_tokens, request.sampling, request.stream < 0 ? id : request.stream});
+  return id;
+}
+
+const std::vector<Generated>& Engine::Impl::Step() {
+  generated_.clear();
+  if (done()) {
+    return generated_;
+  }
+  const auto start = std::chrono::steady_clock::now();
+  const std::span<const Scheduler::Part> parts = scheduler_.Next();
+  stats_.pages_peak = std::max(stats_.pages_peak, cache_.pages_used());
+  batch_.clear();
+  for (const Scheduler::Part& part : parts) {
+    const Scheduler::Entry& entry = scheduler_.entry(part.request);
+    batch_.push_back(
+        {entry.sequence, entry.computed,
+         std::span(entry.tokens)
+             .subspan(static_cast<size_t>(entry.computed), static_cast<size_t>(part.count))});
+  }
+  const std::span<const float> hidden = forward_.Run(batch_);
+  scheduler_.Computed();
+  ChooseTokens(parts, hidden);
+  const std::chrono::duration<double> seconds = std::chrono::steady_clock::now() - start;
+  AddSeconds(parts, seconds.count());
+  return generated_;
+}
+
+void Engine::Impl::ChooseTokens(std::span<const Scheduler::Part> parts,
+                                std::span<const float> hidden) {
+  const size_t size = static_cast<size_t>(model_.config().hidden_size);
+  ready_.clear();
+  choices_.clear();
+  for (size_t i = 0; i < parts.size(); ++i) {
+    if (!parts[i].last) {
+      continue;
+    }
+    const auto state = hidden.subspan(i * size, size);
+    ready_.insert(ready_.end(), state.begin(), state.end());
+    const Limits& limits = limits_[static_cast<size_t>(parts[i].request)];
+    const size_t position = scheduler_.entry(parts[i].request).tokens.size();
+    choices_.push_back({limits.sampling, limits.stream, static_cast<int64_t>(position)});
+  }
+  if (choices_.empty()) {
+    return;
+  }
+  tokens_.resize(choices_.size());
+  chooser_.Choose(ready_, choices_, tokens_);
+  size_t next = 0;
+  for (const Scheduler::Part& part : parts) {
+    if (part.last) {
+      Take(part.request, tokens_[next++]);
+    }
+  }
+}
+
+void Engine::Impl::Take(int64_t request, int32_t token) {
+  const Config& config = model_.config();
+  scheduler_.Append(request, token);
+  const Scheduler::Entry& entry = scheduler_.entry(request);
+  const int64_t size = static_cast<int64_t>(entry.tokens.size());
+  std::optional<Finish> finish;
+  if (token == config.eos_token) {
+    finish = Finish::kStop;
+  } else if (size - entry.prompt_tokens >= limits_[static_cast<size_t>(request)].max_new_tokens ||
+             size > config.context_length) {
+    finish = Finish::kLength;
+  }
+  generated_.push_back({request, token, finish});
+  ++progress_.new_tokens;
+  if (finish) {
+    scheduler_.Finish(request);
+    ++progress_.done;
+  }
+}
+
+void Engine::Impl::AddSeconds(std::span<const Scheduler::Part> parts, double seconds) {
+  int64_t prefill = 0;
+  int64_t decode = 0;
+  for (const Scheduler::Part& part : parts) {
+    (part.prefill ? prefill : decode) += part.count;
+  }
+  const double share = static_cast<double>(prefill) / static_cast<double>(prefill + decode);
+  stats_.prefill_tokens += prefill;
+  stats_.decode_tokens += decode;
+  stats_.prefill_seconds += seconds * share;
+  stats_.decode_seconds += seconds * (1 - share);
+  stats_.total_seconds += seconds;
+  ++stats_.steps;
+}
+
+Progress Engine::Impl::progress() const {
+  Progress progress = progress_;
+  progress.waiting = scheduler_.waiting();
+  progress.running = scheduler_.running();
+  for (int64_t i = 0; i < scheduler_.requests(); ++i) {
+    const Scheduler::Entry& entry = scheduler_.entry(i);
+    const bool done = entry.state == Scheduler::State::kDone;
+    progress.prompt_tokens_prefilled +=
+        done ? entry.prompt_tokens : std::min(entry.computed, entry.prompt_tokens);
+  }
+  return progress;
+}
+
+EngineStats Engine::Impl::stats() const {
+  EngineStats stats = stats_;
+  stats.shared_tokens = scheduler_.shared_tokens();
+  stats.preemptions = scheduler_.preemptions();
+  stats.attention_seconds = forward_.attention_seconds();
+  stats.lm_head_seconds = chooser_.lm_head_seconds();
+  stats.sampling_seconds = chooser_.sampling_seconds();
+  stats.pages_total = cache_.options().pages;
+  stats.pages_used = cache_.pages_used();
+  return stats;
+}
+
+Engine::Engine(const Model& model, const EngineOptions& options)
+    : impl_(std::make_unique<Impl>(model, options)) {}
+Engine::~Engine() = default;
+int64_t Engine::Submit(Request request) { return impl_->Submit(std::move(request)); }
+const std::vector<Generated>& Engine::Step() { return impl_->Step(); }
+bool Engine::done() const { return impl_->done(); }
+Progress Engine::progress() const { return impl_->progress(); }
+EngineStats Engine::stats() const { return impl_->stats(); }
+
+}  // namespace riffle::gemma3

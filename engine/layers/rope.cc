@@ -1,0 +1,56 @@
+#include "engine/layers/rope.h"
+
+#include <cmath>
+
+namespace riffle::gemma3 {
+namespace {
+
+constexpr int64_t kNear = 64;
+
+}  // namespace
+
+RopeAngles::RopeAngles(int64_t head_dim, double base) : head_dim_(head_dim) {
+  const int64_t half = head_dim / 2;
+  for (int64_t i = 0; i < half; ++i) {
+    frequency_.push_back(
+        std::pow(base, -2.0 * static_cast<double>(i) / static_cast<double>(head_dim)));
+  }
+  for (int64_t position = 0; position < kNear; ++position) {
+    for (int64_t i = 0; i < half; ++i) {
+      near_.push_back(Of(position, i));
+    }
+  }
+  far_.resize(static_cast<size_t>(half));
+}
+
+RopeAngles::Turn RopeAngles::Of(int64_t position, int64_t i) const {
+  const double angle = static_cast<double>(position) * frequency_[static_cast<size_t>(i)];
+  return {std::cos(angle), std::sin(angle)};
+}
+
+// A position is a multiple of 64 and a rest: the angle's cosine and sine by those of the two parts,
+// in double.
+void RopeAngles::Grow(int64_t last) {
+  const int64_t half = head_dim_ / 2;
+  int64_t position = static_cast<int64_t>(values_.size()) / head_dim_;
+  if (position > last) {
+    return;
+  }
+  values_.resize(static_cast<size_t>((last + 1) * head_dim_));
+  for (; position <= last; ++position) {
+    if (position % kNear == 0) {
+      for (int64_t i = 0; i < half; ++i) {
+        far_[static_cast<size_t>(i)] = Of(position, i);
+      }
+    }
+    const Turn* near = near_.data() + position % kNear * half;
+    float* row = values_.data() + position * head_dim_;
+    for (int64_t i = 0; i < half; ++i) {
+      const Turn far = far_[static_cast<size_t>(i)];
+      row[i] = static_cast<float>(far.cosine * near[i].cosine - far.sine * near[i].sine);
+      row[half + i] = static_cast<float>(far.sine * near[i].cosine + far.cosine * near[i].sine);
+    }
+  }
+}
+
+}  // namespace riffle::gemma3

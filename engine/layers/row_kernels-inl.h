@@ -1,0 +1,183 @@
+// The loops over single rows of activations. Included once per SIMD target.
+#if defined(RIFFLE_EXAMPLES_GEMMA3_ROWS_INL_H_) == defined(HWY_TARGET_TOGGLE)
+#ifdef RIFFLE_EXAMPLES_GEMMA3_ROWS_INL_H_
+#undef RIFFLE_EXAMPLES_GEMMA3_ROWS_INL_H_
+#else
+#define RIFFLE_EXAMPLES_GEMMA3_ROWS_INL_H_
+#endif
+
+#include <hwy/highway.h>
+
+#include <cmath>
+#include <limits>
+
+#include "engine/layers/row_kernels.h"
+
+HWY_BEFORE_NAMESPACE();
+namespace riffle::gemma3::HWY_NAMESPACE {
+namespace hn = hwy::HWY_NAMESPACE;
+
+using DRow = hn::CappedTag<float, 16>;
+using VRow = hn::Vec<DRow>;
+
+constexpr float kLargest = 32767;
+constexpr float kNothing = 1e-30f;  // a block below it has its step: 1 / a step must not overflow
+
+// The least power of two from x on, of a positive normal x.
+HWY_INLINE VRow PowerOfTwoFrom(VRow x) {
+  const DRow df;
+  const hn::RebindToSigned<DRow> di;
+  const auto up = hn::Add(hn::BitCast(di, x), hn::Set(di, 0x007fffff));
+  return hn::BitCast(df, hn::And(up, hn::Set(di, 0x7f800000)));
+}
+// 1 / a power of two.
+HWY_INLINE VRow Inverse(VRow power) {
+  const DRow df;
+  const hn::RebindToSigned<DRow> di;
+  return hn::BitCast(df, hn::Sub(hn::Set(di, 0x7f000000), hn::BitCast(di, power)));
+}
+
+// Rounds a block of 32 values to place `at`.
+HWY_INLINE void RoundBlock(const VRow (&values)[8], int64_t at, Activations& out) {
+  const DRow df;
+  const hn::RebindToUnsigned<DRow> du;
+  const hn::RebindToSigned<DRow> di;
+  const hn::Repartition<uint16_t, DRow> du16;
+  const hn::Rebind<uint8_t, decltype(du16)> du8;
+  // Beside it a float's last bit is worth 1: a sum with it rounds to the nearest integer, and its
+  // low 16 bits are that integer, from the zero point on. (Not finite: any bytes, and a step of
+  // NaN.)
+  const VRow origin = hn::Set(df, 0x1.8p23f + kZeroPoint);
+  const int lanes = static_cast<int>(hn::Lanes(df));
+  // As integers: NaN is above infinity, infinity above the rest.
+  auto largest = hn::BitCast(di, hn::Set(df, kNothing));
+  for (int i = 0; i < 32 / lanes; ++i) {
+    largest = hn::Max(largest, hn::BitCast(di, hn::Abs(values[i])));
+  }
+  const VRow most = hn::BitCast(df, hn::MaxOfLanes(di, largest));
+  const VRow step = PowerOfTwoFrom(hn::Mul(most, hn::Set(df, 1 / kLargest)));
+  const VRow inverse = Inverse(step);
+  uint8_t* planes = out.planes() + at * 2 * kBlock;
+  VRow total = hn::Zero(df);  // exact: integers below 2^24
+  for (int i = 0; i < 32 / lanes; i += 2) {
+    const VRow a = hn::MulAdd(values[i], inverse, origin);
+    const VRow b = hn::MulAdd(values[i + 1], inverse, origin);
+    total = hn::Add(total, hn::Add(hn::Sub(a, origin), hn::Sub(b, origin)));
+    const auto q = hn::OrderedTruncate2To(du16, hn::BitCast(du, a), hn::BitCast(du, b));
+    hn::StoreU(hn::TruncateTo(du8, hn::ShiftRight<8>(q)), du8, planes + i * lanes);
+    hn::StoreU(hn::TruncateTo(du8, q), du8, planes + kBlock + i * lanes);
+  }
+  const float valid = hn::GetLane(hn::IfThenElse(hn::IsFinite(most), step, hn::NaN(df)));
+  out.step()[at] = valid;
+  out.sum()[at] = valid * hn::ReduceSum(df, total);
+}
+
+// Rounds `count` blocks to places at, at + pitch, ...; value(b, i) are the values of block b from i
+// on.
+template <class Value>
+HWY_INLINE void RoundBlocks(const Value& value, int64_t count, int64_t at, int64_t pitch,
+                            Activations& out) {
+  const int lanes = static_cast<int>(hn::Lanes(DRow()));
+  for (int64_t b = 0; b < count; ++b) {
+    VRow values[8];  // of a block, of at least 4 lanes
+    for (int i = 0; i < 32 / lanes; ++i) {
+      values[i] = value(b, i * lanes);
+    }
+    RoundBlock(values, at + b * pitch, out);
+  }
+}
+
+void RoundRowOf(const float* x, int64_t row, Activations& out) {
+  const DRow df;
+  RoundBlocks([&](int64_t b, int i) HWY_ATTR { return hn::LoadU(df, x + b * kBlock + i); },
+              out.blocks(), out.At(0, row), out.At(1, row) - out.At(0, row), out);
+}
+
+// 1 / sqrt(mean(x^2) + epsilon). Pre: size is a multiple of 32.
+HWY_INLINE float InverseRms(const float* x, int64_t size, float epsilon) {
+  const DRow df;
+  const int64_t lanes = static_cast<int64_t>(hn::Lanes(df));
+  VRow even = hn::Zero(df), odd = hn::Zero(df);
+  for (int64_t i = 0; i < size; i += 2 * lanes) {
+    const VRow a = hn::LoadU(df, x + i);
+    const VRow b = hn::LoadU(df, x + i + lanes);
+    even = hn::MulAdd(a, a, even);
+    odd = hn::MulAdd(b, b, odd);
+  }
+  const float squares = hn::ReduceSum(df, hn::Add(even, odd));
+  return 1.0f / std::sqrt(squares / static_cast<float>(size) + epsilon);
+}
+
+// Elements i.. of norm(x), given 1 / its root mean square.
+HWY_INLINE VRow Normed(const float* x, const Norm& norm, VRow inverse, int64_t i) {
+  const DRow df;
+  return hn::Mul(hn::Mul(hn::LoadU(df, x + i), inverse), hn::LoadU(df, norm.weight + i));
+}
+
+void NormRoundRowOf(const float* x, const Norm& norm, int64_t row, Activations& out) {
+  const VRow inverse = hn::Set(DRow(), InverseRms(x, out.inputs(), norm.epsilon));
+  RoundBlocks([&](int64_t b, int i) HWY_ATTR { return Normed(x, norm, inverse, b * kBlock + i); },
+              out.blocks(), out.At(0, row), out.At(1, row) - out.At(0, row), out);
+}
+
+void NormRowOf(const float* x, const Norm& norm, int64_t size, float* out) {
+  const DRow df;
+  const VRow inverse = hn::Set(df, InverseRms(x, size, norm.epsilon));
+  for (int64_t i = 0; i < size; i += static_cast<int64_t>(hn::Lanes(df))) {
+    hn::StoreU(Normed(x, norm, inverse, i), df, out + i);
+  }
+}
+
+void AddNormRowOf(const float* x, const Norm& norm, int64_t size, float* hidden) {
+  const DRow df;
+  const VRow inverse = hn::Set(df, InverseRms(x, size, norm.epsilon));
+  for (int64_t i = 0; i < size; i += static_cast<int64_t>(hn::Lanes(df))) {
+    hn::StoreU(hn::Add(hn::LoadU(df, hidden + i), Normed(x, norm, inverse, i)), df, hidden + i);
+  }
+}
+
+void NormRopeRowOf(const Norm& norm, const float* turn, int64_t size, float* x) {
+  const DRow df;
+  const VRow inverse = hn::Set(df, InverseRms(x, size, norm.epsilon));
+  const int64_t half = size / 2;
+  for (int64_t i = 0; i < half; i += static_cast<int64_t>(hn::Lanes(df))) {
+    const VRow a = Normed(x, norm, inverse, i);
+    const VRow b = Normed(x, norm, inverse, half + i);
+    const VRow cosine = hn::LoadU(df, turn + i);
+    const VRow sine = hn::LoadU(df, turn + half + i);
+    hn::StoreU(hn::NegMulAdd(b, sine, hn::Mul(a, cosine)), df, x + i);
+    hn::StoreU(hn::MulAdd(a, sine, hn::Mul(b, cosine)), df, x + half + i);
+  }
+}
+
+// 2^x for -126 <= x <= 126, within 2.3e-7 of it: by its Taylor series at the nearest integer.
+HWY_INLINE VRow PowerOfTwo(VRow x) {
+  const DRow df;
+  const hn::RebindToSigned<DRow> di;
+  const VRow whole = hn::Round(x);
+  const VRow rest = hn::Sub(x, whole);  // exact; powers of ln 2 over factorials
+  VRow y = hn::MulAdd(rest, hn::Set(df, 1.5403530e-4f), hn::Set(df, 1.3333558e-3f));
+  y = hn::MulAdd(y, rest, hn::Set(df, 9.6181291e-3f));
+  y = hn::MulAdd(y, rest, hn::Set(df, 5.5504109e-2f));
+  y = hn::MulAdd(y, rest, hn::Set(df, 2.4022651e-1f));
+  y = hn::MulAdd(y, rest, hn::Set(df, 6.9314718e-1f));
+  y = hn::MulAdd(y, rest, hn::Set(df, 1.0f));
+  const auto exponent = hn::ShiftLeft<23>(hn::ConvertTo(di, whole));
+  return hn::BitCast(df, hn::Add(hn::BitCast(di, y), exponent));
+}
+
+// x / 2 * (1 + tanh(sqrt(2 / pi) * (x + 0.044715 x^3))), where (1 + tanh(y)) / 2 = 1 / (1 + e^-2y).
+HWY_INLINE VRow Gelu(VRow x) {
+  const DRow df;
+  constexpr float kFactor = -2 * 0.7978845608f * 1.4426950409f;  // of x, as an exponent of 2
+  const VRow factor =
+      hn::MulAdd(hn::Mul(x, x), hn::Set(df, 0.044715f * kFactor), hn::Set(df, kFactor));
+  const VRow most = hn::Set(df, 126.0f);
+  const VRow exponent = hn::Max(hn::Min(hn::Mul(x, factor), most), hn::Neg(most));
+  return hn::Div(x, hn::Add(PowerOfTwo(exponent), hn::Set(df, 1.0f)));
+}
+
+}  // namespace riffle::gemma3::HWY_NAMESPACE
+HWY_AFTER_NAMESPACE();
+
+#endif  // per-target include guard

@@ -1,0 +1,46 @@
+#undef HWY_TARGET_INCLUDE
+#define HWY_TARGET_INCLUDE "engine/layers/row_kernels.cc"
+#include <hwy/foreach_target.h>  // includes this file once per target
+// clang-format off
+#include <hwy/highway.h>
+// clang-format on
+#include "engine/layers/row_kernels-inl.h"
+#include "engine/layers/row_kernels.h"
+#include "engine/quant/matrix-inl.h"
+
+#if HWY_ONCE
+namespace riffle::gemma3 {
+
+HWY_EXPORT(MultiplyPanelOf);
+HWY_EXPORT(MultiplyGatedPanelOf);
+HWY_EXPORT(RoundRowOf);
+HWY_EXPORT(NormRoundRowOf);
+HWY_EXPORT(NormRowOf);
+HWY_EXPORT(AddNormRowOf);
+HWY_EXPORT(NormRopeRowOf);
+
+void MultiplyPanel(const Activations& x, int64_t tile, const Product& product, int64_t panel) {
+  HWY_DYNAMIC_DISPATCH(MultiplyPanelOf)(x, tile, product, panel);
+}
+void MultiplyGatedPanel(const Activations& x, int64_t tile, const Matrix& gate, const Matrix& up,
+                        int64_t panel, Activations& out) {
+  HWY_DYNAMIC_DISPATCH(MultiplyGatedPanelOf)(x, tile, gate, up, panel, out);
+}
+void RoundRow(const float* x, int64_t row, Activations& out) {
+  HWY_DYNAMIC_DISPATCH(RoundRowOf)(x, row, out);
+}
+void NormRoundRow(const float* x, const Norm& norm, int64_t row, Activations& out) {
+  HWY_DYNAMIC_DISPATCH(NormRoundRowOf)(x, norm, row, out);
+}
+void NormRow(const float* x, const Norm& norm, int64_t size, float* out) {
+  HWY_DYNAMIC_DISPATCH(NormRowOf)(x, norm, size, out);
+}
+void AddNormRow(const float* x, const Norm& norm, int64_t size, float* hidden) {
+  HWY_DYNAMIC_DISPATCH(AddNormRowOf)(x, norm, size, hidden);
+}
+void NormRopeRow(const Norm& norm, const float* turn, int64_t size, float* x) {
+  HWY_DYNAMIC_DISPATCH(NormRopeRowOf)(norm, turn, size, x);
+}
+
+}  // namespace riffle::gemma3
+#endif

@@ -1,0 +1,35 @@
+// The loops of the model's layers that Riffle does not have, one SIMD target each at run time. All
+// work on single rows (or panels), so that a row's result depends on nothing else.
+#pragma once
+
+#include <cstdint>
+
+#include "engine/quant/matrix.h"
+
+namespace riffle::gemma3 {
+
+// A panel of x Wt, of the rows of a tile.
+void MultiplyPanel(const Activations& x, int64_t tile, const Product& product, int64_t panel);
+// Block `panel` of the rows of a tile of out = gelu(x gatet) * (x upt), rounded.
+void MultiplyGatedPanel(const Activations& x, int64_t tile, const Matrix& gate, const Matrix& up,
+                        int64_t panel, Activations& out);
+
+// Root mean square norm: x / sqrt(mean(x^2) + epsilon) * weight.
+struct Norm {
+  const float* weight;  // [size]; 1 + w of the checkpoint, as the file has it
+  float epsilon;
+};
+
+// Row `row` of `out` = x, rounded.
+void RoundRow(const float* x, int64_t row, Activations& out);
+// Row `row` of `out` = norm(x), rounded.
+void NormRoundRow(const float* x, const Norm& norm, int64_t row, Activations& out);
+// out [size] = norm(x).
+void NormRow(const float* x, const Norm& norm, int64_t size, float* out);
+// hidden [size] += norm(x).
+void AddNormRow(const float* x, const Norm& norm, int64_t size, float* hidden);
+// x [size] = rope(norm(x)): pairs (i, i + size / 2) turn by an angle whose cosines and sines are
+// turn[0, size / 2) and turn[size / 2, size). size is a multiple of 32.
+void NormRopeRow(const Norm& norm, const float* turn, int64_t size, float* x);
+
+}  // namespace riffle::gemma3

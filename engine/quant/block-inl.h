@@ -1,0 +1,158 @@
+// Blocks of a weight as vectors. Included once per SIMD target.
+#if defined(RIFFLE_EXAMPLES_GEMMA3_BLOCK_INL_H_) == defined(HWY_TARGET_TOGGLE)
+#ifdef RIFFLE_EXAMPLES_GEMMA3_BLOCK_INL_H_
+#undef RIFFLE_EXAMPLES_GEMMA3_BLOCK_INL_H_
+#else
+#define RIFFLE_EXAMPLES_GEMMA3_BLOCK_INL_H_
+#endif
+
+#include <hwy/highway.h>
+
+#include "engine/quant/matrix.h"
+
+HWY_BEFORE_NAMESPACE();
+namespace riffle::gemma3::HWY_NAMESPACE {
+namespace hn = hwy::HWY_NAMESPACE;
+
+using DI = hn::CappedTag<int32_t, 16>;
+using DF = hn::RebindToFloat<DI>;
+using DU8 = hn::Repartition<uint8_t, DI>;
+using DU16 = hn::Repartition<uint16_t, DI>;
+using DI8 = hn::Repartition<int8_t, DI>;
+using VI = hn::Vec<DI>;
+using VU8 = hn::Vec<DU8>;
+using VI8 = hn::Vec<DI8>;
+using VF = hn::Vec<DF>;
+
+// A block and a vector of its outputs.
+struct BlockVector {
+  VI8 codes[8];  // of a quarter each
+  // -128 times the sum of the codes, which the high plane's zero point adds to their dot product:
+  // of all inputs, or of the first 16 and of the others (kQ6).
+  VI zero[2];
+  VF scale;
+  VF second;  // of inputs 16 and on (kQ6), or the minimum (kQ4)
+};
+
+template <int kBits>
+HWY_INLINE VU8 ShiftRightBits(VU8 bytes) {
+  return hn::BitCast(DU8(), hn::ShiftRight<kBits>(hn::BitCast(DU16(), bytes)));
+}
+template <int kBits>
+HWY_INLINE VU8 ShiftLeftBits(VU8 bytes) {
+  return hn::BitCast(DU8(), hn::ShiftLeft<kBits>(hn::BitCast(DU16(), bytes)));
+}
+
+// codes |= the bits `from` and on of `bits`, at 4 and on.
+template <int kFrom>
+HWY_INLINE void AddBits(VU8 bits, uint8_t mask, VU8& codes) {
+  if constexpr (kFrom < 4) {
+    bits = ShiftLeftBits<4 - kFrom>(bits);
+  } else if constexpr (kFrom > 4) {
+    bits = ShiftRightBits<kFrom - 4>(bits);
+  }
+  codes = hn::OrAnd(codes, bits, hn::Set(DU8(), mask));
+}
+
+template <Packing kPacking>
+HWY_INLINE void LoadCodes(const uint8_t* block, size_t lane, VI8 (&out)[8]) {
+  const DU8 d;
+  const uint8_t* from = block + 4 * lane;
+  constexpr size_t kPitch = 4 * kPanel;
+  VU8 codes[8];
+  if constexpr (kPacking == Packing::kQ8) {
+    for (size_t i = 0; i < 8; ++i) {
+      codes[i] = hn::Load(d, from + i * kPitch);
+    }
+  } else {
+    for (size_t i = 0; i < 4; ++i) {
+      const VU8 pair = hn::Load(d, from + i * kPitch);
+      codes[i] = hn::And(pair, hn::Set(d, 15));
+      codes[i + 4] = hn::And(ShiftRightBits<4>(pair), hn::Set(d, 15));
+    }
+  }
+  if constexpr (kPacking == Packing::kQ5) {
+    const VU8 bits = hn::Load(d, from + 4 * kPitch);
+    AddBits<0>(bits, 16, codes[0]);
+    AddBits<1>(bits, 16, codes[1]);
+    AddBits<2>(bits, 16, codes[2]);
+    AddBits<3>(bits, 16, codes[3]);
+    AddBits<4>(bits, 16, codes[4]);
+    AddBits<5>(bits, 16, codes[5]);
+    AddBits<6>(bits, 16, codes[6]);
+    AddBits<7>(bits, 16, codes[7]);
+  }
+  if constexpr (kPacking == Packing::kQ6) {
+    for (size_t half = 0; half < 2; ++half) {
+      const VU8 bits = hn::Load(d, from + (4 + half) * kPitch);
+      AddBits<0>(bits, 48, codes[4 * half]);
+      AddBits<2>(bits, 48, codes[4 * half + 1]);
+      AddBits<4>(bits, 48, codes[4 * half + 2]);
+      AddBits<6>(bits, 48, codes[4 * half + 3]);
+    }
+  }
+  for (size_t i = 0; i < 8; ++i) {
+    out[i] = hn::BitCast(DI8(), Bias(kPacking) == 0
+                                    ? codes[i]
+                                    : hn::Sub(codes[i], hn::Set(d, uint8_t{Bias(kPacking)})));
+  }
+}
+
+// -128 times the sum of the codes of kCount quarters. Eight codes of 4 or 5 bits and four of 6 add
+// up to a byte.
+template <Packing kPacking, int kCount>
+HWY_INLINE VI ZeroOf(const VI8* codes) {
+  const VU8 factor = hn::Set(DU8(), 128);
+  VI8 bytes = codes[0];
+  VI sum = hn::Zero(DI());
+  for (int i = 1; i < kCount; ++i) {
+    if constexpr (kPacking == Packing::kQ8) {
+      sum = hn::SumOfMulQuadAccumulate(DI(), factor, codes[i], sum);
+    } else {
+      bytes = hn::Add(bytes, codes[i]);
+    }
+  }
+  return hn::Neg(hn::SumOfMulQuadAccumulate(DI(), factor, bytes, sum));
+}
+
+HWY_INLINE VF LoadHalf(const uint8_t* from, size_t lane) {
+  const DF df;
+  const hn::Rebind<hwy::float16_t, DF> df16;
+  return hn::PromoteTo(df, hn::LoadU(df16, reinterpret_cast<const hwy::float16_t*>(from) + lane));
+}
+template <typename T>
+HWY_INLINE VF LoadFactor(const T* from) {
+  const hn::Rebind<T, DF> d8;
+  return hn::ConvertTo(DF(), hn::PromoteTo(DI(), hn::LoadU(d8, from)));
+}
+
+template <Packing kPacking>
+HWY_INLINE BlockVector LoadBlock(const uint8_t* block, size_t lane) {
+  BlockVector out;
+  LoadCodes<kPacking>(block, lane, out.codes);
+  if constexpr (kPacking == Packing::kQ6) {
+    out.zero[0] = ZeroOf<kPacking, 4>(out.codes);
+    out.zero[1] = ZeroOf<kPacking, 4>(out.codes + 4);
+  } else {
+    out.zero[0] = ZeroOf<kPacking, 8>(out.codes);
+  }
+  const uint8_t* scales = block + CodeBytes(kPacking);
+  const VF d = LoadHalf(scales, lane);
+  out.scale = out.second = d;
+  if constexpr (kPacking == Packing::kQ4) {
+    const uint8_t* factors = scales + 4 * kPanel + lane;
+    out.scale = hn::Mul(d, LoadFactor(factors));
+    out.second = hn::Mul(LoadHalf(scales + 2 * kPanel, lane), LoadFactor(factors + kPanel));
+  }
+  if constexpr (kPacking == Packing::kQ6) {
+    const auto* factors = reinterpret_cast<const int8_t*>(scales + 2 * kPanel) + lane;
+    out.scale = hn::Mul(d, LoadFactor(factors));
+    out.second = hn::Mul(d, LoadFactor(factors + kPanel));
+  }
+  return out;
+}
+
+}  // namespace riffle::gemma3::HWY_NAMESPACE
+HWY_AFTER_NAMESPACE();
+
+#endif  // per-target include guard

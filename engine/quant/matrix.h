@@ -1,0 +1,121 @@
+// Products with quantised weights: y = x Wt, nearly as exact as in f32, at the speed of int8.
+//
+// Weights keep the integers and scales of the file, nothing is rounded. An activation is rounded to
+// 16 bits of fixed point in blocks of 32, x = step * q with a step that is a power of two (so by at
+// most 2^-15 of the block's largest), and held as two planes of bytes, q = 256 * high + low -
+// 32768. A block's product is then two sums of int8 products, exact in int32 in any order; the
+// blocks' results are scaled and added in f32 in the order of the blocks. So a row's result does
+// not depend on the other rows, on threads or on tiles. (int8 activations alone, as llama.cpp has
+// them, or bf16 ones move logits by more than 0.05: README.md.)
+#pragma once
+
+#include <hwy/aligned_allocator.h>
+
+#include <algorithm>
+#include <cstdint>
+#include <span>
+
+#include "engine/gguf/gguf.h"
+#include "riffle/runtime.h"
+
+namespace riffle::gemma3 {
+
+constexpr int64_t kPanel = 32;    // outputs that lie side by side
+constexpr int64_t kBlock = 32;    // inputs that share a scale
+constexpr int64_t kRowTile = 64;  // rows of activations that lie together
+
+// A weight's types, and how a block of 32 inputs and 32 outputs of it lies in memory: codes, then
+// scales. Four inputs of an output lie side by side, quarter q of a block is the inputs 4 q and on.
+//   kQ8  [8 quarters][32 outputs][4] i8
+//   else, of weight + Bias, the low 4 bits, [4][32][4] u8, of quarters q and q + 4, then
+//   kQ5  the fifth bits [32][4] u8, bit q that of quarter q
+//   kQ6  the upper two bits [2][32][4] u8, in byte h bits 2 i and 2 i + 1 those of quarter 4 h + i
+// and the scales:
+//   all  d [32] f16
+//   kQ4  dmin [32] f16, factor [32] u8, minimum_factor [32] u8
+//   kQ6  factor [2][32] i8
+// So a token reads about as much as the file has: 5.5, 5.5, 7 and 8.5 bits a weight.
+enum class Packing : uint8_t { kQ4, kQ5, kQ6, kQ8 };
+constexpr int Bias(Packing packing) {
+  return packing == Packing::kQ5 ? 16 : packing == Packing::kQ6 ? 32 : 0;
+}
+constexpr int64_t CodeBytes(Packing packing) {
+  return packing == Packing::kQ4   ? 512
+         : packing == Packing::kQ5 ? 640
+         : packing == Packing::kQ6 ? 768
+                                   : 1024;
+}
+constexpr int64_t BlockBytes(Packing packing) {  // a multiple of 64
+  const bool factors = packing == Packing::kQ4 || packing == Packing::kQ6;
+  return CodeBytes(packing) + 64 + (factors ? 64 : 0) + (packing == Packing::kQ4 ? 64 : 0);
+}
+
+// A weight [outputs, inputs] as panels of 32 outputs (the last one filled up with zeros) of blocks.
+struct Matrix {
+  int64_t outputs = 0;
+  int64_t inputs = 0;
+  Packing packing = Packing::kQ8;
+  hwy::AlignedFreeUniquePtr<uint8_t[]> data;
+
+  int64_t blocks() const { return inputs / kBlock; }
+  int64_t panels() const { return (outputs + kPanel - 1) / kPanel; }
+  int64_t panel_bytes() const { return blocks() * BlockBytes(packing); }
+  int64_t bytes() const { return panels() * panel_bytes(); }
+};
+
+// Repacks a tensor of one of the types that UnpackRow takes. Throws BadModel for others, and for
+// rows that are no multiple of 32.
+Matrix Pack(const GgufFile& file, const Tensor& tensor, Pool* pool);
+
+constexpr int kZeroPoint = 32768;  // of the planes of activations: high = 128, low = 0 stand for 0
+
+// Rows of activations, rounded, in tiles of 64 rows, which a core keeps in its second-level cache.
+class Activations {
+ public:
+  // Room for `rows` rows of `inputs` values.
+  void Resize(int64_t rows, int64_t inputs);
+  int64_t rows() const { return rows_; }
+  int64_t inputs() const { return inputs_; }
+  int64_t blocks() const { return inputs_ / kBlock; }
+
+  int64_t tiles() const { return (rows_ + kRowTile - 1) / kRowTile; }
+  // Where block `block` of row `row` is; the next rows of the tile follow it.
+  int64_t At(int64_t block, int64_t row) const {
+    const int64_t first = row / kRowTile * kRowTile;
+    return first * blocks() + block * std::min(kRowTile, rows_ - first) + row - first;
+  }
+
+  // At that place:
+  uint8_t* planes() { return planes_.get(); }  // [64]: 32 high, 32 low
+  float* step() { return step_.get(); }        // a power of two; NaN if a value is not finite
+  float* sum() { return sum_.get(); }          // of the 32 rounded values
+  const uint8_t* planes() const { return planes_.get(); }
+  const float* step() const { return step_.get(); }
+  const float* sum() const { return sum_.get(); }
+
+ private:
+  int64_t rows_ = 0;
+  int64_t inputs_ = 0;
+  size_t capacity_ = 0;  // blocks
+  hwy::AlignedFreeUniquePtr<uint8_t[]> planes_;
+  hwy::AlignedFreeUniquePtr<float[]> step_;
+  hwy::AlignedFreeUniquePtr<float[]> sum_;
+};
+
+// A weight and where x Wt goes: y[row * stride + output], outputs rounded up to whole panels.
+struct Product {
+  const Matrix* weight = nullptr;
+  float* y = nullptr;
+  int64_t stride = 0;
+};
+
+// Several products of the same x, in one parallel loop.
+void Multiply(const Activations& x, std::span<const Product> products, Pool* pool);
+
+// out = gelu(x gatet) * (x upt), rounded: what a gated feed-forward network has between its
+// products. gelu by its tanh formula. Pre: gate and up have the same shape, a multiple of 32
+// outputs; out has been resized to it.
+void MultiplyGated(const Activations& x, const Matrix& gate, const Matrix& up, Activations& out,
+                   Pool* pool);
+
+}  // namespace riffle::gemma3

@@ -1,0 +1,131 @@
+// The queries of a unit: which keys their rows see, and laying them out in tiles. Included once per
+// SIMD target.
+#if defined(RIFFLE_ATTENTION_UNIT_QUERIES_INL_H_) == defined(HWY_TARGET_TOGGLE)
+#ifdef RIFFLE_ATTENTION_UNIT_QUERIES_INL_H_
+#undef RIFFLE_ATTENTION_UNIT_QUERIES_INL_H_
+#else
+#define RIFFLE_ATTENTION_UNIT_QUERIES_INL_H_
+#endif
+
+#include <hwy/highway.h>
+
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
+
+#include "attention/kv_rows.h"
+#include "attention/query_block-inl.h"
+#include "attention/work_item_scratch-inl.h"
+#include "attention/work_item_state-inl.h"
+
+HWY_BEFORE_NAMESPACE();
+namespace riffle::HWY_NAMESPACE {
+
+// Rows that pass through the kernels together: their lanes, and the keys that some and that all of
+// them see.
+struct Tile {
+  int row;  // of the unit, and its lane: tiles before the last one are full
+  int rows;
+  int lanes;
+  KeyRange any;
+  KeyRange all;
+};
+
+// Rows are the queries of a KV head's group, token by token.
+template <class Math>
+class UnitQueries {
+  using Word = typename Math::Word;
+
+ public:
+  // `at` outlives this; Enter fills its `first`, `last` and `q`.
+  UnitQueries(const AttentionArgs& args, const UnitScratch<Math>& at) : args_(args), at_(at) {}
+
+  // `seen`: keys that any row sees. If none, nothing is laid out.
+  void Enter(const Unit& unit, const UnitShape& shape, const KeyRange& seen) {
+    unit_ = &unit;
+    rows_ = shape.rows;
+    lanes_ = shape.lanes;
+    if (seen.empty()) {
+      return;
+    }
+    const int kv_len = args_.kv_lens[unit.seq];
+    const int position = kv_len - args_.q_len(unit.seq) + unit.query_begin;
+    for (int lane = 0; lane < lanes_; ++lane) {
+      const int row = std::min(lane, rows_ - 1);
+      const KeyRange keys = Visible(args_.shape, kv_len, position + row / args_.shape.group);
+      at_.first[lane] = keys.begin;
+      at_.last[lane] = keys.end;
+    }
+    for (int head = 0; head < shape.heads; ++head) {
+      ForEachTile([&](const Tile& tile) { LayOut(head, tile); });
+    }
+  }
+
+  template <typename F>
+  void ForEachTile(const F& f) const {
+    for (int row = 0; row < rows_; row += kTileRows) {
+      const int rows = std::min(kTileRows, rows_ - row);
+      const int end = row + rows - 1;
+      f(Tile{row,
+             rows,
+             TileLanes(rows),
+             {at_.first[row], at_.last[end]},
+             {at_.first[end], at_.last[row]}});
+    }
+  }
+
+  // A tile as [words][lanes]; lanes without a row are 0.
+  Word* LaidOut(int head, const Tile& tile) const {
+    return at_.q + (int64_t{head} * lanes_ + tile.row) * words();
+  }
+
+  // Where a row of the unit lies in q and in the results.
+  int64_t Token(int row) const {
+    return args_.first_token(unit_->seq) + unit_->query_begin + row / args_.shape.group;
+  }
+  int64_t Head(int head, int row) const {
+    return int64_t{unit_->head_begin + head} * args_.shape.group + row % args_.shape.group;
+  }
+
+ private:
+  int words() const { return args_.shape.head_dim / Math::kPerWord; }
+
+  void LayOut(int head, const Tile& tile) {
+    Prefetch(head, tile.row + tile.rows);
+    const uint8_t* rows[kTileRows];
+    for (int row = 0; row < tile.lanes; ++row) {
+      rows[row] = row < tile.rows ? Query(head, tile.row + row) : kZeroRow;
+    }
+    // Without a soft cap the sign of the scale goes here, so that the factor of scores is positive
+    // and the largest score is the largest logit.
+    const float sign = args_.scale < 0 ? -1.0f : args_.scale == 0 ? 0.0f : 1.0f;
+    LayOutQueryRows(Math(), args_.q_dtype, rows, words(), sign, tile.lanes, LaidOut(head, tile));
+  }
+
+  // Those of the next tile, into L2: 32 rows are read a few words at a time, which the hardware's
+  // prefetchers do not follow.
+  void Prefetch(int head, int row) const {
+    const size_t bytes = static_cast<size_t>(args_.shape.head_dim) * SizeOf(args_.q_dtype);
+    for (const int end = std::min(row + kTileRows, rows_); row < end; ++row) {
+      const uint8_t* from = Query(head, row);
+      for (size_t i = 0; i < bytes; i += 64) {
+        __builtin_prefetch(from + i, 0, 2);
+      }
+    }
+  }
+
+  const uint8_t* Query(int head, int row) const {
+    return args_.q + Token(row) * args_.q_token_stride + Head(head, row) * args_.q_head_stride;
+  }
+
+  const AttentionArgs& args_;
+  const UnitScratch<Math>& at_;
+  const Unit* unit_ = nullptr;
+  int rows_ = 0;
+  int lanes_ = 0;
+};
+
+}  // namespace riffle::HWY_NAMESPACE
+HWY_AFTER_NAMESPACE();
+
+#endif  // per-target include guard

@@ -1,0 +1,122 @@
+// A call of PagedAttention over a pool of which every byte that must not matter is NaN, and its
+// answer by scalar loops in double, written apart from src/attention.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "riffle/attention.h"
+#include "testing/buffers.h"
+
+namespace riffle::test {
+
+enum class Layout : uint8_t { kHND, kNHD, kJAX };
+
+enum class KvData : uint8_t {
+  kNormal,
+  kHugeLogits,     // logits of some thousands
+  kOneHotKey,      // one key far above the others
+  kEqualKeys,      // every key the same: plain means
+  kConstant,       // every value 0.1: rounding errors of sums all go one way
+  kTiny,           // values near the smallest normal f32, of both signs
+  kVisibleNaN,     // a NaN in some keys and values that some queries see and others do not
+  kInfiniteLater,  // the last key's values are infinite, of both signs: only the last query sees it
+};
+
+struct AttentionSpec {
+  std::vector<int> q_lens = {1};
+  std::vector<int> kv_lens = {100};
+  int kv_heads = 2;
+  int group = 2;
+  int dim = 64;
+  int page_size = 16;
+  DType q_dtype = DType::kF32;
+  DType kv_dtype = DType::kF32;  // of the scales if int8
+  bool int8 = false;
+  Layout layout = Layout::kHND;
+  KvData data = KvData::kNormal;
+  std::optional<float> scale = {};
+  bool causal = true;
+  std::optional<int64_t> window = {};
+  std::optional<float> soft_cap = {};
+  bool sinks = false;
+  bool implicit_q_lens = false;  // cu_q_lens empty; every q_len is 1
+  int shift = 0;                 // bytes by which every array is misaligned
+  uint64_t seed = 1;             // of keys, values and queries: the same for equal positions
+  uint64_t page_seed = 1;        // of the order of pages
+  int first_sequence = 0;        // sequence i has the content of sequence first_sequence + i
+};
+
+std::string Describe(const AttentionSpec& spec);
+
+// Results as the call wrote them, without their gaps.
+struct AttentionResult {
+  int tokens = 0, heads = 0, dim = 0;
+  DType dtype = DType::kF32;
+  std::vector<uint8_t> out;  // [tokens][heads][dim]
+  std::vector<float> lse;    // [tokens][heads]
+  std::string damage;        // what was written outside of the results; empty: nothing
+
+  double Value(int token, int head, int i) const;
+  // Whether `count` tokens from `token` on have the same bits as those of `other` from `at` on.
+  bool SameBits(int token, const AttentionResult& other, int at, int count) const;
+};
+
+struct Expected {
+  double value;
+  double bound;  // how far from it an answer may be
+};
+
+class AttentionCase {
+ public:
+  explicit AttentionCase(const AttentionSpec& spec);
+
+  int tokens() const { return tokens_; }
+  int heads() const { return spec_.kv_heads * spec_.group; }
+
+  HeadsView q() const;
+  PagedKv keys() const { return Kv(*keys_, key_scales_.get()); }
+  PagedKv values() const { return Kv(*values_, value_scales_.get()); }
+  PagedBatch batch() const;
+  AttentionOptions options() const;
+
+  // One call; inputs are read-only meanwhile and end at a page that faults.
+  AttentionResult Run(Pool* pool = nullptr) const;
+
+  // Empty when every result is within its bound; else names the worst.
+  std::string Check(const AttentionResult& result) const;
+  // The largest |error|, relative to 1 for values below 1.
+  double LargestError(const AttentionResult& result) const;
+
+ private:
+  struct Row;  // a query head's logits, weights and bounds
+  PagedKv Kv(const GuardedBuffer& buffer, const GuardedBuffer* scales) const;
+  // Writes a vector of keys or values and puts what was written, exactly, in its place.
+  void PutVector(bool value, int page, int token, int head, std::vector<float>& x);
+  int64_t KvOffset(int page, int token, int head) const;  // elements
+  void FillPool();
+  Row Reference(int seq, int query, int head) const;
+  Expected Output(const Row& row, int seq, int kv_head, int i) const;
+  Expected Lse(const Row& row) const;
+  void FindExpected() const;
+  template <typename F>
+  void Compare(const AttentionResult& result, const F& f) const;
+
+  AttentionSpec spec_;
+  int tokens_ = 0;
+  int pages_ = 0;
+  int max_pages_ = 0;
+  std::vector<int32_t> cu_q_lens_, kv_lens_, table_;
+  std::vector<float> sinks_;
+  // Exact contents, [seq][position][kv_head][dim] and [token][head][dim].
+  std::vector<std::vector<float>> k_, v_;
+  std::vector<float> q_;
+  mutable std::vector<Expected> expected_;
+  std::shared_ptr<GuardedBuffer> q_bytes_, keys_, values_;  // read-only
+  std::shared_ptr<GuardedBuffer> key_scales_, value_scales_;
+};
+
+}  // namespace riffle::test

@@ -1,0 +1,207 @@
+// The answer of an AttentionCase in double, and how far from it f32 arithmetic may end.
+//
+// With u = 2^-24, the bounds follow the arithmetic (docs/attention.md):
+//   a score is a chain of d products and sums: |error| <= (2 d + 8) u sum |q_i k_i| |scale|
+//   tanh and 2^x have a few ulp; the logit in units of log2 and the largest one are rounded:
+//     a weight's relative error is delta_j <= |error of the logit| + 8 u (|logit| + |largest|) + 16
+//     u
+//   weights and weighted values are summed in chains of at most 512 keys, 2 n / 512 + 8 states are
+//     merged: relative error gamma = (512 + n / 64 + 64) u of the sum of magnitudes
+//   where q and KV are bf16, weights may be rounded to bf16 before they multiply values: 2^-8
+//   int8 times its scale / 127.5 is rounded twice, and the test's exact value once; where q and
+//     scales are bf16 it may be rounded to bf16: 2^-9
+//   the result is rounded to its dtype.
+#include <algorithm>
+#include <cmath>
+#include <limits>
+
+#include "testing/attention_case.h"
+#include "testing/text.h"
+
+namespace riffle::test {
+namespace {
+
+constexpr double kU = 0x1p-24;
+constexpr double kInf = std::numeric_limits<double>::infinity();
+
+// The relative error of an element of keys and values.
+double Dequantisation(const AttentionSpec& spec) {
+  const bool bf16 = spec.q_dtype == DType::kBF16 && spec.kv_dtype == DType::kBF16;
+  return !spec.int8 ? 0 : bf16 ? 0x1p-9 + 8 * kU : 4 * kU;
+}
+
+}  // namespace
+
+struct AttentionCase::Row {
+  int begin = 0;               // the keys it sees: begin, begin + 1, ...
+  std::vector<double> weight;  // exp(logit - largest)
+  std::vector<double> delta;   // relative error of a weight
+  double largest = -kInf;
+  double sum = 0;        // of weights, and of the sink's
+  double sum_delta = 0;  // relative error of it
+  double gamma = 0;
+};
+
+AttentionCase::Row AttentionCase::Reference(int seq, int query, int head) const {
+  const auto b = static_cast<size_t>(seq);
+  const int kv_len = kv_lens_[b];
+  Row row;
+  double sink = -kInf;
+  if (!sinks_.empty()) {
+    sink = sinks_[static_cast<size_t>(head)];
+  }
+  row.largest = sink;
+  std::vector<double> logit;
+  if (kv_len > 0) {
+    const int position = kv_len - spec_.q_lens[b] + query;
+    int end = kv_len;
+    if (spec_.causal || spec_.window) {
+      end = position + 1;
+    }
+    if (spec_.window) {
+      row.begin = static_cast<int>(std::max<int64_t>(0, position - *spec_.window + 1));
+    }
+    const double scale =
+        spec_.scale ? *spec_.scale : 1.0 / std::sqrt(static_cast<double>(spec_.dim));
+    const float* q =
+        q_.data() + (static_cast<size_t>(cu_q_lens_[b] + query) * heads() + head) * spec_.dim;
+    for (int j = row.begin; j < end; ++j) {
+      const float* k =
+          k_[b].data() + (static_cast<size_t>(j) * spec_.kv_heads + head / spec_.group) * spec_.dim;
+      double dot = 0;
+      double magnitude = 0;
+      for (int i = 0; i < spec_.dim; ++i) {
+        dot += static_cast<double>(q[i]) * k[i];
+        magnitude += std::abs(static_cast<double>(q[i]) * k[i]);
+      }
+      const double error_of_sum = (2 * spec_.dim + 8) * kU;
+      double error = (error_of_sum + Dequantisation(spec_)) * magnitude * std::abs(scale);
+      double x = dot * scale;
+      if (spec_.soft_cap) {
+        const double cap = *spec_.soft_cap;
+        x = cap * std::tanh(x / cap);
+        error += 8 * kU * std::abs(x);
+      }
+      logit.push_back(x);
+      row.delta.push_back(error);
+      row.largest = x > row.largest || std::isnan(x) ? x : row.largest;
+    }
+  }
+  row.sum = sink == -kInf ? 0 : std::exp(sink - row.largest);
+  for (size_t j = 0; j < logit.size(); ++j) {
+    const double weight = std::exp(logit[j] - row.largest);
+    row.delta[j] =
+        std::expm1(row.delta[j] + 8 * kU * (std::abs(logit[j]) + std::abs(row.largest)) + 16 * kU);
+    row.weight.push_back(weight);
+    row.sum += weight;
+    row.sum_delta += weight * row.delta[j];
+  }
+  row.gamma = (512 + static_cast<double>(logit.size()) / 64 + 64) * kU;
+  row.sum_delta = row.sum > 0 ? row.sum_delta / row.sum + row.gamma : 0;
+  return row;
+}
+
+Expected AttentionCase::Output(const Row& row, int seq, int kv_head, int i) const {
+  if (row.weight.empty()) {
+    return {0, 0};
+  }
+  const bool bf16 = spec_.q_dtype == DType::kBF16 && spec_.kv_dtype == DType::kBF16;
+  const double p_rounding = bf16 ? 0x1p-8 : 0;
+  double value = 0;
+  double error = 0;
+  double magnitude = 0;
+  for (size_t j = 0; j < row.weight.size(); ++j) {
+    const double v =
+        v_[static_cast<size_t>(seq)]
+          [((static_cast<size_t>(row.begin) + j) * spec_.kv_heads + kv_head) * spec_.dim +
+           static_cast<size_t>(i)];
+    value += row.weight[j] * v;
+    magnitude += row.weight[j] * std::abs(v);
+    // Weights below 2^-126 become 0, and so do bf16 products and sums below it.
+    error += row.weight[j] * std::abs(v) * (row.delta[j] + p_rounding) + 0x1p-125 * std::abs(v) +
+             0x1p-124;
+  }
+  value /= row.sum;
+  double bound = (error + magnitude * row.gamma) / row.sum + std::abs(value) * row.sum_delta +
+                 4 * kU * std::abs(value) + Dequantisation(spec_) * magnitude / row.sum;
+  const double rounding = spec_.q_dtype == DType::kF32   ? 0x1p-24
+                          : spec_.q_dtype == DType::kF16 ? 0x1p-11
+                                                         : 0x1p-8;
+  bound += (std::abs(value) + bound) * rounding;
+  bound += spec_.q_dtype == DType::kF16 ? 0x1p-24 : 0x1p-126;
+  return {value, bound};
+}
+
+Expected AttentionCase::Lse(const Row& row) const {
+  if (row.sum == 0) {
+    return {-kInf, 0};
+  }
+  const double value = row.largest + std::log(row.sum);
+  return {value, 2 * row.sum_delta + 4 * kU * (std::abs(row.largest) + std::abs(value))};
+}
+
+// In the order of Compare; computed once, for all targets.
+void AttentionCase::FindExpected() const {
+  if (!expected_.empty()) {
+    return;
+  }
+  for (int seq = 0; seq < static_cast<int>(kv_lens_.size()); ++seq) {
+    for (int query = 0; query < spec_.q_lens[static_cast<size_t>(seq)]; ++query) {
+      for (int head = 0; head < heads(); ++head) {
+        const Row row = Reference(seq, query, head);
+        for (int i = 0; i < spec_.dim; ++i) {
+          expected_.push_back(Output(row, seq, head / spec_.group, i));
+        }
+        expected_.push_back(Lse(row));
+      }
+    }
+  }
+}
+
+// f(where, got, expected) for every result.
+template <typename F>
+void AttentionCase::Compare(const AttentionResult& result, const F& f) const {
+  FindExpected();
+  size_t next = 0;
+  for (int token = 0; token < tokens_; ++token) {
+    for (int head = 0; head < heads(); ++head) {
+      for (int i = 0; i < spec_.dim; ++i) {
+        f([&] { return Concat("token ", token, ", head ", head, ", element ", i); },
+          result.Value(token, head, i), expected_[next++]);
+      }
+      f([&] { return Concat("token ", token, ", head ", head, ", lse"); },
+        static_cast<double>(result.lse[static_cast<size_t>(token) * heads() + head]),
+        expected_[next++]);
+    }
+  }
+}
+
+std::string AttentionCase::Check(const AttentionResult& result) const {
+  std::string first = result.damage;
+  double worst = 1;
+  Compare(result, [&](const auto& where, double got, const Expected& expected) {
+    const bool both_nan = std::isnan(got) && std::isnan(expected.value);
+    if (got == expected.value || both_nan) {
+      return;
+    }
+    const double ratio = std::abs(got - expected.value) / expected.bound;
+    if (!(ratio <= worst)) {
+      worst = std::isnan(ratio) ? kInf : ratio;
+      first = Concat(where(), ": ", got, " but ", expected.value, " +- ", expected.bound);
+    }
+  });
+  return first;
+}
+
+double AttentionCase::LargestError(const AttentionResult& result) const {
+  double largest = 0;
+  Compare(result, [&](const auto&, double got, const Expected& expected) {
+    if (got != expected.value) {
+      largest = std::max(largest,
+                         std::abs(got - expected.value) / std::max(1.0, std::abs(expected.value)));
+    }
+  });
+  return largest;
+}
+
+}  // namespace riffle::test

@@ -1,0 +1,105 @@
+#include "testing/reference.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <limits>
+#include <map>
+
+namespace riffle::test {
+namespace {
+
+// IEEE 754 binary interchange format with the given widths of exponent and fraction.
+double DecodeBits(uint32_t bits, int exponent_bits, int fraction_bits) {
+  const int exponent = static_cast<int>(bits >> fraction_bits) & ((1 << exponent_bits) - 1);
+  const uint32_t fraction = bits & ((1u << fraction_bits) - 1);
+  const int bias = (1 << (exponent_bits - 1)) - 1;
+  double value;
+  if (exponent == (1 << exponent_bits) - 1) {
+    value = fraction != 0 ? std::numeric_limits<double>::quiet_NaN()
+                          : std::numeric_limits<double>::infinity();
+  } else if (exponent == 0) {
+    value = std::ldexp(static_cast<double>(fraction), 1 - bias - fraction_bits);
+  } else {
+    value = std::ldexp(static_cast<double>(fraction | (1u << fraction_bits)),
+                       exponent - bias - fraction_bits);
+  }
+  return (bits >> (exponent_bits + fraction_bits)) != 0 ? -value : value;
+}
+
+}  // namespace
+
+double Decode(DType dtype, const void* element) {
+  if (dtype == DType::kF32) {
+    uint32_t bits;
+    std::memcpy(&bits, element, sizeof(bits));
+    return DecodeBits(bits, 8, 23);
+  }
+  uint16_t bits;
+  std::memcpy(&bits, element, sizeof(bits));
+  return dtype == DType::kF16 ? DecodeBits(bits, 5, 10) : DecodeBits(bits, 8, 7);
+}
+
+const uint8_t* ElementAt(const MatrixView& x, int64_t row, int64_t col) {
+  return static_cast<const uint8_t*>(x.data) +
+         (row * x.row_stride + col) * static_cast<int64_t>(SizeOf(x.dtype));
+}
+
+bool Before(double a, int64_t ia, double b, int64_t ib) {
+  const bool nan_a = std::isnan(a);
+  const bool nan_b = std::isnan(b);
+  if (nan_a != nan_b) return nan_a;
+  if (!nan_a && a != b) return a > b;
+  return ia < ib;
+}
+
+bool BeforeAscending(double a, int64_t ia, double b, int64_t ib) {
+  if (std::isnan(a) != std::isnan(b)) return std::isnan(b);
+  if (!std::isnan(a) && a != b) return a < b;
+  return ia < ib;
+}
+
+std::vector<int32_t> ReferenceTopK(const MatrixView& x, int64_t row, int64_t begin, int64_t end,
+                                   int64_t k, bool largest) {
+  struct Element {
+    double value;
+    int64_t column;
+  };
+  std::vector<Element> elements;
+  for (int64_t column = begin; column < end; ++column) {
+    elements.push_back({Decode(x.dtype, ElementAt(x, row, column)), column});
+  }
+  const auto before = [largest](const Element& a, const Element& b) {
+    return largest ? Before(a.value, a.column, b.value, b.column)
+                   : BeforeAscending(a.value, a.column, b.value, b.column);
+  };
+  const auto kept = std::min(k, static_cast<int64_t>(elements.size()));
+  std::nth_element(elements.begin(), elements.begin() + kept, elements.end(), before);
+  std::sort(elements.begin(), elements.begin() + kept, before);
+  std::vector<int32_t> columns;
+  for (int64_t i = 0; i < kept; ++i) {
+    columns.push_back(static_cast<int32_t>(elements[static_cast<size_t>(i)].column));
+  }
+  return columns;
+}
+
+int64_t ReferenceTies(const MatrixView& x, int64_t row, int64_t col) {
+  const double value = Decode(x.dtype, ElementAt(x, row, col));
+  int64_t ties = 0;
+  for (int64_t c = 0; c < x.cols; ++c) {
+    const double other = Decode(x.dtype, ElementAt(x, row, c));
+    ties += other == value || (std::isnan(other) && std::isnan(value));
+  }
+  return ties;
+}
+
+int64_t MaxLaneLoad(const std::vector<int32_t>& columns, int64_t lanes) {
+  std::map<int64_t, int64_t> load;
+  int64_t most = 0;
+  for (const int32_t column : columns) {
+    most = std::max(most, ++load[column % lanes]);
+  }
+  return most;
+}
+
+}  // namespace riffle::test

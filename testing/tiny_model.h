@@ -1,0 +1,125 @@
+// A Gemma 3 small enough for tests, with random weights of every type that the program runs.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+#include <map>
+#include <memory>
+#include <random>
+#include <string>
+#include <vector>
+
+#include "engine/gguf/gguf.h"
+#include "engine/model.h"
+#include "testing/gguf_writer.h"
+
+namespace riffle::testing {
+
+// Blocks of random weights of about `size` each, as they stand in a file.
+inline std::string RandomTensor(gemma3::TensorType type, int64_t values, float size,
+                                std::mt19937& random) {
+  using gemma3::TensorType;
+  std::string bytes;
+  const auto byte = [&] { return static_cast<char>(random() & 255); };
+  // f16 bits of powers of two near `size`: the scales.
+  const auto half = [&](float scale) {
+    int exponent = 0;
+    std::frexp(scale, &exponent);
+    return GgufWriter::Raw(static_cast<uint16_t>((exponent + 14) << 10 | (random() & 1023)));
+  };
+  if (type == TensorType::kF32) {
+    for (int64_t i = 0; i < values; ++i) {
+      bytes += GgufWriter::Raw(0.5f + static_cast<float>(random() & 1023) / 1024.0f);
+    }
+    return bytes;
+  }
+  const gemma3::BlockSize block = gemma3::BlockSizeOf(type);
+  for (int64_t i = 0; i < values; i += block.values) {
+    std::string scales, rest;
+    switch (type) {
+      case TensorType::kQ8_0:
+        scales = half(size / 128);
+        break;
+      case TensorType::kQ5_0:
+        scales = half(size / 16);
+        break;
+      case TensorType::kQ4_K:
+        scales = half(size / 256) + half(size / 512);
+        break;
+      default:
+        rest = half(size / 1024);
+        break;
+    }
+    bytes += scales;
+    for (size_t j = scales.size() + rest.size(); j < static_cast<size_t>(block.bytes); ++j) {
+      bytes += byte();
+    }
+    bytes += rest;
+  }
+  return bytes;
+}
+
+// The file of a model of 7 layers (the sixth is global), 2 query heads, 1 KV head of 32 and 128
+// tokens of vocabulary, and the model.
+class TinyModel {
+ public:
+  explicit TinyModel(int64_t window = 24, int64_t context = 256) {
+    GgufWriter writer;
+    writer.AddString("general.architecture", "gemma3");
+    const auto number = [&](const char* key, uint32_t value) {
+      writer.Add(key, GgufWriter::kU32, value);
+    };
+    number("gemma3.context_length", static_cast<uint32_t>(context));
+    number("gemma3.embedding_length", 256);
+    number("gemma3.block_count", 7);
+    number("gemma3.feed_forward_length", 512);
+    number("gemma3.attention.head_count", 8);
+    number("gemma3.attention.head_count_kv", 2);
+    number("gemma3.attention.key_length", 32);
+    number("gemma3.attention.value_length", 32);
+    number("gemma3.attention.sliding_window", static_cast<uint32_t>(window));
+    writer.Add("gemma3.attention.layer_norm_rms_epsilon", GgufWriter::kF32, 1e-6f);
+    writer.Add("gemma3.rope.freq_base", GgufWriter::kF32, 1e6f);
+    number("tokenizer.ggml.bos_token_id", 2);
+    number("tokenizer.ggml.eos_token_id", 1);
+    using gemma3::TensorType;
+    Add(writer, "token_embd", {256, 128}, TensorType::kQ8_0);
+    Add(writer, "output_norm", {256}, TensorType::kF32);
+    for (int layer = 0; layer < 7; ++layer) {
+      const std::string prefix = "blk." + std::to_string(layer) + ".";
+      const bool odd = layer % 2 == 1;
+      Add(writer, prefix + "attn_q", {256, 256}, TensorType::kQ5_0);
+      Add(writer, prefix + "attn_k", {256, 64}, TensorType::kQ5_0);
+      Add(writer, prefix + "attn_v", {256, 64}, odd ? TensorType::kQ8_0 : TensorType::kQ5_0);
+      Add(writer, prefix + "attn_output", {256, 256}, TensorType::kQ4_K);
+      Add(writer, prefix + "ffn_gate", {256, 512}, TensorType::kQ5_0);
+      Add(writer, prefix + "ffn_up", {256, 512}, TensorType::kQ5_0);
+      Add(writer, prefix + "ffn_down", {512, 256}, odd ? TensorType::kQ6_K : TensorType::kQ4_K);
+      for (const char* norm : {"attn_norm", "post_attention_norm", "ffn_norm", "post_ffw_norm"}) {
+        Add(writer, prefix + norm, {256}, TensorType::kF32);
+      }
+      Add(writer, prefix + "attn_q_norm", {32}, TensorType::kF32);
+      Add(writer, prefix + "attn_k_norm", {32}, TensorType::kF32);
+    }
+    bytes_ = writer.Finish(data_);
+    model_ = std::make_unique<gemma3::Model>(gemma3::GgufFile::Parse(bytes_, "tiny"));
+  }
+
+  const gemma3::Model& model() const { return *model_; }
+
+ private:
+  void Add(GgufWriter& writer, const std::string& name, const std::vector<int64_t>& shape,
+           gemma3::TensorType type) {
+    writer.AddTensor(name + ".weight", shape, static_cast<uint32_t>(type), data_.size());
+    const int64_t values = shape[0] * (shape.size() == 2 ? shape[1] : 1);
+    data_ += RandomTensor(type, values, 0.1f, random_);
+    data_.resize((data_.size() + 31) / 32 * 32);
+  }
+
+  std::mt19937 random_{20250314};
+  std::string data_;
+  std::vector<uint8_t> bytes_;
+  std::unique_ptr<gemma3::Model> model_;
+};
+
+}  // namespace riffle::testing

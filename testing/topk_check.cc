@@ -1,0 +1,263 @@
+#include "testing/topk_check.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstdlib>
+#include <cstring>
+#include <map>
+#include <memory>
+#include <set>
+#include <sstream>
+#include <tuple>
+
+#include "riffle/error.h"
+#include "testing/reference.h"
+#include "testing/text.h"
+
+namespace riffle::test {
+namespace {
+
+const char* Name(Algorithm algorithm) {
+  return algorithm == Algorithm::kAuto           ? "auto"
+         : algorithm == Algorithm::kBucketMaxima ? "bucket_maxima"
+                                                 : "lane_sort";
+}
+
+template <typename T>
+std::string Join(const std::vector<T>& list) {
+  std::ostringstream text;
+  for (size_t i = 0; i < list.size(); ++i) {
+    text << (i == 0 ? "" : ",") << list[i];
+  }
+  return text.str();
+}
+
+// The outputs of a call.
+struct Outputs {
+  Output values;
+  Output indices;
+
+  Outputs(const MatrixView& x, const Call& call)
+      : values(x.rows, call.MaxK(), call.MaxK() + call.values_gap, SizeOf(x.dtype),
+               call.values_shift),
+        indices(x.rows, call.MaxK(), call.MaxK() + call.indices_gap,
+                call.wide ? sizeof(int64_t) : sizeof(int32_t), call.indices_shift) {}
+
+  int32_t Index(int64_t row, int64_t col) {
+    int32_t index;
+    std::memcpy(&index, indices.cell(row, col), sizeof(index));
+    return index;
+  }
+  void Expect(const MatrixView& x, const Call& call, int64_t row, int64_t col, int32_t column) {
+    const int64_t wide = column;
+    indices.Expect(row, col, &wide);  // little endian: the low half is first
+    if (column >= 0) {
+      values.Expect(row, col, ElementAt(x, row, column));
+    } else {
+      const uint32_t minus_inf = MinusInf(x.dtype);
+      const uint32_t sign = x.dtype == DType::kF32 ? 0x80000000u : 0x8000u;
+      const uint32_t padding = call.largest ? minus_inf : minus_inf ^ sign;
+      values.Expect(row, col, &padding);  // little endian: the low half is first
+    }
+  }
+};
+
+std::string ExpectRow(const MatrixView& x, int64_t row, const std::vector<int32_t>& best,
+                      const Call& call, Outputs& outputs) {
+  std::string fault;
+  const std::vector<int32_t> answer =
+      RowAnswer(outputs.indices, row, best, call.MaxK(), call.sorted, &fault);
+  for (int64_t col = 0; col < call.MaxK(); ++col) {
+    outputs.Expect(x, call, row, col, answer[static_cast<size_t>(col)]);
+  }
+  return fault;
+}
+
+// PlanTopK takes milliseconds where k is large, and the tests ask for the same shapes over and
+// over.
+const TopKPlan& Plan(int64_t n, int64_t k, int lanes) {
+  static std::map<std::tuple<int64_t, int64_t, int>, TopKPlan> plans;
+  auto [at, is_new] = plans.try_emplace({n, k, lanes});
+  if (is_new) at->second = PlanTopK(n, k, 1, lanes);
+  return at->second;
+}
+
+// The depth that lane sort must report: m - 1 for the first depth m of the schedule, and then of
+// its last depth doubled again and again, at which no lane holds m of the k best.
+int64_t ExpectedDepth(const MatrixView& x, const Call& call, const std::vector<int32_t>& best) {
+  std::vector<int> schedule = call.schedule;
+  if (schedule.empty()) {
+    schedule = Plan(x.cols, call.MaxK(), call.lanes).depth_schedule;
+  }
+  const int64_t load = MaxLaneLoad(best, call.lanes);
+  for (const int depth : schedule) {
+    if (depth - 1 >= load) return depth - 1;
+  }
+  int64_t depth = schedule.back();
+  while (depth - 1 < load) depth *= 2;
+  return depth - 1;
+}
+
+std::string CheckStats(const MatrixView& x, int64_t row, const std::vector<int32_t>& best,
+                       const Call& call, const TopKStats& stats) {
+  std::ostringstream text;
+  const double kth = Decode(x.dtype, ElementAt(x, row, best.back()));
+  const auto value = static_cast<double>(stats.kth_value);
+  const bool same = std::isnan(kth) ? std::isnan(value) : value == kth;  // -0 equals +0
+  if (!same) text << "kth_value = " << value << ", should be " << kth << "; ";
+  const int64_t ties = ReferenceTies(x, row, best.back());
+  if (stats.ties_at_kth != ties) {
+    text << "ties_at_kth = " << stats.ties_at_kth << ", should be " << ties << "; ";
+  }
+  const Algorithm algorithm = call.algorithm == Algorithm::kAuto
+                                  ? Plan(x.cols, call.MaxK(), call.lanes).algorithm
+                                  : call.algorithm;
+  const int64_t depth = algorithm == Algorithm::kLaneSort ? ExpectedDepth(x, call, best) : 1;
+  if (stats.depth != depth) text << "depth = " << stats.depth << ", should be " << depth << "; ";
+  if (algorithm == Algorithm::kBucketMaxima) {
+    // The winners' buckets are looked at again, if there were buckets; nothing is read three times.
+    const auto k = static_cast<int64_t>(best.size());
+    const int64_t least = Plan(x.cols, k, 128).buckets > 0 ? k : 0;
+    if (stats.elements_examined < least || stats.elements_examined > 2 * x.cols) {
+      text << "elements_examined = " << stats.elements_examined << " of " << x.cols << "; ";
+    }
+  }
+  const std::string fault = text.str();
+  return fault.empty() ? fault : Concat("row ", row, ": ", fault);
+}
+
+}  // namespace
+
+int64_t Call::MaxK() const { return *std::max_element(k.begin(), k.end()); }
+
+std::string Describe(const Call& call) {
+  std::ostringstream text;
+  text << "k=" << Join(call.k) << ' ' << Name(call.algorithm)
+       << (call.sorted ? " sorted" : " unsorted") << (call.largest ? "" : " smallest")
+       << (call.wide ? " wide" : "") << (call.stats ? " stats" : "") << " lanes=" << call.lanes
+       << " schedule=[" << Join(call.schedule) << "] threads=" << call.threads
+       << " gaps=" << call.values_gap << ',' << call.indices_gap << " shifts=" << call.values_shift
+       << ',' << call.indices_shift;
+  return text.str();
+}
+
+Truth::Truth(const MatrixView& x, int64_t k, bool largest) {
+  for (int64_t row = 0; row < x.rows; ++row) {
+    columns.push_back(ReferenceTopK(x, row, 0, x.cols, k, largest));
+  }
+}
+
+Outcome CheckTopK(const Input& input, const Truth& truth, const Call& call) {
+  const MatrixView& x = input.view();
+  Outcome outcome;
+  Outputs outputs(x, call);
+  outcome.stats.resize(call.stats ? static_cast<size_t>(x.rows) : 0);
+  TopKOut out;
+  out.values = outputs.values.data();
+  out.values_stride = outputs.values.stride();
+  if (call.wide) {
+    out.wide_indices = reinterpret_cast<int64_t*>(outputs.indices.data());
+  } else {
+    out.indices = reinterpret_cast<int32_t*>(outputs.indices.data());
+  }
+  out.indices_stride = outputs.indices.stride();
+  out.stats = call.stats ? outcome.stats.data() : nullptr;
+  TopKOptions options;
+  options.algorithm = call.algorithm;
+  options.sorted = call.sorted;
+  options.largest = call.largest;
+  options.lanes = call.lanes;
+  options.depth_schedule = call.schedule;
+  options.pool = &PoolOf(call.threads);
+  try {
+    if (call.k.size() == 1) {
+      TopK(x, static_cast<int64_t>(call.k[0]), out, options);
+    } else {
+      TopK(x, call.k, out, options);
+    }
+  } catch (const Error& error) {
+    outcome.fault = Concat("threw: ", error.what());
+    return outcome;
+  }
+  for (int64_t row = 0; row < x.rows && outcome.fault.empty(); ++row) {
+    const std::vector<int32_t>& columns = truth.columns[static_cast<size_t>(row)];
+    const std::vector<int32_t> best(columns.begin(), columns.begin() + call.KOfRow(row));
+    outcome.fault += ExpectRow(x, row, best, call, outputs);
+    if (call.stats) {
+      outcome.fault += CheckStats(x, row, best, call, outcome.stats[static_cast<size_t>(row)]);
+    }
+    for (int64_t col = 0; col < call.MaxK(); ++col) {
+      outcome.indices.push_back(outputs.Index(row, col));
+    }
+  }
+  if (outcome.fault.empty()) {
+    outcome.fault = outputs.values.Difference("values") + outputs.indices.Difference("indices");
+  }
+  return outcome;
+}
+
+std::string Compare(const Outcome& a, const Outcome& b) {
+  if (!a.fault.empty()) return a.fault;
+  if (!b.fault.empty()) return b.fault;
+  if (a.indices != b.indices) return "right, but in another order";
+  for (size_t row = 0; row < a.stats.size(); ++row) {
+    if (a.stats[row].elements_examined != b.stats[row].elements_examined) {
+      return Concat("elements_examined of row ", row, " = ", a.stats[row].elements_examined,
+                    " and ", b.stats[row].elements_examined);
+    }
+  }
+  return "";
+}
+
+std::vector<int32_t> RowAnswer(Output& indices, int64_t row, const std::vector<int32_t>& best,
+                               int64_t width, bool sorted, std::string* fault) {
+  std::vector<int32_t> answer = best;
+  std::set<int32_t> rest(best.begin(), best.end());
+  for (size_t i = 0; i < answer.size() && !sorted; ++i) {
+    std::memcpy(&answer[i], indices.cell(row, static_cast<int64_t>(i)), sizeof(int32_t));
+    if (rest.erase(answer[i]) == 0) {
+      *fault = Concat("indices[", row, ", ", i, "] = ", answer[i],
+                      " is not among the best, or is there twice; ");
+      answer = best;
+      break;
+    }
+  }
+  answer.resize(static_cast<size_t>(width), -1);
+  return answer;
+}
+
+std::string CheckTopKOnAllTargets(const Input& input, const Truth& truth, const Call& call) {
+  std::string fault;
+  std::string first;
+  Outcome expected;
+  for (const std::string& target : Targets()) {
+    SetTarget(target);
+    Outcome outcome = CheckTopK(input, truth, call);
+    if (first.empty()) {
+      first = target;
+      expected = outcome;
+    }
+    fault = Compare(expected, outcome);
+    if (!fault.empty()) {
+      fault = Concat("on ", target, " (first: ", first, "), ", Describe(input.spec()), " | ",
+                     Describe(call), ": ", fault);
+      break;
+    }
+  }
+  SetTarget("");
+  return fault;
+}
+
+Pool& PoolOf(int threads) {
+  static std::map<int, std::unique_ptr<Pool>> pools;
+  std::unique_ptr<Pool>& pool = pools[threads];
+  if (pool == nullptr) pool = std::make_unique<Pool>(threads);
+  return *pool;
+}
+
+uint64_t FromEnvironment(const char* name, uint64_t otherwise) {
+  const char* text = std::getenv(name);
+  return text == nullptr ? otherwise : std::strtoull(text, nullptr, 0);
+}
+
+}  // namespace riffle::test

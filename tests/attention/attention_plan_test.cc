@@ -1,0 +1,153 @@
+// PlanAttention: every query, head and span exactly once, in balanced shares, whatever the shapes.
+#include "attention/attention_plan.h"
+
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <map>
+#include <tuple>
+#include <vector>
+
+#include "attention/attention_args.h"
+#include "testing/rng.h"
+
+namespace riffle::test {
+namespace {
+
+struct Call {
+  AttentionShape shape;
+  std::vector<int32_t> q_lens, kv_lens;
+  int threads;
+};
+
+struct Planned {
+  Plan plan;
+  std::vector<Unit> units;
+  std::vector<Split> splits;
+  std::vector<int64_t> share_begin;
+};
+
+Planned MakePlan(const Call& call) {
+  std::vector<int32_t> cu = {0};
+  for (const int32_t q : call.q_lens) {
+    cu.push_back(cu.back() + q);
+  }
+  Planned planned;
+  planned.plan = PlanAttention(call.shape, cu.data(), call.kv_lens, call.threads, {});
+  planned.units.resize(static_cast<size_t>(planned.plan.units));
+  planned.splits.resize(static_cast<size_t>(planned.plan.splits));
+  planned.share_begin.resize(static_cast<size_t>(planned.plan.shares) + 1);
+  PlanAttention(call.shape, cu.data(), call.kv_lens, call.threads,
+                {planned.units, planned.splits, planned.share_begin});
+  return planned;
+}
+
+int64_t Work(const Unit& unit) {
+  return int64_t{unit.span_end - unit.span_begin} * (unit.head_end - unit.head_begin) *
+         (unit.query_end - unit.query_begin);
+}
+
+void CheckPlan(const Call& call) {
+  const Planned planned = MakePlan(call);
+  ASSERT_EQ(planned.share_begin.front(), 0);
+  ASSERT_EQ(planned.share_begin.back(), planned.plan.units);
+  ASSERT_TRUE(std::is_sorted(planned.share_begin.begin(), planned.share_begin.end()));
+  // (sequence, query, head) -> the spans that were done, in order.
+  std::map<std::tuple<int, int, int>, std::vector<std::pair<int, int>>> seen;
+  for (const Unit& unit : planned.units) {
+    ASSERT_LE((unit.query_end - unit.query_begin) * call.shape.group, planned.plan.max_rows);
+    for (int q = unit.query_begin; q < unit.query_end; ++q) {
+      for (int h = unit.head_begin; h < unit.head_end; ++h) {
+        seen[{unit.seq, q, h}].emplace_back(unit.span_begin, unit.span_end);
+      }
+    }
+  }
+  size_t expected = 0;
+  for (size_t b = 0; b < call.q_lens.size(); ++b) {
+    for (int q = 0; q < call.q_lens[b]; ++q) {
+      const KeyRange keys =
+          Visible(call.shape, call.kv_lens[b], call.kv_lens[b] - call.q_lens[b] + q);
+      for (int h = 0; h < call.shape.kv_heads; ++h) {
+        ++expected;
+        const auto& spans = seen[{static_cast<int>(b), q, h}];
+        ASSERT_FALSE(spans.empty());
+        for (size_t i = 1; i < spans.size(); ++i) {
+          ASSERT_EQ(spans[i].first, spans[i - 1].second);
+        }
+        if (call.kv_lens[b] > 0) {
+          ASSERT_LE(spans.front().first * kSpan, keys.begin);
+          ASSERT_GE(spans.back().second * kSpan, keys.end);
+        }
+      }
+    }
+  }
+  ASSERT_EQ(seen.size(), expected);
+  // Slots of a split column lie side by side: one for its first piece, then one a span.
+  int64_t floats = 0;
+  for (const Split& split : planned.splits) {
+    ASSERT_EQ(split.whole.slot, floats);
+    const int rows = (split.whole.query_end - split.whole.query_begin) * call.shape.group;
+    floats += split.slots *
+              SlotFloats(split.whole.head_end - split.whole.head_begin, rows, call.shape.head_dim);
+  }
+  ASSERT_EQ(floats, planned.plan.slot_floats);
+}
+
+TEST(AttentionPlan, CoversEverythingOnce) {
+  Rng rng(7);
+  for (int i = 0; i < 400; ++i) {
+    Call call{{static_cast<int>(rng.Between(1, 9)), static_cast<int>(rng.Between(1, 40)),
+               static_cast<int>(8 * rng.Between(4, 64)), !rng.OneIn(3),
+               rng.OneIn(3) ? static_cast<int>(rng.Between(1, 2000)) : 0},
+              {},
+              {},
+              static_cast<int>(rng.Between(1, 40))};
+    for (int64_t b = rng.Below(8); b > 0; --b) {
+      call.kv_lens.push_back(
+          static_cast<int>(rng.OneIn(5) ? 0 : rng.Below(rng.OneIn(3) ? 9000 : 600)));
+      call.q_lens.push_back(static_cast<int>(rng.Below(std::min(call.kv_lens.back(), 300) + 2)));
+      call.q_lens.back() = call.kv_lens.back() == 0
+                               ? call.q_lens.back()
+                               : std::min(call.q_lens.back(), call.kv_lens.back());
+    }
+    CheckPlan(call);
+    if (HasFatalFailure()) return;
+  }
+}
+
+TEST(AttentionPlan, DecodeOfEqualSequencesIsNotCut) {
+  const Call call{
+      {8, 4, 128, true, 0}, std::vector<int32_t>(32, 1), std::vector<int32_t>(32, 4096), 2};
+  EXPECT_EQ(MakePlan(call).plan.splits, 0);
+}
+
+TEST(AttentionPlan, OneLongSequenceIsSharedEvenly) {
+  for (const int threads : {2, 3, 8, 64}) {
+    const Planned planned = MakePlan({{8, 4, 128, true, 0}, {1}, {131072}, threads});
+    int64_t total = 0;
+    int64_t largest = 0;
+    for (size_t s = 0; s + 1 < planned.share_begin.size(); ++s) {
+      int64_t work = 0;
+      for (int64_t u = planned.share_begin[s]; u < planned.share_begin[s + 1]; ++u) {
+        work += Work(planned.units[static_cast<size_t>(u)]);
+      }
+      total += work;
+      largest = std::max(largest, work);
+    }
+    EXPECT_LE(largest * planned.plan.shares, total * 5 / 4) << threads;
+    EXPECT_GE(planned.plan.shares, threads);
+  }
+}
+
+TEST(AttentionPlan, ShortSequenceIsCutBetweenHeads) {
+  const Planned planned = MakePlan({{8, 4, 128, true, 0}, {1}, {500}, 8});
+  EXPECT_EQ(planned.plan.splits, 0);
+  EXPECT_EQ(planned.plan.units, 8);
+}
+
+TEST(AttentionPlan, OneThreadCutsNothing) {
+  EXPECT_EQ(MakePlan({{8, 4, 128, true, 0}, {1, 1}, {131072, 3}, 1}).plan.units, 2);
+}
+
+}  // namespace
+}  // namespace riffle::test

@@ -1,0 +1,194 @@
+"""`riffle generate` from outside: what it prints, that it says the same again, and everything it must refuse.
+
+    python3 tests/cli/generate_test.py build/release/riffle [unittest arguments]
+
+The model is where scripts/model.sh puts it. With RIFFLE_SLOW set (sanitizers) texts are shorter.
+"""
+
+import json
+import os
+import struct
+import subprocess
+import sys
+
+import cli_case
+from cli_case import Cli
+
+MODEL = subprocess.run(
+    [os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "..", "scripts", "model.sh"), "--path"],
+    stdout=subprocess.PIPE, text=True, check=True,
+).stdout.strip()  # fmt: skip
+FIXTURE = os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "data", "gemma3_greedy.json")
+NEW_TOKENS = 3 if os.environ.get("RIFFLE_SLOW") else 12
+CLOSE = 0.05  # where the best logits are closer, rounding may choose
+
+
+def text(value):
+    value = value.encode()
+    return struct.pack("<Q", len(value)) + value
+
+
+def gguf(metadata, tensors=0, version=3):
+    """A GGUF file without tensors' data; metadata values are str, int (uint32), or raw (type, bytes)."""
+    out = b"GGUF" + struct.pack("<IQQ", version, tensors, len(metadata))
+    for key, value in metadata.items():
+        if isinstance(value, str):
+            value = (8, text(value))
+        elif isinstance(value, int):
+            value = (4, struct.pack("<I", value))
+        out += text(key) + struct.pack("<I", value[0]) + value[1]
+    return out
+
+
+class Generate(Cli):
+    def generate(self, *args, env=None):
+        done = self.run_riffle("generate", *args, env=env)
+        self.assertEqual(done.returncode, 0, done.stderr)
+        return done
+
+    def objects(self, *args, env=None):
+        done = self.generate(*args, "--json", "--max-new-tokens", NEW_TOKENS, env=env)
+        self.assertEqual(done.stderr, "")  # no progress where there is no terminal
+        return [json.loads(line) for line in done.stdout.splitlines()]
+
+    def test_json(self):
+        with open(FIXTURE, encoding="ascii") as file:
+            cases = json.load(file)
+        prompts = self.file("\n".join(c["prompt"] for c in cases if "\n" not in c["prompt"]).encode(), "prompts.txt")
+        *results, last = self.objects("--prompts", prompts)
+        cases = [c for c in cases if "\n" not in c["prompt"]]
+        self.assertGreater(len(cases), 5)
+        self.assertEqual([r["prompt"] for r in results], [c["prompt"] for c in cases])
+        for result, case in zip(results, cases):
+            self.assertEqual(list(result), ["prompt", "prompt_tokens", "tokens", "text", "finish_reason"])
+            self.assertEqual(result["prompt_tokens"], case["prompt_tokens"])
+            for token, wanted, gap in zip(result["tokens"], case["tokens"], case["gaps"]):
+                if gap <= CLOSE:
+                    break
+                self.assertEqual(token, wanted, case["name"])
+            ended = result["tokens"][-1] == 1
+            self.assertEqual(result["finish_reason"], "stop" if ended else "length")
+            self.assertLessEqual(len(result["tokens"]), NEW_TOKENS)
+        self.assertEqual(list(last), ["stats"])
+        stats = last["stats"]
+        self.assertEqual(stats["requests"], len(cases))
+        self.assertEqual(stats["prompt_tokens"], sum(c["prompt_tokens"] for c in cases))
+        self.assertEqual(stats["new_tokens"], sum(len(r["tokens"]) for r in results))
+        self.assertGreater(stats["prefill_tokens_per_second"], 0)
+        self.assertGreater(stats["decode_tokens_per_second"], 0)
+        self.assertTrue(0 < stats["pages_used"] <= stats["pages_total"])
+        shares = [stats[name] for name in ("attention_share", "lm_head_share", "top_k_share")]
+        self.assertTrue(all(0 < share < 1 for share in shares) and sum(shares) < 1, shares)
+
+    def test_text(self):
+        prompts = ["The capital of France is", "[1, 2]", "{}"]
+        *results, _ = self.objects("--prompt", *prompts)
+        self.assertEqual([r["prompt"] for r in results], prompts)
+        done = self.generate("--prompt", prompts[0], "--prompt", *prompts[1:], "--max-new-tokens", NEW_TOKENS)
+        blocks = [f"--- {i + 1} of 3\n{r['prompt']}{r['text']}\n" for i, r in enumerate(results)]
+        self.assertEqual(done.stdout, "\n".join(blocks))
+        self.assertIn("3 requests", done.stderr)
+        self.assertIn("tokens/s", done.stderr)
+        self.assertNotIn("\x1b", done.stdout + done.stderr)
+        one = self.generate("--prompt", prompts[0], "--max-new-tokens", NEW_TOKENS, "--threads", 1)
+        self.assertEqual(one.stdout, prompts[0] + results[0]["text"] + "\n")
+
+    def test_sampling_is_seeded(self):
+        args = ["--prompt", "Once upon a time", "Once upon a time", "--temperature", 1.2, "--top-k", 64, "--top-p", 0.95]
+        args += ["--min-p", 0.001]
+        first, again = self.objects(*args, "--seed", 3), self.objects(*args, "--seed", 3, "--threads", 1)
+        self.assertEqual([r["tokens"] for r in first[:-1]], [r["tokens"] for r in again[:-1]])
+        self.assertNotEqual(first[0]["tokens"], first[1]["tokens"])  # other streams
+        other = self.objects(*args, "--seed", 2**64 - 1)
+        self.assertNotEqual(first[0]["tokens"], other[0]["tokens"])
+
+    def test_filters_without_temperature_are_noted(self):
+        done = self.generate("--prompt", "x", "--top-k", 5, "--max-new-tokens", 1)
+        self.assertIn("no effect at temperature 0", done.stderr)
+
+    def test_standard_input(self):
+        done = subprocess.run([cli_case.RIFFLE, "generate", "--prompts", "-", "--json", "--max-new-tokens", "1"],
+                              input=b"a\r\nb", capture_output=True, timeout=120)  # fmt: skip
+        self.assertEqual([json.loads(line).get("prompt") for line in done.stdout.splitlines()], ["a", "b", None])
+
+
+class Refused(Cli):
+    def no(self, *args, says, env=None):
+        with self.subTest(args=[str(a)[:60] for a in args]):
+            self.refused("generate", *args, says=says, env=env)
+
+    def test_prompts(self):
+        self.no(says=["--prompt TEXT or --prompts FILE"])
+        self.no("--prompt", "a", "--prompts", "b", says=["--prompt", "excludes"])
+        self.no("--prompt", says=["--prompt"])
+        self.no("--prompt", "a", "", says=["--prompt 2 is empty"])
+        self.no("--prompt", "a", b"b\xff".decode(errors="surrogateescape"), says=["--prompt 2 is not valid UTF-8: byte 0xff at offset 1"])
+        self.no("--prompts", self.folder, says=[self.folder, "is a directory"])
+        absent = os.path.join(self.folder, "absent")
+        self.no("--prompts", absent, says=[absent, "No such file"])
+        for content, says in (
+            (b"", ["has no prompts"]),
+            (b"a\n\nb\n", ["line 2 is empty"]),
+            (b"\n", ["line 1 is empty"]),
+            (b"a\nb\xc3\n", ["line 2 is not valid UTF-8: byte 0xc3 at offset 1"]),
+        ):
+            path = self.file(content, "prompts.txt")
+            self.no("--prompts", path, says=[path, *says])
+
+    def test_prompt_longer_than_the_context(self):
+        path = self.file(b"one\n" + b"word " * 40000, "prompts.txt")
+        self.no("--prompts", path, says=[path, "line 2 has", "context holds 32768"])
+
+    def test_options(self):
+        for args, says in (
+            (["--temperature", "-0.1"], ["--temperature -0.1"]),
+            (["--temperature", "nan"], ["--temperature nan"]),
+            (["--temperature", "inf"], ["--temperature inf"]),
+            (["--temperature", "warm"], ["--temperature", "warm"]),
+            (["--top-k", "-1"], ["--top-k -1"]),
+            (["--top-k", "1.5"], ["--top-k", "1.5"]),
+            (["--top-p", "1.01"], ["--top-p 1.01"]),
+            (["--top-p", "-0.5"], ["--top-p -0.5"]),
+            (["--top-p", "nan"], ["--top-p nan"]),
+            (["--min-p", "2"], ["--min-p 2"]),
+            (["--min-p", "-1"], ["--min-p -1"]),
+            (["--seed", "-1"], ["--seed", "-1"]),
+            (["--seed", "18446744073709551616"], ["--seed"]),
+            (["--max-new-tokens", "0"], ["--max-new-tokens 0"]),
+            (["--max-new-tokens", "-5"], ["--max-new-tokens -5"]),
+            (["--threads", "-1"], ["--threads -1"]),
+            (["--threads", "5000"], ["--threads 5000"]),
+            (["--frobnicate"], ["--frobnicate"]),
+        ):
+            self.no("--prompt", "a", *args, says=says)
+
+    def test_models(self):
+        absent = os.path.join(self.folder, "absent.gguf")
+        self.no("--prompt", "a", "--model", absent, says=[absent, "No such file"])
+        self.no("--prompt", "a", "--model", self.folder, says=[self.folder, "not a regular file"])
+        self.no("--prompt", "a", env={"RIFFLE_CACHE": self.folder}, says=["no model at", self.folder, "scripts/model.sh"])
+        with open(MODEL, "rb") as file:
+            head = file.read(8 << 20)
+        for content, says in (
+            (b"", ["is empty"]),
+            (b"hello", ["not a GGUF file"]),
+            (head[:2], ["not a GGUF file"]),
+            (head[:20], ["truncated"]),
+            (head[:300], ["truncated"]),
+            (head[: 1 << 20], ["tokenizer.ggml.", "truncated"]),
+            (head[:6525112], ["truncated"]),
+            (head, ["tensor", "truncated"]),
+            (gguf({"general.architecture": "llama"}), ["llama"]),
+            (gguf({}), ["general.architecture"]),
+            (gguf({"general.architecture": 3}), ["general.architecture"]),
+            (gguf({"general.architecture": "gemma3"}), ["gemma3."]),
+            (gguf({"general.architecture": "gemma3"}, version=1), ["version 1"]),
+            (gguf({"x": (9, struct.pack("<IQ", 8, 2**60))}), ["\"x\"", "truncated"]),
+            (gguf({}, tensors=2**63), ["truncated"]),
+        ):
+            path = self.file(content, "model.gguf")
+            self.no("--prompt", "a", "--model", path, says=[path, *says])
+
+
+if __name__ == "__main__":
+    cli_case.main(__doc__)

@@ -1,0 +1,371 @@
+// The pool: every task once, whoever calls, and after fork().
+#include <gtest/gtest.h>
+#include <sched.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <atomic>
+#include <cstdint>
+#include <functional>
+#include <thread>
+#include <vector>
+
+#include "core/lease.h"
+#include "riffle/error.h"
+#include "riffle/runtime.h"
+#include "testing/topk_check.h"
+
+namespace riffle::test {
+namespace {
+
+#if defined(__SANITIZE_THREAD__)
+constexpr bool kThreadSanitizer = true;
+#else
+constexpr bool kThreadSanitizer = false;
+#endif
+
+int CpusOfThisProcess() {
+  cpu_set_t set;
+  return sched_getaffinity(0, sizeof(set), &set) == 0 ? CPU_COUNT(&set) : 1;
+}
+
+TEST(Pool, HasTheThreadsAskedFor) {
+  for (const int threads : {1, 2, 7, 64}) {
+    EXPECT_EQ(Pool(threads).threads(), threads);
+  }
+  EXPECT_EQ(Pool().threads(), CpusOfThisProcess());
+}
+
+TEST(Pool, RefusesSizesOutOfRange) {
+  for (const int threads : {-1, 1025}) {
+    try {
+      Pool pool(threads);
+      ADD_FAILURE() << "accepted " << threads;
+    } catch (const Error& error) {
+      EXPECT_EQ(error.code(), Code::kBadOption);
+      EXPECT_NE(std::string(error.what()).find(std::to_string(threads)), std::string::npos);
+      EXPECT_NE(std::string(error.what()).find("1024"), std::string::npos);
+    }
+  }
+  const int before = NumThreads();
+  EXPECT_THROW(SetNumThreads(0), Error);
+  EXPECT_THROW(SetNumThreads(-3), Error);
+  EXPECT_THROW(SetNumThreads(1025), Error);
+  EXPECT_EQ(NumThreads(), before);
+}
+
+TEST(Pool, ParallelForRunsEachTaskOnce) {
+  Pool pool(3);
+  for (const int64_t tasks : {0, 1, 2, 1000}) {
+    std::vector<std::atomic<int>> runs(static_cast<size_t>(tasks));
+    std::atomic<int> inner{0};
+    ParallelFor(
+        tasks,
+        [&](int64_t i) {
+          runs[static_cast<size_t>(i)].fetch_add(1);
+          ParallelFor(
+              2, [&](int64_t) { inner.fetch_add(1); }, &pool);  // the pool is busy
+        },
+        &pool);
+    for (const std::atomic<int>& count : runs) {
+      EXPECT_EQ(count.load(), 1);
+    }
+    EXPECT_EQ(inner.load(), 2 * tasks);
+  }
+}
+
+TEST(Pool, ParallelForRefusesWhatItCannotRun) {
+  EXPECT_THROW(ParallelFor(-1, [](int64_t) {}), Error);
+  EXPECT_THROW(ParallelFor(1, nullptr), Error);
+}
+
+TEST(Pool, TheDefaultOneIsResized) {
+  const int before = NumThreads();
+  for (const int threads : {3, 1, 2}) {
+    SetNumThreads(threads);
+    EXPECT_EQ(NumThreads(), threads);
+    EXPECT_EQ(DefaultPool().threads(), threads);
+    EXPECT_EQ(Lease(nullptr).threads(), threads);
+  }
+  SetNumThreads(before);
+}
+
+TEST(Lease, RunsEveryTaskOnce) {
+  for (const int threads : {1, 2, 5}) {
+    Pool pool(threads);
+    Lease lease(&pool);
+    for (const int64_t tasks : {0, 1, 2, 3, 100, 10000}) {
+      std::vector<std::atomic<int>> runs(static_cast<size_t>(tasks));
+      lease.Run(tasks, [&](int64_t task, uint8_t*) { ++runs[static_cast<size_t>(task)]; });
+      for (int64_t task = 0; task < tasks; ++task) {
+        ASSERT_EQ(runs[static_cast<size_t>(task)], 1) << task << " of " << tasks;
+      }
+    }
+  }
+}
+
+// Someone else's threads: as many as asked for, in a region that ends when all have returned.
+void ThreadsOfTheTest(void (*body)(void*), void* data, unsigned threads, unsigned) {
+  std::vector<std::thread> others;
+  for (unsigned i = 1; i < threads; ++i) others.emplace_back(body, data);
+  body(data);
+  for (std::thread& other : others) other.join();
+}
+
+// An OpenMP may give fewer than were asked for, or more than the pool has room for.
+void NoOtherThread(void (*body)(void*), void* data, unsigned, unsigned) { body(data); }
+void TooManyThreads(void (*body)(void*), void* data, unsigned threads, unsigned) {
+  ThreadsOfTheTest(body, data, threads + 2, 0);
+}
+
+class TeamTest : public testing::TestWithParam<Team> {
+ protected:
+  ~TeamTest() override {
+    SetTeam(nullptr);
+    SetNumThreads(before_);
+  }
+  const int before_ = NumThreads();
+};
+
+TEST_P(TeamTest, RunsEveryTaskOnceWithScratchOfItsOwn) {
+  SetNumThreads(3);
+  SetTeam(GetParam());
+  EXPECT_EQ(NumThreads(), 3);
+  for (const int64_t tasks : {0, 1, 2, 3, 1000}) {
+    Lease lease(nullptr);
+    EXPECT_EQ(lease.threads(), 3);
+    lease.ReserveScratch(64);
+    std::vector<std::atomic<int>> runs(static_cast<size_t>(tasks));
+    std::atomic<int> spoiled{0};
+    lease.Run(tasks, [&](int64_t task, uint8_t* scratch) {
+      std::fill(scratch, scratch + 64, static_cast<uint8_t>(task));
+      runs[static_cast<size_t>(task)].fetch_add(1);
+      spoiled += std::count(scratch, scratch + 64, static_cast<uint8_t>(task)) != 64;
+    });
+    for (const std::atomic<int>& count : runs) EXPECT_EQ(count.load(), 1);
+    EXPECT_EQ(spoiled.load(), 0);
+  }
+}
+
+TEST_P(TeamTest, StaysWhenThePoolIsResized) {
+  static std::atomic<int> regions{0};
+  SetTeam([](void (*body)(void*), void* data, unsigned threads, unsigned) {
+    regions.fetch_add(static_cast<int>(threads));
+    body(data);
+  });
+  SetNumThreads(4);
+  regions = 0;
+  ParallelFor(100, [](int64_t) {});
+  EXPECT_EQ(regions.load(), 4);
+  SetTeam(GetParam());
+  ParallelFor(100, [](int64_t) {});
+  SetTeam(nullptr);
+  ParallelFor(100, [](int64_t) {});
+  EXPECT_EQ(regions.load(), 4);
+}
+
+INSTANTIATE_TEST_SUITE_P(Pool, TeamTest,
+                         testing::Values(&ThreadsOfTheTest, &NoOtherThread, &TooManyThreads));
+
+// A wake-up that is lost, or a worker that joins a job too late, shows in many short jobs.
+TEST(Lease, RunsManyShortJobs) {
+  for (const int threads : {2, 4}) {
+    Pool pool(threads);
+    std::atomic<int64_t> sum{0};
+    for (int64_t job = 0; job < 5000; ++job) {
+      Lease lease(&pool);
+      lease.Run(3, [&](int64_t task, uint8_t*) { sum += task + job; });
+      if (job % 1000 == 0) usleep(2000);  // long enough for the workers to fall asleep
+    }
+    EXPECT_EQ(sum, 5000 * 3 + int64_t{3} * 5000 * 4999 / 2);
+  }
+}
+
+TEST(Lease, GivesEveryThreadItsOwnScratch) {
+  Pool pool(4);
+  Lease lease(&pool);
+  for (const size_t bytes : {size_t{64}, size_t{100000}, size_t{1}}) {
+    lease.ReserveScratch(bytes);
+    std::atomic<int> spoiled{0};
+    lease.Run(64, [&](int64_t task, uint8_t* scratch) {
+      const auto mark = static_cast<uint8_t>(task + 1);
+      spoiled += reinterpret_cast<uintptr_t>(scratch) % 64 != 0;
+      std::fill(scratch, scratch + bytes, mark);
+      std::this_thread::yield();
+      for (size_t i = 0; i < bytes; ++i) spoiled += scratch[i] != mark;
+    });
+    EXPECT_EQ(spoiled, 0);
+  }
+  uint8_t* shared = lease.Shared(1000);
+  EXPECT_EQ(reinterpret_cast<uintptr_t>(shared) % 64, 0u);
+  std::fill(shared, shared + 1000, uint8_t{1});
+}
+
+TEST(Lease, OfABusyPoolRunsOnTheCaller) {
+  Pool pool(3);
+  Lease outer(&pool);
+  EXPECT_EQ(outer.threads(), 3);
+  {
+    Lease inner(&pool);
+    EXPECT_EQ(inner.threads(), 1);
+    inner.ReserveScratch(128);
+    std::vector<std::thread::id> callers;
+    inner.Run(10, [&](int64_t task, uint8_t* scratch) {
+      scratch[127] = static_cast<uint8_t>(task);
+      callers.push_back(std::this_thread::get_id());
+    });
+    EXPECT_EQ(callers, std::vector<std::thread::id>(10, std::this_thread::get_id()));
+  }
+  // From inside a task too, and the outer lease still works.
+  std::atomic<int> runs{0};
+  outer.Run(8, [&](int64_t, uint8_t*) {
+    Lease inner(&pool);
+    inner.Run(5, [&](int64_t, uint8_t*) { ++runs; });
+  });
+  EXPECT_EQ(runs, 40);
+}
+
+TEST(Lease, IsGivenBack) {
+  Pool pool(2);
+  for (int i = 0; i < 3; ++i) {
+    Lease lease(&pool);
+    EXPECT_EQ(lease.threads(), 2) << i;
+  }
+}
+
+TEST(ReadMax, ReadsEveryByte) {
+  std::vector<uint8_t> bytes(5000, 3);
+  for (const int threads : {1, 2, 3}) {
+    for (const size_t offset : {0, 1, 77}) {
+      for (const size_t size : {1, 2, 63, 64, 300, 4000}) {
+        EXPECT_EQ(ReadMax(bytes.data() + offset, size, &PoolOf(threads)), 3);
+        for (const size_t at : {size_t{0}, size / 2, size - 1}) {
+          bytes[offset + at] = 200;
+          EXPECT_EQ(ReadMax(bytes.data() + offset, size, &PoolOf(threads)), 200);
+          bytes[offset + at] = 3;
+        }
+      }
+    }
+  }
+  EXPECT_EQ(ReadMax(bytes.data(), 0), 0);
+}
+
+// Runs `body` in a forked child; 0 when it returned true in time.
+int InChild(const std::function<bool()>& body) {
+  const pid_t child = fork();
+  if (child == 0) {
+    alarm(60);  // a child that waits for threads it does not have must not hang the tests
+    bool right = false;
+    try {
+      right = body();
+    } catch (...) {
+    }
+    _exit(right ? 0 : 1);
+  }
+  int status = -1;
+  waitpid(child, &status, 0);
+  return status;
+}
+
+struct Example {
+  Input input{{Distribution::kNormal, DType::kF32, 3, 30000, 30000, 20, 0, true, 1}};
+  Truth truth{input.view(), 20};
+
+  bool Right(Pool* pool) const {
+    std::vector<float> values(60);
+    std::vector<int32_t> indices(60);
+    TopKOptions options;
+    options.pool = pool;
+    TopK(input.view(), 20, {values.data(), 20, indices.data(), 20}, options);
+    for (size_t row = 0; row < 3; ++row) {
+      if (!std::equal(truth.columns[row].begin(), truth.columns[row].end(),
+                      indices.begin() + static_cast<int64_t>(row) * 20)) {
+        return false;
+      }
+    }
+    return true;
+  }
+};
+
+// multiprocessing in Python forks after the parent has used its pool.
+TEST(Fork, ChildrenCanCall) {
+  const Example example;
+  Pool pool(3);
+  ASSERT_TRUE(example.Right(&pool));
+  ASSERT_TRUE(example.Right(nullptr));
+  EXPECT_EQ(InChild([&] { return example.Right(&pool) && example.Right(nullptr); }), 0);
+  EXPECT_TRUE(example.Right(&pool));
+}
+
+TEST(Fork, ChildrenCanMakePools) {
+  if (kThreadSanitizer) GTEST_SKIP() << "ThreadSanitizer allows no threads after such a fork";
+  const Example example;
+  ASSERT_TRUE(example.Right(nullptr));
+  EXPECT_EQ(InChild([&] {
+              Pool pool(2);
+              return pool.threads() == 2 && example.Right(&pool);
+            }),
+            0);
+  EXPECT_EQ(InChild([&] {
+              SetNumThreads(3);
+              return NumThreads() == 3 && Lease(nullptr).threads() == 3 && example.Right(nullptr);
+            }),
+            0);
+}
+
+// The threads of a team are not in the child either; a pool that is resized there has its own.
+TEST(Fork, ChildrenLeaveTheTeam) {
+  const Example example;
+  const int before = NumThreads();
+  SetNumThreads(2);
+  SetTeam([](void (*body)(void*), void* data, unsigned threads, unsigned) {
+    static const pid_t parent = getpid();
+    if (getpid() != parent) _exit(9);
+    ThreadsOfTheTest(body, data, threads, 0);
+  });
+  ASSERT_TRUE(example.Right(nullptr));
+  EXPECT_EQ(InChild([&] { return example.Right(nullptr); }), 0);
+  if (!kThreadSanitizer) {
+    EXPECT_EQ(InChild([&] {
+                SetNumThreads(3);
+                return Lease(nullptr).threads() == 3 && example.Right(nullptr);
+              }),
+              0);
+  }
+  EXPECT_TRUE(example.Right(nullptr));
+  SetTeam(nullptr);
+  SetNumThreads(before);
+}
+
+// Destroying a pool that the parent made must not wait for the parent's threads.
+TEST(Fork, ChildrenCanDestroyPools) {
+  auto pool = std::make_unique<Pool>(3);
+  const Example example;
+  ASSERT_TRUE(example.Right(pool.get()));
+  EXPECT_EQ(InChild([&] {
+              pool.reset();
+              return true;
+            }),
+            0);
+  EXPECT_TRUE(example.Right(pool.get()));
+}
+
+// The fork may come while another thread of the parent holds the pool; the child then has a pool
+// that nobody will ever give back.
+TEST(Fork, WhileThePoolIsBusy) {
+  const Example example;
+  ASSERT_TRUE(example.Right(nullptr));
+  const Lease held(nullptr);
+  EXPECT_EQ(InChild([&] { return example.Right(nullptr); }), 0);
+  if (!kThreadSanitizer) {
+    EXPECT_EQ(InChild([&] {
+                SetNumThreads(2);
+                return NumThreads() == 2 && example.Right(nullptr);
+              }),
+              0);
+  }
+}
+
+}  // namespace
+}  // namespace riffle::test

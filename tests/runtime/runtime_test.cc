@@ -1,0 +1,152 @@
+// Targets and the environment variables, each in a process of its own.
+#include "riffle/runtime.h"
+
+#include <dlfcn.h>
+#include <gtest/gtest.h>
+#include <sched.h>
+
+#include <algorithm>
+#include <array>
+#include <cstdio>
+#include <string>
+
+#include "riffle/error.h"
+#include "testing/text.h"
+#include "topk/topk_kernels.h"
+
+namespace riffle::test {
+namespace {
+
+// The two lines that runtime_probe prints under `environment`, which must be the same.
+std::string Probe(const std::string& environment) {
+  const std::string command =
+      "env -u RIFFLE_TARGET -u RIFFLE_NUM_THREADS " + environment + " '" RIFFLE_RUNTIME_PROBE "'";
+  FILE* pipe = popen(command.c_str(), "r");
+  if (pipe == nullptr) return "popen failed";
+  std::string text;
+  std::array<char, 512> part;
+  while (fgets(part.data(), static_cast<int>(part.size()), pipe) != nullptr) text += part.data();
+  const int status = pclose(pipe);
+  const std::string line = text.substr(0, text.find('\n') + 1);
+  if (status != 0 || line.empty() || text != line + line) {
+    return Concat("status ", status, ", output: ", text);
+  }
+  return line;
+}
+
+bool Says(const std::string& text, const std::string& part) {
+  return text.find(part) != std::string::npos;
+}
+
+std::string KernelSymbol() {
+  Dl_info info;
+  const auto address = reinterpret_cast<void*>(Kernels().row);
+  return dladdr(address, &info) != 0 && info.dli_sname != nullptr ? info.dli_sname : "unknown";
+}
+
+// A mangled name holds the length of each name of it.
+std::string MangledNamespace(const std::string& target) {
+  const std::string name = "N_" + target;
+  return Concat(name.size(), name);
+}
+
+TEST(Targets, AreNamedBestFirst) {
+  const std::vector<std::string> targets = Targets();
+  ASSERT_FALSE(targets.empty());
+  EXPECT_EQ(Target(), targets.front());
+  std::vector<std::string> sorted = targets;
+  std::sort(sorted.begin(), sorted.end());
+  EXPECT_EQ(std::unique(sorted.begin(), sorted.end()), sorted.end()) << "a target is there twice";
+}
+
+TEST(Targets, SettingOneRunsItsKernels) {
+  for (const std::string& target : Targets()) {
+    SetTarget(target);
+    EXPECT_EQ(Target(), target);
+    EXPECT_TRUE(Says(KernelSymbol(), MangledNamespace(target))) << target << ' ' << KernelSymbol();
+    EXPECT_EQ(Targets().size(), Targets().size());
+  }
+  SetTarget("");
+  EXPECT_EQ(Target(), Targets().front());
+  EXPECT_TRUE(Says(KernelSymbol(), MangledNamespace(Targets().front())));
+}
+
+TEST(Targets, UnknownOnesAreRefused) {
+  for (const char* name : {"AVX9", "avx2", "AVX2 ", " "}) {
+    try {
+      SetTarget(name);
+      ADD_FAILURE() << "accepted '" << name << "'";
+    } catch (const Error& error) {
+      EXPECT_EQ(error.code(), Code::kBadOption);
+      EXPECT_TRUE(Says(error.what(), name)) << error.what();
+      EXPECT_TRUE(Says(error.what(), Targets().front())) << error.what();
+    }
+    EXPECT_EQ(Target(), Targets().front());
+  }
+}
+
+TEST(Environment, TargetIsTheOneThatRuns) {
+  for (const std::string& target : Targets()) {
+    const std::string said = Probe("RIFFLE_TARGET=" + target);
+    EXPECT_TRUE(Says(said, "right=1 target=" + target + " ")) << said;
+    EXPECT_TRUE(Says(said, MangledNamespace(target))) << said;
+  }
+  for (const char* none : {"", "RIFFLE_TARGET="}) {
+    const std::string said = Probe(none);
+    EXPECT_TRUE(Says(said, "right=1 target=" + Targets().front() + " ")) << said;
+  }
+}
+
+TEST(Environment, UnknownTargetIsAnError) {
+  const std::string said = Probe("RIFFLE_TARGET=VAX");
+  EXPECT_TRUE(Says(said, Concat("code=", static_cast<int>(Code::kBadOption)))) << said;
+  EXPECT_TRUE(Says(said, "VAX")) << said;
+  EXPECT_TRUE(Says(said, "RIFFLE_TARGET")) << said;
+  EXPECT_TRUE(Says(said, Targets().front())) << said;
+}
+
+TEST(Environment, NumThreads) {
+  for (const int threads : {1, 2, 5, 40}) {
+    const std::string said = Probe(Concat("RIFFLE_NUM_THREADS=", threads));
+    EXPECT_TRUE(Says(said, "right=1 ")) << said;
+    EXPECT_TRUE(Says(said, Concat("threads=", threads, "\n"))) << said;
+  }
+  for (const char* bad : {"0", "-1", "1025", "two", "2x", "99999999999999999999", "1.5"}) {
+    const std::string said = Probe(Concat("RIFFLE_NUM_THREADS=", bad));
+    EXPECT_TRUE(Says(said, Concat("code=", static_cast<int>(Code::kBadOption)))) << said;
+    EXPECT_TRUE(Says(said, "RIFFLE_NUM_THREADS")) << said;
+    EXPECT_TRUE(Says(said, bad)) << said;
+    EXPECT_TRUE(Says(said, "1024")) << said;
+  }
+}
+
+// The CPUs a process may use are what its default pool has threads for.
+TEST(Environment, CpusTheProcessMayUse) {
+  cpu_set_t all;
+  ASSERT_EQ(sched_getaffinity(0, sizeof(all), &all), 0);
+  for (const char* environment : {"", "RIFFLE_NUM_THREADS="}) {
+    EXPECT_TRUE(Says(Probe(environment), Concat("threads=", CPU_COUNT(&all), "\n")));
+  }
+  cpu_set_t one;
+  CPU_ZERO(&one);
+  for (int cpu = 0; CPU_COUNT(&one) == 0; ++cpu) {
+    if (CPU_ISSET(cpu, &all)) CPU_SET(cpu, &one);
+  }
+  ASSERT_EQ(sched_setaffinity(0, sizeof(one), &one), 0);  // children inherit it
+  const std::string said = Probe("");
+  sched_setaffinity(0, sizeof(all), &all);
+  EXPECT_TRUE(Says(said, "threads=1\n")) << said;
+}
+
+TEST(Version, IsThreeNumbers) {
+  int major = -1;
+  int minor = -1;
+  int patch = -1;
+  char rest = 0;
+  const std::string version(Version());
+  EXPECT_EQ(std::sscanf(version.c_str(), "%d.%d.%d%c", &major, &minor, &patch, &rest), 3)
+      << version;
+}
+
+}  // namespace
+}  // namespace riffle::test
