@@ -218,7 +218,7 @@ std::vector<AttentionCase> AttentionCases(bool quick) {
   return cases;
 }
 
-RooflineLine RunAttentionCase(const AttentionCase& what, double min_seconds, Pool* pool) {
+RooflineLine RunAttentionCase(const AttentionCase& what, double min_seconds, ThreadPool* pool) {
   const Data data(what);
   AttentionOptions options;
   options.pool = pool;

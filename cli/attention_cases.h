@@ -30,6 +30,6 @@ std::vector<AttentionCase> AttentionCases(bool quick);
 
 // Makes the data, holds a sample of the answers against a reference in double, then measures.
 // Throws std::runtime_error when an answer is wrong: what is wrong is not timed.
-RooflineLine RunAttentionCase(const AttentionCase& what, double min_seconds, Pool* pool);
+RooflineLine RunAttentionCase(const AttentionCase& what, double min_seconds, ThreadPool* pool);
 
 }  // namespace riffle::cli

@@ -133,7 +133,7 @@ Matrix MakeMatrix(const BenchCase& what, std::shared_ptr<Workspace> workspace, b
 // One case ready to be called, with its own results.
 class Call {
  public:
-  Call(const BenchCase& what, const MatrixView& x, Pool* pool) : what_(what), x_(x) {
+  Call(const BenchCase& what, const MatrixView& x, ThreadPool* pool) : what_(what), x_(x) {
     options_.algorithm = what.algorithm;
     options_.pool = pool;
     values_.resize(static_cast<size_t>(what.rows * what.k) * SizeOf(what.dtype));
@@ -236,7 +236,7 @@ std::vector<BenchSection> Select(const std::vector<BenchSection>& sections,
   return selected;
 }
 
-std::vector<BenchLine> RunSection(const BenchSection& section, double min_seconds, Pool* pool,
+std::vector<BenchLine> RunSection(const BenchSection& section, double min_seconds, ThreadPool* pool,
                                   const std::function<void(const std::string&)>& progress) {
   const std::vector<Matrix> matrices = MakeMatrices(section, progress);
   std::vector<std::unique_ptr<Call>> calls;

@@ -51,7 +51,7 @@ std::vector<BenchSection> Select(const std::vector<BenchSection>& sections,
 
 // Makes the data, holds every answer against the reference, then measures. Throws
 // std::runtime_error when an answer is wrong: what is wrong is not timed.
-std::vector<BenchLine> RunSection(const BenchSection& section, double min_seconds, Pool* pool,
+std::vector<BenchLine> RunSection(const BenchSection& section, double min_seconds, ThreadPool* pool,
                                   const std::function<void(const std::string&)>& progress);
 
 }  // namespace riffle::cli

@@ -38,7 +38,7 @@ class BenchRun {
   // Prints the first line, unless JSON is asked for.
   BenchRun(const BenchCommand& command, const BenchArguments& arguments);
 
-  Pool* pool() const { return pool_.get(); }
+  ThreadPool* pool() const { return pool_.get(); }
   double min_seconds() const { return min_seconds_; }
   bool json() const { return json_asked_; }
   void Add(nlohmann::ordered_json line) { json_["lines"].push_back(std::move(line)); }
@@ -47,7 +47,7 @@ class BenchRun {
   void Finish() const;  // prints the JSON, if asked for
 
  private:
-  std::unique_ptr<Pool> pool_;
+  std::unique_ptr<ThreadPool> pool_;
   double min_seconds_;
   bool json_asked_;
   int name_width_;

@@ -58,7 +58,7 @@ struct Arguments {
   CLI::Option* prompt = nullptr;
   std::string prompts;
   int64_t max_new_tokens = 64;
-  gemma3::SamplingParams sampling;
+  engine::SamplingParams sampling;
   uint64_t seed = 0;
   int threads = 0;
   bool json = false;
@@ -70,7 +70,7 @@ struct Prompt {
 };
 
 void CheckArguments(const Arguments& a) {
-  const gemma3::SamplingParams& s = a.sampling;
+  const engine::SamplingParams& s = a.sampling;
   if (!(s.temperature >= 0 && std::isfinite(s.temperature))) {
     FailInput("--temperature {} is not a finite number of 0 or more", s.temperature);
   }
@@ -118,7 +118,7 @@ std::vector<Prompt> Prompts(const Arguments& arguments) {
   }
   for (const Prompt& prompt : prompts) {
     if (prompt.text.empty()) FailInput("{} is empty", prompt.source);
-    const size_t invalid = gemma3::FindInvalidUtf8(prompt.text);
+    const size_t invalid = engine::FindInvalidUtf8(prompt.text);
     if (invalid != std::string::npos) {
       FailInput("{} is not valid UTF-8: byte 0x{:02x} at offset {}", prompt.source,
                 static_cast<uint8_t>(prompt.text[invalid]), invalid);
@@ -127,22 +127,22 @@ std::vector<Prompt> Prompts(const Arguments& arguments) {
   return prompts;
 }
 
-gemma3::GgufFile OpenModel(const std::string& named) {
-  const std::string path = named.empty() ? gemma3::DefaultModelPath() : named;
+engine::GgufFile OpenModel(const std::string& named) {
+  const std::string path = named.empty() ? engine::DefaultModelPath() : named;
   struct ::stat status {};
   if (named.empty() && ::stat(path.c_str(), &status) != 0) {
     FailInput(
         "there is no model at {}: scripts/model.sh fetches it, or --model FILE.gguf names one",
         path);
   }
-  return gemma3::GgufFile::Open(path);
+  return engine::GgufFile::Open(path);
 }
 
 // Enough pages for all requests at once, within limits; in any case for the longest.
-int64_t Pages(const std::vector<gemma3::Request>& requests, const gemma3::Config& config,
+int64_t Pages(const std::vector<engine::Request>& requests, const engine::Config& config,
               int64_t page_size) {
   int64_t longest = 0, all = 0;
-  for (const gemma3::Request& request : requests) {
+  for (const engine::Request& request : requests) {
     const auto prompt = static_cast<int64_t>(request.prompt.size());
     const int64_t room = std::max<int64_t>(config.context_length - prompt, 1);
     const int64_t tokens = prompt + std::min(request.max_new_tokens, room);
@@ -160,13 +160,13 @@ double Since(std::chrono::steady_clock::time_point start) {
 
 void Generate(const Arguments& arguments, const std::vector<Prompt>& prompts) {
   const auto start = std::chrono::steady_clock::now();
-  const gemma3::GgufFile file = OpenModel(arguments.model);
-  const gemma3::Config config = gemma3::ReadConfig(file);
-  const gemma3::Tokenizer tokenizer(file);
-  std::vector<gemma3::Request> requests;
+  const engine::GgufFile file = OpenModel(arguments.model);
+  const engine::Config config = engine::ReadConfig(file);
+  const engine::Tokenizer tokenizer(file);
+  std::vector<engine::Request> requests;
   std::vector<Generation> generations;
   for (const Prompt& prompt : prompts) {
-    gemma3::Request request;
+    engine::Request request;
     request.prompt = tokenizer.Encode(prompt.text);
     request.max_new_tokens = arguments.max_new_tokens;
     request.sampling = arguments.sampling;
@@ -176,20 +176,20 @@ void Generate(const Arguments& arguments, const std::vector<Prompt>& prompts) {
                 config.context_length);
     }
     requests.push_back(std::move(request));
-    generations.push_back({prompt.text, tokens, gemma3::StreamDecoder(tokenizer)});
+    generations.push_back({prompt.text, tokens, engine::StreamDecoder(tokenizer)});
   }
 
   GenerateOutput output(generations, arguments.json);
   output.line().Show("loading " + file.path(), true);
-  const gemma3::Model model(file);
-  gemma3::EngineOptions options;
+  const engine::Model model(file);
+  engine::EngineOptions options;
   options.seed = arguments.seed;
   options.pages = Pages(requests, config, options.page_size);
-  gemma3::Engine engine(model, options);
-  for (gemma3::Request& request : requests) engine.Submit(std::move(request));
+  engine::Engine engine(model, options);
+  for (engine::Request& request : requests) engine.Submit(std::move(request));
   const double load_seconds = Since(start);
   while (!engine.done()) {
-    for (const gemma3::Generated& token : engine.Step()) {
+    for (const engine::Generated& token : engine.Step()) {
       generations[static_cast<size_t>(token.request)].Add(token.token, token.finish);
     }
     output.Update(engine.progress(), engine.stats());
@@ -200,7 +200,7 @@ void Generate(const Arguments& arguments, const std::vector<Prompt>& prompts) {
 void Run(const Arguments& arguments) {
   CheckArguments(arguments);
   const std::vector<Prompt> prompts = Prompts(arguments);
-  const gemma3::SamplingParams& s = arguments.sampling;
+  const engine::SamplingParams& s = arguments.sampling;
   if (s.temperature == 0 && (s.top_k != 0 || s.top_p != 1 || s.min_p != 0)) {
     fmt::print(stderr,
                "riffle: note: --top-k, --top-p and --min-p have no effect at temperature 0\n");
@@ -208,7 +208,7 @@ void Run(const Arguments& arguments) {
   if (arguments.threads > 0) SetNumThreads(arguments.threads);
   try {
     Generate(arguments, prompts);
-  } catch (const gemma3::BadModel& error) {
+  } catch (const engine::BadModel& error) {
     throw BadInput(error.what());
   }
 }

@@ -18,7 +18,7 @@ constexpr const char* kPlain = "\x1b[0m";
 double Share(double part, double whole) { return whole > 0 ? part / whole : 0; }
 double Rate(int64_t tokens, double seconds) { return Share(static_cast<double>(tokens), seconds); }
 
-void PrintStatsText(const gemma3::EngineStats& s, size_t requests, int64_t prompt_tokens,
+void PrintStatsText(const engine::EngineStats& s, size_t requests, int64_t prompt_tokens,
                     int64_t new_tokens) {
   fmt::print(stderr,
              "{} request{}, {} prompt tokens, {} new tokens in {:.2f} s on {} ({} threads)\n"
@@ -32,7 +32,7 @@ void PrintStatsText(const gemma3::EngineStats& s, size_t requests, int64_t promp
              100 * Share(s.sampling_seconds, s.total_seconds));
 }
 
-void PrintStatsJson(const gemma3::EngineStats& s, size_t requests, int64_t prompt_tokens,
+void PrintStatsJson(const engine::EngineStats& s, size_t requests, int64_t prompt_tokens,
                     int64_t new_tokens, double load_seconds) {
   const nlohmann::ordered_json stats = {
       {"requests", requests},
@@ -60,7 +60,7 @@ void PrintStatsJson(const gemma3::EngineStats& s, size_t requests, int64_t promp
 
 }  // namespace
 
-void Generation::Add(int32_t token, std::optional<gemma3::Finish> finished) {
+void Generation::Add(int32_t token, std::optional<engine::Finish> finished) {
   tokens.push_back(token);
   text += decoder.Push(token);
   finish = finished;
@@ -88,7 +88,7 @@ void ProgressLine::Clear() {
 GenerateOutput::GenerateOutput(const std::vector<Generation>& generations, bool json)
     : generations_(generations), json_(json), terminal_(::isatty(STDOUT_FILENO) == 1) {}
 
-void GenerateOutput::Update(const gemma3::Progress& p, const gemma3::EngineStats& stats) {
+void GenerateOutput::Update(const engine::Progress& p, const engine::EngineStats& stats) {
   if (json_) {
     PrintFinished();
   } else {
@@ -107,7 +107,7 @@ void GenerateOutput::Update(const gemma3::Progress& p, const gemma3::EngineStats
   }
 }
 
-void GenerateOutput::Finish(const gemma3::EngineStats& stats, double load_seconds) {
+void GenerateOutput::Finish(const engine::EngineStats& stats, double load_seconds) {
   line_.Clear();
   int64_t prompt_tokens = 0, new_tokens = 0;
   for (const Generation& generation : generations_) {
@@ -146,7 +146,7 @@ void GenerateOutput::StreamText() {
 void GenerateOutput::PrintFinished() {
   for (; head_ < generations_.size() && generations_[head_].finish.has_value(); ++head_) {
     const Generation& head = generations_[head_];
-    const bool stop = *head.finish == gemma3::Finish::kStop;
+    const bool stop = *head.finish == engine::Finish::kStop;
     const nlohmann::ordered_json line = {{"prompt", head.prompt},
                                          {"prompt_tokens", head.prompt_tokens},
                                          {"tokens", head.tokens},

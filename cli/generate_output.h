@@ -16,12 +16,12 @@ namespace riffle::cli {
 struct Generation {
   std::string prompt;
   int64_t prompt_tokens;
-  gemma3::StreamDecoder decoder;
+  engine::StreamDecoder decoder;
   std::vector<int32_t> tokens{};  // generated
   std::string text{};             // of these
-  std::optional<gemma3::Finish> finish{};
+  std::optional<engine::Finish> finish{};
 
-  void Add(int32_t token, std::optional<gemma3::Finish> finished);
+  void Add(int32_t token, std::optional<engine::Finish> finished);
 };
 
 // One line on stderr that is written over; nothing unless stderr is a terminal.
@@ -41,8 +41,8 @@ class GenerateOutput {
  public:
   GenerateOutput(const std::vector<Generation>& generations, bool json);
   // Prints what there is to print by now.
-  void Update(const gemma3::Progress& progress, const gemma3::EngineStats& stats);
-  void Finish(const gemma3::EngineStats& stats, double load_seconds);
+  void Update(const engine::Progress& progress, const engine::EngineStats& stats);
+  void Finish(const engine::EngineStats& stats, double load_seconds);
 
   ProgressLine& line() { return line_; }
 

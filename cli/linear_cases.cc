@@ -204,7 +204,7 @@ std::vector<LinearMatrix> LinearMatrices(bool quick, const std::string& part) {
   return chosen;
 }
 
-void RunLinearCases(const LinearMatrix& what, double min_seconds, Pool* pool,
+void RunLinearCases(const LinearMatrix& what, double min_seconds, ThreadPool* pool,
                     const std::function<void(int64_t rows, const RooflineLine&)>& done) {
   const Head head(what);
   const int64_t most = *std::max_element(what.rows.begin(), what.rows.end());

@@ -31,7 +31,7 @@ std::string CaseName(const LinearMatrix& what, int64_t rows);
 
 // Makes the weights, holds answers against sums in double, then measures; `done` hears of each
 // line. Throws std::runtime_error when an answer is wrong: what is wrong is not timed.
-void RunLinearCases(const LinearMatrix& what, double min_seconds, Pool* pool,
+void RunLinearCases(const LinearMatrix& what, double min_seconds, ThreadPool* pool,
                     const std::function<void(int64_t rows, const RooflineLine&)>& done);
 
 }  // namespace riffle::cli

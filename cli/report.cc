@@ -69,8 +69,8 @@ std::string CpuName() {
   return "unknown CPU";
 }
 
-std::unique_ptr<Pool> MakePool(int threads) {
-  return threads == 0 ? nullptr : std::make_unique<Pool>(threads);
+std::unique_ptr<ThreadPool> MakePool(int threads) {
+  return threads == 0 ? nullptr : std::make_unique<ThreadPool>(threads);
 }
 
 }  // namespace riffle::cli

@@ -28,6 +28,6 @@ std::string Dump(const nlohmann::ordered_json& json, int indent);
 std::string CpuName();
 
 // A pool of `threads`; null, which means the library's own, for 0.
-std::unique_ptr<Pool> MakePool(int threads);
+std::unique_ptr<ThreadPool> MakePool(int threads);
 
 }  // namespace riffle::cli

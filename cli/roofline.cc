@@ -11,7 +11,7 @@
 
 namespace riffle::cli {
 
-RooflineLine MeasureRoofline(const RooflineCase& what, double min_seconds, Pool* pool) {
+RooflineLine MeasureRoofline(const RooflineCase& what, double min_seconds, ThreadPool* pool) {
   constexpr double kPeakSeconds = 0.02;
   RooflineLine line;
   line.what = what;

@@ -32,7 +32,7 @@ struct RooflineLine {
   double peak_share() const { return what.operations / time.median / peak; }
 };
 
-RooflineLine MeasureRoofline(const RooflineCase& what, double min_seconds, Pool* pool);
+RooflineLine MeasureRoofline(const RooflineCase& what, double min_seconds, ThreadPool* pool);
 
 void PrintRooflineHead(int name_width);
 void Print(const RooflineLine& line, int name_width);

@@ -81,7 +81,7 @@ std::vector<SampleCase> SampleCases() {
           {.name = "top-k-2000-top-p", .top_k = 2000, .top_p = 0.95f}};
 }
 
-RooflineLine RunSampleCase(const SampleCase& what, double min_seconds, Pool* pool) {
+RooflineLine RunSampleCase(const SampleCase& what, double min_seconds, ThreadPool* pool) {
   const auto elements = static_cast<size_t>(what.rows * what.vocab);
   const HugeBuffer memory(elements * sizeof(float));
   auto* const logits = reinterpret_cast<float*>(memory.data());

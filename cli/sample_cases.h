@@ -25,6 +25,6 @@ std::vector<SampleCase> SampleCases();
 // Makes logits, holds the tokens of some draws against the columns that a full sort in double
 // leaves to be drawn, and log-probabilities against double, then measures. Throws
 // std::runtime_error when an answer is wrong: what is wrong is not timed.
-RooflineLine RunSampleCase(const SampleCase& what, double min_seconds, Pool* pool);
+RooflineLine RunSampleCase(const SampleCase& what, double min_seconds, ThreadPool* pool);
 
 }  // namespace riffle::cli

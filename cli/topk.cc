@@ -235,7 +235,7 @@ void Run(Arguments arguments) {
   options.algorithm = ParseAlgorithm(arguments.algorithm);
   options.sorted = arguments.sorted;
   options.depth_schedule = arguments.depth_schedule;
-  const std::unique_ptr<Pool> pool = MakePool(arguments.threads);
+  const std::unique_ptr<ThreadPool> pool = MakePool(arguments.threads);
   options.pool = pool.get();
 
   const NpyMatrix input(arguments.file, ParseDTypeOption(arguments.dtype));

@@ -8,7 +8,7 @@
 #include "riffle/linear_topk.h"
 #include "riffle/sampling.h"
 
-namespace riffle::gemma3 {
+namespace riffle::engine {
 namespace {
 
 // Above it the logits are stored and sampled from instead of fused with a top-k.
@@ -141,4 +141,4 @@ void Chooser::Draw(const MatrixView& logits, std::span<const int64_t> rows) {
   sampling_seconds_ += Since(start);
 }
 
-}  // namespace riffle::gemma3
+}  // namespace riffle::engine

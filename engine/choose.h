@@ -9,7 +9,7 @@
 #include "engine/model.h"
 #include "riffle/types.h"
 
-namespace riffle::gemma3 {
+namespace riffle::engine {
 
 // How a row's token is chosen; riffle::Sample states what the number of a draw is.
 struct Choice {
@@ -21,7 +21,7 @@ struct Choice {
 class Chooser {
  public:
   // `model` must outlive this.
-  Chooser(const Model& model, uint64_t seed, Pool* pool)
+  Chooser(const Model& model, uint64_t seed, ThreadPool* pool)
       : model_(model), seed_(seed), pool_(pool) {}
 
   // tokens[r] of hidden[r]; [rows, hidden] f32. A row's token depends on its own state and choice
@@ -40,7 +40,7 @@ class Chooser {
 
   const Model& model_;
   uint64_t seed_;
-  Pool* pool_;
+  ThreadPool* pool_;
   double lm_head_seconds_ = 0;
   double sampling_seconds_ = 0;
 
@@ -55,4 +55,4 @@ class Chooser {
   std::vector<int32_t> drawn_;
 };
 
-}  // namespace riffle::gemma3
+}  // namespace riffle::engine

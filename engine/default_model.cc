@@ -2,7 +2,7 @@
 
 #include <cstdlib>
 
-namespace riffle::gemma3 {
+namespace riffle::engine {
 namespace {
 
 // As in the shell's ${NAME:-}: set but empty is as good as unset.
@@ -22,4 +22,4 @@ std::string DefaultModelPath() {
   return cache + "/models/gemma-3-270m-q4_k_m.gguf";
 }
 
-}  // namespace riffle::gemma3
+}  // namespace riffle::engine

@@ -3,9 +3,9 @@
 
 #include <string>
 
-namespace riffle::gemma3 {
+namespace riffle::engine {
 
 // Of the cache folder that RIFFLE_CACHE, XDG_CACHE_HOME or HOME names.
 std::string DefaultModelPath();
 
-}  // namespace riffle::gemma3
+}  // namespace riffle::engine

@@ -12,7 +12,7 @@
 #include "riffle/error.h"
 #include "riffle/kv_cache.h"
 
-namespace riffle::gemma3 {
+namespace riffle::engine {
 namespace {
 
 constexpr int64_t kDefaultPages = 2048;
@@ -270,4 +270,4 @@ bool Engine::done() const { return impl_->done(); }
 Progress Engine::progress() const { return impl_->progress(); }
 EngineStats Engine::stats() const { return impl_->stats(); }
 
-}  // namespace riffle::gemma3
+}  // namespace riffle::engine

@@ -14,7 +14,7 @@
 #include "engine/model.h"
 #include "riffle/runtime.h"
 
-namespace riffle::gemma3 {
+namespace riffle::engine {
 
 // As riffle::Sample takes them, which states their meaning.
 struct SamplingParams {
@@ -51,7 +51,7 @@ struct EngineOptions {
   int64_t prefill_chunk = 512;  // tokens of prompts that a step takes on
   bool share_prefixes = true;   // fork what another request has prefilled already
   uint64_t seed = 0;            // of the samples
-  Pool* pool = nullptr;         // null: DefaultPool()
+  ThreadPool* pool = nullptr;   // null: DefaultPool()
 };
 
 // Sums since the engine was made; seconds are wall time.
@@ -110,4 +110,4 @@ class Engine {
   std::unique_ptr<Impl> impl_;
 };
 
-}  // namespace riffle::gemma3
+}  // namespace riffle::engine

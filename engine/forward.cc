@@ -12,7 +12,7 @@
 #include "engine/weights.h"
 #include "riffle/attention.h"
 
-namespace riffle::gemma3 {
+namespace riffle::engine {
 namespace {
 
 using Clock = std::chrono::steady_clock;
@@ -35,7 +35,7 @@ HeadsView Heads(const std::vector<float>& data, int64_t rows, int64_t heads, int
 
 }  // namespace
 
-Forward::Forward(const Model& model, KvCache& cache, Pool* pool)
+Forward::Forward(const Model& model, KvCache& cache, ThreadPool* pool)
     : model_(model),
       cache_(cache),
       pool_(pool),
@@ -245,4 +245,4 @@ std::span<const float> Forward::Run(std::span<const Slice> batch) {
   return {out_.data(), static_cast<size_t>(rows_ * config.hidden_size)};
 }
 
-}  // namespace riffle::gemma3
+}  // namespace riffle::engine

@@ -10,7 +10,7 @@
 #include "engine/quant/matrix.h"
 #include "riffle/kv_cache.h"
 
-namespace riffle::gemma3 {
+namespace riffle::engine {
 
 // What keys and values are rounded to in the cache. bf16 moved the gap of the two best logits by up
 // to 0.063, f16 by up to 0.0076 (README.md); the largest of them was 132, far from f16's limit.
@@ -27,7 +27,7 @@ struct Slice {
 class Forward {
  public:
   // `model` and `cache` must outlive this.
-  Forward(const Model& model, KvCache& cache, Pool* pool);
+  Forward(const Model& model, KvCache& cache, ThreadPool* pool);
   ~Forward();
 
   // Runs the batch. Its result is the last token of each slice, after the last norm: what the LM
@@ -53,7 +53,7 @@ class Forward {
 
   const Model& model_;
   KvCache& cache_;
-  Pool* pool_;
+  ThreadPool* pool_;
   double attention_seconds_ = 0;
 
   std::span<const Slice> batch_;
@@ -74,4 +74,4 @@ class Forward {
   Activations narrow_, queries_, wide_;  // rounded: hidden, q_heads * head_dim and intermediate
 };
 
-}  // namespace riffle::gemma3
+}  // namespace riffle::engine

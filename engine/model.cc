@@ -7,7 +7,7 @@
 #include "engine/quant/blocks.h"
 #include "engine/weights.h"
 
-namespace riffle::gemma3 {
+namespace riffle::engine {
 namespace {
 
 // A metadata value that must lie in a range.
@@ -47,12 +47,13 @@ std::vector<float> Vector(const GgufFile& file, const std::string& name, int64_t
   return values;
 }
 
-Matrix Weight(const GgufFile& file, const std::string& name, int64_t in, int64_t out, Pool* pool) {
+Matrix Weight(const GgufFile& file, const std::string& name, int64_t in, int64_t out,
+              ThreadPool* pool) {
   const std::array<int64_t, 2> shape = {in, out};
   return Pack(file, file.Get(name, shape), pool);
 }
 
-Layer ReadLayer(const GgufFile& file, const Config& config, int64_t index, Pool* pool) {
+Layer ReadLayer(const GgufFile& file, const Config& config, int64_t index, ThreadPool* pool) {
   const std::string prefix = "blk." + std::to_string(index) + ".";
   const int64_t hidden = config.hidden_size;
   const int64_t queries = config.q_heads * config.head_dim;
@@ -161,7 +162,7 @@ int64_t Weights::bytes() const {
   return bytes;
 }
 
-Model::Model(const GgufFile& file, Pool* pool)
+Model::Model(const GgufFile& file, ThreadPool* pool)
     : file_(file), config_(ReadConfig(file)), weights_(std::make_unique<Weights>()) {
   weights_->embedding = ReadEmbedding(file_, config_);
   weights_->output_norm = Vector(file_, "output_norm.weight", config_.hidden_size);
@@ -173,4 +174,4 @@ Model::Model(const GgufFile& file, Pool* pool)
 Model::~Model() = default;
 Model::Model(Model&&) noexcept = default;
 
-}  // namespace riffle::gemma3
+}  // namespace riffle::engine

@@ -8,7 +8,7 @@
 #include "engine/gguf/gguf.h"
 #include "riffle/runtime.h"
 
-namespace riffle::gemma3 {
+namespace riffle::engine {
 
 // From the file's metadata; names as in Hugging Face's configuration.
 struct Config {
@@ -40,8 +40,8 @@ class Model {
  public:
   // Reads the weights into the layout the kernels want, on the threads of `pool` (null:
   // DefaultPool()); the file is not needed afterwards, except for its tokenizer. Throws BadModel.
-  explicit Model(const GgufFile& file, Pool* pool = nullptr);
-  static Model Load(const std::string& path, Pool* pool = nullptr) {
+  explicit Model(const GgufFile& file, ThreadPool* pool = nullptr);
+  static Model Load(const std::string& path, ThreadPool* pool = nullptr) {
     return Model(GgufFile::Open(path), pool);
   }
   ~Model();
@@ -57,4 +57,4 @@ class Model {
   std::unique_ptr<Weights> weights_;
 };
 
-}  // namespace riffle::gemma3
+}  // namespace riffle::engine

@@ -5,7 +5,7 @@
 
 #include "riffle/error.h"
 
-namespace riffle::gemma3 {
+namespace riffle::engine {
 namespace {
 
 int64_t CommonPrefix(std::span<const int32_t> a, std::span<const int32_t> b) {
@@ -170,4 +170,4 @@ void Scheduler::Finish(int64_t request) {
   running_.erase(std::find(running_.begin(), running_.end(), request));
 }
 
-}  // namespace riffle::gemma3
+}  // namespace riffle::engine

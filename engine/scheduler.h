@@ -18,7 +18,7 @@
 
 #include "riffle/kv_cache.h"
 
-namespace riffle::gemma3 {
+namespace riffle::engine {
 
 struct SchedulerOptions {
   int64_t max_running = 64;
@@ -89,4 +89,4 @@ class Scheduler {
   int64_t shared_tokens_ = 0;
 };
 
-}  // namespace riffle::gemma3
+}  // namespace riffle::engine

@@ -7,7 +7,7 @@
 #include "engine/quant/matrix.h"
 #include "riffle/linear_topk.h"
 
-namespace riffle::gemma3 {
+namespace riffle::engine {
 
 struct Layer {
   Matrix q, k, v, o;      // o: the attention's output
@@ -27,4 +27,4 @@ struct Weights {
   int64_t bytes() const;  // what a token's computation reads
 };
 
-}  // namespace riffle::gemma3
+}  // namespace riffle::engine

@@ -12,10 +12,10 @@
 
 namespace {
 
-using riffle::gemma3::BadModel;
-using riffle::gemma3::GgufFile;
-using riffle::gemma3::Tensor;
-using riffle::gemma3::Tokenizer;
+using riffle::engine::BadModel;
+using riffle::engine::GgufFile;
+using riffle::engine::Tensor;
+using riffle::engine::Tokenizer;
 
 void Expect(bool ok) {
   if (!ok) std::abort();
@@ -57,9 +57,9 @@ void UseTokenizer(const Tokenizer& tokenizer, std::string_view text) {
     const std::vector<int32_t> tokens = tokenizer.Encode(text);
     for (const int32_t token : tokens) Expect(token >= 0 && token < tokenizer.vocab());
     const std::string decoded = tokenizer.Decode(tokens);
-    Expect(riffle::gemma3::FindInvalidUtf8(decoded) == std::string::npos);
-  } catch (const riffle::gemma3::BadText&) {
-    Expect(riffle::gemma3::FindInvalidUtf8(text) != std::string::npos);
+    Expect(riffle::engine::FindInvalidUtf8(decoded) == std::string::npos);
+  } catch (const riffle::engine::BadText&) {
+    Expect(riffle::engine::FindInvalidUtf8(text) != std::string::npos);
   }
 }
 

@@ -53,10 +53,10 @@ void PySetNumThreads(nb::handle n) {
   SetNumThreads(threads);
 }
 
-// `function` is the address of a Team, 0 of none.
+// `function` is the address of a ParallelRegion, 0 of none.
 void PySetTeam(uintptr_t function) {
   const nb::gil_scoped_release no_gil;
-  SetTeam(reinterpret_cast<Team>(function));
+  SetParallelRegion(reinterpret_cast<ParallelRegion>(function));
 }
 
 void PySetTarget(nb::handle name) {

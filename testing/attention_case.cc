@@ -312,7 +312,7 @@ AttentionOptions AttentionCase::options() const {
   return options;
 }
 
-AttentionResult AttentionCase::Run(Pool* pool) const {
+AttentionResult AttentionCase::Run(ThreadPool* pool) const {
   const size_t element = SizeOf(spec_.q_dtype);
   // Gaps between heads and between tokens, patterned, as is everything before results are written.
   const int64_t head_stride = spec_.dim + 3;

@@ -84,7 +84,7 @@ class AttentionCase {
   AttentionOptions options() const;
 
   // One call; inputs are read-only meanwhile and end at a page that faults.
-  AttentionResult Run(Pool* pool = nullptr) const;
+  AttentionResult Run(ThreadPool* pool = nullptr) const;
 
   // Empty when every result is within its bound; else names the worst.
   std::string Check(const AttentionResult& result) const;

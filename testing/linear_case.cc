@@ -185,11 +185,11 @@ void LinearCase::MakeWeight() {
   }
 }
 
-LinearOptions LinearCase::options(Pool* pool) const {
+LinearOptions LinearCase::options(ThreadPool* pool) const {
   return {.bias = bias_, .round_x = spec_.round_x, .pool = pool};
 }
 
-std::vector<float> LinearCase::Run(Pool* pool, std::string* fault) const {
+std::vector<float> LinearCase::Run(ThreadPool* pool, std::string* fault) const {
   Output y(spec_.rows, spec_.vocab, spec_.vocab + 3, sizeof(float), 4);
   Linear(x_, weight_, {static_cast<float*>(y.data()), y.stride()}, options(pool));
   std::vector<float> result;
@@ -205,7 +205,7 @@ std::vector<float> LinearCase::Run(Pool* pool, std::string* fault) const {
   return result;
 }
 
-std::vector<float> LinearCase::RunRows(int64_t begin, int64_t rows, Pool* pool) const {
+std::vector<float> LinearCase::RunRows(int64_t begin, int64_t rows, ThreadPool* pool) const {
   MatrixView part = x_;
   part.rows = rows;
   part.data = static_cast<const uint8_t*>(x_.data) +

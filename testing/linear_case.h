@@ -50,12 +50,12 @@ class LinearCase {
   const LinearSpec& spec() const { return spec_; }
   const MatrixView& x() const { return x_; }
   const WeightView& weight() const { return weight_; }
-  LinearOptions options(Pool* pool = nullptr) const;
+  LinearOptions options(ThreadPool* pool = nullptr) const;
 
   // The call on the target in use; *fault, unless empty, tells of bytes written outside of y.
-  std::vector<float> Run(Pool* pool, std::string* fault) const;
+  std::vector<float> Run(ThreadPool* pool, std::string* fault) const;
   // Rows [begin, begin + rows) alone.
-  std::vector<float> RunRows(int64_t begin, int64_t rows, Pool* pool) const;
+  std::vector<float> RunRows(int64_t begin, int64_t rows, ThreadPool* pool) const;
 
   // Empty when every element is within its bound of the sum in double.
   std::string Check(const std::vector<float>& y) const;

@@ -72,13 +72,15 @@ struct ScreenCall {
 // Empty when the screened answer is that of TopK over the logits.
 inline std::string Compare(const MatrixView& x, const WeightView& weight,
                            const LinearOptions& options, const std::vector<float>& y, int64_t k,
-                           ScreenStats* stats, Screening screening = Screening::kAlways) {
+                           lm_head::ScreenStats* stats,
+                           lm_head::Screening screening = lm_head::Screening::kAlways) {
   const auto size = static_cast<size_t>(x.rows * k);
   std::vector<float> values(size), expected(size);
   std::vector<int32_t> indices(size), columns(size);
   TopK({y.data(), DType::kF32, x.rows, weight.rows, weight.rows}, k,
        {expected.data(), k, columns.data(), k});
-  LinearTopKBy(screening, x, weight, k, {values.data(), k, indices.data(), k}, options, stats);
+  lm_head::LinearTopKBy(screening, x, weight, k, {values.data(), k, indices.data(), k}, options,
+                        stats);
   for (size_t i = 0; i < size; ++i) {
     if (indices[i] != columns[i] || std::memcmp(&values[i], &expected[i], sizeof(float)) != 0) {
       return Concat("row ", i / static_cast<size_t>(k), ", place ", i % static_cast<size_t>(k),

@@ -16,9 +16,9 @@
 namespace riffle::testing {
 
 // Blocks of random weights of about `size` each, as they stand in a file.
-inline std::string RandomTensor(gemma3::TensorType type, int64_t values, float size,
+inline std::string RandomTensor(engine::TensorType type, int64_t values, float size,
                                 std::mt19937& random) {
-  using gemma3::TensorType;
+  using engine::TensorType;
   std::string bytes;
   const auto byte = [&] { return static_cast<char>(random() & 255); };
   // f16 bits of powers of two near `size`: the scales.
@@ -33,7 +33,7 @@ inline std::string RandomTensor(gemma3::TensorType type, int64_t values, float s
     }
     return bytes;
   }
-  const gemma3::BlockSize block = gemma3::BlockSizeOf(type);
+  const engine::BlockSize block = engine::BlockSizeOf(type);
   for (int64_t i = 0; i < values; i += block.values) {
     std::string scales, rest;
     switch (type) {
@@ -82,7 +82,7 @@ class TinyModel {
     writer.Add("gemma3.rope.freq_base", GgufWriter::kF32, 1e6f);
     number("tokenizer.ggml.bos_token_id", 2);
     number("tokenizer.ggml.eos_token_id", 1);
-    using gemma3::TensorType;
+    using engine::TensorType;
     Add(writer, "token_embd", {256, 128}, TensorType::kQ8_0);
     Add(writer, "output_norm", {256}, TensorType::kF32);
     for (int layer = 0; layer < 7; ++layer) {
@@ -102,14 +102,14 @@ class TinyModel {
       Add(writer, prefix + "attn_k_norm", {32}, TensorType::kF32);
     }
     bytes_ = writer.Finish(data_);
-    model_ = std::make_unique<gemma3::Model>(gemma3::GgufFile::Parse(bytes_, "tiny"));
+    model_ = std::make_unique<engine::Model>(engine::GgufFile::Parse(bytes_, "tiny"));
   }
 
-  const gemma3::Model& model() const { return *model_; }
+  const engine::Model& model() const { return *model_; }
 
  private:
   void Add(GgufWriter& writer, const std::string& name, const std::vector<int64_t>& shape,
-           gemma3::TensorType type) {
+           engine::TensorType type) {
     writer.AddTensor(name + ".weight", shape, static_cast<uint32_t>(type), data_.size());
     const int64_t values = shape[0] * (shape.size() == 2 ? shape[1] : 1);
     data_ += RandomTensor(type, values, 0.1f, random_);
@@ -119,7 +119,7 @@ class TinyModel {
   std::mt19937 random_{20250314};
   std::string data_;
   std::vector<uint8_t> bytes_;
-  std::unique_ptr<gemma3::Model> model_;
+  std::unique_ptr<engine::Model> model_;
 };
 
 }  // namespace riffle::testing

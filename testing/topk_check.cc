@@ -248,10 +248,10 @@ std::string CheckTopKOnAllTargets(const Input& input, const Truth& truth, const 
   return fault;
 }
 
-Pool& PoolOf(int threads) {
-  static std::map<int, std::unique_ptr<Pool>> pools;
-  std::unique_ptr<Pool>& pool = pools[threads];
-  if (pool == nullptr) pool = std::make_unique<Pool>(threads);
+ThreadPool& PoolOf(int threads) {
+  static std::map<int, std::unique_ptr<ThreadPool>> pools;
+  std::unique_ptr<ThreadPool>& pool = pools[threads];
+  if (pool == nullptr) pool = std::make_unique<ThreadPool>(threads);
   return *pool;
 }
 

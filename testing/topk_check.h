@@ -63,7 +63,7 @@ std::vector<int32_t> RowAnswer(Output& indices, int64_t row, const std::vector<i
 std::string Compare(const Outcome& a, const Outcome& b);
 
 // A pool that lives to the end of the process.
-Pool& PoolOf(int threads);
+ThreadPool& PoolOf(int threads);
 
 // The number an environment variable holds, else `otherwise`: for RIFFLE_TEST_SEED and
 // RIFFLE_TEST_CASES, which repeat or prolong the random tests.

@@ -14,7 +14,7 @@
 
 #include "engine/gguf/gguf_reader.h"
 
-namespace riffle::gemma3 {
+namespace riffle::engine {
 namespace {
 
 constexpr uint32_t kMagic = 0x46554747;  // "GGUF"
@@ -395,4 +395,4 @@ std::string Printable(std::string_view text) {
   return printable;
 }
 
-}  // namespace riffle::gemma3
+}  // namespace riffle::engine

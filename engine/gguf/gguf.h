@@ -17,7 +17,7 @@
 #include <utility>
 #include <vector>
 
-namespace riffle::gemma3 {
+namespace riffle::engine {
 
 // A model file that cannot be used. The text names the file and what is wrong in it.
 class BadModel : public std::runtime_error {
@@ -100,4 +100,4 @@ class GgufFile {
 // `text` for a message: control characters and bytes outside ASCII escaped, 80 characters at most.
 std::string Printable(std::string_view text);
 
-}  // namespace riffle::gemma3
+}  // namespace riffle::engine

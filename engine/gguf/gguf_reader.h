@@ -12,7 +12,7 @@
 
 #include "engine/gguf/gguf.h"
 
-namespace riffle::gemma3 {
+namespace riffle::engine {
 
 static_assert(std::endian::native == std::endian::little, "GGUF is read as it lies");
 
@@ -144,4 +144,4 @@ class Reader {
   uint64_t position_ = 0;
 };
 
-}  // namespace riffle::gemma3
+}  // namespace riffle::engine

@@ -2,7 +2,7 @@
 
 #include <cmath>
 
-namespace riffle::gemma3 {
+namespace riffle::engine {
 namespace {
 
 constexpr int64_t kNear = 64;
@@ -53,4 +53,4 @@ void RopeAngles::Grow(int64_t last) {
   }
 }
 
-}  // namespace riffle::gemma3
+}  // namespace riffle::engine

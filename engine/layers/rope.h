@@ -4,7 +4,7 @@
 #include <cstdint>
 #include <vector>
 
-namespace riffle::gemma3 {
+namespace riffle::engine {
 
 // Cosines and sines of position * base^(-2 i / head_dim), i < head_dim / 2, for all positions so
 // far.
@@ -31,4 +31,4 @@ class RopeAngles {
   std::vector<float> values_;      // [positions][head_dim]
 };
 
-}  // namespace riffle::gemma3
+}  // namespace riffle::engine

@@ -1,9 +1,9 @@
 // The loops over single rows of activations. Included once per SIMD target.
-#if defined(RIFFLE_EXAMPLES_GEMMA3_ROWS_INL_H_) == defined(HWY_TARGET_TOGGLE)
-#ifdef RIFFLE_EXAMPLES_GEMMA3_ROWS_INL_H_
-#undef RIFFLE_EXAMPLES_GEMMA3_ROWS_INL_H_
+#if defined(RIFFLE_ENGINE_ROWS_INL_H_) == defined(HWY_TARGET_TOGGLE)
+#ifdef RIFFLE_ENGINE_ROWS_INL_H_
+#undef RIFFLE_ENGINE_ROWS_INL_H_
 #else
-#define RIFFLE_EXAMPLES_GEMMA3_ROWS_INL_H_
+#define RIFFLE_ENGINE_ROWS_INL_H_
 #endif
 
 #include <hwy/highway.h>
@@ -14,7 +14,7 @@
 #include "engine/layers/row_kernels.h"
 
 HWY_BEFORE_NAMESPACE();
-namespace riffle::gemma3::HWY_NAMESPACE {
+namespace riffle::engine::HWY_NAMESPACE {
 namespace hn = hwy::HWY_NAMESPACE;
 
 using DRow = hn::CappedTag<float, 16>;
@@ -177,7 +177,7 @@ HWY_INLINE VRow Gelu(VRow x) {
   return hn::Div(x, hn::Add(PowerOfTwo(exponent), hn::Set(df, 1.0f)));
 }
 
-}  // namespace riffle::gemma3::HWY_NAMESPACE
+}  // namespace riffle::engine::HWY_NAMESPACE
 HWY_AFTER_NAMESPACE();
 
 #endif  // per-target include guard

@@ -9,7 +9,7 @@
 #include "engine/quant/matrix-inl.h"
 
 #if HWY_ONCE
-namespace riffle::gemma3 {
+namespace riffle::engine {
 
 HWY_EXPORT(MultiplyPanelOf);
 HWY_EXPORT(MultiplyGatedPanelOf);
@@ -42,5 +42,5 @@ void NormRopeRow(const Norm& norm, const float* turn, int64_t size, float* x) {
   HWY_DYNAMIC_DISPATCH(NormRopeRowOf)(norm, turn, size, x);
 }
 
-}  // namespace riffle::gemma3
+}  // namespace riffle::engine
 #endif

@@ -6,7 +6,7 @@
 
 #include "engine/quant/matrix.h"
 
-namespace riffle::gemma3 {
+namespace riffle::engine {
 
 // A panel of x Wt, of the rows of a tile.
 void MultiplyPanel(const Activations& x, int64_t tile, const Product& product, int64_t panel);
@@ -32,4 +32,4 @@ void AddNormRow(const float* x, const Norm& norm, int64_t size, float* hidden);
 // turn[0, size / 2) and turn[size / 2, size). size is a multiple of 32.
 void NormRopeRow(const Norm& norm, const float* turn, int64_t size, float* x);
 
-}  // namespace riffle::gemma3
+}  // namespace riffle::engine

@@ -1,9 +1,9 @@
 // Blocks of a weight as vectors. Included once per SIMD target.
-#if defined(RIFFLE_EXAMPLES_GEMMA3_BLOCK_INL_H_) == defined(HWY_TARGET_TOGGLE)
-#ifdef RIFFLE_EXAMPLES_GEMMA3_BLOCK_INL_H_
-#undef RIFFLE_EXAMPLES_GEMMA3_BLOCK_INL_H_
+#if defined(RIFFLE_ENGINE_BLOCK_INL_H_) == defined(HWY_TARGET_TOGGLE)
+#ifdef RIFFLE_ENGINE_BLOCK_INL_H_
+#undef RIFFLE_ENGINE_BLOCK_INL_H_
 #else
-#define RIFFLE_EXAMPLES_GEMMA3_BLOCK_INL_H_
+#define RIFFLE_ENGINE_BLOCK_INL_H_
 #endif
 
 #include <hwy/highway.h>
@@ -11,7 +11,7 @@
 #include "engine/quant/matrix.h"
 
 HWY_BEFORE_NAMESPACE();
-namespace riffle::gemma3::HWY_NAMESPACE {
+namespace riffle::engine::HWY_NAMESPACE {
 namespace hn = hwy::HWY_NAMESPACE;
 
 using DI = hn::CappedTag<int32_t, 16>;
@@ -152,7 +152,7 @@ HWY_INLINE BlockVector LoadBlock(const uint8_t* block, size_t lane) {
   return out;
 }
 
-}  // namespace riffle::gemma3::HWY_NAMESPACE
+}  // namespace riffle::engine::HWY_NAMESPACE
 HWY_AFTER_NAMESPACE();
 
 #endif  // per-target include guard

@@ -3,7 +3,7 @@
 #include <bit>
 #include <cstring>
 
-namespace riffle::gemma3 {
+namespace riffle::engine {
 namespace {
 
 uint16_t Load16(const uint8_t* p) { return static_cast<uint16_t>(p[0] | p[1] << 8); }
@@ -129,4 +129,4 @@ void DequantizeRow(TensorType type, const uint8_t* row, int64_t values, float* o
   }
 }
 
-}  // namespace riffle::gemma3
+}  // namespace riffle::engine

@@ -7,7 +7,7 @@
 
 #include "engine/gguf/gguf.h"
 
-namespace riffle::gemma3 {
+namespace riffle::engine {
 
 // 32 neighbouring weights of a row: weight i = scale(i / 16) * code[i] - minimum().
 struct Block {
@@ -34,4 +34,4 @@ void DequantizeRow(TensorType type, const uint8_t* row, int64_t values, float* o
 
 float FromF16(uint16_t bits);
 
-}  // namespace riffle::gemma3
+}  // namespace riffle::engine

@@ -1,9 +1,9 @@
 // The product of a panel and a tile of rows. Included once per SIMD target.
-#if defined(RIFFLE_EXAMPLES_GEMMA3_MATRIX_INL_H_) == defined(HWY_TARGET_TOGGLE)
-#ifdef RIFFLE_EXAMPLES_GEMMA3_MATRIX_INL_H_
-#undef RIFFLE_EXAMPLES_GEMMA3_MATRIX_INL_H_
+#if defined(RIFFLE_ENGINE_MATRIX_INL_H_) == defined(HWY_TARGET_TOGGLE)
+#ifdef RIFFLE_ENGINE_MATRIX_INL_H_
+#undef RIFFLE_ENGINE_MATRIX_INL_H_
 #else
-#define RIFFLE_EXAMPLES_GEMMA3_MATRIX_INL_H_
+#define RIFFLE_ENGINE_MATRIX_INL_H_
 #endif
 
 #include <hwy/cache_control.h>
@@ -17,7 +17,7 @@
 #include "engine/quant/matrix.h"
 
 HWY_BEFORE_NAMESPACE();
-namespace riffle::gemma3::HWY_NAMESPACE {
+namespace riffle::engine::HWY_NAMESPACE {
 namespace hn = hwy::HWY_NAMESPACE;
 
 // Vectors of outputs at a time: a broadcast of activations serves both, their 16 vectors of codes
@@ -193,7 +193,7 @@ void MultiplyGatedPanelOf(const Activations& x, int64_t tile, const Matrix& gate
               rows, out.At(panel, first), 1, out);
 }
 
-}  // namespace riffle::gemma3::HWY_NAMESPACE
+}  // namespace riffle::engine::HWY_NAMESPACE
 HWY_AFTER_NAMESPACE();
 
 #endif  // per-target include guard

@@ -10,7 +10,7 @@
 #include "engine/layers/row_kernels.h"
 #include "engine/quant/blocks.h"
 
-namespace riffle::gemma3 {
+namespace riffle::engine {
 namespace {
 
 Packing PackingOf(TensorType type) {
@@ -78,7 +78,7 @@ void PackPanel(const Matrix& matrix, const Tensor& tensor, int64_t index) {
 // panel(tile, panel) for all tiles of rows and panels, tile by tile. With few rows a task takes a
 // run of panels: long runs of memory, as long as they can be shared evenly.
 template <typename Panel>
-void ForPanels(int64_t tiles, int64_t panels, bool few_rows, Pool* pool, const Panel& panel) {
+void ForPanels(int64_t tiles, int64_t panels, bool few_rows, ThreadPool* pool, const Panel& panel) {
   const int64_t threads = pool != nullptr ? pool->threads() : NumThreads();
   const int64_t group = few_rows ? std::max<int64_t>(1, panels / (threads * 4)) : 1;
   const int64_t groups = (panels + group - 1) / group;
@@ -96,7 +96,7 @@ constexpr int64_t kFewRows = 4;
 
 }  // namespace
 
-Matrix Pack(const GgufFile& file, const Tensor& tensor, Pool* pool) {
+Matrix Pack(const GgufFile& file, const Tensor& tensor, ThreadPool* pool) {
   if (!CanUnpack(tensor.type)) {
     file.Fail("tensor " + std::string(tensor.name) + " is " + NameOf(tensor.type) +
               "; this program multiplies Q8_0, Q5_0, Q4_K and Q6_K");
@@ -130,7 +130,7 @@ void Activations::Resize(int64_t rows, int64_t inputs) {
   }
 }
 
-void Multiply(const Activations& x, std::span<const Product> products, Pool* pool) {
+void Multiply(const Activations& x, std::span<const Product> products, ThreadPool* pool) {
   int64_t panels = 0;
   for (const Product& product : products) {
     panels += product.weight->panels();
@@ -147,10 +147,10 @@ void Multiply(const Activations& x, std::span<const Product> products, Pool* poo
 }
 
 void MultiplyGated(const Activations& x, const Matrix& gate, const Matrix& up, Activations& out,
-                   Pool* pool) {
+                   ThreadPool* pool) {
   ForPanels(x.tiles(), gate.panels(), x.rows() <= kFewRows, pool, [&](int64_t tile, int64_t panel) {
     MultiplyGatedPanel(x, tile, gate, up, panel, out);
   });
 }
 
-}  // namespace riffle::gemma3
+}  // namespace riffle::engine

@@ -18,7 +18,7 @@
 #include "engine/gguf/gguf.h"
 #include "riffle/runtime.h"
 
-namespace riffle::gemma3 {
+namespace riffle::engine {
 
 constexpr int64_t kPanel = 32;    // outputs that lie side by side
 constexpr int64_t kBlock = 32;    // inputs that share a scale
@@ -65,7 +65,7 @@ struct Matrix {
 
 // Repacks a tensor of one of the types that UnpackRow takes. Throws BadModel for others, and for
 // rows that are no multiple of 32.
-Matrix Pack(const GgufFile& file, const Tensor& tensor, Pool* pool);
+Matrix Pack(const GgufFile& file, const Tensor& tensor, ThreadPool* pool);
 
 constexpr int kZeroPoint = 32768;  // of the planes of activations: high = 128, low = 0 stand for 0
 
@@ -110,12 +110,12 @@ struct Product {
 };
 
 // Several products of the same x, in one parallel loop.
-void Multiply(const Activations& x, std::span<const Product> products, Pool* pool);
+void Multiply(const Activations& x, std::span<const Product> products, ThreadPool* pool);
 
 // out = gelu(x gatet) * (x upt), rounded: what a gated feed-forward network has between its
 // products. gelu by its tanh formula. Pre: gate and up have the same shape, a multiple of 32
 // outputs; out has been resized to it.
 void MultiplyGated(const Activations& x, const Matrix& gate, const Matrix& up, Activations& out,
-                   Pool* pool);
+                   ThreadPool* pool);
 
-}  // namespace riffle::gemma3
+}  // namespace riffle::engine

@@ -8,7 +8,7 @@
 
 #include "engine/tokenizer/utf8.h"
 
-namespace riffle::gemma3 {
+namespace riffle::engine {
 namespace {
 
 constexpr std::string_view kSpace = "\u2581";        // how tokens write a space
@@ -281,4 +281,4 @@ std::string StreamDecoder::Finish() {
   return incomplete ? std::string(kReplacement) : std::string();
 }
 
-}  // namespace riffle::gemma3
+}  // namespace riffle::engine

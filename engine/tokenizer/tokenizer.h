@@ -19,7 +19,7 @@
 
 #include "engine/gguf/gguf.h"
 
-namespace riffle::gemma3 {
+namespace riffle::engine {
 
 // A text that is not UTF-8. what() says at which byte.
 class BadText : public std::runtime_error {
@@ -98,4 +98,4 @@ class StreamDecoder {
   std::string pending_;  // the start of a character
 };
 
-}  // namespace riffle::gemma3
+}  // namespace riffle::engine

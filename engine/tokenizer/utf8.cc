@@ -1,6 +1,6 @@
 #include "engine/tokenizer/utf8.h"
 
-namespace riffle::gemma3 {
+namespace riffle::engine {
 
 Utf8Character FirstCharacter(std::string_view text) {
   const auto byte = [text](size_t i) { return static_cast<uint8_t>(text[i]); };
@@ -31,4 +31,4 @@ size_t FindInvalidUtf8(std::string_view text) {
   return std::string_view::npos;
 }
 
-}  // namespace riffle::gemma3
+}  // namespace riffle::engine

@@ -6,7 +6,7 @@
 #include <string>
 #include <string_view>
 
-namespace riffle::gemma3 {
+namespace riffle::engine {
 
 struct Utf8Character {
   enum Kind { kValid, kInvalid, kIncomplete } kind;
@@ -19,4 +19,4 @@ Utf8Character FirstCharacter(std::string_view text);
 // The offset of the first byte that is not UTF-8 (an incomplete end included), or npos.
 size_t FindInvalidUtf8(std::string_view text);
 
-}  // namespace riffle::gemma3
+}  // namespace riffle::engine

@@ -77,7 +77,7 @@ struct AttentionOptions {
   std::span<const float> sinks;
   std::optional<float> mask_value;  // accepted when <= -1e30 for the sake of published signatures;
                                     // without effect: masked keys are skipped
-  Pool* pool = nullptr;             // null: DefaultPool()
+  ThreadPool* pool = nullptr;       // null: DefaultPool()
 };
 
 // Results [tokens, q_heads, head_dim] in the dtype of q, and their log-sum-exp.
@@ -119,17 +119,17 @@ struct AttentionPart {
 // Throws Error: kBadShape (no part, shapes that differ), kBadDType, kOverlap. Nothing is written on
 // error.
 void MergeStates(std::span<const AttentionPart> parts, const AttentionOut& out,
-                 Pool* pool = nullptr);
+                 ThreadPool* pool = nullptr);
 
 // The roofline of decode: reads the key and value bytes of every sequence of `batch` once, in the
 // order and with the prefetching, the split over threads and the pages of PagedAttention's decode,
 // and returns the largest byte.
 uint8_t ReadPages(const PagedKv& keys, const PagedKv& values, const PagedBatch& batch,
-                  Pool* pool = nullptr);
+                  ThreadPool* pool = nullptr);
 
 // The roofline of prefill: FLOP/s of independent dot-product instructions on registers, all
 // threads, measured now for about `seconds`. kBF16: pairs of bf16 where the target has them, else
 // f32 FMA.
-double DotPeak(DType dtype, double seconds = 0.02, Pool* pool = nullptr);
+double DotPeak(DType dtype, double seconds = 0.02, ThreadPool* pool = nullptr);
 
 }  // namespace riffle

@@ -78,7 +78,7 @@ class KvCache {
   // Throws Error: kBadRange for a layer or positions that do not exist, kBadShape, kBadDType,
   // kOverlap, kOutOfPages.
   void Write(int64_t layer, int64_t seq, int64_t position, const HeadsView& keys,
-             const HeadsView& values, Pool* pool = nullptr);
+             const HeadsView& values, ThreadPool* pool = nullptr);
 
   // Shortens `seq` to `length` and releases the pages behind it. Throws Error(kBadRange) unless
   // 0 <= length <= Length(seq).

@@ -60,7 +60,7 @@ struct LinearOptions {
   // call with that bf16 x. bf16 dot products are about twice as fast as f32's for many rows.
   // Without effect when the weights are neither bf16 nor Q8_0.
   bool round_x = false;
-  Pool* pool = nullptr;  // null: DefaultPool()
+  ThreadPool* pool = nullptr;  // null: DefaultPool()
 };
 
 // y = x Wt + b.

@@ -28,14 +28,14 @@ void SetTarget(std::string_view name);
 // task, runs on the calling thread alone, so callers need no lock. Thread counts never change a bit
 // of a result. Workers spin for some tens of microseconds after a call before they sleep: LLM steps
 // come in bursts, and waking a sleeping thread costs as much as a small top-k.
-class Pool {
+class ThreadPool {
  public:
   // `threads` counts the caller too; 0 = the CPUs this process may use. Throws Error(kBadOption)
   // unless 0 <= threads <= 1024.
-  explicit Pool(int threads = 0);
-  ~Pool();
-  Pool(const Pool&) = delete;
-  Pool& operator=(const Pool&) = delete;
+  explicit ThreadPool(int threads = 0);
+  ~ThreadPool();
+  ThreadPool(const ThreadPool&) = delete;
+  ThreadPool& operator=(const ThreadPool&) = delete;
 
   int threads() const;
 
@@ -49,11 +49,12 @@ class Pool {
 // task(i) for i in [0, tasks), each once, on any thread of `pool` (null: DefaultPool()); returns
 // when all are done. For the loops between Riffle's calls, which so run on threads that are awake.
 // `task` must not throw. Throws Error: kBadShape for tasks < 0, kBadOption for an empty task.
-void ParallelFor(int64_t tasks, const std::function<void(int64_t)>& task, Pool* pool = nullptr);
+void ParallelFor(int64_t tasks, const std::function<void(int64_t)>& task,
+                 ThreadPool* pool = nullptr);
 
 // The pool that calls use when their options name none. Its size comes from RIFFLE_NUM_THREADS
 // (1 to 1024), else from the CPUs this process may use.
-Pool& DefaultPool();
+ThreadPool& DefaultPool();
 int NumThreads();
 
 // Resizes the default pool. Throws Error(kBadOption) unless 1 <= threads <= 1024. Waits for a
@@ -63,16 +64,16 @@ void SetNumThreads(int threads);
 // Threads that another library keeps: calls body(data) on the calling thread and on up to
 // `threads` - 1 more, once on each, and returns when all have returned. It is the signature of
 // GOMP_parallel (flags = 0), by which GNU's and LLVM's OpenMP start a parallel region.
-using Team = void (*)(void (*body)(void*), void* data, unsigned threads, unsigned flags);
+using ParallelRegion = void (*)(void (*body)(void*), void* data, unsigned threads, unsigned flags);
 
 // Makes the default pool run on such threads in place of its own, or with null on its own again.
 // Where a program spends most of its time in the other library, whose idle threads spin on the
 // CPUs, two pools wait for each other. Waits for a running call to end.
-void SetTeam(Team team);
+void SetParallelRegion(ParallelRegion region);
 
 // Reads every byte of [data, data + bytes) once, in order, `threads` contiguous parts at a time,
 // and returns the largest byte: the fastest useful pass there is over that memory, so the time it
 // takes is the roofline of everything that must read it. Any alignment.
-uint8_t ReadMax(const void* data, size_t bytes, Pool* pool = nullptr);
+uint8_t ReadMax(const void* data, size_t bytes, ThreadPool* pool = nullptr);
 
 }  // namespace riffle

@@ -22,7 +22,7 @@ struct SampleOptions {
   std::span<const int64_t> stream = {};    // default: the row's number. Request ids make a
                                            // request's tokens independent of its batch
   std::span<const int64_t> position = {};  // default 0; the position of the token in its sequence
-  Pool* pool = nullptr;                    // null: DefaultPool()
+  ThreadPool* pool = nullptr;              // null: DefaultPool()
 };
 
 // tokens[r] = a column of logits[r], drawn with the probabilities that are left by, in this order:

@@ -32,7 +32,7 @@ struct TopKOptions {
   // Lane sort: strictly increasing depths m to try in turn; empty: the planner's. When the last one
   // does not suffice the row goes on with doubled depths, so every row is answered.
   std::span<const int> depth_schedule = {};
-  Pool* pool = nullptr;  // null: DefaultPool()
+  ThreadPool* pool = nullptr;  // null: DefaultPool()
 };
 
 // What a row cost and how its k-th place stands.

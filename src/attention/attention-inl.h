@@ -1,5 +1,5 @@
-// A unit of attention: some queries of a sequence, some KV heads, some spans of keys. Included once
-// per SIMD target.
+// A work item of attention: some queries of a sequence, some KV heads, some spans of keys. Included
+// once per SIMD target.
 #if defined(RIFFLE_ATTENTION_ATTENTION_INL_H_) == defined(HWY_TARGET_TOGGLE)
 #ifdef RIFFLE_ATTENTION_ATTENTION_INL_H_
 #undef RIFFLE_ATTENTION_ATTENTION_INL_H_
@@ -23,43 +23,43 @@
 #include "attention/work_item_scratch-inl.h"
 
 HWY_BEFORE_NAMESPACE();
-namespace riffle::HWY_NAMESPACE {
+namespace riffle::attention::HWY_NAMESPACE {
 namespace hn = hwy::HWY_NAMESPACE;
 
 template <class Math>
-class UnitRunner {
+class WorkItemRunner {
   using Word = typename Math::Word;
 
  public:
-  UnitRunner(const AttentionArgs& args, const Plan& plan, uint8_t* scratch)
+  WorkItemRunner(const AttentionArgs& args, const Plan& plan, uint8_t* scratch)
       : args_(args),
         dim_(args.shape.head_dim),
-        words_(dim_ / Math::kPerWord),
-        ahead_step_(16 * Math::kPerWord * static_cast<int>(args.kv_row_bytes()) / dim_),
+        words_(dim_ / Math::kPerOperand),
+        ahead_step_(16 * Math::kPerOperand * static_cast<int>(args.kv_row_bytes()) / dim_),
         row_bytes_(args.kv_row_bytes()),
-        // After a soft cap scores are logits in units of log2 already.
+        // After a soft cap scores are logits in work items of log2 already.
         factor_(args.soft_cap > 0 || args.scale == 0 ? 1.0f : std::abs(args.scale) * kLog2E) {
     shape_.columns = PaddedDim(dim_);
     value_stride_ = ValueStride(shape_.columns);
-    at_.LayOut(dim_, plan, scratch);
+    at_.Place(dim_, plan, scratch);
     // Columns past head_dim stay 0.
-    std::fill_n(at_.values, kBlock / Math::kPerWord * value_stride_, Word{0});
+    std::fill_n(at_.values, kBlock / Math::kPerOperand * value_stride_, Word{0});
   }
 
-  void Run(const Unit& unit, float* slots, TileCursor& ahead) {
-    Enter(unit);
-    float* slot = slots + std::max<int64_t>(unit.slot, 0);
+  void Run(const WorkItem& item, float* partial_states, TileCursor& ahead) {
+    Enter(item);
+    float* slot = partial_states + std::max<int64_t>(item.slot, 0);
     // Folding one span into nothing would change no result.
-    const bool one_span = unit.slot < 0 && unit.span_end - unit.span_begin == 1;
+    const bool one_span = item.slot < 0 && item.span_end - item.span_begin == 1;
     if (!one_span) {
       at_.total.Clear(shape_);
       std::fill_n(at_.total.sums, int64_t{shape_.heads} * shape_.rows * shape_.columns, 0.0f);
     }
-    for (int span = unit.span_begin; span < unit.span_end; ++span) {
+    for (int span = item.span_begin; span < item.span_end; ++span) {
       at_.span.Clear(shape_);
-      span0_ = span * kSpan;
-      const int begin = std::max(seen_.begin, span * kSpan) / kBlock * kBlock;
-      const int end = std::min(seen_.end, (span + 1) * kSpan);
+      span0_ = span * kKvSplit;
+      const int begin = std::max(seen_.begin, span * kKvSplit) / kBlock * kBlock;
+      const int end = std::min(seen_.end, (span + 1) * kKvSplit);
       for (int key0 = begin; key0 < end; key0 += kBlock) {
         for (int head = 0; head < shape_.heads; ++head) {
           RunBlock(head, key0, ahead);
@@ -70,33 +70,33 @@ class UnitRunner {
         WriteResults(at_.span);
         return;
       }
-      if (unit.folds) {
-        FoldState(shape_, at_.span, at_.total);
+      if (item.merges) {
+        MergePartialState(shape_, at_.span, at_.total);
       } else {
         StoreState(shape_, at_.span, slot);
-        slot += SlotFloats(shape_.heads, shape_.rows, dim_);
+        slot += PartialStateFloats(shape_.heads, shape_.rows, dim_);
       }
     }
-    if (unit.slot < 0) {
+    if (item.slot < 0) {
       WriteResults(at_.total);
-    } else if (unit.folds) {
+    } else if (item.merges) {
       StoreState(shape_, at_.total, slot);
     }
   }
 
  private:
-  void Enter(const Unit& unit) {
-    unit_ = &unit;
-    seen_ = UnitKeys(args_, unit);
-    shape_.heads = unit.head_end - unit.head_begin;
-    shape_.rows = (unit.query_end - unit.query_begin) * args_.shape.group;
-    shape_.lanes = UnitLanes(shape_.rows);
-    spread_ = shape_.lanes <= 16;
-    queries_.Enter(unit, shape_, seen_);
+  void Enter(const WorkItem& item) {
+    unit_ = &item;
+    seen_ = WorkItemKeys(args_, item);
+    shape_.heads = item.head_end - item.head_begin;
+    shape_.rows = (item.query_end - item.query_begin) * args_.shape.group;
+    shape_.lanes = WorkItemLanes(shape_.rows);
+    single_tile_ = shape_.lanes <= 16;
+    queries_.Enter(item, shape_, seen_);
   }
 
   void RunBlock(int head, int key0, const TileCursor& ahead) {
-    if (spread_) {
+    if (single_tile_) {
       ahead.Find(&ahead_);
       queries_.ForEachTile([&](const Tile& tile) { RunTile(head, key0, tile); });
       return;
@@ -104,10 +104,10 @@ class UnitRunner {
     for (int group = 0; group < kGroups; ++group) {
       ahead.Prefetch(group);
       ahead.Prefetch(kGroups + group);
-      LayOutGroupKeys(head, key0, group, group);
+      PackGroupKeys(head, key0, group, group);
     }
     for (int group = 0; group < kGroups; ++group) {
-      LayOutGroupValues(head, key0, group, seen_);
+      PackGroupValues(head, key0, group, seen_);
     }
     queries_.ForEachTile([&](const Tile& tile) { RunTile(head, key0, tile); });
   }
@@ -118,42 +118,42 @@ class UnitRunner {
   }
 
   // Group `group` of the block to place `place` of keys.
-  void LayOutGroupKeys(int head, int key0, int group, int place) {
+  void PackGroupKeys(int head, int key0, int group, int place) {
     Word* to = at_.keys + place * kGroupKeys * Math::kKeyStride;
-    if (!LayOutInt8(args_.keys, head, key0, group, seen_, Math::kKeyStride, to)) {
-      LayOutKeys(Math(), args_.kv_dtype, Rows(args_.keys, head, key0, group, seen_), dim_, to);
+    if (!PackInt8(args_.keys, head, key0, group, seen_, Math::kKeyStride, to)) {
+      PackKeys(Math(), args_.kv_dtype, Rows(args_.keys, head, key0, group, seen_), dim_, to);
     }
   }
 
-  void LayOutGroupValues(int head, int key0, int group, const KeyRange& keys) {
+  void PackGroupValues(int head, int key0, int group, const KeyRange& keys) {
     Word* to = GroupValues(group);
-    if constexpr (Math::kPerWord == 1) {
-      if (!LayOutInt8(args_.values, head, key0, group, keys, value_stride_, to)) {
-        LayOutValues(Math(), args_.kv_dtype, Rows(args_.values, head, key0, group, keys), dim_,
-                     value_stride_, to);
+    if constexpr (Math::kPerOperand == 1) {
+      if (!PackInt8(args_.values, head, key0, group, keys, value_stride_, to)) {
+        PackValues(Math(), args_.kv_dtype, Rows(args_.values, head, key0, group, keys), dim_,
+                   value_stride_, to);
       }
     } else {
-      alignas(64) Word room[kGroupKeys * (512 / Math::kPerWord)];
+      alignas(64) Word room[kGroupKeys * (512 / Math::kPerOperand)];
       const KvRows rows =
-          Readable(args_.values, head, key0, group, keys, 512 / Math::kPerWord, room);
-      LayOutValues(Math(), args_.kv_dtype, rows, dim_, value_stride_, to);
+          Readable(args_.values, head, key0, group, keys, 512 / Math::kPerOperand, room);
+      PackValues(Math(), args_.kv_dtype, rows, dim_, value_stride_, to);
     }
   }
 
   // A group of rows of int8 to to[16][stride]; false if they are not.
-  bool LayOutInt8(const KvPool& kv, int head, int key0, int group, const KeyRange& keys, int stride,
-                  Word* to) const {
+  bool PackInt8(const KvPages& kv, int head, int key0, int group, const KeyRange& keys, int stride,
+                Word* to) const {
     if (args_.kv_int8) {
-      LayOutScaledRows(Math(), args_.kv_dtype, Rows(kv, head, key0, group, keys),
-                       Rows(kv.scales, head, key0, group, keys), dim_, stride, to);
+      PackScaledRows(Math(), args_.kv_dtype, Rows(kv, head, key0, group, keys),
+                     Rows(kv.scales, head, key0, group, keys), dim_, stride, to);
     }
     return args_.kv_int8;
   }
 
   // A group of rows in the dtype of `Math`: where they lie, or int8 laid out in room[16][stride].
-  KvRows Readable(const KvPool& kv, int head, int key0, int group, const KeyRange& keys, int stride,
-                  Word* room) const {
-    if (!LayOutInt8(kv, head, key0, group, keys, stride, room)) {
+  KvRows Readable(const KvPages& kv, int head, int key0, int group, const KeyRange& keys,
+                  int stride, Word* room) const {
+    if (!PackInt8(kv, head, key0, group, keys, stride, room)) {
       return Rows(kv, head, key0, group, keys);
     }
     KvRows rows;
@@ -165,7 +165,7 @@ class UnitRunner {
 
   // One tile: each group in the place of the one before it.
   Word* GroupValues(int group) const {
-    return at_.values + (spread_ ? 0 : group) * kGroupSteps * value_stride_;
+    return at_.values + (single_tile_ ? 0 : group) * kGroupSteps * value_stride_;
   }
 
   void RunTile(int head, int key0, const Tile& tile) {
@@ -183,16 +183,16 @@ class UnitRunner {
     const int first = std::max({tile.any.begin, seen_.begin, span0_}) / kBlock * kBlock;
     const bool fresh = key0 == first;  // the tile's first keys of the span
     ValueProduct<Math> product = {
-        .p = at_.p + begin / Math::kPerWord * tile.lanes,
+        .p = at_.p + begin / Math::kPerOperand * tile.lanes,
         .lanes = tile.lanes,
         .v = GroupValues(begin / kGroupKeys),
         .stride = value_stride_,
-        .steps = (end - begin) / Math::kPerWord,
+        .steps = (end - begin) / Math::kPerOperand,
         .sums = at_.span.sums + (int64_t{head} * shape_.rows + tile.row) * shape_.columns,
         .columns = shape_.columns,
         .fresh = fresh,
         .correction = changed && !fresh ? at_.correction : nullptr};
-    if (spread_) {
+    if (single_tile_) {
       AddValuesOfOneTile(head, key0, begin, end, partial, tile, product);
     } else if (partial && AnyNonFinite(Math(), product.v, product.steps * value_stride_)) {
       AddRowByRow(head, key0, begin, end, tile, product);
@@ -204,7 +204,7 @@ class UnitRunner {
   void Score(int head, int key0, int begin, int end, const Tile& tile) {
     const Word* q = queries_.LaidOut(head, tile);
     if constexpr (Math::kDirect) {
-      if (spread_) {
+      if (single_tile_) {
         KvRows rows[kGroups];
         for (int group = begin / kGroupKeys; group < end / kGroupKeys; ++group) {
           rows[group] = Readable(args_.keys, head, key0, group, seen_, Math::kKeyStride,
@@ -217,10 +217,10 @@ class UnitRunner {
     }
     for (int group = begin / kGroupKeys; group < end / kGroupKeys; ++group) {
       // One tile: keys are used at once and leave room in L1.
-      const int place = spread_ ? 0 : group;
+      const int place = single_tile_ ? 0 : group;
       KeyRange seen = {0, kGroupKeys};  // where a kernel prefetches, all of them
-      if (spread_) {
-        LayOutGroupKeys(head, key0, group, place);
+      if (single_tile_) {
+        PackGroupKeys(head, key0, group, place);
       } else {
         const int group0 = key0 + group * kGroupKeys;
         seen = {std::max(0, tile.any.begin - group0), std::min(kGroupKeys, tile.any.end - group0)};
@@ -252,7 +252,7 @@ class UnitRunner {
       if (dim_ == shape_.columns && (!partial || unit_->query_end - unit_->query_begin == 1)) {
         KvRows rows[kGroups];
         for (int group = begin / kGroupKeys; group < end / kGroupKeys; ++group) {
-          const int words = shape_.columns / Math::kPerWord;
+          const int words = shape_.columns / Math::kPerOperand;
           rows[group] = Readable(args_.values, head, key0, group, seen_, words,
                                  at_.values + group * kGroupKeys * words);
         }
@@ -267,7 +267,7 @@ class UnitRunner {
     product.v = GroupValues(0);
     product.steps = kGroupSteps;
     for (int group = begin / kGroupKeys; group < end / kGroupKeys; ++group) {
-      LayOutGroupValues(head, key0, group, seen_);
+      PackGroupValues(head, key0, group, seen_);
       if (partial && AnyNonFinite(Math(), product.v, kGroupSteps * value_stride_)) {
         AddRowByRow(head, key0, group * kGroupKeys, (group + 1) * kGroupKeys, tile, product);
       } else {
@@ -312,7 +312,7 @@ class UnitRunner {
       const KeyRange keys{std::max(at_.first[tile.row + row], seen_.begin),
                           std::min(at_.last[tile.row + row], seen_.end)};
       for (int group = begin / kGroupKeys; group < end / kGroupKeys; ++group) {
-        LayOutGroupValues(head, key0, group, keys);
+        PackGroupValues(head, key0, group, keys);
       }
       ValueProduct<Math> of_row = product;
       of_row.p += row;
@@ -321,18 +321,18 @@ class UnitRunner {
       AddValues(of_row, 1, key0 + begin, at_.first + tile.row + row, at_.last + tile.row + row);
     }
     for (int group = begin / kGroupKeys; group < end / kGroupKeys; ++group) {
-      LayOutGroupValues(head, key0, group, seen_);  // for the next tile
+      PackGroupValues(head, key0, group, seen_);  // for the next tile
     }
   }
 
-  void WriteResults(const UnitState& state) const {
+  void WriteResults(const WorkItemState& state) const {
     shape_.ForEach([&](int head, int row, int lane, int64_t sums) {
       WriteRow(args_, queries_.Token(row), queries_.Head(head, row), state.max[lane],
                state.weight[lane], state.sums + sums);
     });
   }
 
-  static constexpr int kGroupSteps = kGroupKeys / Math::kPerWord;
+  static constexpr int kGroupSteps = kGroupKeys / Math::kPerOperand;
 
   const AttentionArgs& args_;
   const int dim_;
@@ -341,20 +341,20 @@ class UnitRunner {
   const size_t row_bytes_;  // of a key in memory
   const float factor_;
 
-  const Unit* unit_ = nullptr;
+  const WorkItem* unit_ = nullptr;
   KeyRange seen_{0, 0};
   int value_stride_;
   int span0_ = 0;  // the first key of the span in hand
-  UnitShape shape_;
-  bool spread_ = false;  // prefetches are spread over the kernels: one tile of up to 16 rows
+  WorkItemShape shape_;
+  bool single_tile_ = false;  // prefetches are spread over the kernels: one tile of up to 16 rows
 
   TileRows ahead_;  // what is prefetched; kernels of larger tiles do not look at it
 
-  UnitScratch<Math> at_;
-  UnitQueries<Math> queries_{args_, at_};
+  WorkItemScratch<Math> at_;
+  WorkItemQueries<Math> queries_{args_, at_};
 };
 
-}  // namespace riffle::HWY_NAMESPACE
+}  // namespace riffle::attention::HWY_NAMESPACE
 HWY_AFTER_NAMESPACE();
 
 #endif  // per-target include guard

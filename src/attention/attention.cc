@@ -18,20 +18,20 @@ namespace {
 
 // Of a PagedKv or its scales.
 template <typename View>
-KvBytes Bytes(const View& kv, size_t element_size) {
+attention::KvBytes Bytes(const View& kv, size_t element_size) {
   const auto element = static_cast<int64_t>(element_size);
   return {static_cast<const uint8_t*>(kv.data), kv.page_stride * element, kv.token_stride * element,
           kv.head_stride * element};
 }
 
-KvPool PoolBytes(const PagedKv& kv) {
+attention::KvPages PoolBytes(const PagedKv& kv) {
   const size_t element = SizeOf(kv.dtype);
   return {Bytes(kv, kv.scales.data != nullptr ? 1 : element), Bytes(kv.scales, element)};
 }
 
-AttentionArgs PoolArgs(const PagedKv& keys, const PagedKv& values, const PagedBatch& batch,
-                       int group) {
-  AttentionArgs args{};
+attention::AttentionArgs PoolArgs(const PagedKv& keys, const PagedKv& values,
+                                  const PagedBatch& batch, int group) {
+  attention::AttentionArgs args{};
   args.keys = PoolBytes(keys);
   args.values = PoolBytes(values);
   args.kv_dtype = keys.dtype;
@@ -44,10 +44,11 @@ AttentionArgs PoolArgs(const PagedKv& keys, const PagedKv& values, const PagedBa
   return args;
 }
 
-AttentionArgs MakeArgs(const HeadsView& q, const PagedKv& keys, const PagedKv& values,
-                       const PagedBatch& batch, const AttentionOut& out,
-                       const AttentionOptions& options) {
-  AttentionArgs args = PoolArgs(keys, values, batch, static_cast<int>(q.heads / keys.kv_heads));
+attention::AttentionArgs MakeArgs(const HeadsView& q, const PagedKv& keys, const PagedKv& values,
+                                  const PagedBatch& batch, const AttentionOut& out,
+                                  const AttentionOptions& options) {
+  attention::AttentionArgs args =
+      PoolArgs(keys, values, batch, static_cast<int>(q.heads / keys.kv_heads));
   const auto element = static_cast<int64_t>(SizeOf(q.dtype));
   args.q = static_cast<const uint8_t*>(q.data);
   args.q_dtype = q.dtype;
@@ -70,32 +71,33 @@ AttentionArgs MakeArgs(const HeadsView& q, const PagedKv& keys, const PagedKv& v
   return args;
 }
 
-// A plan in the lease's shared memory, and the slots of split columns behind it.
+// A plan in the lease's shared memory, and the partial_states of split columns behind it.
 struct PlannedCall {
-  Plan plan;
-  PlanOut out;
-  float* slots = nullptr;
+  attention::Plan plan;
+  attention::PlanOut out;
+  float* partial_states = nullptr;
 
-  PlannedCall(const AttentionArgs& args, std::span<const int32_t> kv_lens, Lease& lease) {
-    plan = PlanAttention(args.shape, args.cu_q_lens, kv_lens, lease.threads(), {});
+  PlannedCall(const attention::AttentionArgs& args, std::span<const int32_t> kv_lens,
+              core::Lease& lease) {
+    plan = attention::PlanAttention(args.shape, args.cu_q_lens, kv_lens, lease.threads(), {});
     const auto padded = [](size_t bytes) { return (bytes + 63) / 64 * 64; };
-    const auto units = static_cast<size_t>(plan.units);
+    const auto items = static_cast<size_t>(plan.items);
     const auto splits = static_cast<size_t>(plan.splits);
     const auto shares = static_cast<size_t>(plan.shares);
-    const size_t unit_bytes = padded(units * sizeof(Unit));
-    const size_t split_bytes = padded(splits * sizeof(Split));
+    const size_t unit_bytes = padded(items * sizeof(attention::WorkItem));
+    const size_t split_bytes = padded(splits * sizeof(attention::KvSplit));
     const size_t share_bytes = padded((shares + 1) * sizeof(int64_t));
     uint8_t* at = lease.Shared(unit_bytes + split_bytes + share_bytes +
-                               static_cast<size_t>(plan.slot_floats) * sizeof(float));
-    out.units = {reinterpret_cast<Unit*>(at), units};
-    out.splits = {reinterpret_cast<Split*>(at + unit_bytes), splits};
+                               static_cast<size_t>(plan.state_floats) * sizeof(float));
+    out.items = {reinterpret_cast<attention::WorkItem*>(at), items};
+    out.splits = {reinterpret_cast<attention::KvSplit*>(at + unit_bytes), splits};
     out.share_begin = {reinterpret_cast<int64_t*>(at + unit_bytes + split_bytes), shares + 1};
-    slots = reinterpret_cast<float*>(at + unit_bytes + split_bytes + share_bytes);
-    PlanAttention(args.shape, args.cu_q_lens, kv_lens, lease.threads(), out);
+    partial_states = reinterpret_cast<float*>(at + unit_bytes + split_bytes + share_bytes);
+    attention::PlanAttention(args.shape, args.cu_q_lens, kv_lens, lease.threads(), out);
   }
 
-  const Unit* ShareBegin(int64_t share) const {
-    return out.units.data() + out.share_begin[static_cast<size_t>(share)];
+  const attention::WorkItem* ShareBegin(int64_t share) const {
+    return out.items.data() + out.share_begin[static_cast<size_t>(share)];
   }
 };
 
@@ -104,43 +106,43 @@ struct PlannedCall {
 void PagedAttention(const HeadsView& q, const PagedKv& keys, const PagedKv& values,
                     const PagedBatch& batch, const AttentionOut& out,
                     const AttentionOptions& options) {
-  CheckAttention(q, keys, values, batch, out, options);
-  EnsureTarget();
+  attention::CheckAttention(q, keys, values, batch, out, options);
+  core::EnsureTarget();
   if (q.tokens == 0) {
     return;
   }
-  const AttentionArgs args = MakeArgs(q, keys, values, batch, out, options);
-  Lease lease(options.pool);
+  const attention::AttentionArgs args = MakeArgs(q, keys, values, batch, out, options);
+  core::Lease lease(options.pool);
   const PlannedCall call(args, batch.kv_lens, lease);
-  lease.ReserveScratch(AttentionScratchBytes(args.shape, call.plan));
+  lease.ReserveScratch(attention::AttentionScratchBytes(args.shape, call.plan));
   // The last queries of a causal prefill see the most keys: theirs first, so that what is left at
   // the end, when a thread may have to wait for another, is small.
   lease.Run(call.plan.shares, [&](int64_t task, uint8_t* scratch) {
     const int64_t share = call.plan.shares - 1 - task;
-    RunUnits(args, call.plan, call.ShareBegin(share), call.ShareBegin(share + 1), call.slots,
-             scratch);
+    attention::RunWorkItems(args, call.plan, call.ShareBegin(share), call.ShareBegin(share + 1),
+                            call.partial_states, scratch);
   });
   if (call.plan.splits == 0) {
     return;
   }
   const int64_t heads = args.shape.kv_heads;
   lease.Run(call.plan.splits * heads, [&](int64_t i, uint8_t*) {
-    const Split& split = call.out.splits[static_cast<size_t>(i / heads)];
+    const attention::KvSplit& split = call.out.splits[static_cast<size_t>(i / heads)];
     const int head = static_cast<int>(i % heads);
     if (head < split.whole.head_end - split.whole.head_begin) {
-      MergeSplit(args, split, head, call.slots);
+      attention::MergeSplit(args, split, head, call.partial_states);
     }
   });
 }
 
-void MergeStates(std::span<const AttentionPart> parts, const AttentionOut& out, Pool* pool) {
-  CheckMerge(parts, out);
-  EnsureTarget();
+void MergeStates(std::span<const AttentionPart> parts, const AttentionOut& out, ThreadPool* pool) {
+  attention::CheckMerge(parts, out);
+  core::EnsureTarget();
   const HeadsView& shape = parts.front().out;
   const auto element = static_cast<int64_t>(SizeOf(shape.dtype));
   const size_t n = parts.size();
   const size_t pointer_bytes = n * sizeof(const uint8_t*);
-  Lease lease(pool);
+  core::Lease lease(pool);
   lease.ReserveScratch(pointer_bytes + n * sizeof(float));
   lease.Run(shape.tokens, [&](int64_t token, uint8_t* scratch) {
     auto** rows = reinterpret_cast<const uint8_t**>(scratch);
@@ -164,10 +166,10 @@ void MergeStates(std::span<const AttentionPart> parts, const AttentionOut& out, 
                 ? 0.0f
                 : static_cast<float>(std::exp(weights[i] - static_cast<double>(largest)) / sum);
       }
-      WeightedSum(shape.dtype, rows, weights, static_cast<int64_t>(n),
-                  static_cast<int>(shape.head_dim),
-                  static_cast<uint8_t*>(out.data) +
-                      (token * out.token_stride + head * out.head_stride) * element);
+      attention::WeightedSum(shape.dtype, rows, weights, static_cast<int64_t>(n),
+                             static_cast<int>(shape.head_dim),
+                             static_cast<uint8_t*>(out.data) +
+                                 (token * out.token_stride + head * out.head_stride) * element);
       if (out.lse != nullptr) {
         out.lse[token * out.lse_token_stride + head] =
             sum == 0 ? largest : static_cast<float>(largest + std::log(sum));
@@ -176,28 +178,31 @@ void MergeStates(std::span<const AttentionPart> parts, const AttentionOut& out, 
   });
 }
 
-uint8_t ReadPages(const PagedKv& keys, const PagedKv& values, const PagedBatch& batch, Pool* pool) {
-  CheckPages(keys, values, batch);
-  EnsureTarget();
-  const AttentionArgs args = PoolArgs(keys, values, batch, 1);
-  Lease lease(pool);
+uint8_t ReadPages(const PagedKv& keys, const PagedKv& values, const PagedBatch& batch,
+                  ThreadPool* pool) {
+  attention::CheckPages(keys, values, batch);
+  core::EnsureTarget();
+  const attention::AttentionArgs args = PoolArgs(keys, values, batch, 1);
+  core::Lease lease(pool);
   const PlannedCall call(args, batch.kv_lens, lease);
   lease.ReserveScratch(64);
   std::atomic<int> largest{0};
   lease.Run(call.plan.shares, [&](int64_t share, uint8_t*) {
-    const int max = ReadUnits(args, call.ShareBegin(share), call.ShareBegin(share + 1));
+    const int max =
+        attention::ReadWorkItems(args, call.ShareBegin(share), call.ShareBegin(share + 1));
     for (int seen = largest; max > seen && !largest.compare_exchange_weak(seen, max);) {
     }
   });
   return static_cast<uint8_t>(largest);
 }
 
-double DotPeak(DType dtype, double seconds, Pool* pool) {
-  Check(dtype <= DType::kBF16, Code::kBadDType, "unknown dtype ", static_cast<int>(dtype));
-  Check(seconds > 0 && seconds <= 10, Code::kBadOption, "seconds = ", seconds, " is not in 0..10");
-  EnsureTarget();
+double DotPeak(DType dtype, double seconds, ThreadPool* pool) {
+  core::Check(dtype <= DType::kBF16, Code::kBadDType, "unknown dtype ", static_cast<int>(dtype));
+  core::Check(seconds > 0 && seconds <= 10, Code::kBadOption, "seconds = ", seconds,
+              " is not in 0..10");
+  core::EnsureTarget();
   using Clock = std::chrono::steady_clock;
-  Lease lease(pool);
+  core::Lease lease(pool);
   const int64_t threads = lease.threads();
   std::atomic<int64_t> operations{0};
   const auto start = Clock::now();
@@ -206,7 +211,7 @@ double DotPeak(DType dtype, double seconds, Pool* pool) {
   };
   lease.Run(threads, [&](int64_t, uint8_t*) {
     while (elapsed() < seconds) {
-      operations += static_cast<int64_t>(SpinDots(dtype, 4096));
+      operations += static_cast<int64_t>(attention::SpinDots(dtype, 4096));
     }
   });
   return static_cast<double>(operations.load()) / elapsed();

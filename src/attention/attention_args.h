@@ -6,7 +6,7 @@
 #include "attention/attention_plan.h"
 #include "riffle/types.h"
 
-namespace riffle {
+namespace riffle::attention {
 
 // PagedKv in bytes.
 struct KvBytes {
@@ -17,7 +17,7 @@ struct KvBytes {
 };
 
 // PagedKv and KvScales in bytes.
-struct KvPool : KvBytes {
+struct KvPages : KvBytes {
   KvBytes scales;
 };
 
@@ -27,8 +27,8 @@ struct AttentionArgs {
   int64_t q_token_stride;
   int64_t q_head_stride;
 
-  KvPool keys;
-  KvPool values;
+  KvPages keys;
+  KvPages values;
   DType kv_dtype;  // of the scales if int8
   bool kv_int8;
   int page_size;
@@ -59,10 +59,10 @@ struct AttentionArgs {
   }
 };
 
-// A state that a unit leaves for the merge: sums [heads][rows][PaddedDim], then maxima
+// A state that a work item leaves for the merge: sums [heads][rows][PaddedDim], then maxima
 // [heads][rows] and weights [heads][rows]; the next state is aligned to 64 bytes again.
-inline int64_t SlotFloats(int heads, int rows, int head_dim) {
+inline int64_t PartialStateFloats(int heads, int rows, int head_dim) {
   return (static_cast<int64_t>(heads) * rows * (PaddedDim(head_dim) + 2) + 15) / 16 * 16;
 }
 
-}  // namespace riffle
+}  // namespace riffle::attention

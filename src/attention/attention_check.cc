@@ -7,7 +7,7 @@
 #include "core/check.h"
 #include "core/strided.h"
 
-namespace riffle {
+namespace riffle::attention {
 namespace {
 
 constexpr int64_t kMaxHeadDim = 512;
@@ -17,54 +17,55 @@ constexpr int64_t kMaxInt = std::numeric_limits<int32_t>::max();
 constexpr int64_t kMaxKvLen = kMaxInt - 1023;  // positions of whole spans are ints
 
 void CheckIn(const char* name, int64_t value, int64_t low, int64_t high) {
-  Check(value >= low && value <= high, Code::kBadShape, name, " = ", value, " is not in ", low,
-        "..", high);
+  core::Check(value >= low && value <= high, Code::kBadShape, name, " = ", value, " is not in ",
+              low, "..", high);
 }
 
 void CheckHeadDim(const char* name, int64_t dim) {
-  Check(dim >= 32 && dim <= kMaxHeadDim && dim % 8 == 0, Code::kBadShape, name, ".head_dim = ", dim,
-        " is not a multiple of 8 from 32 to ", kMaxHeadDim);
+  core::Check(dim >= 32 && dim <= kMaxHeadDim && dim % 8 == 0, Code::kBadShape, name,
+              ".head_dim = ", dim, " is not a multiple of 8 from 32 to ", kMaxHeadDim);
 }
 
 void CheckDType(const char* name, DType dtype) {
-  Check(dtype <= DType::kBF16, Code::kBadDType, name, " has the unknown dtype ",
-        static_cast<int>(dtype));
+  core::Check(dtype <= DType::kBF16, Code::kBadDType, name, " has the unknown dtype ",
+              static_cast<int>(dtype));
 }
 
 void CheckHeads(const char* name, const HeadsView& x) {
   CheckDType(name, x.dtype);
-  Check(x.tokens >= 0 && x.tokens <= kMaxInt, Code::kBadShape, name, ".tokens = ", x.tokens,
-        " is not in 0..", kMaxInt);
-  Check(x.heads >= 1 && x.heads <= kMaxHeads, Code::kBadShape, name, ".heads = ", x.heads,
-        " is not in 1..", kMaxHeads);
+  core::Check(x.tokens >= 0 && x.tokens <= kMaxInt, Code::kBadShape, name, ".tokens = ", x.tokens,
+              " is not in 0..", kMaxInt);
+  core::Check(x.heads >= 1 && x.heads <= kMaxHeads, Code::kBadShape, name, ".heads = ", x.heads,
+              " is not in 1..", kMaxHeads);
   CheckHeadDim(name, x.head_dim);
-  Check(x.data != nullptr || x.tokens == 0, Code::kBadShape, name, ".data is null");
+  core::Check(x.data != nullptr || x.tokens == 0, Code::kBadShape, name, ".data is null");
 }
 
 void CheckKv(const char* name, const PagedKv& kv) {
   CheckDType(name, kv.dtype);
-  Check(kv.num_pages >= 0 && kv.num_pages <= kMaxInt, Code::kBadShape, name,
-        ".num_pages = ", kv.num_pages, " is not in 0..", kMaxInt);
-  Check(kv.page_size >= 1 && kv.page_size <= kMaxPageSize, Code::kBadShape, name,
-        ".page_size = ", kv.page_size, " is not in 1..", kMaxPageSize);
-  Check(kv.kv_heads >= 1 && kv.kv_heads <= kMaxHeads, Code::kBadShape, name,
-        ".kv_heads = ", kv.kv_heads, " is not in 1..", kMaxHeads);
+  core::Check(kv.num_pages >= 0 && kv.num_pages <= kMaxInt, Code::kBadShape, name,
+              ".num_pages = ", kv.num_pages, " is not in 0..", kMaxInt);
+  core::Check(kv.page_size >= 1 && kv.page_size <= kMaxPageSize, Code::kBadShape, name,
+              ".page_size = ", kv.page_size, " is not in 1..", kMaxPageSize);
+  core::Check(kv.kv_heads >= 1 && kv.kv_heads <= kMaxHeads, Code::kBadShape, name,
+              ".kv_heads = ", kv.kv_heads, " is not in 1..", kMaxHeads);
   CheckHeadDim(name, kv.head_dim);
-  Check(kv.data != nullptr || kv.num_pages == 0, Code::kBadShape, name, ".data is null");
+  core::Check(kv.data != nullptr || kv.num_pages == 0, Code::kBadShape, name, ".data is null");
 }
 
 void CheckSame(const char* what, int64_t a, const char* other, int64_t b) {
-  Check(a == b, Code::kBadShape, what, " = ", a, " but ", other, " = ", b);
+  core::Check(a == b, Code::kBadShape, what, " = ", a, " but ", other, " = ", b);
 }
 
 void CheckPool(const PagedKv& keys, const PagedKv& values) {
   CheckKv("keys", keys);
   CheckKv("values", values);
-  Check(keys.dtype == values.dtype, Code::kBadDType, "keys are ", Name(keys.dtype),
-        " but values are ", Name(values.dtype));
-  Check((keys.scales.data != nullptr) == (values.scales.data != nullptr), Code::kBadDType,
-        keys.scales.data != nullptr ? "keys have scales but values" : "values have scales but keys",
-        " have none; both are int8 or neither is");
+  core::Check(keys.dtype == values.dtype, Code::kBadDType, "keys are ", Name(keys.dtype),
+              " but values are ", Name(values.dtype));
+  core::Check(
+      (keys.scales.data != nullptr) == (values.scales.data != nullptr), Code::kBadDType,
+      keys.scales.data != nullptr ? "keys have scales but values" : "values have scales but keys",
+      " have none; both are int8 or neither is");
   CheckSame("values.num_pages", values.num_pages, "keys.num_pages", keys.num_pages);
   CheckSame("values.page_size", values.page_size, "keys.page_size", keys.page_size);
   CheckSame("values.kv_heads", values.kv_heads, "keys.kv_heads", keys.kv_heads);
@@ -73,21 +74,21 @@ void CheckPool(const PagedKv& keys, const PagedKv& values) {
 
 void CheckOptions(const AttentionOptions& options, int64_t heads) {
   const float scale = options.scale.value_or(1.0f);
-  Check(std::isfinite(scale), Code::kBadOption, "scale = ", scale, " is not finite");
+  core::Check(std::isfinite(scale), Code::kBadOption, "scale = ", scale, " is not finite");
   const int64_t window = options.window.value_or(1);
-  Check(window >= 1, Code::kBadOption, "window = ", window, " is not at least 1");
+  core::Check(window >= 1, Code::kBadOption, "window = ", window, " is not at least 1");
   const float cap = options.soft_cap.value_or(1.0f);
-  Check(cap > 0 && std::isfinite(cap), Code::kBadOption, "soft_cap = ", cap,
-        " is not positive and finite");
+  core::Check(cap > 0 && std::isfinite(cap), Code::kBadOption, "soft_cap = ", cap,
+              " is not positive and finite");
   const float mask = options.mask_value.value_or(-1e30f);
-  Check(mask <= -1e30f, Code::kBadOption, "mask_value = ", mask, " is not at most -1e30");
+  core::Check(mask <= -1e30f, Code::kBadOption, "mask_value = ", mask, " is not at most -1e30");
   if (!options.sinks.empty()) {
     CheckSame("the number of sinks", static_cast<int64_t>(options.sinks.size()), "q.heads", heads);
   }
   for (size_t i = 0; i < options.sinks.size(); ++i) {
     const float sink = options.sinks[i];
-    Check(sink < std::numeric_limits<float>::infinity(), Code::kBadOption, "sinks[", i,
-          "] = ", sink, " is not below +inf");
+    core::Check(sink < std::numeric_limits<float>::infinity(), Code::kBadOption, "sinks[", i,
+                "] = ", sink, " is not below +inf");
   }
 }
 
@@ -98,8 +99,9 @@ int64_t QueryLength(const PagedBatch& batch, size_t b, int64_t tokens) {
   }
   const int64_t begin = batch.cu_q_lens[b];
   const int64_t end = batch.cu_q_lens[b + 1];
-  Check(begin >= 0 && begin <= end && end <= tokens, Code::kBadRange, "cu_q_lens[", b, "..", b + 1,
-        "] = ", begin, ", ", end, " do not ascend from 0 to the ", tokens, " tokens of q");
+  core::Check(begin >= 0 && begin <= end && end <= tokens, Code::kBadRange, "cu_q_lens[", b, "..",
+              b + 1, "] = ", begin, ", ", end, " do not ascend from 0 to the ", tokens,
+              " tokens of q");
   return end - begin;
 }
 
@@ -112,35 +114,37 @@ void CheckQueryLengths(const PagedBatch& batch, int64_t tokens) {
   }
   CheckSame("the number of cu_q_lens", static_cast<int64_t>(batch.cu_q_lens.size()),
             "the number of kv_lens + 1", sequences + 1);
-  Check(batch.cu_q_lens.front() == 0, Code::kBadRange, "cu_q_lens[0] = ", batch.cu_q_lens.front(),
-        " is not 0");
-  Check(batch.cu_q_lens.back() == tokens, Code::kBadRange, "cu_q_lens[", sequences,
-        "] = ", batch.cu_q_lens.back(), " is not the number of tokens of q, ", tokens);
+  core::Check(batch.cu_q_lens.front() == 0, Code::kBadRange,
+              "cu_q_lens[0] = ", batch.cu_q_lens.front(), " is not 0");
+  core::Check(batch.cu_q_lens.back() == tokens, Code::kBadRange, "cu_q_lens[", sequences,
+              "] = ", batch.cu_q_lens.back(), " is not the number of tokens of q, ", tokens);
 }
 
 void CheckTable(const PagedBatch& batch, const PagedKv& keys) {
   const auto sequences = static_cast<int64_t>(batch.kv_lens.size());
-  Check(batch.max_pages >= 0, Code::kBadShape, "max_pages = ", batch.max_pages, " is negative");
+  core::Check(batch.max_pages >= 0, Code::kBadShape, "max_pages = ", batch.max_pages,
+              " is negative");
   if (sequences == 0) {
     return;
   }
-  const Strided table{batch.page_table,
-                      {sequences, batch.max_pages, 1},
-                      {SaturatingMul(batch.page_table_stride, 4), 4, 0},
-                      4};
-  Check(batch.page_table != nullptr || batch.max_pages == 0, Code::kBadShape, "page_table is null");
-  CheckAddressable("page_table", table);
-  const int64_t longest = std::min(kMaxKvLen, SaturatingMul(batch.max_pages, keys.page_size));
+  const core::Strided table{batch.page_table,
+                            {sequences, batch.max_pages, 1},
+                            {core::SaturatingMul(batch.page_table_stride, 4), 4, 0},
+                            4};
+  core::Check(batch.page_table != nullptr || batch.max_pages == 0, Code::kBadShape,
+              "page_table is null");
+  core::CheckAddressable("page_table", table);
+  const int64_t longest = std::min(kMaxKvLen, core::SaturatingMul(batch.max_pages, keys.page_size));
   for (size_t b = 0; b < batch.kv_lens.size(); ++b) {
     const int64_t kv_len = batch.kv_lens[b];
-    Check(kv_len >= 0 && kv_len <= longest, Code::kBadRange, "kv_lens[", b, "] = ", kv_len,
-          " is not in 0..", longest, "; the table has ", batch.max_pages, " pages of ",
-          keys.page_size, " for it");
+    core::Check(kv_len >= 0 && kv_len <= longest, Code::kBadRange, "kv_lens[", b, "] = ", kv_len,
+                " is not in 0..", longest, "; the table has ", batch.max_pages, " pages of ",
+                keys.page_size, " for it");
     const int64_t pages = (kv_len + keys.page_size - 1) / keys.page_size;
     const int32_t* row = batch.page_table + static_cast<int64_t>(b) * batch.page_table_stride;
     for (int64_t i = 0; i < pages; ++i) {
-      Check(row[i] >= 0 && row[i] < keys.num_pages, Code::kBadPage, "page_table[", b, ", ", i,
-            "] = ", row[i], " but the pool has ", keys.num_pages, " pages");
+      core::Check(row[i] >= 0 && row[i] < keys.num_pages, Code::kBadPage, "page_table[", b, ", ", i,
+                  "] = ", row[i], " but the pool has ", keys.num_pages, " pages");
     }
   }
 }
@@ -150,90 +154,93 @@ void CheckLengths(const PagedBatch& batch, int64_t tokens) {
   for (size_t b = 0; b < batch.kv_lens.size(); ++b) {
     const int64_t q_len = QueryLength(batch, b, tokens);
     const int64_t kv_len = batch.kv_lens[b];
-    Check(kv_len == 0 || q_len <= kv_len, Code::kBadRange, "sequence ", b, " has ", q_len,
-          " queries but kv_lens[", b, "] = ", kv_len, "; its queries are its last positions");
+    core::Check(kv_len == 0 || q_len <= kv_len, Code::kBadRange, "sequence ", b, " has ", q_len,
+                " queries but kv_lens[", b, "] = ", kv_len, "; its queries are its last positions");
   }
 }
 
-Strided Heads(const void* data, DType dtype, const HeadsView& shape, int64_t token_stride,
-              int64_t head_stride) {
+core::Strided Heads(const void* data, DType dtype, const HeadsView& shape, int64_t token_stride,
+                    int64_t head_stride) {
   const auto element = static_cast<int64_t>(SizeOf(dtype));
-  return {data,
-          {shape.tokens, shape.heads, 1},
-          {SaturatingMul(token_stride, element), SaturatingMul(head_stride, element), 0},
-          shape.head_dim * element};
+  return {
+      data,
+      {shape.tokens, shape.heads, 1},
+      {core::SaturatingMul(token_stride, element), core::SaturatingMul(head_stride, element), 0},
+      shape.head_dim * element};
 }
 
-Strided Heads(const HeadsView& x) {
+core::Strided Heads(const HeadsView& x) {
   return Heads(x.data, x.dtype, x, x.token_stride, x.head_stride);
 }
 
-Strided Pool3(const PagedKv& kv) {
+core::Strided Pool3(const PagedKv& kv) {
   const auto element = kv.scales.data != nullptr ? 1 : static_cast<int64_t>(SizeOf(kv.dtype));
-  return {kv.data,
-          {kv.page_size, kv.num_pages, kv.kv_heads},
-          {SaturatingMul(kv.token_stride, element), SaturatingMul(kv.page_stride, element),
-           SaturatingMul(kv.head_stride, element)},
-          kv.head_dim * element};
+  return {
+      kv.data,
+      {kv.page_size, kv.num_pages, kv.kv_heads},
+      {core::SaturatingMul(kv.token_stride, element), core::SaturatingMul(kv.page_stride, element),
+       core::SaturatingMul(kv.head_stride, element)},
+      kv.head_dim * element};
 }
 
-Strided Scales(const PagedKv& kv) {
+core::Strided Scales(const PagedKv& kv) {
   const auto element = static_cast<int64_t>(SizeOf(kv.dtype));
   return {kv.scales.data,
           {kv.scales.data != nullptr ? kv.page_size : 0, kv.num_pages, kv.kv_heads},
-          {SaturatingMul(kv.scales.token_stride, element),
-           SaturatingMul(kv.scales.page_stride, element),
-           SaturatingMul(kv.scales.head_stride, element)},
+          {core::SaturatingMul(kv.scales.token_stride, element),
+           core::SaturatingMul(kv.scales.page_stride, element),
+           core::SaturatingMul(kv.scales.head_stride, element)},
           element};
 }
 
-Strided Lse(const float* lse, const HeadsView& shape, int64_t token_stride) {
+core::Strided Lse(const float* lse, const HeadsView& shape, int64_t token_stride) {
   return {lse,
           {lse != nullptr ? shape.tokens : 0, 1, 1},
-          {SaturatingMul(token_stride, 4), 0, 0},
+          {core::SaturatingMul(token_stride, 4), 0, 0},
           shape.heads * 4};
 }
 
 template <typename T>
-Strided Array(std::span<const T> x) {
+core::Strided Array(std::span<const T> x) {
   return {x.data(), {1, 1, 1}, {0, 0, 0}, static_cast<int64_t>(x.size_bytes())};
 }
 
 struct Named {
   const char* name;
-  Strided bytes;
+  core::Strided bytes;
 };
 
 void CheckOutputs(const HeadsView& shape, const AttentionOut& out, std::span<const Named> inputs) {
   if (shape.tokens == 0) {
     return;
   }
-  Check(out.data != nullptr, Code::kBadShape, "out.data is null");
+  core::Check(out.data != nullptr, Code::kBadShape, "out.data is null");
   const Named outputs[] = {
       {"out", Heads(out.data, shape.dtype, shape, out.token_stride, out.head_stride)},
       {"lse", Lse(out.lse, shape, out.lse_token_stride)}};
   for (const Named& output : outputs) {
-    CheckAddressable(output.name, output.bytes);
-    Check(!OverlapsItself(output.bytes), Code::kOverlap, output.name,
-          " overlaps itself: its rows of ", output.bytes.width, " bytes are ",
-          output.bytes.stride[0], " (tokens) and ", output.bytes.stride[1], " (heads) bytes apart");
+    core::CheckAddressable(output.name, output.bytes);
+    core::Check(!core::OverlapsItself(output.bytes), Code::kOverlap, output.name,
+                " overlaps itself: its rows of ", output.bytes.width, " bytes are ",
+                output.bytes.stride[0], " (tokens) and ", output.bytes.stride[1],
+                " (heads) bytes apart");
     for (const Named& input : inputs) {
-      Check(!Overlaps(output.bytes, input.bytes), Code::kOverlap, output.name,
-            " shares memory with ", input.name, ", which is only read");
+      core::Check(!core::Overlaps(output.bytes, input.bytes), Code::kOverlap, output.name,
+                  " shares memory with ", input.name, ", which is only read");
     }
   }
-  Check(!Overlaps(outputs[0].bytes, outputs[1].bytes), Code::kOverlap,
-        "out shares memory with lse");
+  core::Check(!core::Overlaps(outputs[0].bytes, outputs[1].bytes), Code::kOverlap,
+              "out shares memory with lse");
 }
 
 }  // namespace
 
 void CheckPages(const PagedKv& keys, const PagedKv& values, const PagedBatch& batch) {
   CheckPool(keys, values);
-  CheckAddressable("keys", Pool3(keys));
-  CheckAddressable("values", Pool3(values));
-  CheckAddressable("keys.scales", Scales(keys));
-  CheckAddressable("values.scales", Scales(values));
+  core::CheckAddressable("keys", Pool3(keys));
+  core::CheckAddressable("values", Pool3(values));
+  core::CheckAddressable("keys.scales", Scales(keys));
+  core::CheckAddressable("values.scales", Scales(values));
   CheckTable(batch, keys);
 }
 
@@ -243,11 +250,11 @@ void CheckAttention(const HeadsView& q, const PagedKv& keys, const PagedKv& valu
   CheckHeads("q", q);
   CheckPool(keys, values);
   CheckSame("q.head_dim", q.head_dim, "keys.head_dim", keys.head_dim);
-  Check(q.heads % keys.kv_heads == 0, Code::kBadShape, "q.heads = ", q.heads,
-        " is not a multiple of keys.kv_heads = ", keys.kv_heads);
+  core::Check(q.heads % keys.kv_heads == 0, Code::kBadShape, "q.heads = ", q.heads,
+              " is not a multiple of keys.kv_heads = ", keys.kv_heads);
   CheckOptions(options, q.heads);
   CheckQueryLengths(batch, q.tokens);
-  CheckAddressable("q", Heads(q));
+  core::CheckAddressable("q", Heads(q));
   CheckPages(keys, values, batch);
   CheckLengths(batch, q.tokens);
   const Named inputs[] = {{"q", Heads(q)},
@@ -260,32 +267,32 @@ void CheckAttention(const HeadsView& q, const PagedKv& keys, const PagedKv& valu
                           {"page_table",
                            {batch.page_table,
                             {static_cast<int64_t>(batch.kv_lens.size()), 1, 1},
-                            {SaturatingMul(batch.page_table_stride, 4), 0, 0},
-                            SaturatingMul(batch.max_pages, 4)}},
+                            {core::SaturatingMul(batch.page_table_stride, 4), 0, 0},
+                            core::SaturatingMul(batch.max_pages, 4)}},
                           {"sinks", Array(options.sinks)}};
   CheckOutputs(q, out, inputs);
 }
 
 void CheckMerge(std::span<const AttentionPart> parts, const AttentionOut& out) {
-  Check(!parts.empty(), Code::kBadShape, "there are no parts to merge");
+  core::Check(!parts.empty(), Code::kBadShape, "there are no parts to merge");
   const HeadsView& first = parts.front().out;
   for (size_t i = 0; i < parts.size(); ++i) {
     const HeadsView& part = parts[i].out;
-    const std::string name = Concat("parts[", i, "].out");
+    const std::string name = core::Concat("parts[", i, "].out");
     CheckHeads(name.c_str(), part);
-    Check(part.dtype == first.dtype, Code::kBadDType, name, " is ", Name(part.dtype),
-          " but parts[0].out is ", Name(first.dtype));
+    core::Check(part.dtype == first.dtype, Code::kBadDType, name, " is ", Name(part.dtype),
+                " but parts[0].out is ", Name(first.dtype));
     CheckSame((name + ".tokens").c_str(), part.tokens, "parts[0].out.tokens", first.tokens);
     CheckSame((name + ".heads").c_str(), part.heads, "parts[0].out.heads", first.heads);
     CheckSame((name + ".head_dim").c_str(), part.head_dim, "parts[0].out.head_dim", first.head_dim);
-    Check(parts[i].lse != nullptr || part.tokens == 0, Code::kBadShape, "parts[", i,
-          "].lse is null");
-    const Strided lse = Lse(parts[i].lse, part, parts[i].lse_token_stride);
-    CheckAddressable(name.c_str(), Heads(part));
-    CheckAddressable("lse", lse);
+    core::Check(parts[i].lse != nullptr || part.tokens == 0, Code::kBadShape, "parts[", i,
+                "].lse is null");
+    const core::Strided lse = Lse(parts[i].lse, part, parts[i].lse_token_stride);
+    core::CheckAddressable(name.c_str(), Heads(part));
+    core::CheckAddressable("lse", lse);
     const Named inputs[] = {{name.c_str(), Heads(part)}, {"the lse of a part", lse}};
     CheckOutputs(first, out, inputs);
   }
 }
 
-}  // namespace riffle
+}  // namespace riffle::attention

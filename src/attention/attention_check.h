@@ -5,7 +5,7 @@
 
 #include "riffle/attention.h"
 
-namespace riffle {
+namespace riffle::attention {
 
 // Throw Error; nothing is written, and of the caller's arrays only lengths, page numbers and sinks
 // are read.
@@ -16,4 +16,4 @@ void CheckMerge(std::span<const AttentionPart> parts, const AttentionOut& out);
 // The pool and the page table alone.
 void CheckPages(const PagedKv& keys, const PagedKv& values, const PagedBatch& batch);
 
-}  // namespace riffle
+}  // namespace riffle::attention

@@ -12,12 +12,12 @@
 #include "attention/roofline-inl.h"
 
 HWY_BEFORE_NAMESPACE();
-namespace riffle::HWY_NAMESPACE {
+namespace riffle::attention::HWY_NAMESPACE {
 
 template <class Math>
-void RunUnitsAs(const AttentionArgs& args, const Plan& plan, const Unit* begin, const Unit* end,
-                float* slots, uint8_t* scratch) {
-  UnitRunner<Math> runner(args, plan, scratch);
+void RunUnitsAs(const AttentionArgs& args, const Plan& plan, const WorkItem* begin,
+                const WorkItem* end, float* partial_states, uint8_t* scratch) {
+  WorkItemRunner<Math> runner(args, plan, scratch);
   TileCursor ahead(args, begin, end);
   for (int i = TilesAhead(args); i > 0; --i) {
     for (int part = 0; part < 2 * kGroups; ++part) {
@@ -25,31 +25,31 @@ void RunUnitsAs(const AttentionArgs& args, const Plan& plan, const Unit* begin, 
     }
     ahead.Next();
   }
-  for (const Unit* unit = begin; unit != end; ++unit) {
-    runner.Run(*unit, slots, ahead);
+  for (const WorkItem* item = begin; item != end; ++item) {
+    runner.Run(*item, partial_states, ahead);
   }
 }
 
-void RunUnitsImpl(const AttentionArgs& args, const Plan& plan, const Unit* begin, const Unit* end,
-                  float* slots, uint8_t* scratch) {
+void RunUnitsImpl(const AttentionArgs& args, const Plan& plan, const WorkItem* begin,
+                  const WorkItem* end, float* partial_states, uint8_t* scratch) {
 #if HWY_NATIVE_DOT_BF16 && HWY_ARCH_X86
   if (args.q_dtype == DType::kBF16 && args.kv_dtype == DType::kBF16) {
-    return RunUnitsAs<BF16Math>(args, plan, begin, end, slots, scratch);
+    return RunUnitsAs<BF16Math>(args, plan, begin, end, partial_states, scratch);
   }
 #endif
-  RunUnitsAs<F32Math>(args, plan, begin, end, slots, scratch);
+  RunUnitsAs<F32Math>(args, plan, begin, end, partial_states, scratch);
 }
 
 // No Math needs more than f32's.
 size_t ScratchBytesImpl(const AttentionShape& shape, const Plan& plan) {
-  return UnitScratch<F32Math>().LayOut(shape.head_dim, plan, nullptr);
+  return WorkItemScratch<F32Math>().Place(shape.head_dim, plan, nullptr);
 }
 
-}  // namespace riffle::HWY_NAMESPACE
+}  // namespace riffle::attention::HWY_NAMESPACE
 HWY_AFTER_NAMESPACE();
 
 #if HWY_ONCE
-namespace riffle {
+namespace riffle::attention {
 HWY_EXPORT(RunUnitsImpl);
 HWY_EXPORT(ScratchBytesImpl);
 HWY_EXPORT(MergeSplitImpl);
@@ -61,16 +61,16 @@ size_t AttentionScratchBytes(const AttentionShape& shape, const Plan& plan) {
   return HWY_DYNAMIC_DISPATCH(ScratchBytesImpl)(shape, plan);
 }
 
-void RunUnits(const AttentionArgs& args, const Plan& plan, const Unit* begin, const Unit* end,
-              float* slots, uint8_t* scratch) {
-  HWY_DYNAMIC_DISPATCH(RunUnitsImpl)(args, plan, begin, end, slots, scratch);
+void RunWorkItems(const AttentionArgs& args, const Plan& plan, const WorkItem* begin,
+                  const WorkItem* end, float* partial_states, uint8_t* scratch) {
+  HWY_DYNAMIC_DISPATCH(RunUnitsImpl)(args, plan, begin, end, partial_states, scratch);
 }
 
-void MergeSplit(const AttentionArgs& args, const Split& split, int head, float* slots) {
-  HWY_DYNAMIC_DISPATCH(MergeSplitImpl)(args, split, head, slots);
+void MergeSplit(const AttentionArgs& args, const KvSplit& split, int head, float* partial_states) {
+  HWY_DYNAMIC_DISPATCH(MergeSplitImpl)(args, split, head, partial_states);
 }
 
-uint8_t ReadUnits(const AttentionArgs& args, const Unit* begin, const Unit* end) {
+uint8_t ReadWorkItems(const AttentionArgs& args, const WorkItem* begin, const WorkItem* end) {
   return HWY_DYNAMIC_DISPATCH(ReadUnitsImpl)(args, begin, end);
 }
 
@@ -83,5 +83,5 @@ double SpinDots(DType dtype, int64_t steps) {
   return HWY_DYNAMIC_DISPATCH(SpinDotsImpl)(dtype, steps);
 }
 
-}  // namespace riffle
+}  // namespace riffle::attention
 #endif  // HWY_ONCE

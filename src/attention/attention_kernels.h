@@ -6,21 +6,21 @@
 
 #include "attention/attention_args.h"
 
-namespace riffle {
+namespace riffle::attention {
 
-// Bytes of a thread's scratch for the units of a plan.
+// Bytes of a thread's scratch for the work items of a plan.
 size_t AttentionScratchBytes(const AttentionShape& shape, const Plan& plan);
 
-// Runs units [begin, end). `slots` has room for plan.slot_floats.
-void RunUnits(const AttentionArgs& args, const Plan& plan, const Unit* begin, const Unit* end,
-              float* slots, uint8_t* scratch);
+// Runs work items [begin, end). `partial_states` has room for plan.state_floats.
+void RunWorkItems(const AttentionArgs& args, const Plan& plan, const WorkItem* begin,
+                  const WorkItem* end, float* partial_states, uint8_t* scratch);
 
-// Folds the states of one KV head (an index into the column's) of a split column, in their order,
+// Merges the states of one KV head (an index into the column's) of a split column, in their order,
 // into the first one, and writes results.
-void MergeSplit(const AttentionArgs& args, const Split& split, int head, float* slots);
+void MergeSplit(const AttentionArgs& args, const KvSplit& split, int head, float* partial_states);
 
-// Reads the tiles of units [begin, end) in kernel order; the largest byte.
-uint8_t ReadUnits(const AttentionArgs& args, const Unit* begin, const Unit* end);
+// Reads the tiles of work items [begin, end) in kernel order; the largest byte.
+uint8_t ReadWorkItems(const AttentionArgs& args, const WorkItem* begin, const WorkItem* end);
 
 // Row [dim] of `dtype`: out = sum of weights[i] * rows[i], i < n, in order; rows of weight 0 are
 // not read.
@@ -31,4 +31,4 @@ void WeightedSum(DType dtype, const uint8_t* const* rows, const float* weights, 
 // operations.
 double SpinDots(DType dtype, int64_t steps);
 
-}  // namespace riffle
+}  // namespace riffle::attention

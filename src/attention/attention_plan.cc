@@ -4,13 +4,13 @@
 
 #include "attention/attention_args.h"
 
-namespace riffle {
+namespace riffle::attention {
 namespace {
 
-// States of a unit (sums of a span and of all spans) that stay in L2 beside keys and values.
+// States of a work item (sums of a span and of all spans) that stay in L2 beside keys and values.
 constexpr int64_t kStateBytes = 256 << 10;
 
-// A share is not worth a thread's start below this many units of Cost.
+// A share is not worth a thread's start below this many work items of Cost.
 constexpr int64_t kMinShareCost = 256 * 16;
 
 // Shares of a thread: more balance better, fewer leave fewer cuts.
@@ -18,7 +18,7 @@ constexpr int kSharesPerThread = 4;
 
 // Queries of one sequence, some heads, every span they see.
 struct Column {
-  Unit unit;
+  WorkItem item;
   KeyRange keys;
   int64_t cost;
 };
@@ -38,7 +38,7 @@ class Planner {
     int64_t spans = 0;
     ForEachColumn([&](const Column& column) {
       total += column.cost;
-      spans += column.unit.span_end - column.unit.span_begin;
+      spans += column.item.span_end - column.item.span_begin;
     });
     shares_ = 1;
     if (threads_ > 1) {
@@ -52,7 +52,7 @@ class Planner {
     ForEachColumn([&](const Column& column) { Place(column); });
     plan_.shares = share_;
     if (!out_.share_begin.empty()) {
-      out_.share_begin[share_] = plan_.units;
+      out_.share_begin[share_] = plan_.items;
     }
     return plan_;
   }
@@ -65,7 +65,7 @@ class Planner {
       if (q_len == 0) {
         continue;
       }
-      const int queries = std::clamp(kUnitRows / shape_.group, 1, q_len);
+      const int queries = std::clamp(kItemRows / shape_.group, 1, q_len);
       const int64_t head_bytes = int64_t{8} * queries * shape_.group * PaddedDim(shape_.head_dim);
       int heads = (shape_.kv_heads + head_splits_ - 1) / head_splits_;
       if (head_bytes * heads > kStateBytes) {
@@ -88,8 +88,8 @@ class Planner {
       const int first = kv_len - q_len;
       column.keys = {Visible(shape_, kv_len, first + query_begin).begin,
                      Visible(shape_, kv_len, first + query_end - 1).end};
-      column.unit.span_begin = column.keys.begin / kSpan;
-      column.unit.span_end = (column.keys.end + kSpan - 1) / kSpan;
+      column.item.span_begin = column.keys.begin / kKvSplit;
+      column.item.span_end = (column.keys.end + kKvSplit - 1) / kKvSplit;
     }
     column.cost =
         std::max<int64_t>(1, Cost(column.keys.end - column.keys.begin, head_end - head_begin,
@@ -99,23 +99,23 @@ class Planner {
 
   void StartShare() {
     if (share_ + 1 < static_cast<int64_t>(out_.share_begin.size())) {
-      out_.share_begin[share_] = plan_.units;
+      out_.share_begin[share_] = plan_.items;
     }
     ++share_;
   }
 
   // Cuts a column where shares end, unless one of the two pieces would be small.
   void Place(const Column& column) {
-    const int spans = column.unit.span_end - column.unit.span_begin;
+    const int spans = column.item.span_end - column.item.span_begin;
     const int64_t span_cost = std::max<int64_t>(1, column.cost / std::max(spans, 1));
-    int begin = column.unit.span_begin;
+    int begin = column.item.span_begin;
     int64_t pieces = 0;
-    int64_t first_slot = plan_.slot_floats;
-    int64_t slots = 0;
+    int64_t first_slot = plan_.state_floats;
+    int64_t partial_states = 0;
     for (;;) {
-      const int64_t left = (column.unit.span_end - begin) * span_cost;
+      const int64_t left = (column.item.span_end - begin) * span_cost;
       const int64_t room = share_ * share_cost_ - used_;
-      int end = column.unit.span_end;
+      int end = column.item.span_end;
       if (share_ < shares_ && left > room + share_cost_ / 8) {
         if (room < std::max(share_cost_ / 8, std::min(span_cost, share_cost_))) {
           used_ = std::max(used_, share_ * share_cost_);
@@ -124,28 +124,28 @@ class Planner {
         }
         end = std::min<int>(end, begin + std::max<int>(1, static_cast<int>(room / span_cost)));
       }
-      Unit unit = column.unit;
-      unit.span_begin = begin;
-      unit.span_end = end;
-      if (pieces > 0 || end < column.unit.span_end) {
-        unit.folds = pieces == 0;
-        unit.slot = plan_.slot_floats;
-        const int64_t states = unit.folds ? 1 : end - begin;
-        slots += states;
-        plan_.slot_floats +=
-            states * SlotFloats(unit.head_end - unit.head_begin, Rows(unit), shape_.head_dim);
+      WorkItem item = column.item;
+      item.span_begin = begin;
+      item.span_end = end;
+      if (pieces > 0 || end < column.item.span_end) {
+        item.merges = pieces == 0;
+        item.slot = plan_.state_floats;
+        const int64_t states = item.merges ? 1 : end - begin;
+        partial_states += states;
+        plan_.state_floats += states * PartialStateFloats(item.head_end - item.head_begin,
+                                                          Rows(item), shape_.head_dim);
       }
-      Emit(unit);
+      Emit(item);
       ++pieces;
       used_ += (end - begin) * span_cost;
       begin = end;
-      if (begin >= column.unit.span_end) {
+      if (begin >= column.item.span_end) {
         break;
       }
     }
     if (pieces > 1) {
       if (!out_.splits.empty()) {
-        Split split{column.unit, slots};
+        KvSplit split{column.item, partial_states};
         split.whole.slot = first_slot;
         out_.splits[plan_.splits] = split;
       }
@@ -153,17 +153,19 @@ class Planner {
     }
   }
 
-  int Rows(const Unit& unit) const { return (unit.query_end - unit.query_begin) * shape_.group; }
+  int Rows(const WorkItem& item) const {
+    return (item.query_end - item.query_begin) * shape_.group;
+  }
 
-  void Emit(const Unit& unit) {
-    if (!out_.units.empty()) {
-      out_.units[plan_.units] = unit;
+  void Emit(const WorkItem& item) {
+    if (!out_.items.empty()) {
+      out_.items[plan_.items] = item;
     }
-    ++plan_.units;
-    const int heads = unit.head_end - unit.head_begin;
-    plan_.max_rows = std::max(plan_.max_rows, Rows(unit));
-    plan_.max_head_rows = std::max(plan_.max_head_rows, heads * Rows(unit));
-    plan_.max_head_lanes = std::max(plan_.max_head_lanes, heads * UnitLanes(Rows(unit)));
+    ++plan_.items;
+    const int heads = item.head_end - item.head_begin;
+    plan_.max_rows = std::max(plan_.max_rows, Rows(item));
+    plan_.max_head_rows = std::max(plan_.max_head_rows, heads * Rows(item));
+    plan_.max_head_lanes = std::max(plan_.max_head_lanes, heads * WorkItemLanes(Rows(item)));
   }
 
   const AttentionShape& shape_;
@@ -186,4 +188,4 @@ Plan PlanAttention(const AttentionShape& shape, const int32_t* cu_q_lens,
   return Planner(shape, cu_q_lens, kv_lens, threads, out).Run();
 }
 
-}  // namespace riffle
+}  // namespace riffle::attention

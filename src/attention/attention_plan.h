@@ -1,24 +1,24 @@
-// How a call is cut into units of work: a pure function of shapes, lengths and the number of
-// threads. No cut changes a bit of the result, because states are per span of kSpan keys and spans
-// are folded in their order whoever computes them.
+// How a call is cut into work items of work: a pure function of shapes, lengths and the number of
+// threads. No cut changes a bit of the result, because states are per span of kKvSplit keys and
+// spans are merged in their order whoever computes them.
 #pragma once
 
 #include <cstdint>
 #include <span>
 
-namespace riffle {
+namespace riffle::attention {
 
 // Keys are taken in blocks counted from position 0, and blocks in spans. 64: blocks of 128 keys of
 // eight heads no longer leave room in L2 for what is prefetched. 512 sequential additions keep
 // f32 sums within 2e-5 whatever the data; spans of 512 cost under 2 % against none
 // (docs/attention.md).
 inline constexpr int kBlock = 64;
-inline constexpr int kSpan = 512;
+inline constexpr int kKvSplit = 512;
 
 // Rows (query, head of the group) that pass through the kernels together.
 inline constexpr int kTileRows = 32;
-// Rows of a unit: each block of keys and values is laid out once for so many rows.
-inline constexpr int kUnitRows = 256;
+// Rows of a work item: each block of keys and values is laid out once for so many rows.
+inline constexpr int kItemRows = 256;
 
 struct AttentionShape {
   int kv_heads;
@@ -35,7 +35,9 @@ constexpr int PaddedDim(int head_dim) { return (head_dim + 31) / 32 * 32; }
 constexpr int TileLanes(int rows) { return rows <= 4 ? 4 : rows <= 8 ? 8 : rows <= 16 ? 16 : 32; }
 
 // Lanes of all tiles of `rows` rows, padded so that those of the next head are aligned as well.
-constexpr int UnitLanes(int rows) { return rows <= 8 ? TileLanes(rows) : (rows + 15) / 16 * 16; }
+constexpr int WorkItemLanes(int rows) {
+  return rows <= 8 ? TileLanes(rows) : (rows + 15) / 16 * 16;
+}
 
 struct KeyRange {
   int begin;
@@ -56,35 +58,35 @@ inline KeyRange Visible(const AttentionShape& shape, int kv_len, int position) {
 // sequence `seq`; `slot` says where its states go: < 0: it covers all spans that its queries see
 // and writes results; else from this slot on, one state if span_begin is the column's first span,
 // else one state a span.
-struct Unit {
+struct WorkItem {
   int32_t seq;
   int32_t query_begin, query_end;
   int32_t head_begin, head_end;  // KV heads
   int32_t span_begin, span_end;
-  bool folds;         // spans are folded into one state
+  bool merges;        // spans are merged into one state
   int64_t slot = -1;  // in floats
 };
 
-// A column of spans that several units share: its states, in order, from `slot` on.
-struct Split {
-  Unit whole;
-  int64_t slots;
+// A column of spans that several work items share: its states, in order, from `slot` on.
+struct KvSplit {
+  WorkItem whole;
+  int64_t partial_states;
 };
 
 struct Plan {
-  int64_t units = 0;
+  int64_t items = 0;
   int64_t splits = 0;
-  int64_t shares = 0;       // tasks; share s is units [share_begin[s], share_begin[s + 1])
-  int64_t slot_floats = 0;  // of all states
-  int max_rows = 0;         // of a unit
-  int max_head_rows = 0;    // KV heads times rows of a unit, the largest
-  int max_head_lanes = 0;   // KV heads times UnitLanes(rows), the largest
+  int64_t shares = 0;        // tasks; share s is work items [share_begin[s], share_begin[s + 1])
+  int64_t state_floats = 0;  // of all states
+  int max_rows = 0;          // of a work item
+  int max_head_rows = 0;     // KV heads times rows of a work item, the largest
+  int max_head_lanes = 0;    // KV heads times WorkItemLanes(rows), the largest
 };
 
 // Where the plan is written; sizes from a first call with empty spans.
 struct PlanOut {
-  std::span<Unit> units;
-  std::span<Split> splits;
+  std::span<WorkItem> items;
+  std::span<KvSplit> splits;
   std::span<int64_t> share_begin;  // [shares + 1]
 };
 
@@ -92,4 +94,4 @@ struct PlanOut {
 Plan PlanAttention(const AttentionShape& shape, const int32_t* cu_q_lens,
                    std::span<const int32_t> kv_lens, int threads, const PlanOut& out);
 
-}  // namespace riffle
+}  // namespace riffle::attention

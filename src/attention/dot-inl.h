@@ -18,19 +18,24 @@
 #include "core/dot_operands-inl.h"
 
 HWY_BEFORE_NAMESPACE();
-namespace riffle::HWY_NAMESPACE {
+namespace riffle::attention::HWY_NAMESPACE {
 namespace hn = hwy::HWY_NAMESPACE;
+using core::HWY_NAMESPACE::F32Fma;
+using core::HWY_NAMESPACE::PrefetchAt;
+#if HWY_NATIVE_DOT_BF16 && HWY_ARCH_X86
+using core::HWY_NAMESPACE::BF16PairDot;
+#endif
 
 template <int kLanes>
 using FloatTag = hn::CappedTag<float, kLanes>;
 
-struct F32Math : FloatWords {
+struct F32Math : F32Fma {
   static constexpr bool kDirect = false;       // kernels of few_rows-inl.h
   static constexpr int kKeyStride = 512 + 16;  // words; not a multiple of 4 KiB: no aliasing
 };
 
 #if HWY_NATIVE_DOT_BF16 && HWY_ARCH_X86
-struct BF16Math : PairWords {
+struct BF16Math : BF16PairDot {
   static constexpr bool kDirect = true;
   static constexpr int kKeyStride = 256 + 16;
 };
@@ -116,7 +121,7 @@ HWY_INLINE void Scores16(const Word* q, int lanes, const Word* keys, int words, 
   }
 }
 
-}  // namespace riffle::HWY_NAMESPACE
+}  // namespace riffle::attention::HWY_NAMESPACE
 HWY_AFTER_NAMESPACE();
 
 #endif  // per-target include guard

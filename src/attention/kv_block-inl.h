@@ -16,8 +16,10 @@
 #include "core/load-inl.h"
 
 HWY_BEFORE_NAMESPACE();
-namespace riffle::HWY_NAMESPACE {
+namespace riffle::attention::HWY_NAMESPACE {
 namespace hn = hwy::HWY_NAMESPACE;
+using core::HWY_NAMESPACE::FromF16;
+using core::HWY_NAMESPACE::LoadAny;
 
 // 8 elements at a time divide every head_dim.
 using Tag8 = hn::CappedTag<float, 8>;
@@ -53,15 +55,15 @@ HWY_INLINE void ToF32(DType dtype, const uint8_t* from, int n, float* HWY_RESTRI
 }
 
 // Group of 16 keys -> keys[16][Math::kKeyStride].
-HWY_INLINE void LayOutKeys(F32Math, DType dtype, const KvRows& rows, int dim, float* keys) {
+HWY_INLINE void PackKeys(F32Math, DType dtype, const KvRows& rows, int dim, float* keys) {
   for (int i = 0; i < kGroupKeys; ++i) {
     ToF32(dtype, rows.row[i], dim, keys + i * F32Math::kKeyStride);
   }
 }
 
 // Group of 16 values -> values[16][columns]; columns from dim on stay as they are.
-HWY_INLINE void LayOutValues(F32Math, DType dtype, const KvRows& rows, int dim, int columns,
-                             float* values) {
+HWY_INLINE void PackValues(F32Math, DType dtype, const KvRows& rows, int dim, int columns,
+                           float* values) {
   for (int i = 0; i < kGroupKeys; ++i) {
     ToF32(dtype, rows.row[i], dim, values + i * columns);
   }
@@ -84,8 +86,8 @@ HWY_INLINE float ScaleAt(DType dtype, const uint8_t* from) {
 }
 
 // Group of 16 rows of int8 and the scale of each -> to[16][stride].
-HWY_INLINE void LayOutScaledRows(F32Math, DType dtype, const KvRows& rows, const KvRows& scales,
-                                 int dim, int stride, float* HWY_RESTRICT to) {
+HWY_INLINE void PackScaledRows(F32Math, DType dtype, const KvRows& rows, const KvRows& scales,
+                               int dim, int stride, float* HWY_RESTRICT to) {
   const Tag8 df;
   const hn::Rebind<int8_t, Tag8> d8;
   const hn::Rebind<int32_t, Tag8> d32;
@@ -126,8 +128,8 @@ HWY_INLINE void ScaleToBF16(DF df, const uint8_t* from, int n, float scale, uint
 }
 
 // Group of 16 rows of int8 and the scale of each -> bf16 in to[16][stride words].
-HWY_INLINE void LayOutScaledRows(BF16Math, DType dtype, const KvRows& rows, const KvRows& scales,
-                                 int dim, int stride, uint32_t* to) {
+HWY_INLINE void PackScaledRows(BF16Math, DType dtype, const KvRows& rows, const KvRows& scales,
+                               int dim, int stride, uint32_t* to) {
   const int whole = dim / 16 * 16;
   for (int row = 0; row < kGroupKeys; ++row, to += stride) {
     const float scale = ScaleAt(dtype, scales.row[row]) / 127.5f;
@@ -137,7 +139,7 @@ HWY_INLINE void LayOutScaledRows(BF16Math, DType dtype, const KvRows& rows, cons
   }
 }
 
-HWY_INLINE void LayOutKeys(BF16Math, DType, const KvRows& rows, int dim, uint32_t* keys) {
+HWY_INLINE void PackKeys(BF16Math, DType, const KvRows& rows, int dim, uint32_t* keys) {
   const hn::CappedTag<uint8_t, 64> d;
   const hn::CappedTag<uint8_t, 16> d16;
   const int bytes = 2 * dim;
@@ -155,8 +157,8 @@ HWY_INLINE void LayOutKeys(BF16Math, DType, const KvRows& rows, int dim, uint32_
 }
 
 // Rows 2i and 2i + 1 are interleaved: values[8][columns] words.
-HWY_INLINE void LayOutValues(BF16Math, DType, const KvRows& rows, int dim, int columns,
-                             uint32_t* values) {
+HWY_INLINE void PackValues(BF16Math, DType, const KvRows& rows, int dim, int columns,
+                           uint32_t* values) {
   const hn::CappedTag<uint16_t, 32> d;
   const hn::CappedTag<uint16_t, 8> d8;
   const hn::CappedTag<uint32_t, 16> dw;
@@ -194,7 +196,7 @@ HWY_INLINE bool AnyNonFinite(BF16Math, const uint32_t* values, int n) {
 }
 #endif
 
-}  // namespace riffle::HWY_NAMESPACE
+}  // namespace riffle::attention::HWY_NAMESPACE
 HWY_AFTER_NAMESPACE();
 
 #endif  // per-target include guard

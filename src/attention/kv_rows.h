@@ -7,7 +7,7 @@
 
 #include "attention/attention_args.h"
 
-namespace riffle {
+namespace riffle::attention {
 
 // Rows are handled 16 at a time: one page of the usual size, a quarter of a block.
 inline constexpr int kGroupKeys = 16;
@@ -63,14 +63,14 @@ inline KvRows FindRows(const AttentionArgs& args, const KvBytes& kv, int seq, in
   return rows;
 }
 
-// Keys that any query of a unit sees.
-inline KeyRange UnitKeys(const AttentionArgs& args, const Unit& unit) {
-  const int kv_len = args.kv_lens[unit.seq];
-  const int first = kv_len - args.q_len(unit.seq);
-  KeyRange keys{Visible(args.shape, kv_len, first + unit.query_begin).begin,
-                Visible(args.shape, kv_len, first + unit.query_end - 1).end};
-  keys.begin = std::max(keys.begin, unit.span_begin * kSpan);
-  keys.end = std::min(keys.end, unit.span_end * kSpan);
+// Keys that any query of a work item sees.
+inline KeyRange WorkItemKeys(const AttentionArgs& args, const WorkItem& item) {
+  const int kv_len = args.kv_lens[item.seq];
+  const int first = kv_len - args.q_len(item.seq);
+  KeyRange keys{Visible(args.shape, kv_len, first + item.query_begin).begin,
+                Visible(args.shape, kv_len, first + item.query_end - 1).end};
+  keys.begin = std::max(keys.begin, item.span_begin * kKvSplit);
+  keys.end = std::min(keys.end, item.span_end * kKvSplit);
   return keys;
 }
 
@@ -80,7 +80,7 @@ inline KeyRange UnitKeys(const AttentionArgs& args, const Unit& unit) {
 // streaming: without it decode read 14 GB/s, into L1 17, into L2 25 to 27.
 class TileCursor {
  public:
-  TileCursor(const AttentionArgs& args, const Unit* begin, const Unit* end)
+  TileCursor(const AttentionArgs& args, const WorkItem* begin, const WorkItem* end)
       : args_(args), unit_(begin), end_(end) {
     Enter();
   }
@@ -119,7 +119,7 @@ class TileCursor {
   }
 
   bool done() const { return unit_ == end_; }
-  const Unit& unit() const { return *unit_; }
+  const WorkItem& item() const { return *unit_; }
   int head() const { return head_; }
   int block() const { return block_; }
   KeyRange keys() const { return keys_; }
@@ -127,7 +127,7 @@ class TileCursor {
  private:
   void Enter() {
     for (; unit_ != end_; ++unit_) {
-      keys_ = UnitKeys(args_, *unit_);
+      keys_ = WorkItemKeys(args_, *unit_);
       if (!keys_.empty()) {
         head_ = unit_->head_begin;
         block_ = keys_.begin / kBlock * kBlock;
@@ -137,7 +137,7 @@ class TileCursor {
   }
 
   // Scales of neighbouring tokens are in one line, as a rule.
-  void PrefetchScales(int group, const KvPool& kv) const {
+  void PrefetchScales(int group, const KvPages& kv) const {
     if (args_.kv_int8) {
       const KvRows scales = Rows(group, kv.scales);
       for (int i = 0; i < kGroupKeys; i += 4) {
@@ -153,8 +153,8 @@ class TileCursor {
   }
 
   const AttentionArgs& args_;
-  const Unit* unit_;
-  const Unit* end_;
+  const WorkItem* unit_;
+  const WorkItem* end_;
   KeyRange keys_{0, 0};
   int head_ = 0;
   int block_ = 0;
@@ -167,4 +167,4 @@ inline int TilesAhead(const AttentionArgs& args) {
   return static_cast<int>(std::max<size_t>(1, (128 << 10) / tile));
 }
 
-}  // namespace riffle
+}  // namespace riffle::attention

@@ -15,8 +15,10 @@
 #include "riffle/types.h"
 
 HWY_BEFORE_NAMESPACE();
-namespace riffle::HWY_NAMESPACE {
+namespace riffle::attention::HWY_NAMESPACE {
 namespace hn = hwy::HWY_NAMESPACE;
+using core::HWY_NAMESPACE::FromF16;
+using core::HWY_NAMESPACE::LoadAny;
 
 // Four words of a row of q as they lie, from word w on, and what a sign (1, -1 or 0) makes of them.
 template <DType kDType>
@@ -110,8 +112,8 @@ HWY_INLINE void TransposeTile(const Query& query, const uint8_t* const* rows, in
 
 // Queries of a tile times `sign` (1, -1 or 0) as words to[words][lanes].
 //   rows  [lanes], in `dtype`; words is a multiple of 4
-HWY_INLINE void LayOutQueryRows(F32Math, DType dtype, const uint8_t* const* rows, int words,
-                                float sign, int lanes, float* to) {
+HWY_INLINE void PackQueryRows(F32Math, DType dtype, const uint8_t* const* rows, int words,
+                              float sign, int lanes, float* to) {
   if (dtype == DType::kF32) {
     TransposeTile(FloatQuery<DType::kF32>{sign}, rows, words, lanes, to);
   } else if (dtype == DType::kBF16) {
@@ -122,14 +124,14 @@ HWY_INLINE void LayOutQueryRows(F32Math, DType dtype, const uint8_t* const* rows
 }
 
 #if HWY_NATIVE_DOT_BF16 && HWY_ARCH_X86
-HWY_INLINE void LayOutQueryRows(BF16Math, DType, const uint8_t* const* rows, int words, float sign,
-                                int lanes, uint32_t* to) {
+HWY_INLINE void PackQueryRows(BF16Math, DType, const uint8_t* const* rows, int words, float sign,
+                              int lanes, uint32_t* to) {
   const PairQuery query{sign == 0 ? 0 : ~0u, sign < 0 ? 0x80008000u : 0};
   TransposeTile(query, rows, words, lanes, to);
 }
 #endif
 
-}  // namespace riffle::HWY_NAMESPACE
+}  // namespace riffle::attention::HWY_NAMESPACE
 HWY_AFTER_NAMESPACE();
 
 #endif  // per-target include guard

@@ -1,10 +1,10 @@
-// The queries of a unit: which keys their rows see, and laying them out in tiles. Included once per
-// SIMD target.
-#if defined(RIFFLE_ATTENTION_UNIT_QUERIES_INL_H_) == defined(HWY_TARGET_TOGGLE)
-#ifdef RIFFLE_ATTENTION_UNIT_QUERIES_INL_H_
-#undef RIFFLE_ATTENTION_UNIT_QUERIES_INL_H_
+// The queries of a work item: which keys their rows see, and laying them out in tiles. Included
+// once per SIMD target.
+#if defined(RIFFLE_ATTENTION_QUERY_TILES_INL_H_) == defined(HWY_TARGET_TOGGLE)
+#ifdef RIFFLE_ATTENTION_QUERY_TILES_INL_H_
+#undef RIFFLE_ATTENTION_QUERY_TILES_INL_H_
 #else
-#define RIFFLE_ATTENTION_UNIT_QUERIES_INL_H_
+#define RIFFLE_ATTENTION_QUERY_TILES_INL_H_
 #endif
 
 #include <hwy/highway.h>
@@ -19,12 +19,12 @@
 #include "attention/work_item_state-inl.h"
 
 HWY_BEFORE_NAMESPACE();
-namespace riffle::HWY_NAMESPACE {
+namespace riffle::attention::HWY_NAMESPACE {
 
 // Rows that pass through the kernels together: their lanes, and the keys that some and that all of
 // them see.
 struct Tile {
-  int row;  // of the unit, and its lane: tiles before the last one are full
+  int row;  // of the work item, and its lane: tiles before the last one are full
   int rows;
   int lanes;
   KeyRange any;
@@ -33,23 +33,24 @@ struct Tile {
 
 // Rows are the queries of a KV head's group, token by token.
 template <class Math>
-class UnitQueries {
+class WorkItemQueries {
   using Word = typename Math::Word;
 
  public:
   // `at` outlives this; Enter fills its `first`, `last` and `q`.
-  UnitQueries(const AttentionArgs& args, const UnitScratch<Math>& at) : args_(args), at_(at) {}
+  WorkItemQueries(const AttentionArgs& args, const WorkItemScratch<Math>& at)
+      : args_(args), at_(at) {}
 
   // `seen`: keys that any row sees. If none, nothing is laid out.
-  void Enter(const Unit& unit, const UnitShape& shape, const KeyRange& seen) {
-    unit_ = &unit;
+  void Enter(const WorkItem& item, const WorkItemShape& shape, const KeyRange& seen) {
+    unit_ = &item;
     rows_ = shape.rows;
     lanes_ = shape.lanes;
     if (seen.empty()) {
       return;
     }
-    const int kv_len = args_.kv_lens[unit.seq];
-    const int position = kv_len - args_.q_len(unit.seq) + unit.query_begin;
+    const int kv_len = args_.kv_lens[item.seq];
+    const int position = kv_len - args_.q_len(item.seq) + item.query_begin;
     for (int lane = 0; lane < lanes_; ++lane) {
       const int row = std::min(lane, rows_ - 1);
       const KeyRange keys = Visible(args_.shape, kv_len, position + row / args_.shape.group);
@@ -57,7 +58,7 @@ class UnitQueries {
       at_.last[lane] = keys.end;
     }
     for (int head = 0; head < shape.heads; ++head) {
-      ForEachTile([&](const Tile& tile) { LayOut(head, tile); });
+      ForEachTile([&](const Tile& tile) { Place(head, tile); });
     }
   }
 
@@ -79,7 +80,7 @@ class UnitQueries {
     return at_.q + (int64_t{head} * lanes_ + tile.row) * words();
   }
 
-  // Where a row of the unit lies in q and in the results.
+  // Where a row of the work item lies in q and in the results.
   int64_t Token(int row) const {
     return args_.first_token(unit_->seq) + unit_->query_begin + row / args_.shape.group;
   }
@@ -88,9 +89,9 @@ class UnitQueries {
   }
 
  private:
-  int words() const { return args_.shape.head_dim / Math::kPerWord; }
+  int words() const { return args_.shape.head_dim / Math::kPerOperand; }
 
-  void LayOut(int head, const Tile& tile) {
+  void Place(int head, const Tile& tile) {
     Prefetch(head, tile.row + tile.rows);
     const uint8_t* rows[kTileRows];
     for (int row = 0; row < tile.lanes; ++row) {
@@ -99,7 +100,7 @@ class UnitQueries {
     // Without a soft cap the sign of the scale goes here, so that the factor of scores is positive
     // and the largest score is the largest logit.
     const float sign = args_.scale < 0 ? -1.0f : args_.scale == 0 ? 0.0f : 1.0f;
-    LayOutQueryRows(Math(), args_.q_dtype, rows, words(), sign, tile.lanes, LaidOut(head, tile));
+    PackQueryRows(Math(), args_.q_dtype, rows, words(), sign, tile.lanes, LaidOut(head, tile));
   }
 
   // Those of the next tile, into L2: 32 rows are read a few words at a time, which the hardware's
@@ -119,13 +120,13 @@ class UnitQueries {
   }
 
   const AttentionArgs& args_;
-  const UnitScratch<Math>& at_;
-  const Unit* unit_ = nullptr;
+  const WorkItemScratch<Math>& at_;
+  const WorkItem* unit_ = nullptr;
   int rows_ = 0;
   int lanes_ = 0;
 };
 
-}  // namespace riffle::HWY_NAMESPACE
+}  // namespace riffle::attention::HWY_NAMESPACE
 HWY_AFTER_NAMESPACE();
 
 #endif  // per-target include guard

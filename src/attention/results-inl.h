@@ -17,8 +17,10 @@
 #include "core/round-inl.h"
 
 HWY_BEFORE_NAMESPACE();
-namespace riffle::HWY_NAMESPACE {
+namespace riffle::attention::HWY_NAMESPACE {
 namespace hn = hwy::HWY_NAMESPACE;
+using core::HWY_NAMESPACE::RoundToBF16;
+using core::HWY_NAMESPACE::RoundToF16;
 
 template <class D>
 HWY_INLINE void StoreAny(D, hn::Vec<D> v, uint8_t* p) {
@@ -74,25 +76,27 @@ HWY_INLINE void WriteRow(const AttentionArgs& args, int64_t token, int64_t head,
   }
 }
 
-void MergeSplitImpl(const AttentionArgs& args, const Split& split, int head, float* slots) {
-  const Unit& unit = split.whole;
+void MergeSplitImpl(const AttentionArgs& args, const KvSplit& split, int head,
+                    float* partial_states) {
+  const WorkItem& item = split.whole;
   const int dim = args.shape.head_dim;
   const int columns = PaddedDim(dim);
-  const int heads = unit.head_end - unit.head_begin;
+  const int heads = item.head_end - item.head_begin;
   const int group = args.shape.group;
-  const int rows = (unit.query_end - unit.query_begin) * group;
-  const SlotView total(slots + unit.slot, heads, rows, columns);
+  const int rows = (item.query_end - item.query_begin) * group;
+  const PartialStateView total(partial_states + item.slot, heads, rows, columns);
   for (int row = head * rows; row < (head + 1) * rows; ++row) {
     float* sums = total.sums + int64_t{row} * columns;
-    for (int64_t i = 1; i < split.slots; ++i) {
-      const SlotView next(slots + unit.slot + i * SlotFloats(heads, rows, dim), heads, rows,
-                          columns);
+    for (int64_t i = 1; i < split.partial_states; ++i) {
+      const PartialStateView next(
+          partial_states + item.slot + i * PartialStateFloats(heads, rows, dim), heads, rows,
+          columns);
       MergeState(next.max[row], next.weight[row], next.sums + int64_t{row} * columns, columns,
                  total.max + row, total.weight + row, sums);
     }
     const int in_head = row - head * rows;
-    WriteRow(args, args.first_token(unit.seq) + unit.query_begin + in_head / group,
-             int64_t{unit.head_begin + head} * group + in_head % group, total.max[row],
+    WriteRow(args, args.first_token(item.seq) + item.query_begin + in_head / group,
+             int64_t{item.head_begin + head} * group + in_head % group, total.max[row],
              total.weight[row], sums);
   }
 }
@@ -116,7 +120,7 @@ void WeightedSumImpl(DType dtype, const uint8_t* const* rows, const float* weigh
   WriteScaled(dtype, sum, 1.0f, dim, out);
 }
 
-}  // namespace riffle::HWY_NAMESPACE
+}  // namespace riffle::attention::HWY_NAMESPACE
 HWY_AFTER_NAMESPACE();
 
 #endif  // per-target include guard

@@ -15,7 +15,7 @@
 #include "attention/kv_rows.h"
 
 HWY_BEFORE_NAMESPACE();
-namespace riffle::HWY_NAMESPACE {
+namespace riffle::attention::HWY_NAMESPACE {
 namespace hn = hwy::HWY_NAMESPACE;
 
 // The largest byte of 16 rows while 16 others are prefetched; `bytes` is a multiple of 16.
@@ -41,7 +41,7 @@ HWY_INLINE V MaxOfRows(D d, const KvRows& rows, const KvRows& ahead, size_t byte
   return hn::Max(max, other);
 }
 
-uint8_t ReadUnitsImpl(const AttentionArgs& args, const Unit* begin, const Unit* end) {
+uint8_t ReadUnitsImpl(const AttentionArgs& args, const WorkItem* begin, const WorkItem* end) {
   const hn::CappedTag<uint8_t, 32> d;
   TileCursor tile(args, begin, end);
   TileCursor ahead(args, begin, end);
@@ -92,7 +92,7 @@ double Spin(int64_t steps) {
     hn::Store(sum[i], df, at + i * hn::MaxLanes(df));
   }
   hwy::PreventElision(at);
-  return 2.0 * Math::kPerWord * static_cast<double>(steps) * kChains * hn::MaxLanes(df);
+  return 2.0 * Math::kPerOperand * static_cast<double>(steps) * kChains * hn::MaxLanes(df);
 }
 
 double SpinDotsImpl(DType dtype, int64_t steps) {
@@ -105,7 +105,7 @@ double SpinDotsImpl(DType dtype, int64_t steps) {
   return Spin<F32Math>(steps);
 }
 
-}  // namespace riffle::HWY_NAMESPACE
+}  // namespace riffle::attention::HWY_NAMESPACE
 HWY_AFTER_NAMESPACE();
 
 #endif  // per-target include guard

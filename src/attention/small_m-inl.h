@@ -1,11 +1,11 @@
 // Kernels for the few rows of a decode where the target has bf16 dot products: they read keys and
 // values where they lie. Every result is the same chain of the same steps as in dot-inl.h, so the
 // bits are those of prefill. Included once per SIMD target.
-#if defined(RIFFLE_ATTENTION_FEW_ROWS_INL_H_) == defined(HWY_TARGET_TOGGLE)
-#ifdef RIFFLE_ATTENTION_FEW_ROWS_INL_H_
-#undef RIFFLE_ATTENTION_FEW_ROWS_INL_H_
+#if defined(RIFFLE_ATTENTION_SMALL_M_INL_H_) == defined(HWY_TARGET_TOGGLE)
+#ifdef RIFFLE_ATTENTION_SMALL_M_INL_H_
+#undef RIFFLE_ATTENTION_SMALL_M_INL_H_
 #else
-#define RIFFLE_ATTENTION_FEW_ROWS_INL_H_
+#define RIFFLE_ATTENTION_SMALL_M_INL_H_
 #endif
 
 #include <hwy/highway.h>
@@ -20,8 +20,10 @@
 #if HWY_NATIVE_DOT_BF16 && HWY_ARCH_X86
 
 HWY_BEFORE_NAMESPACE();
-namespace riffle::HWY_NAMESPACE {
+namespace riffle::attention::HWY_NAMESPACE {
 namespace hn = hwy::HWY_NAMESPACE;
+using core::HWY_NAMESPACE::Exp2;
+using core::HWY_NAMESPACE::LoadAny;
 
 // Four words of each of 16 / kRows keys, kRows / 4 times: [keys][kRows / 4][4 words].
 template <int kRows, class DW>
@@ -63,8 +65,8 @@ HWY_INLINE hn::Vec<DW> LoadRows(DW dw, const uint32_t* q) {
 // Eight vectors, a step of each in turn, as a product takes six cycles.
 //   q  [words][kRows]; rows [keys]; scores [keys][kRows], aligned; words is a multiple of 4
 template <int kRows, int kVecs>
-HWY_INLINE void ScoresWhereTheyLie(const uint32_t* HWY_RESTRICT q, const uint8_t* const* rows,
-                                   int words, float* HWY_RESTRICT scores, const Ahead& ahead) {
+HWY_INLINE void ScoresInPlace(const uint32_t* HWY_RESTRICT q, const uint8_t* const* rows, int words,
+                              float* HWY_RESTRICT scores, const Ahead& ahead) {
   const FloatTag<16> df;
   const hn::CappedTag<uint32_t, 16> dw;
   const hn::Repartition<hwy::bfloat16_t, decltype(df)> dbf;
@@ -108,14 +110,14 @@ HWY_INLINE void DirectScores(const uint32_t* q, int lanes, const uint8_t* const*
   while (keys > 0) {
     int done = 16;
     if (lanes == 4 && keys >= 32) {
-      ScoresWhereTheyLie<4, 8>(q, rows, words, scores, ahead);
+      ScoresInPlace<4, 8>(q, rows, words, scores, ahead);
       done = 32;
     } else if (lanes == 4) {
-      ScoresWhereTheyLie<4, 4>(q, rows, words, scores, ahead);
+      ScoresInPlace<4, 4>(q, rows, words, scores, ahead);
     } else if (lanes == 8) {
-      ScoresWhereTheyLie<8, 8>(q, rows, words, scores, ahead);
+      ScoresInPlace<8, 8>(q, rows, words, scores, ahead);
     } else {
-      ScoresWhereTheyLie<16, 8>(q, rows, words, scores, ahead);
+      ScoresInPlace<16, 8>(q, rows, words, scores, ahead);
       done = 8;
     }
     keys -= done;
@@ -265,7 +267,7 @@ HWY_INLINE bool SoftmaxOf4Rows(int begin, int end, float scale, const float* sco
   return !hn::AllTrue(d4, hn::Eq(correction, hn::Set(d4, 1.0f)));
 }
 
-}  // namespace riffle::HWY_NAMESPACE
+}  // namespace riffle::attention::HWY_NAMESPACE
 HWY_AFTER_NAMESPACE();
 
 #endif  // native bf16 dot products

@@ -1,5 +1,5 @@
-// The softmax state of a row (a query and a head), in units of log2: the largest logit so far, the
-// weight (the sum of 2^(logit - largest)), and the values summed with those weights. The empty
+// The softmax state of a row (a query and a head), in work items of log2: the largest logit so far,
+// the weight (the sum of 2^(logit - largest)), and the values summed with those weights. The empty
 // state is (-inf, 0, 0); merging it into another changes no bit. Included once per SIMD target.
 #if defined(RIFFLE_ATTENTION_SOFTMAX_INL_H_) == defined(HWY_TARGET_TOGGLE)
 #ifdef RIFFLE_ATTENTION_SOFTMAX_INL_H_
@@ -19,8 +19,10 @@
 #include "core/exp-inl.h"
 
 HWY_BEFORE_NAMESPACE();
-namespace riffle::HWY_NAMESPACE {
+namespace riffle::attention::HWY_NAMESPACE {
 namespace hn = hwy::HWY_NAMESPACE;
+using core::HWY_NAMESPACE::Exp2;
+using core::HWY_NAMESPACE::Tanh;
 
 constexpr float kLog2E = 0x1.715476p+0f;
 
@@ -202,7 +204,7 @@ inline Finished Finish(float max, float weight, const float* sink) {
   return {static_cast<float>(seen / all), static_cast<float>(largest + std::log(all))};
 }
 
-}  // namespace riffle::HWY_NAMESPACE
+}  // namespace riffle::attention::HWY_NAMESPACE
 HWY_AFTER_NAMESPACE();
 
 #endif  // per-target include guard

@@ -15,8 +15,9 @@
 #include "attention/dot-inl.h"
 
 HWY_BEFORE_NAMESPACE();
-namespace riffle::HWY_NAMESPACE {
+namespace riffle::attention::HWY_NAMESPACE {
 namespace hn = hwy::HWY_NAMESPACE;
+using core::HWY_NAMESPACE::PrefetchAt;
 
 // Probabilities and values of some keys, and what they are added to.
 template <class Math>
@@ -36,16 +37,16 @@ struct ValueProduct {
 
 // sums[row][column] = its correction times that, + the sum over s in [begin, end) of p[s][row] *
 // v[s][column], kRows rows, kVecs vectors of columns.
-//   kAhead  prefetch the columns' bytes of ahead.rows[0, steps * kPerWord)
+//   kAhead  prefetch the columns' bytes of ahead.rows[0, steps * kPerOperand)
 template <class Math, int kRows, int kVecs, bool kAhead, class DF>
 HWY_INLINE void ValueKernel(DF df, const ValueProduct<Math>& of, int first_row, int column,
                             int begin, int end, const Ahead& ahead) {
   using Word = typename Math::Word;
   const hn::Rebind<Word, DF> dw;
   constexpr size_t kN = hn::MaxLanes(DF());
-  constexpr int kPerWord = Math::kPerWord;
+  constexpr int kPerOperand = Math::kPerOperand;
   // Of 64 bytes that the columns take in a row; half of them twice if f32 is made of 16 bits.
-  constexpr int kLines = (kVecs * kN + 16 * kPerWord - 1) / (16 * kPerWord);
+  constexpr int kLines = (kVecs * kN + 16 * kPerOperand - 1) / (16 * kPerOperand);
   const int lanes = of.lanes;
   const int stride = of.stride;
   const int columns = of.columns;
@@ -72,9 +73,9 @@ HWY_INLINE void ValueKernel(DF df, const ValueProduct<Math>& of, int first_row, 
       x[i] = hn::Load(dw, v + i * kN);
     }
     if constexpr (kAhead) {
-      for (int i = 0; i < kPerWord; ++i) {
+      for (int i = 0; i < kPerOperand; ++i) {
         for (int line = 0; line < kLines; ++line) {
-          PrefetchAt(ahead.rows[s * kPerWord + i], ahead.offset + line * ahead.step);
+          PrefetchAt(ahead.rows[s * kPerOperand + i], ahead.offset + line * ahead.step);
         }
       }
     }
@@ -94,8 +95,8 @@ HWY_INLINE void ValueKernel(DF df, const ValueProduct<Math>& of, int first_row, 
 
 // Up to 4 rows.
 template <class Math, int kVecs, bool kAhead, class DF>
-HWY_INLINE void FewValueRows(DF df, const ValueProduct<Math>& of, int row, int rows, int column,
-                             int begin, int end, const Ahead& ahead) {
+HWY_INLINE void SmallMValueRows(DF df, const ValueProduct<Math>& of, int row, int rows, int column,
+                                int begin, int end, const Ahead& ahead) {
   if (rows >= 4) {
     ValueKernel<Math, 4, kVecs, kAhead>(df, of, row, column, begin, end, ahead);
   } else if (rows == 3) {
@@ -128,10 +129,10 @@ HWY_INLINE void AddValuesAhead(const ValueProduct<Math>& of, int rows, Ahead ahe
   const FloatTag<16> df;
   ForColumns(df, of.columns, [&](int column, auto vecs) HWY_ATTR {
     constexpr int kVecs = decltype(vecs)::value;
-    ahead.offset = column / (16 * Math::kPerWord) * ahead.step;
-    FewValueRows<Math, kVecs, true>(df, of, 0, rows, column, 0, of.steps, ahead);
+    ahead.offset = column / (16 * Math::kPerOperand) * ahead.step;
+    SmallMValueRows<Math, kVecs, true>(df, of, 0, rows, column, 0, of.steps, ahead);
     for (int row = 4; row < rows; row += 4) {
-      FewValueRows<Math, kVecs, false>(df, of, row, rows - row, column, 0, of.steps, {});
+      SmallMValueRows<Math, kVecs, false>(df, of, row, rows - row, column, 0, of.steps, {});
     }
   });
 }
@@ -147,15 +148,15 @@ HWY_INLINE void AddValues(const ValueProduct<Math>& of, int rows, int key0, cons
     for (int row = 0; row < rows; row += 4) {
       const int end_row = std::min(row + 4, rows) - 1;
       const int begin =
-          std::clamp(first[row] - key0, 0, of.steps * Math::kPerWord) / Math::kPerWord;
+          std::clamp(first[row] - key0, 0, of.steps * Math::kPerOperand) / Math::kPerOperand;
       const int end =
-          std::min(of.steps, (last[end_row] - key0 + Math::kPerWord - 1) / Math::kPerWord);
-      FewValueRows<Math, kVecs, false>(df, of, row, rows - row, column, begin, end, {});
+          std::min(of.steps, (last[end_row] - key0 + Math::kPerOperand - 1) / Math::kPerOperand);
+      SmallMValueRows<Math, kVecs, false>(df, of, row, rows - row, column, begin, end, {});
     }
   });
 }
 
-}  // namespace riffle::HWY_NAMESPACE
+}  // namespace riffle::attention::HWY_NAMESPACE
 HWY_AFTER_NAMESPACE();
 
 #endif  // per-target include guard

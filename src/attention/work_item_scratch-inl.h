@@ -1,9 +1,9 @@
-// What a thread needs while it runs units. Included once per SIMD target.
-#if defined(RIFFLE_ATTENTION_UNIT_SCRATCH_INL_H_) == defined(HWY_TARGET_TOGGLE)
-#ifdef RIFFLE_ATTENTION_UNIT_SCRATCH_INL_H_
-#undef RIFFLE_ATTENTION_UNIT_SCRATCH_INL_H_
+// What a thread needs while it runs work items. Included once per SIMD target.
+#if defined(RIFFLE_ATTENTION_WORK_ITEM_SCRATCH_INL_H_) == defined(HWY_TARGET_TOGGLE)
+#ifdef RIFFLE_ATTENTION_WORK_ITEM_SCRATCH_INL_H_
+#undef RIFFLE_ATTENTION_WORK_ITEM_SCRATCH_INL_H_
 #else
-#define RIFFLE_ATTENTION_UNIT_SCRATCH_INL_H_
+#define RIFFLE_ATTENTION_WORK_ITEM_SCRATCH_INL_H_
 #endif
 
 #include <hwy/highway.h>
@@ -16,30 +16,31 @@
 #include "attention/work_item_state-inl.h"
 
 HWY_BEFORE_NAMESPACE();
-namespace riffle::HWY_NAMESPACE {
+namespace riffle::attention::HWY_NAMESPACE {
 
 // Words from a row of values to the next: rows of a power of two would use a part of L1 alone.
 constexpr int ValueStride(int columns) { return columns + 16; }
 
-// Arrays for the largest unit of a plan; `lanes` are those of the unit or of the tile in hand.
+// Arrays for the largest work item of a plan; `lanes` are those of the work item or of the tile in
+// hand.
 template <class Math>
-struct UnitScratch {
+struct WorkItemScratch {
   using Word = typename Math::Word;
 
-  Word* keys;         // [kBlock][kKeyStride]
-  Word* values;       // [kBlock / kPerWord][ValueStride]
-  Word* p;            // [kBlock / kPerWord][lanes]: probabilities
-  float* scores;      // [kBlock][lanes]
-  float* correction;  // [lanes]: what a block multiplies earlier sums with
-  int32_t* first;     // [lanes]: the keys [first, last) that a row sees
-  int32_t* last;      // [lanes]
-  Word* q;            // [heads][tiles][words][lanes]
-  UnitState span;     // of the span in hand
-  UnitState total;    // of the spans before it
+  Word* keys;           // [kBlock][kKeyStride]
+  Word* values;         // [kBlock / kPerOperand][ValueStride]
+  Word* p;              // [kBlock / kPerOperand][lanes]: probabilities
+  float* scores;        // [kBlock][lanes]
+  float* correction;    // [lanes]: what a block multiplies earlier sums with
+  int32_t* first;       // [lanes]: the keys [first, last) that a row sees
+  int32_t* last;        // [lanes]
+  Word* q;              // [heads][tiles][words][lanes]
+  WorkItemState span;   // of the span in hand
+  WorkItemState total;  // of the spans before it
 
   // Places the arrays in `scratch`, aligned to 64 bytes; the bytes they take. A null `scratch`
   // only counts.
-  size_t LayOut(int dim, const Plan& plan, uint8_t* scratch) {
+  size_t Place(int dim, const Plan& plan, uint8_t* scratch) {
     size_t used = 0;
     const auto take = [&](auto*& pointer, int64_t n) {
       using Pointer = std::remove_reference_t<decltype(pointer)>;
@@ -48,14 +49,14 @@ struct UnitScratch {
     };
     const int columns = PaddedDim(dim);
     take(keys, kBlock * Math::kKeyStride);
-    take(values, kBlock / Math::kPerWord * ValueStride(columns));
-    take(p, kBlock / Math::kPerWord * kTileRows);
+    take(values, kBlock / Math::kPerOperand * ValueStride(columns));
+    take(p, kBlock / Math::kPerOperand * kTileRows);
     take(scores, kBlock * kTileRows);
     take(correction, kTileRows);
     take(first, plan.max_head_lanes);
     take(last, plan.max_head_lanes);
-    take(q, int64_t{plan.max_head_lanes} * (dim / Math::kPerWord));
-    for (UnitState* state : {&span, &total}) {
+    take(q, int64_t{plan.max_head_lanes} * (dim / Math::kPerOperand));
+    for (WorkItemState* state : {&span, &total}) {
       take(state->max, plan.max_head_lanes);
       take(state->weight, plan.max_head_lanes);
       take(state->sums, int64_t{plan.max_head_rows} * columns);
@@ -64,7 +65,7 @@ struct UnitScratch {
   }
 };
 
-}  // namespace riffle::HWY_NAMESPACE
+}  // namespace riffle::attention::HWY_NAMESPACE
 HWY_AFTER_NAMESPACE();
 
 #endif  // per-target include guard

@@ -1,10 +1,10 @@
-// The softmax states of a unit's rows: in hand, folded, and in slots. Included once per SIMD
-// target.
-#if defined(RIFFLE_ATTENTION_UNIT_STATE_INL_H_) == defined(HWY_TARGET_TOGGLE)
-#ifdef RIFFLE_ATTENTION_UNIT_STATE_INL_H_
-#undef RIFFLE_ATTENTION_UNIT_STATE_INL_H_
+// The softmax states of a work item's rows: in hand, merged, and in partial_states. Included once
+// per SIMD target.
+#if defined(RIFFLE_ATTENTION_WORK_ITEM_STATE_INL_H_) == defined(HWY_TARGET_TOGGLE)
+#ifdef RIFFLE_ATTENTION_WORK_ITEM_STATE_INL_H_
+#undef RIFFLE_ATTENTION_WORK_ITEM_STATE_INL_H_
 #else
-#define RIFFLE_ATTENTION_UNIT_STATE_INL_H_
+#define RIFFLE_ATTENTION_WORK_ITEM_STATE_INL_H_
 #endif
 
 #include <hwy/highway.h>
@@ -17,10 +17,10 @@
 #include "attention/softmax-inl.h"
 
 HWY_BEFORE_NAMESPACE();
-namespace riffle::HWY_NAMESPACE {
+namespace riffle::attention::HWY_NAMESPACE {
 
-// What a unit has: heads, rows of each, lanes that these fill, columns of a row's sums.
-struct UnitShape {
+// What a work item has: heads, rows of each, lanes that these fill, columns of a row's sums.
+struct WorkItemShape {
   int heads = 0;
   int rows = 0;
   int lanes = 0;
@@ -37,15 +37,15 @@ struct UnitShape {
   }
 };
 
-struct UnitState {
+struct WorkItemState {
   float* max;     // [heads][lanes]
   float* weight;  // [heads][lanes]
   float* sums;    // [heads][rows][columns]
 
   // Rows begin empty. Their sums are whatever was there until their first keys write them.
-  void Clear(const UnitShape& unit) const {
-    std::fill_n(max, unit.heads * unit.lanes, -std::numeric_limits<float>::infinity());
-    std::fill_n(weight, unit.heads * unit.lanes, 0.0f);
+  void Clear(const WorkItemShape& item) const {
+    std::fill_n(max, item.heads * item.lanes, -std::numeric_limits<float>::infinity());
+    std::fill_n(weight, item.heads * item.lanes, 0.0f);
   }
   bool IsEmpty(int lane) const {
     return weight[lane] == 0.0f && max[lane] == -std::numeric_limits<float>::infinity();
@@ -53,38 +53,39 @@ struct UnitState {
 };
 
 // total = total and the keys after it.
-inline void FoldState(const UnitShape& unit, const UnitState& later, const UnitState& total) {
-  unit.ForEach([&](int, int, int lane, int64_t sums) {
+inline void MergePartialState(const WorkItemShape& item, const WorkItemState& later,
+                              const WorkItemState& total) {
+  item.ForEach([&](int, int, int lane, int64_t sums) {
     if (!later.IsEmpty(lane)) {  // it would change no bit
-      MergeState(later.max[lane], later.weight[lane], later.sums + sums, unit.columns,
+      MergeState(later.max[lane], later.weight[lane], later.sums + sums, item.columns,
                  total.max + lane, total.weight + lane, total.sums + sums);
     }
   });
 }
 
-// A state in a slot (SlotFloats).
-struct SlotView {
-  SlotView(float* slot, int heads, int rows, int columns)
+// A state in a slot (PartialStateFloats).
+struct PartialStateView {
+  PartialStateView(float* slot, int heads, int rows, int columns)
       : sums(slot), max(slot + int64_t{heads} * rows * columns), weight(max + heads * rows) {}
   float* sums;    // [heads][rows][columns]
   float* max;     // [heads][rows]
   float* weight;  // [heads][rows]
 };
 
-inline void StoreState(const UnitShape& unit, const UnitState& state, float* slot) {
-  const SlotView view(slot, unit.heads, unit.rows, unit.columns);
-  unit.ForEach([&](int head, int row, int lane, int64_t sums) {
+inline void StoreState(const WorkItemShape& item, const WorkItemState& state, float* slot) {
+  const PartialStateView view(slot, item.heads, item.rows, item.columns);
+  item.ForEach([&](int head, int row, int lane, int64_t sums) {
     if (state.IsEmpty(lane)) {
-      std::fill_n(view.sums + sums, unit.columns, 0.0f);
+      std::fill_n(view.sums + sums, item.columns, 0.0f);
     } else {
-      std::copy_n(state.sums + sums, unit.columns, view.sums + sums);
+      std::copy_n(state.sums + sums, item.columns, view.sums + sums);
     }
-    view.max[head * unit.rows + row] = state.max[lane];
-    view.weight[head * unit.rows + row] = state.weight[lane];
+    view.max[head * item.rows + row] = state.max[lane];
+    view.weight[head * item.rows + row] = state.weight[lane];
   });
 }
 
-}  // namespace riffle::HWY_NAMESPACE
+}  // namespace riffle::attention::HWY_NAMESPACE
 HWY_AFTER_NAMESPACE();
 
 #endif  // per-target include guard

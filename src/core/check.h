@@ -6,7 +6,7 @@
 
 #include "riffle/error.h"
 
-namespace riffle {
+namespace riffle::core {
 
 template <typename... Parts>
 std::string Concat(const Parts&... parts) {
@@ -27,4 +27,4 @@ void Check(bool ok, Code code, const Parts&... parts) {
   }
 }
 
-}  // namespace riffle
+}  // namespace riffle::core

@@ -1,9 +1,9 @@
 // Words and steps of dot products, and prefetching. Included once per SIMD target.
-#if defined(RIFFLE_CORE_WORDS_INL_H_) == defined(HWY_TARGET_TOGGLE)
-#ifdef RIFFLE_CORE_WORDS_INL_H_
-#undef RIFFLE_CORE_WORDS_INL_H_
+#if defined(RIFFLE_CORE_DOT_OPERANDS_INL_H_) == defined(HWY_TARGET_TOGGLE)
+#ifdef RIFFLE_CORE_DOT_OPERANDS_INL_H_
+#undef RIFFLE_CORE_DOT_OPERANDS_INL_H_
 #else
-#define RIFFLE_CORE_WORDS_INL_H_
+#define RIFFLE_CORE_DOT_OPERANDS_INL_H_
 #endif
 
 #include <hwy/highway.h>
@@ -11,7 +11,7 @@
 #include <cstdint>
 
 HWY_BEFORE_NAMESPACE();
-namespace riffle::HWY_NAMESPACE {
+namespace riffle::core::HWY_NAMESPACE {
 namespace hn = hwy::HWY_NAMESPACE;
 
 #if HWY_HAVE_SCALABLE
@@ -19,9 +19,9 @@ namespace hn = hwy::HWY_NAMESPACE;
 #endif
 
 // A word is one element, a step one fused multiply-add (two roundings on SSE).
-struct FloatWords {
+struct F32Fma {
   using Word = float;
-  static constexpr int kPerWord = 1;
+  static constexpr int kPerOperand = 1;
 
   template <class DF, class VF = hn::Vec<DF>>
   static HWY_INLINE VF Step(DF df, Word a, VF b, VF sum) {
@@ -32,9 +32,9 @@ struct FloatWords {
 #if HWY_NATIVE_DOT_BF16 && HWY_ARCH_X86
 // A word is two neighbours of the inner index, the lower one in the low half; a step adds both
 // products (VDPBF16PS: round to nearest, denormals are zero).
-struct PairWords {
+struct BF16PairDot {
   using Word = uint32_t;
-  static constexpr int kPerWord = 2;
+  static constexpr int kPerOperand = 2;
 
   template <class DF, class VW, class VF = hn::Vec<DF>>
   static HWY_INLINE VF Step(DF df, Word a, VW b, VF sum) {
@@ -53,7 +53,7 @@ HWY_INLINE void PrefetchAt(const uint8_t* from, int64_t offset) {
   __builtin_prefetch(reinterpret_cast<const void*>(at), 0, 2);
 }
 
-}  // namespace riffle::HWY_NAMESPACE
+}  // namespace riffle::core::HWY_NAMESPACE
 HWY_AFTER_NAMESPACE();
 
 #endif  // per-target include guard

@@ -10,7 +10,7 @@
 #include <hwy/highway.h>
 
 HWY_BEFORE_NAMESPACE();
-namespace riffle::HWY_NAMESPACE {
+namespace riffle::core::HWY_NAMESPACE {
 namespace hn = hwy::HWY_NAMESPACE;
 
 // 2^x for x <= 127, within 1.5 ulp; 0 below -126.5; NaN of NaN; exactly 1 of 0. The polynomial is
@@ -53,7 +53,7 @@ HWY_INLINE V Tanh(D d, V x) {
   return hn::IfThenElse(hn::Ge(magnitude, hn::Set(d, 0.625f)), hn::CopySign(large, x), small);
 }
 
-}  // namespace riffle::HWY_NAMESPACE
+}  // namespace riffle::core::HWY_NAMESPACE
 HWY_AFTER_NAMESPACE();
 
 #endif  // per-target include guard

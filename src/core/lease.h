@@ -9,7 +9,7 @@
 
 #include "riffle/runtime.h"
 
-namespace riffle {
+namespace riffle::core {
 
 // A reference to a callable; valid while the callable lives.
 template <typename Signature>
@@ -50,7 +50,7 @@ class Arena {
 // thread alone when the pool is busy.
 class Lease {
  public:
-  explicit Lease(Pool* pool);  // null: DefaultPool()
+  explicit Lease(ThreadPool* pool);  // null: DefaultPool()
   ~Lease();
   Lease(const Lease&) = delete;
   Lease& operator=(const Lease&) = delete;
@@ -69,8 +69,8 @@ class Lease {
   void Run(int64_t tasks, FunctionRef<void(int64_t task, uint8_t* scratch)> task);
 
  private:
-  Pool::Impl* impl_ = nullptr;  // null: inline
+  ThreadPool::Impl* impl_ = nullptr;  // null: inline
   int threads_ = 1;
 };
 
-}  // namespace riffle
+}  // namespace riffle::core

@@ -11,7 +11,7 @@
 #include <cstdint>
 
 HWY_BEFORE_NAMESPACE();
-namespace riffle::HWY_NAMESPACE {
+namespace riffle::core::HWY_NAMESPACE {
 namespace hn = hwy::HWY_NAMESPACE;
 
 // Elements at any address: Highway's unaligned loads, without a misaligned typed pointer for
@@ -42,7 +42,7 @@ HWY_INLINE hn::Vec<DF> FromF16(DF df, VH half) {
 #endif
 }
 
-}  // namespace riffle::HWY_NAMESPACE
+}  // namespace riffle::core::HWY_NAMESPACE
 HWY_AFTER_NAMESPACE();
 
 #endif  // per-target include guard

@@ -13,7 +13,7 @@
 #include "core/order.h"
 
 HWY_BEFORE_NAMESPACE();
-namespace riffle::HWY_NAMESPACE {
+namespace riffle::core::HWY_NAMESPACE {
 namespace hn = hwy::HWY_NAMESPACE;
 
 // Whole vectors of at most 64 bytes; 16 where the length is not known when compiling.
@@ -47,7 +47,7 @@ HWY_INLINE V Keys(D d, V bits, Format<TI> format) {
                         key);
 }
 
-}  // namespace riffle::HWY_NAMESPACE
+}  // namespace riffle::core::HWY_NAMESPACE
 HWY_AFTER_NAMESPACE();
 
 #endif  // per-target include guard

@@ -9,7 +9,7 @@
 
 #include "riffle/types.h"
 
-namespace riffle {
+namespace riffle::core {
 
 // Elements are handled as signed integers of their own width: their bits, or the key made of them.
 template <typename TI>
@@ -63,4 +63,4 @@ inline float KeyToFloat(int64_t key, DType dtype) {
   return key < 0 ? -magnitude : magnitude;
 }
 
-}  // namespace riffle
+}  // namespace riffle::core

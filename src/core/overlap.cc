@@ -1,6 +1,6 @@
 #include "core/overlap.h"
 
-namespace riffle {
+namespace riffle::core {
 namespace {
 
 // The same rows in ascending order of address; rows at one address become one.
@@ -47,4 +47,4 @@ bool Overlaps(const ByteRows& a_rows, const ByteRows& b_rows) {
   return false;
 }
 
-}  // namespace riffle
+}  // namespace riffle::core

@@ -3,7 +3,7 @@
 
 #include <cstdint>
 
-namespace riffle {
+namespace riffle::core {
 
 // `rows` intervals of `width` bytes, `stride` bytes apart.
 struct ByteRows {
@@ -22,4 +22,4 @@ inline bool OverlapsItself(const ByteRows& a) {
   return a.rows > 1 && (a.stride < 0 ? -a.stride : a.stride) < a.width;
 }
 
-}  // namespace riffle
+}  // namespace riffle::core

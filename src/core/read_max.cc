@@ -12,7 +12,7 @@
 #include "riffle/runtime.h"
 
 HWY_BEFORE_NAMESPACE();
-namespace riffle::HWY_NAMESPACE {
+namespace riffle::core::HWY_NAMESPACE {
 namespace hn = hwy::HWY_NAMESPACE;
 
 uint8_t ReadMaxPart(const uint8_t* data, size_t bytes) {
@@ -37,23 +37,34 @@ uint8_t ReadMaxPart(const uint8_t* data, size_t bytes) {
   return result;
 }
 
-}  // namespace riffle::HWY_NAMESPACE
+}  // namespace riffle::core::HWY_NAMESPACE
 HWY_AFTER_NAMESPACE();
 
 #if HWY_ONCE
-namespace riffle {
+namespace riffle::core {
+namespace {
+
 HWY_EXPORT(ReadMaxPart);
 
-uint8_t ReadMax(const void* data, size_t bytes, Pool* pool) {
-  EnsureTarget();
+uint8_t ReadMaxOf(const uint8_t* from, size_t bytes) {
+  return HWY_DYNAMIC_DISPATCH(ReadMaxPart)(from, bytes);
+}
+
+}  // namespace
+}  // namespace riffle::core
+
+namespace riffle {
+
+uint8_t ReadMax(const void* data, size_t bytes, ThreadPool* pool) {
+  core::EnsureTarget();
   const auto* begin = static_cast<const uint8_t*>(data);
-  Lease lease(pool);
+  core::Lease lease(pool);
   const size_t parts = static_cast<size_t>(lease.threads());
   uint8_t* maxima = lease.Shared(parts);
   lease.Run(static_cast<int64_t>(parts), [&](int64_t part, uint8_t*) {
     const size_t from = bytes / parts * static_cast<size_t>(part);
     const size_t to = static_cast<size_t>(part) + 1 == parts ? bytes : from + bytes / parts;
-    maxima[part] = HWY_DYNAMIC_DISPATCH(ReadMaxPart)(begin + from, to - from);
+    maxima[part] = core::ReadMaxOf(begin + from, to - from);
   });
   return *std::max_element(maxima, maxima + parts);
 }

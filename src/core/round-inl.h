@@ -11,7 +11,7 @@
 #include <hwy/highway.h>
 
 HWY_BEFORE_NAMESPACE();
-namespace riffle::HWY_NAMESPACE {
+namespace riffle::core::HWY_NAMESPACE {
 namespace hn = hwy::HWY_NAMESPACE;
 
 // The bits of bf16, one in the lower half of each 32-bit lane.
@@ -68,7 +68,7 @@ HWY_INLINE hn::Vec<hn::Rebind<uint16_t, DF>> RoundToBF16(DF df, VF value) {
   return hn::TruncateTo(hn::Rebind<uint16_t, DF>(), BF16Bits(df, value));
 }
 
-}  // namespace riffle::HWY_NAMESPACE
+}  // namespace riffle::core::HWY_NAMESPACE
 HWY_AFTER_NAMESPACE();
 
 #endif  // per-target include guard

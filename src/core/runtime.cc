@@ -45,8 +45,8 @@ int DefaultThreads() {
   }
   char* end = nullptr;
   const long count = std::strtol(text, &end, 10);
-  Check(*end == '\0' && count >= 1 && count <= kMaxThreads, Code::kBadOption,
-        "RIFFLE_NUM_THREADS = '", text, "' is not a number from 1 to ", kMaxThreads);
+  core::Check(*end == '\0' && count >= 1 && count <= kMaxThreads, Code::kBadOption,
+              "RIFFLE_NUM_THREADS = '", text, "' is not a number from 1 to ", kMaxThreads);
   return static_cast<int>(count);
 }
 
@@ -64,8 +64,8 @@ pid_t ProcessId() {
 
 // What a thread uses when it runs a call alone because the pool is busy.
 struct InlineState {
-  Arena shared;
-  Arena scratch;
+  core::Arena shared;
+  core::Arena scratch;
   uint8_t* scratch_data = nullptr;
 };
 thread_local InlineState inline_state;
@@ -91,12 +91,12 @@ void SpinThenWait(const std::atomic<uint32_t>& word, bool may_spin, const Done& 
 
 }  // namespace
 
-uint8_t* Arena::Get(size_t bytes) {
+uint8_t* core::Arena::Get(size_t bytes) {
   if (bytes > capacity_) {
     data_.reset();
     capacity_ = 0;
     data_.reset(static_cast<uint8_t*>(::operator new (bytes, std::align_val_t{64}, std::nothrow)));
-    Check(data_ != nullptr, Code::kOutOfMemory, "no memory for ", bytes, " bytes of scratch");
+    core::Check(data_ != nullptr, Code::kOutOfMemory, "no memory for ", bytes, " bytes of scratch");
     capacity_ = bytes;
   }
   return data_.get();
@@ -105,7 +105,7 @@ uint8_t* Arena::Get(size_t bytes) {
 // A job is open while `state_` has kOpen; a worker joins an open job by adding one, and leaves by
 // subtracting it. The caller closes the job when no task is left and waits for those inside, never
 // for a worker that is still waking up.
-class Pool::Impl {
+class ThreadPool::Impl {
  public:
   explicit Impl(int threads) { Start(threads); }
   ~Impl() {
@@ -126,11 +126,11 @@ class Pool::Impl {
   void Release() { busy_.store(false, std::memory_order_release); }
 
   void Resize(int threads) {
-    Restart([&] { Start(threads, team_); });
+    Restart([&] { Start(threads, region_); });
   }
 
-  void Lend(Team team) {
-    Restart([&] { Start(threads(), team); });
+  void Lend(ParallelRegion region) {
+    Restart([&] { Start(threads(), region); });
   }
 
   uint8_t* Shared(size_t bytes) { return shared_.Get(bytes); }
@@ -141,7 +141,7 @@ class Pool::Impl {
     }
   }
 
-  void Run(int64_t tasks, FunctionRef<void(int64_t, uint8_t*)> task) {
+  void Run(int64_t tasks, core::FunctionRef<void(int64_t, uint8_t*)> task) {
     if (tasks <= 1 || threads() == 1) {
       for (int64_t i = 0; i < tasks; ++i) {
         task(i, slots_[0].data);
@@ -151,8 +151,8 @@ class Pool::Impl {
     task_ = &task;
     tasks_ = tasks;
     next_.store(0, std::memory_order_relaxed);
-    if (team_ != nullptr) {
-      RunOnTeam();
+    if (region_ != nullptr) {
+      RunOnRegion();
       return;
     }
     state_.store(kOpen, std::memory_order_release);
@@ -168,17 +168,17 @@ class Pool::Impl {
   static constexpr pid_t kNobody = 0;  // while a forked child makes the pool its own
 
   struct alignas(64) Slot {
-    Arena arena;
+    core::Arena arena;
     uint8_t* data = nullptr;
   };
 
-  void Restart(FunctionRef<void()> start) {
+  void Restart(core::FunctionRef<void()> start) {
     if (pid_t parent = owner_.load(std::memory_order_acquire);
         parent != ProcessId() && parent != kNobody &&
         owner_.compare_exchange_strong(parent, kNobody)) {
       // In a forked child. A call that held the pool at the fork will never give it back.
       busy_.store(true, std::memory_order_relaxed);
-      team_ = nullptr;  // an OpenMP of the parent's has no threads here
+      region_ = nullptr;  // an OpenMP of the parent's has no threads here
       Leak();
     } else {
       while (owner_.load(std::memory_order_acquire) != ProcessId() ||
@@ -197,22 +197,22 @@ class Pool::Impl {
   }
 
   // Pre: no worker is left.
-  void Start(int threads, Team team = nullptr) {
+  void Start(int threads, ParallelRegion region = nullptr) {
     owner_.store(ProcessId(), std::memory_order_release);
     stop_.store(false, std::memory_order_relaxed);
     may_spin_ = threads <= AvailableCpus();
     slots_ = std::vector<Slot>(static_cast<size_t>(threads));
-    team_ = team;
+    region_ = region;
     const uint32_t epoch = epoch_.load(std::memory_order_relaxed);
     try {
-      for (int i = 1; i < threads && team == nullptr; ++i) {
+      for (int i = 1; i < threads && region == nullptr; ++i) {
         workers_.emplace_back([this, i, epoch] { Loop(slots_[static_cast<size_t>(i)], epoch); });
       }
     } catch (const std::system_error& error) {
       const size_t started = workers_.size() + 1;
       Stop();
       threads_.store(1, std::memory_order_relaxed);
-      Fail(Code::kOutOfMemory, "only ", started, " of ", threads, " threads: ", error.what());
+      core::Fail(Code::kOutOfMemory, "only ", started, " of ", threads, " threads: ", error.what());
     }
     threads_.store(threads, std::memory_order_relaxed);
   }
@@ -254,10 +254,10 @@ class Pool::Impl {
     }
   }
 
-  // Each thread of the team takes the next slot, so that it does not matter which of them come.
-  void RunOnTeam() {
+  // Each thread of the region takes the next slot, so that it does not matter which of them come.
+  void RunOnRegion() {
     joined_.store(0, std::memory_order_relaxed);
-    team_(
+    region_(
         [](void* pool) {
           auto* self = static_cast<Impl*>(pool);
           const size_t slot = self->joined_.fetch_add(1, std::memory_order_relaxed);
@@ -280,72 +280,72 @@ class Pool::Impl {
 
   std::vector<std::thread> workers_;
   std::vector<Slot> slots_;  // [threads]; 0 is the caller's
-  Arena shared_;
+  core::Arena shared_;
   std::atomic<pid_t> owner_{kNobody};
   bool may_spin_ = false;
-  Team team_ = nullptr;  // null: workers_
+  ParallelRegion region_ = nullptr;  // null: workers_
   std::atomic<int> threads_{1};
   std::atomic<bool> stop_{false};
   std::atomic<bool> busy_{false};
   std::atomic<size_t> joined_{0};
 
-  const FunctionRef<void(int64_t, uint8_t*)>* task_ = nullptr;
+  const core::FunctionRef<void(int64_t, uint8_t*)>* task_ = nullptr;
   int64_t tasks_ = 0;
   alignas(64) std::atomic<int64_t> next_{0};
   alignas(64) std::atomic<uint32_t> state_{0};
   alignas(64) std::atomic<uint32_t> epoch_{0};
 };
 
-Pool::Pool(int threads) {
-  Check(threads >= 0 && threads <= kMaxThreads, Code::kBadOption, "threads = ", threads,
-        " is not in 0..", kMaxThreads);
+ThreadPool::ThreadPool(int threads) {
+  core::Check(threads >= 0 && threads <= kMaxThreads, Code::kBadOption, "threads = ", threads,
+              " is not in 0..", kMaxThreads);
   impl_ = std::make_unique<Impl>(threads == 0 ? std::min(AvailableCpus(), kMaxThreads) : threads);
 }
-Pool::~Pool() = default;
-int Pool::threads() const { return impl_->threads(); }
+ThreadPool::~ThreadPool() = default;
+int ThreadPool::threads() const { return impl_->threads(); }
 
-void ParallelFor(int64_t tasks, const std::function<void(int64_t)>& task, Pool* pool) {
-  Check(tasks >= 0, Code::kBadShape, "tasks = ", tasks, " is negative");
-  Check(task != nullptr, Code::kBadOption, "task is empty");
-  Lease lease(pool);
+void ParallelFor(int64_t tasks, const std::function<void(int64_t)>& task, ThreadPool* pool) {
+  core::Check(tasks >= 0, Code::kBadShape, "tasks = ", tasks, " is negative");
+  core::Check(task != nullptr, Code::kBadOption, "task is empty");
+  core::Lease lease(pool);
   lease.Run(tasks, [&task](int64_t i, uint8_t*) { task(i); });
 }
 
-Pool& DefaultPool() {
+ThreadPool& DefaultPool() {
   // Never destroyed: calls may come from other static destructors.
-  static Pool* pool = new Pool(DefaultThreads());
+  static ThreadPool* pool = new ThreadPool(DefaultThreads());
   return *pool;
 }
 
 int NumThreads() { return DefaultPool().threads(); }
 
 void SetNumThreads(int threads) {
-  Check(threads >= 1 && threads <= kMaxThreads, Code::kBadOption, "threads = ", threads,
-        " is not in 1..", kMaxThreads);
+  core::Check(threads >= 1 && threads <= kMaxThreads, Code::kBadOption, "threads = ", threads,
+              " is not in 1..", kMaxThreads);
   DefaultPool().impl().Resize(threads);
 }
 
-void SetTeam(Team team) { DefaultPool().impl().Lend(team); }
+void SetParallelRegion(ParallelRegion region) { DefaultPool().impl().Lend(region); }
 
-Lease::Lease(Pool* pool) {
-  Pool::Impl& impl = (pool != nullptr ? *pool : DefaultPool()).impl();
+core::Lease::Lease(ThreadPool* pool) {
+  ThreadPool::Impl& impl = (pool != nullptr ? *pool : DefaultPool()).impl();
   if (impl.TryAcquire()) {
     impl_ = &impl;
     threads_ = impl.threads();
   }
 }
 
-Lease::~Lease() {
+core::Lease::~Lease() {
   if (impl_ != nullptr) {
     impl_->Release();
   }
 }
 
-uint8_t* Lease::Shared(size_t bytes) {
+uint8_t* core::Lease::Shared(size_t bytes) {
   return impl_ != nullptr ? impl_->Shared(bytes) : inline_state.shared.Get(bytes);
 }
 
-void Lease::ReserveScratch(size_t bytes) {
+void core::Lease::ReserveScratch(size_t bytes) {
   if (impl_ != nullptr) {
     impl_->ReserveScratch(bytes);
   } else {
@@ -353,7 +353,7 @@ void Lease::ReserveScratch(size_t bytes) {
   }
 }
 
-void Lease::Run(int64_t tasks, FunctionRef<void(int64_t, uint8_t*)> task) {
+void core::Lease::Run(int64_t tasks, core::FunctionRef<void(int64_t, uint8_t*)> task) {
   if (impl_ != nullptr) {
     impl_->Run(tasks, task);
     return;

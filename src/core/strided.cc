@@ -1,6 +1,6 @@
 #include "core/strided.h"
 
-namespace riffle {
+namespace riffle::core {
 
 bool FindHull(const Strided& x, Hull* hull) {
   __extension__ using Wide = __int128;
@@ -51,4 +51,4 @@ bool OverlapsItself(const Strided& x) {
   return false;
 }
 
-}  // namespace riffle
+}  // namespace riffle::core

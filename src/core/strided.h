@@ -6,7 +6,7 @@
 #include "core/check.h"
 #include "core/overlap.h"
 
-namespace riffle {
+namespace riffle::core {
 
 inline int64_t SaturatingMul(int64_t a, int64_t b) {
   int64_t product = 0;
@@ -55,4 +55,4 @@ bool Overlaps(const Strided& a, const Strided& b);
 // Whether two rows share a byte. At most two axes.
 bool OverlapsItself(const Strided& x);
 
-}  // namespace riffle
+}  // namespace riffle::core

@@ -30,8 +30,8 @@ void Use(std::string_view argument, std::string_view name) {
         mask = target;
       }
     }
-    Check(mask != 0, Code::kBadOption, argument, " = '", name,
-          "' is not one of this machine's targets: ", known);
+    core::Check(mask != 0, Code::kBadOption, argument, " = '", name,
+                "' is not one of this machine's targets: ", known);
   }
   hwy::SetSupportedTargetsForTest(mask);
   hwy::GetChosenTarget().Update(hwy::SupportedTargets());
@@ -45,7 +45,7 @@ bool UseEnvironment() {
 
 }  // namespace
 
-void EnsureTarget() { [[maybe_unused]] static const bool applied = UseEnvironment(); }
+void core::EnsureTarget() { [[maybe_unused]] static const bool applied = UseEnvironment(); }
 
 std::string_view Version() { return RIFFLE_VERSION; }
 
@@ -58,12 +58,12 @@ std::vector<std::string> Targets() {
 }
 
 std::string Target() {
-  EnsureTarget();
+  core::EnsureTarget();
   return hwy::TargetName(hwy::SupportedAndGeneratedTargets().front());
 }
 
 void SetTarget(std::string_view name) {
-  EnsureTarget();
+  core::EnsureTarget();
   Use("target", name);
 }
 

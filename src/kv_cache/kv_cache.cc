@@ -35,7 +35,7 @@ struct Sequence {
 int64_t CeilDiv(int64_t a, int64_t b) { return a / b + (a % b != 0 ? 1 : 0); }
 
 // The same as RoundTokens where nothing is to be rounded; rows of `bytes` bytes.
-void CopyTokens(const RoundTask& task, int64_t bytes) {
+void CopyTokens(const kv_cache::RoundTask& task, int64_t bytes) {
   for (int64_t token = 0; token < task.tokens; ++token) {
     for (int64_t head = 0; head < task.heads; ++head) {
       std::memcpy(task.out + token * task.out_token + head * task.out_head,
@@ -53,7 +53,7 @@ auto Allocate(const F& f) {
   } catch (const std::bad_alloc&) {
   } catch (const std::length_error&) {
   }
-  Fail(Code::kOutOfMemory, "no memory for the page tables of sequences");
+  core::Fail(Code::kOutOfMemory, "no memory for the page tables of sequences");
 }
 
 // Room for `more` elements, so that appending them cannot throw; grows by doubling.
@@ -70,13 +70,13 @@ class KvCache::Impl {
  public:
   explicit Impl(const KvCacheOptions& options)
       : options_(options),
-        layout_(KvLayout::Of(options)),
+        layout_(kv_cache::KvLayout::Of(options)),
         storage_(static_cast<size_t>(layout_.total)),
         pool_(options.pages) {}
 
   const KvCacheOptions& options() const { return options_; }
-  const KvLayout& layout() const { return layout_; }
-  const PagePool& pool() const { return pool_; }
+  const kv_cache::KvLayout& layout() const { return layout_; }
+  const kv_cache::PagePool& pool() const { return pool_; }
   int64_t sequences() const { return static_cast<int64_t>(sequences_.size()); }
 
   int64_t Add(Sequence sequence) {
@@ -86,8 +86,8 @@ class KvCache::Impl {
 
   const Sequence& Find(int64_t seq) const {
     const auto found = sequences_.find(seq);
-    Check(found != sequences_.end(), Code::kBadSequence, "seq = ", seq,
-          seq > 0 && seq < next_id_ ? " has been freed" : " is no sequence of this cache");
+    core::Check(found != sequences_.end(), Code::kBadSequence, "seq = ", seq,
+                seq > 0 && seq < next_id_ ? " has been freed" : " is no sequence of this cache");
     return found->second;
   }
   Sequence& Find(int64_t seq) {
@@ -113,8 +113,8 @@ class KvCache::Impl {
   }
 
   void CheckLayer(int64_t layer) const {
-    Check(layer >= 0 && layer < options_.layers, Code::kBadRange, "layer = ", layer,
-          " is not in 0..", options_.layers - 1);
+    core::Check(layer >= 0 && layer < options_.layers, Code::kBadRange, "layer = ", layer,
+                " is not in 0..", options_.layers - 1);
   }
   void CheckInput(const char* name, const HeadsView& in, int64_t tokens) const;
   void MakePrivate(Sequence& sequence, int64_t first_page, int64_t end_page);
@@ -129,16 +129,16 @@ class KvCache::Impl {
   }
 
   const KvCacheOptions options_;
-  const KvLayout layout_;
-  Storage storage_;
-  PagePool pool_;
+  const kv_cache::KvLayout layout_;
+  kv_cache::Storage storage_;
+  kv_cache::PagePool pool_;
   std::unordered_map<int64_t, Sequence> sequences_;
   int64_t next_id_ = 1;
 };
 
 void KvCache::Impl::Extend(int64_t seq, int64_t tokens) {
   Sequence& sequence = Find(seq);
-  Check(tokens >= 0, Code::kBadRange, "tokens = ", tokens, " is negative");
+  core::Check(tokens >= 0, Code::kBadRange, "tokens = ", tokens, " is negative");
   if (tokens == 0) {
     return;
   }
@@ -147,12 +147,13 @@ void KvCache::Impl::Extend(int64_t seq, int64_t tokens) {
   const int64_t copies = room > 0 && pool_.IsShared(sequence.pages.back()) ? 1 : 0;
   const int64_t fresh = tokens > room ? CeilDiv(tokens - room, options_.page_size) : 0;
   // fresh + copies would overflow for the largest `tokens` and pages of one token.
-  Check(fresh <= pool_.free() - copies, Code::kOutOfPages, "tokens = ", tokens, " for seq = ", seq,
-        " of length ", sequence.length, " takes ", fresh, " pages",
-        copies > 0 ? " and one for a copy of its shared last page" : "", " but ", pool_.free(),
-        " of ", options_.pages, " are free");
-  Check(tokens <= kMaxLength - sequence.length, Code::kBadRange, "tokens = ", tokens,
-        " for seq = ", seq, " of length ", sequence.length, " makes it longer than ", kMaxLength);
+  core::Check(fresh <= pool_.free() - copies, Code::kOutOfPages, "tokens = ", tokens,
+              " for seq = ", seq, " of length ", sequence.length, " takes ", fresh, " pages",
+              copies > 0 ? " and one for a copy of its shared last page" : "", " but ",
+              pool_.free(), " of ", options_.pages, " are free");
+  core::Check(tokens <= kMaxLength - sequence.length, Code::kBadRange, "tokens = ", tokens,
+              " for seq = ", seq, " of length ", sequence.length, " makes it longer than ",
+              kMaxLength);
   Reserve(sequence.pages, fresh);
   if (copies > 0) {
     MakePrivate(sequence, held - 1, held);
@@ -165,8 +166,8 @@ void KvCache::Impl::Extend(int64_t seq, int64_t tokens) {
 
 void KvCache::Impl::Truncate(int64_t seq, int64_t length) {
   Sequence& sequence = Find(seq);
-  Check(length >= 0 && length <= sequence.length, Code::kBadRange, "length = ", length,
-        " is not in 0..", sequence.length, ", the length of seq = ", seq);
+  core::Check(length >= 0 && length <= sequence.length, Code::kBadRange, "length = ", length,
+              " is not in 0..", sequence.length, ", the length of seq = ", seq);
   const size_t keep = static_cast<size_t>(CeilDiv(length, options_.page_size));
   while (sequence.pages.size() > keep) {  // last first, so that they are taken again in order
     pool_.Release(sequence.pages.back());
@@ -180,8 +181,8 @@ void KvCache::Impl::MakePrivate(Sequence& sequence, int64_t first_page, int64_t 
   const auto first = sequence.pages.begin() + first_page;
   const auto end = sequence.pages.begin() + end_page;
   const int64_t shared = std::count_if(first, end, [&](int32_t p) { return pool_.IsShared(p); });
-  Check(shared <= pool_.free(), Code::kOutOfPages, "writing copies ", shared, " shared pages but ",
-        pool_.free(), " of ", options_.pages, " are free");
+  core::Check(shared <= pool_.free(), Code::kOutOfPages, "writing copies ", shared,
+              " shared pages but ", pool_.free(), " of ", options_.pages, " are free");
   for (auto page = first; page != end; ++page) {
     if (!pool_.IsShared(*page)) {
       continue;
@@ -196,16 +197,17 @@ void KvCache::Impl::MakePrivate(Sequence& sequence, int64_t first_page, int64_t 
 }
 
 void KvCache::Impl::CheckInput(const char* name, const HeadsView& in, int64_t tokens) const {
-  Check(in.tokens == tokens && in.heads == options_.kv_heads && in.head_dim == options_.head_dim,
-        Code::kBadShape, name, " is [", in.tokens, ", ", in.heads, ", ", in.head_dim,
-        "] instead of [", tokens, ", ", options_.kv_heads, ", ", options_.head_dim, "]");
-  Check(in.dtype == options_.dtype || in.dtype == DType::kF32, Code::kBadDType, name, " is ",
-        Name(in.dtype), " but the cache takes ", Name(options_.dtype),
-        options_.dtype == DType::kF32 ? "" : " or float32");
+  core::Check(
+      in.tokens == tokens && in.heads == options_.kv_heads && in.head_dim == options_.head_dim,
+      Code::kBadShape, name, " is [", in.tokens, ", ", in.heads, ", ", in.head_dim,
+      "] instead of [", tokens, ", ", options_.kv_heads, ", ", options_.head_dim, "]");
+  core::Check(in.dtype == options_.dtype || in.dtype == DType::kF32, Code::kBadDType, name, " is ",
+              Name(in.dtype), " but the cache takes ", Name(options_.dtype),
+              options_.dtype == DType::kF32 ? "" : " or float32");
   if (tokens == 0) {
     return;
   }
-  Check(in.data != nullptr, Code::kBadShape, name, " is null");
+  core::Check(in.data != nullptr, Code::kBadShape, name, " is null");
   // Wide enough for any strides, as `tokens` is a length and kv_heads fits in memory.
   using Wide = __int128;
   const Wide size = static_cast<Wide>(SizeOf(in.dtype));
@@ -216,12 +218,12 @@ void KvCache::Impl::CheckInput(const char* name, const HeadsView& in, int64_t to
   const Wide end = static_cast<Wide>(reinterpret_cast<uintptr_t>(in.data)) +
                    std::max<Wide>(across_tokens, 0) + std::max<Wide>(across_heads, 0) +
                    size * options_.head_dim;
-  Check(begin >= 0 && end <= static_cast<Wide>(std::numeric_limits<uintptr_t>::max()),
-        Code::kBadShape, name, " with strides of ", in.token_stride, " and ", in.head_stride,
-        " elements reaches beyond the address space");
+  core::Check(begin >= 0 && end <= static_cast<Wide>(std::numeric_limits<uintptr_t>::max()),
+              Code::kBadShape, name, " with strides of ", in.token_stride, " and ", in.head_stride,
+              " elements reaches beyond the address space");
   const Wide own = static_cast<Wide>(reinterpret_cast<uintptr_t>(storage_.data()));
-  Check(end <= own || begin >= own + layout_.total, Code::kOverlap, name,
-        " lies in the cache's own storage; copy it first");
+  core::Check(end <= own || begin >= own + layout_.total, Code::kOverlap, name,
+              " lies in the cache's own storage; copy it first");
 }
 
 // Tokens [begin, end) of `in`, whose first one goes to `position`. Pre: the pages of these
@@ -229,7 +231,7 @@ void KvCache::Impl::CheckInput(const char* name, const HeadsView& in, int64_t to
 void KvCache::Impl::Store(int64_t layer, const Sequence& sequence, int64_t position,
                           const HeadsView& in, int64_t begin, int64_t end, int64_t part) {
   const int64_t size = static_cast<int64_t>(SizeOf(in.dtype));
-  RoundTask task;
+  kv_cache::RoundTask task;
   // A stride that is never taken may be anything, so it is not multiplied.
   task.in_token = in.tokens > 1 ? in.token_stride * size : 0;
   task.in = static_cast<const uint8_t*>(in.data) + begin * task.in_token;
@@ -247,7 +249,7 @@ void KvCache::Impl::Store(int64_t layer, const Sequence& sequence, int64_t posit
     if (in.dtype == options_.dtype) {
       CopyTokens(task, layout_.token);
     } else {
-      RoundTokens(task, options_.dtype);
+      kv_cache::RoundTokens(task, options_.dtype);
     }
     begin += task.tokens;
     task.in += task.tokens * task.in_token;
@@ -271,7 +273,7 @@ PagedKv KvCache::Impl::View(int64_t layer, int64_t part) const {
 }
 
 KvCache::KvCache(const KvCacheOptions& options) {
-  EnsureTarget();
+  core::EnsureTarget();
   impl_ = Allocate([&] { return std::make_unique<Impl>(options); });
 }
 KvCache::~KvCache() = default;
@@ -292,14 +294,14 @@ int64_t KvCache::pages_shared() const { return impl_->pool().shared(); }
 int64_t KvCache::bytes() const { return impl_->layout().total; }
 
 void KvCache::Write(int64_t layer, int64_t seq, int64_t position, const HeadsView& keys,
-                    const HeadsView& values, Pool* pool) {
+                    const HeadsView& values, ThreadPool* pool) {
   impl_->CheckLayer(layer);
   Sequence& sequence = impl_->Find(seq);
   const int64_t tokens = keys.tokens;
-  Check(tokens >= 0, Code::kBadShape, "keys has ", tokens, " tokens");
-  Check(position >= 0 && position <= sequence.length && tokens <= sequence.length - position,
-        Code::kBadRange, "position = ", position, " with ", tokens, " tokens is not in the length ",
-        sequence.length, " of seq = ", seq);
+  core::Check(tokens >= 0, Code::kBadShape, "keys has ", tokens, " tokens");
+  core::Check(position >= 0 && position <= sequence.length && tokens <= sequence.length - position,
+              Code::kBadRange, "position = ", position, " with ", tokens,
+              " tokens is not in the length ", sequence.length, " of seq = ", seq);
   impl_->CheckInput("keys", keys, tokens);
   impl_->CheckInput("values", values, tokens);
   if (tokens == 0) {
@@ -319,7 +321,7 @@ void KvCache::Write(int64_t layer, int64_t seq, int64_t position, const HeadsVie
     store(0, tokens);
     return;
   }
-  Lease lease(pool);  // may throw, so before anything is changed
+  core::Lease lease(pool);  // may throw, so before anything is changed
   make_private();
   const int64_t chunk = CeilDiv(CeilDiv(kTaskBytes, token_bytes), page_size) * page_size;
   const int64_t slot = position % page_size;

@@ -4,13 +4,13 @@
 
 #include "core/check.h"
 
-namespace riffle {
+namespace riffle::kv_cache {
 namespace {
 
 constexpr int64_t kMaxBytes = std::numeric_limits<int64_t>::max();
 
 void CheckDimension(const char* name, int64_t value) {
-  Check(value >= 1, Code::kBadShape, name, " = ", value, " is not 1 or more");
+  core::Check(value >= 1, Code::kBadShape, name, " = ", value, " is not 1 or more");
 }
 
 }  // namespace
@@ -22,9 +22,9 @@ KvLayout KvLayout::Of(const KvCacheOptions& options) {
   CheckDimension("pages", options.pages);
   CheckDimension("page_size", options.page_size);
   constexpr int64_t kMaxPages = std::numeric_limits<int32_t>::max();
-  Check(options.pages <= kMaxPages, Code::kBadShape, "pages = ", options.pages, " is above ",
-        kMaxPages);
-  Check(
+  core::Check(options.pages <= kMaxPages, Code::kBadShape, "pages = ", options.pages, " is above ",
+              kMaxPages);
+  core::Check(
       options.dtype == DType::kF32 || options.dtype == DType::kF16 || options.dtype == DType::kBF16,
       Code::kBadDType, "dtype = ", static_cast<int>(options.dtype),
       " is none of float32, float16, bfloat16");
@@ -44,12 +44,12 @@ KvLayout KvLayout::Of(const KvCacheOptions& options) {
   fits = fits && used <= kMaxBytes - 63;
   layout.layer = fits ? (used + 63) / 64 * 64 : 0;
   layout.total = times(layout.layer, options.layers);
-  Check(fits, Code::kOutOfMemory,
-        "layers x pages x 2 x kv_heads x page_size x head_dim = ", options.layers, " x ",
-        options.pages, " x 2 x ", options.kv_heads, " x ", options.page_size, " x ",
-        options.head_dim, " elements of ", SizeOf(options.dtype), " bytes are more than ",
-        kMaxBytes, " bytes");
+  core::Check(fits, Code::kOutOfMemory,
+              "layers x pages x 2 x kv_heads x page_size x head_dim = ", options.layers, " x ",
+              options.pages, " x 2 x ", options.kv_heads, " x ", options.page_size, " x ",
+              options.head_dim, " elements of ", SizeOf(options.dtype), " bytes are more than ",
+              kMaxBytes, " bytes");
   return layout;
 }
 
-}  // namespace riffle
+}  // namespace riffle::kv_cache

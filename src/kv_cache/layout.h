@@ -6,7 +6,7 @@
 
 #include "riffle/kv_cache.h"
 
-namespace riffle {
+namespace riffle::kv_cache {
 
 // Bytes. Per layer [pages, keys and values, kv_heads, page_size, head_dim].
 struct KvLayout {
@@ -21,4 +21,4 @@ struct KvLayout {
   static KvLayout Of(const KvCacheOptions& options);
 };
 
-}  // namespace riffle
+}  // namespace riffle::kv_cache

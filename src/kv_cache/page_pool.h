@@ -6,7 +6,7 @@
 
 #include "kv_cache/storage.h"
 
-namespace riffle {
+namespace riffle::kv_cache {
 
 class PagePool {
  public:
@@ -54,4 +54,4 @@ class PagePool {
   Storage released_;  // int32 [released_count_], the next to take is last
 };
 
-}  // namespace riffle
+}  // namespace riffle::kv_cache

@@ -10,7 +10,10 @@
 #include "kv_cache/round_kernels.h"
 
 HWY_BEFORE_NAMESPACE();
-namespace riffle::HWY_NAMESPACE {
+namespace riffle::kv_cache::HWY_NAMESPACE {
+namespace hn = hwy::HWY_NAMESPACE;
+using core::HWY_NAMESPACE::RoundToBF16;
+using core::HWY_NAMESPACE::RoundToF16;
 
 template <bool kF16, class DF>
 HWY_INLINE void RoundVector(DF df, const float* in, uint16_t* out) {
@@ -55,11 +58,11 @@ void RoundAll(const RoundTask& task) {
 void RoundToBF16Tokens(const RoundTask& task) { RoundAll<false>(task); }
 void RoundToF16Tokens(const RoundTask& task) { RoundAll<true>(task); }
 
-}  // namespace riffle::HWY_NAMESPACE
+}  // namespace riffle::kv_cache::HWY_NAMESPACE
 HWY_AFTER_NAMESPACE();
 
 #if HWY_ONCE
-namespace riffle {
+namespace riffle::kv_cache {
 
 HWY_EXPORT(RoundToBF16Tokens);
 HWY_EXPORT(RoundToF16Tokens);
@@ -72,5 +75,5 @@ void RoundTokens(const RoundTask& task, DType dtype) {
   }
 }
 
-}  // namespace riffle
+}  // namespace riffle::kv_cache
 #endif

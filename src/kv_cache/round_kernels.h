@@ -5,7 +5,7 @@
 
 #include "riffle/types.h"
 
-namespace riffle {
+namespace riffle::kv_cache {
 
 // Tokens that go into one page.
 struct RoundTask {
@@ -24,4 +24,4 @@ struct RoundTask {
 // a 16-bit one; EnsureTarget() has been called.
 void RoundTokens(const RoundTask& task, DType dtype);
 
-}  // namespace riffle
+}  // namespace riffle::kv_cache

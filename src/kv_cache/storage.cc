@@ -8,7 +8,7 @@
 
 #include "core/check.h"
 
-namespace riffle {
+namespace riffle::kv_cache {
 namespace {
 
 constexpr size_t kHugePage = size_t{2} << 20;
@@ -16,16 +16,16 @@ constexpr size_t kHugePage = size_t{2} << 20;
 uint8_t* Map(size_t bytes, size_t wanted) {
   void* start = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
   const int reason = errno;
-  Check(start != MAP_FAILED, Code::kOutOfMemory, "no ", wanted,
-        " bytes of memory: ", std::generic_category().message(reason));
+  core::Check(start != MAP_FAILED, Code::kOutOfMemory, "no ", wanted,
+              " bytes of memory: ", std::generic_category().message(reason));
   return static_cast<uint8_t*>(start);
 }
 
 }  // namespace
 
 Storage::Storage(size_t bytes) : bytes_(bytes) {
-  Check(bytes <= static_cast<size_t>(std::numeric_limits<ptrdiff_t>::max()) - 2 * kHugePage,
-        Code::kOutOfMemory, "no ", bytes, " bytes of memory: more than the address space");
+  core::Check(bytes <= static_cast<size_t>(std::numeric_limits<ptrdiff_t>::max()) - 2 * kHugePage,
+              Code::kOutOfMemory, "no ", bytes, " bytes of memory: more than the address space");
   if (bytes < kHugePage) {
     data_ = Map(bytes, bytes);
     return;
@@ -49,4 +49,4 @@ Storage::Storage(size_t bytes) : bytes_(bytes) {
 
 Storage::~Storage() { munmap(data_, bytes_); }
 
-}  // namespace riffle
+}  // namespace riffle::kv_cache

@@ -4,7 +4,7 @@
 #include <cstddef>
 #include <cstdint>
 
-namespace riffle {
+namespace riffle::kv_cache {
 
 // `bytes` zero bytes that cost nothing until they are touched. Larger than a huge page: aligned to
 // one and asked to consist of them, because attention over small memory pages is bound by TLB
@@ -25,4 +25,4 @@ class Storage {
   size_t bytes_ = 0;
 };
 
-}  // namespace riffle
+}  // namespace riffle::kv_cache

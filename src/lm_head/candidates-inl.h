@@ -16,8 +16,19 @@
 #include "topk/select-inl.h"
 
 HWY_BEFORE_NAMESPACE();
-namespace riffle::HWY_NAMESPACE {
+namespace riffle::lm_head::HWY_NAMESPACE {
 namespace hn = hwy::HWY_NAMESPACE;
+using core::HWY_NAMESPACE::Keys;
+using core::HWY_NAMESPACE::Tag;
+using topk::HWY_NAMESPACE::Bound;
+using topk::HWY_NAMESPACE::Candidates;
+using topk::HWY_NAMESPACE::CountGe;
+using topk::HWY_NAMESPACE::FindBound;
+using topk::HWY_NAMESPACE::KeepGe;
+using topk::HWY_NAMESPACE::kRankLimit;
+using topk::HWY_NAMESPACE::Pad;
+using topk::HWY_NAMESPACE::RadixSort;
+using topk::HWY_NAMESPACE::RankSort;
 
 using Keys32 = Candidates<int32_t>;
 
@@ -41,7 +52,7 @@ HWY_INLINE int32_t Trim(Keys32& list, size_t k, size_t limit) {
   const Tag<int32_t> d;
   Pad(d, list.keys, list.count);
   const Bound<int32_t> bound =
-      FindBound(list.keys, list.count, k, limit, kF32Format.lowest_key(), kF32Format);
+      FindBound(list.keys, list.count, k, limit, core::kF32Format.lowest_key(), core::kF32Format);
   if (bound.reached <= limit) {
     KeepGe(list, bound.key);
   } else {  // more ties than fit: fewer than k are above them
@@ -60,7 +71,7 @@ HWY_INLINE void AppendTile(const float* logits, int column, int count, int32_t b
   const auto limit = hn::Set(d, bound);
   for (int i = 0; i < count; i += lanes) {
     const auto bits = hn::BitCast(d, hn::Load(hn::Rebind<float, decltype(d)>(), logits + i));
-    const auto keys = Keys(d, bits, kF32Format);
+    const auto keys = Keys(d, bits, core::kF32Format);
     auto reach = hn::Ge(keys, limit);
     if (i + lanes > count) {
       reach = hn::And(reach, hn::FirstN(d, static_cast<size_t>(count - i)));
@@ -75,7 +86,7 @@ HWY_INLINE void AppendTile(const float* logits, int column, int count, int32_t b
 void WriteBest(Keys32& list, int64_t best, const ListLayout& layout, uint8_t* scratch,
                float* values, int32_t* indices) {
   const auto k = static_cast<size_t>(best);
-  const size_t limit = SortLimit(k, /*sorted=*/true);
+  const size_t limit = topk::SortLimit(k, /*sorted=*/true);
   if (list.count > limit) {
     Trim(list, k, limit);
   }
@@ -96,9 +107,9 @@ void WriteBest(Keys32& list, int64_t best, const ListLayout& layout, uint8_t* sc
   }
   for (size_t i = 0; i < k; ++i) {  // logits are canonical: their keys tell their bits
     const int32_t key = list.keys[sorted[i]];
-    const uint32_t bits = key == kF32Format.nan_key()
+    const uint32_t bits = key == core::kF32Format.nan_key()
                               ? kCanonicalNaN
-                              : std::bit_cast<uint32_t>(KeyToFloat(key, DType::kF32));
+                              : std::bit_cast<uint32_t>(core::KeyToFloat(key, DType::kF32));
     std::memcpy(values + i, &bits, sizeof(bits));
     indices[i] = list.indices[sorted[i]];
   }
@@ -119,7 +130,7 @@ void FinishRowImpl(const FinishTask& task, uint8_t* scratch) {
   WriteBest(list, task.k, layout, scratch, task.values, task.indices);
 }
 
-}  // namespace riffle::HWY_NAMESPACE
+}  // namespace riffle::lm_head::HWY_NAMESPACE
 HWY_AFTER_NAMESPACE();
 
 #endif  // per-target include guard

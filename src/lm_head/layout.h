@@ -4,7 +4,7 @@
 #include <cstddef>
 #include <cstdint>
 
-namespace riffle {
+namespace riffle::lm_head {
 
 class Layout {
  public:
@@ -21,4 +21,4 @@ class Layout {
   size_t end_;
 };
 
-}  // namespace riffle
+}  // namespace riffle::lm_head

@@ -9,7 +9,7 @@
 #include "core/order.h"
 #include "riffle/linear_topk.h"
 
-namespace riffle {
+namespace riffle::lm_head {
 
 inline constexpr int kTile = 64;   // columns of y (rows of W) that are computed together
 inline constexpr int kSpan = 256;  // inputs summed in one chain; a multiple of kQ8Block
@@ -48,7 +48,7 @@ inline float BiasAt(const BiasView& bias, int64_t column) {
   }
   uint16_t bits;
   std::memcpy(&bits, at, sizeof(bits));
-  return ToFloat(bits, bias.dtype);
+  return core::ToFloat(bits, bias.dtype);
 }
 
 // Row `row` of x, or the one that `order` names, into its words. `to_bf16` rounds even where words
@@ -72,4 +72,4 @@ struct CandidateList {
   int64_t count;
 };
 
-}  // namespace riffle
+}  // namespace riffle::lm_head

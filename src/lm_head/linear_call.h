@@ -7,7 +7,7 @@
 #include "lm_head/linear_kernels.h"
 #include "riffle/linear_topk.h"
 
-namespace riffle {
+namespace riffle::lm_head {
 
 class LinearCall {
  public:
@@ -18,7 +18,7 @@ class LinearCall {
 
   // Lays out rows [begin, begin + rows) at `words`; with `order`, those it names from there on.
   const LinearArgs& Take(const int32_t* order, int64_t begin, int64_t rows, uint8_t* words,
-                         Lease& lease);
+                         core::Lease& lease);
 
   const LinearKernels& kernels() const { return kernels_; }
   const LinearArgs& args() const { return args_; }
@@ -39,7 +39,7 @@ class PlainTopK {
   size_t scratch_bytes() const;
   // Pre: at most as many rows as planned for; `shared` and the lease's scratch have those bytes.
   void Run(LinearCall& call, const int32_t* order, int64_t rows, const LinearTopKOut& out,
-           uint8_t* shared, Lease& lease) const;
+           uint8_t* shared, core::Lease& lease) const;
 
  private:
   PiecePlan pieces_;
@@ -49,4 +49,4 @@ class PlainTopK {
   size_t word_bytes_;
 };
 
-}  // namespace riffle
+}  // namespace riffle::lm_head

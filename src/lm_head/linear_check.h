@@ -3,7 +3,7 @@
 
 #include "riffle/linear_topk.h"
 
-namespace riffle {
+namespace riffle::lm_head {
 
 // Whether W is taken as contiguous along the columns of y.
 bool IsTransposed(const WeightView& weight);
@@ -14,4 +14,4 @@ void CheckLinear(const MatrixView& x, const WeightView& weight, const OutView<fl
 void CheckLinearTopK(const MatrixView& x, const WeightView& weight, int64_t k,
                      const LinearTopKOut& out, const LinearOptions& options);
 
-}  // namespace riffle
+}  // namespace riffle::lm_head

@@ -12,7 +12,16 @@
 #include "lm_head/tile-inl.h"
 
 HWY_BEFORE_NAMESPACE();
-namespace riffle::HWY_NAMESPACE {
+namespace riffle::lm_head::HWY_NAMESPACE {
+namespace hn = hwy::HWY_NAMESPACE;
+using core::HWY_NAMESPACE::F32Fma;
+using core::HWY_NAMESPACE::PrefetchAt;
+using core::HWY_NAMESPACE::Tag;
+using topk::HWY_NAMESPACE::FindBound;
+using topk::HWY_NAMESPACE::Pad;
+#if HWY_NATIVE_DOT_BF16 && HWY_ARCH_X86
+using core::HWY_NAMESPACE::BF16PairDot;
+#endif
 
 // Adds the products of a span to sums [args.rows][kTile]. `words`: scratch for W.
 template <class Math, class Source>
@@ -24,18 +33,18 @@ void RunSpan(const LinearArgs& args, const TileSpan& tile, int64_t number, uint3
   span.w = reinterpret_cast<const Word*>(words);
   span.sums = sums;
   span.rows = static_cast<int>(args.rows);
-  span.words = tile.padded() / Math::kPerWord;
+  span.words = tile.padded() / Math::kPerOperand;
   if constexpr (Source::kQ8) {
     LoadScales(tile);
   }
   if (args.transposed) {
     if constexpr (!Source::kQ8) {
-      LayOutTransposed<Source::kType, Math::kPerWord>(tile, words);
+      LayOutTransposed<Source::kType, Math::kPerOperand>(tile, words);
     }
   } else if (args.rows <= kFewRows && tile.inputs % kChunk == 0) {
     return FewRows<Math, Source>(span, tile);
   } else {
-    LayOutRows<Source, Math::kPerWord>(tile, words);
+    LayOutRows<Source, Math::kPerOperand>(tile, words);
   }
   Product<Math, Source>(span, tile, !args.transposed);
 }
@@ -44,21 +53,21 @@ using RunSpanFunction = void (*)(const LinearArgs&, const TileSpan&, int64_t, ui
 RunSpanFunction PickRunSpan(const LinearArgs& args) {
 #if HWY_NATIVE_DOT_BF16 && HWY_ARCH_X86
   if (args.words_of_bf16) {
-    return args.format == WeightFormat::kQ8_0 ? RunSpan<PairWords, PairQ8Source>
-                                              : RunSpan<PairWords, PairSource>;
+    return args.format == WeightFormat::kQ8_0 ? RunSpan<BF16PairDot, PairQ8Source>
+                                              : RunSpan<BF16PairDot, PairSource>;
   }
 #endif
   switch (args.format) {
     case WeightFormat::kF32:
-      return RunSpan<FloatWords, FloatSource<DType::kF32>>;
+      return RunSpan<F32Fma, FloatSource<DType::kF32>>;
     case WeightFormat::kF16:
-      return RunSpan<FloatWords, FloatSource<DType::kF16>>;
+      return RunSpan<F32Fma, FloatSource<DType::kF16>>;
     case WeightFormat::kBF16:
-      return RunSpan<FloatWords, FloatSource<DType::kBF16>>;
+      return RunSpan<F32Fma, FloatSource<DType::kBF16>>;
     case WeightFormat::kQ8_0:
       break;
   }
-  return RunSpan<FloatWords, FloatQ8Source>;
+  return RunSpan<F32Fma, FloatQ8Source>;
 }
 
 // One thread's way through tiles of W.
@@ -227,9 +236,9 @@ size_t Survivors(const ScreenedRow& task, int32_t* columns) {
   const auto k = static_cast<size_t>(task.k);
   int32_t* lowers = lists.lowers + begin;
   Pad(Tag<int32_t>(), lowers, count);
-  const float bound =
-      KeyToFloat(FindBound(lowers, count, k, k + k / 16, kF32Format.lowest_key(), kF32Format).key,
-                 DType::kF32);
+  const float bound = core::KeyToFloat(
+      FindBound(lowers, count, k, k + k / 16, core::kF32Format.lowest_key(), core::kF32Format).key,
+      DType::kF32);
   size_t kept = 0;
   for (size_t i = 0; i < count; ++i) {
     if (!(lists.uppers[begin + static_cast<int64_t>(i)] < bound)) {
@@ -265,7 +274,7 @@ int64_t FinishScreenedImpl(const LinearArgs& args, const ScreenedRow& task, uint
     const size_t here = std::min(kColumns, count - i);
     PrefetchColumns(args, columns + i + here, std::min(kColumns, count - i - here));
     const float* sums = runner.RunChosen(columns + i, static_cast<int>(here));
-    AppendTile(sums, 0, static_cast<int>(here), kF32Format.lowest_key(), list);
+    AppendTile(sums, 0, static_cast<int>(here), core::kF32Format.lowest_key(), list);
     std::copy_n(columns + i, here, list.indices + list.count - here);
   }
   WriteBest(list, task.k, task.layout.list, scratch, task.values, task.indices);
@@ -282,14 +291,14 @@ const LinearKernels* GetLinearKernelsImpl() {
   return &kKernels;
 }
 
-}  // namespace riffle::HWY_NAMESPACE
+}  // namespace riffle::lm_head::HWY_NAMESPACE
 HWY_AFTER_NAMESPACE();
 
 #if HWY_ONCE
-namespace riffle {
+namespace riffle::lm_head {
 HWY_EXPORT(GetLinearKernelsImpl);
 
 const LinearKernels& GetLinearKernels() { return *HWY_DYNAMIC_DISPATCH(GetLinearKernelsImpl)(); }
 
-}  // namespace riffle
+}  // namespace riffle::lm_head
 #endif  // HWY_ONCE

@@ -8,7 +8,7 @@
 #include "lm_head/linear_plan.h"
 #include "lm_head/screen_plan.h"
 
-namespace riffle {
+namespace riffle::lm_head {
 
 // y [rows, vocab].
 struct StoreSink {
@@ -69,4 +69,4 @@ struct LinearKernels {
 };
 const LinearKernels& GetLinearKernels();
 
-}  // namespace riffle
+}  // namespace riffle::lm_head

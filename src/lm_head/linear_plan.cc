@@ -5,7 +5,7 @@
 #include "lm_head/layout.h"
 #include "topk/finish.h"
 
-namespace riffle {
+namespace riffle::lm_head {
 namespace {
 
 // Candidates of all rows of a pass, for each thread.
@@ -67,7 +67,7 @@ KeptLayout PlanKept(const CandidatePlan& plan, int64_t pieces) {
 ListLayout PlanLists(const CandidatePlan& plan, size_t begin) {
   Layout layout(begin);
   ListLayout lists{};
-  lists.stride = plan.capacity + static_cast<int64_t>(kSlack);
+  lists.stride = plan.capacity + static_cast<int64_t>(topk::kSlack);
   lists.keys = layout.Place(plan.rows * lists.stride, sizeof(int32_t));
   lists.columns = layout.Place(plan.rows * lists.stride, sizeof(int32_t));
   lists.counts = layout.Place(plan.rows, sizeof(int64_t));
@@ -78,7 +78,7 @@ ListLayout PlanLists(const CandidatePlan& plan, size_t begin) {
 ListLayout PlanOneList(int64_t most, size_t begin) {
   Layout layout(begin);
   ListLayout lists{};
-  lists.stride = most + static_cast<int64_t>(kSlack);
+  lists.stride = most + static_cast<int64_t>(topk::kSlack);
   lists.keys = layout.Place(lists.stride, sizeof(int32_t));
   lists.columns = layout.Place(lists.stride, sizeof(int32_t));
   lists.places = layout.Place(lists.stride, sizeof(int32_t));
@@ -91,4 +91,4 @@ ListLayout PlanFinishLists(const CandidatePlan& plan, int64_t pieces) {
   return PlanOneList(pieces * plan.limit, 0);
 }
 
-}  // namespace riffle
+}  // namespace riffle::lm_head

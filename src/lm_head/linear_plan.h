@@ -6,7 +6,7 @@
 
 #include "lm_head/linear_args.h"
 
-namespace riffle {
+namespace riffle::lm_head {
 
 // W is cut into pieces of whole tiles; a piece is one task.
 struct PiecePlan {
@@ -71,4 +71,4 @@ ListLayout PlanLists(const CandidatePlan& plan, size_t begin);
 ListLayout PlanOneList(int64_t most, size_t begin);  // of `most` candidates, to be sorted
 ListLayout PlanFinishLists(const CandidatePlan& plan, int64_t pieces);
 
-}  // namespace riffle
+}  // namespace riffle::lm_head

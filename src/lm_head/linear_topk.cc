@@ -15,22 +15,23 @@ namespace riffle {
 namespace {
 
 // What the pieces of a pass leave behind, in shared memory.
-KeptLists ListsAt(const KeptLayout& layout, int64_t rows, uint8_t* at) {
-  KeptLists lists;
+lm_head::KeptLists ListsAt(const lm_head::KeptLayout& layout, int64_t rows, uint8_t* at) {
+  lm_head::KeptLists lists;
   lists.counts = reinterpret_cast<int64_t*>(at + layout.counts);
   lists.keys = reinterpret_cast<int32_t*>(at + layout.keys);
   lists.columns = reinterpret_cast<int32_t*>(at + layout.columns);
   lists.bounds = reinterpret_cast<std::atomic<int32_t>*>(at + layout.bounds);
   for (int64_t row = 0; row < rows; ++row) {
-    new (lists.bounds + row) std::atomic<int32_t>(kF32Format.lowest_key());
+    new (lists.bounds + row) std::atomic<int32_t>(core::kF32Format.lowest_key());
   }
   return lists;
 }
 
 }  // namespace
 
-LinearCall::LinearCall(const MatrixView& x, const WeightView& weight, const LinearOptions& options)
-    : kernels_(GetLinearKernels()), x_(x) {
+lm_head::LinearCall::LinearCall(const MatrixView& x, const WeightView& weight,
+                                const LinearOptions& options)
+    : kernels_(lm_head::GetLinearKernels()), x_(x) {
   const bool bf16_weight =
       weight.format == WeightFormat::kBF16 || weight.format == WeightFormat::kQ8_0;
   round_ = bf16_weight && (x.dtype == DType::kBF16 || options.round_x);
@@ -38,7 +39,7 @@ LinearCall::LinearCall(const MatrixView& x, const WeightView& weight, const Line
   args_.d = weight.cols;
   args_.weight = static_cast<const uint8_t*>(weight.data);
   args_.format = weight.format;
-  args_.transposed = IsTransposed(weight);
+  args_.transposed = lm_head::IsTransposed(weight);
   const int64_t element = weight.format == WeightFormat::kQ8_0  ? kQ8BlockBytes
                           : weight.format == WeightFormat::kF32 ? 4
                                                                 : 2;
@@ -47,16 +48,17 @@ LinearCall::LinearCall(const MatrixView& x, const WeightView& weight, const Line
   args_.bias = options.bias;
 }
 
-size_t LinearCall::WordBytes(int64_t rows) const {
-  return static_cast<size_t>(rows * args_.spans()) * kSpan * (args_.words_of_bf16 ? 2 : 4);
+size_t lm_head::LinearCall::WordBytes(int64_t rows) const {
+  return static_cast<size_t>(rows * args_.spans()) * lm_head::kSpan * (args_.words_of_bf16 ? 2 : 4);
 }
 
-const LinearArgs& LinearCall::Take(const int32_t* order, int64_t begin, int64_t rows,
-                                   uint8_t* words, Lease& lease) {
+const lm_head::LinearArgs& lm_head::LinearCall::Take(const int32_t* order, int64_t begin,
+                                                     int64_t rows, uint8_t* words,
+                                                     core::Lease& lease) {
   args_.x = words;
   args_.rows = rows;
   args_.laid_out = rows;
-  LayOutX task;
+  lm_head::LayOutX task;
   task.x = static_cast<const uint8_t*>(x_.data);
   task.dtype = x_.dtype;
   task.row_stride = x_.row_stride * static_cast<int64_t>(SizeOf(x_.dtype));
@@ -81,40 +83,40 @@ const LinearArgs& LinearCall::Take(const int32_t* order, int64_t begin, int64_t 
   return args_;
 }
 
-PlainTopK::PlainTopK(const LinearCall& call, int64_t rows, int64_t k, int threads)
-    : pieces_(PlanPieces(call.args().vocab, threads)) {
-  sink_.plan = PlanCandidates(rows, k, pieces_);
+lm_head::PlainTopK::PlainTopK(const lm_head::LinearCall& call, int64_t rows, int64_t k, int threads)
+    : pieces_(lm_head::PlanPieces(call.args().vocab, threads)) {
+  sink_.plan = lm_head::PlanCandidates(rows, k, pieces_);
   sink_.k = k;
-  sink_.layout = PlanLists(sink_.plan, PlanTileScratch(sink_.plan.rows).bytes);
-  finish_.layout = PlanFinishLists(sink_.plan, pieces_.pieces);
+  sink_.layout = lm_head::PlanLists(sink_.plan, lm_head::PlanTileScratch(sink_.plan.rows).bytes);
+  finish_.layout = lm_head::PlanFinishLists(sink_.plan, pieces_.pieces);
   finish_.pieces = pieces_.pieces;
   finish_.limit = sink_.plan.limit;
   finish_.k = k;
-  kept_ = PlanKept(sink_.plan, pieces_.pieces);
+  kept_ = lm_head::PlanKept(sink_.plan, pieces_.pieces);
   word_bytes_ = call.WordBytes(sink_.plan.rows);
 }
 
-size_t PlainTopK::scratch_bytes() const {
+size_t lm_head::PlainTopK::scratch_bytes() const {
   return std::max(sink_.layout.bytes, finish_.layout.bytes);
 }
 
-void PlainTopK::Run(LinearCall& call, const int32_t* order, int64_t all, const LinearTopKOut& out,
-                    uint8_t* shared, Lease& lease) const {
-  CandidateSink sink = sink_;
-  FinishTask finish = finish_;
+void lm_head::PlainTopK::Run(lm_head::LinearCall& call, const int32_t* order, int64_t all,
+                             const LinearTopKOut& out, uint8_t* shared, core::Lease& lease) const {
+  lm_head::CandidateSink sink = sink_;
+  lm_head::FinishTask finish = finish_;
   for (int64_t begin = 0; begin < all; begin += sink.plan.rows) {
     const int64_t rows = std::min(sink.plan.rows, all - begin);
-    const LinearArgs& args = call.Take(order, begin, rows, shared, lease);
+    const lm_head::LinearArgs& args = call.Take(order, begin, rows, shared, lease);
     sink.kept = finish.kept = ListsAt(kept_, rows, shared + word_bytes_);
     finish.rows = rows;
     lease.Run(pieces_.pieces, [&](int64_t piece, uint8_t* scratch) {
-      CandidateSink of_piece = sink;
+      lm_head::CandidateSink of_piece = sink;
       of_piece.piece = piece;
       call.kernels().keep_tiles(args, pieces_.Begin(piece), pieces_.End(piece), of_piece, scratch);
     });
     lease.Run(rows, [&](int64_t r, uint8_t* scratch) {
       const int64_t row = order != nullptr ? order[begin + r] : begin + r;
-      FinishTask task = finish;
+      lm_head::FinishTask task = finish;
       task.row = r;
       task.values = out.values + row * out.values_stride;
       task.indices = out.indices + row * out.indices_stride;
@@ -125,20 +127,21 @@ void PlainTopK::Run(LinearCall& call, const int32_t* order, int64_t all, const L
 
 void Linear(const MatrixView& x, const WeightView& weight, const OutView<float>& y,
             const LinearOptions& options) {
-  CheckLinear(x, weight, y, options);
-  EnsureTarget();
+  lm_head::CheckLinear(x, weight, y, options);
+  core::EnsureTarget();
   if (x.rows == 0) {
     return;
   }
-  LinearCall call(x, weight, options);
-  Lease lease(options.pool);
-  const PiecePlan plan = PlanPieces(weight.rows, lease.threads());
-  const int64_t pass = RowsPerPass(x.rows, kMaxRowsPerPass);
+  lm_head::LinearCall call(x, weight, options);
+  core::Lease lease(options.pool);
+  const lm_head::PiecePlan plan = lm_head::PlanPieces(weight.rows, lease.threads());
+  const int64_t pass = lm_head::RowsPerPass(x.rows, lm_head::kMaxRowsPerPass);
   uint8_t* words = lease.Shared(call.WordBytes(pass));
-  lease.ReserveScratch(PlanTileScratch(pass).bytes);
+  lease.ReserveScratch(lm_head::PlanTileScratch(pass).bytes);
   for (int64_t row = 0; row < x.rows; row += pass) {
-    const LinearArgs& args = call.Take(nullptr, row, std::min(pass, x.rows - row), words, lease);
-    const StoreSink sink{y.data + row * y.row_stride, y.row_stride};
+    const lm_head::LinearArgs& args =
+        call.Take(nullptr, row, std::min(pass, x.rows - row), words, lease);
+    const lm_head::StoreSink sink{y.data + row * y.row_stride, y.row_stride};
     lease.Run(plan.pieces, [&](int64_t piece, uint8_t* scratch) {
       call.kernels().store_tiles(args, plan.Begin(piece), plan.End(piece), sink, scratch);
     });
@@ -147,7 +150,7 @@ void Linear(const MatrixView& x, const WeightView& weight, const OutView<float>&
 
 void LinearTopK(const MatrixView& x, const WeightView& weight, int64_t k, const LinearTopKOut& out,
                 const LinearOptions& options) {
-  LinearTopKBy(Screening::kAuto, x, weight, k, out, options, nullptr);
+  lm_head::LinearTopKBy(lm_head::Screening::kAuto, x, weight, k, out, options, nullptr);
 }
 
 }  // namespace riffle

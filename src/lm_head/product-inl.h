@@ -13,11 +13,12 @@
 #include "lm_head/tile-inl.h"
 
 HWY_BEFORE_NAMESPACE();
-namespace riffle::HWY_NAMESPACE {
+namespace riffle::lm_head::HWY_NAMESPACE {
 namespace hn = hwy::HWY_NAMESPACE;
+using core::HWY_NAMESPACE::PrefetchAt;
 
 template <class Math>
-constexpr int kSpanWords = kSpan / Math::kPerWord;
+constexpr int kSpanWords = kSpan / Math::kPerOperand;
 
 // x and W of a span, and the sums they are added to.
 template <class Math>
@@ -70,7 +71,7 @@ HWY_INLINE void ProductKernel(const SpanProduct<Math>& span, const TileSpan& til
       total[r][v] = kQ8 ? hn::Load(df, sums + r * kTile + v * kLanes) : sum[r][v];
     }
   }
-  constexpr int kBlock = static_cast<int>(kQ8Block) / Math::kPerWord;
+  constexpr int kBlock = static_cast<int>(kQ8Block) / Math::kPerOperand;
   const int line = kQ8 ? kBlock : kAhead ? ahead.words : span.words;
   int64_t byte = ahead.first_byte;
   for (int begin = 0; begin < span.words; begin += line, byte += ahead.line) {
@@ -160,7 +161,7 @@ HWY_INLINE void FewRowsKernel(const SpanProduct<Math>& span, const TileSpan& til
   for (int r = 0; r < kRows; ++r) {
     x[r] = span.x + (r < rows ? r : 0) * kSpanWords<Math>;
   }
-  constexpr int kBlock = static_cast<int>(kQ8Block) / Math::kPerWord;
+  constexpr int kBlock = static_cast<int>(kQ8Block) / Math::kPerOperand;
   V sum[kGroups][kRows];
   V total[kGroups][kRows];
   float* sums = span.sums + column;
@@ -227,7 +228,7 @@ void FewRows(const SpanProduct<Math>& span, const TileSpan& tile) {
   }
 }
 
-}  // namespace riffle::HWY_NAMESPACE
+}  // namespace riffle::lm_head::HWY_NAMESPACE
 HWY_AFTER_NAMESPACE();
 
 #endif  // per-target include guard

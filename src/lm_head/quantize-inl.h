@@ -17,7 +17,7 @@
 #include "lm_head/words-inl.h"
 
 HWY_BEFORE_NAMESPACE();
-namespace riffle::HWY_NAMESPACE {
+namespace riffle::lm_head::HWY_NAMESPACE {
 namespace hn = hwy::HWY_NAMESPACE;
 
 // Squares of |x| and of |x - x'|.
@@ -148,7 +148,7 @@ bool QuantizeRow(const ScreenArgs& args, int64_t row) {
   return true;
 }
 
-}  // namespace riffle::HWY_NAMESPACE
+}  // namespace riffle::lm_head::HWY_NAMESPACE
 HWY_AFTER_NAMESPACE();
 
 #endif  // per-target include guard

@@ -17,8 +17,9 @@
 #include "lm_head/words-inl.h"
 
 HWY_BEFORE_NAMESPACE();
-namespace riffle::HWY_NAMESPACE {
+namespace riffle::lm_head::HWY_NAMESPACE {
 namespace hn = hwy::HWY_NAMESPACE;
+using core::HWY_NAMESPACE::FromF16;
 
 using ScreenI32 = hn::RebindToSigned<WordF32>;
 using ScreenU32 = hn::RebindToUnsigned<WordF32>;
@@ -219,7 +220,7 @@ HWY_INLINE void ScreenGroup(const ScreenBlock* x, int rows, const ScreenPanel& p
   ScreenKernel<kRows>(x, panel, sums, prefetcher, lines);
 }
 
-}  // namespace riffle::HWY_NAMESPACE
+}  // namespace riffle::lm_head::HWY_NAMESPACE
 HWY_AFTER_NAMESPACE();
 
 #endif  // per-target include guard

@@ -26,7 +26,7 @@
 
 #include "lm_head/linear_args.h"
 
-namespace riffle {
+namespace riffle::lm_head {
 
 // 32 inputs of a row: step * q[i], q of -127 to 127, four to a word, lowest first.
 struct ScreenBlock {
@@ -93,4 +93,4 @@ struct ScreenLists {
   }
 };
 
-}  // namespace riffle
+}  // namespace riffle::lm_head

@@ -17,8 +17,10 @@
 #include "lm_head/tile-inl.h"
 
 HWY_BEFORE_NAMESPACE();
-namespace riffle::HWY_NAMESPACE {
+namespace riffle::lm_head::HWY_NAMESPACE {
 namespace hn = hwy::HWY_NAMESPACE;
+using core::HWY_NAMESPACE::FromF16;
+using core::HWY_NAMESPACE::PrefetchAt;
 
 // Two blocks are 17 words: the ninth has the last weights of the first and the second's scale.
 constexpr int64_t kPairWords = 2 * kQ8BlockBytes / 4;
@@ -173,7 +175,7 @@ void FewScreen(const FewColumns& few, float* sums, float* squares) {
   }
 }
 
-}  // namespace riffle::HWY_NAMESPACE
+}  // namespace riffle::lm_head::HWY_NAMESPACE
 HWY_AFTER_NAMESPACE();
 
 #endif  // per-target include guard

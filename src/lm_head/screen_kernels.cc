@@ -19,7 +19,14 @@
 #include "topk/select-inl.h"
 
 HWY_BEFORE_NAMESPACE();
-namespace riffle::HWY_NAMESPACE {
+namespace riffle::lm_head::HWY_NAMESPACE {
+namespace hn = hwy::HWY_NAMESPACE;
+using core::HWY_NAMESPACE::Keys;
+using core::HWY_NAMESPACE::Tag;
+using topk::HWY_NAMESPACE::Bound;
+using topk::HWY_NAMESPACE::CompressIndices;
+using topk::HWY_NAMESPACE::FindBound;
+using topk::HWY_NAMESPACE::Pad;
 
 // One thread's way through tiles of W: approximate logits, and how far from them the exact may be.
 class TileScreen {
@@ -179,7 +186,7 @@ struct ScreenList {
       }
       const auto nothing = hn::Set(df, -std::numeric_limits<float>::infinity());
       const auto known = hn::IfThenElse(hn::IsNaN(lower), nothing, lower);
-      const auto keys = Keys(di, hn::BitCast(di, known), kF32Format);
+      const auto keys = Keys(di, hn::BitCast(di, known), core::kF32Format);
       hn::StoreU(hn::Compress(keys, hn::RebindMask(di, reach)), di, lowers + count);
       hn::StoreU(hn::Compress(upper, reach), df, uppers + count);
       count += CompressIndices(di, hn::RebindMask(di, reach), column + i, columns + count);
@@ -201,7 +208,7 @@ struct ScreenList {
   // A key that at least k of them are known to reach. Pre: count >= k.
   int32_t Bound(size_t k, size_t limit) {
     Pad(Tag<int32_t>(), lowers, count);
-    return FindBound(lowers, count, k, limit, kF32Format.lowest_key(), kF32Format).key;
+    return FindBound(lowers, count, k, limit, core::kF32Format.lowest_key(), core::kF32Format).key;
   }
 };
 
@@ -212,7 +219,7 @@ HWY_INLINE void RaiseTo(std::atomic<int32_t>& bound, int32_t key) {
 }
 
 HWY_INLINE float BoundOf(const ScreenSink& sink, int64_t row) {
-  return KeyToFloat(sink.lists.bounds[row].load(std::memory_order_relaxed), DType::kF32);
+  return core::KeyToFloat(sink.lists.bounds[row].load(std::memory_order_relaxed), DType::kF32);
 }
 
 HWY_INLINE ScreenList ScreenListOf(const ScreenSink& sink, int64_t row, uint8_t* scratch) {
@@ -334,14 +341,14 @@ const ScreenKernels* GetScreenKernelsImpl() {
   return &kKernels;
 }
 
-}  // namespace riffle::HWY_NAMESPACE
+}  // namespace riffle::lm_head::HWY_NAMESPACE
 HWY_AFTER_NAMESPACE();
 
 #if HWY_ONCE
-namespace riffle {
+namespace riffle::lm_head {
 HWY_EXPORT(GetScreenKernelsImpl);
 
 const ScreenKernels& GetScreenKernels() { return *HWY_DYNAMIC_DISPATCH(GetScreenKernelsImpl)(); }
 
-}  // namespace riffle
+}  // namespace riffle::lm_head
 #endif  // HWY_ONCE

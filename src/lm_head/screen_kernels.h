@@ -5,7 +5,7 @@
 
 #include "lm_head/screen_plan.h"
 
-namespace riffle {
+namespace riffle::lm_head {
 
 struct ScreenSink {
   ScreenPlan plan;
@@ -28,4 +28,4 @@ struct ScreenKernels {
 };
 const ScreenKernels& GetScreenKernels();
 
-}  // namespace riffle
+}  // namespace riffle::lm_head

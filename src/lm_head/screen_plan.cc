@@ -5,7 +5,7 @@
 #include "lm_head/layout.h"
 #include "topk/finish.h"
 
-namespace riffle {
+namespace riffle::lm_head {
 namespace {
 
 // Candidates of all rows of a pass.
@@ -38,7 +38,7 @@ ScreenScratch PlanScreenScratch(const ScreenPlan& plan) {
   scratch.bias = layout.Place(kTile, sizeof(float));
   scratch.slack = layout.Place(kTile, sizeof(float));
   scratch.sums = layout.Place(plan.rows * kTile, sizeof(float));
-  scratch.stride = plan.capacity + static_cast<int64_t>(kSlack);
+  scratch.stride = plan.capacity + static_cast<int64_t>(topk::kSlack);
   scratch.lowers = layout.Place(plan.rows * scratch.stride, sizeof(int32_t));
   scratch.uppers = layout.Place(plan.rows * scratch.stride, sizeof(float));
   scratch.columns = layout.Place(plan.rows * scratch.stride, sizeof(int32_t));
@@ -60,7 +60,7 @@ ScreenShared PlanScreenShared(const ScreenPlan& plan, int64_t d) {
   shared.given_up = layout.Place(plan.rows, sizeof(int32_t));
   shared.left = layout.Place(1, sizeof(int32_t));
   shared.counts = layout.Place(plan.rows, sizeof(int64_t));
-  shared.stride = plan.room + static_cast<int64_t>(kSlack);
+  shared.stride = plan.room + static_cast<int64_t>(topk::kSlack);
   shared.lowers = layout.Place(plan.rows * shared.stride, sizeof(int32_t));
   shared.uppers = layout.Place(plan.rows * shared.stride, sizeof(float));
   shared.columns = layout.Place(plan.rows * shared.stride, sizeof(int32_t));
@@ -78,4 +78,4 @@ ScreenFinish PlanScreenFinish(const ScreenPlan& plan) {
   return finish;
 }
 
-}  // namespace riffle
+}  // namespace riffle::lm_head

@@ -7,7 +7,7 @@
 #include "lm_head/linear_plan.h"
 #include "lm_head/screen_args.h"
 
-namespace riffle {
+namespace riffle::lm_head {
 
 // How LinearTopK screens. A row's list in a piece grows to `capacity`, then is cut back; if that
 // leaves no room the row is given up.
@@ -66,4 +66,4 @@ struct ScreenFinish {
 };
 ScreenFinish PlanScreenFinish(const ScreenPlan& plan);
 
-}  // namespace riffle
+}  // namespace riffle::lm_head

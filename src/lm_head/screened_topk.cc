@@ -9,7 +9,7 @@
 #include "lm_head/linear_check.h"
 #include "lm_head/screen_kernels.h"
 
-namespace riffle {
+namespace riffle::lm_head {
 namespace {
 
 bool Screens(Screening screening, const LinearCall& call, int64_t k) {
@@ -38,7 +38,7 @@ class ScreenedTopK {
   size_t scratch_bytes() const { return std::max(sink_.layout.bytes, finish_.bytes); }
 
   // Appends the rows that it gives up to `given_up`, and counts.
-  void Run(LinearCall& call, const LinearTopKOut& out, uint8_t* shared, Lease& lease,
+  void Run(LinearCall& call, const LinearTopKOut& out, uint8_t* shared, core::Lease& lease,
            int32_t* given_up, ScreenStats& stats) const {
     for (int64_t begin = 0; begin < call.rows(); begin += sink_.plan.rows) {
       const int64_t rows = std::min(sink_.plan.rows, call.rows() - begin);
@@ -83,7 +83,7 @@ class ScreenedTopK {
     args.x = reinterpret_cast<ScreenBlock*>(at + shared_.x);
     args.few = reinterpret_cast<FewScreenChunk*>(at + shared_.few);
     args.errors = reinterpret_cast<ScreenError*>(at + shared_.errors);
-    lists.bounds = Atomics(at + shared_.bounds, rows, kF32Format.lowest_key());
+    lists.bounds = Atomics(at + shared_.bounds, rows, core::kF32Format.lowest_key());
     lists.locks = Atomics(at + shared_.locks, rows, int32_t{0});
     lists.given_up = Atomics(at + shared_.given_up, rows, int32_t{0});
     lists.left = Atomics(at + shared_.left, 1, static_cast<int32_t>(rows));
@@ -95,7 +95,7 @@ class ScreenedTopK {
     lists.stride = shared_.stride;
   }
 
-  void Quantize(const ScreenArgs& args, const ScreenLists& lists, Lease& lease) const {
+  void Quantize(const ScreenArgs& args, const ScreenLists& lists, core::Lease& lease) const {
     const auto quantize = [&](int64_t row) {
       if (!kernels_.quantize_row(args, row)) {
         lists.GiveUp(row);
@@ -135,12 +135,12 @@ class ScreenedTopK {
 void LinearTopKBy(Screening screening, const MatrixView& x, const WeightView& weight, int64_t k,
                   const LinearTopKOut& out, const LinearOptions& options, ScreenStats* stats) {
   CheckLinearTopK(x, weight, k, out, options);
-  EnsureTarget();
+  core::EnsureTarget();
   if (x.rows == 0) {
     return;
   }
   LinearCall call(x, weight, options);
-  Lease lease(options.pool);
+  core::Lease lease(options.pool);
   const PlainTopK plain(call, x.rows, k, lease.threads());
   if (!Screens(screening, call, k)) {
     uint8_t* shared = lease.Shared(plain.shared_bytes());
@@ -163,4 +163,4 @@ void LinearTopKBy(Screening screening, const MatrixView& x, const WeightView& we
   }
 }
 
-}  // namespace riffle
+}  // namespace riffle::lm_head

@@ -5,7 +5,7 @@
 
 #include "riffle/linear_topk.h"
 
-namespace riffle {
+namespace riffle::lm_head {
 
 enum class Screening : uint8_t {
   kAuto,  // where it pays
@@ -24,4 +24,4 @@ struct ScreenStats {
 void LinearTopKBy(Screening screening, const MatrixView& x, const WeightView& weight, int64_t k,
                   const LinearTopKOut& out, const LinearOptions& options, ScreenStats* stats);
 
-}  // namespace riffle
+}  // namespace riffle::lm_head

@@ -18,8 +18,11 @@
 #include "lm_head/words-inl.h"
 
 HWY_BEFORE_NAMESPACE();
-namespace riffle::HWY_NAMESPACE {
+namespace riffle::lm_head::HWY_NAMESPACE {
 namespace hn = hwy::HWY_NAMESPACE;
+using core::HWY_NAMESPACE::FromF16;
+using core::HWY_NAMESPACE::LoadAny;
+using core::HWY_NAMESPACE::PrefetchAt;
 
 // A span of a tile of W: up to kTile columns of y, up to kSpan inputs.
 struct TileSpan {
@@ -303,24 +306,24 @@ HWY_INLINE TileSpan TailOf(const TileSpan& tile) {
   return tail;
 }
 
-template <class Source, int kPerWord>
+template <class Source, int kPerOperand>
 void LayOutRows(const TileSpan& tile, uint32_t* words) {
-  const int panel_words = tile.padded() / kPerWord;
-  const int whole = tile.inputs / kChunk * (kChunk / kPerWord);
+  const int panel_words = tile.padded() / kPerOperand;
+  const int whole = tile.inputs / kChunk * (kChunk / kPerOperand);
   LayOutColumns<Source>(tile, whole, panel_words, words);
   if constexpr (!Source::kQ8) {
     if (tile.inputs % kChunk != 0) {
-      LayOutColumns<Source>(TailOf<Source::kElement>(tile), kChunk / kPerWord, panel_words,
+      LayOutColumns<Source>(TailOf<Source::kElement>(tile), kChunk / kPerOperand, panel_words,
                             words + whole * kPanel);
     }
   }
 }
 
-// Weights contiguous along the columns: kPerWord inputs, all columns of a tile.
-template <DType kType, int kPerWord>
+// Weights contiguous along the columns: kPerOperand inputs, all columns of a tile.
+template <DType kType, int kPerOperand>
 HWY_INLINE void LayOutInputs(const uint8_t* const* from, int panel_words, uint32_t* words) {
   const WordU32 d;
-  if constexpr (kPerWord == 1) {
+  if constexpr (kPerOperand == 1) {
     for (int column = 0; column < kTile; column += kLanes) {
       uint32_t* to = words + column / kPanel * kPanel * panel_words + column % kPanel;
       hn::Store(FloatSource<kType>::Load(from[0] + static_cast<size_t>(column) * SizeOf(kType)), d,
@@ -330,7 +333,7 @@ HWY_INLINE void LayOutInputs(const uint8_t* const* from, int panel_words, uint32
     const hn::Repartition<uint16_t, WordU32> dh;
     for (int column = 0; column < kTile; column += kPanel) {
       const auto even = LoadAny(dh, from[0] + 2 * column);
-      const auto odd = LoadAny(dh, from[kPerWord - 1] + 2 * column);
+      const auto odd = LoadAny(dh, from[kPerOperand - 1] + 2 * column);
       uint32_t* to = words + column * panel_words;
       hn::Store(hn::BitCast(d, hn::InterleaveWholeLower(dh, even, odd)), d, to);
       hn::Store(hn::BitCast(d, hn::InterleaveWholeUpper(dh, even, odd)), d, to + kLanes);
@@ -338,15 +341,15 @@ HWY_INLINE void LayOutInputs(const uint8_t* const* from, int panel_words, uint32
   }
 }
 
-template <DType kType, int kPerWord>
+template <DType kType, int kPerOperand>
 void LayOutTransposed(const TileSpan& tile, uint32_t* words) {
   constexpr size_t kElement = SizeOf(kType);
   constexpr int kInputsAhead = 32;
   const int padded = tile.padded();
-  uint8_t copies[kPerWord][kTile * kElement];
-  for (int input = 0; input < padded; input += kPerWord, words += kPanel) {
-    const uint8_t* from[kPerWord];
-    for (int i = 0; i < kPerWord; ++i) {
+  uint8_t copies[kPerOperand][kTile * kElement];
+  for (int input = 0; input < padded; input += kPerOperand, words += kPanel) {
+    const uint8_t* from[kPerOperand];
+    for (int i = 0; i < kPerOperand; ++i) {
       from[i] = copies[i];
       if (input + i >= tile.inputs) {
         std::memset(copies[i], 0, sizeof(copies[i]));
@@ -361,7 +364,7 @@ void LayOutTransposed(const TileSpan& tile, uint32_t* words) {
         }
       }
     }
-    LayOutInputs<kType, kPerWord>(from, padded / kPerWord, words);
+    LayOutInputs<kType, kPerOperand>(from, padded / kPerOperand, words);
   }
 }
 
@@ -386,7 +389,7 @@ HWY_INLINE void LoadScales(const TileSpan& tile) {
   }
 }
 
-}  // namespace riffle::HWY_NAMESPACE
+}  // namespace riffle::lm_head::HWY_NAMESPACE
 HWY_AFTER_NAMESPACE();
 
 #endif  // per-target include guard

@@ -17,8 +17,11 @@
 #include "lm_head/linear_args.h"
 
 HWY_BEFORE_NAMESPACE();
-namespace riffle::HWY_NAMESPACE {
+namespace riffle::lm_head::HWY_NAMESPACE {
 namespace hn = hwy::HWY_NAMESPACE;
+using core::HWY_NAMESPACE::BF16Bits;
+using core::HWY_NAMESPACE::FromF16;
+using core::HWY_NAMESPACE::LoadAny;
 
 using WordF32 = hn::CappedTag<float, 16>;
 constexpr int kLanes = static_cast<int>(hn::MaxLanes(WordF32()));
@@ -87,7 +90,7 @@ inline void RowToWordsAny(const LayOutX& task, int64_t row) {
   }
 }
 
-}  // namespace riffle::HWY_NAMESPACE
+}  // namespace riffle::lm_head::HWY_NAMESPACE
 HWY_AFTER_NAMESPACE();
 
 #endif  // per-target include guard

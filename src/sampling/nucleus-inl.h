@@ -15,7 +15,7 @@
 #include "sampling/weights-inl.h"
 
 HWY_BEFORE_NAMESPACE();
-namespace riffle::HWY_NAMESPACE {
+namespace riffle::sampling::HWY_NAMESPACE {
 namespace hn = hwy::HWY_NAMESPACE;
 
 // Elements whose side of the threshold is not known yet. Both arrays have room for a vector more.
@@ -86,9 +86,9 @@ struct Undecided {
 inline float Pivot(Undecided::Range range, bool of_bits) {
   float middle = range.least / 2 + range.largest / 2;
   if (of_bits || !(middle >= range.least && middle < range.largest)) {
-    const int64_t low = Key(std::bit_cast<int32_t>(range.least), kF32Format);
-    const int64_t high = Key(std::bit_cast<int32_t>(range.largest), kF32Format);
-    middle = KeyToFloat(low + (high - low) / 2, DType::kF32);
+    const int64_t low = core::Key(std::bit_cast<int32_t>(range.least), core::kF32Format);
+    const int64_t high = core::Key(std::bit_cast<int32_t>(range.largest), core::kF32Format);
+    middle = core::KeyToFloat(low + (high - low) / 2, DType::kF32);
   }
   return middle;
 }
@@ -155,7 +155,7 @@ int64_t EqualAt(const WeightRow& row, int64_t n, float value, int64_t place) {
   return n - 1;
 }
 
-}  // namespace riffle::HWY_NAMESPACE
+}  // namespace riffle::sampling::HWY_NAMESPACE
 HWY_AFTER_NAMESPACE();
 
 #endif  // per-target include guard

@@ -6,7 +6,7 @@
 
 #include "core/order.h"
 
-namespace riffle {
+namespace riffle::sampling {
 
 // The element at an address of any alignment as an f32.
 inline float LoadElement(DType dtype, const uint8_t* p) {
@@ -17,7 +17,7 @@ inline float LoadElement(DType dtype, const uint8_t* p) {
   }
   uint16_t bits;
   std::memcpy(&bits, p, sizeof(bits));
-  return ToFloat(bits, dtype);
+  return core::ToFloat(bits, dtype);
 }
 
 // How many of weights[0, count) it takes to reach `mass`, at least one; count + 1: all do not.
@@ -55,4 +55,4 @@ inline int64_t Locate(const float* weights, int64_t count, double place) {
   return last;
 }
 
-}  // namespace riffle
+}  // namespace riffle::sampling

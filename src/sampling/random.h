@@ -5,7 +5,7 @@
 
 #include <cstdint>
 
-namespace riffle {
+namespace riffle::sampling {
 
 // In [0, 1), 53 bits, a function of its arguments alone: Philox4x32 of ten rounds (Salmon, Moraes,
 // Dror, Shaw: Parallel random numbers: as easy as 1, 2, 3; 2011).
@@ -21,4 +21,4 @@ inline double Uniform(uint64_t seed, int64_t stream, int64_t position) {
   return static_cast<double>(bits >> 11) * 0x1p-53;
 }
 
-}  // namespace riffle
+}  // namespace riffle::sampling

@@ -46,7 +46,7 @@ class Sampler {
         logprobs_(logprobs),
         any_sums_(logprobs),
         element_(SizeOf(logits.dtype)),
-        blocks_(SumBlocks(logits.cols)) {}
+        blocks_(sampling::SumBlocks(logits.cols)) {}
 
   void Run(std::span<int32_t> tokens, std::span<float> logprobs);
 
@@ -58,10 +58,10 @@ class Sampler {
     uint8_t* rest;  // of TopK or FindNucleus
   };
 
-  RowPlan Plan(int64_t row) const {
-    return PlanRow({Of(options_.temperature, row, 1.0f), Of(options_.top_k, row, 0),
-                    Of(options_.top_p, row, 1.0f), Of(options_.min_p, row, 0.0f)},
-                   logits_.cols);
+  sampling::RowPlan Plan(int64_t row) const {
+    return sampling::PlanRow({Of(options_.temperature, row, 1.0f), Of(options_.top_k, row, 0),
+                              Of(options_.top_p, row, 1.0f), Of(options_.min_p, row, 0.0f)},
+                             logits_.cols);
   }
   const uint8_t* RowData(int64_t row) const {
     return static_cast<const uint8_t*>(logits_.data) +
@@ -71,12 +71,13 @@ class Sampler {
     return {first_.values + static_cast<size_t>(row * width_) * element_,
             first_.indices + row * width_, count};
   }
-  WeightRow RowWeights(int64_t row, float scale) const {
-    return {RowData(row), logits_.dtype, LoadElement(logits_.dtype, First(row, 1).values), scale};
+  sampling::WeightRow RowWeights(int64_t row, float scale) const {
+    return {RowData(row), logits_.dtype, sampling::LoadElement(logits_.dtype, First(row, 1).values),
+            scale};
   }
   double* Sums(int64_t row) const { return sums_ + row * blocks_; }
 
-  RowTask TopKTask(int64_t row, const Candidates& out) const;
+  topk::RowTask TopKTask(int64_t row, const Candidates& out) const;
   void PlaceFirst();
   void FindFirst();
   void CheckMaxima() const;
@@ -87,13 +88,13 @@ class Sampler {
   int32_t Draw(int64_t row, const Scratch& scratch);
   int32_t DrawOf(const Candidates& from, int64_t count, float least, const float* weights,
                  double random) const;
-  int32_t DrawFromCandidates(int64_t row, const RowPlan& plan, const Scratch& scratch);
-  int32_t DrawFromNucleus(int64_t row, const RowPlan& plan, const Scratch& scratch);
-  int32_t DrawFromAll(int64_t row, const RowPlan& plan, const Cut& cut, const Nucleus& nucleus,
-                      float* weights) const;
+  int32_t DrawFromCandidates(int64_t row, const sampling::RowPlan& plan, const Scratch& scratch);
+  int32_t DrawFromNucleus(int64_t row, const sampling::RowPlan& plan, const Scratch& scratch);
+  int32_t DrawFromAll(int64_t row, const sampling::RowPlan& plan, const sampling::Cut& cut,
+                      const sampling::Nucleus& nucleus, float* weights) const;
   double Random(int64_t row) const {
-    return Uniform(options_.seed, Of(options_.stream, row, row),
-                   Of(options_.position, row, int64_t{0}));
+    return sampling::Uniform(options_.seed, Of(options_.stream, row, row),
+                             Of(options_.position, row, int64_t{0}));
   }
   float LogProb(int64_t row, int32_t token) const;
 
@@ -114,13 +115,13 @@ class Sampler {
   double* raw_ = nullptr;   // [rows, blocks_], of raw logits
 };
 
-RowTask Sampler::TopKTask(int64_t row, const Candidates& out) const {
-  RowTask task;
+topk::RowTask Sampler::TopKTask(int64_t row, const Candidates& out) const {
+  topk::RowTask task;
   task.x = RowData(row);
   task.dtype = logits_.dtype;
   task.n = logits_.cols;
   task.k = out.count;
-  task.plan = PlanBuckets(task.n, task.k);
+  task.plan = topk::PlanBuckets(task.n, task.k);
   task.values = out.values;
   task.indices = out.indices;
   return task;
@@ -129,12 +130,12 @@ RowTask Sampler::TopKTask(int64_t row, const Candidates& out) const {
 // In an arena of the caller's thread: the pool's own is for TopK.
 void Sampler::PlaceFirst() {
   for (int64_t row = 0; row < logits_.rows; ++row) {
-    const RowPlan plan = Plan(row);
+    const sampling::RowPlan plan = Plan(row);
     uniform_ &= plan.first == Plan(0).first;
     any_sums_ |= plan.sums_all();
     width_ = std::max(width_, plan.first);
   }
-  thread_local Arena arena;
+  thread_local core::Arena arena;
   const auto rows = static_cast<size_t>(logits_.rows);
   const size_t elements = rows * static_cast<size_t>(width_);
   const size_t indices = Aligned(elements * element_);
@@ -161,10 +162,11 @@ void Sampler::FindFirst() {
 void Sampler::CheckMaxima() const {
   for (int64_t row = 0; row < logits_.rows; ++row) {
     const Candidates best = First(row, 1);
-    const float max = LoadElement(logits_.dtype, best.values);
-    Check(!std::isnan(max), Code::kBadValue, "logits[", row, ", ", best.indices[0], "] is NaN");
-    Check(max != -kInfinity, Code::kBadValue, "logits[", row,
-          "] has nothing to sample: every column is -inf");
+    const float max = sampling::LoadElement(logits_.dtype, best.values);
+    core::Check(!std::isnan(max), Code::kBadValue, "logits[", row, ", ", best.indices[0],
+                "] is NaN");
+    core::Check(max != -kInfinity, Code::kBadValue, "logits[", row,
+                "] has nothing to sample: every column is -inf");
   }
 }
 
@@ -172,21 +174,21 @@ void Sampler::PlanScratch() {
   int64_t candidates = 0;
   size_t rest = 0;
   for (int64_t row = 0; row < logits_.rows; ++row) {
-    const RowPlan plan = Plan(row);
+    const sampling::RowPlan plan = Plan(row);
     int64_t k = 0;
-    if (plan.path == SamplePath::kNucleus) {
-      k = std::end(kNucleusSteps)[-1];
-      rest = std::max(rest, NucleusScratch(logits_.cols));
-    } else if (plan.path == SamplePath::kCandidates) {
+    if (plan.path == sampling::SamplePath::kNucleus) {
+      k = std::end(sampling::kNucleusSteps)[-1];
+      rest = std::max(rest, sampling::NucleusScratch(logits_.cols));
+    } else if (plan.path == sampling::SamplePath::kCandidates) {
       k = plan.k;
     }
     for (const int64_t count : {plan.first, std::max(k, plan.first)}) {
-      rest = std::max(rest, BucketMaximaScratch(TopKTask(row, {nullptr, nullptr, count})));
+      rest = std::max(rest, topk::BucketMaximaScratch(TopKTask(row, {nullptr, nullptr, count})));
     }
     candidates = std::max(candidates, k);
   }
   const auto count = static_cast<size_t>(candidates);
-  const size_t weights = std::max<size_t>(count, kSumBlock) + kWeightSlack;
+  const size_t weights = std::max<size_t>(count, sampling::kSumBlock) + sampling::kWeightSlack;
   scratch_.indices = Aligned(count * element_);
   scratch_.weights = scratch_.indices + Aligned(count * sizeof(int32_t));
   scratch_.rest = scratch_.weights + Aligned(weights * sizeof(float));
@@ -200,19 +202,21 @@ Sampler::Scratch Sampler::Parts(uint8_t* memory) const {
 }
 
 void Sampler::SumBlocksOf(int64_t row, int64_t begin, int64_t end) {
-  const RowPlan plan = Plan(row);
-  const WeightRow weights = RowWeights(row, plan.scale);
-  const Cut cut{-kInfinity, plan.path == SamplePath::kAll ? plan.min_weight : 0};
+  const sampling::RowPlan plan = Plan(row);
+  const sampling::WeightRow weights = RowWeights(row, plan.scale);
+  const sampling::Cut cut{-kInfinity,
+                          plan.path == sampling::SamplePath::kAll ? plan.min_weight : 0};
   const bool raw = logprobs_ && !(plan.sums_all() && plan.raw());
   for (int64_t block = begin; block < end; ++block) {
-    const int64_t from = block * kSumBlock;
-    const int64_t to = std::min(from + kSumBlock, logits_.cols);
+    const int64_t from = block * sampling::kSumBlock;
+    const int64_t to = std::min(from + sampling::kSumBlock, logits_.cols);
     if (plan.sums_all()) {
-      Sums(row)[block] =
-          cut.least > 0 ? SumKeptWeights(weights, cut, from, to) : SumWeights(weights, from, to);
+      Sums(row)[block] = cut.least > 0 ? sampling::SumKeptWeights(weights, cut, from, to)
+                                       : sampling::SumWeights(weights, from, to);
     }
     if (raw) {
-      raw_[row * blocks_ + block] = SumWeights(RowWeights(row, kRawScale), from, to);
+      raw_[row * blocks_ + block] =
+          sampling::SumWeights(RowWeights(row, sampling::kRawScale), from, to);
     } else if (logprobs_) {
       raw_[row * blocks_ + block] = Sums(row)[block];
     }
@@ -226,66 +230,69 @@ int32_t Sampler::DrawOf(const Candidates& from, int64_t count, float least, cons
   while (kept < count && weights[kept] >= least) {
     ++kept;
   }
-  return from.indices[Locate(weights, kept, random * Sum(weights, kept))];
+  return from.indices[sampling::Locate(weights, kept, random * sampling::Sum(weights, kept))];
 }
 
-int32_t Sampler::DrawFromCandidates(int64_t row, const RowPlan& plan, const Scratch& scratch) {
+int32_t Sampler::DrawFromCandidates(int64_t row, const sampling::RowPlan& plan,
+                                    const Scratch& scratch) {
   Candidates from = First(row, plan.k);
   if (plan.k > plan.first) {
     from = scratch.candidates;
     from.count = plan.k;
-    Kernels().row(TopKTask(row, from), scratch.rest);
+    topk::Kernels().row(TopKTask(row, from), scratch.rest);
   }
-  WeightRow weights = RowWeights(row, plan.scale);
+  sampling::WeightRow weights = RowWeights(row, plan.scale);
   weights.x = from.values;
-  Weights(weights, 0, plan.k, scratch.weights);
+  sampling::Weights(weights, 0, plan.k, scratch.weights);
   int64_t count = plan.k;
   if (plan.top_p < 1) {
-    const double mass = static_cast<double>(plan.top_p) * Sum(scratch.weights, plan.k);
-    count = std::min(count, Reach(scratch.weights, plan.k, mass));
+    const double mass = static_cast<double>(plan.top_p) * sampling::Sum(scratch.weights, plan.k);
+    count = std::min(count, sampling::Reach(scratch.weights, plan.k, mass));
   }
   return DrawOf(from, count, plan.min_weight, scratch.weights, Random(row));
 }
 
-int32_t Sampler::DrawFromNucleus(int64_t row, const RowPlan& plan, const Scratch& scratch) {
-  const WeightRow weights = RowWeights(row, plan.scale);
+int32_t Sampler::DrawFromNucleus(int64_t row, const sampling::RowPlan& plan,
+                                 const Scratch& scratch) {
+  const sampling::WeightRow weights = RowWeights(row, plan.scale);
   double* sums = Sums(row);
   double all = 0;
   for (int64_t block = 0; block < blocks_; ++block) {
     all += sums[block];
   }
   const double mass = static_cast<double>(plan.top_p) * all;
-  for (const int64_t k : kNucleusSteps) {
+  for (const int64_t k : sampling::kNucleusSteps) {
     Candidates from = First(row, k);
     if (k > plan.first) {
       from = scratch.candidates;
       from.count = k;
-      Kernels().row(TopKTask(row, from), scratch.rest);
+      topk::Kernels().row(TopKTask(row, from), scratch.rest);
     }
-    WeightRow best = weights;
+    sampling::WeightRow best = weights;
     best.x = from.values;
-    Weights(best, 0, k, scratch.weights);
-    const int64_t count = Reach(scratch.weights, k, mass);
+    sampling::Weights(best, 0, k, scratch.weights);
+    const int64_t count = sampling::Reach(scratch.weights, k, mass);
     if (count <= k) {
       return DrawOf(from, count, plan.min_weight, scratch.weights, Random(row));
     }
   }
-  Nucleus nucleus = FindNucleus(weights, logits_.cols, mass, scratch.rest);
+  sampling::Nucleus nucleus = sampling::FindNucleus(weights, logits_.cols, mass, scratch.rest);
   if (nucleus.tie_weight < plan.min_weight) {
     nucleus.ties = 0;
   }
-  const Cut cut{nucleus.threshold, plan.min_weight};
+  const sampling::Cut cut{nucleus.threshold, plan.min_weight};
   for (int64_t block = 0; block < blocks_; ++block) {
-    const int64_t from = block * kSumBlock;
-    sums[block] = SumKeptWeights(weights, cut, from, std::min(from + kSumBlock, logits_.cols));
+    const int64_t from = block * sampling::kSumBlock;
+    sums[block] = sampling::SumKeptWeights(weights, cut, from,
+                                           std::min(from + sampling::kSumBlock, logits_.cols));
   }
   return DrawFromAll(row, plan, cut, nucleus, scratch.weights);
 }
 
 // The columns that the cut keeps, by their number, then the ties of the nucleus.
-int32_t Sampler::DrawFromAll(int64_t row, const RowPlan& plan, const Cut& cut,
-                             const Nucleus& nucleus, float* weights) const {
-  const WeightRow all = RowWeights(row, plan.scale);
+int32_t Sampler::DrawFromAll(int64_t row, const sampling::RowPlan& plan, const sampling::Cut& cut,
+                             const sampling::Nucleus& nucleus, float* weights) const {
+  const sampling::WeightRow all = RowWeights(row, plan.scale);
   const double* sums = Sums(row);
   double above = 0;
   int64_t last = 0;
@@ -299,37 +306,38 @@ int32_t Sampler::DrawFromAll(int64_t row, const RowPlan& plan, const Cut& cut,
   if (nucleus.ties > 0 && place >= above) {
     const double tie = std::min((place - above) / tie_weight, ties - 1);
     return static_cast<int32_t>(
-        FindEqual(all, logits_.cols, nucleus.threshold, static_cast<int64_t>(tie)));
+        sampling::FindEqual(all, logits_.cols, nucleus.threshold, static_cast<int64_t>(tie)));
   }
   double before = 0;
   int64_t block = 0;
   for (; block < last && before + sums[block] <= place; ++block) {
     before += sums[block];
   }
-  const int64_t from = block * kSumBlock;
-  const int64_t to = std::min(from + kSumBlock, logits_.cols);
-  KeptWeights(all, cut, from, to, weights);
-  return static_cast<int32_t>(from + Locate(weights, to - from, place - before));
+  const int64_t from = block * sampling::kSumBlock;
+  const int64_t to = std::min(from + sampling::kSumBlock, logits_.cols);
+  sampling::KeptWeights(all, cut, from, to, weights);
+  return static_cast<int32_t>(from + sampling::Locate(weights, to - from, place - before));
 }
 
 int32_t Sampler::Draw(int64_t row, const Scratch& scratch) {
-  const RowPlan plan = Plan(row);
+  const sampling::RowPlan plan = Plan(row);
   switch (plan.path) {
-    case SamplePath::kGreedy:
+    case sampling::SamplePath::kGreedy:
       break;
-    case SamplePath::kCandidates:
+    case sampling::SamplePath::kCandidates:
       return DrawFromCandidates(row, plan, scratch);
-    case SamplePath::kNucleus:
+    case sampling::SamplePath::kNucleus:
       return DrawFromNucleus(row, plan, scratch);
-    case SamplePath::kAll:
+    case sampling::SamplePath::kAll:
       return DrawFromAll(row, plan, {-kInfinity, plan.min_weight}, {}, scratch.weights);
   }
   return First(row, 1).indices[0];
 }
 
 float Sampler::LogProb(int64_t row, int32_t token) const {
-  const float max = RowWeights(row, kRawScale).max;
-  const float x = LoadElement(logits_.dtype, RowData(row) + static_cast<size_t>(token) * element_);
+  const float max = RowWeights(row, sampling::kRawScale).max;
+  const float x =
+      sampling::LoadElement(logits_.dtype, RowData(row) + static_cast<size_t>(token) * element_);
   double sum = 0;
   for (int64_t block = 0; block < blocks_; ++block) {
     sum += raw_[row * blocks_ + block];
@@ -349,7 +357,7 @@ void Sampler::Run(std::span<int32_t> tokens, std::span<float> logprobs) {
     FindFirst();
     CheckMaxima();
   }
-  Lease lease(options_.pool);
+  core::Lease lease(options_.pool);
   lease.ReserveScratch(scratch_.bytes);
   if (any_sums_) {
     const size_t sums = static_cast<size_t>(rows * blocks_);
@@ -361,7 +369,7 @@ void Sampler::Run(std::span<int32_t> tokens, std::span<float> logprobs) {
     lease.Run(rows * parts, [&](int64_t i, uint8_t* memory) {
       const int64_t row = i / parts;
       if (together) {
-        Kernels().row(TopKTask(row, First(row, Plan(row).first)), Parts(memory).rest);
+        topk::Kernels().row(TopKTask(row, First(row, Plan(row).first)), Parts(memory).rest);
       }
       const int64_t begin = i % parts * step;
       SumBlocksOf(row, begin, std::min(begin + step, blocks_));
@@ -383,8 +391,8 @@ void Sampler::Run(std::span<int32_t> tokens, std::span<float> logprobs) {
 
 void Sample(const MatrixView& logits, const SampleOptions& options, std::span<int32_t> tokens,
             std::span<float> logprobs) {
-  CheckSample(logits, options, tokens, logprobs);
-  EnsureTarget();
+  sampling::CheckSample(logits, options, tokens, logprobs);
+  core::EnsureTarget();
   if (logits.rows == 0) {
     return;
   }

@@ -8,34 +8,34 @@
 #include "core/check.h"
 #include "core/overlap.h"
 
-namespace riffle {
+namespace riffle::sampling {
 namespace {
 
 constexpr int64_t kMaxColumns = std::numeric_limits<int32_t>::max();
 constexpr int64_t kMaxRows = kMaxColumns;
 
 void CheckLogits(const MatrixView& x) {
-  Check(x.rows >= 0 && x.rows <= kMaxRows, Code::kBadShape, "logits has ", x.rows, " rows; 0 to ",
-        kMaxRows, " are possible");
-  Check(x.cols >= 1 && x.cols <= kMaxColumns, Code::kBadShape, "logits has ", x.cols,
-        " columns; 1 to ", kMaxColumns, " are possible");
-  Check(x.dtype <= DType::kBF16, Code::kBadDType, "logits has the unknown dtype ",
-        static_cast<int>(x.dtype));
-  Check(x.data != nullptr || x.rows == 0, Code::kBadShape, "logits.data is null");
+  core::Check(x.rows >= 0 && x.rows <= kMaxRows, Code::kBadShape, "logits has ", x.rows,
+              " rows; 0 to ", kMaxRows, " are possible");
+  core::Check(x.cols >= 1 && x.cols <= kMaxColumns, Code::kBadShape, "logits has ", x.cols,
+              " columns; 1 to ", kMaxColumns, " are possible");
+  core::Check(x.dtype <= DType::kBF16, Code::kBadDType, "logits has the unknown dtype ",
+              static_cast<int>(x.dtype));
+  core::Check(x.data != nullptr || x.rows == 0, Code::kBadShape, "logits.data is null");
   int64_t extent = 0;
-  Check(!__builtin_mul_overflow(x.row_stride, std::max<int64_t>(x.rows, 1), &extent) &&
-            !__builtin_mul_overflow(extent, int64_t{4}, &extent) &&
-            extent != std::numeric_limits<int64_t>::min(),
-        Code::kBadShape, "the row stride ", x.row_stride, " of logits times its ", x.rows,
-        " rows does not fit an address");
+  core::Check(!__builtin_mul_overflow(x.row_stride, std::max<int64_t>(x.rows, 1), &extent) &&
+                  !__builtin_mul_overflow(extent, int64_t{4}, &extent) &&
+                  extent != std::numeric_limits<int64_t>::min(),
+              Code::kBadShape, "the row stride ", x.row_stride, " of logits times its ", x.rows,
+              " rows does not fit an address");
 }
 
 // One element a row, one for all, or none.
 template <typename T>
 void CheckList(const char* name, std::span<const T> list, int64_t rows) {
   const auto size = static_cast<int64_t>(list.size());
-  Check(size <= 1 || size == rows, Code::kBadShape, name, " has ", size, " elements for ", rows,
-        " rows; one for all, or one a row");
+  core::Check(size <= 1 || size == rows, Code::kBadShape, name, " has ", size, " elements for ",
+              rows, " rows; one for all, or one a row");
 }
 
 template <typename T>
@@ -43,19 +43,19 @@ void CheckIn(const char* name, std::span<const T> list, int64_t rows, T low, T h
              const char* limits) {
   CheckList(name, list, rows);
   for (size_t i = 0; i < list.size(); ++i) {
-    Check(list[i] >= low && list[i] <= high, Code::kBadOption, name, "[", i, "] = ", list[i],
-          " is not ", limits);
+    core::Check(list[i] >= low && list[i] <= high, Code::kBadOption, name, "[", i, "] = ", list[i],
+                " is not ", limits);
   }
 }
 
 template <typename T>
-ByteRows Bytes(std::span<const T> list) {
+core::ByteRows Bytes(std::span<const T> list) {
   return {list.data(), list.empty() ? 0 : 1, 0, static_cast<int64_t>(list.size_bytes())};
 }
 
 struct Named {
   const char* name;
-  ByteRows rows;
+  core::ByteRows rows;
 };
 
 void CheckOverlaps(const MatrixView& logits, const SampleOptions& options,
@@ -72,12 +72,12 @@ void CheckOverlaps(const MatrixView& logits, const SampleOptions& options,
   const Named outputs[] = {{"tokens", Bytes(tokens)}, {"logprobs", Bytes(logprobs)}};
   for (const Named& out : outputs) {
     for (const Named& in : inputs) {
-      Check(!Overlaps(out.rows, in.rows), Code::kOverlap, out.name, " shares memory with ", in.name,
-            ", which is only read");
+      core::Check(!core::Overlaps(out.rows, in.rows), Code::kOverlap, out.name,
+                  " shares memory with ", in.name, ", which is only read");
     }
   }
-  Check(!Overlaps(outputs[0].rows, outputs[1].rows), Code::kOverlap,
-        "logprobs shares memory with tokens");
+  core::Check(!core::Overlaps(outputs[0].rows, outputs[1].rows), Code::kOverlap,
+              "logprobs shares memory with tokens");
 }
 
 }  // namespace
@@ -88,9 +88,10 @@ void CheckSample(const MatrixView& logits, const SampleOptions& options,
   const int64_t rows = logits.rows;
   const auto count = static_cast<int64_t>(tokens.size());
   const auto probs = static_cast<int64_t>(logprobs.size());
-  Check(count == rows, Code::kBadShape, "tokens has ", count, " elements for ", rows, " rows");
-  Check(probs == 0 || probs == rows, Code::kBadShape, "logprobs has ", probs, " elements for ",
-        rows, " rows");
+  core::Check(count == rows, Code::kBadShape, "tokens has ", count, " elements for ", rows,
+              " rows");
+  core::Check(probs == 0 || probs == rows, Code::kBadShape, "logprobs has ", probs,
+              " elements for ", rows, " rows");
   CheckIn("temperature", options.temperature, rows, 0.0f, std::numeric_limits<float>::max(),
           "finite and at least 0");
   CheckIn("top_k", options.top_k, rows, 0, std::numeric_limits<int32_t>::max(),
@@ -102,4 +103,4 @@ void CheckSample(const MatrixView& logits, const SampleOptions& options,
   CheckOverlaps(logits, options, tokens, logprobs);
 }
 
-}  // namespace riffle
+}  // namespace riffle::sampling

@@ -11,7 +11,7 @@
 #include "sampling/weights-inl.h"
 
 HWY_BEFORE_NAMESPACE();
-namespace riffle::HWY_NAMESPACE {
+namespace riffle::sampling::HWY_NAMESPACE {
 
 // f.template operator()<dtype>().
 template <typename F>
@@ -50,11 +50,11 @@ int64_t FindEqualImpl(const WeightRow& row, int64_t n, float value, int64_t plac
   return ForDType(row.dtype, [&]<DType kDType>() { return EqualAt<kDType>(row, n, value, place); });
 }
 
-}  // namespace riffle::HWY_NAMESPACE
+}  // namespace riffle::sampling::HWY_NAMESPACE
 HWY_AFTER_NAMESPACE();
 
 #if HWY_ONCE
-namespace riffle {
+namespace riffle::sampling {
 HWY_EXPORT(SumWeightsImpl);
 HWY_EXPORT(WeightsImpl);
 HWY_EXPORT(FindNucleusImpl);
@@ -84,5 +84,5 @@ int64_t FindEqual(const WeightRow& row, int64_t n, float value, int64_t place) {
   return HWY_DYNAMIC_DISPATCH(FindEqualImpl)(row, n, value, place);
 }
 
-}  // namespace riffle
+}  // namespace riffle::sampling
 #endif  // HWY_ONCE

@@ -6,7 +6,7 @@
 
 #include "riffle/types.h"
 
-namespace riffle {
+namespace riffle::sampling {
 
 // A row of logits without NaN, and its weights: 1 where x == max, else 2^((x - max) * scale). So a
 // largest logit of +inf leaves nothing but the columns that are +inf.
@@ -51,4 +51,4 @@ constexpr size_t NucleusScratch(int64_t n) {
 // many.
 int64_t FindEqual(const WeightRow& row, int64_t n, float value, int64_t place);
 
-}  // namespace riffle
+}  // namespace riffle::sampling

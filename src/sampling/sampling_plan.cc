@@ -3,7 +3,7 @@
 #include <algorithm>
 #include <limits>
 
-namespace riffle {
+namespace riffle::sampling {
 namespace {
 
 constexpr double kLog2E = 1.4426950408889634;
@@ -45,4 +45,4 @@ RowPlan PlanRow(const RowParameters& parameters, int64_t n) {
   return plan;
 }
 
-}  // namespace riffle
+}  // namespace riffle::sampling

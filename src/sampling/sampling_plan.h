@@ -3,7 +3,7 @@
 
 #include <cstdint>
 
-namespace riffle {
+namespace riffle::sampling {
 
 struct RowParameters {
   float temperature = 1;
@@ -48,4 +48,4 @@ constexpr int64_t kMaxFirst = 1024;
 // The candidates that a nucleus is looked for in, in turn; a larger one is found by its mass.
 constexpr int64_t kNucleusSteps[] = {64, 1024};
 
-}  // namespace riffle
+}  // namespace riffle::sampling

@@ -16,8 +16,11 @@
 #include "sampling/sampling_kernels.h"
 
 HWY_BEFORE_NAMESPACE();
-namespace riffle::HWY_NAMESPACE {
+namespace riffle::sampling::HWY_NAMESPACE {
 namespace hn = hwy::HWY_NAMESPACE;
+using core::HWY_NAMESPACE::Exp2;
+using core::HWY_NAMESPACE::FromF16;
+using core::HWY_NAMESPACE::LoadAny;
 
 using WeightTag = hn::CappedTag<float, 16>;
 using WeightVec = hn::Vec<WeightTag>;
@@ -139,7 +142,7 @@ void StoreWeights(const WeightRow& row, const Cut& cut, int64_t begin, int64_t e
   }
 }
 
-}  // namespace riffle::HWY_NAMESPACE
+}  // namespace riffle::sampling::HWY_NAMESPACE
 HWY_AFTER_NAMESPACE();
 
 #endif  // per-target include guard

@@ -19,8 +19,10 @@
 #include "topk/topk_kernels.h"
 
 HWY_BEFORE_NAMESPACE();
-namespace riffle::HWY_NAMESPACE {
+namespace riffle::topk::HWY_NAMESPACE {
 namespace hn = hwy::HWY_NAMESPACE;
+using core::HWY_NAMESPACE::Keys;
+using core::HWY_NAMESPACE::Tag;
 
 // kSmallest: maxima of negated values.
 // By keys for any row; by bits in three or four operations a vector fewer. As signed integers they
@@ -38,13 +40,13 @@ struct Leaves {
   using V = hn::Vec<DV>;
 
   DV d;
-  Format<TI> format;
+  core::Format<TI> format;
   hn::Vec<DU> watch;  // lane-wise maximum of the bits as unsigned integers
 
   HWY_INLINE V Load(const TI* from) {
     const auto bits = hn::LoadU(D(), from);
     if constexpr (kPass == FirstPass::kKeyed) {
-      return Keys(d, bits, Format<TI>{format.inf, kSmallest});
+      return Keys(d, bits, core::Format<TI>{format.inf, kSmallest});
     } else {
       watch = hn::Max(watch, hn::BitCast(DU(), bits));
       const auto flipped = kSmallest ? hn::Xor(bits, hn::Set(D(), hwy::LimitsMin<TI>())) : bits;
@@ -182,8 +184,8 @@ HWY_INLINE TI ShortBucket(L& leaves, const TI* from, size_t count) {
 // Maxima of the buckets [begin, end) of row[0, n). Returns whether the row may be ordered by its
 // bits: whether no NaN with its sign bit set was among them (always true for keys).
 template <typename TI, FirstPass kPass, bool kSmallest>
-bool BucketMaxima(const TI* row, size_t n, size_t size, size_t begin, size_t end, Format<TI> format,
-                  TI* maxima) {
+bool BucketMaxima(const TI* row, size_t n, size_t size, size_t begin, size_t end,
+                  core::Format<TI> format, TI* maxima) {
   using L = Leaves<TI, kPass, kSmallest>;
   using DU = typename L::DU;
   L leaves{{}, format, hn::Zero(DU())};
@@ -211,7 +213,7 @@ bool BucketMaxima(const TI* row, size_t n, size_t size, size_t begin, size_t end
   return kPass == FirstPass::kKeyed || hn::ReduceMax(DU(), leaves.watch) <= minus_inf;
 }
 
-}  // namespace riffle::HWY_NAMESPACE
+}  // namespace riffle::topk::HWY_NAMESPACE
 HWY_AFTER_NAMESPACE();
 
 #endif  // per-target include guard

@@ -4,7 +4,7 @@
 
 #include "topk/finish.h"
 
-namespace riffle {
+namespace riffle::topk {
 namespace {
 
 size_t Aligned(size_t bytes) { return (bytes + 63) / 64 * 64; }
@@ -69,4 +69,4 @@ size_t MaximaBytes(const RowTask& task) {
   return Aligned((static_cast<size_t>(task.plan.buckets) + kSlack) * SizeOf(task.dtype));
 }
 
-}  // namespace riffle
+}  // namespace riffle::topk

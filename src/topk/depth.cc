@@ -5,7 +5,7 @@
 #include <numbers>
 #include <optional>
 
-namespace riffle {
+namespace riffle::topk {
 namespace {
 
 // With f_m(x) = sum_{j<=m} x^j / j!,
@@ -374,4 +374,4 @@ DepthDistribution Depths(int64_t k, int64_t lanes) {
   return result;
 }
 
-}  // namespace riffle
+}  // namespace riffle::topk

@@ -4,7 +4,7 @@
 #include <cstdint>
 #include <vector>
 
-namespace riffle {
+namespace riffle::topk {
 
 // The distribution of the depth, the largest number of k elements that share one of `lanes` lanes
 // when each falls into a lane at random. P(depth < first) and P(depth > first + pmf.size() - 1) are
@@ -26,4 +26,4 @@ struct DepthDistribution {
 DepthDistribution Depths(int64_t k, int64_t lanes);
 constexpr int64_t kMaxExactDepths = 65536;
 
-}  // namespace riffle
+}  // namespace riffle::topk

@@ -14,7 +14,11 @@
 #include "topk/topk_kernels.h"
 
 HWY_BEFORE_NAMESPACE();
-namespace riffle::HWY_NAMESPACE {
+namespace riffle::topk::HWY_NAMESPACE {
+namespace hn = hwy::HWY_NAMESPACE;
+using core::HWY_NAMESPACE::Keys;
+using core::HWY_NAMESPACE::LoadPart;
+using core::HWY_NAMESPACE::Tag;
 
 // A row and where its finish works.
 template <typename TI>
@@ -23,14 +27,15 @@ struct Row {
   const TI* x;
   size_t n;
   size_t k;
-  Format<TI> format;
+  core::Format<TI> format;
   Candidates<TI> candidates;
   int32_t* ids;     // buckets to look at again
   int32_t* ties;    // indices of elements equal to the k-th value, when they are more than fit
   uint64_t* pairs;  // radix sort
   size_t examined = 0;
 
-  Row(const RowTask& row_task, Format<TI> row_format, const FinishLayout& layout, uint8_t* scratch)
+  Row(const RowTask& row_task, core::Format<TI> row_format, const FinishLayout& layout,
+      uint8_t* scratch)
       : task(row_task),
         x(static_cast<const TI*>(row_task.x)),
         n(static_cast<size_t>(row_task.n)),
@@ -100,7 +105,7 @@ HWY_INLINE void AppendRange(Row<TI>& row, size_t begin, size_t end, TI bound, bo
     }
     for (; bits != 0; bits &= bits - 1) {
       const size_t at = i + static_cast<size_t>(std::countr_zero(bits));
-      candidates.keys[candidates.count] = Key(row.At(at), row.format);
+      candidates.keys[candidates.count] = core::Key(row.At(at), row.format);
       candidates.indices[candidates.count++] = static_cast<int32_t>(at);
     }
   }
@@ -325,7 +330,7 @@ void FillStats(const Row<TI>& row) {
   // The k-th value is the least of the answer; when it is not sorted that has to be found.
   TI kth = row.format.top_key();
   for (size_t i = 0; i < row.k; ++i) {
-    kth = std::min(kth, Key(row.At(static_cast<size_t>(row.task.indices[i])), row.format));
+    kth = std::min(kth, core::Key(row.At(static_cast<size_t>(row.task.indices[i])), row.format));
   }
   size_t ties = 0;
   for (size_t i = 0; i < row.n; i += hn::Lanes(d)) {
@@ -333,7 +338,7 @@ void FillStats(const Row<TI>& row) {
     ties += hn::CountTrue(d, hn::And(loaded.valid, hn::Eq(loaded.keys, hn::Set(d, kth))));
   }
   TopKStats& stats = *row.task.stats;
-  stats.kth_value = KeyToFloat(row.format.smallest ? -kth : kth, row.task.dtype);
+  stats.kth_value = core::KeyToFloat(row.format.smallest ? -kth : kth, row.task.dtype);
   stats.ties_at_kth = static_cast<int64_t>(ties);
   stats.elements_examined = static_cast<int64_t>(row.examined);
   stats.depth = 1;
@@ -361,7 +366,7 @@ inline void WidenIndices(const RowTask& task) {
   }
 }
 
-}  // namespace riffle::HWY_NAMESPACE
+}  // namespace riffle::topk::HWY_NAMESPACE
 HWY_AFTER_NAMESPACE();
 
 #endif  // per-target include guard

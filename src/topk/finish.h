@@ -5,7 +5,7 @@
 
 #include "topk/topk_kernels.h"
 
-namespace riffle {
+namespace riffle::topk {
 
 // How many buckets the bound may let through before it is made tighter: each costs a look at its
 // elements, each tightening a count over all maxima.
@@ -52,4 +52,4 @@ SamplePlan PlanSample(size_t n, size_t k);
 
 FinishLayout PlanFinish(const RowTask& task);
 
-}  // namespace riffle
+}  // namespace riffle::topk

@@ -16,7 +16,10 @@
 #include "topk/lane_sort.h"
 
 HWY_BEFORE_NAMESPACE();
-namespace riffle::HWY_NAMESPACE {
+namespace riffle::topk::HWY_NAMESPACE {
+namespace hn = hwy::HWY_NAMESPACE;
+using core::HWY_NAMESPACE::Keys;
+using core::HWY_NAMESPACE::Tag;
 
 // The key of a place that no element has taken, below the key of every element.
 template <typename TI>
@@ -150,7 +153,7 @@ template <typename TI>
 void LanePass<TI>::InsertColumns(const int32_t* columns, size_t count) {
   for (size_t i = 0; i < count; ++i) {
     const auto column = static_cast<size_t>(columns[i]);
-    const TI key = Key(row_.At(column), row_.format);
+    const TI key = core::Key(row_.At(column), row_.format);
     size_t slot = (m_ - 1) * lanes_ + (column & (lanes_ - 1));
     if (key <= keys_[slot]) {
       continue;
@@ -316,7 +319,7 @@ void LanePass<TI>::Run(size_t m) {
   }
 }
 
-}  // namespace riffle::HWY_NAMESPACE
+}  // namespace riffle::topk::HWY_NAMESPACE
 HWY_AFTER_NAMESPACE();
 
 #endif  // per-target include guard

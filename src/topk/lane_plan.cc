@@ -5,7 +5,7 @@
 #include "topk/depth.h"
 #include "topk/lane_sort.h"
 
-namespace riffle {
+namespace riffle::topk {
 namespace {
 
 // A pass that keeps `depth` elements of each lane, and the probability that it certifies nothing.
@@ -110,4 +110,4 @@ std::vector<int> PlanDepths(int64_t n, int64_t k, int lanes) {
   return Cheapest(CandidateSteps(Depths(k, lanes), LastDepth(n, k, lanes)));
 }
 
-}  // namespace riffle
+}  // namespace riffle::topk

@@ -20,7 +20,8 @@
 #include "topk/lane_sort.h"
 
 HWY_BEFORE_NAMESPACE();
-namespace riffle::HWY_NAMESPACE {
+namespace riffle::topk::HWY_NAMESPACE {
+using core::HWY_NAMESPACE::Tag;
 
 // Whether a pass of depth m certifies. If so the k best and perhaps more are left in
 // row.candidates.
@@ -110,7 +111,7 @@ void SortByIndex(const Candidates<TI>& candidates, Candidates<int32_t> by_index,
 }
 
 template <typename TI>
-void LaneSort(const RowTask& task, const LaneOptions& options, Format<TI> format,
+void LaneSort(const RowTask& task, const LaneOptions& options, core::Format<TI> format,
               uint8_t* scratch) {
   const LaneLayout layout = PlanLanes(task, options);
   format.smallest = !task.largest;
@@ -130,7 +131,7 @@ void LaneSort(const RowTask& task, const LaneOptions& options, Format<TI> format
   WidenIndices(task);
 }
 
-}  // namespace riffle::HWY_NAMESPACE
+}  // namespace riffle::topk::HWY_NAMESPACE
 HWY_AFTER_NAMESPACE();
 
 #endif  // per-target include guard

@@ -7,29 +7,29 @@
 #include "topk/lane_sort-inl.h"
 
 HWY_BEFORE_NAMESPACE();
-namespace riffle::HWY_NAMESPACE {
+namespace riffle::topk::HWY_NAMESPACE {
 
 void LaneSortRow(const RowTask& task, const LaneOptions& options, uint8_t* scratch) {
   switch (task.dtype) {
     case DType::kF32:
-      return LaneSort<int32_t>(task, options, kF32Format, scratch);
+      return LaneSort<int32_t>(task, options, core::kF32Format, scratch);
     case DType::kF16:
-      return LaneSort<int16_t>(task, options, kF16Format, scratch);
+      return LaneSort<int16_t>(task, options, core::kF16Format, scratch);
     case DType::kBF16:
-      return LaneSort<int16_t>(task, options, kBF16Format, scratch);
+      return LaneSort<int16_t>(task, options, core::kBF16Format, scratch);
   }
 }
 
-}  // namespace riffle::HWY_NAMESPACE
+}  // namespace riffle::topk::HWY_NAMESPACE
 HWY_AFTER_NAMESPACE();
 
 #if HWY_ONCE
-namespace riffle {
+namespace riffle::topk {
 HWY_EXPORT(LaneSortRow);
 
 void RunLaneSort(const RowTask& task, const LaneOptions& options, uint8_t* scratch) {
   HWY_DYNAMIC_DISPATCH(LaneSortRow)(task, options, scratch);
 }
 
-}  // namespace riffle
+}  // namespace riffle::topk
 #endif  // HWY_ONCE

@@ -7,7 +7,7 @@
 #include "topk/finish.h"
 #include "topk/topk_kernels.h"
 
-namespace riffle {
+namespace riffle::topk {
 
 // What a pass over a row costs that keeps the best `depth` of each lane, relative.
 double PassCost(int64_t depth);
@@ -27,4 +27,4 @@ struct LaneLayout {
 };
 LaneLayout PlanLanes(const RowTask& task, const LaneOptions& options);
 
-}  // namespace riffle
+}  // namespace riffle::topk

@@ -16,15 +16,19 @@
 #include "topk/narrow.h"
 
 HWY_BEFORE_NAMESPACE();
-namespace riffle::HWY_NAMESPACE {
+namespace riffle::topk::HWY_NAMESPACE {
 namespace hn = hwy::HWY_NAMESPACE;
+using core::HWY_NAMESPACE::Keys;
+using core::HWY_NAMESPACE::LoadPart;
+using core::HWY_NAMESPACE::Tag;
 
 template <typename TI>
 using Packed = std::conditional_t<sizeof(TI) == 2, int32_t, int64_t>;
 
 // Columns [c, c + lanes) of a row as packed integers; those past the n-th are of no use.
 template <typename TI>
-HWY_INLINE hn::Vec<Tag<Packed<TI>>> Pack(const TI* row, size_t c, size_t n, Format<TI> format) {
+HWY_INLINE hn::Vec<Tag<Packed<TI>>> Pack(const TI* row, size_t c, size_t n,
+                                         core::Format<TI> format) {
   const Tag<Packed<TI>> d;
   const hn::Rebind<TI, Tag<Packed<TI>>> narrow;
   constexpr int kLow = 8 * sizeof(TI);
@@ -54,8 +58,8 @@ HWY_INLINE void StoreBlocks(D d, V v, T* to, size_t step) {
 // Rows into columns: columns[i] is a vector of element i of each row. Rows are taken four (two of
 // float32) at a time, a block of 16 bytes of each; those past `rows` repeat the last.
 template <typename TI>
-HWY_INLINE void PackTile(const NarrowRows& task, const uint8_t* x, size_t rows, Format<TI> format,
-                         Packed<TI>* columns) {
+HWY_INLINE void PackTile(const NarrowRows& task, const uint8_t* x, size_t rows,
+                         core::Format<TI> format, Packed<TI>* columns) {
   const Tag<Packed<TI>> d;
   constexpr size_t kPerBlock = 16 / sizeof(Packed<TI>);
   const size_t lanes = hn::Lanes(d);
@@ -189,7 +193,7 @@ HWY_INLINE void EmitTile(const NarrowRows& task, const uint8_t* x, size_t first,
 
 // Rows [begin, end). Pre: scratch has NarrowScratch(n) bytes, 64-byte aligned.
 template <typename TI>
-void SelectNarrow(const NarrowRows& task, size_t begin, size_t end, Format<TI> format,
+void SelectNarrow(const NarrowRows& task, size_t begin, size_t end, core::Format<TI> format,
                   uint8_t* scratch) {
   const size_t lanes = hn::Lanes(Tag<Packed<TI>>());
   auto* columns = reinterpret_cast<Packed<TI>*>(scratch);
@@ -207,7 +211,7 @@ void SelectNarrow(const NarrowRows& task, size_t begin, size_t end, Format<TI> f
   }
 }
 
-}  // namespace riffle::HWY_NAMESPACE
+}  // namespace riffle::topk::HWY_NAMESPACE
 HWY_AFTER_NAMESPACE();
 
 #endif  // per-target include guard

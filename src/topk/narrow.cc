@@ -4,7 +4,7 @@
 
 #include "topk/topk_kernels.h"
 
-namespace riffle {
+namespace riffle::topk {
 namespace {
 
 // A call of less than this is done by the calling thread, else threads take this much at a time:
@@ -34,7 +34,7 @@ int64_t TileNs(int64_t n, int64_t k, int64_t lanes) {
 }  // namespace
 
 bool RunNarrow(const MatrixView& x, int64_t k, const TopKOut& out, const TopKOptions& options,
-               Lease& lease) {
+               core::Lease& lease) {
   const TopKKernels& kernels = Kernels();
   const int64_t lanes = kernels.narrow_lanes(x.dtype);
   if (out.stats != nullptr || !IsNarrow(x.rows, x.cols, k, lanes)) {
@@ -67,4 +67,4 @@ bool RunNarrow(const MatrixView& x, int64_t k, const TopKOut& out, const TopKOpt
   return true;
 }
 
-}  // namespace riffle
+}  // namespace riffle::topk

@@ -7,7 +7,7 @@
 #include "core/lease.h"
 #include "riffle/topk.h"
 
-namespace riffle {
+namespace riffle::topk {
 
 // A matrix and where the answers go; strides in bytes.
 struct NarrowRows {
@@ -32,6 +32,6 @@ constexpr size_t NarrowScratch(size_t n) { return (n + 15) / 16 * 16 * 64; }
 // TopK of rows without ranges, all with the same k; false, with nothing done, where another way is
 // quicker.
 bool RunNarrow(const MatrixView& x, int64_t k, const TopKOut& out, const TopKOptions& options,
-               Lease& lease);
+               core::Lease& lease);
 
-}  // namespace riffle
+}  // namespace riffle::topk

@@ -13,8 +13,9 @@
 #include "core/order-inl.h"
 
 HWY_BEFORE_NAMESPACE();
-namespace riffle::HWY_NAMESPACE {
+namespace riffle::topk::HWY_NAMESPACE {
 namespace hn = hwy::HWY_NAMESPACE;
+using core::HWY_NAMESPACE::Tag;
 
 // Arrays that are handed to CountGe are followed by room for one vector, which Pad fills with what
 // no bound counts.
@@ -87,9 +88,10 @@ struct Bound {
 // Pre: padded, count > 0.
 template <typename TI>
 Bound<TI> FindBound(const TI* keys, size_t count, size_t k, size_t limit, TI floor,
-                    Format<TI> format) {
+                    core::Format<TI> format) {
   const int64_t max = std::min(MaxKey(keys, count), format.top_key());
-  int64_t step = sizeof(TI) == 4 ? int64_t{1} << 20 : (format.inf == kBF16Format.inf ? 16 : 128);
+  int64_t step =
+      sizeof(TI) == 4 ? int64_t{1} << 20 : (format.inf == core::kBF16Format.inf ? 16 : 128);
   int64_t low = max + 1;
   int64_t high = low;
   size_t reached = 0;       // by low
@@ -356,7 +358,7 @@ void RadixSort(Candidates<TI>& candidates, uint64_t* pairs) {
   }
 }
 
-}  // namespace riffle::HWY_NAMESPACE
+}  // namespace riffle::topk::HWY_NAMESPACE
 HWY_AFTER_NAMESPACE();
 
 #endif  // per-target include guard

@@ -29,7 +29,7 @@ constexpr int64_t kSerialNs = 8000;
 int64_t RowNs(int64_t n, int64_t k) { return 100 + n / 2 + 8 * k; }
 
 // The planner takes milliseconds for a large k; engines ask for the same shape at every step.
-std::span<const int> Schedule(const TopKBatch& batch, const TopKOptions& options) {
+std::span<const int> Schedule(const topk::TopKBatch& batch, const TopKOptions& options) {
   if (!options.depth_schedule.empty()) {
     return options.depth_schedule;
   }
@@ -41,7 +41,7 @@ std::span<const int> Schedule(const TopKBatch& batch, const TopKOptions& options
   } last;
   const int64_t k = std::min(batch.width, batch.x.cols);
   if (last.n != batch.x.cols || last.k != k || last.lanes != options.lanes) {
-    last.schedule = PlanDepths(batch.x.cols, k, options.lanes);
+    last.schedule = topk::PlanDepths(batch.x.cols, k, options.lanes);
     last.n = batch.x.cols;
     last.k = k;
     last.lanes = options.lanes;
@@ -49,65 +49,66 @@ std::span<const int> Schedule(const TopKBatch& batch, const TopKOptions& options
   return last.schedule;
 }
 
-void RunLaneSorts(const TopKBatch& batch, const TopKOptions& options, Lease& lease) {
-  const LaneOptions lanes{options.lanes, Schedule(batch, options)};
+void RunLaneSorts(const topk::TopKBatch& batch, const TopKOptions& options, core::Lease& lease) {
+  const topk::LaneOptions lanes{options.lanes, Schedule(batch, options)};
   size_t scratch = 0;
   for (int64_t row = 0; row < batch.x.rows; ++row) {
-    const RowTask task = batch.Task(row, options);
-    scratch = task.n > 0 ? std::max(scratch, LaneSortScratch(task, lanes)) : scratch;
+    const topk::RowTask task = batch.Task(row, options);
+    scratch = task.n > 0 ? std::max(scratch, topk::LaneSortScratch(task, lanes)) : scratch;
   }
   lease.ReserveScratch(scratch);
   lease.Run(batch.x.rows, [&](int64_t row, uint8_t* memory) {
-    const RowTask task = batch.Task(row, options);
+    const topk::RowTask task = batch.Task(row, options);
     if (task.n > 0) {
-      RunLaneSort(task, lanes, memory);
+      topk::RunLaneSort(task, lanes, memory);
     }
     batch.PadRow(task);
   });
 }
 
 // Few rows: the first pass of each is split over the threads.
-void RunSplit(const TopKBatch& batch, const TopKOptions& options, Lease& lease,
+void RunSplit(const topk::TopKBatch& batch, const TopKOptions& options, core::Lease& lease,
               size_t maxima_bytes) {
-  const TopKKernels& kernels = Kernels();
+  const topk::TopKKernels& kernels = topk::Kernels();
   const int64_t rows = batch.x.rows;
   const int64_t parts = lease.threads();
   uint8_t* shared =
       lease.Shared(static_cast<size_t>(rows) * maxima_bytes + static_cast<size_t>(rows * parts));
   uint8_t* in_order = shared + static_cast<size_t>(rows) * maxima_bytes;
   const auto maxima = [&](int64_t row) { return shared + static_cast<size_t>(row) * maxima_bytes; };
-  const auto first = [&](int64_t row, int64_t part, FirstPass pass) {
-    const RowTask task = batch.Task(row, options);
+  const auto first = [&](int64_t row, int64_t part, topk::FirstPass pass) {
+    const topk::RowTask task = batch.Task(row, options);
     const int64_t buckets = task.plan.buckets;
-    const int64_t per_part = (buckets / parts + kMinBucket) / kMinBucket * kMinBucket;
+    const int64_t per_part =
+        (buckets / parts + topk::kMinBucket) / topk::kMinBucket * topk::kMinBucket;
     const int64_t begin = std::min(buckets, part * per_part);
     const int64_t end = std::min(buckets, begin + per_part);
     in_order[row * parts + part] = buckets == 0 ||  // the row has no first pass: see PlanBuckets
                                    kernels.first(task, begin, end, pass, maxima(row));
   };
   lease.Run(rows * parts,
-            [&](int64_t i, uint8_t*) { first(i / parts, i % parts, FirstPass::kPositive); });
+            [&](int64_t i, uint8_t*) { first(i / parts, i % parts, topk::FirstPass::kPositive); });
   bool again = false;
-  FirstPass pass[kMaxSplitRows] = {};
+  topk::FirstPass pass[kMaxSplitRows] = {};
   for (int64_t row = 0; row < rows; ++row) {
-    const RowTask task = batch.Task(row, options);
+    const topk::RowTask task = batch.Task(row, options);
     if (task.plan.buckets != 0) {
       const uint8_t* of_row = in_order + row * parts;
       pass[row] = std::all_of(of_row, of_row + parts, [](uint8_t ok) { return ok != 0; })
                       ? kernels.suited(task, maxima(row))
-                      : FirstPass::kKeyed;
-      again |= pass[row] != FirstPass::kPositive;
+                      : topk::FirstPass::kKeyed;
+      again |= pass[row] != topk::FirstPass::kPositive;
     }
   }
   if (again) {
     lease.Run(rows * parts, [&](int64_t i, uint8_t*) {
-      if (pass[i / parts] != FirstPass::kPositive) {
+      if (pass[i / parts] != topk::FirstPass::kPositive) {
         first(i / parts, i % parts, pass[i / parts]);
       }
     });
   }
   lease.Run(rows, [&](int64_t row, uint8_t* scratch) {
-    const RowTask task = batch.Task(row, options);
+    const topk::RowTask task = batch.Task(row, options);
     if (task.n > 0) {
       kernels.finish(task, pass[row], maxima(row), scratch);
     }
@@ -115,18 +116,18 @@ void RunSplit(const TopKBatch& batch, const TopKOptions& options, Lease& lease,
   });
 }
 
-void RunBucketMaxima(const TopKBatch& batch, const TopKOptions& options, Lease& lease) {
+void RunBucketMaxima(const topk::TopKBatch& batch, const TopKOptions& options, core::Lease& lease) {
   size_t scratch = 0;
   size_t maxima = 0;
   const bool uniform = batch.k.empty() && batch.ends.empty();
-  if (uniform && RunNarrow(batch.x, batch.width, batch.out, options, lease)) {
+  if (uniform && topk::RunNarrow(batch.x, batch.width, batch.out, options, lease)) {
     return;
   }
   for (int64_t row = 0; row < (uniform ? 1 : batch.x.rows); ++row) {
-    const RowTask task = batch.Task(row, options);
+    const topk::RowTask task = batch.Task(row, options);
     if (task.n > 0) {
-      scratch = std::max(scratch, BucketMaximaScratch(task));
-      maxima = std::max(maxima, MaximaBytes(task));
+      scratch = std::max(scratch, topk::BucketMaximaScratch(task));
+      maxima = std::max(maxima, topk::MaximaBytes(task));
     }
   }
   lease.ReserveScratch(scratch);
@@ -137,7 +138,7 @@ void RunBucketMaxima(const TopKBatch& batch, const TopKOptions& options, Lease& 
     RunSplit(batch, options, lease, maxima);
     return;
   }
-  const TopKKernels& kernels = Kernels();
+  const topk::TopKKernels& kernels = topk::Kernels();
   const int64_t rows = batch.x.rows;
   const int64_t row_ns = RowNs(batch.x.cols, std::min(batch.width, batch.x.cols));
   const int64_t together =
@@ -145,7 +146,7 @@ void RunBucketMaxima(const TopKBatch& batch, const TopKOptions& options, Lease& 
   lease.Run((rows + together - 1) / together, [&](int64_t i, uint8_t* memory) {
     const int64_t end = std::min(rows, (i + 1) * together);
     for (int64_t row = i * together; row < end; ++row) {
-      const RowTask task = batch.Task(row, options);
+      const topk::RowTask task = batch.Task(row, options);
       if (task.n > 0) {
         kernels.row(task, memory);
       }
@@ -154,14 +155,14 @@ void RunBucketMaxima(const TopKBatch& batch, const TopKOptions& options, Lease& 
   });
 }
 
-void Run(const TopKBatch& batch, const TopKOptions& options) {
-  CheckOptions(options);
-  CheckOutputs(batch);
-  EnsureTarget();
+void Run(const topk::TopKBatch& batch, const TopKOptions& options) {
+  topk::CheckOptions(options);
+  topk::CheckOutputs(batch);
+  core::EnsureTarget();
   if (batch.x.rows == 0) {
     return;
   }
-  Lease lease(options.pool);
+  core::Lease lease(options.pool);
   if (options.algorithm == Algorithm::kLaneSort) {
     RunLaneSorts(batch, options, lease);
   } else {
@@ -172,40 +173,42 @@ void Run(const TopKBatch& batch, const TopKOptions& options) {
 }  // namespace
 
 void TopK(const MatrixView& x, int64_t k, const TopKOut& out, const TopKOptions& options) {
-  CheckInput(x);
-  Check(k >= 1 && k <= x.cols, Code::kBadK, "k = ", k, " is not in 1..", x.cols,
-        ", the columns of x");
-  Check(out.values != nullptr || x.rows == 0, Code::kBadShape, "values is null");
+  topk::CheckInput(x);
+  core::Check(k >= 1 && k <= x.cols, Code::kBadK, "k = ", k, " is not in 1..", x.cols,
+              ", the columns of x");
+  core::Check(out.values != nullptr || x.rows == 0, Code::kBadShape, "values is null");
   Run({.x = x, .out = out, .width = k}, options);
 }
 
 void TopK(const MatrixView& x, std::span<const int32_t> k, const TopKOut& out,
           const TopKOptions& options) {
-  CheckInput(x);
-  Check(static_cast<int64_t>(k.size()) == x.rows, Code::kBadShape, "k has ", k.size(),
-        " elements for ", x.rows, " rows");
+  topk::CheckInput(x);
+  core::Check(static_cast<int64_t>(k.size()) == x.rows, Code::kBadShape, "k has ", k.size(),
+              " elements for ", x.rows, " rows");
   int64_t width = 0;
   for (size_t row = 0; row < k.size(); ++row) {
-    Check(k[row] >= 1 && k[row] <= x.cols, Code::kBadK, "k[", row, "] = ", k[row], " is not in 1..",
-          x.cols, ", the columns of x");
+    core::Check(k[row] >= 1 && k[row] <= x.cols, Code::kBadK, "k[", row, "] = ", k[row],
+                " is not in 1..", x.cols, ", the columns of x");
     width = std::max<int64_t>(width, k[row]);
   }
-  Check(out.values != nullptr || x.rows == 0, Code::kBadShape, "values is null");
+  core::Check(out.values != nullptr || x.rows == 0, Code::kBadShape, "values is null");
   Run({.x = x, .out = out, .width = width, .k = k}, options);
 }
 
 void TopKPerRow(const MatrixView& x, std::span<const int32_t> starts, std::span<const int32_t> ends,
                 int64_t k, const OutView<int32_t>& indices, const TopKOptions& options) {
-  CheckInput(x);
-  Check(k >= 1 && k <= kMaxColumns, Code::kBadK, "k = ", k, " is not in 1..", kMaxColumns);
-  Check(static_cast<int64_t>(starts.size()) == x.rows, Code::kBadShape, "starts has ",
-        starts.size(), " elements for ", x.rows, " rows");
-  Check(static_cast<int64_t>(ends.size()) == x.rows, Code::kBadShape, "ends has ", ends.size(),
-        " elements for ", x.rows, " rows");
+  topk::CheckInput(x);
+  core::Check(k >= 1 && k <= topk::kMaxColumns, Code::kBadK, "k = ", k, " is not in 1..",
+              topk::kMaxColumns);
+  core::Check(static_cast<int64_t>(starts.size()) == x.rows, Code::kBadShape, "starts has ",
+              starts.size(), " elements for ", x.rows, " rows");
+  core::Check(static_cast<int64_t>(ends.size()) == x.rows, Code::kBadShape, "ends has ",
+              ends.size(), " elements for ", x.rows, " rows");
   for (size_t row = 0; row < starts.size(); ++row) {
-    Check(starts[row] >= 0, Code::kBadRange, "starts[", row, "] = ", starts[row], " is negative");
-    Check(ends[row] <= x.cols, Code::kBadRange, "ends[", row, "] = ", ends[row], " is past the ",
-          x.cols, " columns of x");
+    core::Check(starts[row] >= 0, Code::kBadRange, "starts[", row, "] = ", starts[row],
+                " is negative");
+    core::Check(ends[row] <= x.cols, Code::kBadRange, "ends[", row, "] = ", ends[row],
+                " is past the ", x.cols, " columns of x");
   }
   Run({.x = x,
        .out = {.indices = indices.data, .indices_stride = indices.row_stride},
@@ -217,15 +220,16 @@ void TopKPerRow(const MatrixView& x, std::span<const int32_t> starts, std::span<
 
 void TopKPerRowDecode(const MatrixView& x, std::span<const int32_t> seq_lens, int next_n, int64_t k,
                       const OutView<int32_t>& indices, const TopKOptions& options) {
-  CheckInput(x);
-  Check(k >= 1 && k <= kMaxColumns, Code::kBadK, "k = ", k, " is not in 1..", kMaxColumns);
-  Check(next_n >= 1, Code::kBadOption, "next_n = ", next_n, " is not positive");
-  Check(x.rows % next_n == 0 && static_cast<int64_t>(seq_lens.size()) == x.rows / next_n,
-        Code::kBadShape, "seq_lens has ", seq_lens.size(), " elements for ", x.rows, " rows of ",
-        next_n, " a sequence");
+  topk::CheckInput(x);
+  core::Check(k >= 1 && k <= topk::kMaxColumns, Code::kBadK, "k = ", k, " is not in 1..",
+              topk::kMaxColumns);
+  core::Check(next_n >= 1, Code::kBadOption, "next_n = ", next_n, " is not positive");
+  core::Check(x.rows % next_n == 0 && static_cast<int64_t>(seq_lens.size()) == x.rows / next_n,
+              Code::kBadShape, "seq_lens has ", seq_lens.size(), " elements for ", x.rows,
+              " rows of ", next_n, " a sequence");
   for (size_t i = 0; i < seq_lens.size(); ++i) {
-    Check(seq_lens[i] <= x.cols, Code::kBadRange, "seq_lens[", i, "] = ", seq_lens[i],
-          " is past the ", x.cols, " columns of x");
+    core::Check(seq_lens[i] <= x.cols, Code::kBadRange, "seq_lens[", i, "] = ", seq_lens[i],
+                " is past the ", x.cols, " columns of x");
   }
   Run({.x = x,
        .out = {.indices = indices.data, .indices_stride = indices.row_stride},

@@ -10,7 +10,7 @@
 #include "topk/topk_kernels.h"
 #include "topk/topk_plan.h"
 
-namespace riffle {
+namespace riffle::topk {
 
 // What a call does to each row; everything in it has been checked.
 struct TopKBatch {
@@ -85,4 +85,4 @@ struct TopKBatch {
   }
 };
 
-}  // namespace riffle
+}  // namespace riffle::topk

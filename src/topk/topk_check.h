@@ -7,7 +7,7 @@
 #include "riffle/topk.h"
 #include "topk/topk_batch.h"
 
-namespace riffle {
+namespace riffle::topk {
 
 inline constexpr int64_t kMaxColumns = std::numeric_limits<int32_t>::max();
 
@@ -19,4 +19,4 @@ void CheckOptions(const TopKOptions& options);
 // Error: kBadShape, kOverlap.
 void CheckOutputs(const TopKBatch& batch);
 
-}  // namespace riffle
+}  // namespace riffle::topk

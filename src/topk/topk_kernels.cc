@@ -9,10 +9,13 @@
 #include "topk/topk_kernels.h"
 
 HWY_BEFORE_NAMESPACE();
-namespace riffle::HWY_NAMESPACE {
+namespace riffle::topk::HWY_NAMESPACE {
+namespace hn = hwy::HWY_NAMESPACE;
+using core::HWY_NAMESPACE::Tag;
 
 template <typename TI, FirstPass kPass>
-bool FirstOf(const RowTask& task, int64_t begin, int64_t end, Format<TI> format, uint8_t* maxima) {
+bool FirstOf(const RowTask& task, int64_t begin, int64_t end, core::Format<TI> format,
+             uint8_t* maxima) {
   const auto run = task.largest ? BucketMaxima<TI, kPass, false> : BucketMaxima<TI, kPass, true>;
   return run(static_cast<const TI*>(task.x), static_cast<size_t>(task.n),
              static_cast<size_t>(task.plan.size), static_cast<size_t>(begin),
@@ -20,7 +23,7 @@ bool FirstOf(const RowTask& task, int64_t begin, int64_t end, Format<TI> format,
 }
 
 template <typename TI>
-bool First(const RowTask& task, int64_t begin, int64_t end, FirstPass pass, Format<TI> format,
+bool First(const RowTask& task, int64_t begin, int64_t end, FirstPass pass, core::Format<TI> format,
            uint8_t* maxima) {
   format.smallest = !task.largest;
   switch (pass) {
@@ -43,7 +46,7 @@ int64_t Reaching(int64_t buckets, TI bound, uint8_t* maxima) {
 }
 
 template <typename TI>
-void Finish(const RowTask& task, FirstPass pass, Format<TI> format, uint8_t* maxima,
+void Finish(const RowTask& task, FirstPass pass, core::Format<TI> format, uint8_t* maxima,
             uint8_t* scratch) {
   format.smallest = !task.largest;
   Row<TI> row(task, format, PlanFinish(task), scratch);
@@ -65,23 +68,23 @@ int64_t ReachingAny(const RowTask& task, int64_t buckets, int bound, uint8_t* ma
 bool FirstAny(const RowTask& task, int64_t begin, int64_t end, FirstPass pass, uint8_t* maxima) {
   switch (task.dtype) {
     case DType::kF32:
-      return First<int32_t>(task, begin, end, pass, kF32Format, maxima);
+      return First<int32_t>(task, begin, end, pass, core::kF32Format, maxima);
     case DType::kF16:
-      return First<int16_t>(task, begin, end, pass, kF16Format, maxima);
+      return First<int16_t>(task, begin, end, pass, core::kF16Format, maxima);
     case DType::kBF16:
       break;
   }
-  return First<int16_t>(task, begin, end, pass, kBF16Format, maxima);
+  return First<int16_t>(task, begin, end, pass, core::kBF16Format, maxima);
 }
 
 void FinishAny(const RowTask& task, FirstPass pass, uint8_t* maxima, uint8_t* scratch) {
   switch (task.dtype) {
     case DType::kF32:
-      return Finish<int32_t>(task, pass, kF32Format, maxima, scratch);
+      return Finish<int32_t>(task, pass, core::kF32Format, maxima, scratch);
     case DType::kF16:
-      return Finish<int16_t>(task, pass, kF16Format, maxima, scratch);
+      return Finish<int16_t>(task, pass, core::kF16Format, maxima, scratch);
     case DType::kBF16:
-      return Finish<int16_t>(task, pass, kBF16Format, maxima, scratch);
+      return Finish<int16_t>(task, pass, core::kBF16Format, maxima, scratch);
   }
 }
 
@@ -158,11 +161,11 @@ void WholeRow(const RowTask& task, uint8_t* scratch) {
 void NarrowAny(const NarrowRows& rows, size_t begin, size_t end, uint8_t* scratch) {
   switch (rows.dtype) {
     case DType::kF32:
-      return SelectNarrow<int32_t>(rows, begin, end, kF32Format, scratch);
+      return SelectNarrow<int32_t>(rows, begin, end, core::kF32Format, scratch);
     case DType::kF16:
-      return SelectNarrow<int16_t>(rows, begin, end, kF16Format, scratch);
+      return SelectNarrow<int16_t>(rows, begin, end, core::kF16Format, scratch);
     case DType::kBF16:
-      return SelectNarrow<int16_t>(rows, begin, end, kBF16Format, scratch);
+      return SelectNarrow<int16_t>(rows, begin, end, core::kBF16Format, scratch);
   }
 }
 
@@ -177,14 +180,14 @@ const TopKKernels* GetKernels() {
   return &kKernels;
 }
 
-}  // namespace riffle::HWY_NAMESPACE
+}  // namespace riffle::topk::HWY_NAMESPACE
 HWY_AFTER_NAMESPACE();
 
 #if HWY_ONCE
-namespace riffle {
+namespace riffle::topk {
 HWY_EXPORT(GetKernels);
 
 const TopKKernels& Kernels() { return *HWY_DYNAMIC_DISPATCH(GetKernels)(); }
 
-}  // namespace riffle
+}  // namespace riffle::topk
 #endif  // HWY_ONCE

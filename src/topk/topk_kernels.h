@@ -8,7 +8,7 @@
 #include "riffle/topk.h"
 #include "topk/topk_plan.h"
 
-namespace riffle {
+namespace riffle::topk {
 
 // One row or one range of a row.
 struct RowTask {
@@ -66,4 +66,4 @@ struct TopKKernels {
 const TopKKernels& Kernels();
 void RunLaneSort(const RowTask& task, const LaneOptions& options, uint8_t* scratch);
 
-}  // namespace riffle
+}  // namespace riffle::topk

@@ -15,7 +15,7 @@ namespace {
 constexpr int kMaxLanes = 4096;
 
 // P(depth <= m)^rows.
-double AllWithin(const DepthDistribution& depths, int64_t m, double rows) {
+double AllWithin(const topk::DepthDistribution& depths, int64_t m, double rows) {
   if (rows == 0) {
     return 1;
   }
@@ -25,22 +25,22 @@ double AllWithin(const DepthDistribution& depths, int64_t m, double rows) {
 
 void CheckSchedule(std::span<const int> schedule) {
   for (size_t i = 0; i < schedule.size(); ++i) {
-    Check(schedule[i] >= 1, Code::kBadOption, "depth_schedule[", i, "] = ", schedule[i],
-          " but depths start at 1");
-    Check(i == 0 || schedule[i] > schedule[i - 1], Code::kBadOption, "depth_schedule[", i,
-          "] = ", schedule[i], " but must exceed the depth before it, ",
-          i == 0 ? 0 : schedule[i - 1]);
+    core::Check(schedule[i] >= 1, Code::kBadOption, "depth_schedule[", i, "] = ", schedule[i],
+                " but depths start at 1");
+    core::Check(i == 0 || schedule[i] > schedule[i - 1], Code::kBadOption, "depth_schedule[", i,
+                "] = ", schedule[i], " but must exceed the depth before it, ",
+                i == 0 ? 0 : schedule[i - 1]);
   }
 }
 
 }  // namespace
 
 std::vector<double> DepthProbabilities(int k, int lanes) {
-  Check(k >= 1 && k <= kMaxExactDepths, Code::kBadK, "k = ", k, " but must be in 1..",
-        kMaxExactDepths);
-  Check(lanes >= 1 && lanes <= (1 << 20), Code::kBadOption, "lanes = ", lanes,
-        " but must be in 1..", 1 << 20);
-  const DepthDistribution depths = Depths(k, lanes);
+  core::Check(k >= 1 && k <= topk::kMaxExactDepths, Code::kBadK, "k = ", k, " but must be in 1..",
+              topk::kMaxExactDepths);
+  core::Check(lanes >= 1 && lanes <= (1 << 20), Code::kBadOption, "lanes = ", lanes,
+              " but must be in 1..", 1 << 20);
+  const topk::DepthDistribution depths = topk::Depths(k, lanes);
   std::vector<double> result(static_cast<size_t>(k), 0.0);
   std::copy(depths.pmf.begin(), depths.pmf.end(), result.begin() + (depths.first - 1));
   return result;
@@ -48,24 +48,24 @@ std::vector<double> DepthProbabilities(int k, int lanes) {
 
 TopKPlan PlanTopK(int64_t n, int64_t k, int64_t rows, int lanes,
                   std::span<const int> depth_schedule) {
-  Check(n >= 1 && n <= std::numeric_limits<int32_t>::max(), Code::kBadShape, "n = ", n,
-        " but must be in 1..", std::numeric_limits<int32_t>::max());
-  Check(k >= 1 && k <= n, Code::kBadK, "k = ", k, " but must be in 1..n = ", n);
-  Check(rows >= 0, Code::kBadShape, "rows = ", rows, " but must not be negative");
-  Check(lanes >= 1 && lanes <= kMaxLanes && (lanes & (lanes - 1)) == 0, Code::kBadOption,
-        "lanes = ", lanes, " but must be a power of two in 1..", kMaxLanes);
+  core::Check(n >= 1 && n <= std::numeric_limits<int32_t>::max(), Code::kBadShape, "n = ", n,
+              " but must be in 1..", std::numeric_limits<int32_t>::max());
+  core::Check(k >= 1 && k <= n, Code::kBadK, "k = ", k, " but must be in 1..n = ", n);
+  core::Check(rows >= 0, Code::kBadShape, "rows = ", rows, " but must not be negative");
+  core::Check(lanes >= 1 && lanes <= kMaxLanes && (lanes & (lanes - 1)) == 0, Code::kBadOption,
+              "lanes = ", lanes, " but must be a power of two in 1..", kMaxLanes);
   CheckSchedule(depth_schedule);
 
   TopKPlan plan;
-  const BucketPlan bucket_plan = PlanBuckets(n, k);
+  const topk::BucketPlan bucket_plan = topk::PlanBuckets(n, k);
   plan.buckets = bucket_plan.buckets;
   plan.bucket_size = bucket_plan.size;
   plan.depth_schedule = depth_schedule.empty()
-                            ? PlanDepths(n, k, lanes)
+                            ? topk::PlanDepths(n, k, lanes)
                             : std::vector<int>(depth_schedule.begin(), depth_schedule.end());
 
-  const DepthDistribution depths = Depths(k, lanes);
-  const int64_t last = LastDepth(n, k, lanes);
+  const topk::DepthDistribution depths = topk::Depths(k, lanes);
+  const int64_t last = topk::LastDepth(n, k, lanes);
   const double batch = static_cast<double>(rows);
   for (const int m : plan.depth_schedule) {
     plan.batch_done.push_back(m >= last ? 1.0 : AllWithin(depths, m - 1, batch));

@@ -4,7 +4,7 @@
 #include <cstdint>
 #include <vector>
 
-namespace riffle {
+namespace riffle::topk {
 
 // Bucket maxima for k of n elements. Bucket b holds the elements [b * size, min(n, (b + 1) *
 // size)).
@@ -20,4 +20,4 @@ BucketPlan PlanBuckets(int64_t n, int64_t k);
 // Lane sort's default depths for one row.
 std::vector<int> PlanDepths(int64_t n, int64_t k, int lanes);
 
-}  // namespace riffle
+}  // namespace riffle::topk

@@ -140,9 +140,9 @@ TEST_F(Invariance, AloneAndInABatch) {
 }
 
 TEST_F(Invariance, Threads) {
-  auto pools = std::make_shared<std::vector<std::unique_ptr<Pool>>>();
+  auto pools = std::make_shared<std::vector<std::unique_ptr<ThreadPool>>>();
   for (const int threads : {1, 2, 3, 17}) {
-    pools->push_back(std::make_unique<Pool>(threads));
+    pools->push_back(std::make_unique<ThreadPool>(threads));
   }
   ForEachKindAndTarget([&](AttentionSpec spec) {
     auto cases = std::make_shared<std::vector<AttentionCase>>();

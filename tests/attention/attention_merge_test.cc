@@ -66,10 +66,10 @@ TEST_F(MergeTest, PartsOfAPageTable) {
       MergeStates(parts, {merged.out.data(), heads * spec.dim, spec.dim, merged.lse.data(), heads});
       const AttentionResult all = attention.Run();
       // Every part was rounded to its dtype, and so is the merged result: values are below 4.
-      const double unit = dtype == DType::kF32 ? 1e-6 : dtype == DType::kF16 ? 0x1p-9 : 0x1p-6;
+      const double item = dtype == DType::kF32 ? 1e-6 : dtype == DType::kF16 ? 0x1p-9 : 0x1p-6;
       for (int head = 0; head < heads; ++head) {
         for (int i = 0; i < spec.dim; ++i) {
-          ASSERT_NEAR(merged.Value(0, head, i), all.Value(0, head, i), unit) << target;
+          ASSERT_NEAR(merged.Value(0, head, i), all.Value(0, head, i), item) << target;
         }
         ASSERT_NEAR(merged.lse[static_cast<size_t>(head)], all.lse[static_cast<size_t>(head)],
                     2e-6);

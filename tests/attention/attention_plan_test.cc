@@ -15,15 +15,15 @@ namespace riffle::test {
 namespace {
 
 struct Call {
-  AttentionShape shape;
+  attention::AttentionShape shape;
   std::vector<int32_t> q_lens, kv_lens;
   int threads;
 };
 
 struct Planned {
-  Plan plan;
-  std::vector<Unit> units;
-  std::vector<Split> splits;
+  attention::Plan plan;
+  std::vector<attention::WorkItem> items;
+  std::vector<attention::KvSplit> splits;
   std::vector<int64_t> share_begin;
 };
 
@@ -33,40 +33,40 @@ Planned MakePlan(const Call& call) {
     cu.push_back(cu.back() + q);
   }
   Planned planned;
-  planned.plan = PlanAttention(call.shape, cu.data(), call.kv_lens, call.threads, {});
-  planned.units.resize(static_cast<size_t>(planned.plan.units));
+  planned.plan = attention::PlanAttention(call.shape, cu.data(), call.kv_lens, call.threads, {});
+  planned.items.resize(static_cast<size_t>(planned.plan.items));
   planned.splits.resize(static_cast<size_t>(planned.plan.splits));
   planned.share_begin.resize(static_cast<size_t>(planned.plan.shares) + 1);
-  PlanAttention(call.shape, cu.data(), call.kv_lens, call.threads,
-                {planned.units, planned.splits, planned.share_begin});
+  attention::PlanAttention(call.shape, cu.data(), call.kv_lens, call.threads,
+                           {planned.items, planned.splits, planned.share_begin});
   return planned;
 }
 
-int64_t Work(const Unit& unit) {
-  return int64_t{unit.span_end - unit.span_begin} * (unit.head_end - unit.head_begin) *
-         (unit.query_end - unit.query_begin);
+int64_t Work(const attention::WorkItem& item) {
+  return int64_t{item.span_end - item.span_begin} * (item.head_end - item.head_begin) *
+         (item.query_end - item.query_begin);
 }
 
 void CheckPlan(const Call& call) {
   const Planned planned = MakePlan(call);
   ASSERT_EQ(planned.share_begin.front(), 0);
-  ASSERT_EQ(planned.share_begin.back(), planned.plan.units);
+  ASSERT_EQ(planned.share_begin.back(), planned.plan.items);
   ASSERT_TRUE(std::is_sorted(planned.share_begin.begin(), planned.share_begin.end()));
   // (sequence, query, head) -> the spans that were done, in order.
   std::map<std::tuple<int, int, int>, std::vector<std::pair<int, int>>> seen;
-  for (const Unit& unit : planned.units) {
-    ASSERT_LE((unit.query_end - unit.query_begin) * call.shape.group, planned.plan.max_rows);
-    for (int q = unit.query_begin; q < unit.query_end; ++q) {
-      for (int h = unit.head_begin; h < unit.head_end; ++h) {
-        seen[{unit.seq, q, h}].emplace_back(unit.span_begin, unit.span_end);
+  for (const attention::WorkItem& item : planned.items) {
+    ASSERT_LE((item.query_end - item.query_begin) * call.shape.group, planned.plan.max_rows);
+    for (int q = item.query_begin; q < item.query_end; ++q) {
+      for (int h = item.head_begin; h < item.head_end; ++h) {
+        seen[{item.seq, q, h}].emplace_back(item.span_begin, item.span_end);
       }
     }
   }
   size_t expected = 0;
   for (size_t b = 0; b < call.q_lens.size(); ++b) {
     for (int q = 0; q < call.q_lens[b]; ++q) {
-      const KeyRange keys =
-          Visible(call.shape, call.kv_lens[b], call.kv_lens[b] - call.q_lens[b] + q);
+      const attention::KeyRange keys =
+          attention::Visible(call.shape, call.kv_lens[b], call.kv_lens[b] - call.q_lens[b] + q);
       for (int h = 0; h < call.shape.kv_heads; ++h) {
         ++expected;
         const auto& spans = seen[{static_cast<int>(b), q, h}];
@@ -75,8 +75,8 @@ void CheckPlan(const Call& call) {
           ASSERT_EQ(spans[i].first, spans[i - 1].second);
         }
         if (call.kv_lens[b] > 0) {
-          ASSERT_LE(spans.front().first * kSpan, keys.begin);
-          ASSERT_GE(spans.back().second * kSpan, keys.end);
+          ASSERT_LE(spans.front().first * attention::kKvSplit, keys.begin);
+          ASSERT_GE(spans.back().second * attention::kKvSplit, keys.end);
         }
       }
     }
@@ -84,13 +84,14 @@ void CheckPlan(const Call& call) {
   ASSERT_EQ(seen.size(), expected);
   // Slots of a split column lie side by side: one for its first piece, then one a span.
   int64_t floats = 0;
-  for (const Split& split : planned.splits) {
+  for (const attention::KvSplit& split : planned.splits) {
     ASSERT_EQ(split.whole.slot, floats);
     const int rows = (split.whole.query_end - split.whole.query_begin) * call.shape.group;
-    floats += split.slots *
-              SlotFloats(split.whole.head_end - split.whole.head_begin, rows, call.shape.head_dim);
+    floats += split.partial_states *
+              attention::PartialStateFloats(split.whole.head_end - split.whole.head_begin, rows,
+                                            call.shape.head_dim);
   }
-  ASSERT_EQ(floats, planned.plan.slot_floats);
+  ASSERT_EQ(floats, planned.plan.state_floats);
 }
 
 TEST(AttentionPlan, CoversEverythingOnce) {
@@ -129,7 +130,7 @@ TEST(AttentionPlan, OneLongSequenceIsSharedEvenly) {
     for (size_t s = 0; s + 1 < planned.share_begin.size(); ++s) {
       int64_t work = 0;
       for (int64_t u = planned.share_begin[s]; u < planned.share_begin[s + 1]; ++u) {
-        work += Work(planned.units[static_cast<size_t>(u)]);
+        work += Work(planned.items[static_cast<size_t>(u)]);
       }
       total += work;
       largest = std::max(largest, work);
@@ -142,11 +143,11 @@ TEST(AttentionPlan, OneLongSequenceIsSharedEvenly) {
 TEST(AttentionPlan, ShortSequenceIsCutBetweenHeads) {
   const Planned planned = MakePlan({{8, 4, 128, true, 0}, {1}, {500}, 8});
   EXPECT_EQ(planned.plan.splits, 0);
-  EXPECT_EQ(planned.plan.units, 8);
+  EXPECT_EQ(planned.plan.items, 8);
 }
 
 TEST(AttentionPlan, OneThreadCutsNothing) {
-  EXPECT_EQ(MakePlan({{8, 4, 128, true, 0}, {1, 1}, {131072, 3}, 1}).plan.units, 2);
+  EXPECT_EQ(MakePlan({{8, 4, 128, true, 0}, {1, 1}, {131072, 3}, 1}).plan.items, 2);
 }
 
 }  // namespace

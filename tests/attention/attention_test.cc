@@ -253,7 +253,8 @@ TEST_F(OnEveryTarget, RandomCases) {
   }
 }
 
-// What the contract says in one number, on data of unit variance and on the sums that round worst.
+// What the contract says in one number, on data of work item variance and on the sums that round
+// worst.
 TEST_F(OnEveryTarget, F32IsWithinTwoInAHundredThousand) {
   for (const KvData data : {KvData::kNormal, KvData::kEqualKeys, KvData::kConstant}) {
     const AttentionSpec spec{

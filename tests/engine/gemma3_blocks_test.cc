@@ -11,7 +11,7 @@
 
 #include "engine/default_model.h"
 
-namespace riffle::gemma3 {
+namespace riffle::engine {
 namespace {
 
 uint32_t Crc32(const uint8_t* data, size_t size) {
@@ -69,4 +69,4 @@ TEST(Gemma3Blocks, F16) {
 }
 
 }  // namespace
-}  // namespace riffle::gemma3
+}  // namespace riffle::engine

@@ -12,7 +12,7 @@
 #include "riffle/error.h"
 #include "testing/tiny_model.h"
 
-namespace riffle::gemma3 {
+namespace riffle::engine {
 namespace {
 
 using riffle::testing::TinyModel;
@@ -188,8 +188,8 @@ TEST(Gemma3Engine, AnEqualPromptIsPrefilledOnce) {
 TEST(Gemma3Engine, ThreadsChangeNoToken) {
   const std::vector<Request> requests = RandomRequests(4, 6);
   const std::vector<Outcome> wanted = RunAll(requests, Options(500, 16, 64, 64));
-  Pool one(1), three(3);
-  for (Pool* pool : {&one, &three}) {
+  ThreadPool one(1), three(3);
+  for (ThreadPool* pool : {&one, &three}) {
     EngineOptions options = Options(500, 16, 64, 64);
     options.pool = pool;
     ExpectSame(RunAll(requests, options), wanted);
@@ -254,4 +254,4 @@ TEST(Gemma3Engine, RefusesWhatCannotBe) {
 }
 
 }  // namespace
-}  // namespace riffle::gemma3
+}  // namespace riffle::engine

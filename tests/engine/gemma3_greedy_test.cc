@@ -16,7 +16,7 @@
 #include "engine/tokenizer/tokenizer.h"
 #include "engine/weights.h"
 
-namespace riffle::gemma3 {
+namespace riffle::engine {
 namespace {
 
 using Tokens = std::vector<int32_t>;
@@ -207,4 +207,4 @@ TEST(Gemma3Batch, SameTokensAloneAndInABatch) {
 }
 
 }  // namespace
-}  // namespace riffle::gemma3
+}  // namespace riffle::engine

@@ -14,7 +14,7 @@
 #include "engine/quant/blocks.h"
 #include "testing/tiny_model.h"
 
-namespace riffle::gemma3 {
+namespace riffle::engine {
 namespace {
 
 using riffle::testing::GgufWriter;
@@ -41,7 +41,7 @@ std::vector<float> RandomRows(int64_t count, std::mt19937& random) {
 }
 
 std::vector<float> Product1(const Matrix& matrix, const std::vector<float>& x, int64_t rows,
-                            Pool* pool = nullptr) {
+                            ThreadPool* pool = nullptr) {
   Activations rounded;
   rounded.Resize(rows, matrix.inputs);
   for (int64_t row = 0; row < rows; ++row) {
@@ -49,7 +49,7 @@ std::vector<float> Product1(const Matrix& matrix, const std::vector<float>& x, i
   }
   const int64_t stride = matrix.panels() * kPanel + 3;
   std::vector<float> y(static_cast<size_t>(rows * stride), 77.0f);
-  const riffle::gemma3::Product product[] = {{&matrix, y.data(), stride}};
+  const riffle::engine::Product product[] = {{&matrix, y.data(), stride}};
   Multiply(rounded, product, pool);
   for (int64_t row = 0; row < rows; ++row) {
     EXPECT_EQ(y[static_cast<size_t>((row + 1) * stride - 1)], 77.0f) << "written past the panels";
@@ -132,7 +132,7 @@ TEST(Gemma3Matrix, ProductsAreThoseOfTheWeights) {
 TEST(Gemma3Matrix, ARowIsTheSameAloneAndAmongOthers) {
   ForTargets([] {
     std::mt19937 random(2);
-    Pool three(3);
+    ThreadPool three(3);
     for (const TensorType type :
          {TensorType::kQ8_0, TensorType::kQ5_0, TensorType::kQ4_K, TensorType::kQ6_K}) {
       const OneTensor one(type, 256, 96, random);
@@ -217,7 +217,7 @@ TEST(Gemma3Matrix, EveryWeightMeetsItsInput) {
 TEST(Gemma3Matrix, GatedProductsAreTheirFormula) {
   ForTargets([] {
     std::mt19937 random(5);
-    Pool three(3);
+    ThreadPool three(3);
     const int64_t inputs = 256, outputs = 96, rows = 131;
     const OneTensor a(TensorType::kQ5_0, inputs, outputs, random);
     const OneTensor b(TensorType::kQ8_0, inputs, outputs, random);
@@ -327,4 +327,4 @@ TEST(Gemma3Rows, AreTheirFormulas) {
 }
 
 }  // namespace
-}  // namespace riffle::gemma3
+}  // namespace riffle::engine

@@ -14,7 +14,7 @@
 #include "engine/tokenizer/utf8.h"
 #include "testing/gguf_writer.h"
 
-namespace riffle::gemma3 {
+namespace riffle::engine {
 namespace {
 
 using ::testing::ElementsAre;
@@ -218,4 +218,4 @@ TEST(Tokenizer, RefusesWhatIsNotUtf8) {
 }
 
 }  // namespace
-}  // namespace riffle::gemma3
+}  // namespace riffle::engine

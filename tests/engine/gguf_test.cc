@@ -12,7 +12,7 @@
 
 #include "testing/gguf_writer.h"
 
-namespace riffle::gemma3 {
+namespace riffle::engine {
 namespace {
 
 using ::testing::ElementsAre;
@@ -283,4 +283,4 @@ TEST(Gguf, OpensFilesOnly) {
 }
 
 }  // namespace
-}  // namespace riffle::gemma3
+}  // namespace riffle::engine

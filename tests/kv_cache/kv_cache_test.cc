@@ -299,7 +299,7 @@ TEST(KvCacheConcurrency, LargeWritesByAnyNumberOfThreads) {
         expected.Write(0, one, before + t, view(keys, t, 1), view(values, t, 1));
       }
       for (const int threads : {1, 2, 5}) {
-        Pool pool(threads);
+        ThreadPool pool(threads);
         KvCache cache(options);
         const int64_t seq = fill(cache);
         cache.Write(0, seq, before, view(keys, 0, tokens), view(values, 0, tokens), &pool);

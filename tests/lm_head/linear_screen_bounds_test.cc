@@ -10,41 +10,42 @@ namespace {
 
 // Holds the bounds of every logit against Linear; returns how far apart the widest are.
 double CheckBounds(const MatrixView& x, const WeightView& weight, const LinearOptions& options) {
-  const ScreenKernels& kernels = GetScreenKernels();
+  const lm_head::ScreenKernels& kernels = lm_head::GetScreenKernels();
   std::vector<float> y(static_cast<size_t>(x.rows * weight.rows));
   Linear(x, weight, {y.data(), weight.rows}, options);
-  LinearCall call(x, weight, options);
-  Lease lease(&PoolOf(1));
-  ScreenPlan plan = PlanScreen(x.rows, 1);
-  const ScreenScratch layout = PlanScreenScratch(plan);
-  const ScreenShared shared = PlanScreenShared(plan, weight.cols);
+  lm_head::LinearCall call(x, weight, options);
+  core::Lease lease(&PoolOf(1));
+  lm_head::ScreenPlan plan = lm_head::PlanScreen(x.rows, 1);
+  const lm_head::ScreenScratch layout = lm_head::PlanScreenScratch(plan);
+  const lm_head::ScreenShared shared = lm_head::PlanScreenShared(plan, weight.cols);
   const size_t words = call.WordBytes(plan.rows);
   uint8_t* memory = lease.Shared(words + shared.bytes + layout.bytes);
-  ScreenArgs args;
+  lm_head::ScreenArgs args;
   args.linear = call.Take(nullptr, 0, x.rows, memory, lease);
-  args.x = reinterpret_cast<ScreenBlock*>(memory + words + shared.x);
-  args.few = reinterpret_cast<FewScreenChunk*>(memory + words + shared.few);
-  args.errors = reinterpret_cast<ScreenError*>(memory + words + shared.errors);
+  args.x = reinterpret_cast<lm_head::ScreenBlock*>(memory + words + shared.x);
+  args.few = reinterpret_cast<lm_head::FewScreenChunk*>(memory + words + shared.few);
+  args.errors = reinterpret_cast<lm_head::ScreenError*>(memory + words + shared.errors);
   std::vector<bool> screened;
   for (int64_t row = 0; row < x.rows; ++row) {
     screened.push_back(kernels.quantize_row(args, row));
   }
-  std::vector<float> lower(static_cast<size_t>(x.rows * kTile)), upper(lower.size());
+  std::vector<float> lower(static_cast<size_t>(x.rows * lm_head::kTile)), upper(lower.size());
   double widest = 0;
-  for (int64_t tile = 0; tile * kTile < weight.rows; ++tile) {
+  for (int64_t tile = 0; tile * lm_head::kTile < weight.rows; ++tile) {
     kernels.tile_bounds(args, tile, layout, memory + words + shared.bytes, lower.data(),
                         upper.data());
     for (int64_t row = 0; row < x.rows; ++row) {
-      for (int64_t i = 0; i < kTile && tile * kTile + i < weight.rows; ++i) {
+      for (int64_t i = 0; i < lm_head::kTile && tile * lm_head::kTile + i < weight.rows; ++i) {
         if (!screened[static_cast<size_t>(row)]) continue;
-        const float exact = y[static_cast<size_t>(row * weight.rows + tile * kTile + i)];
-        const float low = lower[static_cast<size_t>(row * kTile + i)];
-        const float high = upper[static_cast<size_t>(row * kTile + i)];
+        const float exact = y[static_cast<size_t>(row * weight.rows + tile * lm_head::kTile + i)];
+        const float low = lower[static_cast<size_t>(row * lm_head::kTile + i)];
+        const float high = upper[static_cast<size_t>(row * lm_head::kTile + i)];
         // NaN is above every number: no number may be known to be above it.
         const bool holds = std::isnan(exact) ? std::isnan(high) || high == kInf
                                              : !(low > exact) && !(high < exact);
-        EXPECT_TRUE(holds) << "row " << row << ", column " << tile * kTile + i << ": " << exact
-                           << " is not from " << low << " to " << high << " on " << Target();
+        EXPECT_TRUE(holds) << "row " << row << ", column " << tile * lm_head::kTile + i << ": "
+                           << exact << " is not from " << low << " to " << high << " on "
+                           << Target();
         if (std::isfinite(high - low)) {
           widest = std::max(widest, double{high} - low);
         }
@@ -107,7 +108,7 @@ TEST_F(ScreenBoundsTest, ErrorsAddUp) {
         call.Q(block, i) = static_cast<int8_t>(rng.Below(2) == 0 ? -127 : 127);
       }
     }
-    const float most = rows <= kFewScreenRows ? float{kFewScreenMost} : 127;
+    const float most = rows <= lm_head::kFewScreenRows ? float{lm_head::kFewScreenMost} : 127;
     for (int64_t i = 0; i < rows * 320; ++i) {
       const int8_t q = call.Q(i % 320 / 32, static_cast<int>(i % 32));
       const float side = (q < 0) == (i / 320 % 2 == 0) ? 0.499f : -0.499f;
@@ -131,7 +132,7 @@ TEST_F(ScreenBoundsTest, Tight) {
     for (const float x : call.x) x_norm += double{x} * x;
     const double w_norm = 640 * std::pow(0.015 * 45, 2);
     const double size = std::sqrt(x_norm / static_cast<double>(rows) * w_norm);
-    const double share = rows <= kFewScreenRows ? 0.0004 : 0.012;
+    const double share = rows <= lm_head::kFewScreenRows ? 0.0004 : 0.012;
     for (const std::string& target : Targets()) {
       SetTarget(target);
       EXPECT_LT(CheckBounds(call.X(), call.W(), call.Options(1)), 2 * share * size);

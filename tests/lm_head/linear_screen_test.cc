@@ -19,7 +19,7 @@ class LinearScreenTest : public testing::Test {
       std::string fault;
       const std::vector<float> y = linear.Run(&PoolOf(1), &fault);
       for (const int64_t k : ks) {
-        ScreenStats stats;
+        lm_head::ScreenStats stats;
         ASSERT_EQ(
             Compare(linear.x(), linear.weight(), linear.options(&PoolOf(threads)), y, k, &stats),
             "")
@@ -30,9 +30,9 @@ class LinearScreenTest : public testing::Test {
   }
 
   // What the screen does with a call, which is the same on every target.
-  static ScreenStats Check(const ScreenCall& call, int64_t k, int threads = 2,
-                           bool round_x = false) {
-    ScreenStats stats;
+  static lm_head::ScreenStats Check(const ScreenCall& call, int64_t k, int threads = 2,
+                                    bool round_x = false) {
+    lm_head::ScreenStats stats;
     for (const std::string& target : Targets()) {
       SetTarget(target);
       std::vector<float> y(static_cast<size_t>(call.rows * call.vocab));
@@ -58,7 +58,7 @@ TEST_F(LinearScreenTest, HugeAndTinyInputs) {
   ScreenCall call(9, 96, 700);
   const float factors[] = {1e18f, 3e19f, 1e30f, 1e37f, 1e-20f, 1e-30f, 1e-36f, 1e-42f, 0.0f};
   for (size_t i = 0; i < call.x.size(); ++i) call.x[i] *= factors[i / 96];
-  const ScreenStats stats = Check(call, 5);
+  const lm_head::ScreenStats stats = Check(call, 5);
   EXPECT_GE(stats.screened, 3);
   EXPECT_GE(stats.given_up, 2);  // 1e30 and 1e37
   Check(call, 5, 2, /*round_x=*/true);
@@ -75,14 +75,14 @@ TEST_F(LinearScreenTest, OneLargeInput) {
 TEST_F(LinearScreenTest, LeavesOutMostColumns) {
   const ScreenCall call(13, 640, 12000);
   for (const int64_t k : {1, 64}) {
-    const ScreenStats stats = Check(call, k);
+    const lm_head::ScreenStats stats = Check(call, k);
     EXPECT_EQ(stats.screened, 13);
     EXPECT_GE(stats.multiplied, 13 * k);
     EXPECT_LT(stats.multiplied, 13 * (k + 12000 / 25));
   }
   for (const int64_t rows : {1, 2, 3}) {  // whose bounds are closer
     for (const int64_t k : {1, 64, 1000}) {
-      const ScreenStats stats = Check(call.Rows(3, rows), k);
+      const lm_head::ScreenStats stats = Check(call.Rows(3, rows), k);
       EXPECT_EQ(stats.screened, rows);
       EXPECT_GE(stats.multiplied, rows * k);
       EXPECT_LT(stats.multiplied, rows * (k + k / 8 + 8));
@@ -111,7 +111,7 @@ TEST_F(LinearScreenTest, NearTies) {
       int8_t& q = call.Q(column * 10 + rng.Below(10), static_cast<int>(rng.Below(32)));
       q = static_cast<int8_t>(q + (q > 0 ? -1 : 1));
     }
-    const ScreenStats stats = Check(call, 20, 1);
+    const lm_head::ScreenStats stats = Check(call, 20, 1);
     EXPECT_EQ(stats.screened, vocab == 600 ? 4 : 0);
     if (vocab == 600) {
       EXPECT_GT(stats.multiplied, 4 * 300);
@@ -137,7 +137,7 @@ TEST_F(LinearScreenTest, InputsThatAreNotFinite) {
   call.x[5] = kNaN;
   call.x[2 * 96 + 95] = kInf;
   call.x[4 * 96] = -kInf;
-  const ScreenStats stats = Check(call, 7);
+  const lm_head::ScreenStats stats = Check(call, 7);
   EXPECT_EQ(stats.screened, 3);
   EXPECT_EQ(stats.given_up, 3);
   CheckFew(call, 7);
@@ -204,7 +204,7 @@ TEST_F(LinearScreenTest, SomeRowsAreGivenUp) {
   for (int64_t row = 0; row < 11; row += 3) {
     std::fill_n(call.x.begin() + row * 64, 64, 0.0f);  // every logit is zero
   }
-  const ScreenStats stats = Check(call, 6);
+  const lm_head::ScreenStats stats = Check(call, 6);
   EXPECT_EQ(stats.given_up, 4);
   EXPECT_EQ(stats.screened, 7);
 }
@@ -221,23 +221,26 @@ TEST_F(LinearScreenTest, Auto) {
       for (const std::string& target : Targets()) {
         SetTarget(target);
         Linear(call.X(), call.W(), {y.data(), 9000}, options);
-        ScreenStats stats;
-        EXPECT_EQ(Compare(call.X(), call.W(), options, y, 40, &stats, Screening::kAuto), "");
-        EXPECT_EQ(stats.screened, GetScreenKernels().native ? rows : 0);
+        lm_head::ScreenStats stats;
+        EXPECT_EQ(Compare(call.X(), call.W(), options, y, 40, &stats, lm_head::Screening::kAuto),
+                  "");
+        EXPECT_EQ(stats.screened, lm_head::GetScreenKernels().native ? rows : 0);
       }
     }
   }
 }
 
 TEST(ScreenPlan, MemoryIsBounded) {
-  const ScreenPlan plan = PlanScreen(256, 64);
+  const lm_head::ScreenPlan plan = lm_head::PlanScreen(256, 64);
   EXPECT_EQ(plan.rows, 256);
-  EXPECT_GE(plan.capacity, plan.limit + kTile);
+  EXPECT_GE(plan.capacity, plan.limit + lm_head::kTile);
   EXPECT_GE(plan.room, plan.limit);
-  EXPECT_LT(PlanScreenScratch(plan).bytes, 5u << 20);
-  EXPECT_LT(PlanScreenShared(plan, 640).bytes, 10u << 20);
-  EXPECT_LT(PlanScreenShared(PlanScreen(1, 64), kMostScreenedInputs).bytes, 1u << 20);
-  EXPECT_LT(PlanScreen(256, 200000).rows, 10);
+  EXPECT_LT(lm_head::PlanScreenScratch(plan).bytes, 5u << 20);
+  EXPECT_LT(lm_head::PlanScreenShared(plan, 640).bytes, 10u << 20);
+  EXPECT_LT(
+      lm_head::PlanScreenShared(lm_head::PlanScreen(1, 64), lm_head::kMostScreenedInputs).bytes,
+      1u << 20);
+  EXPECT_LT(lm_head::PlanScreen(256, 200000).rows, 10);
 }
 
 }  // namespace

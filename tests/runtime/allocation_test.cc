@@ -48,7 +48,7 @@ TEST_F(SteadyState, TopK) {
     for (const Algorithm algorithm : {Algorithm::kBucketMaxima, Algorithm::kLaneSort}) {
       for (const int32_t k : {1, 64, 2000}) {
         for (const int threads : {1, 3}) {
-          Pool pool(threads);
+          ThreadPool pool(threads);
           TopKOptions options;
           options.algorithm = algorithm;
           options.pool = &pool;
@@ -63,7 +63,7 @@ TEST_F(SteadyState, TopK) {
 }
 
 TEST_F(SteadyState, OneLongRowAndOneKPerRow) {
-  Pool pool(2);
+  ThreadPool pool(2);
   TopKOptions options;
   options.pool = &pool;
   const std::vector<int32_t> k = {1, 700, 64, 2};
@@ -77,7 +77,7 @@ TEST_F(SteadyState, OneLongRowAndOneKPerRow) {
 }
 
 TEST_F(SteadyState, TopKPerRow) {
-  Pool pool(2);
+  ThreadPool pool(2);
   TopKOptions options;
   options.pool = &pool;
   const std::vector<int32_t> starts = {0, 5, 100, 0}, ends = {40000, 30000, 90, 1500};
@@ -90,7 +90,7 @@ TEST_F(SteadyState, TopKPerRow) {
 
 // Rows of every kind: greedy, candidates few and many, a nucleus small and large, all columns.
 TEST_F(SteadyState, Sample) {
-  Pool pool(2);
+  ThreadPool pool(2);
   const std::vector<float> temperature = {0, 1, 1, 5};
   const std::vector<int32_t> top_k = {0, 3000, 64, 0};
   const std::vector<float> top_p = {1, 0.9f, 0.9f, 0.99f};
@@ -108,7 +108,7 @@ TEST_F(SteadyState, KvCacheWrite) {
   KvCacheOptions options;
   options.pages = 128;
   const std::vector<float> ones(size_t{2000} * 128, 1.0f);
-  Pool pool(2);
+  ThreadPool pool(2);
   KvCache cache(options);
   EXPECT_GT(AllocationsOf([&] { cache.Extend(cache.Create(), 2000); }), 0);
   const auto write = [&](int64_t tokens) {
@@ -127,7 +127,7 @@ TEST_F(SteadyState, Linear) {
   std::vector<int32_t> indices(values.size());
   const WeightView w{weight.data(), WeightFormat::kF32, vocab, 300, 300};
   for (const int threads : {1, 3}) {
-    Pool pool(threads);
+    ThreadPool pool(threads);
     const auto call = [&](int64_t rows) {
       const MatrixView view{x.data(), DType::kF32, rows, 300, 300};
       riffle::Linear(view, w, {y.data(), vocab}, {.pool = &pool});

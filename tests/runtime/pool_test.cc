@@ -30,17 +30,17 @@ int CpusOfThisProcess() {
   return sched_getaffinity(0, sizeof(set), &set) == 0 ? CPU_COUNT(&set) : 1;
 }
 
-TEST(Pool, HasTheThreadsAskedFor) {
+TEST(ThreadPool, HasTheThreadsAskedFor) {
   for (const int threads : {1, 2, 7, 64}) {
-    EXPECT_EQ(Pool(threads).threads(), threads);
+    EXPECT_EQ(ThreadPool(threads).threads(), threads);
   }
-  EXPECT_EQ(Pool().threads(), CpusOfThisProcess());
+  EXPECT_EQ(ThreadPool().threads(), CpusOfThisProcess());
 }
 
-TEST(Pool, RefusesSizesOutOfRange) {
+TEST(ThreadPool, RefusesSizesOutOfRange) {
   for (const int threads : {-1, 1025}) {
     try {
-      Pool pool(threads);
+      ThreadPool pool(threads);
       ADD_FAILURE() << "accepted " << threads;
     } catch (const Error& error) {
       EXPECT_EQ(error.code(), Code::kBadOption);
@@ -55,8 +55,8 @@ TEST(Pool, RefusesSizesOutOfRange) {
   EXPECT_EQ(NumThreads(), before);
 }
 
-TEST(Pool, ParallelForRunsEachTaskOnce) {
-  Pool pool(3);
+TEST(ThreadPool, ParallelForRunsEachTaskOnce) {
+  ThreadPool pool(3);
   for (const int64_t tasks : {0, 1, 2, 1000}) {
     std::vector<std::atomic<int>> runs(static_cast<size_t>(tasks));
     std::atomic<int> inner{0};
@@ -75,26 +75,26 @@ TEST(Pool, ParallelForRunsEachTaskOnce) {
   }
 }
 
-TEST(Pool, ParallelForRefusesWhatItCannotRun) {
+TEST(ThreadPool, ParallelForRefusesWhatItCannotRun) {
   EXPECT_THROW(ParallelFor(-1, [](int64_t) {}), Error);
   EXPECT_THROW(ParallelFor(1, nullptr), Error);
 }
 
-TEST(Pool, TheDefaultOneIsResized) {
+TEST(ThreadPool, TheDefaultOneIsResized) {
   const int before = NumThreads();
   for (const int threads : {3, 1, 2}) {
     SetNumThreads(threads);
     EXPECT_EQ(NumThreads(), threads);
     EXPECT_EQ(DefaultPool().threads(), threads);
-    EXPECT_EQ(Lease(nullptr).threads(), threads);
+    EXPECT_EQ(core::Lease(nullptr).threads(), threads);
   }
   SetNumThreads(before);
 }
 
 TEST(Lease, RunsEveryTaskOnce) {
   for (const int threads : {1, 2, 5}) {
-    Pool pool(threads);
-    Lease lease(&pool);
+    ThreadPool pool(threads);
+    core::Lease lease(&pool);
     for (const int64_t tasks : {0, 1, 2, 3, 100, 10000}) {
       std::vector<std::atomic<int>> runs(static_cast<size_t>(tasks));
       lease.Run(tasks, [&](int64_t task, uint8_t*) { ++runs[static_cast<size_t>(task)]; });
@@ -119,10 +119,10 @@ void TooManyThreads(void (*body)(void*), void* data, unsigned threads, unsigned)
   ThreadsOfTheTest(body, data, threads + 2, 0);
 }
 
-class TeamTest : public testing::TestWithParam<Team> {
+class TeamTest : public testing::TestWithParam<ParallelRegion> {
  protected:
   ~TeamTest() override {
-    SetTeam(nullptr);
+    SetParallelRegion(nullptr);
     SetNumThreads(before_);
   }
   const int before_ = NumThreads();
@@ -130,10 +130,10 @@ class TeamTest : public testing::TestWithParam<Team> {
 
 TEST_P(TeamTest, RunsEveryTaskOnceWithScratchOfItsOwn) {
   SetNumThreads(3);
-  SetTeam(GetParam());
+  SetParallelRegion(GetParam());
   EXPECT_EQ(NumThreads(), 3);
   for (const int64_t tasks : {0, 1, 2, 3, 1000}) {
-    Lease lease(nullptr);
+    core::Lease lease(nullptr);
     EXPECT_EQ(lease.threads(), 3);
     lease.ReserveScratch(64);
     std::vector<std::atomic<int>> runs(static_cast<size_t>(tasks));
@@ -150,7 +150,7 @@ TEST_P(TeamTest, RunsEveryTaskOnceWithScratchOfItsOwn) {
 
 TEST_P(TeamTest, StaysWhenThePoolIsResized) {
   static std::atomic<int> regions{0};
-  SetTeam([](void (*body)(void*), void* data, unsigned threads, unsigned) {
+  SetParallelRegion([](void (*body)(void*), void* data, unsigned threads, unsigned) {
     regions.fetch_add(static_cast<int>(threads));
     body(data);
   });
@@ -158,23 +158,23 @@ TEST_P(TeamTest, StaysWhenThePoolIsResized) {
   regions = 0;
   ParallelFor(100, [](int64_t) {});
   EXPECT_EQ(regions.load(), 4);
-  SetTeam(GetParam());
+  SetParallelRegion(GetParam());
   ParallelFor(100, [](int64_t) {});
-  SetTeam(nullptr);
+  SetParallelRegion(nullptr);
   ParallelFor(100, [](int64_t) {});
   EXPECT_EQ(regions.load(), 4);
 }
 
-INSTANTIATE_TEST_SUITE_P(Pool, TeamTest,
+INSTANTIATE_TEST_SUITE_P(ThreadPool, TeamTest,
                          testing::Values(&ThreadsOfTheTest, &NoOtherThread, &TooManyThreads));
 
 // A wake-up that is lost, or a worker that joins a job too late, shows in many short jobs.
 TEST(Lease, RunsManyShortJobs) {
   for (const int threads : {2, 4}) {
-    Pool pool(threads);
+    ThreadPool pool(threads);
     std::atomic<int64_t> sum{0};
     for (int64_t job = 0; job < 5000; ++job) {
-      Lease lease(&pool);
+      core::Lease lease(&pool);
       lease.Run(3, [&](int64_t task, uint8_t*) { sum += task + job; });
       if (job % 1000 == 0) usleep(2000);  // long enough for the workers to fall asleep
     }
@@ -183,8 +183,8 @@ TEST(Lease, RunsManyShortJobs) {
 }
 
 TEST(Lease, GivesEveryThreadItsOwnScratch) {
-  Pool pool(4);
-  Lease lease(&pool);
+  ThreadPool pool(4);
+  core::Lease lease(&pool);
   for (const size_t bytes : {size_t{64}, size_t{100000}, size_t{1}}) {
     lease.ReserveScratch(bytes);
     std::atomic<int> spoiled{0};
@@ -203,11 +203,11 @@ TEST(Lease, GivesEveryThreadItsOwnScratch) {
 }
 
 TEST(Lease, OfABusyPoolRunsOnTheCaller) {
-  Pool pool(3);
-  Lease outer(&pool);
+  ThreadPool pool(3);
+  core::Lease outer(&pool);
   EXPECT_EQ(outer.threads(), 3);
   {
-    Lease inner(&pool);
+    core::Lease inner(&pool);
     EXPECT_EQ(inner.threads(), 1);
     inner.ReserveScratch(128);
     std::vector<std::thread::id> callers;
@@ -220,16 +220,16 @@ TEST(Lease, OfABusyPoolRunsOnTheCaller) {
   // From inside a task too, and the outer lease still works.
   std::atomic<int> runs{0};
   outer.Run(8, [&](int64_t, uint8_t*) {
-    Lease inner(&pool);
+    core::Lease inner(&pool);
     inner.Run(5, [&](int64_t, uint8_t*) { ++runs; });
   });
   EXPECT_EQ(runs, 40);
 }
 
 TEST(Lease, IsGivenBack) {
-  Pool pool(2);
+  ThreadPool pool(2);
   for (int i = 0; i < 3; ++i) {
-    Lease lease(&pool);
+    core::Lease lease(&pool);
     EXPECT_EQ(lease.threads(), 2) << i;
   }
 }
@@ -272,7 +272,7 @@ struct Example {
   Input input{{Distribution::kNormal, DType::kF32, 3, 30000, 30000, 20, 0, true, 1}};
   Truth truth{input.view(), 20};
 
-  bool Right(Pool* pool) const {
+  bool Right(ThreadPool* pool) const {
     std::vector<float> values(60);
     std::vector<int32_t> indices(60);
     TopKOptions options;
@@ -291,7 +291,7 @@ struct Example {
 // multiprocessing in Python forks after the parent has used its pool.
 TEST(Fork, ChildrenCanCall) {
   const Example example;
-  Pool pool(3);
+  ThreadPool pool(3);
   ASSERT_TRUE(example.Right(&pool));
   ASSERT_TRUE(example.Right(nullptr));
   EXPECT_EQ(InChild([&] { return example.Right(&pool) && example.Right(nullptr); }), 0);
@@ -303,23 +303,24 @@ TEST(Fork, ChildrenCanMakePools) {
   const Example example;
   ASSERT_TRUE(example.Right(nullptr));
   EXPECT_EQ(InChild([&] {
-              Pool pool(2);
+              ThreadPool pool(2);
               return pool.threads() == 2 && example.Right(&pool);
             }),
             0);
   EXPECT_EQ(InChild([&] {
               SetNumThreads(3);
-              return NumThreads() == 3 && Lease(nullptr).threads() == 3 && example.Right(nullptr);
+              return NumThreads() == 3 && core::Lease(nullptr).threads() == 3 &&
+                     example.Right(nullptr);
             }),
             0);
 }
 
-// The threads of a team are not in the child either; a pool that is resized there has its own.
+// The threads of a region are not in the child either; a pool that is resized there has its own.
 TEST(Fork, ChildrenLeaveTheTeam) {
   const Example example;
   const int before = NumThreads();
   SetNumThreads(2);
-  SetTeam([](void (*body)(void*), void* data, unsigned threads, unsigned) {
+  SetParallelRegion([](void (*body)(void*), void* data, unsigned threads, unsigned) {
     static const pid_t parent = getpid();
     if (getpid() != parent) _exit(9);
     ThreadsOfTheTest(body, data, threads, 0);
@@ -329,18 +330,18 @@ TEST(Fork, ChildrenLeaveTheTeam) {
   if (!kThreadSanitizer) {
     EXPECT_EQ(InChild([&] {
                 SetNumThreads(3);
-                return Lease(nullptr).threads() == 3 && example.Right(nullptr);
+                return core::Lease(nullptr).threads() == 3 && example.Right(nullptr);
               }),
               0);
   }
   EXPECT_TRUE(example.Right(nullptr));
-  SetTeam(nullptr);
+  SetParallelRegion(nullptr);
   SetNumThreads(before);
 }
 
 // Destroying a pool that the parent made must not wait for the parent's threads.
 TEST(Fork, ChildrenCanDestroyPools) {
-  auto pool = std::make_unique<Pool>(3);
+  auto pool = std::make_unique<ThreadPool>(3);
   const Example example;
   ASSERT_TRUE(example.Right(pool.get()));
   EXPECT_EQ(InChild([&] {
@@ -356,7 +357,7 @@ TEST(Fork, ChildrenCanDestroyPools) {
 TEST(Fork, WhileThePoolIsBusy) {
   const Example example;
   ASSERT_TRUE(example.Right(nullptr));
-  const Lease held(nullptr);
+  const core::Lease held(nullptr);
   EXPECT_EQ(InChild([&] { return example.Right(nullptr); }), 0);
   if (!kThreadSanitizer) {
     EXPECT_EQ(InChild([&] {

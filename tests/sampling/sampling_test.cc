@@ -283,7 +283,7 @@ TEST_P(SampleInvariance, OnlyTheRowMatters) {
     stream.push_back(rng.Below(1000));
     position.push_back(rng.Below(1000));
   }
-  const auto run = [&](const MatrixView& x, size_t from, Pool* pool, bool logprobs) {
+  const auto run = [&](const MatrixView& x, size_t from, ThreadPool* pool, bool logprobs) {
     const auto rows = static_cast<size_t>(x.rows);
     const auto part = [&](auto& list) { return std::span(list).subspan(from, rows); };
     Drawn drawn{std::vector<int32_t>(rows, -1), std::vector<float>(logprobs ? rows : 0)};

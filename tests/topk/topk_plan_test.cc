@@ -180,8 +180,8 @@ TEST(DepthProbabilities, Simulation) {
 // Above kMaxExactDepths the lanes count as independent: near the exact values at the boundary.
 TEST(DepthProbabilities, LargeK) {
   for (const int lanes : {2, 128, 4096}) {
-    const DepthDistribution exact = Depths(kMaxExactDepths, lanes);
-    const DepthDistribution near = Depths(kMaxExactDepths + 1, lanes);
+    const topk::DepthDistribution exact = topk::Depths(topk::kMaxExactDepths, lanes);
+    const topk::DepthDistribution near = topk::Depths(topk::kMaxExactDepths + 1, lanes);
     int compared = 0;
     for (int64_t m = exact.first; exact.Above(m) > 1e-12; ++m) {
       if (exact.Above(m) > 0.2) continue;
@@ -189,13 +189,13 @@ TEST(DepthProbabilities, LargeK) {
       ++compared;
     }
     EXPECT_GT(compared, 5);
-    EXPECT_NEAR(near.Within(kMaxExactDepths), 1.0, 1e-9);
+    EXPECT_NEAR(near.Within(topk::kMaxExactDepths), 1.0, 1e-9);
   }
-  const DepthDistribution large = Depths(1'000'000'000, 128);
+  const topk::DepthDistribution large = topk::Depths(1'000'000'000, 128);
   EXPECT_NEAR(large.Within(1'000'000'000), 1.0, 1e-9);
   EXPECT_EQ(large.Above(1'000'000'000), 0.0);
   EXPECT_EQ(large.Within(1'000'000'000 / 128 - 1), 0.0);
-  EXPECT_EQ(Depths(1'000'000, 1).Above(999'999), 1.0);
+  EXPECT_EQ(topk::Depths(1'000'000, 1).Above(999'999), 1.0);
 }
 
 template <typename Call>
@@ -219,10 +219,10 @@ TEST(DepthProbabilities, Errors) {
 }
 
 // Expected cost of a schedule of depths whose last always certifies.
-double ExpectedCost(const std::vector<int>& schedule, const DepthDistribution& depths) {
+double ExpectedCost(const std::vector<int>& schedule, const topk::DepthDistribution& depths) {
   double cost = 0, fails = 1;
   for (const int m : schedule) {
-    cost += fails * PassCost(m);
+    cost += fails * topk::PassCost(m);
     fails = depths.Above(m - 1);
   }
   return cost;
@@ -230,7 +230,7 @@ double ExpectedCost(const std::vector<int>& schedule, const DepthDistribution& d
 
 TEST(PlanDepths, NoScheduleIsCheaper) {
   for (const auto& [k, lanes] : {std::pair{8, 4}, std::pair{12, 16}, std::pair{10, 128}}) {
-    const DepthDistribution depths = Depths(k, lanes);
+    const topk::DepthDistribution depths = topk::Depths(k, lanes);
     double least = std::numeric_limits<double>::infinity();
     const int last = k + 1;
     for (uint32_t chosen = 0; chosen < 1u << (last - 2); ++chosen) {  // depths 2..k
@@ -241,7 +241,7 @@ TEST(PlanDepths, NoScheduleIsCheaper) {
       schedule.push_back(last);
       least = std::min(least, ExpectedCost(schedule, depths));
     }
-    const std::vector<int> planned = PlanDepths(1'000'000, k, lanes);
+    const std::vector<int> planned = topk::PlanDepths(1'000'000, k, lanes);
     EXPECT_NEAR(ExpectedCost(planned, depths), least, 1e-6 * least) << "k=" << k;
   }
 }
@@ -251,7 +251,7 @@ TEST(PlanDepths, IncreasesToADepthThatAlwaysCertifies) {
     for (const int64_t k : {1, 2, 64, 100, 1024, 4096, 200000}) {
       if (k > n) continue;
       for (const int lanes : {1, 2, 128, 4096}) {
-        const std::vector<int> schedule = PlanDepths(n, k, lanes);
+        const std::vector<int> schedule = topk::PlanDepths(n, k, lanes);
         ASSERT_FALSE(schedule.empty());
         ASSERT_GE(schedule.front(), 2);
         ASSERT_TRUE(std::ranges::adjacent_find(schedule, std::greater_equal<>()) == schedule.end());

@@ -94,16 +94,16 @@ void CallFromManyThreads(int callers, const PoolOfCaller& pool_of) {
 }
 
 TEST(TopKThreads, ManyCallersOnOnePool) {
-  Pool pool(3);
+  ThreadPool pool(3);
   CallFromManyThreads(5, [&](int) { return &pool; });
 }
 
 TEST(TopKThreads, ManyCallersOnTheDefaultPool) {
-  CallFromManyThreads(4, [](int) -> Pool* { return nullptr; });
+  CallFromManyThreads(4, [](int) -> ThreadPool* { return nullptr; });
 }
 
 TEST(TopKThreads, ManyCallersOnTheirOwnPools) {
-  Pool pools[] = {Pool(1), Pool(2), Pool(3)};
+  ThreadPool pools[] = {ThreadPool(1), ThreadPool(2), ThreadPool(3)};
   CallFromManyThreads(3, [&](int caller) { return &pools[caller]; });
 }
 
@@ -113,7 +113,7 @@ TEST(TopKThreads, ResizedWhileCalled) {
   std::thread resizer([&] {
     for (int i = 0; !done; ++i) SetNumThreads(1 + i % 4);
   });
-  CallFromManyThreads(3, [](int) -> Pool* { return nullptr; });
+  CallFromManyThreads(3, [](int) -> ThreadPool* { return nullptr; });
   done = true;
   resizer.join();
   SetNumThreads(before);
