@@ -9,6 +9,7 @@
 #include <stdexcept>
 
 #include "cli/huge_buffer.h"
+#include "riffle/roofline.h"
 #include "riffle/runtime.h"
 
 namespace riffle::cli {

@@ -8,6 +8,7 @@
 
 #include "cli/report.h"
 #include "riffle/attention.h"
+#include "riffle/roofline.h"
 
 namespace riffle::cli {
 

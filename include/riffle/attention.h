@@ -11,6 +11,7 @@
 #include <optional>
 #include <span>
 
+#include "riffle/export.h"
 #include "riffle/runtime.h"
 #include "riffle/types.h"
 
@@ -101,9 +102,9 @@ struct AttentionOut {
 // kOutOfMemory. Nothing is written on error. Allocates nothing once the pool's scratch has grown.
 // Source of the method: Kwon et al. 2023 (paged attention), Milakov and Gimelshein 2018 (online
 // softmax), Dao 2023 (split-KV).
-void PagedAttention(const HeadsView& q, const PagedKv& keys, const PagedKv& values,
-                    const PagedBatch& batch, const AttentionOut& out,
-                    const AttentionOptions& options = {});
+RIFFLE_API void PagedAttention(const HeadsView& q, const PagedKv& keys, const PagedKv& values,
+                               const PagedBatch& batch, const AttentionOut& out,
+                               const AttentionOptions& options = {});
 
 // A result over a part of the keys.
 struct AttentionPart {
@@ -118,18 +119,7 @@ struct AttentionPart {
 // zeros and -inf. Parts are folded in their order. Sinks, if any, belong into exactly one part.
 // Throws Error: kBadShape (no part, shapes that differ), kBadDType, kOverlap. Nothing is written on
 // error.
-void MergeStates(std::span<const AttentionPart> parts, const AttentionOut& out,
-                 ThreadPool* pool = nullptr);
-
-// The roofline of decode: reads the key and value bytes of every sequence of `batch` once, in the
-// order and with the prefetching, the split over threads and the pages of PagedAttention's decode,
-// and returns the largest byte.
-uint8_t ReadPages(const PagedKv& keys, const PagedKv& values, const PagedBatch& batch,
-                  ThreadPool* pool = nullptr);
-
-// The roofline of prefill: FLOP/s of independent dot-product instructions on registers, all
-// threads, measured now for about `seconds`. kBF16: pairs of bf16 where the target has them, else
-// f32 FMA.
-double DotPeak(DType dtype, double seconds = 0.02, ThreadPool* pool = nullptr);
+RIFFLE_API void MergeStates(std::span<const AttentionPart> parts, const AttentionOut& out,
+                            ThreadPool* pool = nullptr);
 
 }  // namespace riffle

@@ -4,6 +4,8 @@
 #include <stdexcept>
 #include <string>
 
+#include "riffle/export.h"
+
 namespace riffle {
 
 enum class Code {
@@ -21,7 +23,7 @@ enum class Code {
 };
 
 // what() names the argument, its value and the limit.
-class Error : public std::runtime_error {
+class RIFFLE_API Error : public std::runtime_error {
  public:
   Error(Code code, const std::string& what) : std::runtime_error(what), code_(code) {}
   Code code() const { return code_; }

@@ -23,6 +23,7 @@
 #include <vector>
 
 #include "riffle/attention.h"
+#include "riffle/export.h"
 #include "riffle/types.h"
 
 namespace riffle {
@@ -43,7 +44,7 @@ struct KvBatch {
   int64_t max_pages = 0;            // the most that one of the sequences has
 };
 
-class KvCache {
+class RIFFLE_API KvCache {
  public:
   // The storage is zero and takes memory as it is written. It is aligned to 64 bytes in each layer
   // (tiles are too where their size is a multiple of it) and asks for huge pages.

@@ -15,6 +15,7 @@
 
 #include <cstdint>
 
+#include "riffle/export.h"
 #include "riffle/runtime.h"
 #include "riffle/types.h"
 
@@ -70,8 +71,8 @@ struct LinearOptions {
 // Throws Error: kBadShape, kBadDType, kOverlap; kOutOfMemory. Nothing is written on error.
 // Allocates nothing once the pool's scratch has grown to the shape. W is read once for every 256
 // rows, in the order in which it lies, by all threads.
-void Linear(const MatrixView& x, const WeightView& weight, const OutView<float>& y,
-            const LinearOptions& options = {});
+RIFFLE_API void Linear(const MatrixView& x, const WeightView& weight, const OutView<float>& y,
+                       const LinearOptions& options = {});
 
 // Outputs [rows, k]; each has its own row stride in elements.
 struct LinearTopKOut {
@@ -91,7 +92,7 @@ struct LinearTopKOut {
 // screening.
 //   out  values [rows, k] f32, indices [rows, k] int32
 // Throws Error: kBadK unless 1 <= k <= vocab, and as Linear.
-void LinearTopK(const MatrixView& x, const WeightView& weight, int64_t k, const LinearTopKOut& out,
-                const LinearOptions& options = {});
+RIFFLE_API void LinearTopK(const MatrixView& x, const WeightView& weight, int64_t k,
+                           const LinearTopKOut& out, const LinearOptions& options = {});
 
 }  // namespace riffle

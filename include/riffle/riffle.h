@@ -5,6 +5,7 @@
 #include "riffle/error.h"
 #include "riffle/kv_cache.h"
 #include "riffle/linear_topk.h"
+#include "riffle/roofline.h"
 #include "riffle/runtime.h"
 #include "riffle/sampling.h"
 #include "riffle/topk.h"

@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <span>
 
+#include "riffle/export.h"
 #include "riffle/runtime.h"
 #include "riffle/types.h"
 
@@ -49,7 +50,7 @@ struct SampleOptions {
 // none. Throws Error: kBadValue for a row with a NaN or with nothing above -inf, naming the row
 // (the first one); kBadShape, kBadDType, kBadOption, kOverlap, kOutOfMemory. Nothing is written on
 // error. Allocates nothing once scratch has grown to the shape.
-void Sample(const MatrixView& logits, const SampleOptions& options, std::span<int32_t> tokens,
-            std::span<float> logprobs = {});
+RIFFLE_API void Sample(const MatrixView& logits, const SampleOptions& options,
+                       std::span<int32_t> tokens, std::span<float> logprobs = {});
 
 }  // namespace riffle

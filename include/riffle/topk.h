@@ -9,6 +9,7 @@
 #include <span>
 #include <vector>
 
+#include "riffle/export.h"
 #include "riffle/runtime.h"
 #include "riffle/types.h"
 
@@ -61,12 +62,13 @@ struct TopKOut {
 //   out  values [rows, k] bits as they stand in x, indices [rows, k]
 // Throws Error: kBadK unless 1 <= k <= n; kBadShape, kBadOption, kOverlap; kOutOfMemory. Nothing is
 // written on error. Allocates nothing once the pool's scratch has grown to the shape.
-void TopK(const MatrixView& x, int64_t k, const TopKOut& out, const TopKOptions& options = {});
+RIFFLE_API void TopK(const MatrixView& x, int64_t k, const TopKOut& out,
+                     const TopKOptions& options = {});
 
 // One k per row, k[r] in 1..n; columns k[r] and beyond, up to the largest k, are padded with -inf
 // and -1.
-void TopK(const MatrixView& x, std::span<const int32_t> k, const TopKOut& out,
-          const TopKOptions& options = {});
+RIFFLE_API void TopK(const MatrixView& x, std::span<const int32_t> k, const TopKOut& out,
+                     const TopKOptions& options = {});
 
 // The k best of x[r, starts[r]:ends[r]), best first, as indices relative to starts[r]; -1 pads rows
 // whose range is shorter than k. start >= end is an empty range. Same contract as FlagGems' and
@@ -74,20 +76,22 @@ void TopK(const MatrixView& x, std::span<const int32_t> k, const TopKOut& out,
 //   x        [rows, n]; starts, ends [rows]; indices [rows, k] int32
 // Throws Error: kBadRange for a negative start or an end > n, kBadK unless 1 <= k < 2^31, and as
 // TopK. Nothing is written on error.
-void TopKPerRow(const MatrixView& x, std::span<const int32_t> starts, std::span<const int32_t> ends,
-                int64_t k, const OutView<int32_t>& indices, const TopKOptions& options = {});
+RIFFLE_API void TopKPerRow(const MatrixView& x, std::span<const int32_t> starts,
+                           std::span<const int32_t> ends, int64_t k,
+                           const OutView<int32_t>& indices, const TopKOptions& options = {});
 
 // The decode form (vLLM's top_k_per_row_decode): x [batch * next_n, n]; row r sees the columns
 // [0, seq_lens[r / next_n] - next_n + r % next_n + 1). A length of which nothing is left (<= 0) is
 // an empty range.
-void TopKPerRowDecode(const MatrixView& x, std::span<const int32_t> seq_lens, int next_n, int64_t k,
-                      const OutView<int32_t>& indices, const TopKOptions& options = {});
+RIFFLE_API void TopKPerRowDecode(const MatrixView& x, std::span<const int32_t> seq_lens, int next_n,
+                                 int64_t k, const OutView<int32_t>& indices,
+                                 const TopKOptions& options = {});
 
 // P(depth = m), m = 1..k (element m - 1), where depth is the largest number of the k best that
 // share one of `lanes` lanes when they fall at random: from P(depth <= m) = k!/lanes^k [x^k]
 // (sum_{j<=m} x^j/j!)^lanes. Throws Error(kBadK) unless 1 <= k <= 65536, kBadOption unless
 // 1 <= lanes <= 2^20.
-std::vector<double> DepthProbabilities(int k, int lanes = 128);
+RIFFLE_API std::vector<double> DepthProbabilities(int k, int lanes = 128);
 
 struct TopKPlan {
   Algorithm algorithm = Algorithm::kBucketMaxima;  // what kAuto runs
@@ -101,7 +105,7 @@ struct TopKPlan {
 
 // What TopK would do for a shape; a pure function of its arguments and of nothing else (bucket
 // sizes are in elements of f32). Throws as TopK does.
-TopKPlan PlanTopK(int64_t n, int64_t k, int64_t rows = 1, int lanes = 128,
-                  std::span<const int> depth_schedule = {});
+RIFFLE_API TopKPlan PlanTopK(int64_t n, int64_t k, int64_t rows = 1, int lanes = 128,
+                             std::span<const int> depth_schedule = {});
 
 }  // namespace riffle

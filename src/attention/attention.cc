@@ -1,5 +1,6 @@
 // The doors of attention: validate, plan, run.
 #include "riffle/attention.h"
+#include "riffle/roofline.h"
 
 #include <algorithm>
 #include <atomic>

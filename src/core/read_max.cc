@@ -9,6 +9,7 @@
 
 #include "core/lease.h"
 #include "core/targets.h"
+#include "riffle/roofline.h"
 #include "riffle/runtime.h"
 
 HWY_BEFORE_NAMESPACE();

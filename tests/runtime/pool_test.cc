@@ -13,6 +13,7 @@
 
 #include "core/lease.h"
 #include "riffle/error.h"
+#include "riffle/roofline.h"
 #include "riffle/runtime.h"
 #include "testing/topk_check.h"
 
