@@ -10,6 +10,7 @@
 #include <stdexcept>
 
 #include "cli/huge_buffer.h"
+#include "riffle/roofline.h"
 #include "riffle/sampling.h"
 
 namespace riffle::cli {

@@ -25,6 +25,7 @@ else()
     FetchContent_MakeAvailable(highway)
   endif()
   set(CMAKE_POSITION_INDEPENDENT_CODE ${riffle_position_independent})
+  set_target_properties(hwy PROPERTIES CXX_VISIBILITY_PRESET hidden VISIBILITY_INLINES_HIDDEN ON)
 endif()
 
 # SSSE3 and AVX3_DL are left out: every kernel is compiled once a target, and machines that have

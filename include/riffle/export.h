@@ -1,4 +1,5 @@
-// RIFFLE_API marks what a shared libriffle exports: the public API and nothing else.
+// RIFFLE_API marks what a shared libriffle exports: the public API and nothing else. RIFFLE_LOCAL
+// keeps a nested class of an exported one inside.
 #pragma once
 
 #if defined(_WIN32)
@@ -9,6 +10,8 @@
 #else
 #define RIFFLE_API
 #endif
+#define RIFFLE_LOCAL
 #else
 #define RIFFLE_API __attribute__((visibility("default")))
+#define RIFFLE_LOCAL __attribute__((visibility("hidden")))
 #endif

@@ -10,3 +10,4 @@
 #include "riffle/sampling.h"
 #include "riffle/topk.h"
 #include "riffle/types.h"
+#include "riffle/version.h"

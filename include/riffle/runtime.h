@@ -41,7 +41,7 @@ class RIFFLE_API ThreadPool {
 
   int threads() const;
 
-  class Impl;
+  class RIFFLE_LOCAL Impl;
   Impl& impl() const { return *impl_; }
 
  private:

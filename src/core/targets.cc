@@ -47,7 +47,7 @@ bool UseEnvironment() {
 
 void core::EnsureTarget() { [[maybe_unused]] static const bool applied = UseEnvironment(); }
 
-std::string_view Version() { return RIFFLE_VERSION; }
+std::string_view Version() { return RIFFLE_LIBRARY_VERSION; }
 
 std::vector<std::string> Targets() {
   std::vector<std::string> names;
