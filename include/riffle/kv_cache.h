@@ -107,7 +107,7 @@ class RIFFLE_API KvCache {
   int64_t bytes() const;         // of storage, pages of all layers
 
  private:
-  class RIFFLE_LOCAL Impl;
+  class Impl;
   std::unique_ptr<Impl> impl_;
 };
 

@@ -41,7 +41,7 @@ class RIFFLE_API ThreadPool {
 
   int threads() const;
 
-  class RIFFLE_LOCAL Impl;
+  class Impl;
   Impl& impl() const { return *impl_; }
 
  private:

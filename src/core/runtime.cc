@@ -105,7 +105,7 @@ uint8_t* core::Arena::Get(size_t bytes) {
 // A job is open while `state_` has kOpen; a worker joins an open job by adding one, and leaves by
 // subtracting it. The caller closes the job when no task is left and waits for those inside, never
 // for a worker that is still waking up.
-class ThreadPool::Impl {
+class RIFFLE_LOCAL ThreadPool::Impl {
  public:
   explicit Impl(int threads) { Start(threads); }
   ~Impl() {

@@ -66,7 +66,7 @@ void Reserve(std::vector<int32_t>& pages, int64_t more) {
 
 }  // namespace
 
-class KvCache::Impl {
+class RIFFLE_LOCAL KvCache::Impl {
  public:
   explicit Impl(const KvCacheOptions& options)
       : options_(options),
