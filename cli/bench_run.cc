@@ -4,7 +4,9 @@
 
 #include <utility>
 
+#include "cli/options.h"
 #include "cli/report.h"
+#include "cli/streams.h"
 #include "riffle/riffle.h"
 
 namespace riffle::cli {
@@ -38,6 +40,7 @@ void BenchRun::Show(nlohmann::ordered_json fields, const RooflineLine& line) {
     PrintRooflineHead(name_width_);
   }
   Print(line, name_width_);
+  FlushOutput();
 }
 
 void BenchRun::Finish() const {
@@ -54,14 +57,16 @@ void AddBenchCommand(CLI::App& bench, const BenchCommand& command,
   app->footer(command.details);
   app->add_flag("--quick", a.quick, command.quick);
   app->add_option("--only", a.only, "the cases whose name contains NAME")->type_name("NAME");
-  app->add_option("--target", a.target, "a SIMD target of `riffle info`")->type_name("T");
+  app->add_option("--target", a.target, "a SIMD target of `riffle info`")
+      ->type_name("T")
+      ->check(CheckGiven);
   app->add_option("--threads", a.threads, "threads; 0: RIFFLE_NUM_THREADS or all CPUs")
       ->type_name("N");
   app->add_option("--min-time", a.min_time,
                   fmt::format("seconds for each case ({}; quick {})", command.seconds,
                               command.quick_seconds))
       ->type_name("S")
-      ->check(CLI::NonNegativeNumber);
+      ->check(CheckSeconds);
   app->add_flag("--json", a.json, "one JSON object, seconds and bytes");
   app->callback([arguments, run = std::move(run)] { run(*arguments); });
 }

@@ -13,6 +13,7 @@
 #include "cli/commands.h"
 #include "cli/failure.h"
 #include "cli/report.h"
+#include "cli/streams.h"
 
 namespace riffle::cli {
 namespace {
@@ -44,8 +45,7 @@ class Progress {
 
   void Show(const std::string& text) const {
     if (watched_) {
-      fmt::print(stderr, "\r\x1b[K{}", text);
-      std::fflush(stderr);
+      PrintToStderr("\r\x1b[K" + text);
     }
   }
 

@@ -3,9 +3,12 @@
 
 #include <fmt/format.h>
 
+#include <cstddef>
+#include <new>
 #include <stdexcept>
 #include <string>
 #include <utility>
+#include <vector>
 
 namespace riffle::cli {
 
@@ -24,6 +27,18 @@ template <typename... Args>
 template <typename... Args>
 [[noreturn]] void FailRun(fmt::format_string<Args...> format, Args&&... args) {
   throw std::runtime_error(fmt::format(format, std::forward<Args>(args)...));
+}
+
+// Zeros, or an error: what there is no memory for, and what helps.
+template <typename T>
+std::vector<T> Allocate(size_t count, const char* what, const char* remedy) {
+  try {
+    return std::vector<T>(count);
+  } catch (const std::bad_alloc&) {
+  } catch (const std::length_error&) {
+  }
+  FailRun("no memory for {}, {:.6g} GB; {}", what, static_cast<double>(count) * sizeof(T) * 1e-9,
+          remedy);
 }
 
 }  // namespace riffle::cli

@@ -5,7 +5,6 @@
 #include <CLI/CLI.hpp>
 #include <algorithm>
 #include <cerrno>
-#include <charconv>
 #include <chrono>
 #include <cmath>
 #include <cstring>
@@ -18,6 +17,9 @@
 #include "cli/commands.h"
 #include "cli/failure.h"
 #include "cli/generate_output.h"
+#include "cli/mapped_files.h"
+#include "cli/options.h"
+#include "cli/streams.h"
 #include "engine/default_model.h"
 #include "engine/engine.h"
 #include "engine/model.h"
@@ -37,7 +39,11 @@ constexpr const char* kDetails =
     "do\n"
     "not depend on the others. Text goes to stdout as it comes, statistics to stderr. --json "
     "prints\n"
-    "one object a line, one a request in their order, then {\"stats\": ...}.\n"
+    "one object a line, one a request in their order, then {\"stats\": ...}; \"finish_reason\" "
+    "is stop\n"
+    "(at one of the model's stop tokens), length or error. A byte order mark and empty lines at "
+    "the\n"
+    "end of a file of prompts are not part of it.\n"
     "Without --model: the model that scripts/model.sh fetched, as `make demo` and `make test` do.\n"
     "\n"
     "Examples:\n"
@@ -52,6 +58,8 @@ constexpr int kMaxPrompts = 1 << 20;
 // Tokens that the pages hold at least and, unless one request needs more, at most.
 constexpr int64_t kMinPoolTokens = 1024;
 constexpr int64_t kMaxPoolTokens = 65536;
+
+constexpr std::string_view kByteOrderMark = "\uFEFF";
 
 struct Arguments {
   std::string model;
@@ -81,7 +89,7 @@ void CheckArguments(const Arguments& a) {
   if (a.threads < 0 || a.threads > 1024) FailInput("--threads {} is not 0 to 1024", a.threads);
 }
 
-// One prompt a line.
+// One prompt a line. A byte order mark and the empty lines at the end are no part of them.
 std::vector<Prompt> ReadPrompts(const std::string& path) {
   struct ::stat status {};
   std::ifstream file;
@@ -96,10 +104,12 @@ std::vector<Prompt> ReadPrompts(const std::string& path) {
   const std::string name = path == "-" ? "standard input" : path;
   std::vector<Prompt> prompts;
   for (std::string line; std::getline(in, line);) {
+    if (prompts.empty() && line.starts_with(kByteOrderMark)) line.erase(0, kByteOrderMark.size());
     if (line.ends_with('\r')) line.pop_back();
     prompts.push_back({line, fmt::format("{}: line {}", name, prompts.size() + 1)});
   }
   if (in.bad()) FailInput("--prompts {}: cannot be read: {}", path, std::strerror(errno));
+  while (!prompts.empty() && prompts.back().text.empty()) prompts.pop_back();
   if (prompts.empty()) FailInput("--prompts {}: has no prompts; one a line is expected", path);
   return prompts;
 }
@@ -161,6 +171,7 @@ double Since(std::chrono::steady_clock::time_point start) {
 void Generate(const Arguments& arguments, const std::vector<Prompt>& prompts) {
   const auto start = std::chrono::steady_clock::now();
   const engine::GgufFile file = OpenModel(arguments.model);
+  const MappedFile mapped(file.path(), file.bytes().data(), file.bytes().size());
   const engine::Config config = engine::ReadConfig(file);
   const engine::Tokenizer tokenizer(file);
   std::vector<engine::Request> requests;
@@ -190,11 +201,18 @@ void Generate(const Arguments& arguments, const std::vector<Prompt>& prompts) {
   const double load_seconds = Since(start);
   while (!engine.done()) {
     for (const engine::Generated& token : engine.Step()) {
-      generations[static_cast<size_t>(token.request)].Add(token.token, token.finish);
+      generations[static_cast<size_t>(token.request)].Add(token);
     }
     output.Update(engine.progress(), engine.stats());
   }
   output.Finish(engine.stats(), load_seconds);
+  const auto failed = std::count_if(generations.begin(), generations.end(), [](const auto& g) {
+    return g.finish == engine::Finish::kError;
+  });
+  if (failed > 0) {
+    FailRun("{}: gave logits that are not numbers: {} of {} requests ended early", file.path(),
+            failed, generations.size());
+  }
 }
 
 void Run(const Arguments& arguments) {
@@ -202,8 +220,7 @@ void Run(const Arguments& arguments) {
   const std::vector<Prompt> prompts = Prompts(arguments);
   const engine::SamplingParams& s = arguments.sampling;
   if (s.temperature == 0 && (s.top_k != 0 || s.top_p != 1 || s.min_p != 0)) {
-    fmt::print(stderr,
-               "riffle: note: --top-k, --top-p and --min-p have no effect at temperature 0\n");
+    PrintToStderr("riffle: note: --top-k, --top-p and --min-p have no effect at temperature 0\n");
   }
   if (arguments.threads > 0) SetNumThreads(arguments.threads);
   try {
@@ -211,15 +228,6 @@ void Run(const Arguments& arguments) {
   } catch (const engine::BadModel& error) {
     throw BadInput(error.what());
   }
-}
-
-// CLI11 would wrap -1 around to 2^64 - 1, and take 2^64 for it too.
-std::string CheckSeed(const std::string& text) {
-  uint64_t seed = 0;
-  const char* const end = text.data() + text.size();
-  const auto [parsed, error] = std::from_chars(text.data(), end, seed);
-  const bool ok = error == std::errc() && parsed == end;
-  return ok ? "" : text + " is not an integer from 0 to 2^64 - 1";
 }
 
 }  // namespace
@@ -230,13 +238,15 @@ void AddGenerateCommand(CLI::App& parent) {
   Arguments& a = *arguments;
   command->footer(kDetails);
   command->add_option("--model", a.model, "the model, a Gemma 3 as a GGUF file")
-      ->type_name("FILE.gguf");
+      ->type_name("FILE.gguf")
+      ->check(CheckGiven);
   a.prompt = command->add_option("--prompt", "a text to continue; several may follow")
                  ->type_name("TEXT ...")
                  ->expected(1, kMaxPrompts)
                  ->allow_extra_args(false);
   command->add_option("--prompts", a.prompts, "a file of prompts, one a line; - is stdin")
       ->type_name("FILE")
+      ->check(CheckGiven)
       ->excludes(a.prompt);
   command->add_option("--max-new-tokens", a.max_new_tokens, "tokens to generate for each (64)")
       ->type_name("N");

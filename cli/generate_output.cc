@@ -6,6 +6,7 @@
 #include <cstdio>
 #include <nlohmann/json.hpp>
 
+#include "cli/streams.h"
 #include "riffle/runtime.h"
 
 namespace riffle::cli {
@@ -18,18 +19,30 @@ constexpr const char* kPlain = "\x1b[0m";
 double Share(double part, double whole) { return whole > 0 ? part / whole : 0; }
 double Rate(int64_t tokens, double seconds) { return Share(static_cast<double>(tokens), seconds); }
 
+const char* NameOf(engine::Finish finish) {
+  switch (finish) {
+    case engine::Finish::kStop:
+      return "stop";
+    case engine::Finish::kLength:
+      return "length";
+    case engine::Finish::kError:
+      return "error";
+  }
+  return "?";
+}
+
 void PrintStatsText(const engine::EngineStats& s, size_t requests, int64_t prompt_tokens,
                     int64_t new_tokens) {
-  fmt::print(stderr,
-             "{} request{}, {} prompt tokens, {} new tokens in {:.2f} s on {} ({} threads)\n"
-             "prefill {:.0f} tokens/s, decode {:.0f} tokens/s; {} of {} pages used\n"
-             "of the time: attention {:.1f} %, LM head {:.1f} %, top-k and sampling {:.1f} %\n",
-             requests, requests == 1 ? "" : "s", prompt_tokens, new_tokens, s.total_seconds,
-             Target(), NumThreads(), Rate(s.prefill_tokens, s.prefill_seconds),
-             Rate(s.decode_tokens, s.decode_seconds), s.pages_peak, s.pages_total,
-             100 * Share(s.attention_seconds, s.total_seconds),
-             100 * Share(s.lm_head_seconds, s.total_seconds),
-             100 * Share(s.sampling_seconds, s.total_seconds));
+  PrintToStderr(fmt::format(
+      "{} request{}, {} prompt tokens, {} new tokens in {:.2f} s on {} ({} threads)\n"
+      "prefill {:.0f} tokens/s, decode {:.0f} tokens/s; {} of {} pages used\n"
+      "of the time: attention {:.1f} %, LM head {:.1f} %, top-k and sampling {:.1f} %\n",
+      requests, requests == 1 ? "" : "s", prompt_tokens, new_tokens, s.total_seconds, Target(),
+      NumThreads(), Rate(s.prefill_tokens, s.prefill_seconds),
+      Rate(s.decode_tokens, s.decode_seconds), s.pages_peak, s.pages_total,
+      100 * Share(s.attention_seconds, s.total_seconds),
+      100 * Share(s.lm_head_seconds, s.total_seconds),
+      100 * Share(s.sampling_seconds, s.total_seconds)));
 }
 
 void PrintStatsJson(const engine::EngineStats& s, size_t requests, int64_t prompt_tokens,
@@ -60,10 +73,12 @@ void PrintStatsJson(const engine::EngineStats& s, size_t requests, int64_t promp
 
 }  // namespace
 
-void Generation::Add(int32_t token, std::optional<engine::Finish> finished) {
-  tokens.push_back(token);
-  text += decoder.Push(token);
-  finish = finished;
+void Generation::Add(const engine::Generated& generated) {
+  finish = generated.finish;
+  if (finish != engine::Finish::kError) {
+    tokens.push_back(generated.token);
+    text += decoder.Push(generated.token);
+  }
   if (finish.has_value()) text += decoder.Finish();
 }
 
@@ -74,15 +89,13 @@ void ProgressLine::Show(const std::string& text, bool at_once) {
   if (!terminal_ || (!at_once && now - last_ < std::chrono::milliseconds(100))) return;
   last_ = now;
   shown_ = true;
-  fmt::print(stderr, "{}{}", kClearLine, text);
-  std::fflush(stderr);
+  PrintToStderr(kClearLine + text);
 }
 
 void ProgressLine::Clear() {
   if (!shown_) return;
   shown_ = false;
-  fmt::print(stderr, "{}", kClearLine);
-  std::fflush(stderr);
+  PrintToStderr(kClearLine);
 }
 
 GenerateOutput::GenerateOutput(const std::vector<Generation>& generations, bool json)
@@ -117,7 +130,7 @@ void GenerateOutput::Finish(const engine::EngineStats& stats, double load_second
   if (json_) {
     PrintStatsJson(stats, generations_.size(), prompt_tokens, new_tokens, load_seconds);
   } else {
-    std::fflush(stdout);
+    FlushOutput();
     PrintStatsText(stats, generations_.size(), prompt_tokens, new_tokens);
   }
 }
@@ -126,7 +139,7 @@ void GenerateOutput::Finish(const engine::EngineStats& stats, double load_second
 void GenerateOutput::StreamText() {
   for (; head_ < generations_.size(); ++head_, started_ = false, printed_ = 0) {
     const Generation& head = generations_[head_];
-    if (head.tokens.empty()) break;
+    if (head.tokens.empty() && !head.finish.has_value()) break;
     line_.Clear();
     if (!started_) {
       const size_t count = generations_.size();
@@ -140,21 +153,20 @@ void GenerateOutput::StreamText() {
     if (!head.finish.has_value()) break;
     fmt::print("\n");
   }
-  std::fflush(stdout);
+  FlushOutput();
 }
 
 void GenerateOutput::PrintFinished() {
   for (; head_ < generations_.size() && generations_[head_].finish.has_value(); ++head_) {
     const Generation& head = generations_[head_];
-    const bool stop = *head.finish == engine::Finish::kStop;
     const nlohmann::ordered_json line = {{"prompt", head.prompt},
                                          {"prompt_tokens", head.prompt_tokens},
                                          {"tokens", head.tokens},
                                          {"text", head.text},
-                                         {"finish_reason", stop ? "stop" : "length"}};
+                                         {"finish_reason", NameOf(*head.finish)}};
     line_.Clear();
     fmt::print("{}\n", line.dump());
-    std::fflush(stdout);
+    FlushOutput();
   }
 }
 

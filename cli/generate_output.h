@@ -21,7 +21,7 @@ struct Generation {
   std::string text{};             // of these
   std::optional<engine::Finish> finish{};
 
-  void Add(int32_t token, std::optional<engine::Finish> finished);
+  void Add(const engine::Generated& generated);
 };
 
 // One line on stderr that is written over; nothing unless stderr is a terminal.

@@ -5,11 +5,16 @@
 #include <cstdio>
 #include <exception>
 #include <new>
+#include <stdexcept>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "cli/commands.h"
 #include "cli/failure.h"
+#include "cli/mapped_files.h"
+#include "cli/options.h"
+#include "cli/streams.h"
 #include "riffle/error.h"
 #include "riffle/runtime.h"
 
@@ -27,8 +32,11 @@ constexpr const char* kFooter =
     "Exit codes: 0 done, 1 the run failed, 2 bad usage or bad input. Errors go to stderr.\n"
     "RIFFLE_TARGET and RIFFLE_NUM_THREADS: see `riffle info`.";
 
-int Fail(int code, const std::string& text) {
-  fmt::print(stderr, "riffle: error: {}\n", text);
+// Called in handlers of exceptions: it throws none, and allocates nothing.
+int Fail(int code, std::string_view text) noexcept {
+  PrintToStderr("riffle: error: ");
+  PrintToStderr(text);
+  PrintToStderr("\n");
   return code;
 }
 
@@ -64,16 +72,14 @@ int Main(int argc, char** argv) {
   AddBenchLinearCommand(*bench);
   AddBenchSampleCommand(*bench);
   try {
-    app.parse(argc, argv);
+    std::vector<std::string> arguments = ReversedArguments(argc, argv);
+    app.parse(arguments);
   } catch (const CLI::Success& asked) {  // --help and --version
     app.exit(asked);
   } catch (const CLI::ParseError& error) {
     return Fail(kBadUsage, Explain(app, error));
   }
-  // A full disk or a closed pipe must not look like success.
-  if (std::fflush(stdout) != 0 || std::ferror(stdout) != 0) {
-    return Fail(kRunFailed, "writing to standard output failed");
-  }
+  FlushOutput();  // a full disk or a closed pipe must not look like success
   return 0;
 }
 
@@ -82,6 +88,9 @@ int Main(int argc, char** argv) {
 
 int main(int argc, char** argv) {
   using riffle::cli::Fail;
+  constexpr const char* kOutOfMemory = "out of memory; give less at a time";
+  riffle::cli::OpenStandardStreams();
+  riffle::cli::CatchShrinkingFiles();
   try {
     return riffle::cli::Main(argc, argv);
   } catch (const riffle::cli::BadInput& error) {
@@ -90,7 +99,9 @@ int main(int argc, char** argv) {
     const bool callers = error.code() != riffle::Code::kOutOfMemory;
     return Fail(callers ? riffle::cli::kBadUsage : riffle::cli::kRunFailed, error.what());
   } catch (const std::bad_alloc&) {
-    return Fail(riffle::cli::kRunFailed, "out of memory");
+    return Fail(riffle::cli::kRunFailed, kOutOfMemory);
+  } catch (const std::length_error&) {  // more elements than a container can have
+    return Fail(riffle::cli::kRunFailed, kOutOfMemory);
   } catch (const std::exception& error) {
     return Fail(riffle::cli::kRunFailed, error.what());
   }

@@ -11,6 +11,7 @@
 #include "cli/logits.h"
 #include "cli/npy.h"
 #include "cli/numbers.h"
+#include "cli/options.h"
 #include "cli/report.h"
 
 namespace riffle::cli {
@@ -48,7 +49,8 @@ void Run(const Arguments& arguments) {
         "most 2^40 elements",
         arguments.rows, arguments.vocab);
   }
-  std::vector<uint8_t> data(static_cast<size_t>(arguments.rows * arguments.vocab) * SizeOf(*dtype));
+  const auto bytes = static_cast<size_t>(arguments.rows * arguments.vocab) * SizeOf(*dtype);
+  std::vector<uint8_t> data = Allocate<uint8_t>(bytes, "the logits", "give fewer --rows");
   for (int64_t r = 0; r < arguments.rows; ++r) {
     for (int64_t c = 0; c < arguments.vocab; ++c) {
       StoreFloat(MakeLogit(arguments.seed, static_cast<uint64_t>(r), static_cast<uint64_t>(c)),
@@ -72,7 +74,9 @@ void AddMakeLogitsCommand(CLI::App& parent) {
   command->add_option("file", a.file, "the file to write")->required()->type_name("OUT.npy");
   command->add_option("--rows", a.rows, "rows (32)")->type_name("R");
   command->add_option("--vocab", a.vocab, "columns (201088)")->type_name("N");
-  command->add_option("--seed", a.seed, "another seed, other numbers (1)")->type_name("S");
+  command->add_option("--seed", a.seed, "another seed, other numbers (1)")
+      ->type_name("S")
+      ->check(CheckSeed);
   command->add_option("--dtype", a.dtype, "f32, f16 or bf16 (bf16)")->type_name("TYPE");
   command->callback([arguments] { Run(*arguments); });
 }

@@ -27,7 +27,8 @@ struct Samples {
   }
 
   double Done(double min_seconds) const {
-    return std::min(total / min_seconds, static_cast<double>(seconds.size()) / kMinRepetitions);
+    const double time = total < min_seconds ? total / min_seconds : 1;
+    return std::min(time, static_cast<double>(seconds.size()) / kMinRepetitions);
   }
 
   Timing Result() {

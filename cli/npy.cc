@@ -106,6 +106,7 @@ NpyMatrix::NpyMatrix(const std::string& path, std::optional<DType> dtype) {
   if (mapping_ == MAP_FAILED) {
     FailRun("{}: cannot map {} bytes: {}", path, mapped_bytes_, std::strerror(errno));
   }
+  mapped_.emplace(path, mapping_, mapped_bytes_);
   try {
     Interpret(path, dtype);
   } catch (...) {
@@ -154,7 +155,10 @@ void NpyMatrix::Interpret(const std::string& path, std::optional<DType> dtype) {
   view_.row_stride = cols;
 }
 
-NpyMatrix::~NpyMatrix() { munmap(mapping_, mapped_bytes_); }
+NpyMatrix::~NpyMatrix() {
+  mapped_.reset();
+  munmap(mapping_, mapped_bytes_);
+}
 
 size_t NpyMatrix::bytes() const {
   return static_cast<size_t>(view_.rows * view_.cols) * SizeOf(view_.dtype);

@@ -8,6 +8,7 @@
 #include <string>
 #include <vector>
 
+#include "cli/mapped_files.h"
 #include "riffle/types.h"
 
 namespace riffle::cli {
@@ -16,8 +17,10 @@ namespace riffle::cli {
 // ml_dtypes saves it) in C order, as a matrix of rows x last axis.
 class NpyMatrix {
  public:
-  // `dtype` says what the elements are where the file cannot: bfloat16. Throws BadInput, naming the
-  // path, what is wrong and the remedy, for anything but an array as above of exactly that size.
+  // Reads the file through a mapping: if it becomes shorter meanwhile, the system raises SIGBUS,
+  // which mapped_files.h turns into an error. `dtype` says what the elements are where the file
+  // cannot: bfloat16. Throws BadInput, naming the path, what is wrong and the remedy, for anything
+  // but an array as above of exactly that size.
   NpyMatrix(const std::string& path, std::optional<DType> dtype);
   ~NpyMatrix();
   NpyMatrix(const NpyMatrix&) = delete;
@@ -35,6 +38,7 @@ class NpyMatrix {
 
   void* mapping_ = nullptr;
   size_t mapped_bytes_ = 0;
+  std::optional<MappedFile> mapped_;  // names the file if it becomes shorter meanwhile
   uint64_t device_ = 0;
   uint64_t inode_ = 0;
   std::vector<int64_t> shape_;

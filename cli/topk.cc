@@ -14,8 +14,11 @@
 #include "cli/measure.h"
 #include "cli/npy.h"
 #include "cli/numbers.h"
+#include "cli/options.h"
 #include "cli/reference.h"
 #include "cli/report.h"
+#include "cli/same_file.h"
+#include "cli/streams.h"
 #include "riffle/riffle.h"
 
 namespace riffle::cli {
@@ -97,8 +100,10 @@ void CheckOutputs(const Arguments& arguments, const NpyMatrix& input) {
       FailInput("{}: would overwrite the input; write the results elsewhere", path);
     }
   }
-  if (!arguments.out_values.empty() && arguments.out_values == arguments.out_indices) {
-    FailInput("{}: --out-values and --out-indices are the same file", arguments.out_values);
+  if (!arguments.out_values.empty() && !arguments.out_indices.empty() &&
+      IsSameFile(arguments.out_values, arguments.out_indices)) {
+    FailInput("--out-values {} and --out-indices {} are the same file", arguments.out_values,
+              arguments.out_indices);
   }
 }
 
@@ -252,10 +257,12 @@ void Run(Arguments arguments) {
 
   Results results;
   const auto places = static_cast<size_t>(x.rows * arguments.k);
-  results.values.resize(places * SizeOf(x.dtype));
-  results.indices.resize(places);
+  constexpr const char* kWhat = "the results";
+  constexpr const char* kRemedy = "give a smaller -k or fewer rows";
+  results.values = Allocate<uint8_t>(places * SizeOf(x.dtype), kWhat, kRemedy);
+  results.indices = Allocate<int32_t>(places, kWhat, kRemedy);
   if (arguments.stats) {
-    results.stats.resize(static_cast<size_t>(x.rows));
+    results.stats = Allocate<TopKStats>(static_cast<size_t>(x.rows), kWhat, kRemedy);
   }
   const TopKOut out{results.values.data(), arguments.k, results.indices.data(), arguments.k,
                     arguments.stats ? results.stats.data() : nullptr};
@@ -311,18 +318,20 @@ void AddTopKCommand(CLI::App& parent) {
   command->add_flag("--time", a.time, "measure the call beside reading the same bytes");
   command->add_option("--min-time", a.min_time, "seconds to measure for (0.3)")
       ->type_name("S")
-      ->check(CLI::NonNegativeNumber);
+      ->check(CheckSeconds);
   command->add_option("--show-rows", a.show_rows, "print only the first R rows")
       ->type_name("R")
-      ->check(CLI::NonNegativeNumber);
+      ->check(CheckCount);
   command->add_option("--show", a.show, "print only the first N of a row")
       ->type_name("N")
-      ->check(CLI::NonNegativeNumber);
+      ->check(CheckCount);
   command->add_flag("--json", a.json, "one JSON object");
   command->add_option("--out-values", a.out_values, "save the values: [..., k], bfloat16 as uint16")
-      ->type_name("FILE.npy");
+      ->type_name("FILE.npy")
+      ->check(CheckGiven);
   command->add_option("--out-indices", a.out_indices, "save the indices: [..., k] int32")
-      ->type_name("FILE.npy");
+      ->type_name("FILE.npy")
+      ->check(CheckGiven);
   command->callback([arguments] { Run(*arguments); });
 }
 

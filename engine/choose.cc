@@ -5,6 +5,7 @@
 #include <limits>
 
 #include "engine/weights.h"
+#include "riffle/error.h"
 #include "riffle/linear_topk.h"
 #include "riffle/sampling.h"
 
@@ -86,7 +87,7 @@ void Chooser::FromTopK(int32_t k) {
   Draw({values_.data(), DType::kF32, rows, best, best}, rows_);
   for (int64_t i = 0; i < rows; ++i) {
     int32_t& token = tokens_[static_cast<size_t>(rows_[static_cast<size_t>(i)])];
-    token = candidates_[static_cast<size_t>(i * best + token)];
+    token = token == kNoToken ? kNoToken : candidates_[static_cast<size_t>(i * best + token)];
   }
 }
 
@@ -134,11 +135,43 @@ void Chooser::Draw(const MatrixView& logits, std::span<const int64_t> rows) {
   options.position = position;
   options.pool = pool_;
   drawn_.resize(rows.size());
-  Sample(logits, options, drawn_);
+  try {
+    Sample(logits, options, drawn_);
+  } catch (const Error& error) {
+    if (error.code() != Code::kBadValue) {
+      throw;
+    }
+    DrawEach(logits, options);
+  }
   for (size_t i = 0; i < rows.size(); ++i) {
     tokens_[static_cast<size_t>(rows[i])] = drawn_[i];
   }
   sampling_seconds_ += Since(start);
+}
+
+// Some row has NaN: row by row, so that it alone has no token.
+void Chooser::DrawEach(const MatrixView& logits, const SampleOptions& options) {
+  for (int64_t row = 0; row < logits.rows; ++row) {
+    const auto i = static_cast<size_t>(row);
+    MatrixView one = logits;
+    one.rows = 1;
+    one.data = static_cast<const float*>(logits.data) + row * logits.row_stride;
+    SampleOptions its = options;
+    its.temperature = options.temperature.subspan(i, 1);
+    its.top_k = options.top_k.subspan(i, 1);
+    its.top_p = options.top_p.subspan(i, 1);
+    its.min_p = options.min_p.subspan(i, 1);
+    its.stream = options.stream.subspan(i, 1);
+    its.position = options.position.subspan(i, 1);
+    try {
+      Sample(one, its, std::span(drawn_).subspan(i, 1));
+    } catch (const Error& error) {
+      if (error.code() != Code::kBadValue) {
+        throw;
+      }
+      drawn_[i] = kNoToken;
+    }
+  }
 }
 
 }  // namespace riffle::engine

@@ -7,6 +7,7 @@
 
 #include "engine/engine.h"
 #include "engine/model.h"
+#include "riffle/sampling.h"
 #include "riffle/types.h"
 
 namespace riffle::engine {
@@ -18,6 +19,8 @@ struct Choice {
   int64_t position = 0;
 };
 
+constexpr int32_t kNoToken = -1;
+
 class Chooser {
  public:
   // `model` must outlive this.
@@ -25,7 +28,7 @@ class Chooser {
       : model_(model), seed_(seed), pool_(pool) {}
 
   // tokens[r] of hidden[r]; [rows, hidden] f32. A row's token depends on its own state and choice
-  // alone. Throws riffle::Error: kBadValue if the model gives NaN.
+  // alone: kNoToken if its logits are NaN. Throws riffle::Error.
   void Choose(std::span<const float> hidden, std::span<const Choice> choices,
               std::span<int32_t> tokens);
 
@@ -37,6 +40,7 @@ class Chooser {
   void FromTopK(int32_t k);
   void FromLogits();
   void Draw(const MatrixView& logits, std::span<const int64_t> rows);
+  void DrawEach(const MatrixView& logits, const SampleOptions& options);
 
   const Model& model_;
   uint64_t seed_;

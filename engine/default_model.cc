@@ -1,5 +1,8 @@
 #include "engine/default_model.h"
 
+#include <pwd.h>
+#include <unistd.h>
+
 #include <cstdlib>
 
 namespace riffle::engine {
@@ -11,13 +14,20 @@ std::string Environment(const char* name) {
   return value == nullptr ? "" : value;
 }
 
+// As the shell's ~ without HOME.
+std::string Home() {
+  const std::string home = Environment("HOME");
+  const passwd* const user = home.empty() ? ::getpwuid(::getuid()) : nullptr;
+  return user == nullptr || user->pw_dir == nullptr ? home : user->pw_dir;
+}
+
 }  // namespace
 
 std::string DefaultModelPath() {
   std::string cache = Environment("RIFFLE_CACHE");
   if (cache.empty()) {
     const std::string base = Environment("XDG_CACHE_HOME");
-    cache = (base.empty() ? Environment("HOME") + "/.cache" : base) + "/riffle";
+    cache = (base.empty() ? Home() + "/.cache" : base) + "/riffle";
   }
   return cache + "/models/gemma-3-270m-q4_k_m.gguf";
 }

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <chrono>
 #include <cmath>
+#include <new>
 #include <string>
 #include <utility>
 
@@ -81,8 +82,9 @@ class Engine::Impl {
 
  private:
   void Check(const Request& request) const;
+  void RunStep();
   void ChooseTokens(std::span<const Scheduler::Part> parts, std::span<const float> hidden);
-  void Take(int64_t request, int32_t token);
+  void Take(int64_t request, int32_t token) noexcept;
   void AddSeconds(std::span<const Scheduler::Part> parts, double seconds);
 
   const Model& model_;
@@ -142,10 +144,17 @@ void Engine::Impl::Check(const Request& request) const {
 
 int64_t Engine::Impl::Submit(Request request) {
   Check(request);
-  progress_.prompt_tokens += static_cast<int64_t>(request.prompt.size());
-  const int64_t id = scheduler_.Add(std::move(request.prompt));
+  const auto prompt_tokens = static_cast<int64_t>(request.prompt.size());
+  const int64_t id = scheduler_.requests();
   limits_.push_back(
       {request.max_new_tokens, request.sampling, request.stream < 0 ? id : request.stream});
+  try {
+    scheduler_.Add(std::move(request.prompt));
+  } catch (...) {
+    limits_.pop_back();
+    throw;
+  }
+  progress_.prompt_tokens += prompt_tokens;
   return id;
 }
 
@@ -154,9 +163,20 @@ const std::vector<Generated>& Engine::Impl::Step() {
   if (done()) {
     return generated_;
   }
+  try {
+    RunStep();
+  } catch (...) {
+    scheduler_.Undo();
+    throw;
+  }
+  return generated_;
+}
+
+void Engine::Impl::RunStep() {
   const auto start = std::chrono::steady_clock::now();
   const std::span<const Scheduler::Part> parts = scheduler_.Next();
   stats_.pages_peak = std::max(stats_.pages_peak, cache_.pages_used());
+  generated_.reserve(parts.size());
   batch_.clear();
   for (const Scheduler::Part& part : parts) {
     const Scheduler::Entry& entry = scheduler_.entry(part.request);
@@ -166,13 +186,20 @@ const std::vector<Generated>& Engine::Impl::Step() {
              .subspan(static_cast<size_t>(entry.computed), static_cast<size_t>(part.count))});
   }
   const std::span<const float> hidden = forward_.Run(batch_);
-  scheduler_.Computed();
   ChooseTokens(parts, hidden);
+  // Nothing throws from here on.
+  scheduler_.Computed();
+  size_t next = 0;
+  for (const Scheduler::Part& part : parts) {
+    if (part.last) {
+      Take(part.request, tokens_[next++]);
+    }
+  }
   const std::chrono::duration<double> seconds = std::chrono::steady_clock::now() - start;
   AddSeconds(parts, seconds.count());
-  return generated_;
 }
 
+// Leaves the tokens of the parts that are last in tokens_.
 void Engine::Impl::ChooseTokens(std::span<const Scheduler::Part> parts,
                                 std::span<const float> hidden) {
   const size_t size = static_cast<size_t>(model_.config().hidden_size);
@@ -193,28 +220,28 @@ void Engine::Impl::ChooseTokens(std::span<const Scheduler::Part> parts,
   }
   tokens_.resize(choices_.size());
   chooser_.Choose(ready_, choices_, tokens_);
-  size_t next = 0;
-  for (const Scheduler::Part& part : parts) {
-    if (part.last) {
-      Take(part.request, tokens_[next++]);
-    }
-  }
 }
 
-void Engine::Impl::Take(int64_t request, int32_t token) {
+// What Append and the list of tokens need has been reserved.
+void Engine::Impl::Take(int64_t request, int32_t token) noexcept {
   const Config& config = model_.config();
-  scheduler_.Append(request, token);
+  const std::vector<int32_t>& stops = config.stop_tokens;
+  if (token != kNoToken) {
+    scheduler_.Append(request, token);
+    ++progress_.new_tokens;
+  }
   const Scheduler::Entry& entry = scheduler_.entry(request);
   const int64_t size = static_cast<int64_t>(entry.tokens.size());
   std::optional<Finish> finish;
-  if (token == config.eos_token) {
+  if (token == kNoToken) {
+    finish = Finish::kError;
+  } else if (std::find(stops.begin(), stops.end(), token) != stops.end()) {
     finish = Finish::kStop;
   } else if (size - entry.prompt_tokens >= limits_[static_cast<size_t>(request)].max_new_tokens ||
              size > config.context_length) {
     finish = Finish::kLength;
   }
   generated_.push_back({request, token, finish});
-  ++progress_.new_tokens;
   if (finish) {
     scheduler_.Finish(request);
     ++progress_.done;
@@ -261,11 +288,29 @@ EngineStats Engine::Impl::stats() const {
   return stats;
 }
 
+namespace {
+
+// Memory runs out as an Error.
+template <typename F>
+decltype(auto) Allocating(const F& f) {
+  try {
+    return f();
+  } catch (const std::bad_alloc&) {
+    Fail(Code::kOutOfMemory, "no memory for the engine's requests and their batch");
+  }
+}
+
+}  // namespace
+
 Engine::Engine(const Model& model, const EngineOptions& options)
-    : impl_(std::make_unique<Impl>(model, options)) {}
+    : impl_(Allocating([&] { return std::make_unique<Impl>(model, options); })) {}
 Engine::~Engine() = default;
-int64_t Engine::Submit(Request request) { return impl_->Submit(std::move(request)); }
-const std::vector<Generated>& Engine::Step() { return impl_->Step(); }
+int64_t Engine::Submit(Request request) {
+  return Allocating([&] { return impl_->Submit(std::move(request)); });
+}
+const std::vector<Generated>& Engine::Step() {
+  return Allocating([&]() -> const std::vector<Generated>& { return impl_->Step(); });
+}
 bool Engine::done() const { return impl_->done(); }
 Progress Engine::progress() const { return impl_->progress(); }
 EngineStats Engine::stats() const { return impl_->stats(); }

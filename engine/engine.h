@@ -33,14 +33,15 @@ struct Request {
 };
 
 enum class Finish {
-  kStop,    // the end-of-sequence token; it is the last token of the request
+  kStop,    // one of the model's stop tokens; it is the last token of the request
   kLength,  // max_new_tokens or the end of the context
+  kError,   // the logits are NaN, so there is no token
 };
 
 // A token of a request, and why it was the last one, if it was.
 struct Generated {
   int64_t request;
-  int32_t token;
+  int32_t token;  // -1 if finish is kError
   std::optional<Finish> finish;
 };
 
@@ -93,12 +94,16 @@ class Engine {
   // Queues a request; its id is 0, 1, 2... in the order of calls. Throws riffle::Error, naming the
   // thing: kBadShape for an empty prompt, kBadRange for a prompt longer than the context (or a
   // token outside the vocabulary), kBadOption for impossible sampling parameters or
-  // max_new_tokens < 1, kOutOfPages if the whole pool could not hold the request.
+  // max_new_tokens < 1, kOutOfPages if the whole pool could not hold the request, kOutOfMemory.
   int64_t Submit(Request request);
 
   // Runs one batch: a token of every request that decodes and the next chunk of those that prefill.
   // The tokens that it made, in the order of request ids; valid until the next call. Empty when
-  // prompts need more chunks yet.
+  // prompts need more chunks yet. A request whose logits are NaN ends with kError, the others go
+  // on.
+  // Throws riffle::Error (kOutOfMemory). The engine is then as before the call and may go on: its
+  // requests get the same tokens as if the step had not been tried. Those that gave their pages to
+  // others in it are computed again.
   const std::vector<Generated>& Step();
   bool done() const;  // no request is waiting or running
 

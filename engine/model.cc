@@ -1,5 +1,6 @@
 #include "engine/model.h"
 
+#include <algorithm>
 #include <array>
 #include <string>
 #include <utility>
@@ -81,6 +82,54 @@ Layer ReadLayer(const GgufFile& file, const Config& config, int64_t index, Threa
   return layer;
 }
 
+// A model in several files: only the first one has the metadata, and none has all tensors.
+void CheckWhole(const GgufFile& file) {
+  if (!file.Has("split.count") || file.Integer("split.count") <= 1) {
+    return;
+  }
+  const int64_t part = file.Has("split.no") ? file.Integer("split.no") + 1 : 1;
+  file.Fail("is part " + std::to_string(part) + " of " +
+            std::to_string(file.Integer("split.count")) +
+            " of a split model; this program takes one file: llama-gguf-split --merge makes it");
+}
+
+// The tokenizer must have a text for each token that the model can give, and no others. A file
+// without a tokenizer can be run on token ids.
+void CheckVocabulary(const GgufFile& file, int64_t vocab_size) {
+  const std::string key = "tokenizer.ggml.tokens";
+  if (file.Has(key) && file.ArraySize(key) != vocab_size) {
+    file.Fail("the vocabulary " + key + " has " + std::to_string(file.ArraySize(key)) +
+              " tokens, but the embedding token_embd.weight " + std::to_string(vocab_size));
+  }
+}
+
+std::vector<int32_t> ReadStopTokens(const GgufFile& file, int64_t vocab_size) {
+  std::vector<int32_t> tokens;
+  const auto add = [&](const std::string& key, int64_t token) {
+    if (token < 0 || token >= vocab_size) {
+      file.Fail(key + " has " + std::to_string(token) + ", which is not in 0.." +
+                std::to_string(vocab_size - 1));
+    }
+    const auto id = static_cast<int32_t>(token);
+    if (std::find(tokens.begin(), tokens.end(), id) == tokens.end()) {
+      tokens.push_back(id);
+    }
+  };
+  const std::string prefix = "tokenizer.ggml.";
+  add(prefix + "eos_token_id", file.Integer(prefix + "eos_token_id"));
+  for (const char* name : {"eot_token_id", "eom_token_id"}) {  // end of a turn, of a message
+    if (file.Has(prefix + name)) {
+      add(prefix + name, file.Integer(prefix + name));
+    }
+  }
+  if (file.Has(prefix + "eos_token_ids")) {
+    for (const int64_t token : file.Integers(prefix + "eos_token_ids")) {
+      add(prefix + "eos_token_ids", token);
+    }
+  }
+  return tokens;
+}
+
 WeightView ReadEmbedding(const GgufFile& file, const Config& config) {
   if (file.Find("output.weight") != nullptr) {
     file.Fail("tensor output.weight: an LM head apart from the embedding is not Gemma 3's");
@@ -104,6 +153,7 @@ WeightView ReadEmbedding(const GgufFile& file, const Config& config) {
 }  // namespace
 
 Config ReadConfig(const GgufFile& file) {
+  CheckWhole(file);
   const std::string_view architecture = file.String("general.architecture");
   if (architecture != "gemma3") {
     file.Fail("general.architecture is '" + Printable(architecture) +
@@ -146,8 +196,8 @@ Config ReadConfig(const GgufFile& file) {
   config.vocab_size = embedding->shape[1];
   config.bos_token =
       static_cast<int32_t>(Number(file, "tokenizer.ggml.bos_token_id", 0, config.vocab_size - 1));
-  config.eos_token =
-      static_cast<int32_t>(Number(file, "tokenizer.ggml.eos_token_id", 0, config.vocab_size - 1));
+  config.stop_tokens = ReadStopTokens(file, config.vocab_size);
+  CheckVocabulary(file, config.vocab_size);
   return config;
 }
 

@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <memory>
 #include <string>
+#include <vector>
 
 #include "engine/gguf/gguf.h"
 #include "riffle/runtime.h"
@@ -26,7 +27,7 @@ struct Config {
   double rope_base_local = 10000;
   double rope_base_global = 0;
   int32_t bos_token = 0;
-  int32_t eos_token = 0;
+  std::vector<int32_t> stop_tokens;  // each ends a text: of the sequence, of a turn, ...
 
   bool IsGlobal(int64_t layer) const { return (layer + 1) % global_every == 0; }
 };
@@ -39,7 +40,8 @@ struct Weights;  // weights.h
 class Model {
  public:
   // Reads the weights into the layout the kernels want, on the threads of `pool` (null:
-  // DefaultPool()); the file is not needed afterwards, except for its tokenizer. Throws BadModel.
+  // DefaultPool()); the file is not needed afterwards, except for its tokenizer. Throws BadModel,
+  // Error(kOutOfMemory).
   explicit Model(const GgufFile& file, ThreadPool* pool = nullptr);
   static Model Load(const std::string& path, ThreadPool* pool = nullptr) {
     return Model(GgufFile::Open(path), pool);

@@ -14,12 +14,26 @@ int64_t CommonPrefix(std::span<const int32_t> a, std::span<const int32_t> b) {
          a.begin();
 }
 
+// Room for `size` elements; grows by doubling.
+template <typename T>
+void Reserve(std::vector<T>& list, size_t size) {
+  if (size > list.capacity()) {
+    list.reserve(std::max(size, 2 * list.capacity()));
+  }
+}
+
 }  // namespace
 
 int64_t Scheduler::Add(std::vector<int32_t> prompt) {
   Entry entry;
   entry.prompt_tokens = static_cast<int64_t>(prompt.size());
   entry.tokens = std::move(prompt);
+  const size_t count = entries_.size() + 1;
+  Reserve(entries_, count);
+  Reserve(waiting_, count);
+  Reserve(running_, count);
+  Reserve(admitted_, count);
+  Reserve(parts_, count);
   entries_.push_back(std::move(entry));
   waiting_.push_back(requests() - 1);
   return requests() - 1;
@@ -74,41 +88,49 @@ bool Scheduler::Admit(int64_t request) {
   if (shared > 0) {
     e.sequence = cache_.Fork(entry(source).sequence);
     cache_.Truncate(e.sequence, shared);
-    shared_tokens_ += shared;
   } else {
     e.sequence = cache_.Create();
   }
+  shared_tokens_ += shared;
   e.computed = shared;
   e.state = State::kRunning;
+  admitted_.push_back(request);
   running_.insert(std::upper_bound(running_.begin(), running_.end(), request), request);
   return true;
 }
 
 void Scheduler::AdmitWaiting() {
-  std::vector<int64_t> left;
   bool full = false;
-  while (!waiting_.empty()) {
-    const int64_t request = waiting_.front();
-    waiting_.pop_front();
+  for (const int64_t request : waiting_) {
     full = full || running() >= options_.max_running;
-    if (full || !Admit(request)) {
-      left.push_back(request);
+    if (full) {
+      break;
+    }
+    if (!Admit(request)) {
       // One that waits for pages is not overtaken by smaller ones; one that waits for a prefix is.
       full = full || PagesFor(static_cast<int64_t>(At(request).tokens.size())) + 1 >
                          cache_.pages_free() - PagesPromised();
     }
   }
-  waiting_.assign(left.begin(), left.end());
+  std::erase_if(waiting_, [this](int64_t r) { return entry(r).state == State::kRunning; });
 }
 
-void Scheduler::Preempt(int64_t request) {
+// A running request gives its pages back and waits again.
+void Scheduler::Requeue(int64_t request) noexcept {
   Entry& e = At(request);
   cache_.Free(e.sequence);
   e.sequence = 0;
   e.computed = 0;
   e.state = State::kWaiting;
   running_.erase(std::find(running_.begin(), running_.end(), request));
-  waiting_.insert(std::upper_bound(waiting_.begin(), waiting_.end(), request), request);
+  const auto place = std::lower_bound(waiting_.begin(), waiting_.end(), request);
+  if (place == waiting_.end() || *place != request) {  // it is there if AdmitWaiting() failed
+    waiting_.insert(place, request);
+  }
+}
+
+void Scheduler::Preempt(int64_t request) noexcept {
+  Requeue(request);
   ++preemptions_;
 }
 
@@ -132,8 +154,9 @@ bool Scheduler::Grow(int64_t request, int64_t tokens) {
 }
 
 std::span<const Scheduler::Part> Scheduler::Next() {
-  AdmitWaiting();
+  admitted_.clear();
   parts_.clear();
+  AdmitWaiting();
   int64_t budget = options_.prefill_chunk;
   // By index: later requests may leave running_ in the loop.
   for (size_t i = 0; i < running_.size(); ++i) {
@@ -145,6 +168,9 @@ std::span<const Scheduler::Part> Scheduler::Next() {
     if (count == 0) {
       continue;
     }
+    if (count == left) {
+      Reserve(At(request).tokens, e.tokens.size() + 1);  // for Append
+    }
     if (!Grow(request, count)) {
       break;
     }
@@ -154,15 +180,31 @@ std::span<const Scheduler::Part> Scheduler::Next() {
   return parts_;
 }
 
-void Scheduler::Computed() {
+void Scheduler::Undo() noexcept {
+  for (const Part& part : parts_) {
+    cache_.Truncate(entry(part.request).sequence, entry(part.request).computed);
+  }
+  parts_.clear();
+  for (const int64_t request : admitted_) {
+    if (entry(request).state == State::kRunning) {
+      shared_tokens_ -= entry(request).computed;
+      Requeue(request);
+    }
+  }
+  admitted_.clear();
+}
+
+void Scheduler::Computed() noexcept {
   for (const Part& part : parts_) {
     At(part.request).computed += part.count;
   }
 }
 
-void Scheduler::Append(int64_t request, int32_t token) { At(request).tokens.push_back(token); }
+void Scheduler::Append(int64_t request, int32_t token) noexcept {
+  At(request).tokens.push_back(token);
+}
 
-void Scheduler::Finish(int64_t request) {
+void Scheduler::Finish(int64_t request) noexcept {
   Entry& e = At(request);
   cache_.Free(e.sequence);
   e.sequence = 0;

@@ -6,13 +6,14 @@
 // - A step takes every request that decodes, and up to `prefill_chunk` tokens of prompts.
 // - A request whose prompt begins like one that runs forks that one's pages, and waits for it to be
 //   prefilled so far.
+// - A step that fails is undone: requests are as before it, except that those which gave way still
+//   wait. Next() alone allocates, so nothing behind it fails.
 // - When a sequence cannot grow, the request that arrived last gives its pages back and waits
 //   again, at the front, with its tokens; they are computed again. So the first to arrive always
 //   goes on.
 #pragma once
 
 #include <cstdint>
-#include <deque>
 #include <span>
 #include <vector>
 
@@ -52,15 +53,18 @@ class Scheduler {
   // Returns the request's number: 0, 1, 2...
   int64_t Add(std::vector<int32_t> prompt);
 
-  // The parts of the next step, in the order of requests. Not empty unless done().
+  // The parts of the next step, in the order of requests. Not empty unless done(). If it throws,
+  // call Undo().
   std::span<const Part> Next();
+  // Takes the step of the last Next() back, which may have been half done.
+  void Undo() noexcept;
 
   // The parts of Next() have been computed.
-  void Computed();
+  void Computed() noexcept;
   // A token of a request for which a new one follows.
-  void Append(int64_t request, int32_t token);
+  void Append(int64_t request, int32_t token) noexcept;
   // The request needs no further token: its pages are free.
-  void Finish(int64_t request);
+  void Finish(int64_t request) noexcept;
 
   const Entry& entry(int64_t request) const { return entries_[static_cast<size_t>(request)]; }
   bool done() const { return waiting_.empty() && running_.empty(); }
@@ -77,13 +81,16 @@ class Scheduler {
   bool Admit(int64_t request);
   void AdmitWaiting();
   bool Grow(int64_t request, int64_t tokens);
-  void Preempt(int64_t request);
+  void Requeue(int64_t request) noexcept;
+  void Preempt(int64_t request) noexcept;
 
   KvCache& cache_;
   SchedulerOptions options_;
   std::vector<Entry> entries_;
-  std::deque<int64_t> waiting_;   // ascending
-  std::vector<int64_t> running_;  // ascending
+  // Each has room for all requests, so that no step needs memory for them.
+  std::vector<int64_t> waiting_;   // ascending
+  std::vector<int64_t> running_;   // ascending
+  std::vector<int64_t> admitted_;  // in this step
   std::vector<Part> parts_;
   int64_t preemptions_ = 0;
   int64_t shared_tokens_ = 0;

@@ -11,6 +11,7 @@ shift
 [ -f "$ROOT/.deps/highway/CMakeLists.txt" ] || "$ROOT/scripts/highway.sh" || true
 use_ccache
 cd "$ROOT"
+lock "build/$preset"
 # Ninja configures again by itself when a CMakeLists.txt changes, but does not know of the presets.
-if ! [ "build/$preset/build.ninja" -nt CMakePresets.json ]; then cmake --preset "$preset"; fi
-cmake --build "build/$preset" --parallel "$JOBS" "$@"
+if ! [ "build/$preset/build.ninja" -nt CMakePresets.json ]; then cmake --preset "$preset" 9>&-; fi
+cmake --build "build/$preset" --parallel "$JOBS" "$@" 9>&-

@@ -29,6 +29,7 @@ if grep -rIlF "$ROOT" "$work/prefix"; then die "the installed files above name t
 "$work/prefix/bin/riffle" info
 "$work/build/readme" | diff "$work/readme.txt" - || die "README's program prints something else than README says"
 
+lock build/consumer
 # The same program with the sources as a subdirectory. Its build folder is beside release, whose objects come from ccache then:
 # the relative paths in their commands are the same.
 cmake -G Ninja -S "$ROOT/tests/consumer" -B "$ROOT/build/consumer" -DRIFFLE_SOURCE_DIR="$ROOT" -DRIFFLE_WERROR=ON \

@@ -70,7 +70,7 @@ debian_source() {
 
 fetch() {
   have apt-get || give_up "no apt-get here"
-  local source uri key work
+  local source uri key
   source=$(debian_source)
   [ -n "$source" ] || give_up "no Debian archive among this machine's apt sources"
   uri=${source%%$'\t'*} key=${source#*$'\t'}
@@ -78,8 +78,7 @@ fetch() {
 
   # A private apt: its own source line, lists and cache.
   work=$(mktemp -d)
-  # shellcheck disable=SC2064
-  trap "rm -rf '$work'" EXIT
+  trap 'rm -rf "$work"' EXIT
   mkdir -p "$work/lists/partial" "$work/cache/archives/partial" "$work/get"
   echo "deb-src [signed-by=$key] $uri $suite main" >"$work/sources.list"
   local apt=(apt-get -q -o "Dir::Etc::sourcelist=$work/sources.list" -o Dir::Etc::sourceparts=/dev/null
@@ -99,6 +98,7 @@ fetch() {
   cp "$work/get/$tarball" "$kept.$$" && mv "$kept.$$" "$kept"
 }
 
+lock .deps/highway
 if [ "$(cat "$dest/.riffle-source" 2>/dev/null)" = "$sha256" ]; then
   say "Highway $version is in .deps/highway"
   exit 0

@@ -8,6 +8,7 @@ python=$ROOT/.venv/bin/python
 [ -f "$ROOT/.deps/highway/CMakeLists.txt" ] || "$ROOT/scripts/highway.sh" || true
 use_ccache
 cd "$ROOT"
+lock build/python
 # Warnings as errors, as in the presets: the library's objects then come out of ccache.
 CMAKE_BUILD_PARALLEL_LEVEL=$JOBS "$python" -m pip install --no-build-isolation --no-deps \
   --config-settings=build-dir=build/python --config-settings=cmake.define.RIFFLE_WERROR=ON .

@@ -20,8 +20,9 @@ export UV_CACHE_DIR=$CACHE/uv
 
 # The first that is new enough; the system's own before others, since setup.sh installs its headers.
 choose_python() {
-  local candidate
-  for candidate in ${PYTHON:-/usr/bin/python3 python3 python3.13 python3.12 python3.11}; do
+  local candidate candidates=(/usr/bin/python3 python3 python3.13 python3.12 python3.11)
+  if [ -n "${PYTHON:-}" ]; then candidates=("$PYTHON"); fi
+  for candidate in "${candidates[@]}"; do
     if have "$candidate" && "$candidate" -c 'import sys; sys.exit(sys.version_info < (3, 11))'; then
       echo "$candidate"
       return
@@ -30,6 +31,7 @@ choose_python() {
   die "needs Python 3.11 or newer${PYTHON:+; PYTHON=$PYTHON is not}"
 }
 python=$(choose_python)
+lock .venv
 
 # What is installed is a function of these; the same text means that nothing is to be done.
 wanted=$("$python" --version && cat "$ROOT"/python/requirements-*.txt "$ROOT"/python/{constraints,overrides}.txt)

@@ -3,7 +3,7 @@
 
 #include <cmath>
 #include <cstdint>
-#include <map>
+#include <functional>
 #include <memory>
 #include <random>
 #include <string>
@@ -63,7 +63,10 @@ inline std::string RandomTensor(engine::TensorType type, int64_t values, float s
 // tokens of vocabulary, and the model.
 class TinyModel {
  public:
-  explicit TinyModel(int64_t window = 24, int64_t context = 256) {
+  // `spike`: the first weights of the last norm, if not 0. `more` adds metadata.
+  explicit TinyModel(
+      int64_t window = 24, int64_t context = 256, float spike = 0,
+      const std::function<void(GgufWriter&)>& more = [](GgufWriter&) {}) {
     GgufWriter writer;
     writer.AddString("general.architecture", "gemma3");
     const auto number = [&](const char* key, uint32_t value) {
@@ -82,9 +85,14 @@ class TinyModel {
     writer.Add("gemma3.rope.freq_base", GgufWriter::kF32, 1e6f);
     number("tokenizer.ggml.bos_token_id", 2);
     number("tokenizer.ggml.eos_token_id", 1);
+    more(writer);
     using engine::TensorType;
     Add(writer, "token_embd", {256, 128}, TensorType::kQ8_0);
+    const size_t last_norm = data_.size();
     Add(writer, "output_norm", {256}, TensorType::kF32);
+    for (size_t i = 0; spike != 0 && i < 8; ++i) {
+      data_.replace(last_norm + i * sizeof(float), sizeof(float), GgufWriter::Raw(spike));
+    }
     for (int layer = 0; layer < 7; ++layer) {
       const std::string prefix = "blk." + std::to_string(layer) + ".";
       const bool odd = layer % 2 == 1;

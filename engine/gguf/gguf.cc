@@ -13,6 +13,7 @@
 #include <map>
 
 #include "engine/gguf/gguf_reader.h"
+#include "riffle/error.h"
 
 namespace riffle::engine {
 namespace {
@@ -21,6 +22,24 @@ constexpr uint32_t kMagic = 0x46554747;  // "GGUF"
 constexpr uint64_t kDefaultAlignment = 32;
 constexpr uint64_t kMaxAlignment = 1 << 20;
 constexpr uint32_t kMaxDimensions = 4;  // ggml's
+
+struct TypeInfo {
+  TensorType type;
+  const char* name;
+  BlockSize block;
+};
+constexpr TypeInfo kTypes[] = {
+    {TensorType::kF32, "F32", {1, 4}},      {TensorType::kF16, "F16", {1, 2}},
+    {TensorType::kBF16, "BF16", {1, 2}},    {TensorType::kQ5_0, "Q5_0", {32, 22}},
+    {TensorType::kQ8_0, "Q8_0", {32, 34}},  {TensorType::kQ4_K, "Q4_K", {256, 144}},
+    {TensorType::kQ6_K, "Q6_K", {256, 210}}};
+
+const TypeInfo* Find(TensorType type) {
+  for (const TypeInfo& info : kTypes) {
+    if (info.type == type) return &info;
+  }
+  return nullptr;
+}
 
 // The bytes of a file, unmapped with the last copy.
 std::shared_ptr<const void> Map(const std::string& path, std::span<const uint8_t>* bytes) {
@@ -44,10 +63,17 @@ std::shared_ptr<const void> Map(const std::string& path, std::span<const uint8_t
   const auto size = static_cast<size_t>(status.st_size);
   void* const start = ::mmap(nullptr, size, PROT_READ, MAP_PRIVATE, file.number, 0);
   if (start == MAP_FAILED) {
-    throw fail(fmt::format("cannot be mapped into memory: {}", std::strerror(errno)));
+    const int reason = errno;
+    const BadModel error = fail(fmt::format("cannot be mapped: {}", std::strerror(reason)));
+    if (reason == ENOMEM) throw Error(Code::kOutOfMemory, error.what());
+    throw error;
   }
   *bytes = {static_cast<const uint8_t*>(start), size};
   return {start, [size](const void* p) { ::munmap(const_cast<void*>(p), size); }};
+}
+
+bool HasZero(const std::vector<int64_t>& shape) {
+  return std::find(shape.begin(), shape.end(), 0) != shape.end();
 }
 
 std::string ShapeText(std::span<const int64_t> shape) {
@@ -59,6 +85,7 @@ std::string ShapeText(std::span<const int64_t> shape) {
 struct GgufFile::Contents {
   std::string path;
   std::shared_ptr<const void> mapping;
+  std::span<const uint8_t> bytes;
   int64_t version = 0;
   std::map<std::string_view, Value> metadata;  // keys and values are in the mapping
   std::vector<Tensor> tensors;
@@ -67,7 +94,7 @@ struct GgufFile::Contents {
   [[noreturn]] void Fail(const std::string& text) const {
     throw BadModel(fmt::format("{}: {}", path, text));
   }
-  void Read(std::span<const uint8_t> bytes);
+  void Read(std::span<const uint8_t> whole);
   void ReadMetadata(Reader& reader, uint64_t count);
   void ReadTensors(Reader& reader, uint64_t count, std::vector<uint64_t>* offsets);
   void PlaceTensors(std::span<const uint8_t> data, uint64_t alignment,
@@ -78,7 +105,8 @@ struct GgufFile::Contents {
   int64_t IntegerAt(std::string_view key, const Value& value, uint64_t index) const;
 };
 
-void GgufFile::Contents::Read(std::span<const uint8_t> bytes) {
+void GgufFile::Contents::Read(std::span<const uint8_t> whole) {
+  bytes = whole;
   Reader reader(bytes, path);
   if (bytes.size() < 4 || Load<uint32_t>(bytes.data()) != kMagic) {
     Fail("is not a GGUF file: it does not start with \"GGUF\"");
@@ -122,14 +150,14 @@ void GgufFile::Contents::ReadTensors(Reader& reader, uint64_t count,
     const std::string_view name = reader.TakeString(what);
     const std::string tensor_text = fmt::format("tensor \"{}\"", Printable(name));
     const auto dimensions = reader.Take<uint32_t>(tensor_text);
-    if (dimensions == 0 || dimensions > kMaxDimensions) {
-      Fail(fmt::format("{} has {} dimensions; 1 to {} are possible", tensor_text, dimensions,
+    if (dimensions > kMaxDimensions) {
+      Fail(fmt::format("{} has {} dimensions; up to {} are possible", tensor_text, dimensions,
                        kMaxDimensions));
     }
     Tensor tensor{name, TensorType::kF32, {}, nullptr, 0};
     for (uint32_t d = 0; d < dimensions; ++d) {
       const auto length = reader.Take<int64_t>(tensor_text);
-      if (length < 1) Fail(fmt::format("{} has a dimension of {}", tensor_text, length));
+      if (length < 0) Fail(fmt::format("{} has a dimension of {}", tensor_text, length));
       tensor.shape.push_back(length);
     }
     tensor.type = static_cast<TensorType>(reader.Take<uint32_t>(tensor_text));
@@ -160,29 +188,30 @@ void GgufFile::Contents::PlaceTensors(std::span<const uint8_t> data, uint64_t al
       Fail(fmt::format("tensor \"{}\" of type {} and shape {} {}", Printable(tensor.name),
                        NameOf(tensor.type), ShapeText(tensor.shape), text));
     };
-    if (tensor.shape[0] % block.values != 0) {
+    if (tensor.row_values() % block.values != 0) {
       fail(fmt::format("has rows that are no multiple of {}", block.values));
     }
-    int64_t bytes = tensor.shape[0] / block.values;
-    bool overflow = __builtin_mul_overflow(bytes, block.bytes, &bytes);
+    int64_t size = tensor.row_values() / block.values;
+    bool overflow = __builtin_mul_overflow(size, block.bytes, &size);
     int64_t elements = 1;
     for (size_t d = 0; d < tensor.shape.size(); ++d) {
       overflow |= __builtin_mul_overflow(elements, tensor.shape[d], &elements);
-      overflow |= d > 0 && __builtin_mul_overflow(bytes, tensor.shape[d], &bytes);
+      overflow |= d > 0 && __builtin_mul_overflow(size, tensor.shape[d], &size);
     }
+    overflow &= !HasZero(tensor.shape);  // 2^62 x 8 x 0 is nothing
     const uint64_t offset = offsets[i];
     if (offset % alignment != 0) {
       fail(fmt::format("starts at offset {}, which is no multiple of the alignment {}", offset,
                        alignment));
     }
-    if (overflow || offset > data.size() || static_cast<uint64_t>(bytes) > data.size() - offset) {
+    if (overflow || offset > data.size() || static_cast<uint64_t>(size) > data.size() - offset) {
       fail(
           fmt::format("starts at offset {} and needs {} bytes, but the data has {}: the file is "
                       "truncated, or lies",
-                      offset, overflow ? "more than 2^63" : std::to_string(bytes), data.size()));
+                      offset, overflow ? "more than 2^63" : std::to_string(size), data.size()));
     }
     tensor.data = data.data() + offset;
-    tensor.bytes = bytes;
+    tensor.bytes = size;
   }
 }
 
@@ -230,54 +259,27 @@ int64_t GgufFile::Contents::IntegerAt(std::string_view key, const Value& value,
 }
 
 BlockSize BlockSizeOf(TensorType type) {
-  switch (type) {
-    case TensorType::kF32:
-      return {1, 4};
-    case TensorType::kF16:
-      return {1, 2};
-    case TensorType::kBF16:
-      return {1, 2};
-    case TensorType::kQ5_0:
-      return {32, 22};
-    case TensorType::kQ8_0:
-      return {32, 34};
-    case TensorType::kQ4_K:
-      return {256, 144};
-    case TensorType::kQ6_K:
-      return {256, 210};
-  }
-  return {0, 0};
+  const TypeInfo* const info = Find(type);
+  return info == nullptr ? BlockSize{0, 0} : info->block;
 }
 
 std::string NameOf(TensorType type) {
-  switch (type) {
-    case TensorType::kF32:
-      return "F32";
-    case TensorType::kF16:
-      return "F16";
-    case TensorType::kBF16:
-      return "BF16";
-    case TensorType::kQ5_0:
-      return "Q5_0";
-    case TensorType::kQ8_0:
-      return "Q8_0";
-    case TensorType::kQ4_K:
-      return "Q4_K";
-    case TensorType::kQ6_K:
-      return "Q6_K";
-  }
-  return fmt::format("number {}", static_cast<uint32_t>(type));
+  const TypeInfo* const info = Find(type);
+  return info == nullptr ? fmt::format("number {}", static_cast<uint32_t>(type)) : info->name;
 }
 
 int64_t Tensor::elements() const {
+  if (HasZero(shape)) return 0;
   int64_t product = 1;
   for (const int64_t length : shape) product *= length;
   return product;
 }
 
+int64_t Tensor::row_values() const { return shape.empty() ? 1 : shape[0]; }
+
 int64_t Tensor::row_bytes() const {
   const BlockSize block = BlockSizeOf(type);
-  return block.values == 0 ? 0 : shape[0] / block.values * block.bytes;
+  return block.values == 0 ? 0 : row_values() / block.values * block.bytes;
 }
 
 GgufFile GgufFile::Open(const std::string& path) {
@@ -297,6 +299,7 @@ GgufFile GgufFile::Parse(std::span<const uint8_t> bytes, const std::string& name
 }
 
 const std::string& GgufFile::path() const { return contents_->path; }
+std::span<const uint8_t> GgufFile::bytes() const { return contents_->bytes; }
 int64_t GgufFile::version() const { return contents_->version; }
 const std::vector<Tensor>& GgufFile::tensors() const { return contents_->tensors; }
 void GgufFile::Fail(const std::string& text) const { contents_->Fail(text); }
@@ -358,6 +361,10 @@ std::vector<int64_t> GgufFile::Integers(std::string_view key) const {
   std::vector<int64_t> integers(value.count);
   for (uint64_t i = 0; i < value.count; ++i) integers[i] = contents_->IntegerAt(key, value, i);
   return integers;
+}
+
+int64_t GgufFile::ArraySize(std::string_view key) const {
+  return static_cast<int64_t>(contents_->Get(key, true).count);
 }
 
 std::vector<float> GgufFile::Floats(std::string_view key) const {

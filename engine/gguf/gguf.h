@@ -2,8 +2,9 @@
 // metadata, then named tensors. The file is mapped into memory, nothing of a tensor is copied.
 //
 // Files are not trusted: every count, length, offset and shape is checked against the bytes there
-// are before anything is read through it, so a truncated or lying file gives a BadModel. (A file
-// that another process truncates while it is mapped cannot be defended against.)
+// are before anything is read through it, so a truncated or lying file gives a BadModel. If another
+// process makes the file shorter while it is mapped, reading what is gone raises SIGBUS, here and
+// in the tensors' data; `riffle generate` has a handler that ends it with exit code 1.
 //
 // Source of the format: ggml's docs/gguf.md; block sizes from ggml's ggml-common.h.
 #pragma once
@@ -48,24 +49,29 @@ std::string NameOf(TensorType type);
 struct Tensor {
   std::string_view name;
   TensorType type;
-  std::vector<int64_t> shape;  // ggml's order: shape[0] is contiguous; a weight is [in, out]
-  const uint8_t* data;         // aligned to general.alignment (32 unless the file says otherwise)
+  // ggml's order: shape[0] is contiguous; a weight is [in, out]. A tensor that nothing needs may
+  // have no dimensions (one value), or one of 0.
+  std::vector<int64_t> shape;
+  const uint8_t* data;  // aligned to general.alignment (32 unless the file says otherwise)
   int64_t bytes;
 
   int64_t elements() const;
-  int64_t row_bytes() const;  // of shape[0] values
+  int64_t row_values() const;  // shape[0]; 1 without dimensions
+  int64_t row_bytes() const;   // of row_values() values
 };
 
 // Copies share the mapping.
 class GgufFile {
  public:
-  // Maps `path`. Throws BadModel if it cannot be opened or is not GGUF.
+  // Maps `path`. Throws BadModel if it cannot be opened or is not GGUF,
+  // Error(kOutOfMemory) if there is no memory to map it.
   static GgufFile Open(const std::string& path);
   // The same of bytes in memory, which must outlive the result and be aligned to 32 bytes for
   // `data` to be. `name` stands for the path in errors.
   static GgufFile Parse(std::span<const uint8_t> bytes, const std::string& name);
 
   const std::string& path() const;
+  std::span<const uint8_t> bytes() const;  // the whole file
   int64_t version() const;
   // In the order of the file; types that are not listed above have data == nullptr, bytes == 0.
   const std::vector<Tensor>& tensors() const;
@@ -85,6 +91,7 @@ class GgufFile {
   std::vector<int64_t> Integers(std::string_view key) const;  // an array of any integer type
   std::vector<float> Floats(std::string_view key) const;      // an array of float32
   std::vector<std::string_view> Strings(std::string_view key) const;
+  int64_t ArraySize(std::string_view key) const;
   std::vector<std::string_view> Keys() const;
 
   // Throws BadModel: the path, a colon, and `text`.

@@ -9,6 +9,7 @@
 
 #include "engine/layers/row_kernels.h"
 #include "engine/quant/blocks.h"
+#include "riffle/error.h"
 
 namespace riffle::engine {
 namespace {
@@ -107,7 +108,9 @@ Matrix Pack(const GgufFile& file, const Tensor& tensor, ThreadPool* pool) {
   matrix.packing = PackingOf(tensor.type);
   matrix.data = hwy::AllocateAligned<uint8_t>(static_cast<size_t>(matrix.bytes()));
   if (matrix.data == nullptr) {
-    file.Fail("no memory for tensor " + std::string(tensor.name));
+    throw Error(Code::kOutOfMemory, file.path() + ": no memory for tensor " +
+                                        std::string(tensor.name) + ", " +
+                                        std::to_string(matrix.bytes()) + " bytes");
   }
   const auto pack = [&](int64_t panel) { PackPanel(matrix, tensor, panel); };
   ParallelFor(matrix.panels(), std::ref(pack), pool);

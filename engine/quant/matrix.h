@@ -64,7 +64,7 @@ struct Matrix {
 };
 
 // Repacks a tensor of one of the types that UnpackRow takes. Throws BadModel for others, and for
-// rows that are no multiple of 32.
+// rows that are no multiple of 32, and Error(kOutOfMemory).
 Matrix Pack(const GgufFile& file, const Tensor& tensor, ThreadPool* pool);
 
 constexpr int kZeroPoint = 32768;  // of the planes of activations: high = 128, low = 0 stand for 0

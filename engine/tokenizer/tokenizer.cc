@@ -70,10 +70,7 @@ Tokenizer::Tokenizer(const GgufFile& file) {
   byte_tokens_.fill(-1);
   ReadTokens(file);
   ReadSettings(file);
-  for (auto& lengths : special_lengths_) {
-    std::sort(lengths.begin(), lengths.end(), std::greater<>());
-    lengths.erase(std::unique(lengths.begin(), lengths.end()), lengths.end());
-  }
+  special_.Finish();
 }
 
 void Tokenizer::ReadTokens(const GgufFile& file) {
@@ -105,10 +102,7 @@ void Tokenizer::ReadTokens(const GgufFile& file) {
       tokens_[i].piece = Replace(text, kSpace, " ");
     } else if (type == Type::kUserDefined || type == Type::kControl) {
       const bool control = type == Type::kControl;
-      const std::string spelled = Replace(text, " ", kSpace);
-      if (spelled.empty()) continue;
-      special_.emplace(spelled, token);
-      special_lengths_[static_cast<uint8_t>(spelled[0])].push_back(spelled.size());
+      special_.Add(Replace(text, " ", kSpace), token);
       if (!control) tokens_[i].piece = Replace(text, kSpace, " ");
     }
   }
@@ -160,15 +154,6 @@ void Tokenizer::ReadSettings(const GgufFile& file) {
   }
 }
 
-Tokenizer::Special Tokenizer::SpecialAt(std::string_view text) const {
-  for (const size_t length : special_lengths_[static_cast<uint8_t>(text[0])]) {
-    if (length > text.size()) continue;
-    const auto found = special_.find(text.substr(0, length));
-    if (found != special_.end()) return {length, found->second};
-  }
-  return {};
-}
-
 std::vector<int32_t> Tokenizer::Encode(std::string_view input) const {
   const size_t invalid = FindInvalidUtf8(input);
   if (invalid != std::string_view::npos) {
@@ -180,16 +165,10 @@ std::vector<int32_t> Tokenizer::Encode(std::string_view input) const {
   std::vector<int32_t> tokens;
   if (bos_ >= 0) tokens.push_back(bos_);
   size_t start = 0;  // of the fragment at hand
-  for (size_t at = 0; at < text.size();) {
-    const Special special = SpecialAt(text.substr(at));
-    if (special.length == 0) {
-      ++at;
-      continue;
-    }
-    EncodeFragment(text.substr(start, at - start), &tokens);
+  for (const SpecialTokens::Match& special : special_.Find(text)) {
+    EncodeFragment(text.substr(start, special.start - start), &tokens);
     tokens.push_back(special.token);
-    at += special.length;
-    start = at;
+    start = special.start + special.length;
   }
   EncodeFragment(text.substr(start), &tokens);
   if (eos_ >= 0) tokens.push_back(eos_);

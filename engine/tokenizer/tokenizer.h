@@ -18,6 +18,7 @@
 #include <vector>
 
 #include "engine/gguf/gguf.h"
+#include "engine/special_tokens.h"
 
 namespace riffle::engine {
 
@@ -59,24 +60,17 @@ class Tokenizer {
     using is_transparent = void;
   };
   using TokenOfText = std::unordered_map<std::string, int32_t, Hash, std::equal_to<>>;
-  struct Special {
-    size_t length = 0;  // 0: there is none
-    int32_t token = 0;
-  };
 
   void ReadTokens(const GgufFile& file);
   void ReadByteToken(const GgufFile& file, int32_t token, std::string_view text);
   void ReadSettings(const GgufFile& file);
-  Special SpecialAt(std::string_view text) const;
   void EncodeFragment(std::string_view fragment, std::vector<int32_t>* out) const;
   void EncodeSymbol(std::string_view symbol, std::vector<int32_t>* out) const;
 
   std::vector<Token> tokens_;
   // Normal tokens, as they stand in the file (U+2581 for a space).
   TokenOfText normal_;
-  // User-defined and control tokens, spaces as U+2581; their lengths by first byte, longest first.
-  TokenOfText special_;
-  std::array<std::vector<size_t>, 256> special_lengths_;
+  SpecialTokens special_;  // user-defined and control tokens, spaces as U+2581
   std::array<int32_t, 256> byte_tokens_;
   int32_t unknown_ = -1;
   int32_t bos_ = -1;  // -1: none is put before a text

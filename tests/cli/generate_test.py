@@ -7,9 +7,11 @@ The model is where scripts/model.sh puts it. With RIFFLE_SLOW set (sanitizers) t
 
 import json
 import os
+import shutil
 import struct
 import subprocess
 import sys
+import time
 
 import cli_case
 from cli_case import Cli
@@ -112,6 +114,78 @@ class Generate(Cli):
         self.assertEqual([json.loads(line).get("prompt") for line in done.stdout.splitlines()], ["a", "b", None])
 
 
+    def prompts(self, *args, **kwargs):
+        return [r["prompt"] for r in self.objects(*args, **kwargs)[:-1]]
+
+    def test_any_text_is_a_prompt(self):
+        texts = ["a", "++", "b", "- c", "-1", "-", "[x,y]", "{}", "=", "topk", "%%", "--prompt=d"]
+        self.assertEqual(self.prompts("--prompt", *texts[:-1], "--prompt", texts[-1]), texts)
+        self.assertEqual(self.prompts("--prompt", "++", "--seed", 1, "--prompt=++"), ["++", "++"])
+
+    def test_a_file_of_an_editor(self):
+        for content in (b"\xef\xbb\xbfa\nb\n", b"\xef\xbb\xbfa\r\nb\r\n\r\n", b"a\nb\n\n", b"a\nb\n\n\n"):
+            self.assertEqual(self.prompts("--prompts", self.file(content, "p.txt")), ["a", "b"])
+
+    def test_stops_at_the_end_of_a_turn(self):
+        prompt = "The capital of France is"
+        tokens = self.objects("--prompt", prompt)[0]["tokens"]
+        with open(MODEL, "rb") as file:
+            model = file.read()
+        # An entry that is not needed gives way to one of the same size.
+        old = text("tokenizer.ggml.padding_token_id") + struct.pack("<II", 4, 0)
+        new = text("tokenizer.ggml.eot_token_id") + struct.pack("<IQ", 10, tokens[1])
+        self.assertEqual((len(old), model.count(old)), (len(new), 1))
+        path = self.file(model.replace(old, new), "turns.gguf")
+        result = self.objects("--prompt", prompt, "--model", path)[0]
+        self.assertEqual((result["tokens"], result["finish_reason"]), (tokens[: tokens.index(tokens[1]) + 1], "stop"))
+
+    def test_ends_when_nobody_reads(self):
+        for more in ((), ("--json",)):
+            with subprocess.Popen(
+                [cli_case.RIFFLE, "generate", "--prompt", "a", "b", "--max-new-tokens", "30000" if not more else "20", *more],
+                stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, restore_signals=False,
+            ) as process:  # restore_signals: Python ignores SIGPIPE, and the command inherits it
+                if not more:
+                    process.stdout.read(1)
+                process.stdout.close()
+                started = time.monotonic()
+                error = process.stderr.read()
+                self.assertEqual(process.wait(timeout=100), 1)
+                self.assertLess(time.monotonic() - started, 100)
+            self.assertIn("writing to standard output failed: Broken pipe", error)
+
+    def test_not_enough_memory(self):
+        if os.environ.get("RIFFLE_SLOW"):  # the sanitizers' own memory is more than the limits
+            self.skipTest("under sanitizers")
+        failed = 0
+        for kib in range(100_000, 1_300_000, 200_000):  # for the file, its weights, the cache
+            done = subprocess.run(
+                ["sh", "-c", 'ulimit -v "$1" && exec "$0" generate --prompt a --threads 1 --max-new-tokens 1', cli_case.RIFFLE, str(kib)],
+                capture_output=True, text=True, timeout=120,
+            )  # fmt: skip
+            if done.returncode == 0:
+                break
+            failed += 1
+            self.assertEqual((done.returncode, done.stdout), (1, ""), done.stderr)
+            self.assertTrue(done.stderr.startswith("riffle: error: "), done.stderr)
+            self.assertIn("memory", done.stderr)
+            self.assertNotIn("std::", done.stderr)
+        self.assertGreater(failed, 0)
+
+    def test_a_model_that_becomes_shorter(self):
+        path = os.path.join(self.folder, "shrinking.gguf")
+        shutil.copyfile(MODEL, path)
+        with subprocess.Popen(
+            [cli_case.RIFFLE, "generate", "--model", path, "--prompt", "a", "--max-new-tokens", "30000"],
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        ) as process:  # fmt: skip
+            process.stdout.read(1)
+            os.truncate(path, 4096)
+            _, error = process.communicate(timeout=100)
+        self.assertEqual(process.returncode, 1)
+        self.assertEqual(error, "riffle: error: %s: became shorter while it was read\n" % path)
+
+
 class Refused(Cli):
     def no(self, *args, says, env=None):
         with self.subTest(args=[str(a)[:60] for a in args]):
@@ -129,7 +203,9 @@ class Refused(Cli):
         for content, says in (
             (b"", ["has no prompts"]),
             (b"a\n\nb\n", ["line 2 is empty"]),
-            (b"\n", ["line 1 is empty"]),
+            (b"\xef\xbb\xbf\nb", ["line 1 is empty"]),
+            (b"\n", ["has no prompts"]),
+            (b"\xef\xbb\xbf\r\n", ["has no prompts"]),
             (b"a\nb\xc3\n", ["line 2 is not valid UTF-8: byte 0xc3 at offset 1"]),
         ):
             path = self.file(content, "prompts.txt")
@@ -180,6 +256,7 @@ class Refused(Cli):
             (head, ["tensor", "truncated"]),
             (gguf({"general.architecture": "llama"}), ["llama"]),
             (gguf({}), ["general.architecture"]),
+            (gguf({"split.count": (2, b"\2\0"), "split.no": (2, b"\0\0")}), ["is part 1 of 2"]),
             (gguf({"general.architecture": 3}), ["general.architecture"]),
             (gguf({"general.architecture": "gemma3"}), ["gemma3."]),
             (gguf({"general.architecture": "gemma3"}, version=1), ["version 1"]),

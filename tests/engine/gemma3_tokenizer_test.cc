@@ -4,12 +4,16 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <array>
+#include <chrono>
 #include <fstream>
+#include <map>
 #include <nlohmann/json.hpp>
 #include <random>
 
 #include "engine/default_model.h"
 #include "engine/gguf/gguf.h"
+#include "engine/special_tokens.h"
 #include "engine/tokenizer/tokenizer.h"
 #include "engine/tokenizer/utf8.h"
 #include "testing/gguf_writer.h"
@@ -146,6 +150,58 @@ TEST(Tokenizer, CutsAtTheLongestSpecialToken) {
   EXPECT_THAT(tokenizer.Encode("</s>"), ElementsAre(1, 2));
   EXPECT_THAT(tokenizer.Encode("   "), ElementsAre(1, 5, 11));
   EXPECT_EQ(tokenizer.Decode({1, 6, 3, 7, 2, 5}), "a<b>b  ");
+}
+
+// At each place the longest of many, as trying all of them finds it.
+TEST(Tokenizer, SpecialTokensAreThoseOfASearchByTrial) {
+  std::mt19937 random(11);
+  const auto text_of = [&](size_t length, uint32_t letters) {
+    std::string text;
+    while (text.size() < length) text += static_cast<char>('a' + random() % letters);
+    return text;
+  };
+  for (int round = 0; round < 300; ++round) {
+    const uint32_t letters = 1 + static_cast<uint32_t>(random() % 3);
+    SpecialTokens special;
+    std::map<std::string, int32_t> token_of;
+    for (int32_t token = 0; token < 12; ++token) {
+      const std::string text = text_of(random() % 7, letters);
+      special.Add(text, token);
+      if (!text.empty()) token_of.emplace(text, token);
+    }
+    special.Finish();
+    const std::string text = text_of(60, letters);
+    std::vector<std::array<size_t, 3>> wanted, got;
+    for (size_t at = 0; at < text.size();) {
+      size_t length = std::min<size_t>(7, text.size() - at);
+      while (length > 0 && !token_of.contains(text.substr(at, length))) --length;
+      if (length > 0) {
+        const int32_t token = token_of.at(text.substr(at, length));
+        wanted.push_back({at, length, static_cast<size_t>(token)});
+      }
+      at += std::max<size_t>(length, 1);
+    }
+    for (const SpecialTokens::Match& match : special.Find(text)) {
+      got.push_back({match.start, match.length, static_cast<size_t>(match.token)});
+    }
+    EXPECT_EQ(got, wanted) << text;
+  }
+}
+
+// Each place of the text begins like all of them: trying one after the other takes hours.
+TEST(Tokenizer, ManySpecialTokensOfOneBeginningAreQuick) {
+  Vocabulary vocabulary;
+  for (size_t length = 1; length <= 4000; ++length) {
+    vocabulary.Add(std::string(length, 'c') + "d", 0, 4);
+  }
+  const Tokenizer tokenizer = vocabulary.Make();
+  const auto start = std::chrono::steady_clock::now();
+  const Tokens tokens = tokenizer.Encode(std::string(1000000, 'c') + "dab");
+  const std::chrono::duration<double> seconds = std::chrono::steady_clock::now() - start;
+  EXPECT_LT(seconds.count(), 20);  // 0.1 s in a release build
+  ASSERT_GT(tokens.size(), 2u);
+  EXPECT_EQ(tokens.back(), 8);
+  EXPECT_EQ(tokens[tokens.size() - 2], 13 + 3999);
 }
 
 TEST(Tokenizer, UnknownCharactersAndBytes) {

@@ -1,0 +1,51 @@
+// Finds the tokens that a text is cut at before it is encoded: user-defined and control tokens.
+//
+// Method: Aho and Corasick, "Efficient string matching" (1975), over the reversed tokens. The text
+// is read once from its end, which gives the longest token that starts at each byte. So the time
+// is linear in the text, however many tokens there are and whatever they have in common.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <string_view>
+#include <vector>
+
+namespace riffle::engine {
+
+class SpecialTokens {
+ public:
+  struct Match {
+    size_t start;
+    size_t length;
+    int32_t token;
+  };
+
+  // Of equal texts the first counts; an empty one never matches.
+  void Add(std::string_view text, int32_t token);
+  // After the last Add, before Find.
+  void Finish();
+
+  // From the left, at each place the longest; they do not overlap.
+  std::vector<Match> Find(std::string_view text) const;
+
+ private:
+  // A node stands for the end of some tokens' texts: what has been read from the right.
+  struct Node {
+    int32_t first_child = -1;
+    int32_t sibling = -1;
+    int32_t fallback = 0;  // the longest start of what was read that is a node too, read later
+    int32_t longest = -1;  // the node of the longest token that starts where reading is; -1: none
+    int32_t token = -1;
+    int32_t length = 0;
+    uint8_t byte = 0;
+  };
+
+  int32_t Child(int32_t node, uint8_t byte) const;  // -1: none
+  int32_t Step(int32_t node, uint8_t byte) const;
+  Node& At(int32_t node) { return nodes_[static_cast<size_t>(node)]; }
+  const Node& At(int32_t node) const { return nodes_[static_cast<size_t>(node)]; }
+
+  std::vector<Node> nodes_ = {Node()};  // the first is the root: nothing read
+};
+
+}  // namespace riffle::engine

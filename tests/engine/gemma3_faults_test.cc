@@ -1,0 +1,276 @@
+// The engine when something goes wrong in it: memory that runs out in a step, logits that are NaN.
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <array>
+#include <functional>
+#include <limits>
+
+#include "engine/choose.h"
+#include "engine/engine.h"
+#include "riffle/error.h"
+#include "testing/failing_allocations.h"
+#include "testing/tiny_model.h"
+
+namespace riffle::engine {
+namespace {
+
+using riffle::testing::FailAllocation;
+using riffle::testing::TinyModel;
+using Texts = std::vector<std::vector<int32_t>>;
+
+// Prompts that share a beginning; every other request is sampled.
+std::vector<Request> Requests() {
+  std::vector<Request> requests;
+  for (int i = 0; i < 4; ++i) {
+    Request request;
+    request.prompt = {2};
+    for (int j = 0; j < 14 + i * 9; ++j) {
+      request.prompt.push_back(3 + (j * 7 + (j < 12 ? 0 : i)) % 100);
+    }
+    request.max_new_tokens = 14;
+    if (i % 2 == 1) request.sampling = {1.0f, i == 1 ? 5 : 0, 0.9f, 0.0f};
+    requests.push_back(request);
+  }
+  return requests;
+}
+
+std::array<int64_t, 6> Numbers(const Progress& p) {
+  return {p.waiting, p.running, p.done, p.prompt_tokens, p.prompt_tokens_prefilled, p.new_tokens};
+}
+
+struct RunResult {
+  Texts texts;
+  int64_t failures = 0;
+  int64_t preemptions = 0;
+};
+
+// Allocation `which` of step `step` fails. The step is then tried again, as often as it takes.
+RunResult RunWithFailure(Engine& engine, int64_t step, int64_t which) {
+  RunResult run;
+  run.texts.resize(4);
+  for (const Request& request : Requests()) engine.Submit(request);
+  for (int64_t s = 0; !engine.done(); ++s) {
+    if (s > 300) {
+      ADD_FAILURE() << "no end after a failure in step " << step << ", allocation " << which;
+      return run;
+    }
+    const Progress before = engine.progress();
+    const int64_t preemptions = engine.stats().preemptions;
+    FailAllocation(s == step ? which : -1);
+    try {
+      const std::vector<Generated>& made = engine.Step();
+      FailAllocation(-1);
+      for (const Generated& generated : made) {
+        run.texts[static_cast<size_t>(generated.request)].push_back(generated.token);
+      }
+    } catch (const Error& error) {
+      FailAllocation(-1);
+      ++run.failures;
+      EXPECT_EQ(error.code(), Code::kOutOfMemory) << error.what();
+      if (engine.stats().preemptions == preemptions) {
+        EXPECT_EQ(Numbers(engine.progress()), Numbers(before));
+      }
+    }
+  }
+  EXPECT_EQ(engine.stats().pages_used, 0);
+  run.preemptions = engine.stats().preemptions;
+  return run;
+}
+
+// Every allocation of every step, in a large pool and in one where requests give way.
+TEST(Gemma3Faults, AStepThatRunsOutOfMemoryIsUndone) {
+  const TinyModel tiny;
+  ThreadPool pool(1);
+  for (const int64_t pages : {60, 13}) {
+    EngineOptions options;
+    options.pages = pages;
+    options.page_size = 6;
+    options.prefill_chunk = 20;
+    options.seed = 5;
+    options.pool = &pool;
+    const auto run = [&](int64_t step, int64_t which) {
+      Engine engine(tiny.model(), options);
+      return RunWithFailure(engine, step, which);
+    };
+    const RunResult right = run(-1, 0);
+    EXPECT_EQ(right.failures, 0);
+    EXPECT_EQ(right.preemptions > 0, pages == 13);
+    int64_t failed = 0;
+    for (int64_t step = 0; step < 9; ++step) {
+      for (int64_t which = 0;; ++which) {
+        const RunResult got = run(step, which);
+        EXPECT_EQ(got.texts, right.texts) << "step " << step << ", allocation " << which;
+        if (got.failures == 0) break;  // the step has no more allocations
+        ++failed;
+      }
+    }
+    EXPECT_GT(failed, 50);
+  }
+}
+
+TEST(Gemma3Faults, SubmitThatRunsOutOfMemoryAddsNothing) {
+  const TinyModel tiny;
+  EngineOptions options;
+  options.pages = 8;
+  Engine engine(tiny.model(), options);
+  int64_t added = 0;
+  for (int64_t which = 0; added < 40; ++which) {
+    Request request;
+    request.prompt = {2, 5};
+    request.max_new_tokens = 1;
+    FailAllocation(which % 8);
+    try {
+      const int64_t id = engine.Submit(std::move(request));
+      FailAllocation(-1);
+      EXPECT_EQ(id, added++);
+    } catch (const Error& error) {
+      FailAllocation(-1);
+      EXPECT_EQ(error.code(), Code::kOutOfMemory);
+    }
+    EXPECT_EQ(engine.progress().waiting, added);
+    EXPECT_EQ(engine.progress().prompt_tokens, 2 * added);
+    ASSERT_LT(which, 1000);
+  }
+}
+
+// ---- logits that are NaN
+struct Outcome {
+  std::vector<int32_t> tokens;
+  std::optional<Finish> finish;
+  bool operator==(const Outcome&) const = default;
+};
+
+std::vector<Outcome> RunAll(const Model& model, const std::vector<Request>& requests) {
+  EngineOptions options;
+  options.pages = 40;
+  options.max_running = 8;
+  Engine engine(model, options);
+  for (const Request& request : requests) engine.Submit(request);
+  std::vector<Outcome> outcomes(requests.size());
+  for (int steps = 0; !engine.done() && steps < 1000; ++steps) {
+    for (const Generated& generated : engine.Step()) {
+      Outcome& outcome = outcomes[static_cast<size_t>(generated.request)];
+      EXPECT_FALSE(outcome.finish);
+      outcome.finish = generated.finish;
+      EXPECT_EQ(generated.token == -1, generated.finish == Finish::kError);
+      if (generated.token >= 0) outcome.tokens.push_back(generated.token);
+    }
+  }
+  EXPECT_TRUE(engine.done());
+  EXPECT_EQ(engine.stats().pages_used, 0);
+  EXPECT_EQ(engine.progress().done, static_cast<int64_t>(requests.size()));
+  return outcomes;
+}
+
+// Weights of the last norm near the largest float: some requests' states overflow, others' do not.
+TEST(Gemma3Faults, ARequestOfNaNFailsAlone) {
+  const TinyModel tiny(24, 256, 1.6e38f);
+  std::vector<Request> requests;
+  for (int i = 0; i < 24; ++i) {
+    Request request;
+    request.prompt = {2};
+    for (int j = 0; j < 5 + i; ++j) request.prompt.push_back(3 + (j * (i + 1) + i) % 120);
+    request.max_new_tokens = 6;
+    request.stream = i;
+    if (i % 3 == 1) request.sampling = {1.0f, 4, 1.0f, 0.0f};
+    if (i % 3 == 2) request.sampling = {1.0f, 0, 1.0f, 0.0f};
+    requests.push_back(request);
+  }
+  std::vector<Outcome> alone;
+  int failed = 0;
+  for (const Request& request : requests) {
+    alone.push_back(RunAll(tiny.model(), {request}).front());
+    failed += alone.back().finish == Finish::kError;
+  }
+  EXPECT_GT(failed, 4);
+  EXPECT_LT(failed, 20);
+  EXPECT_EQ(RunAll(tiny.model(), requests), alone);
+}
+
+TEST(Gemma3Faults, ChooserLeavesOutTheRowsOfNaN) {
+  const TinyModel tiny;
+  Chooser chooser(tiny.model(), 3, nullptr);
+  const SamplingParams kinds[] = {{}, {1.0f, 4, 1.0f, 0.0f}, {1.0f, 0, 0.9f, 0.0f}};
+  std::vector<float> hidden(9 * 256);
+  for (size_t i = 0; i < hidden.size(); ++i) {
+    hidden[i] = static_cast<float>(i * 37 % 101) / 50 - 1;
+  }
+  std::vector<Choice> choices;
+  for (int64_t row = 0; row < 9; ++row) choices.push_back({kinds[row % 3], row, 7});
+  std::vector<int32_t> right(9), got(9);
+  chooser.Choose(hidden, choices, right);
+  for (const size_t row : {size_t{1}, size_t{3}, size_t{8}}) {
+    hidden[row * 256 + 5] = std::numeric_limits<float>::quiet_NaN();
+    right[row] = kNoToken;
+  }
+  chooser.Choose(hidden, choices, got);
+  EXPECT_EQ(got, right);
+}
+
+// ---- several stop tokens
+TEST(Gemma3Faults, EachStopTokenEndsARequest) {
+  const TinyModel plain;
+  Request request;
+  request.prompt = {2, 9, 4, 30};
+  request.max_new_tokens = 12;
+  const Outcome whole = RunAll(plain.model(), {request}).front();
+  ASSERT_EQ(whole.finish, Finish::kLength);
+  const int32_t stop = whole.tokens[5];
+  const auto first = std::find(whole.tokens.begin(), whole.tokens.end(), stop);
+  using Writer = riffle::testing::GgufWriter;
+  for (const char* name : {"eot_token_id", "eom_token_id", "eos_token_ids"}) {
+    const std::string key = std::string("tokenizer.ggml.") + name;
+    const TinyModel model(24, 256, 0, [&](Writer& writer) {
+      if (key.ends_with('s')) {
+        writer.AddArray<int32_t>(key, Writer::kI32, {1, stop});
+      } else {
+        writer.Add<int32_t>(key, Writer::kI32, stop);
+      }
+    });
+    EXPECT_EQ(model.model().config().stop_tokens, (std::vector<int32_t>{1, stop}));
+    const Outcome outcome = RunAll(model.model(), {request}).front();
+    EXPECT_EQ(outcome.finish, Finish::kStop) << key;
+    EXPECT_EQ(outcome.tokens, std::vector<int32_t>(whole.tokens.begin(), first + 1)) << key;
+  }
+}
+
+// ---- files that cannot be run are refused as they are loaded
+std::string ErrorOf(const std::function<void(riffle::testing::GgufWriter&)>& more) {
+  try {
+    const TinyModel model(24, 256, 0, more);
+  } catch (const BadModel& error) {
+    return error.what();
+  }
+  return "no error";
+}
+
+TEST(Gemma3Faults, FilesThatContradictThemselvesAreRefused) {
+  using Writer = riffle::testing::GgufWriter;
+  const auto vocabulary = [](size_t tokens) {
+    return ErrorOf([&](Writer& writer) {
+      const std::vector<std::string> texts(tokens, "x");
+      writer.AddArray("tokenizer.ggml.tokens", Writer::kString, texts);
+    });
+  };
+  EXPECT_EQ(vocabulary(128), "no error");
+  EXPECT_EQ(vocabulary(127),
+            "tiny: the vocabulary tokenizer.ggml.tokens has 127 tokens, but the embedding "
+            "token_embd.weight 128");
+  EXPECT_NE(vocabulary(129), "no error");
+  const auto split = [](uint16_t part, uint16_t parts) {
+    return ErrorOf([&](Writer& writer) {
+      writer.Add("split.no", Writer::kU16, part);
+      writer.Add("split.count", Writer::kU16, parts);
+    });
+  };
+  EXPECT_EQ(split(0, 1), "no error");
+  EXPECT_EQ(split(1, 3).substr(0, 41), "tiny: is part 2 of 3 of a split model; th");
+  EXPECT_EQ(ErrorOf([](Writer& writer) {
+              writer.Add<uint32_t>("tokenizer.ggml.eot_token_id", Writer::kU32, 128);
+            }),
+            "tiny: tokenizer.ggml.eot_token_id has 128, which is not in 0..127");
+}
+
+}  // namespace
+}  // namespace riffle::engine
