@@ -18,7 +18,7 @@
 #include <vector>
 
 #include "engine/gguf/gguf.h"
-#include "engine/special_tokens.h"
+#include "engine/tokenizer/special_tokens.h"
 
 namespace riffle::engine {
 

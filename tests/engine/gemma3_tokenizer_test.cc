@@ -13,7 +13,7 @@
 
 #include "engine/default_model.h"
 #include "engine/gguf/gguf.h"
-#include "engine/special_tokens.h"
+#include "engine/tokenizer/special_tokens.h"
 #include "engine/tokenizer/tokenizer.h"
 #include "engine/tokenizer/utf8.h"
 #include "testing/gguf_writer.h"
