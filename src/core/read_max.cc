@@ -7,6 +7,8 @@
 #include <algorithm>
 #include <vector>
 
+#include "core/dispatch.h"
+#include "core/entry_point.h"
 #include "core/lease.h"
 #include "core/targets.h"
 #include "riffle/roofline.h"
@@ -56,7 +58,8 @@ uint8_t ReadMaxOf(const uint8_t* from, size_t bytes) {
 
 namespace riffle {
 
-uint8_t ReadMax(const void* data, size_t bytes, ThreadPool* pool) {
+uint8_t ReadMax(const void* data, size_t bytes, ThreadPool* pool) try {
+  const core::EntryPoint entry;
   core::EnsureTarget();
   const auto* begin = static_cast<const uint8_t*>(data);
   core::Lease lease(pool);
@@ -65,9 +68,11 @@ uint8_t ReadMax(const void* data, size_t bytes, ThreadPool* pool) {
   lease.Run(static_cast<int64_t>(parts), [&](int64_t part, uint8_t*) {
     const size_t from = bytes / parts * static_cast<size_t>(part);
     const size_t to = static_cast<size_t>(part) + 1 == parts ? bytes : from + bytes / parts;
-    maxima[part] = core::ReadMaxOf(begin + from, to - from);
+    maxima[part] = ForTarget(HWY_DISPATCH_TABLE(ReadMaxPart))(begin + from, to - from);
   });
   return *std::max_element(maxima, maxima + parts);
+} catch (...) {
+  core::RethrowAsError();
 }
 
 }  // namespace riffle
