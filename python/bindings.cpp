@@ -3,12 +3,10 @@
 
 #include <nanobind/stl/vector.h>
 
-#include <mutex>
 #include <string>
 
 #include "arguments.h"
 #include "frameworks.h"
-#include "kernel_scope.h"
 #include "riffle/error.h"
 #include "riffle/runtime.h"
 
@@ -64,9 +62,12 @@ void PySetTarget(nb::handle name) {
   if (!name.is_none() && !nb::try_cast(name, target)) {
     ThrowTypeError("name must be a str or None, not " + nb::cast<std::string>(nb::repr(name)));
   }
-  const nb::gil_scoped_release no_gil;
-  const std::unique_lock<std::shared_mutex> lock(target_mutex);
   SetTarget(target);
+}
+
+void PyReleaseScratch() {
+  const nb::gil_scoped_release no_gil;  // it waits for a running call
+  ReleaseScratch();
 }
 
 }  // namespace
@@ -83,6 +84,7 @@ void BindRuntime(nb::module_& m) {
   m.attr("__version__") = std::string(Version());
   m.def("info", &PyInfo);
   m.def("set_num_threads", &PySetNumThreads, nb::arg().none());
+  m.def("release_scratch", &PyReleaseScratch);
   m.def("set_team", &PySetTeam);
   m.def("set_target", &PySetTarget, nb::arg().none());
 }

@@ -10,6 +10,7 @@
 #include "arguments.h"
 #include "array.h"
 #include "bindings.h"
+#include "core/fork.h"
 #include "kernel_scope.h"
 
 namespace riffle::python {
@@ -37,7 +38,7 @@ class SharedKvCache {
   template <typename Call>
   auto Locked(const Call& call) {
     const KernelScope scope;  // first, so that nobody waits for the lock with the GIL
-    const std::lock_guard<std::mutex> lock(mutex_);
+    const std::lock_guard<ForkSafeMutex> lock(mutex_);
     return call(cache_);
   }
 
@@ -45,7 +46,7 @@ class SharedKvCache {
   const KvCache& cache() const { return cache_; }
 
  private:
-  std::mutex mutex_;
+  ForkSafeMutex mutex_;
   KvCache cache_;
 };
 

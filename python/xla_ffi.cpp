@@ -8,16 +8,13 @@
 #include <cstdint>
 #include <cstring>
 #include <exception>
-#include <mutex>
 #include <optional>
-#include <shared_mutex>
 #include <span>
 #include <string>
 #include <string_view>
 #include <vector>
 
 #include "bindings.h"
-#include "kernel_scope.h"
 #include "riffle/attention.h"
 #include "riffle/error.h"
 #include "riffle/topk.h"
@@ -110,11 +107,10 @@ std::span<const int32_t> Int32sAt(const Batched& x, int64_t item, const Batched&
   return {reinterpret_cast<const int32_t*>(x.At(item, result)), static_cast<size_t>(x.size())};
 }
 
-// Runs `call`, never while set_target switches the kernels; what it throws is the call's error.
+// Runs `call`; what it throws is the call's error.
 template <typename Call>
 ffi::Error Run(const Call& call) {
   try {
-    const std::shared_lock<std::shared_mutex> lock(target_mutex);
     call();
     return ffi::Error::Success();
   } catch (const Error& e) {

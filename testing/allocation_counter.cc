@@ -8,10 +8,22 @@
 #include <new>
 
 namespace {
+using riffle::test::Fail;
 std::atomic<int64_t> allocations{0};
+std::atomic<bool> failing{false};
+std::atomic<int64_t> good_left{0};
+std::atomic<int64_t> failures{0};
+Fail how = Fail::kOnce;
 
 void* Allocate(size_t bytes, size_t alignment) {
   ++allocations;
+  if (failing) {
+    const int64_t left = good_left--;
+    if (left == 0 || (left < 0 && how == Fail::kFromThenOn)) {
+      ++failures;
+      return nullptr;
+    }
+  }
   return std::aligned_alloc(alignment, (bytes + alignment - 1) / alignment * alignment);
 }
 void* OrThrow(void* memory) { return memory != nullptr ? memory : throw std::bad_alloc(); }
@@ -34,5 +46,14 @@ void operator delete(void* memory, size_t, std::align_val_t) noexcept { std::fre
 namespace riffle::test {
 
 int64_t Allocations() { return allocations; }
+
+FailingAllocations::FailingAllocations(int64_t good, Fail fail) {
+  good_left = good;
+  failures = 0;
+  how = fail;
+  failing = true;
+}
+FailingAllocations::~FailingAllocations() { failing = false; }
+int64_t FailingAllocations::failed() const { return failures; }
 
 }  // namespace riffle::test

@@ -7,6 +7,7 @@
 #include "engine/layers/row_kernels-inl.h"
 #include "engine/layers/row_kernels.h"
 #include "engine/quant/matrix-inl.h"
+#include "src/core/dispatch.h"
 
 #if HWY_ONCE
 namespace riffle::engine {
@@ -20,26 +21,26 @@ HWY_EXPORT(AddNormRowOf);
 HWY_EXPORT(NormRopeRowOf);
 
 void MultiplyPanel(const Activations& x, int64_t tile, const Product& product, int64_t panel) {
-  HWY_DYNAMIC_DISPATCH(MultiplyPanelOf)(x, tile, product, panel);
+  core::ForTarget(HWY_DISPATCH_TABLE(MultiplyPanelOf))(x, tile, product, panel);
 }
 void MultiplyGatedPanel(const Activations& x, int64_t tile, const Matrix& gate, const Matrix& up,
                         int64_t panel, Activations& out) {
-  HWY_DYNAMIC_DISPATCH(MultiplyGatedPanelOf)(x, tile, gate, up, panel, out);
+  core::ForTarget(HWY_DISPATCH_TABLE(MultiplyGatedPanelOf))(x, tile, gate, up, panel, out);
 }
 void RoundRow(const float* x, int64_t row, Activations& out) {
-  HWY_DYNAMIC_DISPATCH(RoundRowOf)(x, row, out);
+  core::ForTarget(HWY_DISPATCH_TABLE(RoundRowOf))(x, row, out);
 }
 void NormRoundRow(const float* x, const Norm& norm, int64_t row, Activations& out) {
-  HWY_DYNAMIC_DISPATCH(NormRoundRowOf)(x, norm, row, out);
+  core::ForTarget(HWY_DISPATCH_TABLE(NormRoundRowOf))(x, norm, row, out);
 }
 void NormRow(const float* x, const Norm& norm, int64_t size, float* out) {
-  HWY_DYNAMIC_DISPATCH(NormRowOf)(x, norm, size, out);
+  core::ForTarget(HWY_DISPATCH_TABLE(NormRowOf))(x, norm, size, out);
 }
 void AddNormRow(const float* x, const Norm& norm, int64_t size, float* hidden) {
-  HWY_DYNAMIC_DISPATCH(AddNormRowOf)(x, norm, size, hidden);
+  core::ForTarget(HWY_DISPATCH_TABLE(AddNormRowOf))(x, norm, size, hidden);
 }
 void NormRopeRow(const Norm& norm, const float* turn, int64_t size, float* x) {
-  HWY_DYNAMIC_DISPATCH(NormRopeRowOf)(norm, turn, size, x);
+  core::ForTarget(HWY_DISPATCH_TABLE(NormRopeRowOf))(norm, turn, size, x);
 }
 
 }  // namespace riffle::engine

@@ -1,4 +1,5 @@
-// Every failure of the library is this exception, thrown before any output is written.
+// Every failure of the library is this exception, thrown before any output is written. When memory
+// runs out, wherever that is, the code is kOutOfMemory; no call lets std::bad_alloc through.
 #pragma once
 
 #include <stdexcept>
@@ -19,7 +20,7 @@ enum class Code {
   kBadValue,     // elements that have no answer, such as a NaN among logits to sample from
   kOverlap,      // an output that overlaps itself or an input
   kOutOfPages,   // the KV cache's pool is full
-  kOutOfMemory,  // scratch could not be allocated
+  kOutOfMemory,  // memory or a thread that the call needs could not be had
 };
 
 // what() names the argument, its value and the limit.

@@ -18,7 +18,7 @@ from riffle._attention import merge_states, paged_attention
 from riffle._core import OutOfPages, __version__
 from riffle._kv_cache import KvCache
 from riffle._linear import linear_top_k
-from riffle._runtime import info, set_num_threads, set_target
+from riffle._runtime import info, release_scratch, set_num_threads, set_target
 from riffle._sampling import sample
 from riffle._topk import (
     TopK,
@@ -42,6 +42,7 @@ __all__ = [
     "merge_states",
     "paged_attention",
     "plan_top_k",
+    "release_scratch",
     "sample",
     "set_num_threads",
     "set_target",
@@ -51,6 +52,7 @@ __all__ = [
 ]
 
 for _public in (KvCache, TopK, TopKStats, depth_probabilities, info, linear_top_k, merge_states, paged_attention,
-                plan_top_k, sample, set_num_threads, set_target, top_k, top_k_per_row, top_k_per_row_decode):
+                plan_top_k, release_scratch, sample, set_num_threads, set_target, top_k, top_k_per_row,
+                top_k_per_row_decode):
     _public.__module__ = "riffle"  # where users find it, and where pickles look for it
 del _public

@@ -1,4 +1,4 @@
-"""Version, SIMD targets and threads."""
+"""Version, SIMD targets, threads and scratch."""
 
 from __future__ import annotations
 
@@ -23,6 +23,18 @@ def info() -> dict:
     return _core.info()
 
 
+def release_scratch() -> None:
+    """Frees the memory that calls keep to work in, of the pool and of the calling thread.
+
+    Each of its buffers is as large as its largest call needed, up to 128 MiB; larger ones are given back when their call
+    ends. The next call makes its own anew. Waits for a running call to end.
+
+    >>> import riffle
+    >>> riffle.release_scratch()
+    """
+    _core.release_scratch()
+
+
 def set_num_threads(n: int) -> None:
     """Sets how many threads a call may use, the caller's among them; 1 to 1024.
 
@@ -36,6 +48,6 @@ def set_target(name: str | None) -> None:
     """Forces the SIMD target of all later calls in this process; None returns to the best.
 
     `name` is one of `info()["targets"]`; another raises ValueError. RIFFLE_TARGET does the same from outside. Results do
-    not depend on it. Waits for running calls to end.
+    not depend on it. Calls that run go on with the target they began with.
     """
     _core.set_target(name)

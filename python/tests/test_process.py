@@ -121,3 +121,81 @@ assert os.waitpid(child, 0)[1] == 0
 """
     result = run(code)
     assert result.returncode == 0, result.stderr
+
+
+def test_forked_children_can_change_everything_during_calls():
+    code = """
+import os, signal, threading, time, numpy as np, riffle
+riffle.set_num_threads(2)
+x = np.random.default_rng(0).random((64, 50000), dtype=np.float32)
+cache = riffle.KvCache(layers=1, kv_heads=1, head_dim=32, pages=200, dtype="float32")
+seq = cache.create()
+cache.extend(seq, 2000)
+tokens = np.ones((2000, 1, 32), np.float32)
+stop = False
+
+def call():
+    while not stop:
+        riffle.top_k(x, 5)
+
+def write():
+    while not stop:
+        cache.write(0, seq, 0, tokens, tokens)
+
+threads = [threading.Thread(target=call) for call in (call, call, write, write)]
+for thread in threads:
+    thread.start()
+time.sleep(0.05)
+statuses = []
+for _ in range(10):
+    child = os.fork()
+    if child == 0:
+        signal.alarm(20)
+        riffle.set_target(riffle.info()["targets"][-1])
+        ok = riffle.info()["target"] == riffle.info()["targets"][-1]
+        cache.extend(seq, 8)
+        cache.write(0, seq, 2000, tokens[:8], tokens[:8])
+        riffle.set_num_threads(3)
+        riffle.release_scratch()
+        os._exit(0 if ok and cache.length(seq) == 2008 and (cache.keys(0)[0] == 1).all() else 1)
+    statuses.append(os.waitpid(child, 0)[1])
+stop = True
+for thread in threads:
+    thread.join()
+assert statuses == [0] * 10, statuses
+"""
+    result = run(code)
+    assert result.returncode == 0, result.stderr
+
+
+def test_rows_may_change_during_a_call():
+    code = """
+import threading, numpy as np, riffle
+x = np.ones((64, 50000), np.float32)
+stop = False
+
+def change():
+    while not stop:
+        x[:] = np.nan
+        x[:] = 1
+
+thread = threading.Thread(target=change)
+thread.start()
+for _ in range(30):
+    assert (0 <= (indices := riffle.top_k(x, 8).indices)).all() and (indices < 50000).all()
+    try:
+        assert (0 <= (tokens := riffle.sample(x, top_p=0.9))).all() and (tokens < 50000).all()
+    except ValueError:
+        pass
+stop = True
+thread.join()
+"""
+    result = run(code)
+    assert result.returncode == 0, result.stderr
+
+
+def test_release_scratch():
+    x = np.random.default_rng(0).standard_normal((2, 30000)).astype(np.float32)
+    expected = riffle.sample(x, top_p=0.999)
+    assert riffle.release_scratch() is None
+    np.testing.assert_array_equal(riffle.sample(x, top_p=0.999), expected)

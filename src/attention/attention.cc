@@ -11,6 +11,7 @@
 #include "attention/attention_check.h"
 #include "attention/attention_kernels.h"
 #include "core/check.h"
+#include "core/entry_point.h"
 #include "core/lease.h"
 #include "core/targets.h"
 
@@ -106,7 +107,8 @@ struct PlannedCall {
 
 void PagedAttention(const HeadsView& q, const PagedKv& keys, const PagedKv& values,
                     const PagedBatch& batch, const AttentionOut& out,
-                    const AttentionOptions& options) {
+                    const AttentionOptions& options) try {
+  const core::EntryPoint entry;
   attention::CheckAttention(q, keys, values, batch, out, options);
   core::EnsureTarget();
   if (q.tokens == 0) {
@@ -134,9 +136,13 @@ void PagedAttention(const HeadsView& q, const PagedKv& keys, const PagedKv& valu
       attention::MergeSplit(args, split, head, call.partial_states);
     }
   });
+} catch (...) {
+  core::RethrowAsError();
 }
 
-void MergeStates(std::span<const AttentionPart> parts, const AttentionOut& out, ThreadPool* pool) {
+void MergeStates(std::span<const AttentionPart> parts, const AttentionOut& out,
+                 ThreadPool* pool) try {
+  const core::EntryPoint entry;
   attention::CheckMerge(parts, out);
   core::EnsureTarget();
   const HeadsView& shape = parts.front().out;
@@ -177,10 +183,13 @@ void MergeStates(std::span<const AttentionPart> parts, const AttentionOut& out, 
       }
     }
   });
+} catch (...) {
+  core::RethrowAsError();
 }
 
 uint8_t ReadPages(const PagedKv& keys, const PagedKv& values, const PagedBatch& batch,
-                  ThreadPool* pool) {
+                  ThreadPool* pool) try {
+  const core::EntryPoint entry;
   attention::CheckPages(keys, values, batch);
   core::EnsureTarget();
   const attention::AttentionArgs args = PoolArgs(keys, values, batch, 1);
@@ -195,9 +204,12 @@ uint8_t ReadPages(const PagedKv& keys, const PagedKv& values, const PagedBatch& 
     }
   });
   return static_cast<uint8_t>(largest);
+} catch (...) {
+  core::RethrowAsError();
 }
 
-double DotPeak(DType dtype, double seconds, ThreadPool* pool) {
+double DotPeak(DType dtype, double seconds, ThreadPool* pool) try {
+  const core::EntryPoint entry;
   core::Check(dtype <= DType::kBF16, Code::kBadDType, "unknown dtype ", static_cast<int>(dtype));
   core::Check(seconds > 0 && seconds <= 10, Code::kBadOption, "seconds = ", seconds,
               " is not in 0..10");
@@ -216,6 +228,8 @@ double DotPeak(DType dtype, double seconds, ThreadPool* pool) {
     }
   });
   return static_cast<double>(operations.load()) / elapsed();
+} catch (...) {
+  core::RethrowAsError();
 }
 
 }  // namespace riffle

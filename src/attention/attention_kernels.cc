@@ -10,6 +10,7 @@
 #include "attention/attention-inl.h"
 #include "attention/results-inl.h"
 #include "attention/roofline-inl.h"
+#include "core/dispatch.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace riffle::attention::HWY_NAMESPACE {
@@ -58,29 +59,30 @@ HWY_EXPORT(WeightedSumImpl);
 HWY_EXPORT(SpinDotsImpl);
 
 size_t AttentionScratchBytes(const AttentionShape& shape, const Plan& plan) {
-  return HWY_DYNAMIC_DISPATCH(ScratchBytesImpl)(shape, plan);
+  return core::ForTarget(HWY_DISPATCH_TABLE(ScratchBytesImpl))(shape, plan);
 }
 
 void RunWorkItems(const AttentionArgs& args, const Plan& plan, const WorkItem* begin,
                   const WorkItem* end, float* partial_states, uint8_t* scratch) {
-  HWY_DYNAMIC_DISPATCH(RunUnitsImpl)(args, plan, begin, end, partial_states, scratch);
+  core::ForTarget(HWY_DISPATCH_TABLE(RunUnitsImpl))(args, plan, begin, end, partial_states,
+                                                    scratch);
 }
 
 void MergeSplit(const AttentionArgs& args, const KvSplit& split, int head, float* partial_states) {
-  HWY_DYNAMIC_DISPATCH(MergeSplitImpl)(args, split, head, partial_states);
+  core::ForTarget(HWY_DISPATCH_TABLE(MergeSplitImpl))(args, split, head, partial_states);
 }
 
 uint8_t ReadWorkItems(const AttentionArgs& args, const WorkItem* begin, const WorkItem* end) {
-  return HWY_DYNAMIC_DISPATCH(ReadUnitsImpl)(args, begin, end);
+  return core::ForTarget(HWY_DISPATCH_TABLE(ReadUnitsImpl))(args, begin, end);
 }
 
 void WeightedSum(DType dtype, const uint8_t* const* rows, const float* weights, int64_t n, int dim,
                  uint8_t* out) {
-  HWY_DYNAMIC_DISPATCH(WeightedSumImpl)(dtype, rows, weights, n, dim, out);
+  core::ForTarget(HWY_DISPATCH_TABLE(WeightedSumImpl))(dtype, rows, weights, n, dim, out);
 }
 
 double SpinDots(DType dtype, int64_t steps) {
-  return HWY_DYNAMIC_DISPATCH(SpinDotsImpl)(dtype, steps);
+  return core::ForTarget(HWY_DISPATCH_TABLE(SpinDotsImpl))(dtype, steps);
 }
 
 }  // namespace riffle::attention

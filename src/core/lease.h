@@ -3,51 +3,17 @@
 
 #include <cstddef>
 #include <cstdint>
-#include <memory>
-#include <new>
-#include <type_traits>
 
+#include "core/call_context.h"
+#include "core/function_ref.h"
+#include "core/scratch.h"
 #include "riffle/runtime.h"
 
 namespace riffle::core {
 
-// A reference to a callable; valid while the callable lives.
-template <typename Signature>
-class FunctionRef;
-template <typename R, typename... Args>
-class FunctionRef<R(Args...)> {
- public:
-  template <typename F>
-  requires(!std::is_same_v<std::remove_cvref_t<F>, FunctionRef>)
-      FunctionRef(F&& f)  // NOLINT(google-explicit-constructor): a parameter type, like string_view
-      : object_(const_cast<void*>(static_cast<const void*>(&f))),
-        call_([](void* object, Args... args) -> R {
-          return (*static_cast<std::remove_reference_t<F>*>(object))(args...);
-        }) {}
-  R operator()(Args... args) const { return call_(object_, args...); }
-
- private:
-  void* object_;
-  R (*call_)(void*, Args...);
-};
-
-// Uninitialised memory, 64-byte aligned, that only grows.
-class Arena {
- public:
-  // At least `bytes` bytes. What an earlier call returned is lost when it has to grow. Throws
-  // Error(kOutOfMemory).
-  uint8_t* Get(size_t bytes);
-
- private:
-  struct Free {
-    void operator()(uint8_t* p) const { ::operator delete (p, std::align_val_t{64}); }
-  };
-  std::unique_ptr<uint8_t, Free> data_;
-  size_t capacity_ = 0;
-};
-
 // The threads of one call, from its first parallel loop to its last. Falls back to the calling
-// thread alone when the pool is busy.
+// thread alone when the pool is busy. Lives inside of an EntryPoint; leases of a thread end in the
+// reverse order of their beginnings.
 class Lease {
  public:
   explicit Lease(ThreadPool* pool);  // null: DefaultPool()
@@ -71,6 +37,8 @@ class Lease {
  private:
   ThreadPool::Impl* impl_ = nullptr;  // null: inline
   int threads_ = 1;
+  uint8_t* scratch_ = nullptr;  // inline
+  PoolFrame frame_ = {};
 };
 
 }  // namespace riffle::core

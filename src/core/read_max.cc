@@ -7,6 +7,8 @@
 #include <algorithm>
 #include <vector>
 
+#include "core/dispatch.h"
+#include "core/entry_point.h"
 #include "core/lease.h"
 #include "core/targets.h"
 #include "riffle/roofline.h"
@@ -48,7 +50,7 @@ namespace {
 HWY_EXPORT(ReadMaxPart);
 
 uint8_t ReadMaxOf(const uint8_t* from, size_t bytes) {
-  return HWY_DYNAMIC_DISPATCH(ReadMaxPart)(from, bytes);
+  return ForTarget(HWY_DISPATCH_TABLE(ReadMaxPart))(from, bytes);
 }
 
 }  // namespace
@@ -56,7 +58,8 @@ uint8_t ReadMaxOf(const uint8_t* from, size_t bytes) {
 
 namespace riffle {
 
-uint8_t ReadMax(const void* data, size_t bytes, ThreadPool* pool) {
+uint8_t ReadMax(const void* data, size_t bytes, ThreadPool* pool) try {
+  const core::EntryPoint entry;
   core::EnsureTarget();
   const auto* begin = static_cast<const uint8_t*>(data);
   core::Lease lease(pool);
@@ -68,6 +71,8 @@ uint8_t ReadMax(const void* data, size_t bytes, ThreadPool* pool) {
     maxima[part] = core::ReadMaxOf(begin + from, to - from);
   });
   return *std::max_element(maxima, maxima + parts);
+} catch (...) {
+  core::RethrowAsError();
 }
 
 }  // namespace riffle

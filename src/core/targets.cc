@@ -2,69 +2,120 @@
 
 #include <hwy/highway.h>
 
+#include <atomic>
 #include <cstdlib>
 
+#include "core/call_context.h"
 #include "core/check.h"
+#include "core/entry_point.h"
 #include "riffle/runtime.h"
 
 namespace riffle {
 namespace {
 
-// The generated targets that the machine has, best first; the answer of the hardware, not of an
-// earlier SetTarget.
-const std::vector<int64_t>& AllTargets() {
-  static const std::vector<int64_t> targets = hwy::SupportedAndGeneratedTargets();
+// The generated targets that the machine has, a bit each, the best lowest. Highway notes what it
+// finds for its own dispatch; that is put back to what it was, since it belongs to the process.
+int64_t Detect() {
+  hwy::ChosenTarget& of_highway = hwy::GetChosenTarget();
+  const bool was_initialized = of_highway.IsInitialized();
+  const int64_t supported = hwy::SupportedTargets();
+  if (was_initialized) {
+    of_highway.Update(supported);
+  } else {
+    of_highway.DeInit();
+  }
+  return supported & HWY_TARGETS;
+}
+
+// Found once, by whoever comes first: the answer is the same for all, and a lock would stay locked
+// in a child that is forked meanwhile.
+int64_t Available() {
+  constinit static std::atomic<int64_t> available{0};
+  int64_t targets = available.load(std::memory_order_relaxed);
+  if (targets == 0) {
+    targets = Detect();
+    available.store(targets, std::memory_order_relaxed);
+  }
   return targets;
 }
 
+constexpr int64_t Best(int64_t targets) { return targets & -targets; }
+
+// The target that was chosen and those below it; 0: none yet.
+constinit std::atomic<int64_t> chosen{0};
+
 // `argument` is what the caller knows the name by.
-void Use(std::string_view argument, std::string_view name) {
-  const std::vector<int64_t>& all = AllTargets();
-  int64_t mask = 0;  // no mock: what the machine has
-  if (!name.empty()) {
-    std::string known;
-    for (const int64_t target : all) {
-      const char* target_name = hwy::TargetName(target);
-      known += std::string(known.empty() ? "" : ", ") + target_name;
-      if (name == target_name) {
-        mask = target;
-      }
-    }
-    core::Check(mask != 0, Code::kBadOption, argument, " = '", name,
-                "' is not one of this machine's targets: ", known);
+int64_t TargetsFrom(std::string_view argument, std::string_view name) {
+  const int64_t all = Available();
+  if (name.empty()) {
+    return all;
   }
-  hwy::SetSupportedTargetsForTest(mask);
-  hwy::GetChosenTarget().Update(hwy::SupportedTargets());
+  std::string known;
+  for (int64_t left = all; left != 0; left &= left - 1) {
+    const char* target_name = hwy::TargetName(Best(left));
+    if (name == target_name) {
+      return left;
+    }
+    known += std::string(known.empty() ? "" : ", ") + target_name;
+  }
+  core::Fail(Code::kBadOption, argument, " = '", name,
+             "' is not one of this machine's targets: ", known);
 }
 
-bool UseEnvironment() {
-  const char* name = std::getenv("RIFFLE_TARGET");
-  Use("RIFFLE_TARGET", name != nullptr ? name : "");
-  return true;
+int64_t Chosen() {
+  int64_t targets = chosen.load(std::memory_order_relaxed);
+  if (targets == 0) [[unlikely]] {
+    const char* name = std::getenv("RIFFLE_TARGET");
+    const int64_t from = TargetsFrom("RIFFLE_TARGET", name != nullptr ? name : "");
+    // Unless SetTarget has been called meanwhile; then `targets` becomes what that chose.
+    if (chosen.compare_exchange_strong(targets, from, std::memory_order_relaxed)) {
+      targets = from;
+    }
+  }
+  return targets;
 }
 
 }  // namespace
 
-void core::EnsureTarget() { [[maybe_unused]] static const bool applied = UseEnvironment(); }
+void core::EnsureTarget() {
+  const int64_t targets = Chosen();
+  if (core::call_context.entries > 0 && core::call_context.targets == 0) {
+    core::call_context.targets = targets;
+  }
+}
+
+int64_t TargetMask() try {
+  return core::call_context.targets != 0 ? core::call_context.targets : Chosen();
+} catch (...) {
+  core::RethrowAsError();
+}
 
 std::string_view Version() { return RIFFLE_LIBRARY_VERSION; }
 
-std::vector<std::string> Targets() {
+std::vector<std::string> Targets() try {
+  const core::EntryPoint entry;
   std::vector<std::string> names;
-  for (const int64_t target : AllTargets()) {
-    names.emplace_back(hwy::TargetName(target));
+  for (int64_t left = Available(); left != 0; left &= left - 1) {
+    names.emplace_back(hwy::TargetName(Best(left)));
   }
   return names;
+} catch (...) {
+  core::RethrowAsError();
 }
 
-std::string Target() {
-  core::EnsureTarget();
-  return hwy::TargetName(hwy::SupportedAndGeneratedTargets().front());
+std::string Target() try {
+  const core::EntryPoint entry;
+  return hwy::TargetName(Best(Chosen()));
+} catch (...) {
+  core::RethrowAsError();
 }
 
-void SetTarget(std::string_view name) {
-  core::EnsureTarget();
-  Use("target", name);
+void SetTarget(std::string_view name) try {
+  const core::EntryPoint entry;
+  Chosen();  // a wrong RIFFLE_TARGET is reported
+  chosen.store(TargetsFrom("target", name), std::memory_order_relaxed);
+} catch (...) {
+  core::RethrowAsError();
 }
 
 }  // namespace riffle

@@ -9,6 +9,7 @@
 #include <utility>
 
 #include "core/check.h"
+#include "core/entry_point.h"
 #include "core/lease.h"
 #include "core/targets.h"
 #include "kv_cache/layout.h"
@@ -272,21 +273,64 @@ PagedKv KvCache::Impl::View(int64_t layer, int64_t part) const {
   return view;
 }
 
-KvCache::KvCache(const KvCacheOptions& options) {
+KvCache::KvCache(const KvCacheOptions& options) try {
+  const core::EntryPoint entry;
   core::EnsureTarget();
   impl_ = Allocate([&] { return std::make_unique<Impl>(options); });
+} catch (...) {
+  core::RethrowAsError();
 }
 KvCache::~KvCache() = default;
 
 const KvCacheOptions& KvCache::options() const { return impl_->options(); }
-int64_t KvCache::Create() { return impl_->Add({}); }
-int64_t KvCache::Fork(int64_t seq) { return impl_->Fork(seq); }
-void KvCache::Extend(int64_t seq, int64_t tokens) { impl_->Extend(seq, tokens); }
-void KvCache::Truncate(int64_t seq, int64_t length) { impl_->Truncate(seq, length); }
-void KvCache::Free(int64_t seq) { impl_->Free(seq); }
-int64_t KvCache::Length(int64_t seq) const { return std::as_const(*impl_).Find(seq).length; }
-PagedKv KvCache::Keys(int64_t layer) const { return impl_->View(layer, 0); }
-PagedKv KvCache::Values(int64_t layer) const { return impl_->View(layer, 1); }
+int64_t KvCache::Create() try {
+  const core::EntryPoint entry;
+  return impl_->Add({});
+} catch (...) {
+  core::RethrowAsError();
+}
+int64_t KvCache::Fork(int64_t seq) try {
+  const core::EntryPoint entry;
+  return impl_->Fork(seq);
+} catch (...) {
+  core::RethrowAsError();
+}
+void KvCache::Extend(int64_t seq, int64_t tokens) try {
+  const core::EntryPoint entry;
+  impl_->Extend(seq, tokens);
+} catch (...) {
+  core::RethrowAsError();
+}
+void KvCache::Truncate(int64_t seq, int64_t length) try {
+  const core::EntryPoint entry;
+  impl_->Truncate(seq, length);
+} catch (...) {
+  core::RethrowAsError();
+}
+void KvCache::Free(int64_t seq) try {
+  const core::EntryPoint entry;
+  impl_->Free(seq);
+} catch (...) {
+  core::RethrowAsError();
+}
+int64_t KvCache::Length(int64_t seq) const try {
+  const core::EntryPoint entry;
+  return std::as_const(*impl_).Find(seq).length;
+} catch (...) {
+  core::RethrowAsError();
+}
+PagedKv KvCache::Keys(int64_t layer) const try {
+  const core::EntryPoint entry;
+  return impl_->View(layer, 0);
+} catch (...) {
+  core::RethrowAsError();
+}
+PagedKv KvCache::Values(int64_t layer) const try {
+  const core::EntryPoint entry;
+  return impl_->View(layer, 1);
+} catch (...) {
+  core::RethrowAsError();
+}
 int64_t KvCache::sequences() const { return impl_->sequences(); }
 int64_t KvCache::pages_free() const { return impl_->pool().free(); }
 int64_t KvCache::pages_used() const { return options().pages - pages_free(); }
@@ -294,7 +338,8 @@ int64_t KvCache::pages_shared() const { return impl_->pool().shared(); }
 int64_t KvCache::bytes() const { return impl_->layout().total; }
 
 void KvCache::Write(int64_t layer, int64_t seq, int64_t position, const HeadsView& keys,
-                    const HeadsView& values, ThreadPool* pool) {
+                    const HeadsView& values, ThreadPool* pool) try {
+  const core::EntryPoint entry;
   impl_->CheckLayer(layer);
   Sequence& sequence = impl_->Find(seq);
   const int64_t tokens = keys.tokens;
@@ -328,15 +373,21 @@ void KvCache::Write(int64_t layer, int64_t seq, int64_t position, const HeadsVie
   lease.Run(CeilDiv(slot + tokens, chunk), [&](int64_t task, uint8_t*) {
     store(std::max<int64_t>(0, task * chunk - slot), std::min(tokens, (task + 1) * chunk - slot));
   });
+} catch (...) {
+  core::RethrowAsError();
 }
 
-KvBatch KvCache::Batch(std::span<const int64_t> seqs) const {
+KvBatch KvCache::Batch(std::span<const int64_t> seqs) const try {
+  const core::EntryPoint entry;
   KvBatch batch;
   Batch(seqs, batch);
   return batch;
+} catch (...) {
+  core::RethrowAsError();
 }
 
-void KvCache::Batch(std::span<const int64_t> seqs, KvBatch& batch) const {
+void KvCache::Batch(std::span<const int64_t> seqs, KvBatch& batch) const try {
+  const core::EntryPoint entry;
   const Impl& impl = *impl_;
   int64_t max_pages = 0;
   for (const int64_t seq : seqs) {
@@ -355,6 +406,8 @@ void KvCache::Batch(std::span<const int64_t> seqs, KvBatch& batch) const {
     int32_t* const behind = std::copy(sequence.pages.begin(), sequence.pages.end(), row);
     std::fill(behind, row + width, -1);
   }
+} catch (...) {
+  core::RethrowAsError();
 }
 
 }  // namespace riffle

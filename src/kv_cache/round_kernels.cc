@@ -6,6 +6,7 @@
 // clang-format on
 #include <cstring>
 
+#include "core/dispatch.h"
 #include "core/round-inl.h"
 #include "kv_cache/round_kernels.h"
 
@@ -69,9 +70,9 @@ HWY_EXPORT(RoundToF16Tokens);
 
 void RoundTokens(const RoundTask& task, DType dtype) {
   if (dtype == DType::kF16) {
-    HWY_DYNAMIC_DISPATCH(RoundToF16Tokens)(task);
+    core::ForTarget(HWY_DISPATCH_TABLE(RoundToF16Tokens))(task);
   } else {
-    HWY_DYNAMIC_DISPATCH(RoundToBF16Tokens)(task);
+    core::ForTarget(HWY_DISPATCH_TABLE(RoundToBF16Tokens))(task);
   }
 }
 

@@ -7,6 +7,7 @@
 #include <hwy/highway.h>
 // clang-format on
 
+#include "core/dispatch.h"
 #include "lm_head/candidates-inl.h"
 #include "lm_head/product-inl.h"
 #include "lm_head/tile-inl.h"
@@ -298,7 +299,9 @@ HWY_AFTER_NAMESPACE();
 namespace riffle::lm_head {
 HWY_EXPORT(GetLinearKernelsImpl);
 
-const LinearKernels& GetLinearKernels() { return *HWY_DYNAMIC_DISPATCH(GetLinearKernelsImpl)(); }
+const LinearKernels& GetLinearKernels() {
+  return *core::ForTarget(HWY_DISPATCH_TABLE(GetLinearKernelsImpl))();
+}
 
 }  // namespace riffle::lm_head
 #endif  // HWY_ONCE

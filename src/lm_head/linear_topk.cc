@@ -5,6 +5,7 @@
 #include <new>
 
 #include "core/check.h"
+#include "core/entry_point.h"
 #include "core/order.h"
 #include "core/targets.h"
 #include "lm_head/linear_call.h"
@@ -126,7 +127,8 @@ void lm_head::PlainTopK::Run(lm_head::LinearCall& call, const int32_t* order, in
 }
 
 void Linear(const MatrixView& x, const WeightView& weight, const OutView<float>& y,
-            const LinearOptions& options) {
+            const LinearOptions& options) try {
+  const core::EntryPoint entry;
   lm_head::CheckLinear(x, weight, y, options);
   core::EnsureTarget();
   if (x.rows == 0) {
@@ -146,11 +148,16 @@ void Linear(const MatrixView& x, const WeightView& weight, const OutView<float>&
       call.kernels().store_tiles(args, plan.Begin(piece), plan.End(piece), sink, scratch);
     });
   }
+} catch (...) {
+  core::RethrowAsError();
 }
 
 void LinearTopK(const MatrixView& x, const WeightView& weight, int64_t k, const LinearTopKOut& out,
-                const LinearOptions& options) {
+                const LinearOptions& options) try {
+  const core::EntryPoint entry;
   lm_head::LinearTopKBy(lm_head::Screening::kAuto, x, weight, k, out, options, nullptr);
+} catch (...) {
+  core::RethrowAsError();
 }
 
 }  // namespace riffle

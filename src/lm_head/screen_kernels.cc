@@ -12,6 +12,7 @@
 #include <cmath>
 #include <limits>
 
+#include "core/dispatch.h"
 #include "core/order-inl.h"
 #include "lm_head/quantize-inl.h"
 #include "lm_head/screen-inl.h"
@@ -348,7 +349,9 @@ HWY_AFTER_NAMESPACE();
 namespace riffle::lm_head {
 HWY_EXPORT(GetScreenKernelsImpl);
 
-const ScreenKernels& GetScreenKernels() { return *HWY_DYNAMIC_DISPATCH(GetScreenKernelsImpl)(); }
+const ScreenKernels& GetScreenKernels() {
+  return *core::ForTarget(HWY_DISPATCH_TABLE(GetScreenKernelsImpl))();
+}
 
 }  // namespace riffle::lm_head
 #endif  // HWY_ONCE

@@ -108,6 +108,9 @@ Nucleus NucleusOf(const WeightRow& row, int64_t n, double mass, uint8_t* scratch
     const WeightVec weight = read.Kept(value);
     undecided.Append(value, weight, hn::Gt(weight, hn::Zero(d)));
   }
+  if (undecided.count == 0) {  // another thread wrote to the row after its maximum was found
+    return {row.max, 1.0f, 1};
+  }
   double above = 0;  // the mass of what lies above all undecided
   for (bool of_bits = false;;) {
     const int64_t before = undecided.count;
@@ -125,7 +128,8 @@ Nucleus NucleusOf(const WeightRow& row, int64_t n, double mass, uint8_t* scratch
   const float weight = undecided.weight[0];
   const double wanted = std::ceil((mass - above) / static_cast<double>(weight));
   const auto most = static_cast<double>(undecided.count);
-  return {undecided.x[0], weight, static_cast<int64_t>(std::clamp(wanted, 1.0, most))};
+  const double ties = wanted > 1 ? std::min(wanted, most) : 1;  // 1 for NaN, of such a row too
+  return {undecided.x[0], weight, static_cast<int64_t>(ties)};
 }
 
 template <DType kDType>

@@ -7,6 +7,7 @@
 #include <limits>
 
 #include "core/check.h"
+#include "core/entry_point.h"
 #include "core/lease.h"
 #include "core/targets.h"
 #include "riffle/topk.h"
@@ -135,7 +136,7 @@ void Sampler::PlaceFirst() {
     any_sums_ |= plan.sums_all();
     width_ = std::max(width_, plan.first);
   }
-  thread_local core::Arena arena;
+  core::Arena& arena = core::ThreadScratch::Of(core::ThreadScratch::kSampling);
   const auto rows = static_cast<size_t>(logits_.rows);
   const size_t elements = rows * static_cast<size_t>(width_);
   const size_t indices = Aligned(elements * element_);
@@ -390,13 +391,16 @@ void Sampler::Run(std::span<int32_t> tokens, std::span<float> logprobs) {
 }  // namespace
 
 void Sample(const MatrixView& logits, const SampleOptions& options, std::span<int32_t> tokens,
-            std::span<float> logprobs) {
+            std::span<float> logprobs) try {
+  const core::EntryPoint entry;
   sampling::CheckSample(logits, options, tokens, logprobs);
   core::EnsureTarget();
   if (logits.rows == 0) {
     return;
   }
   Sampler(logits, options, !logprobs.empty()).Run(tokens, logprobs);
+} catch (...) {
+  core::RethrowAsError();
 }
 
 }  // namespace riffle

@@ -7,6 +7,7 @@
 #include <hwy/highway.h>
 // clang-format on
 
+#include "core/dispatch.h"
 #include "sampling/nucleus-inl.h"
 #include "sampling/weights-inl.h"
 
@@ -61,27 +62,27 @@ HWY_EXPORT(FindNucleusImpl);
 HWY_EXPORT(FindEqualImpl);
 
 double SumWeights(const WeightRow& row, int64_t begin, int64_t end) {
-  return HWY_DYNAMIC_DISPATCH(SumWeightsImpl)(row, nullptr, begin, end);
+  return core::ForTarget(HWY_DISPATCH_TABLE(SumWeightsImpl))(row, nullptr, begin, end);
 }
 
 double SumKeptWeights(const WeightRow& row, const Cut& cut, int64_t begin, int64_t end) {
-  return HWY_DYNAMIC_DISPATCH(SumWeightsImpl)(row, &cut, begin, end);
+  return core::ForTarget(HWY_DISPATCH_TABLE(SumWeightsImpl))(row, &cut, begin, end);
 }
 
 void Weights(const WeightRow& row, int64_t begin, int64_t end, float* out) {
-  HWY_DYNAMIC_DISPATCH(WeightsImpl)(row, nullptr, begin, end, out);
+  core::ForTarget(HWY_DISPATCH_TABLE(WeightsImpl))(row, nullptr, begin, end, out);
 }
 
 void KeptWeights(const WeightRow& row, const Cut& cut, int64_t begin, int64_t end, float* out) {
-  HWY_DYNAMIC_DISPATCH(WeightsImpl)(row, &cut, begin, end, out);
+  core::ForTarget(HWY_DISPATCH_TABLE(WeightsImpl))(row, &cut, begin, end, out);
 }
 
 Nucleus FindNucleus(const WeightRow& row, int64_t n, double mass, uint8_t* scratch) {
-  return HWY_DYNAMIC_DISPATCH(FindNucleusImpl)(row, n, mass, scratch);
+  return core::ForTarget(HWY_DISPATCH_TABLE(FindNucleusImpl))(row, n, mass, scratch);
 }
 
 int64_t FindEqual(const WeightRow& row, int64_t n, float value, int64_t place) {
-  return HWY_DYNAMIC_DISPATCH(FindEqualImpl)(row, n, value, place);
+  return core::ForTarget(HWY_DISPATCH_TABLE(FindEqualImpl))(row, n, value, place);
 }
 
 }  // namespace riffle::sampling

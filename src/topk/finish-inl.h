@@ -148,14 +148,16 @@ void Collect(Row<TI>& row, const TI* maxima, TI bound, bool exact) {
 }
 
 // The first `wanted` elements equal to `key`, by their indices, into row.ties. Stops as soon as it
-// has them, so a row of equal elements costs no second pass.
+// has them, so a row of equal elements costs no second pass. A row that another thread writes
+// meanwhile may have fewer left: index 0 stands for the rest.
 template <typename TI>
 void CollectTies(Row<TI>& row, const TI* maxima, TI key, size_t wanted) {
   const Tag<TI> d;
   const auto equal = hn::Set(d, key);
   const size_t size = static_cast<size_t>(row.task.plan.size);
   size_t taken = 0;
-  for (size_t b = 0; taken < wanted; ++b) {
+  const size_t buckets = static_cast<size_t>(row.task.plan.buckets);
+  for (size_t b = 0; taken < wanted && b < buckets; ++b) {
     if (maxima[b] < key) {
       continue;
     }
@@ -166,6 +168,9 @@ void CollectTies(Row<TI>& row, const TI* maxima, TI key, size_t wanted) {
       taken += CompressIndices(d, mask, static_cast<int32_t>(i), row.ties + taken);
     }
     row.examined += end - b * size;
+  }
+  for (; taken < wanted; ++taken) {
+    row.ties[taken] = 0;
   }
 }
 
@@ -200,10 +205,16 @@ void SortAndEmit(Row<TI>& row, size_t ties) {
   Emit(row, best, ties);
 }
 
-// Narrows the candidates to few enough to sort, and finishes the row. Pre: at least k candidates.
+// Narrows the candidates to few enough to sort, and finishes the row. There are at least k, unless
+// another thread wrote to the row after its bound was found: index 0 stands for those that are
+// gone.
 template <typename TI>
 void SelectFromCandidates(Row<TI>& row) {
   Candidates<TI>& candidates = row.candidates;
+  for (; HWY_UNLIKELY(candidates.count < row.k); ++candidates.count) {
+    candidates.keys[candidates.count] = row.format.lowest_key();
+    candidates.indices[candidates.count] = 0;
+  }
   const size_t limit = SortLimit(row.k, row.task.sorted);
   if (candidates.count <= limit) {
     SortAndEmit(row, 0);

@@ -50,6 +50,9 @@ bool Certify(Row<TI>& row, size_t lanes, size_t m) {
     KeepGe(row.candidates, bound.key);
     return true;
   }
+  if (pivot == kEmpty<TI>) {  // another thread took elements out of the row
+    return false;
+  }
   // Only together with elements that equal the pivot in lower columns.
   size_t reached = CountGe(keys, kept, above);
   for (size_t slot = 0; slot < kept; ++slot) {
@@ -79,6 +82,10 @@ size_t RunPasses(Row<TI>& row, const LaneOptions& options, const LaneLayout& lay
     row.examined += step == 0 ? 0 : row.n;
     pass.Run(std::min(m, last));
     if (Certify(row, lanes, std::min(m, last))) {
+      return m - 1;
+    }
+    if (m >= last) {  // always certifies, unless another thread wrote to the row during the pass
+      row.candidates.count = 0;
       return m - 1;
     }
   }

@@ -4,6 +4,7 @@
 // clang-format off
 #include <hwy/highway.h>
 // clang-format on
+#include "core/dispatch.h"
 #include "topk/lane_sort-inl.h"
 
 HWY_BEFORE_NAMESPACE();
@@ -28,7 +29,7 @@ namespace riffle::topk {
 HWY_EXPORT(LaneSortRow);
 
 void RunLaneSort(const RowTask& task, const LaneOptions& options, uint8_t* scratch) {
-  HWY_DYNAMIC_DISPATCH(LaneSortRow)(task, options, scratch);
+  core::ForTarget(HWY_DISPATCH_TABLE(LaneSortRow))(task, options, scratch);
 }
 
 }  // namespace riffle::topk

@@ -2,9 +2,12 @@
 #include "riffle/topk.h"
 
 #include <algorithm>
+#include <cstring>
+#include <new>
 #include <vector>
 
 #include "core/check.h"
+#include "core/entry_point.h"
 #include "core/lease.h"
 #include "core/targets.h"
 #include "topk/narrow.h"
@@ -33,20 +36,26 @@ std::span<const int> Schedule(const topk::TopKBatch& batch, const TopKOptions& o
   if (!options.depth_schedule.empty()) {
     return options.depth_schedule;
   }
-  thread_local struct {
-    int64_t n = 0;
-    int64_t k = 0;
-    int lanes = 0;
-    std::vector<int> schedule;
-  } last;
-  const int64_t k = std::min(batch.width, batch.x.cols);
-  if (last.n != batch.x.cols || last.k != k || last.lanes != options.lanes) {
-    last.schedule = topk::PlanDepths(batch.x.cols, k, options.lanes);
-    last.n = batch.x.cols;
-    last.k = k;
-    last.lanes = options.lanes;
+  struct Shape {
+    int64_t n, k, lanes;
+    int64_t depths;  // that follow it in memory
+    bool operator==(const Shape&) const = default;
+  };
+  static_assert(sizeof(Shape) % alignof(int) == 0);
+  core::Arena& arena = core::ThreadScratch::Of(core::ThreadScratch::kLaneDepths);
+  Shape shape{batch.x.cols, std::min(batch.width, batch.x.cols), options.lanes, 0};
+  const auto* last = reinterpret_cast<const Shape*>(arena.data());
+  if (last != nullptr) {
+    shape.depths = last->depths;
   }
-  return last.schedule;
+  if (last == nullptr || *last != shape) {
+    const std::vector<int> schedule = topk::PlanDepths(shape.n, shape.k, options.lanes);
+    shape.depths = static_cast<int64_t>(schedule.size());
+    uint8_t* memory = arena.Get(sizeof(Shape) + schedule.size() * sizeof(int));
+    std::memcpy(memory + sizeof(Shape), schedule.data(), schedule.size() * sizeof(int));
+    last = new (memory) Shape(shape);
+  }
+  return {reinterpret_cast<const int*>(last + 1), static_cast<size_t>(last->depths)};
 }
 
 void RunLaneSorts(const topk::TopKBatch& batch, const TopKOptions& options, core::Lease& lease) {
@@ -172,16 +181,20 @@ void Run(const topk::TopKBatch& batch, const TopKOptions& options) {
 
 }  // namespace
 
-void TopK(const MatrixView& x, int64_t k, const TopKOut& out, const TopKOptions& options) {
+void TopK(const MatrixView& x, int64_t k, const TopKOut& out, const TopKOptions& options) try {
+  const core::EntryPoint entry;
   topk::CheckInput(x);
   core::Check(k >= 1 && k <= x.cols, Code::kBadK, "k = ", k, " is not in 1..", x.cols,
               ", the columns of x");
   core::Check(out.values != nullptr || x.rows == 0, Code::kBadShape, "values is null");
   Run({.x = x, .out = out, .width = k}, options);
+} catch (...) {
+  core::RethrowAsError();
 }
 
 void TopK(const MatrixView& x, std::span<const int32_t> k, const TopKOut& out,
-          const TopKOptions& options) {
+          const TopKOptions& options) try {
+  const core::EntryPoint entry;
   topk::CheckInput(x);
   core::Check(static_cast<int64_t>(k.size()) == x.rows, Code::kBadShape, "k has ", k.size(),
               " elements for ", x.rows, " rows");
@@ -193,10 +206,13 @@ void TopK(const MatrixView& x, std::span<const int32_t> k, const TopKOut& out,
   }
   core::Check(out.values != nullptr || x.rows == 0, Code::kBadShape, "values is null");
   Run({.x = x, .out = out, .width = width, .k = k}, options);
+} catch (...) {
+  core::RethrowAsError();
 }
 
 void TopKPerRow(const MatrixView& x, std::span<const int32_t> starts, std::span<const int32_t> ends,
-                int64_t k, const OutView<int32_t>& indices, const TopKOptions& options) {
+                int64_t k, const OutView<int32_t>& indices, const TopKOptions& options) try {
+  const core::EntryPoint entry;
   topk::CheckInput(x);
   core::Check(k >= 1 && k <= topk::kMaxColumns, Code::kBadK, "k = ", k, " is not in 1..",
               topk::kMaxColumns);
@@ -216,10 +232,13 @@ void TopKPerRow(const MatrixView& x, std::span<const int32_t> starts, std::span<
        .starts = starts,
        .ends = ends},
       options);
+} catch (...) {
+  core::RethrowAsError();
 }
 
 void TopKPerRowDecode(const MatrixView& x, std::span<const int32_t> seq_lens, int next_n, int64_t k,
-                      const OutView<int32_t>& indices, const TopKOptions& options) {
+                      const OutView<int32_t>& indices, const TopKOptions& options) try {
+  const core::EntryPoint entry;
   topk::CheckInput(x);
   core::Check(k >= 1 && k <= topk::kMaxColumns, Code::kBadK, "k = ", k, " is not in 1..",
               topk::kMaxColumns);
@@ -237,6 +256,8 @@ void TopKPerRowDecode(const MatrixView& x, std::span<const int32_t> seq_lens, in
        .ends = seq_lens,
        .next_n = next_n},
       options);
+} catch (...) {
+  core::RethrowAsError();
 }
 
 }  // namespace riffle

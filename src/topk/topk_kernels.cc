@@ -4,6 +4,7 @@
 // clang-format off
 #include <hwy/highway.h>
 // clang-format on
+#include "core/dispatch.h"
 #include "topk/finish-inl.h"
 #include "topk/narrow-inl.h"
 #include "topk/topk_kernels.h"
@@ -187,7 +188,7 @@ HWY_AFTER_NAMESPACE();
 namespace riffle::topk {
 HWY_EXPORT(GetKernels);
 
-const TopKKernels& Kernels() { return *HWY_DYNAMIC_DISPATCH(GetKernels)(); }
+const TopKKernels& Kernels() { return *core::ForTarget(HWY_DISPATCH_TABLE(GetKernels))(); }
 
 }  // namespace riffle::topk
 #endif  // HWY_ONCE

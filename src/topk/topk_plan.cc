@@ -5,6 +5,7 @@
 #include <limits>
 
 #include "core/check.h"
+#include "core/entry_point.h"
 #include "riffle/topk.h"
 #include "topk/depth.h"
 #include "topk/lane_sort.h"
@@ -35,7 +36,8 @@ void CheckSchedule(std::span<const int> schedule) {
 
 }  // namespace
 
-std::vector<double> DepthProbabilities(int k, int lanes) {
+std::vector<double> DepthProbabilities(int k, int lanes) try {
+  const core::EntryPoint entry;
   core::Check(k >= 1 && k <= topk::kMaxExactDepths, Code::kBadK, "k = ", k, " but must be in 1..",
               topk::kMaxExactDepths);
   core::Check(lanes >= 1 && lanes <= (1 << 20), Code::kBadOption, "lanes = ", lanes,
@@ -44,10 +46,13 @@ std::vector<double> DepthProbabilities(int k, int lanes) {
   std::vector<double> result(static_cast<size_t>(k), 0.0);
   std::copy(depths.pmf.begin(), depths.pmf.end(), result.begin() + (depths.first - 1));
   return result;
+} catch (...) {
+  core::RethrowAsError();
 }
 
 TopKPlan PlanTopK(int64_t n, int64_t k, int64_t rows, int lanes,
-                  std::span<const int> depth_schedule) {
+                  std::span<const int> depth_schedule) try {
+  const core::EntryPoint entry;
   core::Check(n >= 1 && n <= std::numeric_limits<int32_t>::max(), Code::kBadShape, "n = ", n,
               " but must be in 1..", std::numeric_limits<int32_t>::max());
   core::Check(k >= 1 && k <= n, Code::kBadK, "k = ", k, " but must be in 1..n = ", n);
@@ -79,6 +84,8 @@ TopKPlan PlanTopK(int64_t n, int64_t k, int64_t rows, int lanes,
     plan.expected_batch_depth += 1 - AllWithin(depths, m, batch);
   }
   return plan;
+} catch (...) {
+  core::RethrowAsError();
 }
 
 }  // namespace riffle

@@ -8,9 +8,13 @@
 #include <atomic>
 #include <cstdint>
 #include <functional>
+#include <memory>
+#include <mutex>
+#include <string>
 #include <thread>
 #include <vector>
 
+#include "core/fork.h"
 #include "core/lease.h"
 #include "riffle/error.h"
 #include "riffle/roofline.h"
@@ -89,6 +93,35 @@ TEST(ThreadPool, TheDefaultOneIsResized) {
     EXPECT_EQ(DefaultPool().threads(), threads);
     EXPECT_EQ(core::Lease(nullptr).threads(), threads);
   }
+  SetNumThreads(before);
+}
+
+// A task of the pool, or of a pool that works for one of its tasks, would wait for itself.
+TEST(ThreadPool, IsNotChangedFromItsTasks) {
+  const int before = NumThreads();
+  SetNumThreads(3);
+  ThreadPool other(3);
+  std::atomic<int> refused{0};
+  const auto refuse = [&](const std::function<void()>& change) {
+    try {
+      change();
+    } catch (const Error& error) {
+      refused += error.code() == Code::kBadOption;
+    }
+  };
+  const auto change = [&](int64_t) {
+    refuse([] { SetNumThreads(1); });
+    refuse([] { SetParallelRegion(nullptr); });
+    refuse([] { ReleaseScratch(); });
+  };
+  ParallelFor(4, change);
+  EXPECT_EQ(refused, 12);
+  ParallelFor(2, [&](int64_t) { ParallelFor(4, change, &other); });
+  EXPECT_EQ(refused, 36);
+  // From a task of another pool it may.
+  ParallelFor(
+      4, [&](int64_t) { SetNumThreads(2); }, &other);
+  EXPECT_EQ(NumThreads(), 2);
   SetNumThreads(before);
 }
 
@@ -351,6 +384,61 @@ TEST(Fork, ChildrenCanDestroyPools) {
             }),
             0);
   EXPECT_TRUE(example.Right(pool.get()));
+}
+
+// A fork during calls of other threads, whatever these hold.
+TEST(Fork, DuringCalls) {
+  const Example example;
+  const std::string target = Targets().back();
+  std::atomic<bool> stop{false};
+  std::vector<std::thread> callers;
+  for (int i = 0; i < 2; ++i) {
+    callers.emplace_back([&] {
+      while (!stop) {
+        example.Right(nullptr);
+        SetTarget(i == 0 ? target : "");
+      }
+    });
+  }
+  for (int i = 0; i < 20; ++i) {
+    EXPECT_EQ(InChild([&] {
+                SetTarget(target);
+                return Target() == target && example.Right(nullptr);
+              }),
+              0);
+  }
+  stop = true;
+  for (std::thread& caller : callers) caller.join();
+  SetTarget("");
+}
+
+// What a lock guards is in order in a child: the fork waits for whoever holds it.
+TEST(Fork, WhileALockIsHeld) {
+  auto lock = std::make_unique<core::ForkSafeMutex>();
+  const auto other = std::make_unique<core::ForkSafeMutex>();
+  std::atomic<bool> stop{false};
+  int first = 0;
+  int second = 0;
+  std::thread changing([&] {
+    while (!stop) {
+      const std::lock_guard<core::ForkSafeMutex> held(*lock);
+      ++first;
+      usleep(100);
+      ++second;
+    }
+  });
+  for (int i = 0; i < 20; ++i) {
+    EXPECT_EQ(InChild([&] {
+                const std::lock_guard<core::ForkSafeMutex> held(*lock);
+                const std::lock_guard<core::ForkSafeMutex> too(*other);
+                return first == second;
+              }),
+              0);
+  }
+  stop = true;
+  changing.join();
+  lock.reset();
+  EXPECT_EQ(InChild([&] { return other->try_lock(); }), 0);
 }
 
 // The fork may come while another thread of the parent holds the pool; the child then has a pool

@@ -3,14 +3,19 @@
 
 #include <dlfcn.h>
 #include <gtest/gtest.h>
+#include <hwy/highway.h>
 #include <sched.h>
 
 #include <algorithm>
 #include <array>
+#include <atomic>
 #include <cstdio>
 #include <string>
+#include <thread>
+#include <vector>
 
 #include "riffle/error.h"
+#include "riffle/linear_topk.h"
 #include "testing/text.h"
 #include "topk/topk_kernels.h"
 
@@ -69,6 +74,43 @@ TEST(Targets, SettingOneRunsItsKernels) {
   SetTarget("");
   EXPECT_EQ(Target(), Targets().front());
   EXPECT_TRUE(Says(KernelSymbol(), MangledNamespace(Targets().front())));
+}
+
+// Highway's choice belongs to all of its users in the process.
+TEST(Targets, AreApartFromHighways) {
+  const std::string best = Targets().front();
+  EXPECT_FALSE(hwy::GetChosenTarget().IsInitialized()) << "nobody dispatches by Highway here";
+  hwy::SetSupportedTargetsForTest(HWY_STATIC_TARGET);
+  hwy::GetChosenTarget().Update(HWY_STATIC_TARGET);
+  for (const std::string& target : Targets()) {
+    SetTarget(target);
+    EXPECT_TRUE(Says(KernelSymbol(), MangledNamespace(target))) << target;
+    EXPECT_EQ(hwy::SupportedTargets(), HWY_STATIC_TARGET);
+    EXPECT_TRUE(hwy::GetChosenTarget().IsInitialized());
+  }
+  SetTarget("");
+  EXPECT_EQ(Target(), best);
+  hwy::SetSupportedTargetsForTest(0);
+}
+
+// A call that runs keeps the target that it began with, on all of its threads.
+TEST(Targets, ChangeForLaterCallsOnly) {
+  std::atomic<bool> stop{false};
+  std::thread changing([&] {
+    for (size_t i = 0; !stop; ++i) SetTarget(Targets()[i % Targets().size()]);
+  });
+  const std::vector<float> x(64 * 300, 0.25f), weight(3000 * 300, 0.5f);
+  std::vector<float> y(64 * 3000);
+  ThreadPool pool(3);
+  for (int i = 0; i < 200; ++i) {
+    // How operands are packed depends on the target.
+    Linear({x.data(), DType::kF32, 64, 300, 300},
+           {weight.data(), WeightFormat::kF32, 3000, 300, 300}, {y.data(), 3000}, {.pool = &pool});
+    ASSERT_EQ(std::count(y.begin(), y.end(), 37.5f), 64 * 3000);
+  }
+  stop = true;
+  changing.join();
+  SetTarget("");
 }
 
 TEST(Targets, UnknownOnesAreRefused) {

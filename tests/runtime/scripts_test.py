@@ -13,7 +13,7 @@ import subprocess
 import tempfile
 import unittest
 
-ROOT = os.path.join(os.path.dirname(os.path.abspath(__file__)), "..")
+ROOT = os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "..")
 CMAKE = """#!/bin/sh
 # Two at once in one checkout collide here.
 mkdir "$PWD/busy" || { echo "collided" >>"$PWD/calls"; exit 1; }

@@ -1,0 +1,28 @@
+// Kernels for the SIMD target that Riffle has chosen. Included after hwy/foreach_target.h.
+#pragma once
+
+#include <hwy/highway.h>
+
+#include <cstddef>
+#include <cstdint>
+
+#include "riffle/runtime.h"
+
+namespace riffle::core {
+
+// The function for TargetMask() in a table that HWY_EXPORT made:
+//   (*ForTarget(HWY_DISPATCH_TABLE(Function)))(arguments);
+// In place of HWY_DYNAMIC_DISPATCH, which goes by the target that all users of Highway in the
+// process share. The first entry of a table is what Highway calls while it has chosen none.
+template <typename Function, size_t kSize>
+Function* ForTarget(Function* const (&table)[kSize]) {
+  if constexpr (kSize == 1) {  // compiled for one target alone
+    return table[0];
+  } else {
+    const int64_t known = HWY_CHOSEN_TARGET_SHIFT(TargetMask()) | HWY_CHOSEN_TARGET_MASK_SCALAR;
+    return table[hwy::Num0BitsBelowLS1Bit_Nonzero64(
+        static_cast<uint64_t>(known & HWY_CHOSEN_TARGET_MASK_TARGETS))];
+  }
+}
+
+}  // namespace riffle::core

@@ -1,0 +1,70 @@
+#include "core/fork.h"
+
+#include <pthread.h>
+#include <unistd.h>
+
+#include <atomic>
+
+namespace riffle::core {
+
+struct ForkHandler {
+  static std::mutex list_mutex;  // first to be locked, last to be unlocked
+  static ForkSafeMutex* first;
+  static std::atomic<pid_t> process_id;  // 0: there is no handler
+
+  static void Before() {
+    list_mutex.lock();
+    for (ForkSafeMutex* mutex = first; mutex != nullptr; mutex = mutex->behind_) {
+      mutex->mutex_.lock();
+    }
+  }
+  static void InParent() {
+    for (ForkSafeMutex* mutex = first; mutex != nullptr; mutex = mutex->behind_) {
+      mutex->mutex_.unlock();
+    }
+    list_mutex.unlock();
+  }
+  static void InChild() {
+    process_id.store(getpid(), std::memory_order_relaxed);
+    InParent();  // the one thread of the child is the one that locked them
+  }
+
+  // When the library is loaded; calls from constructors of static objects may come before.
+  static bool Register() {
+    if (pthread_atfork(Before, InParent, InChild) != 0) {
+      return false;
+    }
+    process_id.store(getpid(), std::memory_order_relaxed);
+    return true;
+  }
+  static const bool registered;
+};
+
+constinit std::mutex ForkHandler::list_mutex;
+constinit ForkSafeMutex* ForkHandler::first = nullptr;
+constinit std::atomic<pid_t> ForkHandler::process_id{0};
+const bool ForkHandler::registered = ForkHandler::Register();
+
+pid_t ProcessId() {
+  const pid_t id = ForkHandler::process_id.load(std::memory_order_relaxed);
+  return id != 0 ? id : getpid();
+}
+
+ForkSafeMutex::ForkSafeMutex() {
+  const std::lock_guard<std::mutex> lock(ForkHandler::list_mutex);
+  behind_ = ForkHandler::first;
+  if (behind_ != nullptr) {
+    behind_->before_ = this;
+  }
+  ForkHandler::first = this;
+}
+
+ForkSafeMutex::~ForkSafeMutex() {
+  const std::lock_guard<std::mutex> lock(ForkHandler::list_mutex);
+  (before_ != nullptr ? before_->behind_ : ForkHandler::first) = behind_;
+  if (behind_ != nullptr) {
+    behind_->before_ = before_;
+  }
+}
+
+}  // namespace riffle::core

@@ -1,0 +1,66 @@
+// Who may use a pool's workers when: one call at a time, in the process that started them.
+#pragma once
+
+#include <atomic>
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+
+#include "core/fork.h"
+#include "core/workers.h"
+#include "riffle/runtime.h"
+
+namespace riffle {
+namespace core {
+
+inline constexpr int kMaxThreads = 1024;
+
+}  // namespace core
+
+class RIFFLE_LOCAL ThreadPool::Impl {
+ public:
+  explicit Impl(int threads);
+  ~Impl();
+
+  int threads() const { return threads_.load(std::memory_order_relaxed); }
+
+  // False when another call holds the pool, in a forked child, which has no workers, and after
+  // Close().
+  bool TryAcquire() {
+    return core::ProcessId() == owner_.load(std::memory_order_relaxed) &&
+           !busy_.exchange(true, std::memory_order_acquire);
+  }
+  void Release();
+
+  // All three wait for a running call to end, and throw Error(kBadOption) on a thread that is part
+  // of it, which would wait for itself. `function` is what the error calls it by.
+  void Resize(int threads);
+  void Lend(ParallelRegion region);
+  void ReleaseScratch();
+
+  // Ends the workers unless a call runs; all calls that follow run on their own threads.
+  void Close();
+
+  // Pre: acquired.
+  uint8_t* Shared(size_t bytes);
+  void ReserveScratch(size_t bytes);
+  void Run(int64_t tasks, core::FunctionRef<void(int64_t, uint8_t*)> task,
+           const core::PoolFrame* frames) {
+    workers_->Run(tasks, task, frames);
+  }
+
+ private:
+  static constexpr pid_t kNobody = 0;  // while a forked child makes the pool its own
+
+  void Acquire(const char* function);
+
+  std::unique_ptr<core::Workers> workers_;
+  core::Arena shared_;
+  size_t largest_ = 0;  // bytes of the largest arena of these
+  std::atomic<pid_t> owner_;
+  std::atomic<int> threads_;
+  std::atomic<bool> busy_{false};
+  std::atomic<bool> closed_{false};
+};
+
+}  // namespace riffle

@@ -1,0 +1,67 @@
+#include "core/scratch.h"
+
+#include "core/check.h"
+
+namespace riffle::core {
+namespace {
+
+struct Arenas {
+  Arena of[ThreadScratch::kUses];
+};
+
+// These two have no destructor, so they can be used when the owner is gone. A vector or an Arena
+// that were thread_local themselves would be used after they are destroyed.
+constinit thread_local Arenas* arenas = nullptr;
+constinit thread_local bool thread_ends = false;
+
+void Free() {
+  delete arenas;
+  arenas = nullptr;
+}
+
+struct Owner {
+  bool is_made = true;
+  ~Owner() {
+    Free();
+    thread_ends = true;
+  }
+};
+
+Arenas& Make() {
+  arenas = new Arenas;
+  if (!thread_ends) {
+    thread_local Owner owner;
+    [[maybe_unused]] volatile bool made = owner.is_made;  // its destructor is registered
+  }
+  return *arenas;
+}
+
+}  // namespace
+
+uint8_t* Arena::Get(size_t bytes) {
+  if (bytes > capacity_) {
+    Release();
+    data_.reset(static_cast<uint8_t*>(::operator new (bytes, std::align_val_t{64}, std::nothrow)));
+    Check(data_ != nullptr, Code::kOutOfMemory, "no memory for ", bytes, " bytes of scratch");
+    capacity_ = bytes;
+  }
+  return data_.get();
+}
+
+Arena& ThreadScratch::Of(Use use) { return (arenas != nullptr ? *arenas : Make()).of[use]; }
+
+void ThreadScratch::EndCall() {
+  if (arenas == nullptr) {
+    return;
+  }
+  if (thread_ends) [[unlikely]] {
+    return Free();
+  }
+  for (Arena& arena : arenas->of) {
+    arena.CutTo(kMaxKeptScratch);
+  }
+}
+
+void ThreadScratch::Release() { Free(); }
+
+}  // namespace riffle::core

@@ -1,0 +1,179 @@
+#include "core/workers.h"
+
+#include <hwy/cache_control.h>
+#include <sched.h>
+
+#include <chrono>
+#include <system_error>
+
+#include "core/check.h"
+#include "core/float_environment.h"
+
+namespace riffle::core {
+namespace {
+
+// How long a worker spins for the next job before it sleeps. On a 2-core virtual machine a thread
+// that slept took 0.07 ms (tenth percentile) to 1.9 ms (median) to wake; a top-k of 32 x 201088
+// takes 0.1 ms.
+constexpr auto kSpin = std::chrono::microseconds(100);
+
+template <typename Done>
+void SpinThenWait(const std::atomic<uint32_t>& word, bool may_spin, const Done& done) {
+  if (may_spin) {
+    const auto give_up = std::chrono::steady_clock::now() + kSpin;
+    do {
+      for (int i = 0; i < 64; ++i) {
+        if (done(word.load(std::memory_order_acquire))) {
+          return;
+        }
+        hwy::Pause();
+      }
+    } while (std::chrono::steady_clock::now() < give_up);
+  }
+  uint32_t seen;
+  while (!done(seen = word.load(std::memory_order_acquire))) {
+    word.wait(seen, std::memory_order_acquire);
+  }
+}
+
+}  // namespace
+
+int AvailableCpus() {
+#ifdef __linux__
+  cpu_set_t set;
+  if (sched_getaffinity(0, sizeof(set), &set) == 0) {
+    return CPU_COUNT(&set);
+  }
+#endif
+  const unsigned count = std::thread::hardware_concurrency();
+  return count == 0 ? 1 : static_cast<int>(count);
+}
+
+Workers::Workers(int count, ParallelRegion lent)
+    : region_(lent), may_spin_(count <= AvailableCpus()), slots_(static_cast<size_t>(count)) {
+  if (lent != nullptr) {
+    return;
+  }
+  threads_.reserve(slots_.size());
+  try {
+    for (size_t i = 1; i < slots_.size(); ++i) {
+      threads_.emplace_back([this, i] { Loop(slots_[i], 0); });
+    }
+  } catch (const std::system_error& error) {
+    const size_t started = threads_.size() + 1;
+    Stop();
+    Fail(Code::kOutOfMemory, "only ", started, " of ", count, " threads: ", error.what());
+  } catch (...) {
+    Stop();
+    throw;
+  }
+}
+
+Workers::~Workers() { Stop(); }
+
+void Workers::Stop() {
+  stop_.store(true, std::memory_order_relaxed);
+  epoch_.fetch_add(1, std::memory_order_release);
+  epoch_.notify_all();
+  for (std::thread& thread : threads_) {
+    thread.join();
+  }
+  threads_.clear();
+}
+
+void Workers::ReserveScratch(size_t bytes) {
+  for (Slot& slot : slots_) {
+    slot.data = slot.arena.Get(bytes);
+  }
+}
+
+void Workers::CutScratch(size_t most) {
+  for (Slot& slot : slots_) {
+    slot.arena.CutTo(most);
+    slot.data = slot.arena.data();
+  }
+}
+
+void Workers::Run(int64_t tasks, FunctionRef<void(int64_t, uint8_t*)> task,
+                  const PoolFrame* frames) {
+  if (tasks <= 1 || slots_.size() == 1) {
+    for (int64_t i = 0; i < tasks; ++i) {
+      task(i, slots_[0].data);
+    }
+    return;
+  }
+  task_ = &task;
+  tasks_ = tasks;
+  frames_ = frames;
+  targets_ = call_context.targets;
+  next_.store(0, std::memory_order_relaxed);
+  if (region_ != nullptr) {
+    RunOnRegion();
+    return;
+  }
+  state_.store(kOpen, std::memory_order_release);
+  epoch_.fetch_add(1, std::memory_order_release);
+  epoch_.notify_all();
+  Work(slots_[0]);
+  state_.fetch_and(~kOpen, std::memory_order_acq_rel);
+  SpinThenWait(state_, may_spin_, [](uint32_t state) { return state == 0; });
+}
+
+void Workers::Loop(Slot& slot, uint32_t epoch) {
+  for (;;) {
+    SpinThenWait(epoch_, may_spin_, [epoch](uint32_t now) { return now != epoch; });
+    epoch = epoch_.load(std::memory_order_acquire);
+    if (stop_.load(std::memory_order_relaxed)) {
+      return;
+    }
+    uint32_t state = state_.load(std::memory_order_relaxed);
+    while ((state & kOpen) != 0 &&
+           !state_.compare_exchange_weak(state, state + 1, std::memory_order_acquire)) {
+    }
+    if ((state & kOpen) == 0) {
+      continue;
+    }
+    WorkForCaller(slot);
+    if (state_.fetch_sub(1, std::memory_order_acq_rel) == 1) {
+      state_.notify_one();
+    }
+  }
+}
+
+// Each thread of the region takes the next slot, so that it does not matter which of them come.
+void Workers::RunOnRegion() {
+  joined_.store(0, std::memory_order_relaxed);
+  region_(
+      [](void* workers) {
+        auto* self = static_cast<Workers*>(workers);
+        const size_t slot = self->joined_.fetch_add(1, std::memory_order_relaxed);
+        if (slot < self->slots_.size()) {
+          self->WorkForCaller(self->slots_[slot]);
+        }
+      },
+      this, static_cast<unsigned>(threads()), 0);
+}
+
+// On any thread: as if it were the caller's, in the caller's floating-point environment, on the
+// caller's SIMD target, inside of the pools that the caller is inside of.
+void Workers::WorkForCaller(Slot& slot) {
+  const FloatEnvironment environment;
+  const CallContext own = call_context;
+  call_context.targets = targets_;
+  call_context.frames = frames_;
+  Work(slot);
+  call_context.targets = own.targets;
+  call_context.frames = own.frames;
+}
+
+void Workers::Work(Slot& slot) {
+  for (;;) {
+    const int64_t i = next_.fetch_add(1, std::memory_order_relaxed);
+    if (i >= tasks_) {
+      return;
+    }
+    (*task_)(i, slot.data);
+  }
+}
+
+}  // namespace riffle::core

@@ -1,0 +1,72 @@
+// The threads of a pool and how they share the tasks of a job.
+#pragma once
+
+#include <atomic>
+#include <cstddef>
+#include <cstdint>
+#include <thread>
+#include <vector>
+
+#include "core/call_context.h"
+#include "core/function_ref.h"
+#include "core/scratch.h"
+#include "riffle/runtime.h"
+
+namespace riffle::core {
+
+// A job is open while `state_` has kOpen; a worker joins an open job by adding one, and leaves by
+// subtracting it. The caller closes the job when no task is left and waits for those inside, never
+// for a worker that is still waking up.
+class Workers {
+ public:
+  // `count` threads with the caller's, or a region that is lent. Throws Error(kOutOfMemory) or
+  // std::bad_alloc; then no thread is left behind.
+  Workers(int count, ParallelRegion lent);
+  ~Workers();  // waits until the threads have ended
+  Workers(const Workers&) = delete;
+  Workers& operator=(const Workers&) = delete;
+
+  int threads() const { return static_cast<int>(slots_.size()); }
+  ParallelRegion region() const { return region_; }
+
+  // Gives every thread `bytes` of its own.
+  void ReserveScratch(size_t bytes);
+  // Frees the scratch of those that have more than `most`. Pre: no Run before the next Reserve.
+  void CutScratch(size_t most);
+
+  // Task i of `tasks` gets a thread's scratch. `frames`: see PoolFrame.
+  void Run(int64_t tasks, FunctionRef<void(int64_t, uint8_t*)> task, const PoolFrame* frames);
+
+ private:
+  static constexpr uint32_t kOpen = 1u << 31;
+
+  struct alignas(64) Slot {
+    Arena arena;
+    uint8_t* data = nullptr;
+  };
+
+  void Stop();
+  void Loop(Slot& slot, uint32_t epoch);
+  void RunOnRegion();
+  void WorkForCaller(Slot& slot);
+  void Work(Slot& slot);
+
+  const ParallelRegion region_;  // null: threads_
+  const bool may_spin_;
+  std::vector<Slot> slots_;  // 0 is the caller's
+  std::vector<std::thread> threads_;
+  std::atomic<bool> stop_{false};
+  std::atomic<size_t> joined_{0};
+
+  const FunctionRef<void(int64_t, uint8_t*)>* task_ = nullptr;
+  const PoolFrame* frames_ = nullptr;
+  int64_t targets_ = 0;
+  int64_t tasks_ = 0;
+  alignas(64) std::atomic<int64_t> next_{0};
+  alignas(64) std::atomic<uint32_t> state_{0};
+  alignas(64) std::atomic<uint32_t> epoch_{0};
+};
+
+int AvailableCpus();
+
+}  // namespace riffle::core

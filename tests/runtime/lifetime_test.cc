@@ -1,0 +1,64 @@
+// Calls at the edges of a thread's, a plugin's and the process's life, each in a process of its
+// own.
+#include <gtest/gtest.h>
+
+#include <array>
+#include <cstdio>
+#include <string>
+
+#include "testing/text.h"
+
+namespace riffle::test {
+namespace {
+
+struct Outcome {
+  int status;
+  std::string text;
+  int right = 0;
+};
+
+Outcome Run(const std::string& arguments) {
+  Outcome outcome;
+  const std::string command = "timeout 60 '" RIFFLE_LIFETIME_PROBE "' " + arguments + " 2>&1";
+  FILE* pipe = popen(command.c_str(), "r");
+  if (pipe == nullptr) return {-1, "popen failed"};
+  std::array<char, 512> part;
+  while (fgets(part.data(), static_cast<int>(part.size()), pipe) != nullptr) {
+    outcome.text += part.data();
+    outcome.right += outcome.text.ends_with(": right\n");
+  }
+  outcome.status = pclose(pipe);
+  return outcome;
+}
+
+void ExpectRight(const std::string& arguments, int lines) {
+  const Outcome outcome = Run(arguments);
+  EXPECT_EQ(outcome.status, 0) << arguments << '\n' << outcome.text;
+  EXPECT_EQ(outcome.right, lines) << arguments << '\n' << outcome.text;
+}
+
+// In a thread and its thread_local destructor, the same in the main thread, then in a static
+// destructor.
+TEST(Lifetime, CallsFromDestructors) {
+  for (const char* mode : {"sample", "inline", "lane_sort"}) {
+    ExpectRight(mode, 7);
+  }
+}
+
+TEST(Lifetime, ExitDuringCalls) {
+  for (int i = 0; i < 5; ++i) {
+    ExpectRight("'exit during calls'", 1);
+    ExpectRight("'exit from a task'", 1);
+  }
+}
+
+#ifdef RIFFLE_LIFETIME_PLUGIN_A
+const std::string plugins = " '" RIFFLE_LIFETIME_PLUGIN_A "' '" RIFFLE_LIFETIME_PLUGIN_B "'";
+
+TEST(Lifetime, TwoCopiesOfTheLibrary) { ExpectRight("'two copies'" + plugins, 2); }
+
+TEST(Lifetime, PluginsAreUnloaded) { ExpectRight("unload" + plugins, 7); }
+#endif
+
+}  // namespace
+}  // namespace riffle::test
