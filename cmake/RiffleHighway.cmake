@@ -38,14 +38,24 @@ if(RIFFLE_SANITIZE MATCHES "thread")
   string(APPEND riffle_disabled_targets "|HWY_AVX3|HWY_AVX3_ZEN4|HWY_AVX3_SPR")
 endif()
 
-function(riffle_use_highway target)
+# Highway's headers alone: for tests that include the library's own headers.
+function(riffle_use_highway_headers target)
   target_compile_definitions(${target} PRIVATE
     "HWY_DISABLED_TARGETS=(${riffle_disabled_targets})")
   if(hwy_FOUND)
+    set(highway hwy::hwy)
+  else()
+    set(highway hwy)
+  endif()
+  target_include_directories(${target} SYSTEM PRIVATE
+    $<BUILD_INTERFACE:$<TARGET_PROPERTY:${highway},INTERFACE_INCLUDE_DIRECTORIES>>)
+endfunction()
+
+function(riffle_use_highway target)
+  riffle_use_highway_headers(${target})
+  if(hwy_FOUND)
     target_link_libraries(${target} PRIVATE hwy::hwy)
   else()
-    target_include_directories(${target} SYSTEM PRIVATE
-      $<BUILD_INTERFACE:$<TARGET_PROPERTY:hwy,INTERFACE_INCLUDE_DIRECTORIES>>)
     target_sources(${target} PRIVATE $<TARGET_OBJECTS:hwy>)
   endif()
 endfunction()

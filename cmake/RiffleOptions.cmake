@@ -14,3 +14,8 @@ if(RIFFLE_SANITIZE)
                       -fno-omit-frame-pointer)
   add_link_options(-fsanitize=${RIFFLE_SANITIZE})
 endif()
+# HWY_DASSERT, which states the preconditions of kernels, is live in unoptimised builds and under
+# sanitizers by itself; this makes it live in an optimised build too.
+if(RIFFLE_ASSERTIONS)
+  add_compile_definitions(HWY_IS_DEBUG_BUILD=1)
+endif()

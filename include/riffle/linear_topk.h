@@ -4,7 +4,7 @@
 // element types and the SIMD target alone: not on the number of rows, on threads, on the layout of
 // the weights or on the place in the matrix. So a row's result is bitwise the same by itself and
 // among others, through Linear and through LinearTopK. Dense weights: chains of fused
-// multiply-adds over spans of 256 inputs, whose results are added in turn. Q8_0: chains over
+// multiply-adds over k blocks of 256 inputs, whose results are added in turn. Q8_0: chains over
 // blocks of 32, multiplied by the block's scale and added in turn. f32 accumulation throughout.
 //   bf16 x with bf16 or Q8_0 weights   bf16 dot products (VDPBF16PS, which takes denormals for
 //                                      zeros) on targets that have them; int8 is exact in bf16
@@ -84,12 +84,12 @@ struct LinearTopKOut {
 
 // The k best of each row of x Wt + b, in the order of riffle/topk.h: values and indices are bit for
 // bit those of TopK over the result of Linear. The logits are never stored whole: tiles of the
-// vocabulary are multiplied, held against a bound that k logits are known to reach, and forgotten.
-// Q8_0 weights, k up to vocab / 64, targets with int8 dot products: x is rounded to int8 first (up
-// to three rows: to two int8, 15 bits), and only columns whose logits may by a proven bound be
-// among the k best are multiplied as stated above; rounding x to bf16 then gains nothing. Rows with
-// too many such columns, as of equal logits, are multiplied as a whole, on top of the time of their
-// screening.
+// vocabulary are multiplied, compared with a bound that k logits are known to reach, and forgotten.
+// With Q8_0 weights, k up to vocab / 64 and int8 dot products on the target, a prefilter rounds x
+// to int8 first (up to three rows: to two int8, 15 bits), and only the columns that may be among
+// the k best, by a proven bound of the error, are multiplied as stated above. Rounding x to bf16
+// then gains nothing. A row with too many such columns, as when many logits are equal, falls back:
+// all columns are multiplied, on top of the time of the prefilter. docs/prefilter.md has the proof.
 //   out  values [rows, k] f32, indices [rows, k] int32
 // Throws Error: kBadK unless 1 <= k <= vocab, and as Linear.
 RIFFLE_API void LinearTopK(const MatrixView& x, const WeightView& weight, int64_t k,

@@ -1,4 +1,5 @@
-// Words and steps of dot products, and prefetching. Included once per SIMD target.
+// The arithmetic of dot products over packed operands, and prefetching. Included once per SIMD
+// target.
 #if defined(RIFFLE_CORE_DOT_OPERANDS_INL_H_) == defined(HWY_TARGET_TOGGLE)
 #ifdef RIFFLE_CORE_DOT_OPERANDS_INL_H_
 #undef RIFFLE_CORE_DOT_OPERANDS_INL_H_
@@ -18,7 +19,7 @@ namespace hn = hwy::HWY_NAMESPACE;
 #error "Kernels hold vectors in arrays: leave scalable targets out of HWY_TARGETS"
 #endif
 
-// A word is one element, a step one fused multiply-add (two roundings on SSE).
+// An operand is one f32; a step is one fused multiply-add (two roundings on SSE).
 struct F32Fma {
   using Word = float;
   static constexpr int kPerOperand = 1;
@@ -30,8 +31,8 @@ struct F32Fma {
 };
 
 #if HWY_NATIVE_DOT_BF16 && HWY_ARCH_X86
-// A word is two neighbours of the inner index, the lower one in the low half; a step adds both
-// products (VDPBF16PS: round to nearest, denormals are zero).
+// An operand is a pair of bf16, neighbours along the inner index, the first in the low half; a step
+// adds both products (VDPBF16PS: rounds to nearest, takes denormals for zeros).
 struct BF16PairDot {
   using Word = uint32_t;
   static constexpr int kPerOperand = 2;
@@ -47,7 +48,8 @@ struct BF16PairDot {
 };
 #endif
 
-// Into L2. An address that is only prefetched may be any: it is added up as a number.
+// Prefetches into L2. Prefetching any address is harmless; integer arithmetic avoids out-of-bounds
+// pointer UB.
 HWY_INLINE void PrefetchAt(const uint8_t* from, int64_t offset) {
   const auto at = reinterpret_cast<uintptr_t>(from) + static_cast<uintptr_t>(offset);
   __builtin_prefetch(reinterpret_cast<const void*>(at), 0, 2);

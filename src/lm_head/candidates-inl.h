@@ -1,5 +1,4 @@
-// The best logits of a row so far: what tiles of logits leave behind. Included once per SIMD
-// target.
+// Lists of a row's best logits so far. Included once per SIMD target.
 #if defined(RIFFLE_LM_HEAD_CANDIDATES_INL_H_) == defined(HWY_TARGET_TOGGLE)
 #ifdef RIFFLE_LM_HEAD_CANDIDATES_INL_H_
 #undef RIFFLE_LM_HEAD_CANDIDATES_INL_H_
@@ -8,10 +7,11 @@
 #endif
 
 #include <algorithm>
+#include <bit>
 #include <cstring>
 
 #include "core/order-inl.h"
-#include "lm_head/linear_kernels.h"
+#include "lm_head/linear_plan.h"
 #include "topk/finish.h"
 #include "topk/select-inl.h"
 
@@ -30,9 +30,10 @@ using topk::HWY_NAMESPACE::Pad;
 using topk::HWY_NAMESPACE::RadixSort;
 using topk::HWY_NAMESPACE::RankSort;
 
+// In ascending order of column; room for topk::kSlack more elements follows each array.
 using Keys32 = Candidates<int32_t>;
 
-// Keeps those above `key` and the first `ties` that equal it.
+// Keeps the candidates above `key` and the first `ties` of those equal to it.
 HWY_INLINE void KeepFirstTies(Keys32& list, int32_t key, size_t ties) {
   size_t kept = 0;
   for (size_t i = 0; i < list.count; ++i) {
@@ -46,26 +47,28 @@ HWY_INLINE void KeepFirstTies(Keys32& list, int32_t key, size_t ties) {
   list.count = kept;
 }
 
-// Cuts the list to between k and `limit`, the k best among them, still in the order of columns.
-// Returns a key that at least k of them reach. Pre: count > limit >= k; room for kSlack more.
-HWY_INLINE int32_t Trim(Keys32& list, size_t k, size_t limit) {
+// Prunes the list to between k and `limit` candidates, the k best among them, still in the order of
+// columns. Returns a key that at least k of them reach.
+HWY_INLINE int32_t Prune(Keys32& list, size_t k, size_t limit) {
+  HWY_DASSERT(0 < k && k <= limit && limit < list.count);
   const Tag<int32_t> d;
   Pad(d, list.keys, list.count);
   const Bound<int32_t> bound =
       FindBound(list.keys, list.count, k, limit, core::kF32Format.lowest_key(), core::kF32Format);
   if (bound.reached <= limit) {
     KeepGe(list, bound.key);
-  } else {  // more ties than fit: fewer than k are above them
+  } else {  // more ties than fit; fewer than k candidates are above them
     const size_t above = CountGe(list.keys, list.count, bound.key + 1);
     KeepFirstTies(list, bound.key, k - above);
   }
+  HWY_DASSERT(k <= list.count && list.count <= limit);
   return bound.key;
 }
 
-// Logits of columns [column, column + count), count <= kTile, to a row's list: those that reach
-// `bound`.
+// Appends the logits of columns [column, column + count) whose key is at least `bound`.
 HWY_INLINE void AppendTile(const float* logits, int column, int count, int32_t bound,
                            Keys32& list) {
+  HWY_DASSERT(0 <= count && count <= kTile);
   const Tag<int32_t> d;
   const int lanes = static_cast<int>(hn::Lanes(d));
   const auto limit = hn::Set(d, bound);
@@ -82,30 +85,31 @@ HWY_INLINE void AppendTile(const float* logits, int column, int count, int32_t b
   }
 }
 
-// Sorts a list of at least k and writes the k best.
-void WriteBest(Keys32& list, int64_t best, const ListLayout& layout, uint8_t* scratch,
-               float* values, int32_t* indices) {
+// Sorts a list and writes its `best` best candidates.
+inline void WriteBest(Keys32& list, int64_t best, const SortScratch& layout, uint8_t* scratch,
+                      float* values, int32_t* indices) {
   const auto k = static_cast<size_t>(best);
+  HWY_DASSERT(0 < k && k <= list.count && list.count <= static_cast<size_t>(layout.capacity));
   const size_t limit = topk::SortLimit(k, /*sorted=*/true);
   if (list.count > limit) {
-    Trim(list, k, limit);
+    Prune(list, k, limit);
   }
-  // Sorted are their places, by which both are then fetched.
-  auto* places = reinterpret_cast<int32_t*>(scratch + layout.places);
+  // Sort positions in the list; keys and columns are gathered through them.
+  int32_t* positions = layout.positions.At(scratch);
   for (size_t i = 0; i < list.count; ++i) {
-    places[i] = static_cast<int32_t>(i);
+    positions[i] = static_cast<int32_t>(i);
   }
-  Keys32 to_sort{list.keys, places, list.count};
+  Keys32 to_sort{list.keys, positions, list.count};
   int32_t order[kRankLimit];
-  const int32_t* sorted = places;
+  const int32_t* sorted = positions;
   if (list.count <= kRankLimit) {
     Pad(Tag<int32_t>(), list.keys, list.count);
     RankSort(to_sort, order);
     sorted = order;
   } else {
-    RadixSort(to_sort, reinterpret_cast<uint64_t*>(scratch + layout.pairs));
+    RadixSort(to_sort, layout.pairs.At(scratch));
   }
-  for (size_t i = 0; i < k; ++i) {  // logits are canonical: their keys tell their bits
+  for (size_t i = 0; i < k; ++i) {  // logits are canonical, so their bits follow from their keys
     const int32_t key = list.keys[sorted[i]];
     const uint32_t bits = key == core::kF32Format.nan_key()
                               ? kCanonicalNaN
@@ -113,21 +117,6 @@ void WriteBest(Keys32& list, int64_t best, const ListLayout& layout, uint8_t* sc
     std::memcpy(values + i, &bits, sizeof(bits));
     indices[i] = list.indices[sorted[i]];
   }
-}
-
-// Merges the pieces' lists of a row, sorts and writes the k best.
-void FinishRowImpl(const FinishTask& task, uint8_t* scratch) {
-  const ListLayout& layout = task.layout;
-  Keys32 list{reinterpret_cast<int32_t*>(scratch + layout.keys),
-              reinterpret_cast<int32_t*>(scratch + layout.columns), 0};
-  for (int64_t piece = 0; piece < task.pieces; ++piece) {
-    const int64_t at = piece * task.rows + task.row;
-    const auto count = static_cast<size_t>(task.kept.counts[at]);
-    std::copy_n(task.kept.keys + at * task.limit, count, list.keys + list.count);
-    std::copy_n(task.kept.columns + at * task.limit, count, list.indices + list.count);
-    list.count += count;
-  }
-  WriteBest(list, task.k, layout, scratch, task.values, task.indices);
 }
 
 }  // namespace riffle::lm_head::HWY_NAMESPACE

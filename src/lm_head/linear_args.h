@@ -1,75 +1,47 @@
-// What the doors of the linear layer hand to the kernels: checked, planned, and the same for every
-// SIMD target.
+// What the entry points of the linear layer hand to the kernels: checked, planned, and the same for
+// every SIMD target.
 #pragma once
 
 #include <cstddef>
 #include <cstdint>
-#include <cstring>
 
-#include "core/order.h"
+#include "core/element.h"
+#include "lm_head/product.h"
 #include "riffle/linear_topk.h"
 
 namespace riffle::lm_head {
 
-inline constexpr int kTile = 64;   // columns of y (rows of W) that are computed together
-inline constexpr int kSpan = 256;  // inputs summed in one chain; a multiple of kQ8Block
-// Inputs laid out at a time; x and W are zeros up to the next one.
-inline constexpr int kChunk = 32;
-
 inline constexpr uint32_t kCanonicalNaN = 0x7fc00000u;
 
-// Rows of x that go through W together, laid out as words: [spans][laid_out][kSpan / per word]. A
-// word is an f32, or two bf16, the lower input in the lower half.
+inline float BiasAt(const BiasView& bias, int64_t column) {
+  const auto bytes = static_cast<int64_t>(SizeOf(bias.dtype));
+  return core::LoadElement(bias.dtype, static_cast<const uint8_t*>(bias.data) + column * bytes);
+}
+
+// Rows of x that are multiplied by W together, and W.
 struct LinearArgs {
-  const void* x = nullptr;  // of the first row
+  // Packed operands of the rows: [k_blocks()][packed_rows][kKBlock] inputs, f32 or (bf16_pairs)
+  // bf16.
+  const void* x = nullptr;
   int64_t rows = 0;
-  int64_t laid_out = 0;  // rows; as many as `rows`, or more
+  int64_t packed_rows = 0;  // >= rows: `x` may point at some of the rows that were packed together
   int64_t d = 0;
-  bool words_of_bf16 = false;
+  bool bf16_pairs = false;
 
   const uint8_t* weight = nullptr;
   WeightFormat format = WeightFormat::kF32;
-  bool transposed = false;    // inputs, not outputs, are `stride` apart
+  bool transposed = false;    // the columns of y, not the inputs, are contiguous in W
   int64_t weight_stride = 0;  // bytes from one row (transposed: column) of W to the next
   int64_t vocab = 0;
   BiasView bias;
+  ProductFunctions product;  // for this format and these operands
 
-  int64_t spans() const { return (d + kSpan - 1) / kSpan; }
-  int span_words() const { return words_of_bf16 ? kSpan / 2 : kSpan; }
-};
-
-inline float BiasAt(const BiasView& bias, int64_t column) {
-  const size_t element = SizeOf(bias.dtype);
-  const auto* at = static_cast<const uint8_t*>(bias.data) + static_cast<size_t>(column) * element;
-  if (element == 4) {
-    float value;
-    std::memcpy(&value, at, sizeof(value));
-    return value;
+  int64_t k_blocks() const { return (d + kKBlock - 1) / kKBlock; }
+  int64_t input_bytes() const { return bf16_pairs ? 2 : 4; }  // of an input in `x`
+  int64_t element_bytes() const { return format == WeightFormat::kF32 ? 4 : 2; }  // not of Q8_0
+  int64_t column_bytes() const {
+    return format == WeightFormat::kQ8_0 ? d / kQ8Block * kQ8BlockBytes : d * element_bytes();
   }
-  uint16_t bits;
-  std::memcpy(&bits, at, sizeof(bits));
-  return core::ToFloat(bits, bias.dtype);
-}
-
-// Row `row` of x, or the one that `order` names, into its words. `to_bf16` rounds even where words
-// are f32.
-struct LayOutX {
-  const uint8_t* x = nullptr;
-  const int32_t* order = nullptr;  // [rows]; null: as they come
-  DType dtype = DType::kF32;
-  int64_t row_stride = 0;  // bytes
-  int64_t rows = 0;
-  int64_t d = 0;
-  bool to_bf16 = false;
-  bool words_of_bf16 = false;
-  void* words = nullptr;
-};
-
-// The best logits of a row so far, in ascending order of column.
-struct CandidateList {
-  int32_t* keys;     // [capacity + kSlack]
-  int32_t* columns;  // likewise
-  int64_t count;
 };
 
 }  // namespace riffle::lm_head

@@ -1,10 +1,11 @@
-// A checked call of the linear layer: which words it takes, and rows of x as words.
+// A checked call of the linear layer: what its kernels are told, and rows of x packed for them.
 #pragma once
 
 #include <cstdint>
 
 #include "core/lease.h"
-#include "lm_head/linear_kernels.h"
+#include "lm_head/linear_args.h"
+#include "lm_head/product_kernels.h"
 #include "riffle/linear_topk.h"
 
 namespace riffle::lm_head {
@@ -13,40 +14,26 @@ class LinearCall {
  public:
   LinearCall(const MatrixView& x, const WeightView& weight, const LinearOptions& options);
 
-  // Bytes of the words of `rows` rows.
-  size_t WordBytes(int64_t rows) const;
+  // Bytes of `rows` packed rows.
+  size_t PackedXBytes(int64_t rows) const;
 
-  // Lays out rows [begin, begin + rows) at `words`; with `order`, those it names from there on.
-  const LinearArgs& Take(const int32_t* order, int64_t begin, int64_t rows, uint8_t* words,
-                         core::Lease& lease);
+  // Packs rows [begin, begin + rows), of the list if there is one, into `operands`, which has
+  // PackedXBytes(rows). Valid until the next call.
+  const LinearArgs& PackRows(const int32_t* row_list, int64_t begin, int64_t rows,
+                             uint8_t* operands, core::Lease& lease);
 
-  const LinearKernels& kernels() const { return kernels_; }
+  // Everything but the rows.
   const LinearArgs& args() const { return args_; }
   int64_t rows() const { return x_.rows; }
 
  private:
-  const LinearKernels& kernels_;
+  const PackKernels& pack_;
   MatrixView x_;
-  bool round_ = false;
+  bool round_to_bf16_;
   LinearArgs args_;
 };
 
-// Top-k of `rows` rows of a call, those that `order` names or, if it is null, the first ones.
-class PlainTopK {
- public:
-  PlainTopK(const LinearCall& call, int64_t rows, int64_t k, int threads);
-  size_t shared_bytes() const { return word_bytes_ + kept_.bytes; }
-  size_t scratch_bytes() const;
-  // Pre: at most as many rows as planned for; `shared` and the lease's scratch have those bytes.
-  void Run(LinearCall& call, const int32_t* order, int64_t rows, const LinearTopKOut& out,
-           uint8_t* shared, core::Lease& lease) const;
-
- private:
-  PiecePlan pieces_;
-  CandidateSink sink_;
-  FinishTask finish_;
-  KeptLayout kept_;
-  size_t word_bytes_;
-};
+// Multiplies all rows by all of W, into y.
+void RunLinear(LinearCall& call, const OutView<float>& y, core::Lease& lease);
 
 }  // namespace riffle::lm_head

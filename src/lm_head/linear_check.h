@@ -1,11 +1,11 @@
-// What the doors of the linear layer check before anything is read or written.
+// What the entry points of the linear layer check before anything is read or written.
 #pragma once
 
 #include "riffle/linear_topk.h"
 
 namespace riffle::lm_head {
 
-// Whether W is taken as contiguous along the columns of y.
+// Whether the columns of y, not the inputs, are contiguous in W.
 bool IsTransposed(const WeightView& weight);
 
 void CheckLinearInputs(const MatrixView& x, const WeightView& weight, const BiasView& bias);

@@ -2,93 +2,53 @@
 
 #include <algorithm>
 
-#include "lm_head/layout.h"
 #include "topk/finish.h"
 
 namespace riffle::lm_head {
-namespace {
 
-// Candidates of all rows of a pass, for each thread.
-constexpr int64_t kCandidateBytes = int64_t{64} << 20;
-
-}  // namespace
-
-PiecePlan PlanPieces(int64_t vocab, int threads) {
-  PiecePlan plan;
+ChunkPlan PlanChunks(int64_t vocab, int threads) {
+  HWY_DASSERT(vocab > 0 && threads > 0);
+  ChunkPlan plan;
   plan.tiles = (vocab + kTile - 1) / kTile;
-  // A few pieces for each thread, so that a thread that is held up does not hold up the call; long
-  // enough that a piece's start, which the prefetches do not cover, does not count.
-  constexpr int64_t kLeastTiles = 16;
-  const int64_t pieces =
-      std::clamp<int64_t>(plan.tiles / kLeastTiles, threads, int64_t{8} * threads);
-  plan.tiles_per_piece = (plan.tiles + pieces - 1) / pieces;
-  plan.pieces = (plan.tiles + plan.tiles_per_piece - 1) / plan.tiles_per_piece;
+  // Several chunks for each thread, so that one slow thread does not delay the call; long enough
+  // that the start of a chunk, which nothing has prefetched, does not matter.
+  constexpr int64_t kMinTiles = 16;
+  const int64_t chunks = std::clamp<int64_t>(plan.tiles / kMinTiles, threads, int64_t{8} * threads);
+  plan.tiles_per_chunk = (plan.tiles + chunks - 1) / chunks;
+  plan.chunks = (plan.tiles + plan.tiles_per_chunk - 1) / plan.tiles_per_chunk;
   return plan;
 }
 
 int64_t RowsPerPass(int64_t rows, int64_t limit) {
+  HWY_DASSERT(rows >= 0 && limit > 0);
   const int64_t passes = std::max<int64_t>(1, (rows + limit - 1) / limit);
   return (rows + passes - 1) / passes;
 }
 
 TileScratch PlanTileScratch(int64_t rows) {
-  Layout layout;
+  core::ScratchLayout layout;
   TileScratch scratch;
-  scratch.words = layout.Place(kSpan * kTile, 4);
-  scratch.scales = layout.Place(kSpan / kQ8Block * kTile, 4);
-  scratch.tails = layout.Place(kTile * kChunk, 4);
-  scratch.bias = layout.Place(kTile, 4);
-  scratch.sums = layout.Place(rows * kTile, 4);
-  scratch.bytes = layout.end();
+  scratch.operands = layout.Place<uint32_t>(kKBlock * kTile);
+  scratch.scales = layout.Place<float>(kKBlock / kQ8Block * kTile);
+  scratch.tails = layout.Place<uint8_t>(kTile * kInputGroup * 4);
+  scratch.bias = layout.Place<float>(kTile);
+  scratch.sums = layout.Place<float>(rows * kTile);
+  scratch.rows = rows;
+  scratch.bytes = layout.bytes();
   return scratch;
 }
 
-CandidatePlan PlanCandidates(int64_t rows, int64_t k, const PiecePlan& pieces) {
-  const int64_t columns = pieces.tiles_per_piece * kTile;
-  CandidatePlan plan;
-  plan.limit = std::min(columns, k + k / 4 + 16);
-  plan.capacity = std::min(columns, 2 * plan.limit + 512);
-  const int64_t fit = kCandidateBytes / (8 * plan.capacity);
-  plan.rows = RowsPerPass(rows, std::clamp<int64_t>(fit, 1, kMaxRowsPerPass));
-  return plan;
-}
-
-KeptLayout PlanKept(const CandidatePlan& plan, int64_t pieces) {
-  Layout layout;
-  KeptLayout kept;
-  kept.counts = layout.Place(pieces * plan.rows, sizeof(int64_t));
-  kept.bounds = layout.Place(plan.rows, sizeof(int32_t));
-  kept.keys = layout.Place(pieces * plan.rows * plan.limit, sizeof(int32_t));
-  kept.columns = layout.Place(pieces * plan.rows * plan.limit, sizeof(int32_t));
-  kept.bytes = layout.end();
-  return kept;
-}
-
-ListLayout PlanLists(const CandidatePlan& plan, size_t begin) {
-  Layout layout(begin);
-  ListLayout lists{};
-  lists.stride = plan.capacity + static_cast<int64_t>(topk::kSlack);
-  lists.keys = layout.Place(plan.rows * lists.stride, sizeof(int32_t));
-  lists.columns = layout.Place(plan.rows * lists.stride, sizeof(int32_t));
-  lists.counts = layout.Place(plan.rows, sizeof(int64_t));
-  lists.bytes = layout.end();
-  return lists;
-}
-
-ListLayout PlanOneList(int64_t most, size_t begin) {
-  Layout layout(begin);
-  ListLayout lists{};
-  lists.stride = most + static_cast<int64_t>(topk::kSlack);
-  lists.keys = layout.Place(lists.stride, sizeof(int32_t));
-  lists.columns = layout.Place(lists.stride, sizeof(int32_t));
-  lists.places = layout.Place(lists.stride, sizeof(int32_t));
-  lists.pairs = layout.Place(2 * lists.stride, sizeof(uint64_t));
-  lists.bytes = layout.end();
-  return lists;
-}
-
-ListLayout PlanFinishLists(const CandidatePlan& plan, int64_t pieces) {
-  return PlanOneList(pieces * plan.limit, 0);
+SortScratch PlanSort(int64_t capacity, size_t begin) {
+  core::ScratchLayout layout(begin);
+  const int64_t size = capacity + static_cast<int64_t>(topk::kSlack);
+  SortScratch scratch;
+  scratch.keys = layout.Place<int32_t>(size);
+  scratch.columns = layout.Place<int32_t>(size);
+  scratch.positions = layout.Place<int32_t>(size);
+  scratch.pairs = layout.Place<uint64_t>(2 * size);
+  scratch.capacity = capacity;
+  scratch.bytes = layout.bytes();
+  return scratch;
 }
 
 }  // namespace riffle::lm_head

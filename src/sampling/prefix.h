@@ -2,23 +2,12 @@
 #pragma once
 
 #include <cstdint>
-#include <cstring>
 
-#include "core/order.h"
+#include "core/element.h"
 
 namespace riffle::sampling {
 
-// The element at an address of any alignment as an f32.
-inline float LoadElement(DType dtype, const uint8_t* p) {
-  if (dtype == DType::kF32) {
-    float value;
-    std::memcpy(&value, p, sizeof(value));
-    return value;
-  }
-  uint16_t bits;
-  std::memcpy(&bits, p, sizeof(bits));
-  return core::ToFloat(bits, dtype);
-}
+using core::LoadElement;
 
 // How many of weights[0, count) it takes to reach `mass`, at least one; count + 1: all do not.
 inline int64_t Reach(const float* weights, int64_t count, double mass) {

@@ -4,20 +4,22 @@
 
 #include <gtest/gtest.h>
 
+#include "lm_head/plain_topk_plan.h"
+
 namespace riffle::test {
 namespace {
 
-TEST(LinearPlan, PiecesCoverTheVocabularyOnce) {
+TEST(LinearPlan, ChunksCoverTheVocabularyOnce) {
   for (const int64_t vocab : {1, 63, 64, 65, 640, 5000, 201088, 262144, INT32_MAX}) {
     for (const int threads : {1, 2, 3, 7, 64, 1024}) {
-      const lm_head::PiecePlan plan = lm_head::PlanPieces(vocab, threads);
-      ASSERT_GE(plan.pieces, 1);
-      ASSERT_LE(plan.pieces, 8 * threads);
+      const lm_head::ChunkPlan plan = lm_head::PlanChunks(vocab, threads);
+      ASSERT_GE(plan.chunks, 1);
+      ASSERT_LE(plan.chunks, 8 * threads);
       int64_t next = 0;
-      for (int64_t piece = 0; piece < plan.pieces; ++piece) {
-        ASSERT_EQ(plan.Begin(piece), next);
-        ASSERT_GT(plan.End(piece), next) << "an empty piece";
-        next = plan.End(piece);
+      for (int64_t chunk = 0; chunk < plan.chunks; ++chunk) {
+        ASSERT_EQ(plan.Begin(chunk), next);
+        ASSERT_GT(plan.End(chunk), next) << "an empty chunk";
+        next = plan.End(chunk);
       }
       ASSERT_EQ(next, (vocab + lm_head::kTile - 1) / lm_head::kTile);
     }
@@ -28,7 +30,7 @@ TEST(LinearPlan, PiecesCoverTheVocabularyOnce) {
 TEST(LinearPlan, OneRowUsesAllThreads) {
   for (const int threads : {2, 4, 16}) {
     for (const int64_t tiles : {threads, 2 * threads, 40 * threads}) {
-      EXPECT_GE(lm_head::PlanPieces(tiles * lm_head::kTile, threads).pieces, threads);
+      EXPECT_GE(lm_head::PlanChunks(tiles * lm_head::kTile, threads).chunks, threads);
     }
   }
 }
@@ -43,21 +45,21 @@ TEST(LinearPlan, RowsPerPass) {
 
 // The published case: 256 rows of 201088 logits would be 206 MB.
 TEST(LinearPlan, NeverHoldsTheLogits) {
-  const lm_head::PiecePlan pieces = lm_head::PlanPieces(201088, 2);
-  const lm_head::CandidatePlan plan = lm_head::PlanCandidates(256, 64, pieces);
+  const lm_head::ChunkPlan chunks = lm_head::PlanChunks(201088, 2);
+  const lm_head::CandidatePlan plan = lm_head::PlanCandidates(256, 64, chunks);
   EXPECT_EQ(plan.rows, 256);
   EXPECT_GE(plan.limit, 64);
   EXPECT_GE(plan.capacity, plan.limit + lm_head::kTile);
-  EXPECT_LT(lm_head::PlanKept(plan, pieces.pieces).bytes, 4u << 20);
+  EXPECT_LT(lm_head::PlanKept(plan, chunks.chunks, 0).bytes, 4u << 20);
   EXPECT_LT(lm_head::PlanLists(plan, lm_head::PlanTileScratch(256).bytes).bytes, 3u << 20);
 }
 
 TEST(LinearPlan, ListsHoldWhatIsAsked) {
   for (const int64_t vocab : {1, 64, 1000, 300000}) {
     for (const int64_t k : {int64_t{1}, vocab / 2 + 1, vocab}) {
-      const lm_head::PiecePlan pieces = lm_head::PlanPieces(vocab, 2);
-      const lm_head::CandidatePlan plan = lm_head::PlanCandidates(300, k, pieces);
-      const int64_t columns = pieces.tiles_per_piece * lm_head::kTile;
+      const lm_head::ChunkPlan chunks = lm_head::PlanChunks(vocab, 2);
+      const lm_head::CandidatePlan plan = lm_head::PlanCandidates(300, k, chunks);
+      const int64_t columns = chunks.tiles_per_chunk * lm_head::kTile;
       EXPECT_GE(plan.limit, std::min(k, columns));
       EXPECT_GE(plan.capacity, plan.limit);
       EXPECT_TRUE(plan.capacity == columns || plan.capacity >= plan.limit + lm_head::kTile);

@@ -33,7 +33,7 @@ TEST(LinearThreads, ConcurrentCalls) {
   EXPECT_EQ(wrong, std::vector<int>(3, 0));
 }
 
-// Pieces of one call raise the bounds that all of them read; of Q8_0 they share candidates.
+// The chunks of a call raise bounds that all of them read; with Q8_0 they also share candidates.
 void CheckPieces(const LinearSpec& spec) {
   const LinearCase linear(spec);
   const int64_t k = 50;
@@ -51,11 +51,11 @@ void CheckPieces(const LinearSpec& spec) {
   }
 }
 
-TEST(LinearThreads, PiecesShareBounds) {
+TEST(LinearThreads, ChunksShareBounds) {
   CheckPieces({.rows = 3, .d = 32, .vocab = 9000, .data = LinearData::kTies});
 }
 
-TEST(LinearThreads, PiecesShareCandidates) {
+TEST(LinearThreads, ChunksShareCandidates) {
   CheckPieces({.rows = 3, .d = 96, .vocab = 9000, .format = WeightFormat::kQ8_0});
 }
 

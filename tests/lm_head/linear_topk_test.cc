@@ -89,7 +89,7 @@ TEST_F(LinearTopKTest, Vocabularies) {
   }
 }
 
-// Many pieces, each of which has to cut its lists back many times.
+// Many chunks, each of which has to cut its lists back many times.
 TEST_F(LinearTopKTest, LongVocabulary) {
   for (const LinearData data : {LinearData::kNormal, LinearData::kTies, LinearData::kConstant}) {
     ASSERT_NO_FATAL_FAILURE(Check({.rows = 2,

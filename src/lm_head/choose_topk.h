@@ -1,0 +1,22 @@
+// LinearTopK with a choice of the way, which tests make.
+#pragma once
+
+#include <cstdint>
+
+#include "lm_head/prefilter/prefilter_topk.h"
+#include "riffle/linear_topk.h"
+
+namespace riffle::lm_head {
+
+enum class PrefilterMode : uint8_t {
+  kAuto,  // where it pays
+  kNever,
+  kAlways,  // wherever it is possible, on every SIMD target
+};
+
+// As riffle::LinearTopK, which is this with kAuto. `stats` may be null; it is left alone where the
+// prefilter does not run.
+void LinearTopKWith(PrefilterMode mode, const MatrixView& x, const WeightView& weight, int64_t k,
+                    const LinearTopKOut& out, const LinearOptions& options, PrefilterStats* stats);
+
+}  // namespace riffle::lm_head

@@ -1,0 +1,38 @@
+#undef HWY_TARGET_INCLUDE
+#define HWY_TARGET_INCLUDE "lm_head/packed_product_kernels.cc"
+#include <hwy/foreach_target.h>  // includes this file once per target
+// clang-format off
+#include <hwy/highway.h>
+// clang-format on
+#include "core/dispatch.h"
+
+#include "lm_head/packed_product-inl.h"
+#include "lm_head/product_kernels.h"
+
+HWY_BEFORE_NAMESPACE();
+namespace riffle::lm_head::HWY_NAMESPACE {
+
+const PackedProductKernels* PackedProductKernelsForTarget() {
+  static constexpr PackedProductKernels kKernels = {
+      {MultiplyPacked<F32Source<DType::kF32>>, MultiplyPacked<F32Source<DType::kF16>>,
+       MultiplyPacked<F32Source<DType::kBF16>>, MultiplyPacked<Q8F32Source>,
+#if HWY_NATIVE_DOT_BF16 && HWY_ARCH_X86
+       MultiplyPacked<BF16PairSource>, MultiplyPacked<Q8BF16PairSource>
+#endif
+      }};
+  return &kKernels;
+}
+
+}  // namespace riffle::lm_head::HWY_NAMESPACE
+HWY_AFTER_NAMESPACE();
+
+#if HWY_ONCE
+namespace riffle::lm_head {
+HWY_EXPORT(PackedProductKernelsForTarget);
+
+const PackedProductKernels& GetPackedProductKernels() {
+  return *core::ForTarget(HWY_DISPATCH_TABLE(PackedProductKernelsForTarget))();
+}
+
+}  // namespace riffle::lm_head
+#endif  // HWY_ONCE

@@ -1,0 +1,223 @@
+// Approximate logits of many rows: W is packed into panels, then multiplied by dot products of
+// int8. Included once per SIMD target.
+#if defined(RIFFLE_LM_HEAD_PREFILTER_PACKED_INT8_INL_H_) == defined(HWY_TARGET_TOGGLE)
+#ifdef RIFFLE_LM_HEAD_PREFILTER_PACKED_INT8_INL_H_
+#undef RIFFLE_LM_HEAD_PREFILTER_PACKED_INT8_INL_H_
+#else
+#define RIFFLE_LM_HEAD_PREFILTER_PACKED_INT8_INL_H_
+#endif
+
+#include <hwy/highway.h>
+
+#include <algorithm>
+#include <cstring>
+
+#include "core/dot_operands-inl.h"
+#include "lm_head/lanes-inl.h"
+#include "lm_head/prefilter/prefilter_args.h"
+
+HWY_BEFORE_NAMESPACE();
+namespace riffle::lm_head::HWY_NAMESPACE {
+namespace hn = hwy::HWY_NAMESPACE;
+using core::HWY_NAMESPACE::FromF16;
+
+using LaneBytes = hn::Repartition<uint8_t, LaneF32>;
+using LaneSignedBytes = hn::Repartition<int8_t, LaneF32>;
+
+// Rows of a group: their sums for a panel take 24 of 32 registers, or 8 of 16.
+constexpr int kInt8Rows = HWY_CAP_GE512 ? 6 : 2;
+constexpr int kBlockLanes = static_cast<int>(kQ8Block) / 4;
+
+// Prefetches the same bytes of several columns, a cache line at a time.
+class ColumnPrefetcher {
+ public:
+  // `bytes` of each column; columns are `stride` apart, the first one starts `away` from `from`.
+  ColumnPrefetcher(const uint8_t* from, int64_t away, int64_t stride, int64_t bytes)
+      : at_(reinterpret_cast<uintptr_t>(from) + static_cast<uintptr_t>(away)),
+        lines_((bytes + 63) / 64 + 1),
+        remaining_(lines_),
+        skip_(stride - 64 * lines_) {}
+  HWY_INLINE void Next(int lines) {
+    for (int i = 0; i < lines; ++i) {
+      __builtin_prefetch(reinterpret_cast<const void*>(at_), 0, 2);
+      at_ += 64;
+      if (--remaining_ == 0) {
+        remaining_ = lines_;
+        at_ += static_cast<uintptr_t>(skip_);
+      }
+    }
+  }
+  // Lines a call of Next has to fetch, so that `steps` calls cover `columns` columns.
+  int Each(int columns, int steps) const {
+    return static_cast<int>((columns * lines_ + steps - 1) / steps);
+  }
+
+ private:
+  uintptr_t at_;
+  int64_t lines_;  // of a column
+  int64_t remaining_;
+  int64_t skip_;
+};
+
+// Up to kPrefilterBlocks blocks of a panel of W.
+struct Int8Panel {
+  const uint8_t* column[kPanel];  // blocks of Q8_0
+  int blocks;
+  uint8_t* weights;  // [blocks][kBlockLanes][kPanel] lanes of four bytes: weight + 128
+  float* scales;     // [blocks][kPanel]
+  float* squares;    // [kPanel] added to: squared norms of the columns
+};
+
+// Scales of Lanes(df) columns. They are gathered in a register: stored one by one to memory and
+// loaded again, they took as long as everything else.
+template <class DF>
+HWY_INLINE void GatherScales(DF df, const uint8_t* const* column, int64_t offset, float* scales) {
+  const hn::Rebind<uint16_t, DF> d;
+  const hn::Rebind<hwy::float16_t, DF> dh;
+  const auto bits = [&](int i) HWY_ATTR {
+    uint16_t value;
+    std::memcpy(&value, column[i] + offset, sizeof(value));
+    return value;
+  };
+  if constexpr (hn::MaxLanes(df) == 8) {
+    const auto v = hn::Dup128VecFromValues(d, bits(0), bits(1), bits(2), bits(3), bits(4), bits(5),
+                                           bits(6), bits(7));
+    hn::Store(FromF16(df, hn::BitCast(dh, v)), df, scales);
+  } else {
+    static_assert(hn::MaxLanes(df) == 4);
+    const uint16_t four[4] = {bits(0), bits(1), bits(2), bits(3)};
+    hn::Store(FromF16(df, hn::BitCast(dh, hn::LoadU(d, four))), df, scales);
+  }
+}
+
+// 16 bytes of each of columns 0, 4, 8 ..., one column to a 16-byte block of the vector.
+template <class D>
+HWY_INLINE hn::Vec<D> LoadFourColumns(D d, const uint8_t* const* column, int64_t offset) {
+  const hn::CappedTag<uint8_t, 16> d16;
+  auto v = hn::ResizeBitCast(d, hn::LoadU(d16, column[0] + offset));
+  if constexpr (hn::MaxLanes(d) >= 32) {
+    v = hn::InsertBlock<1>(v, hn::LoadU(d16, column[4] + offset));
+  }
+  if constexpr (hn::MaxLanes(d) >= 64) {
+    v = hn::InsertBlock<2>(v, hn::LoadU(d16, column[8] + offset));
+    v = hn::InsertBlock<3>(v, hn::LoadU(d16, column[12] + offset));
+  }
+  return v;
+}
+
+// Packs 16 weights of kLanes columns: four lanes of each to `to`. Adds |w| * min(|w|, 127) of each
+// weight to `squares`.
+HWY_INLINE void PackHalfBlock(const uint8_t* const* column, int64_t offset, uint32_t* to,
+                              VecI32& squares) {
+  const LaneBytes d;
+  const LaneSignedBytes di8;
+  const LaneI32 di;
+  const LaneU32 du;
+  const auto first = hn::BitCast(du, LoadFourColumns(d, column, offset));
+  const auto second = hn::BitCast(du, LoadFourColumns(d, column + 1, offset));
+  const auto third = hn::BitCast(du, LoadFourColumns(d, column + 2, offset));
+  const auto fourth = hn::BitCast(du, LoadFourColumns(d, column + 3, offset));
+  const auto a = hn::InterleaveLower(du, first, third);
+  const auto b = hn::InterleaveUpper(du, first, third);
+  const auto c = hn::InterleaveLower(du, second, fourth);
+  const auto e = hn::InterleaveUpper(du, second, fourth);
+  const VecU32 packed[4] = {hn::InterleaveLower(du, a, c), hn::InterleaveUpper(du, a, c),
+                            hn::InterleaveLower(du, b, e), hn::InterleaveUpper(du, b, e)};
+  for (int i = 0; i < 4; ++i) {
+    const auto size = hn::BitCast(d, hn::Abs(hn::BitCast(di8, packed[i])));  // -128 becomes 128
+    const auto least = hn::BitCast(di8, hn::Min(size, hn::Set(d, uint8_t{127})));
+    squares = hn::SumOfMulQuadAccumulate(di, size, least, squares);
+    hn::Store(hn::Xor(packed[i], hn::Set(du, 0x80808080u)), du, to + i * kPanel);
+  }
+}
+
+// Packs the blocks of a panel that start at byte `offset` of its columns; prefetches `lines` lines
+// a block.
+void PackPanel(const Int8Panel& panel, int64_t offset, ColumnPrefetcher& prefetcher, int lines) {
+  const LaneF32 df;
+  const LaneI32 di;
+  for (int block = 0; block < panel.blocks; ++block) {
+    const int64_t at = offset + block * kQ8BlockBytes;
+    const hn::CappedTag<float, 8> some;
+    for (int i = 0; i < kPanel; i += static_cast<int>(hn::Lanes(some))) {
+      GatherScales(some, panel.column + i, at, panel.scales + block * kPanel + i);
+    }
+  }
+  for (int i = 0; i < kPanel; i += kLanes) {
+    auto squares = hn::Load(df, panel.squares + i);
+    auto* to = reinterpret_cast<uint32_t*>(panel.weights) + i;
+    for (int block = 0; block < panel.blocks; ++block, to += kBlockLanes * kPanel) {
+      prefetcher.Next(lines);
+      const int64_t at = offset + block * kQ8BlockBytes + 2;
+      auto of_block = hn::Zero(di);
+      PackHalfBlock(panel.column + i, at, to, of_block);
+      PackHalfBlock(panel.column + i, at + 16, to + 4 * kPanel, of_block);
+      const auto scale = hn::Load(df, panel.scales + block * kPanel + i);
+      squares = hn::MulAdd(hn::Mul(scale, scale), hn::ConvertTo(df, of_block), squares);
+    }
+    hn::Store(squares, df, panel.squares + i);
+  }
+}
+
+// Adds the products of kRows rows and a panel to sums [kRows][kTile]; prefetches `lines` lines a
+// block.
+template <int kRows>
+HWY_INLINE void Int8Kernel(const Int8Block* HWY_RESTRICT x, const Int8Panel& panel,
+                           float* HWY_RESTRICT sums, ColumnPrefetcher& prefetcher, int lines) {
+  const LaneF32 df;
+  const LaneI32 di;
+  const LaneBytes du8;
+  const LaneSignedBytes di8;
+  VecF32 total[kRows][2];
+  for (int r = 0; r < kRows; ++r) {
+    total[r][0] = hn::Load(df, sums + r * kTile);
+    total[r][1] = hn::Load(df, sums + r * kTile + kLanes);
+  }
+  const uint8_t* HWY_RESTRICT w = panel.weights;
+  const float* HWY_RESTRICT scales = panel.scales;
+  for (int block = 0; block < panel.blocks; ++block, ++x, scales += kPanel) {
+    prefetcher.Next(lines);
+    VecI32 sum[kRows][2];
+    for (int r = 0; r < kRows; ++r) {
+      sum[r][0] = sum[r][1] = hn::Set(di, x[r * kPrefilterBlocks].start);
+    }
+    HWY_UNROLL(8)
+    for (int i = 0; i < kBlockLanes; ++i, w += 4 * kPanel) {
+      const auto w0 = hn::Load(du8, w);
+      const auto w1 = hn::Load(du8, w + 4 * kLanes);
+      for (int r = 0; r < kRows; ++r) {
+        const auto q = hn::BitCast(di8, hn::Set(di, x[r * kPrefilterBlocks].lanes[i]));
+        sum[r][0] = hn::SumOfMulQuadAccumulate(di, w0, q, sum[r][0]);
+        sum[r][1] = hn::SumOfMulQuadAccumulate(di, w1, q, sum[r][1]);
+      }
+    }
+    const auto scale0 = hn::Load(df, scales);
+    const auto scale1 = hn::Load(df, scales + kLanes);
+    for (int r = 0; r < kRows; ++r) {
+      const auto step = hn::Set(df, x[r * kPrefilterBlocks].step);
+      total[r][0] = hn::MulAdd(hn::ConvertTo(df, sum[r][0]), hn::Mul(scale0, step), total[r][0]);
+      total[r][1] = hn::MulAdd(hn::ConvertTo(df, sum[r][1]), hn::Mul(scale1, step), total[r][1]);
+    }
+  }
+  for (int r = 0; r < kRows; ++r) {
+    hn::Store(total[r][0], df, sums + r * kTile);
+    hn::Store(total[r][1], df, sums + r * kTile + kLanes);
+  }
+}
+
+// Runs the kernel for `rows` rows, at most kRows.
+template <int kRows>
+HWY_INLINE void Int8Group(const Int8Block* x, int rows, const Int8Panel& panel, float* sums,
+                          ColumnPrefetcher& prefetcher, int lines) {
+  if constexpr (kRows > 1) {
+    if (rows < kRows) {
+      return Int8Group<kRows - 1>(x, rows, panel, sums, prefetcher, lines);
+    }
+  }
+  Int8Kernel<kRows>(x, panel, sums, prefetcher, lines);
+}
+
+}  // namespace riffle::lm_head::HWY_NAMESPACE
+HWY_AFTER_NAMESPACE();
+
+#endif  // per-target include guard

@@ -1,0 +1,44 @@
+// The kernels of products, in three translation units so that none takes minutes to compile. An
+// array is indexed by WeightSource; entries of pairs are null on targets without them.
+#pragma once
+
+#include <cstdint>
+
+#include "lm_head/product.h"
+
+namespace riffle::lm_head {
+
+// A row of x to be packed.
+struct PackXTask {
+  const uint8_t* x = nullptr;
+  const int32_t* row_list = nullptr;  // [rows] rows of x; null: 0, 1, 2 ...
+  DType dtype = DType::kF32;
+  int64_t row_stride = 0;  // bytes
+  int64_t rows = 0;
+  int64_t d = 0;
+  bool round_to_bf16 = false;  // even where operands are f32
+  bool bf16_pairs = false;
+  void* operands = nullptr;  // [k blocks][rows][kKBlock] inputs
+};
+
+struct PackKernels {
+  bool bf16_pairs;
+  void (*x)(const PackXTask& task, int64_t row);
+  void (*load_scales)(const WeightTile& tile);
+  void (*weights[kWeightSources])(const WeightTile& tile, uint32_t* operands);
+  void (*transposed[kWeightSources])(const WeightTile& tile, uint32_t* operands);
+};
+const PackKernels& GetPackKernels();
+
+struct PackedProductKernels {
+  void (*multiply[kWeightSources])(const KBlockProduct& product, const WeightTile& tile,
+                                   bool prefetch);
+};
+const PackedProductKernels& GetPackedProductKernels();
+
+struct InplaceProductKernels {
+  void (*multiply[kWeightSources])(const KBlockProduct& product, const WeightTile& tile);
+};
+const InplaceProductKernels& GetInplaceProductKernels();
+
+}  // namespace riffle::lm_head
