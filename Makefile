@@ -52,7 +52,7 @@ bench: build ## measure riffle beside this machine's read bandwidth and peak
 	@for what in topk attention linear sample; do build/release/riffle bench $$what || exit 1; done
 format: ## rewrite C++ files in the project's format
 	@scripts/lint.sh format --fix
-lint: ## format, clang-tidy, shellcheck
+lint: ## format, clang-tidy, ruff, pyright, shellcheck
 	@scripts/lint.sh
 clean: ## remove what was built; .venv, .deps and the cache folder stay
 	rm -rf build dist

@@ -110,7 +110,7 @@ def peer_torch(data):
 
 def peer_vllm(data):
     spec = importlib.util.find_spec("vllm")  # the library alone: the package would import a whole server
-    if spec is None:
+    if spec is None or spec.submodule_search_locations is None:
         raise ImportError("needs --vllm")
     import numpy as np
     import torch
@@ -228,7 +228,7 @@ def worker(peer, case, seconds):
         if not best or min(times) < best["time"]:
             best = {"name": name, "time": min(times), "call": call, "answer": answer}
     times = peer_bench.time_call(best["call"], seconds)
-    version = importlib.metadata.version(PACKAGES.get(peer, peer))
+    version = importlib.metadata.version(PACKAGES.get(peer) or peer)
     return {"times": times, "version": version, "form": best["name"], "huge_page_bytes": huge_page_bytes()}
 
 
@@ -236,7 +236,7 @@ def huge_page_bytes():
     """Memory of this process that the kernel put on huge pages."""
     try:
         with open("/proc/self/smaps_rollup") as f:
-            return 1024 * int(re.search(r"AnonHugePages:\s*(\d+)", f.read()).group(1))
+            return 1024 * int(re.findall(r"AnonHugePages:\s*(\d+)", f.read())[0])
     except OSError:
         return None
 

@@ -172,7 +172,7 @@ def check(arguments) -> None:
 def child(arguments, peer: str, case: str) -> dict:
     command = [sys.executable, __file__, "--peer", peer, "--case", case, "--model", arguments.model]
     command += ["--riffle", arguments.riffle, "--threads", str(arguments.threads)]
-    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode != 0:
         sys.exit(f"{peer} {case}: {done.stderr}")
     return json.loads(done.stdout.splitlines()[-1])

@@ -74,13 +74,9 @@ def worker(peer, rows, threads, seconds):
         import riffle
 
         riffle.set_num_threads(threads)
-
-        def call():
-            return riffle.linear_top_k(tx, tw, K)
+        call = lambda: riffle.linear_top_k(tx, tw, K)
     else:
-
-        def call():
-            return torch.topk(torch.nn.functional.linear(tx, tw), K)
+        call = lambda: torch.topk(torch.nn.functional.linear(tx, tw), K)
 
     values, indices = (a.float().numpy() if a.is_floating_point() else a.numpy() for a in call())
     check(peer, x, weight, values, indices)

@@ -146,7 +146,7 @@ def main():
     parser.add_argument("--worker", nargs=2, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.worker:
-        work(*options.worker, options)
+        work(options.worker[0], options.worker[1], options)
         return
     for only in [options.only] if options.only else LIBRARIES:
         report(only, list(measure(only, options)), options.worst)

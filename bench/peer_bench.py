@@ -62,8 +62,7 @@ def run_worker(script, peer, case, arguments, python):
     done = subprocess.run(
         [python, script, "--worker", peer, case, *options],
         env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
+        capture_output=True,
         text=True,
         check=False,
     )
@@ -107,7 +106,7 @@ def markdown(results, arguments, head, describe, cell=lambda case, place: millis
     lines.append("|---|---|" + "---|" * (len(arguments.peers) + 1))
     for case, by_peer in results.items():
         others = {peer: place["median"] for peer, place in by_peer.items() if peer != "riffle" and "median" in place}
-        best = min(others, key=others.get, default=None)
+        best = min(others, key=lambda peer: others[peer], default=None)
         gain = "-"
         if best is not None and "median" in by_peer.get("riffle", {}):
             gain = f"{others[best] / by_peer['riffle']['median']:.1f} x ({best})"

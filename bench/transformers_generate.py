@@ -16,13 +16,12 @@ import subprocess
 import sys
 import time
 
+import riffle
+import riffle.transformers
 import torch
 import transformers
 from transformers import ContinuousBatchingConfig, DynamicCache, GenerationConfig, LogitsProcessorList
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
-
-import riffle
-import riffle.transformers
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 
@@ -216,7 +215,7 @@ def main() -> None:
     parser.add_argument("--only", choices=["sampling", "float32", "bfloat16", "generate_batch"])
     parser.add_argument("--threads", type=int, default=2)
     arguments = parser.parse_args()
-    
+
     def wanted(part):
         return arguments.only in (None, part)
 

@@ -1,9 +1,23 @@
 #include "arguments.h"
 
+#include <bit>
+#include <cmath>
 #include <cstring>
 #include <limits>
 
 namespace riffle::python {
+namespace {
+
+float FloatOfHalf(uint16_t bits) {
+  const int exponent = bits >> 10 & 31, mantissa = bits & 0x3ff;
+  const float magnitude = exponent == 31 ? (mantissa != 0 ? NAN : INFINITY)
+                          : exponent == 0
+                              ? std::ldexp(static_cast<float>(mantissa), -24)
+                              : std::ldexp(static_cast<float>(mantissa + 1024), exponent - 25);
+  return (bits & 0x8000) != 0 ? -magnitude : magnitude;
+}
+
+}  // namespace
 
 DType FloatingDType(const Array& x) {
   switch (x.element()) {
@@ -84,13 +98,18 @@ Int32Span::Int32Span(nb::handle object, const char* name) : array_(object, name)
   span_ = {data, static_cast<size_t>(size)};
 }
 
-int64_t Int64(nb::handle value, const char* name) {
-  const nb::object index = nb::steal(PyNumber_Index(value.ptr()));
+nb::object Index(nb::handle value, const char* name) {
+  nb::object index = nb::steal(PyNumber_Index(value.ptr()));
   if (!index.is_valid()) {
     PyErr_Clear();
     ThrowTypeError(std::string(name) + " must be an int, not " +
                    nb::cast<std::string>(nb::repr(value)));
   }
+  return index;
+}
+
+int64_t Int64(nb::handle value, const char* name) {
+  const nb::object index = Index(value, name);
   int overflow = 0;
   const long long result = PyLong_AsLongLongAndOverflow(index.ptr(), &overflow);
   return overflow == 0  ? result
@@ -103,6 +122,34 @@ int32_t Int32(nb::handle value, const char* name) {
   constexpr int64_t kMin = std::numeric_limits<int32_t>::min();
   constexpr int64_t kMax = std::numeric_limits<int32_t>::max();
   return static_cast<int32_t>(wide < kMin ? kMin : wide > kMax ? kMax : wide);
+}
+
+bool Bool(nb::handle value, const char* name) {
+  if (!PyBool_Check(value.ptr()) && !nb::isinstance(value, known().numpy_bool)) {
+    ThrowTypeError(std::string(name) + " must be a bool, not " +
+                   nb::cast<std::string>(nb::repr(value)));
+  }
+  return IsTrue(value);
+}
+
+bool IsArray(nb::handle object) {
+  if (PyFloat_Check(object.ptr()) || PyLong_Check(object.ptr()) ||
+      FrameworkOf(object) == Framework::kNone) {
+    return false;
+  }
+  if (FrameworkOf(object) == Framework::kMasked) {
+    return true;  // Array says why not
+  }
+  const nb::object ndim = nb::getattr(object, "ndim", nb::none());
+  return ndim.is_none() || Int64(ndim, "ndim") != 0;
+}
+
+float FloatAt(const void* element, DType dtype) {
+  uint32_t bits = 0;
+  std::memcpy(&bits, element, SizeOf(dtype));
+  return dtype == DType::kF16   ? FloatOfHalf(static_cast<uint16_t>(bits))
+         : dtype == DType::kF32 ? std::bit_cast<float>(bits)
+                                : std::bit_cast<float>(bits << 16);
 }
 
 }  // namespace riffle::python

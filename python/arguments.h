@@ -33,8 +33,21 @@ class Int32Span {
   std::span<const int32_t> span_;
 };
 
+// An int argument, or TypeError.
+nb::object Index(nb::handle value, const char* name);
+
 // An int argument; values beyond int64 come out as its limits, which no argument admits.
 int64_t Int64(nb::handle value, const char* name);
 int32_t Int32(nb::handle value, const char* name);
+
+// A bool argument, Python's or NumPy's; nothing else counts as one.
+bool Bool(nb::handle value, const char* name);
+
+// Whether an argument that may be one number or many is an array. Scalars of NumPy and arrays
+// without axes are numbers.
+bool IsArray(nb::handle object);
+
+// The value of a float32, float16 or bfloat16 at any address.
+float FloatAt(const void* element, DType dtype);
 
 }  // namespace riffle::python

@@ -1,8 +1,10 @@
 #include "array.h"
 
+#include <algorithm>
 #include <utility>
 
 #include "exchange.h"
+#include "kernel_scope.h"
 
 namespace riffle::python {
 namespace {
@@ -23,6 +25,23 @@ int CheckedNdim(size_t ndim, const std::string& name) {
   return static_cast<int>(ndim);
 }
 
+// Integers of `size` bytes.
+Element SignedInt(int64_t size) {
+  return size == 1   ? Element::kI8
+         : size == 2 ? Element::kI16
+         : size == 4 ? Element::kI32
+         : size == 8 ? Element::kI64
+                     : Element::kOther;
+}
+
+Element UnsignedInt(int64_t size) {
+  return size == 1   ? Element::kU8
+         : size == 2 ? Element::kU16
+         : size == 4 ? Element::kU32
+         : size == 8 ? Element::kU64
+                     : Element::kOther;
+}
+
 // The element type of a buffer's format, by the codes of the struct module.
 Element ElementOfFormat(const char* format, int64_t size) {
   if (*format == '@' || *format == '=' || *format == '<') {
@@ -41,7 +60,19 @@ Element ElementOfFormat(const char* format, int64_t size) {
     case 'i':
     case 'l':
     case 'q':
-      return size == 4 ? Element::kI32 : size == 8 ? Element::kI64 : Element::kOther;
+      return SignedInt(size);
+    case 'I':
+    case 'L':
+    case 'Q':
+      return UnsignedInt(size);
+    case 'b':
+      return Element::kI8;
+    case 'h':
+      return Element::kI16;
+    case 'B':
+      return Element::kU8;
+    case 'H':
+      return Element::kU16;
     default:
       return Element::kOther;
   }
@@ -61,9 +92,24 @@ Element ElementOfDLPack(nb::dlpack::dtype dtype) {
     case nb::dlpack::dtype_code::Bfloat:
       return dtype.bits == 16 ? Element::kBF16 : Element::kOther;
     case nb::dlpack::dtype_code::Int:
-      return dtype.bits == 32 ? Element::kI32 : dtype.bits == 64 ? Element::kI64 : Element::kOther;
+      return dtype.bits % 8 == 0 ? SignedInt(dtype.bits / 8) : Element::kOther;
+    case nb::dlpack::dtype_code::UInt:
+      return dtype.bits % 8 == 0 ? UnsignedInt(dtype.bits / 8) : Element::kOther;
     default:
       return Element::kOther;
+  }
+}
+
+// What no memory can hold is refused before frameworks, whose arithmetic may overflow, see it.
+void CheckBytes(Element element, std::span<const int64_t> shape) {
+  int64_t bytes = SizeOf(element);
+  bool fits = true;
+  for (const int64_t size : shape) {
+    fits = fits && !__builtin_mul_overflow(bytes, std::max<int64_t>(size, 1), &bytes);
+  }
+  if (!fits) {
+    ThrowMemoryError("no memory for a result of shape " + ShapeText(shape) + " and dtype " +
+                     Name(element) + ": more bytes than an address space has");
   }
 }
 
@@ -93,8 +139,13 @@ Array::Array(nb::handle object, const char* name, Access access)
     : name_(name), object_(nb::borrow(object)), framework_(FrameworkOf(object)) {
   switch (framework_) {
     case Framework::kNumPy:
-      ReadNumPy(access);
+      ReadNumPy(object_, access);
       break;
+    case Framework::kMasked:
+      ThrowTypeError(
+          std::string(name) +
+          " is a masked array, whose mask riffle would ignore: fill it (filled), or pass "
+          "its data");
     case Framework::kTorch:
       ReadTorch(access);
       break;
@@ -102,8 +153,7 @@ Array::Array(nb::handle object, const char* name, Access access)
       if (access == Access::kWrite) {
         ThrowTypeError(std::string(name) + " is a JAX array, which is immutable; leave out= away");
       }
-      CallMethod(object, known().block_until_ready);
-      ReadDLPack(object_, access);
+      ReadJax(access);
       break;
     case Framework::kOther:
       ReadDLPack(object_, access);
@@ -131,7 +181,8 @@ void Array::ReadBuffer(nb::handle object, Access access) {
   const int64_t size = buffer.itemsize;
   for (int i = 0; i < ndim_; ++i) {
     axes_[i] = {buffer.shape[i], 0};
-    if (buffer.shape[i] > 1) {
+    // Strides of other elements do not matter, as no call takes those; their size may be 0.
+    if (buffer.shape[i] > 1 && element_ != Element::kOther) {
       if (buffer.strides[i] % size != 0) {
         ThrowValueError(std::string(name_) + "'s axis " + std::to_string(i) + " has a stride of " +
                         std::to_string(buffer.strides[i]) + " bytes, not a multiple of the " +
@@ -142,15 +193,14 @@ void Array::ReadBuffer(nb::handle object, Access access) {
   }
 }
 
-void Array::ReadNumPy(Access access) {
-  const bool bfloat16 = ElementOfNumPy(Get(object_, known().dtype)) == Element::kBF16;
+void Array::ReadNumPy(nb::object array, Access access) {
+  const bool bfloat16 = ElementOfNumPy(Get(array, known().dtype)) == Element::kBF16;
   try {
-    if (bfloat16) {  // ml_dtypes exports neither a buffer nor DLPack
-      owner_ = CallMethod(object_, known().view, known().numpy_uint16);
-    }
-    ReadBuffer(bfloat16 ? owner_ : object_, access);
+    // ml_dtypes exports neither a buffer nor DLPack.
+    owner_ = bfloat16 ? CallMethod(array, known().view, known().numpy_uint16) : array;
+    ReadBuffer(owner_, access);
   } catch (nb::python_error& error) {
-    if (access == Access::kWrite && !IsTrue(object_.attr("flags").attr("writeable"))) {
+    if (access == Access::kWrite && !IsTrue(array.attr("flags").attr("writeable"))) {
       ThrowReadOnly(name_);
     }
     // Dates, float8 and the like have no buffer; the caller refuses the dtype by its name.
@@ -161,6 +211,23 @@ void Array::ReadNumPy(Access access) {
   if (bfloat16) {
     element_ = Element::kBF16;
   }
+}
+
+void Array::ReadJax(Access access) {
+  CallMethod(object_, known().block_until_ready);
+  try {
+    // Not nanobind's call of it: an interpreter that exits would end the process there.
+    owner_ = CallMethod(object_, known().dlpack);
+  } catch (nb::python_error& error) {
+    PyObject* arguments[] = {object_.ptr()};
+    nb::object gathered = Call(known().Jax().attr("gathered"), arguments);
+    if (gathered.is_none()) {  // it is on one device
+      nb::raise_from(error, PyExc_ValueError, "%s cannot be read in place", name_);
+    }
+    ReadNumPy(std::move(gathered), access);
+    return;
+  }
+  ReadDLPack(owner_, access);
 }
 
 void Array::ReadTorch(Access access) {
@@ -277,13 +344,15 @@ std::string ShapeText(std::span<const int64_t> shape) {
 }
 
 NewArray NewNumPyArray(Element element, std::span<const int64_t> shape) {
+  CheckBytes(element, shape);
   const nb::object tuple = ShapeTuple(shape);
   PyObject* arguments[] = {tuple.ptr(), NumPyDType(element).ptr()};
-  nb::object array = Checked(PyObject_Vectorcall(known().numpy_empty.ptr(), arguments, 2, nullptr));
+  nb::object array = Call(known().numpy_empty, arguments);
   return {array, NumPyData(array, element)};
 }
 
 NewArray NewArrayLike(const Array& x, Element element, std::span<const int64_t> shape) {
+  CheckBytes(element, shape);
   if (x.framework() == Framework::kTorch) {
     if (const DLPackExchangeApi* api = TorchExchangeApi()) {
       NewArray tensor;
@@ -292,13 +361,16 @@ NewArray NewArrayLike(const Array& x, Element element, std::span<const int64_t> 
     }
     const nb::object tuple = ShapeTuple(shape);
     PyObject* arguments[] = {x.object().ptr(), tuple.ptr(), TorchDType(element).ptr()};
-    nb::object tensor = Checked(PyObject_VectorcallMethod(known().new_empty.ptr(), arguments, 2,
-                                                          known().dtype_keyword.ptr()));
+    nb::object tensor = Checked(SleepAtExit([&] {
+      return PyObject_VectorcallMethod(known().new_empty.ptr(), arguments, 2,
+                                       known().dtype_keyword.ptr());
+    }));
     return {tensor, PyLong_AsVoidPtr(tensor.attr("data_ptr")().ptr())};
   }
   if (x.framework() == Framework::kJax) {
-    nb::object array =
-        nb::module_::import_("riffle._jax").attr("empty")(ShapeTuple(shape), NumPyDType(element));
+    const nb::object tuple = ShapeTuple(shape);
+    PyObject* arguments[] = {tuple.ptr(), NumPyDType(element).ptr()};
+    nb::object array = Call(known().Jax().attr("empty"), arguments);
     return {array, NumPyData(array, element)};
   }
   return NewNumPyArray(element, shape);
@@ -306,7 +378,8 @@ NewArray NewArrayLike(const Array& x, Element element, std::span<const int64_t> 
 
 nb::object Finished(const Array& x, NewArray array) {
   if (x.framework() == Framework::kJax) {
-    return nb::module_::import_("riffle._jax").attr("wrap")(x.object(), array.object);
+    PyObject* arguments[] = {x.object().ptr(), array.object.ptr()};
+    return Call(known().Jax().attr("wrap"), arguments);
   }
   return std::move(array.object);
 }

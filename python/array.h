@@ -57,7 +57,8 @@ class Array {
 
  private:
   void ReadBuffer(nb::handle object, Access access);
-  void ReadNumPy(Access access);
+  void ReadNumPy(nb::object array, Access access);
+  void ReadJax(Access access);
   void ReadTorch(Access access);
   void ReadDLPack(nb::handle object, Access access);
   void SetView(const nb::dlpack::dltensor& view);

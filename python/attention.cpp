@@ -1,8 +1,6 @@
 // Paged attention: Python's arguments to riffle/attention.h and back.
 #include "riffle/attention.h"
 
-#include <bit>
-#include <cmath>
 #include <cstring>
 #include <deque>
 #include <optional>
@@ -53,6 +51,72 @@ PagedKv Pages(const Array& x, const Layout& layout) {
           x.axis(3).size, page.stride, token.stride, head.stride};
 }
 
+std::optional<float> OptionalFloat(nb::handle value, const char* name) {
+  if (value.is_none()) {
+    return std::nullopt;
+  }
+  const double number = PyFloat_AsDouble(value.ptr());
+  if (number == -1.0 && PyErr_Occurred() != nullptr) {
+    PyErr_Clear();
+    ThrowTypeError(std::string(name) + " must be a number or None, not " +
+                   nb::cast<std::string>(nb::repr(value)));
+  }
+  return static_cast<float>(number);
+}
+
+// int8 pages and their scales: one number, or an array that is broadcast to `pages` without its
+// last axis, as NumPy broadcasts. An element stands for itself times its scale.
+class Scales {
+ public:
+  Scales(nb::handle object, const char* name) {
+    if (object.is_none()) {
+      return;
+    }
+    if (IsArray(object)) {
+      array_.emplace(object, name);
+    } else {
+      number_ = *OptionalFloat(object, name);
+      given_ = true;
+    }
+  }
+
+  explicit operator bool() const { return given_ || array_; }
+
+  PagedKv Apply(const Array& pages, const Layout& layout) const {
+    CheckElement(pages, Element::kI8);
+    CheckAxes(pages, 4, layout.form);
+    CheckLastAxisContiguous(pages);
+    const Axis &page = pages.axis(layout.page), &token = pages.axis(layout.token),
+               &head = pages.axis(layout.head);
+    PagedKv kv{pages.data(),       DType::kF32, page.size,    token.size, head.size,
+               pages.axis(3).size, page.stride, token.stride, head.stride};
+    kv.scales = {&number_, 0, 0, 0, 1.0f};
+    if (array_) {
+      kv.dtype = FloatingDType(*array_);
+      kv.scales = {array_->data(), Stride(pages, layout.page), Stride(pages, layout.token),
+                   Stride(pages, layout.head), 1.0f};
+    }
+    return kv;
+  }
+
+ private:
+  // Of the scales along axis `axis` of the pages.
+  int64_t Stride(const Array& pages, int axis) const {
+    const int own = axis - 3 + array_->ndim();
+    if (array_->ndim() > 3 || (own >= 0 && array_->axis(own).size != 1 &&
+                               array_->axis(own).size != pages.axis(axis).size)) {
+      ThrowValueError(std::string(array_->name()) + " has shape " + array_->Shape() +
+                      "; it must broadcast to that of " + pages.name() + ", " + pages.Shape() +
+                      ", without its last axis");
+    }
+    return own < 0 || array_->axis(own).size == 1 ? 0 : array_->axis(own).stride;
+  }
+
+  std::optional<Array> array_;
+  float number_ = 0;
+  bool given_ = false;
+};
+
 // A matrix argument whose rows are contiguous, or have been made so.
 template <typename T>
 class Matrix {
@@ -94,23 +158,6 @@ class Matrix {
   const T* data_;
 };
 
-float FloatOfHalf(uint16_t bits) {
-  const int exponent = bits >> 10 & 31, mantissa = bits & 0x3ff;
-  const float magnitude = exponent == 31 ? (mantissa != 0 ? NAN : INFINITY)
-                          : exponent == 0
-                              ? std::ldexp(static_cast<float>(mantissa), -24)
-                              : std::ldexp(static_cast<float>(mantissa + 1024), exponent - 25);
-  return (bits & 0x8000) != 0 ? -magnitude : magnitude;
-}
-
-float FloatAt(const uint8_t* element, DType dtype) {
-  uint32_t bits = 0;
-  std::memcpy(&bits, element, SizeOf(dtype));
-  return dtype == DType::kF16   ? FloatOfHalf(static_cast<uint16_t>(bits))
-         : dtype == DType::kF32 ? std::bit_cast<float>(bits)
-                                : std::bit_cast<float>(bits << 16);
-}
-
 // The floats of a 1-dimensional array of any of the three dtypes.
 std::vector<float> Floats(nb::handle object, const char* name) {
   const Array x(object, name);
@@ -123,19 +170,6 @@ std::vector<float> Floats(nb::handle object, const char* name) {
         FloatAt(static_cast<const uint8_t*>(x.data()) + i * x.axis(0).stride * size, dtype));
   }
   return floats;
-}
-
-std::optional<float> OptionalFloat(nb::handle value, const char* name) {
-  if (value.is_none()) {
-    return std::nullopt;
-  }
-  const double number = PyFloat_AsDouble(value.ptr());
-  if (number == -1.0 && PyErr_Occurred() != nullptr) {
-    PyErr_Clear();
-    ThrowTypeError(std::string(name) + " must be a number or None, not " +
-                   nb::cast<std::string>(nb::repr(value)));
-  }
-  return static_cast<float>(number);
 }
 
 // The results of a call on x: `out`, given or new, and lse if wanted.
@@ -182,11 +216,16 @@ nb::object PyPagedAttention(nb::handle q_object, nb::handle keys_object, nb::han
                             nb::handle cu_q_lens_object, nb::handle layout_name, nb::handle scale,
                             nb::handle causal, nb::handle window, nb::handle soft_cap,
                             nb::handle sinks, nb::handle mask_value, nb::handle out,
-                            nb::handle return_lse) {
+                            nb::handle return_lse, nb::handle key_scales_object,
+                            nb::handle value_scales_object) {
   const Array q(q_object, "q"), keys(keys_object, "keys"), values(values_object, "values");
   const Layout layout = Layout::Of(layout_name);
   const HeadsView q_view = Heads(q);
-  const PagedKv keys_view = Pages(keys, layout), values_view = Pages(values, layout);
+  const Scales key_scales(key_scales_object, "key_scales");
+  const Scales value_scales(value_scales_object, "value_scales");
+  const PagedKv keys_view = key_scales ? key_scales.Apply(keys, layout) : Pages(keys, layout);
+  const PagedKv values_view =
+      value_scales ? value_scales.Apply(values, layout) : Pages(values, layout);
   const Int32Span kv_lens(kv_lens_object, "kv_lens");
   const Matrix<int32_t> page_table(page_table_object, "page_table", Element::kI32,
                                    "[sequences, max_pages]");
@@ -210,7 +249,7 @@ nb::object PyPagedAttention(nb::handle q_object, nb::handle keys_object, nb::han
 
   AttentionOptions options;
   options.scale = OptionalFloat(scale, "scale");
-  options.causal = IsTrue(causal);
+  options.causal = Bool(causal, "causal");
   if (!window.is_none()) {
     options.window = Int64(window, "window");
   }
@@ -224,7 +263,7 @@ nb::object PyPagedAttention(nb::handle q_object, nb::handle keys_object, nb::han
     }
     options.sinks = sink_logits;
   }
-  Results results(q, out, IsTrue(return_lse));
+  Results results(q, out, Bool(return_lse, "return_lse"));
   {
     const KernelScope scope;
     PagedAttention(q_view, keys_view, values_view, batch, results.view(), options);
@@ -265,7 +304,7 @@ nb::object PyMergeStates(nb::handle outs_object, nb::handle lses_object) {
 void BindAttention(nb::module_& m) {
   const auto any = nb::arg().none();  // what None means is for the functions to say
   m.def("paged_attention", &PyPagedAttention, any, any, any, any, any, any, any, any, any, any, any,
-        any, any, any, any);
+        any, any, any, any, any, any);
   m.def("merge_states", &PyMergeStates, any, any);
 }
 

@@ -47,13 +47,13 @@ nb::dict PyInfo() {
 
 void PySetNumThreads(nb::handle n) {
   const int threads = Int32(n, "n");
-  const nb::gil_scoped_release no_gil;  // it waits for a running call
+  const GilReleased no_gil;  // it waits for a running call
   SetNumThreads(threads);
 }
 
 // `function` is the address of a ParallelRegion, 0 of none.
 void PySetTeam(uintptr_t function) {
-  const nb::gil_scoped_release no_gil;
+  const GilReleased no_gil;
   SetParallelRegion(reinterpret_cast<ParallelRegion>(function));
 }
 
@@ -62,11 +62,12 @@ void PySetTarget(nb::handle name) {
   if (!name.is_none() && !nb::try_cast(name, target)) {
     ThrowTypeError("name must be a str or None, not " + nb::cast<std::string>(nb::repr(name)));
   }
+  const GilReleased no_gil;
   SetTarget(target);
 }
 
 void PyReleaseScratch() {
-  const nb::gil_scoped_release no_gil;  // it waits for a running call
+  const GilReleased no_gil;  // it waits for a running call
   ReleaseScratch();
 }
 
@@ -92,6 +93,8 @@ void BindRuntime(nb::module_& m) {
 }  // namespace riffle::python
 
 NB_MODULE(_core, m) {
+  // Daemon threads that live when the interpreter exits keep what they hold.
+  nanobind::set_leak_warnings(false);
   nanobind::register_exception_translator(riffle::python::Translate);
   riffle::python::LoadKnown();
   riffle::python::BindAttention(m);

@@ -5,6 +5,8 @@
 
 #include <dlfcn.h>
 
+#include "array.h"
+
 namespace riffle::python {
 namespace {
 
@@ -59,8 +61,20 @@ int32_t ScalarType(Element element) {
       return 7;
     case Element::kBF16:
       return 15;
+    case Element::kU8:
+      return 0;
+    case Element::kI8:
+      return 1;
+    case Element::kI16:
+      return 2;
     case Element::kI32:
       return 3;
+    case Element::kU16:
+      return 27;
+    case Element::kU32:
+      return 28;
+    case Element::kU64:
+      return 29;
     default:
       return 4;
   }
@@ -88,17 +102,30 @@ nb::object NewTensorByShim(const TorchShim& shim, Element element, std::span<con
 
 nb::dlpack::dtype DLPackDType(Element element) {
   using Code = nb::dlpack::dtype_code;
-  const Code code = element == Element::kBF16                              ? Code::Bfloat
-                    : element == Element::kI32 || element == Element::kI64 ? Code::Int
-                                                                           : Code::Float;
+  Code code = Code::Float;
+  switch (element) {
+    case Element::kBF16:
+      code = Code::Bfloat;
+      break;
+    case Element::kI8:
+    case Element::kI16:
+    case Element::kI32:
+    case Element::kI64:
+      code = Code::Int;
+      break;
+    case Element::kU8:
+    case Element::kU16:
+    case Element::kU32:
+    case Element::kU64:
+      code = Code::UInt;
+      break;
+    default:
+      break;
+  }
   return {static_cast<uint8_t>(code), static_cast<uint8_t>(SizeOf(element) * 8), 1};
 }
 
-// `kind` is the name of a built-in exception.
-void SetError(void*, const char* kind, const char* message) {
-  const nb::object type = nb::getattr(nb::module_::import_("builtins"), kind, nb::none());
-  PyErr_SetString(type.is_none() ? PyExc_RuntimeError : type.ptr(), message);
-}
+void IgnoreError(void*, const char*, const char*) {}
 
 const DLPackExchangeApi* FindTorchExchangeApi() {
   const nb::object type = nb::module_::import_("torch").attr("Tensor");
@@ -130,7 +157,6 @@ const DLPackExchangeApi* TorchExchangeApi() {
 nb::object NewTensor(const DLPackExchangeApi& api, Element element, std::span<const int64_t> shape,
                      void** data) {
   if (const TorchShim* shim = FindTorchShim(); shim != nullptr && shape.size() <= kMaxTensorAxes) {
-    // Out of memory and the like are left to DLPack, which says why.
     if (nb::object tensor = NewTensorByShim(*shim, element, shape, data); tensor.is_valid()) {
       return tensor;
     }
@@ -143,8 +169,10 @@ nb::object NewTensor(const DLPackExchangeApi& api, Element element, std::span<co
   prototype.shape = const_cast<int64_t*>(shape.data());
   DLManagedTensorVersioned* tensor = nullptr;
   void* object = nullptr;
-  if (api.allocate(&prototype, &tensor, nullptr, SetError) != 0) {
-    nb::raise_python_error();
+  if (api.allocate(&prototype, &tensor, nullptr, IgnoreError) != 0) {
+    PyErr_Clear();  // PyTorch's text has its C++ stack in it
+    ThrowMemoryError("no memory for a result of shape " + ShapeText(shape) + " and dtype " +
+                     Name(element));
   }
   *data = tensor->tensor.data;
   if (api.object_from_managed(tensor, &object) != 0) {

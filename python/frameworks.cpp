@@ -2,11 +2,17 @@
 
 #include <nanobind/ndarray.h>
 
+#include <iterator>
+
+#include "kernel_scope.h"
+
 namespace riffle::python {
 namespace {
 
-constexpr const char* kElementNames[] = {"float32", "float16", "bfloat16",
-                                         "int32",   "int64",   "float64"};
+constexpr const char* kElementNames[] = {"float32", "float16", "bfloat16", "int32",
+                                         "int64",   "float64", "int8",     "int16",
+                                         "uint8",   "uint16",  "uint32",   "uint64"};
+static_assert(std::size(kElementNames) == kElements);
 
 // An imported module, or null: asking for JAX must not import JAX.
 nb::object ImportedModule(const char* name) {
@@ -25,6 +31,9 @@ bool IsInstance(nb::handle object, const char* module_name, const char* outer, c
 }
 
 Framework FindFramework(nb::handle object) {
+  if (IsInstance(object, "numpy.ma", nullptr, "MaskedArray")) {
+    return Framework::kMasked;
+  }
   if (nb::isinstance(object, known().numpy_array)) {
     return Framework::kNumPy;
   }
@@ -46,12 +55,20 @@ Known::Known() {
   const nb::module_ numpy = nb::module_::import_("numpy");
   numpy_array = numpy.attr("ndarray");
   numpy_empty = numpy.attr("empty");
+  numpy_bool = numpy.attr("bool_");
   numpy_uint16 = numpy.attr("dtype")("uint16");
   for (int i = 0; i < kElements; ++i) {
     if (static_cast<Element>(i) != Element::kBF16) {
       numpy_dtypes[i] = numpy.attr("dtype")(kElementNames[i]);
     }
   }
+}
+
+nb::handle Known::Jax() {
+  if (!jax.is_valid()) {
+    jax = Checked(SleepAtExit([] { return PyImport_ImportModule("riffle._jax"); }));
+  }
+  return jax;
 }
 
 namespace {
@@ -69,17 +86,24 @@ nb::object Checked(PyObject* result) {
 }
 
 nb::object Get(nb::handle object, const nb::str& name) {
-  return Checked(PyObject_GetAttr(object.ptr(), name.ptr()));
+  return Checked(SleepAtExit([&] { return PyObject_GetAttr(object.ptr(), name.ptr()); }));
 }
 
 nb::object CallMethod(nb::handle object, const nb::str& name, nb::handle argument) {
   PyObject* arguments[] = {object.ptr(), argument.ptr()};
-  return Checked(
-      PyObject_VectorcallMethod(name.ptr(), arguments, argument.is_valid() ? 2 : 1, nullptr));
+  return Checked(SleepAtExit([&] {
+    return PyObject_VectorcallMethod(name.ptr(), arguments, argument.is_valid() ? 2 : 1, nullptr);
+  }));
+}
+
+nb::object Call(nb::handle function, std::span<PyObject* const> arguments) {
+  return Checked(SleepAtExit([&] {
+    return PyObject_Vectorcall(function.ptr(), arguments.data(), arguments.size(), nullptr);
+  }));
 }
 
 bool IsTrue(nb::handle object) {
-  const int truth = PyObject_IsTrue(object.ptr());
+  const int truth = SleepAtExit([&] { return PyObject_IsTrue(object.ptr()); });
   if (truth < 0) {
     nb::raise_python_error();
   }
@@ -87,11 +111,15 @@ bool IsTrue(nb::handle object) {
 }
 
 std::string Text(nb::handle object) {
-  return nb::cast<std::string>(Checked(PyObject_Str(object.ptr())));
+  return nb::cast<std::string>(Checked(SleepAtExit([&] { return PyObject_Str(object.ptr()); })));
 }
 
 void ThrowValueError(const std::string& text) { throw nb::value_error(text.c_str()); }
 void ThrowTypeError(const std::string& text) { throw nb::type_error(text.c_str()); }
+void ThrowMemoryError(const std::string& text) {
+  PyErr_SetString(PyExc_MemoryError, text.c_str());
+  nb::raise_python_error();
+}
 
 nb::handle NumPyDType(Element element) {
   nb::object& dtype = known().numpy_dtypes[static_cast<int>(element)];
@@ -131,11 +159,17 @@ Element ElementOf(DType dtype) {
 
 int64_t SizeOf(Element element) {
   switch (element) {
+    case Element::kI8:
+    case Element::kU8:
+      return 1;
     case Element::kF16:
     case Element::kBF16:
+    case Element::kI16:
+    case Element::kU16:
       return 2;
     case Element::kF64:
     case Element::kI64:
+    case Element::kU64:
       return 8;
     default:
       return 4;

@@ -7,6 +7,7 @@
 #include <nanobind/stl/string_view.h>
 
 #include <cstdint>
+#include <span>
 #include <string>
 #include <utility>
 #include <vector>
@@ -18,7 +19,8 @@ namespace riffle::python {
 namespace nb = nanobind;
 
 enum class Framework : uint8_t {
-  kNone,  // not an array
+  kNone,    // not an array
+  kMasked,  // numpy.ma's: refused, as its mask would be ignored
   kNumPy,
   kTorch,
   kJax,
@@ -28,7 +30,21 @@ enum class Framework : uint8_t {
 
 Framework FrameworkOf(nb::handle object);
 
-enum class Element : uint8_t { kF32, kF16, kBF16, kI32, kI64, kF64, kOther };
+enum class Element : uint8_t {
+  kF32,
+  kF16,
+  kBF16,
+  kI32,
+  kI64,
+  kF64,
+  kI8,
+  kI16,
+  kU8,
+  kU16,
+  kU32,
+  kU64,
+  kOther
+};
 inline constexpr int kElements = static_cast<int>(Element::kOther);
 
 const char* Name(Element element);
@@ -45,15 +61,17 @@ struct Known {
   nb::str dtype = Intern("dtype"), is_cpu = Intern("is_cpu"), is_neg = Intern("is_neg"),
           resolve_neg = Intern("resolve_neg"), requires_grad = Intern("requires_grad"),
           view = Intern("view"), new_empty = Intern("new_empty"),
-          block_until_ready = Intern("block_until_ready");
+          block_until_ready = Intern("block_until_ready"), dlpack = Intern("__dlpack__");
   nb::object dtype_keyword = nb::make_tuple(dtype);  // names of keyword arguments
 
-  nb::object numpy_array, numpy_empty, numpy_uint16;
+  nb::object numpy_array, numpy_empty, numpy_uint16, numpy_bool;
   nb::object numpy_dtypes[kElements];                      // bfloat16: null until an array has it
+  nb::object jax;                                          // null until an array comes
   nb::object torch_dtypes[kElements];                      // null until a tensor comes
   std::vector<std::pair<PyTypeObject*, Framework>> types;  // held
 
   Known();
+  nb::handle Jax();  // riffle._jax, which imports JAX
 
   static nb::str Intern(const char* text) {
     return nb::steal<nb::str>(PyUnicode_InternFromString(text));
@@ -63,10 +81,12 @@ struct Known {
 Known& known();
 void LoadKnown();  // once, before all else
 
-// The Python API with exceptions; `name` is one of Known's, so that no string is made.
+// The Python API with exceptions, for threads that may live when the interpreter exits (see
+// SleepAtExit); `name` is one of Known's, so that no string is made.
 nb::object Checked(PyObject* result);
 nb::object Get(nb::handle object, const nb::str& name);
 nb::object CallMethod(nb::handle object, const nb::str& name, nb::handle argument = {});
+nb::object Call(nb::handle function, std::span<PyObject* const> arguments);
 bool IsTrue(nb::handle object);
 
 // str(object). nb::str(object.attr(...)) would take the attribute for a string that it is not.
@@ -74,5 +94,6 @@ std::string Text(nb::handle object);
 
 [[noreturn]] void ThrowValueError(const std::string& text);
 [[noreturn]] void ThrowTypeError(const std::string& text);
+[[noreturn]] void ThrowMemoryError(const std::string& text);
 
 }  // namespace riffle::python

@@ -171,7 +171,12 @@ void BindKvCache(nb::module_& m) {
       .def("pages_free",
            [](Self& self) { return self.Locked([](KvCache& c) { return c.pages_free(); }); })
       .def("pages_shared",
-           [](Self& self) { return self.Locked([](KvCache& c) { return c.pages_shared(); }); });
+           [](Self& self) { return self.Locked([](KvCache& c) { return c.pages_shared(); }); })
+      .def("pages_used",
+           [](Self& self) { return self.Locked([](KvCache& c) { return c.pages_used(); }); })
+      .def("sequences",
+           [](Self& self) { return self.Locked([](KvCache& c) { return c.sequences(); }); })
+      .def("bytes", [](Self& self) { return self.Locked([](KvCache& c) { return c.bytes(); }); });
 }
 
 }  // namespace riffle::python

@@ -1,10 +1,12 @@
 // Sampling: Python's arguments to riffle/sampling.h and back.
 #include "riffle/sampling.h"
 
-#include <algorithm>
+#include <cmath>
 #include <cstring>
 #include <limits>
+#include <string>
 #include <type_traits>
+#include <utility>
 #include <vector>
 
 #include "arguments.h"
@@ -15,20 +17,32 @@
 namespace riffle::python {
 namespace {
 
-// Beyond T: its limits, which no parameter admits, and for floats infinity.
-template <typename T, typename From>
-T Narrow(From value) {
-  if constexpr (std::is_integral_v<T>) {
-    constexpr int64_t kMin = std::numeric_limits<T>::min();
-    constexpr int64_t kMax = std::numeric_limits<T>::max();
-    return static_cast<T>(std::clamp<int64_t>(value, kMin, kMax));
-  } else {
-    return static_cast<T>(value);
+// The double `value` of parameter `name` as a float. What rounds to 0 means what 0 does.
+float Narrow(double value, const std::string& name) {
+  const auto narrow = static_cast<float>(value);
+  if (std::isinf(narrow) && !std::isinf(value)) {
+    ThrowValueError(name + " = " + nb::cast<std::string>(nb::repr(nb::float_(value))) +
+                    " is not in the range of float32");
   }
+  return narrow;
+}
+
+// The int `value` of parameter `name` as a T.
+template <typename T, typename From>
+T Narrow(From value, const std::string& name) {
+  if (!std::in_range<T>(value)) {
+    // A top_k beyond int32 is off, as any that is above the number of columns.
+    if (std::is_same_v<T, int32_t> && value > 0) {
+      return std::numeric_limits<T>::max();
+    }
+    ThrowValueError(name + " = " + std::to_string(value) + " is not in the range of int" +
+                    std::to_string(8 * sizeof(T)));
+  }
+  return static_cast<T>(value);
 }
 
 // A number, an array [rows], or None for the default: what each list of SampleOptions is made of.
-// Copied: a few numbers a row, of either width.
+// Arrays are copied, a few numbers a row: of any integers, and for floats of any floats too.
 template <typename T>
 class List {
  public:
@@ -42,14 +56,7 @@ class List {
     }
     const Array array(object, name);
     CheckAxes(array, 1, "one number, or [rows]");
-    if (array.element() == (kInt ? Element::kI32 : Element::kF32)) {
-      Copy<std::conditional_t<kInt, int32_t, float>>(array);
-    } else if (array.element() == (kInt ? Element::kI64 : Element::kF64)) {
-      Copy<std::conditional_t<kInt, int64_t, double>>(array);
-    } else {
-      ThrowTypeError(std::string(name) + " has dtype " + array.DTypeName() + "; it must be " +
-                     (kInt ? "int32 or int64" : "float32 or float64"));
-    }
+    Read(array);
   }
 
   std::span<const T> get() const { return values_; }
@@ -57,19 +64,19 @@ class List {
  private:
   static constexpr bool kInt = std::is_integral_v<T>;
 
-  // Scalars of NumPy and arrays without axes are numbers.
-  static bool IsArray(nb::handle object) {
-    if (PyFloat_Check(object.ptr()) || PyLong_Check(object.ptr()) ||
-        FrameworkOf(object) == Framework::kNone) {
-      return false;
-    }
-    const nb::object ndim = nb::getattr(object, "ndim", nb::none());
-    return ndim.is_none() || Int64(ndim, "ndim") != 0;
-  }
-
   static T Number(nb::handle object, const char* name) {
-    if constexpr (std::is_integral_v<T>) {
-      return Narrow<T>(Int64(object, name));
+    if constexpr (kInt) {
+      const nb::object index = Index(object, name);
+      int overflow = 0;
+      const long long value = PyLong_AsLongLongAndOverflow(index.ptr(), &overflow);
+      if (overflow == 0) {
+        return Narrow<T>(value, name);
+      }
+      if (std::is_same_v<T, int32_t> && overflow > 0) {
+        return std::numeric_limits<T>::max();
+      }
+      ThrowValueError(std::string(name) + " = " + Text(index) + " is not in the range of int" +
+                      std::to_string(8 * sizeof(T)));
     } else {
       const double value = PyFloat_AsDouble(object.ptr());
       if (value == -1 && PyErr_Occurred() != nullptr) {
@@ -77,18 +84,70 @@ class List {
         ThrowTypeError(std::string(name) + " must be a float, not " +
                        nb::cast<std::string>(nb::repr(object)));
       }
-      return Narrow<T>(value);
+      return static_cast<T>(value);  // beyond float32: infinity, which no parameter admits
     }
+  }
+
+  void Read(const Array& array) {
+    switch (array.element()) {
+      case Element::kI8:
+        return Copy<int8_t>(array);
+      case Element::kI16:
+        return Copy<int16_t>(array);
+      case Element::kI32:
+        return Copy<int32_t>(array);
+      case Element::kI64:
+        return Copy<int64_t>(array);
+      case Element::kU8:
+        return Copy<uint8_t>(array);
+      case Element::kU16:
+        return Copy<uint16_t>(array);
+      case Element::kU32:
+        return Copy<uint32_t>(array);
+      case Element::kU64:
+        return Copy<uint64_t>(array);
+      default:
+        ReadFloats(array);
+    }
+  }
+
+  void ReadFloats(const Array& array) {
+    if constexpr (!kInt) {
+      if (array.element() == Element::kF64) {
+        return Copy<double>(array);
+      }
+      if (array.element() != Element::kOther) {  // all else are the three of FloatAt
+        const DType dtype = FloatingDType(array);
+        return ForEach(array, [&](const uint8_t* element, const std::string&) {
+          values_.push_back(FloatAt(element, dtype));
+        });
+      }
+    }
+    ThrowTypeError(std::string(array.name()) + " has dtype " + array.DTypeName() + "; it must be " +
+                   (kInt ? "an integer type" : "a float or an integer type"));
   }
 
   template <typename From>
   void Copy(const Array& array) {
+    ForEach(array, [&](const uint8_t* element, const std::string& name) {
+      From value;
+      std::memcpy(&value, element, sizeof(From));
+      if constexpr (kInt) {
+        values_.push_back(Narrow<T>(value, name));
+      } else {
+        values_.push_back(Narrow(static_cast<double>(value), name));
+      }
+    });
+  }
+
+  // call(address, "name[i]")
+  template <typename Call>
+  static void ForEach(const Array& array, const Call& call) {
     const auto [size, stride] = array.axis(0);
     const auto* data = static_cast<const uint8_t*>(array.data());
     for (int64_t i = 0; i < size; ++i) {
-      From value;
-      std::memcpy(&value, data + i * stride * static_cast<int64_t>(sizeof(From)), sizeof(From));
-      values_.push_back(Narrow<T>(value));
+      call(data + i * stride * SizeOf(array.element()),
+           std::string(array.name()) + "[" + std::to_string(i) + "]");
     }
   }
 
@@ -96,11 +155,7 @@ class List {
 };
 
 uint64_t Seed(nb::handle seed) {
-  const nb::object index = nb::steal(PyNumber_Index(seed.ptr()));
-  if (!index.is_valid()) {
-    PyErr_Clear();
-    ThrowTypeError("seed must be an int, not " + nb::cast<std::string>(nb::repr(seed)));
-  }
+  const nb::object index = Index(seed, "seed");
   const unsigned long long value = PyLong_AsUnsignedLongLong(index.ptr());
   if (PyErr_Occurred() != nullptr) {
     PyErr_Clear();
@@ -111,7 +166,8 @@ uint64_t Seed(nb::handle seed) {
 
 nb::object PySample(nb::handle logits_object, nb::handle temperature, nb::handle top_k,
                     nb::handle top_p, nb::handle min_p, nb::handle seed, nb::handle stream,
-                    nb::handle position, bool return_logprobs) {
+                    nb::handle position, nb::handle return_logprobs_object) {
+  const bool return_logprobs = Bool(return_logprobs_object, "return_logprobs");
   const Array logits(logits_object, "logits");
   const DType dtype = FloatingDType(logits);
   CheckAxes(logits, 2, "[rows, vocab]");
@@ -152,7 +208,7 @@ nb::object PySample(nb::handle logits_object, nb::handle temperature, nb::handle
 
 void BindSampling(nb::module_& m) {
   m.def("sample", &PySample, nb::arg(), nb::arg().none(), nb::arg().none(), nb::arg().none(),
-        nb::arg().none(), nb::arg(), nb::arg().none(), nb::arg().none(), nb::arg());
+        nb::arg().none(), nb::arg().none(), nb::arg().none(), nb::arg().none(), nb::arg().none());
 }
 
 }  // namespace riffle::python

@@ -41,24 +41,16 @@ class K {
     }
     width = x.rows > 0 ? *most : 0;
   }
-
- private:
-  // Scalars of NumPy and arrays without axes are numbers.
-  static bool IsArray(nb::handle k) {
-    if (PyLong_Check(k.ptr()) || FrameworkOf(k) == Framework::kNone) {
-      return false;
-    }
-    const nb::object ndim = nb::getattr(k, "ndim", nb::none());
-    return ndim.is_none() || Int64(ndim, "k.ndim") != 0;
-  }
 };
 
 struct Options {
   std::vector<int> schedule;
   TopKOptions options;
 
-  Options(nb::handle sorted, nb::handle algorithm, nb::handle lanes, nb::handle depth_schedule) {
-    options.sorted = IsTrue(sorted);
+  Options(nb::handle sorted, nb::handle largest, nb::handle algorithm, nb::handle lanes,
+          nb::handle depth_schedule) {
+    options.sorted = Bool(sorted, "sorted");
+    options.largest = Bool(largest, "largest");
     options.algorithm = AlgorithmOf(algorithm);
     options.lanes = Int32(lanes, "lanes");
     schedule = Schedule(depth_schedule);
@@ -183,27 +175,32 @@ nb::object Column(const Array& x, Element element, const std::vector<TopKStats>&
   return Finished(x, std::move(column));
 }
 
-// The columns [begin, end) of a block whose largest k is below that of all.
-void PadColumns(const MatrixView& x, int64_t begin, int64_t end, const TopKOut& out) {
-  const uint32_t minus_inf = x.dtype == DType::kF32   ? 0xff800000u
-                             : x.dtype == DType::kF16 ? 0xfc00u
-                                                      : 0xff80u;
+// The columns [begin, end) of a block whose largest k is below that of all: with -inf, or +inf
+// where the smallest are wanted.
+void PadColumns(const MatrixView& x, int64_t begin, int64_t end, bool largest, const TopKOut& out) {
+  const uint32_t plus_inf = x.dtype == DType::kF32   ? 0x7f800000u
+                            : x.dtype == DType::kF16 ? 0x7c00u
+                                                     : 0x7f80u;
+  const uint32_t sign = x.dtype == DType::kF32 ? 0x80000000u : 0x8000u;
+  const uint32_t padding = largest ? plus_inf | sign : plus_inf;
   const auto size = static_cast<int64_t>(SizeOf(x.dtype));
   for (int64_t row = 0; row < x.rows; ++row) {
     uint8_t* const values = static_cast<uint8_t*>(out.values) + row * out.values_stride * size;
     for (int64_t i = begin; i < end; ++i) {
-      std::memcpy(values + i * size, &minus_inf, static_cast<size_t>(size));  // little-endian
+      std::memcpy(values + i * size, &padding, static_cast<size_t>(size));  // little-endian
       std::memcpy(out.indices + row * out.indices_stride + i, "\xff\xff\xff\xff", 4);
     }
   }
 }
 
-nb::object PyTopK(nb::handle x_object, nb::handle k_object, nb::handle sorted, nb::handle algorithm,
-                  nb::handle lanes, nb::handle depth_schedule, nb::handle out, bool return_stats) {
+nb::object PyTopK(nb::handle x_object, nb::handle k_object, nb::handle sorted, nb::handle largest,
+                  nb::handle algorithm, nb::handle lanes, nb::handle depth_schedule, nb::handle out,
+                  nb::handle return_stats_object) {
+  const bool return_stats = Bool(return_stats_object, "return_stats");
   const Array x(x_object, "x");
   const DType dtype = FloatingDType(x);
   const Rows rows(x);
-  const Options options(sorted, algorithm, lanes, depth_schedule);
+  const Options options(sorted, largest, algorithm, lanes, depth_schedule);
   const K k(k_object, {x.data(), dtype, rows.rows(), rows.cols(), 0}, options.options);
 
   int64_t shape[kMaxAxes];
@@ -233,7 +230,8 @@ nb::object PyTopK(nb::handle x_object, nb::handle k_object, nb::handle sorted, n
       const auto block_k =
           k.per_row->get().subspan(static_cast<size_t>(row), static_cast<size_t>(view.rows));
       TopK(view, block_k, block_out, options.options);
-      PadColumns(view, *std::max_element(block_k.begin(), block_k.end()), k.width, block_out);
+      PadColumns(view, *std::max_element(block_k.begin(), block_k.end()), k.width,
+                 options.options.largest, block_out);
     }
   }
   if (!return_stats) {
@@ -273,7 +271,7 @@ nb::object PyTopKPerRow(nb::handle x_object, nb::handle starts_object, nb::handl
   const Int32Span ends(ends_object, "ends");
   const int64_t k = Int64(k_object, "k");
   TopKOptions options;
-  options.sorted = IsTrue(sorted);
+  options.sorted = Bool(sorted, "sorted");
   return PerRow(x, k, out, [&](const MatrixView& view, const OutView<int32_t>& indices) {
     const bool empty = view.rows == 0;
     TopKPerRow(view, empty ? std::span<const int32_t>() : starts.get(),
@@ -330,7 +328,7 @@ nb::object PyDepthProbabilities(nb::handle k, nb::handle lanes) {
 
 void BindTopK(nb::module_& m) {
   const auto any = nb::arg().none();  // what None means is for the functions to say
-  m.def("top_k", &PyTopK, any, any, any, any, any, any, any, any);
+  m.def("top_k", &PyTopK, any, any, any, any, any, any, any, any, any);
   m.def("top_k_per_row", &PyTopKPerRow, any, any, any, any, any, any);
   m.def("top_k_per_row_decode", &PyTopKPerRowDecode, any, any, any, any, any);
   m.def("plan_top_k", &PyPlanTopK, any, any, any, any, any);

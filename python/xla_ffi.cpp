@@ -224,32 +224,39 @@ struct Attention {
 };
 
 // The library's names of arguments -> those of riffle.jax.
-using Names = std::span<const std::string_view[2]>;
-constexpr std::string_view kDecodeNames[][2] = {{"page_table", "page_indices"},
-                                                {"kv_lens", "lengths"},
-                                                {"keys", "k_pages"},
-                                                {"values", "v_pages"}};
-constexpr std::string_view kPrefillNames[][2] = {{"page_table", "page_indices"},
-                                                 {"kv_lens[0]", "length"},
-                                                 {"keys", "k_pages"},
-                                                 {"values", "v_pages"}};
+struct Name {
+  std::string_view from, to;
+  bool single = false;  // one number there, of which an index is no part
+};
+constexpr Name kDecodeNames[] = {{"page_table", "page_indices"},
+                                 {"kv_lens", "lengths"},
+                                 {"keys", "k_pages"},
+                                 {"values", "v_pages"}};
+constexpr Name kPrefillNames[] = {{"page_table", "page_indices"},
+                                  {"kv_lens", "length", true},
+                                  {"keys", "k_pages"},
+                                  {"values", "v_pages"}};
 
-std::string Renamed(std::string text, Names names) {
-  for (const auto& [from, to] : names) {
-    for (size_t at = text.find(from); at != text.npos; at = text.find(from, at + to.size())) {
-      text.replace(at, from.size(), to);
+Error Renamed(const Error& e, std::span<const Name> names) {
+  for (const auto& [from, to, single] : names) {
+    if (e.argument() == from) {
+      std::string_view rest = std::string_view(e.what()).substr(from.size());
+      if (single && rest.starts_with('[')) {
+        rest.remove_prefix(rest.find(']') + 1);
+      }
+      return {e.code(), std::string(to).append(rest), to.size()};
     }
   }
-  return text;
+  return e;
 }
 
 template <typename Call>
-ffi::Error RunAttention(Names names, const Call& call) {
+ffi::Error RunAttention(std::span<const Name> names, const Call& call) {
   return Run([&] {
     try {
       call();
     } catch (const Error& e) {
-      throw Error(e.code(), Renamed(e.what(), names));
+      throw Renamed(e, names);
     }
   });
 }

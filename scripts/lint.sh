@@ -1,7 +1,9 @@
 #!/usr/bin/env bash
-# Checks the format, runs clang-tidy over the library and the command, and shellcheck over the scripts if it is there.
+# Checks the format, runs clang-tidy over the library and the command, ruff and pyright over the Python files, and, if it is
+# there, shellcheck over the scripts.
 #
 #   scripts/lint.sh           all
+#   scripts/lint.sh python    the Python files only
 #   scripts/lint.sh format    the format only; --fix after it rewrites the files
 set -euo pipefail
 . "$(dirname "$0")/lib.sh"
@@ -23,10 +25,26 @@ format() {
   cxx_files | xargs -r "$(tool clang-format)" --style=file "${mode[@]}"
 }
 
-if [ "${1:-}" = format ]; then
-  format "${2:-}"
-  exit 0
-fi
+# What they check and what not is in pyproject.toml.
+python() {
+  "$ROOT/scripts/venv.sh" && "$ROOT/scripts/venv.sh" lint
+  .venv/bin/ruff check python bench scripts
+  say "ruff: in order"
+  .venv/bin/pyright --pythonpath .venv/bin/python
+  say "pyright: in order"
+}
+
+case "${1:-}" in
+  format)
+    format "${2:-}"
+    exit 0
+    ;;
+  python)
+    python
+    exit 0
+    ;;
+esac
+python
 format
 say "format: in order"
 "$ROOT/scripts/build.sh" clang

@@ -29,7 +29,7 @@ struct HeadsView {
 };
 
 // Set: elements are int8, and element (page, token, head, i) stands for it * scale(page, token,
-// head) / 127.5 (JAX's quantization_utils, per token), computed in f32; where q and the scales are
+// head) / divisor, computed in f32; where q and the scales are
 // bf16 and the target has bf16 dot products it is rounded to bf16. dtype, pages, tokens and heads
 // are those of the PagedKv.
 struct KvScales {
@@ -37,6 +37,7 @@ struct KvScales {
   int64_t page_stride = 0;  // in elements
   int64_t token_stride = 0;
   int64_t head_stride = 0;
+  float divisor = 127.5f;  // positive; JAX's quantization_utils has 127.5, most others 1
 };
 
 // The keys, or the values, of every page of the pool. Element (page, token, head, i) is at

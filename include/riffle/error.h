@@ -2,8 +2,10 @@
 // runs out, wherever that is, the code is kOutOfMemory; no call lets std::bad_alloc through.
 #pragma once
 
+#include <cstddef>
 #include <stdexcept>
 #include <string>
+#include <string_view>
 
 #include "riffle/export.h"
 
@@ -26,11 +28,17 @@ enum class Code {
 // what() names the argument, its value and the limit.
 class RIFFLE_API Error : public std::runtime_error {
  public:
-  Error(Code code, const std::string& what) : std::runtime_error(what), code_(code) {}
+  Error(Code code, const std::string& what, size_t argument_size = 0)
+      : std::runtime_error(what), code_(code), argument_size_(argument_size) {}
   Code code() const { return code_; }
+
+  // The argument that is wrong, with which what() begins: "kv_lens" of "kv_lens[1] = -1 is not in
+  // 0..32"; empty if the text begins otherwise. For callers whose arguments have other names.
+  std::string_view argument() const { return {what(), argument_size_}; }
 
  private:
   Code code_;
+  size_t argument_size_;
 };
 
 }  // namespace riffle

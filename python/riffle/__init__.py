@@ -17,7 +17,7 @@ Environment: RIFFLE_NUM_THREADS sets the number of threads, RIFFLE_TARGET the SI
 from riffle._attention import merge_states, paged_attention
 from riffle._core import OutOfPages, __version__
 from riffle._kv_cache import KvCache
-from riffle._linear import linear_top_k
+from riffle._linear import linear, linear_top_k
 from riffle._runtime import info, release_scratch, set_num_threads, set_target
 from riffle._sampling import sample
 from riffle._topk import (
@@ -38,6 +38,7 @@ __all__ = [
     "__version__",
     "depth_probabilities",
     "info",
+    "linear",
     "linear_top_k",
     "merge_states",
     "paged_attention",
@@ -51,8 +52,8 @@ __all__ = [
     "top_k_per_row_decode",
 ]
 
-for _public in (KvCache, TopK, TopKStats, depth_probabilities, info, linear_top_k, merge_states, paged_attention,
-                plan_top_k, release_scratch, sample, set_num_threads, set_target, top_k, top_k_per_row,
+for _public in (KvCache, TopK, TopKStats, depth_probabilities, info, linear, linear_top_k, merge_states,
+                paged_attention, plan_top_k, release_scratch, sample, set_num_threads, set_target, top_k, top_k_per_row,
                 top_k_per_row_decode):
     _public.__module__ = "riffle"  # where users find it, and where pickles look for it
 del _public

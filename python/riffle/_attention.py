@@ -24,6 +24,8 @@ def paged_attention(
     soft_cap: float | None = None,
     sinks: Array | None = None,
     mask_value: float | None = None,
+    key_scales: float | Array | None = None,
+    value_scales: float | Array | None = None,
     out: Array | None = None,
     return_lse: bool = False,
 ) -> Array | tuple[Array, Array]:
@@ -51,6 +53,9 @@ def paged_attention(
       sinks: [q_heads] float32, float16 or bfloat16: a logit for each head, neither scaled nor capped, that takes part in
         the softmax and in lse but has no value.
       mask_value: for the sake of published signatures; at most -1e30, without effect, as masked keys are skipped.
+      key_scales, value_scales: for int8 keys and values, which count as an element times its scale, in float32: a number,
+        or float32, float16 or bfloat16 that broadcasts to keys.shape[:-1] in the layout given, read where it lies; both
+        or neither, of one dtype (a number is float32).
       out: to write into, of the shape and dtype of q, NumPy or PyTorch, any strides with head_dim contiguous, sharing no
         memory with the other arguments. It is what is returned.
       return_lse: also return lse.
@@ -78,7 +83,7 @@ def paged_attention(
     True
     """
     return _core.paged_attention(q, keys, values, kv_lens, page_table, cu_q_lens, layout, scale, causal, window,
-                                 soft_cap, sinks, mask_value, out, return_lse)
+                                 soft_cap, sinks, mask_value, out, return_lse, key_scales, value_scales)
 
 
 def merge_states(outs: Sequence[Array], lses: Sequence[Array]) -> tuple[Array, Array]:

@@ -46,8 +46,8 @@ class KvCache:
     >>> page_table
     array([[0, 1],
            [0, 2]], dtype=int32)
-    >>> cache.pages_free, cache.pages_shared
-    (5, 1)
+    >>> cache.pages_free, cache.pages_used, cache.pages_shared, cache.sequences
+    (5, 3, 1, 2)
     >>> q = np.ones((2, 4, 32), np.float32)
     >>> cache.write(0, other, 6, tokens[:1], 2 * tokens[:1])
     >>> riffle.paged_attention(q, cache.keys(0), cache.values(0), kv_lens, page_table)[:, 0, 0]
@@ -150,6 +150,21 @@ class KvCache:
         return self._pool.pages_free()
 
     @property
+    def pages_used(self) -> int:
+        """Pages that one sequence or more has."""
+        return self._pool.pages_used()
+
+    @property
     def pages_shared(self) -> int:
         """Pages that two sequences or more have."""
         return self._pool.pages_shared()
+
+    @property
+    def sequences(self) -> int:
+        """Sequences that there are: created or forked, and not freed."""
+        return self._pool.sequences()
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of storage: keys and values of all pages in all layers, whether memory has been taken for them or not."""
+        return self._pool.bytes()

@@ -17,8 +17,8 @@ def sample(
     top_p: float | Array = 1.0,
     min_p: float | Array = 0.0,
     seed: int = 0,
-    stream: Array | None = None,
-    position: Array | None = None,
+    stream: int | Array | None = None,
+    position: int | Array | None = None,
     return_logprobs: bool = False,
 ) -> Array | tuple[Array, Array]:
     """A column of each row, drawn with the probabilities that the filters leave.
@@ -45,14 +45,16 @@ def sample(
       return_logprobs: also return the log-probability of each token: log-softmax of the raw logits, natural log, whatever
         the temperature and the filters.
 
-      The first four take one number, or float32 / float64 (top_k: int32 / int64) [rows].
+      The first four take one number, or an array [rows]. Arrays may have any integer dtype and, but for top_k, stream and
+      position, float16, bfloat16, float32 or float64.
 
     Returns:
       int32 [rows], or (int32 [rows], float32 [rows]), arrays of logits' framework.
 
     Raises:
       ValueError: a row with a NaN, or with nothing above -inf, named in the text; a parameter out of its limits or of the
-        wrong length; a last axis that is not contiguous; an array that is not on the CPU.
+        wrong length, or beyond what the library computes with (float32; int32 and, for stream and position, int64); a
+        last axis that is not contiguous; an array that is not on the CPU.
       TypeError: no array, or a wrong dtype.
 
     >>> import numpy as np, riffle

@@ -43,6 +43,7 @@ def top_k(
     k: int | Array,
     *,
     sorted: bool = True,
+    largest: bool = True,
     algorithm: Literal["auto", "bucket_maxima", "lane_sort"] = "auto",
     lanes: int = 128,
     depth_schedule: Sequence[int] | None = None,
@@ -58,8 +59,10 @@ def top_k(
       x: [..., n] float32, float16 or bfloat16. The last axis is contiguous; the others may have any strides, zero and
         negative included, and nothing is copied.
       k: 1 to n; or int32 [rows], one for each row (rows are the leading axes of x in row-major order). Then results have
-        max(k) columns, padded with -inf and -1.
+        max(k) columns, padded with -inf and -1 (with +inf and -1 if largest is False).
       sorted: False returns the same set in an order that is not specified, though always the same.
+      largest: False takes the k smallest, smallest first: NaN last of all, -0 equal to +0, of equal values the lower
+        column first.
       algorithm: "bucket_maxima" reduces each bucket of a row to its maximum; the k-th largest maximum bounds the k-th
         largest value, so that few buckets need a second look. "lane_sort" keeps the m best of each of `lanes` lanes and
         raises m until a certificate proves that the k best are among them (after oliverdutton/fast_exact_topk_tpu).
@@ -92,19 +95,23 @@ def top_k(
     >>> riffle.top_k(x, np.array([1, 2], np.int32)).indices
     array([[ 4, -1],
            [ 3,  1]], dtype=int32)
+    >>> riffle.top_k(x, 2, largest=False).values
+    array([[1., 1.],
+           [1., 2.]], dtype=float32)
     >>> top, stats = riffle.top_k(x, 3, return_stats=True)
     >>> stats.kth_value, stats.ties_at_kth
     (array([3., 2.], dtype=float32), array([1, 2]))
     """
-    if type(x).__name__ == "ArrayImpl" and out is None and not return_stats:
-        plain = sorted is True and algorithm == "auto" and lanes == 128 and depth_schedule is None
+    if type(x).__name__ == "ArrayImpl" and out is None and return_stats is False:
+        plain = sorted is True and largest is True and algorithm == "auto" and lanes == 128 and depth_schedule is None
         top = _jax_top_k(x, k) if plain else None
         if top is not None:
             return TopK(*top)
-    if return_stats:
-        values, indices, *stats = _core.top_k(x, k, sorted, algorithm, lanes, depth_schedule, out, True)
-        return TopK(values, indices), TopKStats(*stats)
-    return TopK(*_core.top_k(x, k, sorted, algorithm, lanes, depth_schedule, out, False))
+    if return_stats is not False:
+        values, indices, *stats = _core.top_k(x, k, sorted, largest, algorithm, lanes, depth_schedule, out, return_stats)
+        top = TopK(values, indices)
+        return (top, TopKStats(*stats)) if stats else top
+    return TopK(*_core.top_k(x, k, sorted, largest, algorithm, lanes, depth_schedule, out, False))
 
 
 def _jax_top_k(x, k):

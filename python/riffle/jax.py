@@ -83,6 +83,11 @@ def _index(name, value):
         raise TypeError(f"{name} must be an int, not {value!r}") from None
 
 
+def _check_bool(name, value):
+    if not isinstance(value, (bool, np.bool_)):
+        raise TypeError(f"{name} must be a bool, not {value!r}")
+
+
 def _call(target, result):
     # Leading axes that vmap adds come to the handlers as they are, of size 1 where an operand has none: no copies.
     return jax.ffi.ffi_call(target, result, vmap_method="expand_dims")
@@ -91,7 +96,7 @@ def _call(target, result):
 # ---- top-k
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _top_k_of_rows(k):
     @jax.custom_jvp
     def call(x):
@@ -109,7 +114,7 @@ def _top_k_of_rows(k):
 
 
 # One compiled function for each k and axis: JAX finds it quicker than static arguments.
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _top_k(k, axis):
     def top_k(operand):
         if not hasattr(operand, "dtype"):
@@ -132,7 +137,7 @@ def _top_k(k, axis):
     return jax.jit(top_k, inline=True)
 
 
-def top_k(operand: Array, k: int, *, axis: int = -1) -> tuple[Array, Array]:
+def top_k(operand: Array, k: int, *, axis: int = -1, is_stable: bool = True) -> tuple[Array, Array]:
     """The k largest of `operand` along an axis, largest first, and where they stand: jax.lax.top_k.
 
     What differs from jax.lax.top_k: -0 equals +0 (there +0 is above -0); NaN of either sign is above +inf (there NaN is
@@ -144,6 +149,7 @@ def top_k(operand: Array, k: int, *, axis: int = -1) -> tuple[Array, Array]:
         copies.
       k: 0 to the size of the axis; static.
       axis: along which; static.
+      is_stable: as newer JAX has it; without effect, as equal values always come out with the lower index first.
 
     Returns:
       (values, indices): of operand's shape with k for the axis, of its dtype and int32. The derivative of values is
@@ -151,12 +157,13 @@ def top_k(operand: Array, k: int, *, axis: int = -1) -> tuple[Array, Array]:
 
     Raises:
       ValueError: k or axis out of range.
-      TypeError: another dtype, or no array.
+      TypeError: another dtype, or no array; is_stable is no bool.
     """
+    _check_bool("is_stable", is_stable)
     return _top_k(_index("k", k), _index("axis", axis))(operand)
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _top_k_per_row(k):
     def top_k_per_row(x, starts, ends):
         _check_dtype("x", x)
@@ -246,11 +253,12 @@ def _check_tuning(q, k_pages, page_indices, pages_per_compute_block, megacore_mo
         raise ValueError(f"megacore_mode = 'kv_head' needs an even number of kv_heads, not {k_pages.shape[0]}")
     if megacore_mode == "batch" and q.shape[0] % 2:
         raise ValueError(f"megacore_mode = 'batch' needs an even batch, not {q.shape[0]}")
-    if not isinstance(inline_seq_dim, (bool, np.bool_)):
-        raise TypeError(f"inline_seq_dim must be a bool, not {inline_seq_dim!r}")
+    _check_bool("inline_seq_dim", inline_seq_dim)
 
 
 def _finite(name, value):
+    if isinstance(value, (str, bytes, bytearray)) or not hasattr(value, "__float__"):
+        raise TypeError(f"{name} must be a number, not {value!r}")
     value = float(value)
     if not math.isfinite(np.float32(value)):
         raise ValueError(f"{name} = {value} is not a finite float32")

@@ -8,7 +8,7 @@ import tracemalloc
 import numpy as np
 import pytest
 import riffle
-from attention_case import AXES, F16, F32, Case
+from attention_case import AXES, Case
 from frameworks import BFLOAT16, DTYPES, FRAMEWORKS, bits
 
 PAIRS = [pytest.param(q, kv, id=f"{q}-{kv}") for q, kv in itertools.product(DTYPES, DTYPES)]

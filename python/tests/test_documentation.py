@@ -2,6 +2,7 @@
 
 import ast
 import doctest
+import importlib.metadata
 import inspect
 import pathlib
 import pickle
@@ -10,61 +11,62 @@ import numpy as np
 import pytest
 import riffle
 
-STUB = ast.parse((pathlib.Path(riffle.__file__).parent / "__init__.pyi").read_text())
-FUNCTIONS = [
-    pytest.param(getattr(riffle, owner, riffle) if owner else riffle, node, id=f"{owner}.{node.name}".lstrip("."))
-    for owner, body in [("", STUB.body)] + [(n.name, n.body) for n in STUB.body if isinstance(n, ast.ClassDef)]
-    for node in body
-    if isinstance(node, ast.FunctionDef) and "property" not in map(ast.unparse, node.decorator_list)
-]
-TUPLES = [node for node in STUB.body if isinstance(node, ast.ClassDef) and "NamedTuple" in map(ast.unparse, node.bases)]
+FOLDER = pathlib.Path(riffle.__file__).parent
+STUB = ast.parse((FOLDER / "_core.pyi").read_text())  # of the extension; public signatures are in riffle/*.py alone
+FUNCTIONS = [name for name in riffle.__all__ if inspect.isfunction(getattr(riffle, name))]
 
 
-def parameters(node):
-    """(name, kind, default, annotation) of each, as the stub has them."""
-    args = node.args
-    defaults = [None] * (len(args.posonlyargs) + len(args.args) - len(args.defaults)) + args.defaults
-    kinds = [(a, inspect.Parameter.POSITIONAL_ONLY) for a in args.posonlyargs]
-    kinds += [(a, inspect.Parameter.POSITIONAL_OR_KEYWORD) for a in args.args]
-    kinds = list(zip(kinds, defaults)) + [
-        ((a, inspect.Parameter.KEYWORD_ONLY), default) for a, default in zip(args.kwonlyargs, args.kw_defaults)
-    ]
-    for (argument, kind), default in kinds:
-        value = inspect.Parameter.empty if default is None else ast.literal_eval(default)
-        yield argument.arg, kind, value, text(argument.annotation)
+def stub_of(body):
+    return {node.name: node for node in body if isinstance(node, (ast.FunctionDef, ast.ClassDef))}
 
 
-def text(annotation):
-    """An annotation in one spelling: of an object, of the source, or none."""
-    if annotation in (None, inspect.Parameter.empty):
-        return ""
-    return ast.unparse(annotation if isinstance(annotation, ast.AST) else ast.parse(annotation, mode="eval"))
+def taken(function):
+    """How many arguments a function of the extension takes, as it says itself."""
+    inside = function.__doc__.split("(", 1)[1].split(") ->")[0] if function.__doc__ else ""
+    return len([part for part in inside.split(", ") if part not in ("", "self", "/")])
 
 
-@pytest.mark.parametrize("owner,node", FUNCTIONS)
-def test_signatures(owner, node):
-    signature = inspect.signature(getattr(owner, node.name))
-    actual = [(p.name, p.kind, p.default, text(p.annotation)) for p in signature.parameters.values()]
-    assert actual == list(parameters(node))
-    assert text(signature.return_annotation) == text(node.returns)
+@pytest.mark.parametrize("name", sorted(stub_of(STUB.body)))
+def test_stub(name):
+    node, actual = stub_of(STUB.body)[name], getattr(riffle._core, name)
+    if isinstance(node, ast.FunctionDef):
+        assert len(node.args.posonlyargs) == taken(actual) and not node.args.args
+    elif name == "KvCache":
+        methods = stub_of(node.body)
+        assert set(methods) - {"__init__"} == {method for method in vars(actual) if not method.startswith("_")}
+        for method, stub in methods.items():
+            assert len(stub.args.posonlyargs + stub.args.args) - 1 == taken(getattr(actual, method)), method
 
 
-@pytest.mark.parametrize("node", TUPLES, ids=lambda node: node.name)
-def test_tuples(node):
-    fields = [item.target.id for item in node.body if isinstance(item, ast.AnnAssign)]
-    assert getattr(riffle, node.name)._fields == tuple(fields)
+def test_stub_is_complete():
+    said = set(stub_of(STUB.body)) | {n.target.id for n in STUB.body if isinstance(n, ast.AnnAssign)}
+    assert {name for name in vars(riffle._core) if not name.startswith("__")} | {"__version__"} <= said
+    assert said - {"Array", "xla_handlers"} <= set(vars(riffle._core))
+
+
+def test_signatures_are_typed():
+    for name in FUNCTIONS:
+        signature = inspect.signature(getattr(riffle, name))
+        assert signature.return_annotation is not inspect.Signature.empty, name
+        assert all(p.annotation is not inspect.Parameter.empty for p in signature.parameters.values()), name
+    assert riffle.TopK._fields == ("values", "indices")
+    assert riffle.TopKStats._fields == ("kth_value", "ties_at_kth", "elements_examined", "depth")
 
 
 def test_names():
-    stub = {n.name for n in STUB.body if isinstance(n, (ast.FunctionDef, ast.ClassDef))}
-    assert stub | {"__version__"} == set(riffle.__all__)
-    for name in stub:
+    for name in set(riffle.__all__) - {"__version__"}:
         public = getattr(riffle, name)
         assert public.__module__ == "riffle" and public.__doc__, name
 
 
+def test_bfloat16_is_there_after_a_plain_install():
+    """The page pool is bfloat16 by default, which NumPy has from ml_dtypes."""
+    needed = [text for text in importlib.metadata.requires("riffle") if "extra ==" not in text]
+    assert any(text.startswith("ml_dtypes") or text.startswith("ml-dtypes") for text in needed), needed
+
+
 def test_typed():
-    assert (pathlib.Path(riffle.__file__).parent / "py.typed").exists()
+    assert (FOLDER / "py.typed").exists()
 
 
 def test_results_can_be_pickled():
@@ -78,7 +80,7 @@ def test_examples():
     assert result.failed == 0 and result.attempted >= 20
 
 
-@pytest.mark.parametrize("name", [n.name for n in STUB.body if isinstance(n, ast.FunctionDef)])
+@pytest.mark.parametrize("name", FUNCTIONS)
 def test_every_function_has_an_example(name):
     if not name.startswith("set_"):
         assert ">>>" in inspect.getdoc(getattr(riffle, name))

@@ -44,6 +44,19 @@ TOP_K = [
     (dict(x=X.astype("datetime64[s]")), TypeError, r"x has dtype datetime64"),
     (dict(x=X.astype(object)), TypeError, r"x has dtype object"),
     (dict(x=b"12345678"), TypeError, r"x has dtype"),
+    (dict(x=np.zeros((2, 16), "V0")), TypeError, r"x has dtype \|V0;"),
+    (dict(x=np.zeros((2, 16), "V3")), TypeError, r"x has dtype \|V3;"),
+    (dict(x=np.zeros((2, 16), [("a", "f4")])), TypeError, r"x has dtype \[\('a', '<f4'\)\];"),
+    (dict(x=np.zeros((2, 16), "U0")), TypeError, r"x has dtype <U"),
+    (dict(k=np.zeros(2, "V0")), TypeError, r"k has dtype \|V0; it must be int32"),
+    (dict(out=(np.zeros((2, 4), "V0"), pair().indices)), TypeError, r"out\.values has dtype \|V0; it must be float32"),
+    (dict(x=np.ma.masked_array(X, X > 3)), TypeError, r"x is a masked array, whose mask riffle would ignore"),
+    (dict(k=np.ma.masked_array(int32(1, 2), [0, 1])), TypeError, r"k is a masked array"),
+    (dict(out=(np.ma.masked_array(pair().values), pair().indices)), TypeError, r"out\.values is a masked array"),
+    (dict(sorted="no"), TypeError, r"sorted must be a bool, not 'no'"),
+    (dict(sorted=None), TypeError, r"sorted must be a bool, not None"),
+    (dict(largest=0), TypeError, r"largest must be a bool, not 0"),
+    (dict(return_stats="no"), TypeError, r"return_stats must be a bool, not 'no'"),
     (dict(x=X.T), ValueError, r"x's last axis has a stride of 16 elements; it must be contiguous"),
     (dict(x=X[:, ::-1]), ValueError, r"x's last axis has a stride of -1 elements"),
     (dict(x=X[:, ::2]), ValueError, r"x's last axis has a stride of 2 elements"),
@@ -98,6 +111,50 @@ def test_errors_come_before_results_are_made():
         riffle.top_k(x, 2)
     with pytest.raises(MemoryError):
         riffle.top_k(x, 1)
+
+
+@pytest.mark.parametrize("rows", [1 << 40, 1 << 60])
+def test_out_of_memory_is_a_short_text(framework, rows):
+    """Also where rows * k * 4 does not fit an address; PyTorch's own text has a C++ stack of 4.5 KB."""
+    if framework.name in ("jax", "dlpack"):
+        pytest.skip("cannot make rows that share memory")
+    row, weight = framework.make(np.zeros((1, 1), np.float32)), np.zeros((9, 1), np.float32)
+    x = np.lib.stride_tricks.as_strided(row, (rows, 1), (0, 4)) if framework.name == "numpy" else row.expand(rows, 1)
+    for call in (lambda: riffle.top_k(x, 1), lambda: riffle.sample(x), lambda: riffle.linear(x, weight)):
+        with pytest.raises(MemoryError) as info:
+            call()
+        assert len(str(info.value)) < 200 and str(rows) in str(info.value)
+
+
+V0 = np.zeros((2, 4), "V0")
+V0_CALLS = [
+    lambda: riffle.top_k_per_row(V0, int32(0, 0), int32(1, 1), 1),
+    lambda: riffle.top_k_per_row(X, V0[:, 0], int32(1, 1), 1),
+    lambda: riffle.top_k_per_row(X, int32(0, 0), V0[:, 0], 1),
+    lambda: riffle.top_k_per_row(X, int32(0, 0), int32(1, 1), 4, out=V0),
+    lambda: riffle.top_k_per_row_decode(X, V0[:, 0], 1),
+    lambda: riffle.linear(V0, X),
+    lambda: riffle.linear(X, V0),
+    lambda: riffle.linear(X, X, bias=V0[:, 0]),
+    lambda: riffle.linear(X, X, out=V0[:, :2]),
+    lambda: riffle.linear(X, V0, weight_format="q8_0"),
+    lambda: riffle.linear_top_k(V0, X, 1),
+    lambda: riffle.sample(V0),
+    lambda: riffle.sample(X, temperature=V0[:, 0]),
+    lambda: riffle.sample(X, stream=V0[:, 0]),
+    lambda: riffle.paged_attention(V0[None], V0[None, None], V0[None, None], int32(1), int32(0)[None]),
+    lambda: riffle.paged_attention(PAGES[0], PAGES, PAGES, int32(1, 1), V0),
+    lambda: riffle.paged_attention(PAGES[0], PAGES, PAGES, int32(1, 1), int32(0, 0)[:, None], sinks=V0[:, 0]),
+    lambda: riffle.merge_states([V0[None]], [V0]),
+    lambda: riffle.KvCache(layers=1, kv_heads=2, head_dim=4, pages=1).write(0, 1, 0, V0[None], V0[None]),
+]
+PAGES = np.zeros((1, 2, 1, 32), np.float32)
+
+
+@pytest.mark.parametrize("call", V0_CALLS)
+def test_elements_of_no_bytes(call):
+    with pytest.raises(TypeError, match=r"has dtype \|V0"):
+        call()
 
 
 def test_values_and_indices_share_memory():

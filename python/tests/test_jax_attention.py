@@ -19,10 +19,13 @@ def rng():
 
 
 
+FLOAT32 = np.dtype(np.float32)
+
+
 class Pool:
     """Keys and values [kv_heads, pages, page_size, d], lengths and page_indices; what no sequence has is NaN."""
 
-    def __init__(self, rng, lengths, kv_heads=2, page_size=16, dim=64, dtype=np.dtype(np.float32), most_pages=None):
+    def __init__(self, rng, lengths, kv_heads=2, page_size=16, dim=64, dtype=FLOAT32, most_pages=None):
         self.lengths = np.array(lengths, np.int32)
         needed = -(-self.lengths // page_size)
         order = rng.permutation(int(needed.sum()) + 2)

@@ -68,6 +68,16 @@ def test_axis(rng, axis):
         assert same_bits(mine, theirs)
 
 
+def test_is_stable(rng):
+    """As jax.lax.top_k of newer JAX; equal values come out by index either way."""
+    x = jnp.asarray(rng.integers(0, 3, (3, 40)).astype(np.float32))
+    for stable in (True, False, np.bool_(False)):
+        for a, b in zip(riffle.jax.top_k(x, 5, is_stable=stable), jax.lax.top_k(x, 5)):
+            np.testing.assert_array_equal(a, b)
+    with pytest.raises(TypeError, match="is_stable must be a bool, not 1"):
+        riffle.jax.top_k(x, 5, is_stable=1)
+
+
 def test_empty_batches_and_numpy():
     for shape in ((0, 5), (2, 0, 5)):
         values, indices = riffle.jax.top_k(jnp.zeros(shape), 2)

@@ -7,7 +7,6 @@ import threading
 import ml_dtypes
 import numpy as np
 import pytest
-
 import riffle
 
 DTYPES = {"float32": np.float32, "float16": np.float16, "bfloat16": ml_dtypes.bfloat16}
@@ -370,3 +369,17 @@ def test_threads_share_a_cache():
         thread.join()
     assert not wrong
     assert cache.pages_free == 64
+
+
+def test_statistics():
+    cache = riffle.KvCache(layers=2, kv_heads=3, head_dim=32, pages=5, page_size=4, dtype="float32")
+    assert cache.bytes == 2 * 5 * 2 * 3 * 4 * 32 * 4
+    assert (cache.sequences, cache.pages_free, cache.pages_used, cache.pages_shared) == (0, 5, 0, 0)
+    a = cache.create()
+    cache.extend(a, 9)
+    b = cache.fork(a)
+    assert (cache.sequences, cache.pages_free, cache.pages_used, cache.pages_shared) == (2, 2, 3, 3)
+    cache.free(a)
+    assert (cache.sequences, cache.pages_used, cache.pages_shared) == (1, 3, 0)
+    cache.free(b)
+    assert (cache.sequences, cache.pages_free, cache.pages_used) == (0, 5, 0)

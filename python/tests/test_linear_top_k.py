@@ -136,3 +136,98 @@ def test_errors(arguments, error, words):
 def test_bad_bias(bias, error, words):
     with pytest.raises(error, match=words):
         riffle.linear_top_k(X, W, 1, bias=bias)
+
+
+def q8_0(rng, vocab, d):
+    """Weights in Q8_0, uint8 [vocab, d / 32 * 34], and what they are in float32."""
+    scales = (2.0 ** rng.integers(-3, 3, (vocab, d // 32, 1))).astype(np.float16)
+    quants = rng.integers(-127, 128, (vocab, d // 32, 32)).astype(np.int8)
+    blocks = np.concatenate([scales.view(np.uint8), quants.view(np.uint8)], axis=-1)
+    return blocks.reshape(vocab, -1), (scales.astype(np.float32) * quants).reshape(vocab, d)
+
+
+@pytest.mark.parametrize("rows", [1, 5])
+def test_q8_0(framework, rows):
+    """Scales are powers of two and x small integers, so that every sum is exact."""
+    rng = np.random.default_rng(7)
+    blocks, weight = q8_0(rng, 700, 96)
+    x = integers(rng, (rows, 96), np.float32)
+    bias = integers(rng, 700, np.float32)
+    given, quantized = framework.make(x), framework.make(blocks)
+    for b in (None, bias):
+        logits = x.astype(np.float64) @ weight.astype(np.float64).T + (0 if b is None else b)
+        y = framework.to_numpy(riffle.linear(given, quantized, bias=b, weight_format="q8_0"))
+        np.testing.assert_array_equal(y, logits.astype(np.float32))
+        values, indices = riffle.linear_top_k(given, quantized, 9, bias=b, weight_format="q8_0")
+        check(x, weight, 9, b, framework.to_numpy(values), framework.to_numpy(indices))
+    apart = np.zeros((700, blocks.shape[1] + 34), np.uint8)
+    apart[:, : blocks.shape[1]] = blocks
+    np.testing.assert_array_equal(riffle.linear(x, apart[:, : blocks.shape[1]], bias=bias, weight_format="q8_0"), y)
+
+
+@pytest.mark.parametrize("weight_dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("x_dtype", DTYPES, ids=str)
+def test_linear_is_exact(target, x_dtype, weight_dtype):
+    rng = np.random.default_rng(8)
+    for rows, d, vocab in [(1, 64, 300), (3, 100, 70), (14, 33, 50), (2, 1, 1), (0, 4, 3)]:
+        x, weight, bias = (integers(rng, shape, t) for shape, t in
+                           [((rows, d), x_dtype), ((vocab, d), weight_dtype), (vocab, weight_dtype)])
+        for b in (None, bias):
+            expected = x.astype(np.float64) @ weight.astype(np.float64).T + (0 if b is None else b.astype(np.float64))
+            y = riffle.linear(x, weight, bias=b)
+            assert y.dtype == np.float32
+            np.testing.assert_array_equal(y, expected)
+            np.testing.assert_array_equal(riffle.linear(x, np.ascontiguousarray(weight.T).T, bias=b), y)
+
+
+def test_linear_and_top_k_are_linear_top_k():
+    rng = np.random.default_rng(9)
+    x, weight = rng.standard_normal((5, 200)).astype(np.float32), rng.standard_normal((900, 200)).astype(BFLOAT16)
+    want = riffle.top_k(riffle.linear(x, weight), 30)
+    got = riffle.linear_top_k(x, weight, 30)
+    np.testing.assert_array_equal(bits(got.values), bits(want.values))
+    np.testing.assert_array_equal(got.indices, want.indices)
+
+
+def test_linear_frameworks(framework):
+    rng = np.random.default_rng(10)
+    x, weight = integers(rng, (4, 64), BFLOAT16), integers(rng, (30, 64), np.float32)
+    y = framework.to_numpy(riffle.linear(framework.make(x), framework.make(weight)))
+    np.testing.assert_array_equal(y, x.astype(np.float32) @ weight.T)
+
+
+def test_linear_out():
+    rng = np.random.default_rng(11)
+    x, weight = integers(rng, (4, 64), np.float32), integers(rng, (30, 64), np.float32)
+    memory = np.full((4, 50), 7, np.float32)
+    out = memory[:, 10:40]
+    assert riffle.linear(x, weight, out=out) is out
+    np.testing.assert_array_equal(out, x @ weight.T)
+    assert (memory[:, :10] == 7).all() and (memory[:, 40:] == 7).all()
+
+
+DENSE = np.zeros((3, 64), np.float32)
+BLOCKS = np.zeros((3, 68), np.uint8)
+
+
+@pytest.mark.parametrize(
+    "arguments,error,text",
+    [
+        (dict(x=DENSE[0]), ValueError, r"x has shape \(64,\); it must be \[rows, d\]"),
+        (dict(x=DENSE[:, :32]), ValueError, "x has 32 columns but weight has 64"),
+        (dict(weight=BLOCKS), TypeError, "weight has dtype uint8"),
+        (dict(weight=DENSE, weight_format="q8_0"), TypeError, "weight has dtype float32; it must be uint8"),
+        (dict(weight=BLOCKS[:, :67], weight_format="q8_0"), ValueError, "weight has rows of 67 bytes; those of Q8_0 are blocks of 34"),
+        (dict(weight=np.zeros((3, 69), np.uint8)[:, :68], weight_format="q8_0"), ValueError, "weight's rows are 69 bytes apart"),
+        (dict(weight=BLOCKS, weight_format="q4_0"), ValueError, "weight_format = 'q4_0' is none of None, 'q8_0'"),
+        (dict(weight=BLOCKS, weight_format=8), ValueError, "weight_format = 8 is none of"),
+        (dict(bias=np.zeros(2, np.float32)), ValueError, "bias has 2 elements but weight has 3 rows"),
+        (dict(out=np.zeros((3, 4), np.float32)), ValueError, r"out has shape \(3, 4\); it must be \(3, 3\)"),
+        (dict(out=np.zeros((3, 3))), TypeError, "out has dtype float64; it must be float32"),
+        (dict(out=DENSE[:, :3]), ValueError, "shares memory with x"),
+    ],
+)
+def test_linear_errors(arguments, error, text):
+    call = {"x": DENSE, "weight": DENSE, **arguments}
+    with pytest.raises(error, match=text):
+        riffle.linear(call.pop("x"), call.pop("weight"), **call)

@@ -199,3 +199,43 @@ def test_release_scratch():
     expected = riffle.sample(x, top_p=0.999)
     assert riffle.release_scratch() is None
     np.testing.assert_array_equal(riffle.sample(x, top_p=0.999), expected)
+
+
+# Each runs until the process ends. None is of PyTorch's or JAX's arrays, whose own methods end the process then.
+CALLS = {
+    "top_k": "x = np.zeros((2, 100), 'f4')\n    call = lambda: riffle.top_k(x, 3)",
+    "top_k of a bad argument": "x = np.zeros((2, 100), 'f4')\n    call = lambda: swallow(lambda: riffle.top_k(x, 101))",
+    "an error of the kernel": "x = np.full((2, 100), np.nan, 'f4')\n    call = lambda: swallow(lambda: riffle.sample(x))",
+    "sample": "x = np.zeros((64, 5000), 'f4')\n    call = lambda: riffle.sample(x, top_p=0.5)",
+    "linear_top_k": "x = np.zeros((9, 64), 'f4')\n    call = lambda: riffle.linear_top_k(x, x, 2)",
+    "merge_states": "x = np.zeros((9, 2, 32), 'f4')\n    call = lambda: riffle.merge_states([x, x], [x[:, :, 0].copy()] * 2)",
+    "KvCache": "c = riffle.KvCache(layers=1, kv_heads=2, head_dim=32, pages=9); s = c.create()\n"
+               "    call = lambda: (c.extend(s, 8), c.keys(0), c.batch([s]), c.truncate(s, 0))",
+    "set_num_threads": "call = lambda: (riffle.set_num_threads(2), riffle.set_num_threads(1))",
+    "set_target": "call = lambda: riffle.set_target(None)",
+}
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_daemon_threads_inside_calls_do_not_end_the_process_at_exit(name):
+    code = f"""
+import sys, threading, time, numpy as np, riffle
+sys.setswitchinterval(1e-5)
+go = threading.Event()
+def swallow(call):
+    try: call()
+    except ValueError: pass
+def work():
+    {CALLS[name]}
+    call()
+    go.set()
+    while True: call()
+for _ in range(2):
+    threading.Thread(target=work, daemon=True).start()
+assert go.wait(60)
+time.sleep(0.02)
+print("end")
+"""
+    for _ in range(3):
+        result = run(code)
+        assert (result.returncode, result.stdout, result.stderr) == (0, "end\n", ""), result

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import reference
 import riffle
-from frameworks import DTYPES
+from frameworks import BFLOAT16, DTYPES
 
 
 def exact(row, temperature=1.0, top_k=0, top_p=1.0, min_p=0.0):
@@ -100,6 +100,34 @@ def test_one_parameter_a_row(framework, width):
         assert framework.to_numpy(together)[row] == alone[0]
 
 
+@pytest.mark.parametrize("code", "bhilqBHIL")
+def test_parameters_of_any_integer_type(framework, code):
+    """Each integer type says what int64 does, beyond int32 too."""
+    logits = np.random.default_rng(3).standard_normal((4, 50)).astype(np.float32)
+    numbers = {"temperature": [0, 1, 2, 3], "top_k": [1, 0, 3, 100], "top_p": [1, 1, 0, 1], "min_p": [0, 0, 0, 0],
+               "stream": [5, 6, 7, 8], "position": [0, 1, 2, 3]}
+    arrays = {name: framework.make(np.array(values, code)) for name, values in numbers.items()}
+    floats = {name: np.array(values, np.float32 if name in ("temperature", "top_p", "min_p") else np.int64)
+              for name, values in numbers.items()}
+    expected = riffle.sample(logits, seed=9, **floats)
+    np.testing.assert_array_equal(riffle.sample(logits, seed=9, **arrays), expected)
+
+
+def test_parameters_of_any_float_type(framework):
+    logits = np.random.default_rng(4).standard_normal((3, 50)).astype(np.float32)
+    values = {"temperature": [0.5, 1.5, 3], "top_p": [0.75, 0.5, 1], "min_p": [0.125, 0, 0.25]}  # exact in all of them
+    expected = riffle.sample(logits, seed=2, **{name: np.array(v, np.float64) for name, v in values.items()})
+    for dtype in (np.float16, BFLOAT16, np.float32):
+        arrays = {name: framework.make(np.array(v, dtype)) for name, v in values.items()}
+        np.testing.assert_array_equal(riffle.sample(logits, seed=2, **arrays), expected)
+
+
+def test_a_top_k_beyond_int32_is_off():
+    logits = np.random.default_rng(5).standard_normal((2, 50)).astype(np.float32)
+    for top_k in (2**40, 2**70, np.array([2**40, 2**62]), np.array([2**63, 2**31], np.uint64)):
+        np.testing.assert_array_equal(riffle.sample(logits, top_k=top_k, seed=1), riffle.sample(logits, seed=1))
+
+
 def test_strides_and_threads():
     x = np.random.default_rng(3).standard_normal((20, 4000)).astype(np.float32)
     arguments = dict(top_p=0.9, seed=5, return_logprobs=True)
@@ -137,12 +165,19 @@ ERRORS = [
     (dict(temperature=float("nan")), ValueError, r"temperature\[0\] = nan"),
     (dict(temperature=1e300), ValueError, r"temperature\[0\] = inf"),
     (dict(temperature="hot"), TypeError, r"temperature must be a float, not 'hot'"),
-    (dict(temperature=np.array([1, 1])), TypeError, r"temperature has dtype int64; it must be float32 or float64"),
+    (dict(temperature=np.array([True, True])), TypeError, r"temperature has dtype bool; it must be a float or an int"),
+    (dict(temperature=np.array([1, 1e300])), ValueError, r"temperature\[1\] = 1e\+300 is not in the range of float32"),
+    (dict(min_p=np.ma.masked_array([0.5, 0.5], [0, 1])), TypeError, r"min_p is a masked array"),
+    (dict(top_p=np.ma.masked), TypeError, r"top_p is a masked array"),
+    (dict(top_k=np.array([1, -(2**40)])), ValueError, r"top_k\[1\] = -1099511627776 is not in the range of int32"),
+    (dict(stream=2**70), ValueError, r"stream = 1180591620717411303424 is not in the range of int64"),
+    (dict(position=np.array([1, 2**63], np.uint64)), ValueError, r"position\[1\] = 9223372036854775808 is not in"),
+    (dict(return_logprobs="no"), TypeError, r"return_logprobs must be a bool, not 'no'"),
     (dict(temperature=np.ones((1, 2), np.float32)), ValueError, r"temperature has shape \(1, 2\)"),
     (dict(temperature=np.ones(3, np.float32)), ValueError, r"temperature has 3 elements for 2 rows"),
     (dict(top_k=-1), ValueError, r"top_k\[0\] = -1 "),
     (dict(top_k=2.0), TypeError, r"top_k must be an int, not 2\.0"),
-    (dict(top_k=np.ones(2, np.float32)), TypeError, r"top_k has dtype float32; it must be int32 or int64"),
+    (dict(top_k=np.ones(2, np.float32)), TypeError, r"top_k has dtype float32; it must be an integer type"),
     (dict(top_p=1.5), ValueError, r"top_p\[0\] = 1\.5 is not in 0\.\.1"),
     (dict(min_p=np.array([0, -0.5])), ValueError, r"min_p\[1\] = -0\.5 is not in 0\.\.1"),
     (dict(seed=-1), ValueError, r"seed = -1 is not in 0\.\.2\^64 - 1"),

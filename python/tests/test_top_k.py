@@ -129,3 +129,24 @@ def test_results_are_named():
     result = riffle.top_k(np.arange(4, dtype=np.float32), 2)
     assert isinstance(result, riffle.TopK)
     assert result.values.tolist() == [3, 2] and result.indices.tolist() == [3, 2]
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("name", reference.DISTRIBUTIONS)
+def test_smallest(framework, name, dtype):
+    """The reverse order of values, NaN last, of equal values the lower column first."""
+    x = reference.fill(name, dtype, (5, 700), seed=3)
+    value = x.astype(np.float64)
+    nan = np.isnan(value)
+    value = np.where(nan, 0.0, value) + 0.0
+    expected = np.stack([np.lexsort((np.arange(700), v, n)) for v, n in zip(value, nan)])
+    values, indices = riffle.top_k(framework.make(x), 20, largest=False)
+    np.testing.assert_array_equal(framework.to_numpy(indices), expected[:, :20])
+    np.testing.assert_array_equal(bits(framework.to_numpy(values)), np.take_along_axis(bits(x), expected[:, :20], -1))
+    blocks = x[:4].reshape(2, 2, 700).transpose(1, 0, 2)  # no single row stride
+    k = np.array([1, 3, 2, 1], np.int32)
+    values, indices = riffle.top_k(blocks, k, largest=False)
+    for row, (count, source) in enumerate(zip(k, [0, 2, 1, 3])):
+        got = values.reshape(4, 3)[row], indices.reshape(4, 3)[row]
+        np.testing.assert_array_equal(got[1], np.append(expected[source, :count], [-1] * (3 - count)))
+        assert (got[0][count:] == np.inf).all()

@@ -145,7 +145,7 @@ class WorkItemRunner {
                 Word* to) const {
     if (args_.kv_int8) {
       PackScaledRows(Math(), args_.kv_dtype, Rows(kv, head, key0, group, keys),
-                     Rows(kv.scales, head, key0, group, keys), dim_, stride, to);
+                     Rows(kv.scales, head, key0, group, keys), kv.scale_divisor, dim_, stride, to);
     }
     return args_.kv_int8;
   }

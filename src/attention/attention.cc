@@ -28,7 +28,8 @@ attention::KvBytes Bytes(const View& kv, size_t element_size) {
 
 attention::KvPages PoolBytes(const PagedKv& kv) {
   const size_t element = SizeOf(kv.dtype);
-  return {Bytes(kv, kv.scales.data != nullptr ? 1 : element), Bytes(kv.scales, element)};
+  return {Bytes(kv, kv.scales.data != nullptr ? 1 : element), Bytes(kv.scales, element),
+          kv.scales.divisor};
 }
 
 attention::AttentionArgs PoolArgs(const PagedKv& keys, const PagedKv& values,

@@ -19,6 +19,7 @@ struct KvBytes {
 // PagedKv and KvScales in bytes.
 struct KvPages : KvBytes {
   KvBytes scales;
+  float scale_divisor;
 };
 
 struct AttentionArgs {

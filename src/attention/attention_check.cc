@@ -51,6 +51,8 @@ void CheckKv(const char* name, const PagedKv& kv) {
               ".kv_heads = ", kv.kv_heads, " is not in 1..", kMaxHeads);
   CheckHeadDim(name, kv.head_dim);
   core::Check(kv.data != nullptr || kv.num_pages == 0, Code::kBadShape, name, ".data is null");
+  core::Check(kv.scales.divisor > 0 && std::isfinite(kv.scales.divisor), Code::kBadOption, name,
+              ".scales.divisor = ", kv.scales.divisor, " is not positive and finite");
 }
 
 void CheckSame(const char* what, int64_t a, const char* other, int64_t b) {

@@ -87,13 +87,13 @@ HWY_INLINE float ScaleAt(DType dtype, const uint8_t* from) {
 
 // Group of 16 rows of int8 and the scale of each -> to[16][stride].
 HWY_INLINE void PackScaledRows(F32Math, DType dtype, const KvRows& rows, const KvRows& scales,
-                               int dim, int stride, float* HWY_RESTRICT to) {
+                               float divisor, int dim, int stride, float* HWY_RESTRICT to) {
   const Tag8 df;
   const hn::Rebind<int8_t, Tag8> d8;
   const hn::Rebind<int32_t, Tag8> d32;
   constexpr int kN = static_cast<int>(hn::MaxLanes(df));
   for (int row = 0; row < kGroupKeys; ++row, to += stride) {
-    const auto scale = hn::Set(df, ScaleAt(dtype, scales.row[row]) / 127.5f);
+    const auto scale = hn::Set(df, ScaleAt(dtype, scales.row[row]) / divisor);
     for (int i = 0; i < dim; i += kN) {
       const auto x = hn::PromoteTo(d32, LoadAny(d8, rows.row[row] + i));
       hn::Store(hn::Mul(hn::ConvertTo(df, x), scale), df, to + i);
@@ -129,10 +129,10 @@ HWY_INLINE void ScaleToBF16(DF df, const uint8_t* from, int n, float scale, uint
 
 // Group of 16 rows of int8 and the scale of each -> bf16 in to[16][stride words].
 HWY_INLINE void PackScaledRows(BF16Math, DType dtype, const KvRows& rows, const KvRows& scales,
-                               int dim, int stride, uint32_t* to) {
+                               float divisor, int dim, int stride, uint32_t* to) {
   const int whole = dim / 16 * 16;
   for (int row = 0; row < kGroupKeys; ++row, to += stride) {
-    const float scale = ScaleAt(dtype, scales.row[row]) / 127.5f;
+    const float scale = ScaleAt(dtype, scales.row[row]) / divisor;
     auto* bytes = reinterpret_cast<uint8_t*>(to);
     ScaleToBF16(FloatTag<16>(), rows.row[row], whole, scale, bytes);
     ScaleToBF16(FloatTag<8>(), rows.row[row] + whole, dim - whole, scale, bytes + 2 * whole);

@@ -1,8 +1,10 @@
 // Checks at the door. The text is built only when a check fails.
 #pragma once
 
+#include <cctype>
 #include <sstream>
 #include <string>
+#include <string_view>
 
 #include "riffle/error.h"
 
@@ -15,9 +17,27 @@ std::string Concat(const Parts&... parts) {
   return text.str();
 }
 
+// The size of the name with which a text begins if it is of an argument, which the text's form
+// tells: "k = ...", "kv_lens[1] = ...", "keys.num_pages = ...", "x has ...", "q's ...". Else 0.
+inline size_t ArgumentSize(std::string_view text) {
+  size_t size = 0;
+  while (size < text.size() &&
+         (std::isalnum(static_cast<unsigned char>(text[size])) != 0 || text[size] == '_')) {
+    ++size;
+  }
+  const std::string_view rest = text.substr(size);
+  for (const std::string_view form : {" = ", "[", ".", " has ", "'s ", " is null", " shares "}) {
+    if (rest.starts_with(form)) {
+      return size;
+    }
+  }
+  return 0;
+}
+
 template <typename... Parts>
 [[noreturn, gnu::cold, gnu::noinline]] void Fail(Code code, const Parts&... parts) {
-  throw Error(code, Concat(parts...));
+  const std::string text = Concat(parts...);
+  throw Error(code, text, ArgumentSize(text));
 }
 
 template <typename... Parts>

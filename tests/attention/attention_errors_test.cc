@@ -6,6 +6,8 @@
 #include <functional>
 #include <limits>
 #include <string>
+#include <string_view>
+#include <utility>
 #include <vector>
 
 #include "riffle/attention.h"
@@ -192,6 +194,32 @@ TEST_F(AttentionErrors, Int8) {
     int8(a);
     a.out.data = At(57344 - 4);
   });
+}
+
+// For callers whose arguments have other names: what() begins with argument().
+TEST_F(AttentionErrors, TheArgumentIsNamedBesideTheText) {
+  const std::pair<std::string, std::function<void(Arguments&)>> cases[] = {
+      {"kv_lens", [](auto& a) { a.kv_lens[1] = -1; }},
+      {"page_table", [](auto& a) { a.table[0] = 99; }},
+      {"keys", [](auto& a) { a.keys.page_size = 0; }},
+      {"q", [](auto& a) { a.q.head_dim = 33; }},
+      {"scale", [](auto& a) { a.options.scale = std::numeric_limits<float>::infinity(); }},
+  };
+  for (const auto& [argument, spoil] : cases) {
+    Arguments arguments = Right();
+    arguments.batch.page_table = arguments.table.data();
+    arguments.batch.max_pages = 3;
+    arguments.batch.page_table_stride = 3;
+    spoil(arguments);
+    try {
+      arguments.Run();
+      ADD_FAILURE() << "did not throw for " << argument;
+    } catch (const Error& error) {
+      EXPECT_EQ(error.argument(), argument) << error.what();
+      EXPECT_TRUE(std::string_view(error.what()).starts_with(argument));
+    }
+  }
+  EXPECT_EQ(Error(Code::kOutOfMemory, "no memory for 8 bytes").argument(), "");
 }
 
 // Interleaved with each other and with inputs, but sharing no byte: legal.

@@ -41,7 +41,7 @@ def _gomp_parallel() -> int:
         return 0
     for library in pathlib.Path(torch.__file__).parent.glob("lib/libtorch_cpu.*"):
         try:  # it is loaded already; names are looked up in what it depends on, too
-            return ctypes.cast(ctypes.CDLL(str(library)).GOMP_parallel, ctypes.c_void_p).value
+            return ctypes.cast(ctypes.CDLL(str(library)).GOMP_parallel, ctypes.c_void_p).value or 0
         except (OSError, AttributeError):
             continue
     return 0

@@ -61,7 +61,7 @@ def topk(
     if type(input) is Tensor and out is None and not input.requires_grad and unobserved():
         answer = _core.torch_topk(input, k, dim, largest, sorted, _Result)
         if answer is not None:
-            return answer
+            return answer  # pyright: ignore[reportReturnType]: it is of the type given
     return _dispatch(input, k, dim, largest, sorted, out)
 
 
