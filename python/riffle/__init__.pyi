@@ -3,6 +3,10 @@ from typing import Any, Literal, NamedTuple, Sequence
 
 import numpy
 
+from riffle import jax as jax
+from riffle import torch as torch
+from riffle import transformers as transformers
+
 Array = Any
 
 __version__: str
