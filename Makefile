@@ -37,6 +37,11 @@ test-python: setup ## Python tests and doctests
 	@$(STAGE) package "Python package" scripts/python_package.sh
 	@$(STAGE) python "Python tests and doctests" \
 	  .venv/bin/python -P -m pytest --doctest-modules --pyargs riffle python/tests
+test-transformers: setup ## riffle.transformers on every type of causal language model that Transformers has
+	@$(STAGE) venv "Python environment" scripts/venv.sh
+	@$(STAGE) package "Python package" scripts/python_package.sh
+	@$(STAGE) transformers "every type of causal language model" env RIFFLE_TEST_ALL_MODELS=1 \
+	  .venv/bin/python -P -m pytest python/tests/test_transformers_models.py
 test-asan: setup ## C++ tests under AddressSanitizer and UBSan
 	@$(STAGE) asan "C++ tests under AddressSanitizer and UBSan" scripts/ctest.sh asan
 test-tsan: setup ## pool and concurrent callers under ThreadSanitizer
@@ -62,5 +67,5 @@ distclean: clean ## remove .venv and .deps too
 start:
 	@rm -rf build/log
 
-.PHONY: help demo test build python test-cpp test-clang test-consumer test-python test-asan test-tsan fuzz \
+.PHONY: help demo test build python test-cpp test-clang test-consumer test-python test-transformers test-asan test-tsan fuzz \
   setup bench format lint clean distclean start

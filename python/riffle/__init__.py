@@ -11,8 +11,14 @@ lower index first. Results are bitwise the same for any number of threads and an
 A bad argument raises ValueError, a wrong dtype TypeError; the text names the argument, its value and the limit, and
 nothing has been written then.
 
+`riffle.torch`, `riffle.jax` and `riffle.transformers` are imported when they are first used, or by their name; each needs its
+framework, and says so where it is not installed.
+
 Environment: RIFFLE_NUM_THREADS sets the number of threads, RIFFLE_TARGET the SIMD target.
 """
+
+import importlib as _importlib
+from typing import Any as _Any
 
 from riffle._attention import merge_states, paged_attention
 from riffle._core import OutOfPages, __version__
@@ -57,3 +63,12 @@ for _public in (KvCache, TopK, TopKStats, depth_probabilities, info, linear, lin
                 top_k_per_row_decode):
     _public.__module__ = "riffle"  # where users find it, and where pickles look for it
 del _public
+
+_SUBMODULES = ("jax", "torch", "transformers")
+
+
+def __getattr__(name: str) -> _Any:
+    """The modules for a framework. Raises ImportError, which says what to install, where the framework is missing."""
+    if name in _SUBMODULES:
+        return _importlib.import_module(f"riffle.{name}")
+    raise AttributeError(f"module 'riffle' has no attribute {name!r}")

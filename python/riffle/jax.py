@@ -27,7 +27,10 @@ import math
 import operator
 from typing import Any, Literal, NamedTuple
 
-import jax
+try:
+    import jax
+except ImportError as error:
+    raise ImportError("riffle.jax needs JAX: pip install jax") from error
 import jax.numpy as jnp
 import numpy as np
 

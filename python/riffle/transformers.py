@@ -8,8 +8,10 @@ makes `attn_implementation="riffle"` valid for every model that takes its attent
 
     model = AutoModelForCausalLM.from_pretrained(name, attn_implementation="riffle")
 
-Keys and values are read where the caches of Transformers hold them. Sliding windows, soft caps and attention sinks go
-through; so does left padding. What has no such form is refused: other masks, dropout, gradients, devices other than the CPU.
+Keys and values are read where the caches of Transformers hold them. What a query sees is what the model asks of
+Transformers' masks: causal, sliding windows, chunks, padding and any other choice of keys; soft caps and attention sinks go
+through. What riffle does not compute is refused, with the name of the model and the reason: masks that add to the logits,
+keywords that are not known here, models that compute their attention themselves, dropout, gradients, devices other than the CPU.
 
 `Sampler` draws tokens by riffle.sample instead of sorting the vocabulary; `use_top_k_head` computes only the logits that
 count; `GrowingCache` does not copy the cache at every step.
@@ -19,24 +21,44 @@ from __future__ import annotations
 
 import functools
 import weakref
-from typing import Any, NamedTuple
+from typing import Any
 
-import torch
-import transformers
+try:
+    import torch
+    import transformers
+except ImportError as error:
+    raise ImportError("riffle.transformers needs PyTorch and Transformers 5: pip install torch 'transformers>=5'") from error
+
+if int(transformers.__version__.split(".")[0]) < 5:
+    raise ImportError(
+        f"riffle.transformers needs Transformers 5; this is {transformers.__version__}: pip install 'transformers>=5'"
+    )
+
 from transformers import LogitsProcessor
 from transformers.generation.continuous_batching import ContinuousBatchingManager, PagedAttentionCache
-from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, causal_mask_function
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel
 
 import riffle
 import riffle.torch
 from riffle._transformers_cache import GrowingCache
+from riffle._transformers_masks import (
+    Keys,
+    Mask,
+    all_keys,
+    blind_queries,
+    check_interface,
+    keys_seen,
+    token_table,
+    visible_in,
+)
 
 __all__ = ["GrowingCache", "Sampler", "TopKHead", "attention", "attention_mask", "register", "use_top_k_head"]
 
 # The most tokens of a page that riffle takes.
 _MAX_PAGE = 256
-_OVERLAID = "riffle attention takes causal and sliding-window masks, not what is laid over them here"
+# The head_dim that riffle takes: a multiple of the step.
+_MIN_HEAD_DIM, _MAX_HEAD_DIM, _HEAD_DIM_STEP = 32, 512, 8
 
 
 def register() -> None:
@@ -50,6 +72,7 @@ def register() -> None:
         ALL_ATTENTION_FUNCTIONS.register(name, attention)
         ALL_MASK_ATTENTION_FUNCTIONS.register(name, attention_mask)
     riffle.torch.use_torch_threads()
+    _check_models()
     check = ContinuousBatchingManager.switch_to_cb_friendly_attn
     if getattr(check, "knows_riffle", False):
         return
@@ -58,84 +81,64 @@ def register() -> None:
     def switch_to_cb_friendly_attn(self, model, *args, **kwargs):
         if model.config._attn_implementation not in ("riffle", "paged|riffle"):
             return check(self, model, *args, **kwargs)
+        check_interface(model.config.get_text_config())  # here an error reaches the caller
 
     switch_to_cb_friendly_attn.knows_riffle = True
     ContinuousBatchingManager.switch_to_cb_friendly_attn = switch_to_cb_friendly_attn
 
 
+def _check_models() -> None:
+    """Has models that look up their attention in a table of their own refuse "riffle" when they are made."""
+    choose = PreTrainedModel.get_correct_attn_implementation
+    if getattr(choose, "knows_riffle", False):
+        return
+
+    @functools.wraps(choose)
+    def get_correct_attn_implementation(self, requested_attention, *args, **kwargs):
+        if requested_attention in ("riffle", "paged|riffle"):
+            check_interface(self.config, type(self).__module__)
+        return choose(self, requested_attention, *args, **kwargs)
+
+    get_correct_attn_implementation.knows_riffle = True
+    PreTrainedModel.get_correct_attn_implementation = get_correct_attn_implementation
+
+
+@torch.compiler.disable
 def attention_mask(
     batch_size: int,
     q_length: int,
     kv_length: int,
-    q_offset: int = 0,
-    kv_offset: int = 0,
-    mask_function: Any = None,
+    q_offset: Any = 0,
+    kv_offset: Any = 0,
+    mask_function: Any = causal_mask_function,
     attention_mask: torch.Tensor | None = None,
-    allow_is_causal_skip: bool = True,
+    dtype: torch.dtype = torch.float32,
     use_vmap: bool = False,
+    device: Any = "cpu",
+    config: Any = None,
     **kwargs: Any,
-) -> torch.Tensor | None:
-    """Transformers' mask interface: None where every key of the cache counts, else the padding mask [batch, keys].
+) -> torch.Tensor:
+    """Transformers' mask interface: the description of the mask, as a tensor [batch, 1, queries, keys] without memory.
 
-    Causality and windows need no mask. Raises ValueError for other masks laid over them.
+    It is never None, so `attention` can tell a mask that shows all keys from one that nobody asked for. The other arguments
+    of Transformers (local_size, allow_is_causal_skip, ...) say when a mask may be left out, which none is.
+
+    Raises:
+      ValueError: the model computes its attention itself, so that riffle would have no part in it.
     """
-    if use_vmap:
-        raise ValueError(_OVERLAID)
-    if not allow_is_causal_skip and q_length > 1:
-        # Packed sequences, as continuous batching has them; whether there is a paged cache is seen in `attention` alone.
-        return torch.empty(0)
-    # A static cache holds more keys than have been seen.
-    if attention_mask is None:
-        seen = int(q_offset) + q_length - int(kv_offset)
-        return torch.ones(batch_size, seen, dtype=torch.bool) if seen < kv_length else None
-    attention_mask = attention_mask[:, -kv_length:]
-    if attention_mask.shape[1] == kv_length and bool(attention_mask.all()):
-        return None
-    return attention_mask
-
-
-class _Keys(NamedTuple):
-    """What the queries of a forward see, the same in all layers that share a kind of cache."""
-
-    kv_lens: torch.Tensor  # int32 [B]
-    page_table: torch.Tensor  # int32 [B, max_pages]
-    cu_q_lens: torch.Tensor | None  # int32 [B + 1]
-
-
-def _spans(starts: torch.Tensor, lengths: torch.Tensor, cu_q_lens: torch.Tensor | None) -> _Keys:
-    """Keys that lie one after another: `lengths` tokens from token `starts` on, for pages of one token."""
-    table = starts[:, None] + torch.arange(max(int(lengths.max()), 1))
-    # What follows a sequence's last page is not read.
-    return _Keys(lengths.to(torch.int32), table.to(torch.int32), cu_q_lens)
-
-
-@functools.lru_cache(maxsize=4)  # the layers of a forward are of one or two kinds
-def _unpadded(batch: int, q_len: int, kv_len: int, row: int) -> _Keys:
-    """All tokens of rows that begin `row` tokens after each other."""
-    starts, lengths = torch.arange(batch) * row, torch.full((batch,), kv_len)
-    return _spans(starts, lengths, None if q_len == 1 else torch.arange(batch + 1, dtype=torch.int32) * q_len)
-
-
-def _padded(mask: torch.Tensor, q_len: int, row: int) -> _Keys:
-    """As _unpadded, without the padding on the left that `mask` [batch, keys] has zeros for."""
-    mask = mask.bool()
-    batch, kv_len = mask.shape
-    padding = (~mask).sum(1)
-    if not bool((mask == (torch.arange(kv_len) >= padding[:, None])).all()):
-        raise ValueError("riffle attention takes padding on the left only")
-    lengths, starts = kv_len - padding, torch.arange(batch) * row + padding
-    # Queries of padding see nothing: each sequence comes after one of no keys that has them.
-    blind = (q_len - lengths).clamp(min=0)
-    q_lens = torch.full((batch,), q_len)
-    if bool(blind.any()):
-        q_lens = torch.stack([blind, q_len - blind], 1).reshape(-1)
-        lengths = torch.stack([torch.zeros_like(lengths), lengths], 1).reshape(-1)
-        starts = starts.repeat_interleave(2)
-    elif q_len == 1:
-        return _spans(starts, lengths, None)
-    cu_q_lens = torch.zeros(len(q_lens) + 1, dtype=torch.int32)
-    cu_q_lens[1:] = q_lens.cumsum(0)
-    return _spans(starts, lengths, cu_q_lens)
+    check_interface(config)
+    # As numbers now: a static cache counts in place in the tensors that it hands over.
+    request = dict(
+        batch_size=batch_size,
+        q_length=q_length,
+        kv_length=int(kv_length),
+        q_offset=int(q_offset),
+        kv_offset=int(kv_offset),
+        mask_function=mask_function,
+        attention_mask=attention_mask,
+        use_vmap=use_vmap,
+    )
+    return Mask(request, dtype, device)
 
 
 def _tokens(x: torch.Tensor) -> torch.Tensor:
@@ -147,13 +150,33 @@ def _tokens(x: torch.Tensor) -> torch.Tensor:
     return x.as_strided((pages, heads, 1, head_dim), (token, head, token, 1))
 
 
-def _check(module: Any, query: torch.Tensor, dropout: float) -> None:
+# Keywords that layers hand to their attention and that Transformers' eager attention does not read either: a window is
+# in the mask too.
+_WITHOUT_EFFECT = frozenset(
+    "position_ids cache_position use_cache past_key_values logits_to_keep output_hidden_states return_dict "
+    "cu_seq_lens_q cu_seq_lens_k max_length_q max_length_k num_items_in_batch sliding_window".split()
+)
+# Those of continuous batching.
+_OF_A_PAGED_CACHE = frozenset("read_index write_index block_table logits_indices logits_processor_args".split())
+
+
+def _refuse(module: Any, reason: str) -> ValueError:
+    config = getattr(module, "config", None)
+    name = getattr(config, "model_type", None) or type(module).__name__
+    return ValueError(f"riffle attention does not compute {name} ({type(module).__name__}): {reason}")
+
+
+def _check(module: Any, query: torch.Tensor, dropout: float, paged: bool, kwargs: dict[str, Any]) -> None:
     if query.device.type != "cpu":
         raise ValueError(f"riffle attention runs on the CPU; the queries are on {query.device}")
     if dropout:
         raise ValueError(f"riffle attention has no dropout; dropout = {dropout}")
     if torch.is_grad_enabled() and query.requires_grad:
         raise ValueError("riffle attention has no gradient; use torch.no_grad(), or another attn_implementation")
+    known = _WITHOUT_EFFECT | _OF_A_PAGED_CACHE if paged else _WITHOUT_EFFECT
+    for name, argument in kwargs.items():
+        if name not in known and argument is not None and argument is not False:
+            raise _refuse(module, f"it passes {name}, which riffle attention does not know")
 
 
 @torch.compiler.disable
@@ -165,78 +188,162 @@ def attention(
     attention_mask: torch.Tensor | None,
     dropout: float = 0.0,
     scaling: float | None = None,
-    sliding_window: int | None = None,
     softcap: float | None = None,
     is_causal: bool | None = None,
     s_aux: torch.Tensor | None = None,
     cache: PagedAttentionCache | None = None,
+    indices: torch.Tensor | None = None,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
     """Transformers' attention interface on riffle.paged_attention.
 
     query [batch, heads, q_len, head_dim]; key, value [batch, kv_heads, kv_len, head_dim], the whole cache, or with a
-    paged `cache` the new tokens. s_aux (or module.sinks): sinks. Returns ([batch, q_len, heads, head_dim], None).
+    paged `cache` the new tokens. s_aux (or module.sinks): sinks. indices [batch, q_len, n]: the keys that an indexer chose, of
+    which a query sees those that the mask shows. Returns ([batch, q_len, heads, head_dim], None).
+
+    The mask says what is seen, as in Transformers' eager attention: causality and windows that the layer names beside it are
+    those of kernels without masks. Without a mask a layer that is not causal, or a single query, sees all keys.
     """
-    _check(module, query, dropout if getattr(module, "training", False) else 0)
-    causal = bool(getattr(module, "is_causal", True) if is_causal is None else is_causal)
-    if not causal and sliding_window is not None:
-        raise ValueError("riffle attention takes sliding windows of causal attention only")
+    paged = isinstance(cache, PagedAttentionCache)
+    if indices is not None and (paged or attention_mask is None):
+        raise _refuse(module, "it passes indices of keys with a paged cache or without a mask")
+    _check(module, query, dropout if getattr(module, "training", False) else 0, paged, kwargs)
     sinks = s_aux if s_aux is not None else getattr(module, "sinks", None)
     options = dict(
-        scale=scaling,
-        causal=causal,
-        window=sliding_window,
+        scale=query.shape[-1] ** -0.5 if scaling is None else scaling,
         soft_cap=softcap,
         sinks=None if sinks is None else sinks.detach().reshape(-1),
     )
     query, key, value = (x.detach() if x.requires_grad else x for x in (query, key, value))
-    if isinstance(cache, PagedAttentionCache):
-        return _paged(module, query, key, value, cache, options, kwargs), None
-    if not isinstance(attention_mask, torch.Tensor) and attention_mask is not None:
-        raise ValueError("riffle attention takes a padding mask [batch, keys]")
-    if attention_mask is not None and attention_mask.numel() == 0:
-        raise ValueError(_OVERLAID)
-    return _plain(query, key, value, attention_mask, options), None
+    if paged:
+        return _paged(module, query, key, value, attention_mask, cache, options, kwargs), None
+    if attention_mask is None:
+        causal = bool(getattr(module, "is_causal", True) if is_causal is None else is_causal)
+        window = kwargs.get("sliding_window")
+        if causal and query.shape[2] > 1:
+            raise _refuse(module, "its causal attention comes without a mask of Transformers' AttentionMaskInterface")
+        if window is not None and key.shape[2] > window:
+            raise _refuse(module, f"its sliding window of {window} comes without a mask of the AttentionMaskInterface")
+    elif not isinstance(attention_mask, torch.Tensor):
+        raise _refuse(module, f"its mask is of type {type(attention_mask).__name__}")
+    if indices is not None:
+        attention_mask = _chosen(module, attention_mask, indices, query.shape[2], key.shape[2])
+    return _plain(module, query, key, value, attention_mask, options), None
 
 
-def _plain(query, key, value, mask, options) -> torch.Tensor:
+def _chosen(module: Any, mask: torch.Tensor, indices: torch.Tensor, q_len: int, kv_len: int) -> torch.Tensor:
+    """bool: what the mask shows of the keys that an indexer chose."""
+    if indices.ndim != 3 or indices.shape[1] != q_len or mask.ndim != 4 or mask.shape[3] != kv_len:
+        raise _refuse(module, f"its indices of keys are of shape {tuple(indices.shape)}, its mask of {tuple(mask.shape)}")
+    if indices.numel() and not (0 <= int(indices.min()) and int(indices.max()) < kv_len):
+        raise _refuse(module, f"its indices of keys go from {int(indices.min())} to {int(indices.max())} of {kv_len} keys")
+    chosen = torch.zeros(indices.shape[0], q_len, kv_len, dtype=torch.bool).scatter_(2, indices.long(), True)
+    return _visible(module, mask) & chosen[:, None]
+
+
+def _visible(module: Any, mask: torch.Tensor) -> torch.Tensor:
+    try:
+        return mask.visible() if isinstance(mask, Mask) else visible_in(mask)
+    except ValueError as error:
+        raise _refuse(module, f"{error}") from None
+
+
+def _padded_heads(x: torch.Tensor, head_dim: int) -> torch.Tensor:
+    return torch.nn.functional.pad(x, (0, head_dim - x.shape[-1])) if x.shape[-1] < head_dim else x
+
+
+def _plain(module, query, key, value, mask, options) -> torch.Tensor:
     """A cache [batch, kv_heads, kv_len, head_dim], read in place."""
-    batch, heads, q_len, head_dim = query.shape
+    batch, heads, q_len, _ = query.shape
+    value_dim = value.shape[-1]
+    # Zeros change neither products nor results. They are needed where keys and values differ, and below the least head_dim.
+    head_dim = max(key.shape[-1], value_dim, _MIN_HEAD_DIM)
+    head_dim += -head_dim % _HEAD_DIM_STEP
+    if head_dim > _MAX_HEAD_DIM:
+        raise _refuse(module, f"head_dim = {head_dim}; the limit is {_MAX_HEAD_DIM}")
+    query, key, value = (_padded_heads(x, head_dim) for x in (query, key, value))
+    if key.shape[0] != batch:
+        raise _refuse(module, f"{batch} rows of queries and {key.shape[0]} of keys")
     row, _, token, last = key.stride()
     if key.stride() != value.stride() or last != 1 or token < 1 or row % token:
         key, value = key.contiguous(), value.contiguous()
         row, _, token, _ = key.stride()
     row //= token
-    if mask is None:
-        where = _unpadded(batch, q_len, key.shape[2], row)
-    else:
-        if mask.ndim != 2:
-            raise ValueError(f"riffle attention takes a padding mask [batch, keys], not of shape {tuple(mask.shape)}")
-        # attention_mask makes one for each forward and kind of layer; they share what follows from it.
-        known = mask.__dict__.setdefault("_riffle_keys", {})
-        where = known.get((q_len, row))
-        if where is None:
-            where = known[q_len, row] = _padded(mask, q_len, row)
     q = query[0].transpose(0, 1) if batch == 1 else query.transpose(1, 2).reshape(batch * q_len, heads, head_dim)
+    parts = _keys(module, mask, (batch, heads, q_len, key.shape[2]), row)
+    if isinstance(parts, Keys):
+        out = _attend_rows(q, key, value, parts, options)
+    else:  # a mask for each head
+        group, sinks = heads // key.shape[1], options["sinks"]
+        out = torch.cat([
+            _attend_rows(q[:, h : h + 1], key[:, h // group, None], value[:, h // group, None], part,
+                         {**options, "sinks": None if sinks is None else sinks[h : h + 1]})
+            for h, part in enumerate(parts)
+        ], 1)  # fmt: skip
+    return out.view(batch, q_len, heads, head_dim)[..., :value_dim].contiguous()
+
+
+def _attend_rows(q, key, value, where: Keys, options) -> torch.Tensor:
+    """q [tokens, heads, head_dim] over a cache [batch, kv_heads, kv_len, head_dim]."""
     out = _attend(q, _tokens(key), _tokens(value), where, "HND", options)
-    return out.view(batch, q_len, heads, head_dim)
+    blind = blind_queries(where) if options["sinks"] is None else None
+    if blind is None:
+        return out
+    # Queries of padding. Eager attention, all of whose logits are then the lowest number, gives the mean of the values, and
+    # recurrent layers behind it may read that.
+    mean = value.mean(2).repeat_interleave(q.shape[1] // value.shape[1], 1).repeat_interleave(len(q) // len(value), 0)
+    return torch.where(blind[:, None, None], mean.to(out.dtype), out)
 
 
-def _attend(q, keys, values, where: _Keys, layout: str, options) -> torch.Tensor:
+def _keys(module: Any, mask: torch.Tensor | None, shape: tuple[int, ...], row: int) -> Keys | list[Keys]:
+    """What the mask shows to queries and keys of the shape [batch, heads, queries, keys]; of several heads a list."""
+    batch, heads, q_len, kv_len = shape
+    if mask is None:
+        return all_keys(batch, q_len, kv_len, row, False, None)
+    if mask.ndim != 4 or any(n not in (1, m) for n, m in zip(mask.shape, shape)) or mask.shape[3] != kv_len:
+        raise _refuse(module, f"its mask is of shape {tuple(mask.shape)}, its logits are of {shape}")
+    if isinstance(mask, Mask) and mask.shape[0] == batch and mask.shape[2] == q_len:
+        return mask.keys(row)
+    visible = _visible(module, mask)
+    visible = visible.expand(batch, visible.shape[1], q_len, kv_len)
+    keys = [keys_seen(visible[:, h], row) for h in range(visible.shape[1])]
+    return keys[0] if len(keys) == 1 else keys
+
+
+def _attend(q, keys, values, where: Keys, layout: str, options) -> torch.Tensor:
+    options = {"causal": where.causal, "window": where.window, **options}
     return riffle.paged_attention(
         q, keys, values, where.kv_lens, where.page_table, cu_q_lens=where.cu_q_lens, layout=layout, **options
     )
 
 
 # What the layers of an allocator share in a forward; made anew by the first of them.
-_shared: weakref.WeakKeyDictionary[Any, tuple[str, int, _Keys]] = weakref.WeakKeyDictionary()
+_shared: weakref.WeakKeyDictionary[Any, tuple[str, int, Keys]] = weakref.WeakKeyDictionary()
 
 
-def _paged(module, query, key, value, cache, options, kwargs) -> torch.Tensor:
+def _check_paged(module, query, key, value, mask, allocator) -> int | None:
+    """The window of a layer of a paged cache: what its mask asks for must be what the cache does. None: no window."""
+    known = mask.structure if isinstance(mask, Mask) else None
+    if known is None or not known.causal or known.chunk is not None:
+        raise _refuse(module, "with a paged cache it takes causal and sliding-window masks of the AttentionMaskInterface only")
+    window = allocator.sliding_window if allocator.layer_type == "sliding_attention" else None
+    if known.window != window:
+        raise _refuse(module, f"its mask has the window {known.window}, its paged cache {window}")
+    head_dim = query.shape[-1]
+    fits = _MIN_HEAD_DIM <= head_dim <= _MAX_HEAD_DIM and head_dim % _HEAD_DIM_STEP == 0
+    if not fits or not head_dim == key.shape[-1] == value.shape[-1]:
+        dims = f"{head_dim}, {key.shape[-1]} and {value.shape[-1]}"
+        raise _refuse(module, f"head_dim of queries, keys and values = {dims}; with a paged cache riffle takes the same for "
+                      f"all, a multiple of {_HEAD_DIM_STEP} from {_MIN_HEAD_DIM} to {_MAX_HEAD_DIM}")  # fmt: skip
+    return window
+
+
+def _paged(module, query, key, value, mask, cache, options, kwargs) -> torch.Tensor:
     """Continuous batching: writes the new keys and values into the paged cache and reads all of them there."""
     if kwargs.get("block_table") is not None:
         raise ValueError("riffle attention reads the paged cache by its read indices; set max_blocks_per_request=0")
     allocator = cache.layer_to_allocator[module.layer_idx]
+    window = _check_paged(module, query, key, value, mask, allocator)
     if module.layer_idx == allocator.layer_indices[0] or allocator not in _shared:
         _shared[allocator] = _plan(allocator, kwargs)
     how, page, where = _shared[allocator]
@@ -251,17 +358,16 @@ def _paged(module, query, key, value, cache, options, kwargs) -> torch.Tensor:
         whole = min(len(tokens) for tokens in caches) // page * page
         pages = [tokens[:whole].unflatten(0, (-1, page)) for tokens in caches]
         # A ring of keys is no sequence: what it holds is the window.
-        options = options if allocator.layer_type != "sliding_attention" else {**options, "window": None}
         out = _attend(q, *pages, where, "NHD", options)
     else:
         # Nothing cached yet: the new ones. Or chunks that overwrite what their first queries see: gathered before that.
         key, value = allocator.update(key, value, module.layer_idx, read, write)
         pages = [_tokens(x.transpose(0, 1)[None]) for x in (key, value)]
-        out = _attend(q, *pages, where, "HND", options)
+        out = _attend(q, *pages, where._replace(window=window), "HND", options)
     return out[None]
 
 
-def _plan(allocator, kwargs) -> tuple[str, int, _Keys]:
+def _plan(allocator, kwargs) -> tuple[str, int, Keys]:
     cu_q_lens = kwargs["cu_seq_lens_q"].to(torch.int32)
     cu_kv_lens = kwargs["cu_seq_lens_k"][allocator.layer_type].to(torch.int64)
     kv_lens = cu_kv_lens.diff()
@@ -271,9 +377,9 @@ def _plan(allocator, kwargs) -> tuple[str, int, _Keys]:
     sliding = allocator.layer_type == "sliding_attention"
     decode = bool((cu_q_lens.diff() == 1).all())
     if read.numel() == 0:
-        return "packed", page, _spans(cu_q_lens[:-1], cu_q_lens.diff(), cu_q_lens)
+        return "packed", page, token_table(cu_q_lens[:-1], cu_q_lens.diff(), cu_q_lens)
     if sliding and not (decode and allocator.sliding_window % page == 0):
-        return "packed", page, _spans(cu_kv_lens[:-1], kv_lens, cu_q_lens)
+        return "packed", page, token_table(cu_kv_lens[:-1], kv_lens, cu_q_lens)
     # The first token of each page of a sequence says which page that is. The last token of a ring is the new one.
     token = torch.arange(-(-int(kv_lens.max()) // page)) * page
     index = (cu_kv_lens[:-1, None] + token).clamp(max=read.numel() - 1)
@@ -281,7 +387,7 @@ def _plan(allocator, kwargs) -> tuple[str, int, _Keys]:
     if sliding:
         physical = torch.where(token < kv_lens[:, None] - 1, physical, write[:, None])
     table = torch.where(token < kv_lens[:, None], physical // page, -1)
-    return "in place", page, _Keys(kv_lens.to(torch.int32), table.to(torch.int32), None if decode else cu_q_lens)
+    return "in place", page, Keys(kv_lens.to(torch.int32), table.to(torch.int32), None if decode else cu_q_lens)
 
 
 class Sampler(LogitsProcessor):
@@ -366,8 +472,3 @@ def use_top_k_head(model: Any, k: int) -> None:
 
 
 GrowingCache.__module__ = "riffle.transformers"
-
-_major = int(transformers.__version__.split(".")[0])
-if _major < 5:
-    raise ImportError(f"riffle.transformers needs Transformers 5; this is {transformers.__version__}")
-del _major

@@ -118,6 +118,22 @@ def test_logits(model):
     torch.testing.assert_close(logits(model, "riffle", inputs)[real], expected, rtol=2e-4, atol=2e-4)
 
 
+def test_padding_on_the_right(model):
+    """Prompts longer than the window, and then tokens behind the padding, which stays a hole in the cache."""
+    rows = prompts(40, 7)
+    ids = torch.tensor([row + [0] * (40 - len(row)) for row in rows])
+    mask = torch.tensor([[1] * len(row) + [0] * (40 - len(row)) for row in rows])
+    after, both = torch.tensor([[5, 6, 7], [8, 9, 10]]), torch.cat([mask, torch.ones(2, 3, dtype=mask.dtype)], 1)
+    answers = []
+    for name in (reference(model), "riffle"):
+        model.set_attn_implementation(name)
+        with torch.no_grad():
+            out = model(input_ids=ids, attention_mask=mask)
+            more = model(input_ids=after, attention_mask=both, past_key_values=out.past_key_values)
+        answers.append(torch.cat([out.logits[mask.bool()], more.logits.flatten(0, 1)]))
+    torch.testing.assert_close(answers[1], answers[0], rtol=2e-4, atol=2e-4)
+
+
 def test_static_cache(model):
     inputs = left_padded(prompts(11, 4))
     arguments = dict(cache_implementation="static", disable_compile=True)
@@ -198,8 +214,8 @@ def test_refused(model):
     ids = torch.tensor([[3, 4, 5]])
     with pytest.raises(ValueError, match="no gradient"):
         model(input_ids=ids)
-    with pytest.raises(ValueError, match="padding on the left only"), torch.no_grad():
-        model(input_ids=ids, attention_mask=torch.tensor([[1, 1, 0]]))
+    with pytest.raises(ValueError, match="adds to the logits"), torch.no_grad():
+        model(input_ids=ids, attention_mask=-torch.ones(1, 1, 3, 3))
 
 
 def test_sampler_follows_top_p():
