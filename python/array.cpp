@@ -23,6 +23,21 @@ int CheckedNdim(size_t ndim, const std::string& name) {
   return static_cast<int>(ndim);
 }
 
+Element IntegerOf(int64_t bits, bool is_signed) {
+  switch (bits) {
+    case 8:
+      return is_signed ? Element::kI8 : Element::kU8;
+    case 16:
+      return is_signed ? Element::kI16 : Element::kU16;
+    case 32:
+      return is_signed ? Element::kI32 : Element::kU32;
+    case 64:
+      return is_signed ? Element::kI64 : Element::kU64;
+    default:
+      return Element::kOther;
+  }
+}
+
 // The element type of a buffer's format, by the codes of the struct module.
 Element ElementOfFormat(const char* format, int64_t size) {
   if (*format == '@' || *format == '=' || *format == '<') {
@@ -38,10 +53,20 @@ Element ElementOfFormat(const char* format, int64_t size) {
       return Element::kF32;
     case 'd':
       return Element::kF64;
+    case '?':
+      return Element::kBool;
+    case 'b':
+    case 'h':
     case 'i':
     case 'l':
     case 'q':
-      return size == 4 ? Element::kI32 : size == 8 ? Element::kI64 : Element::kOther;
+      return IntegerOf(size * 8, /*is_signed=*/true);
+    case 'B':
+    case 'H':
+    case 'I':
+    case 'L':
+    case 'Q':
+      return IntegerOf(size * 8, /*is_signed=*/false);
     default:
       return Element::kOther;
   }
@@ -61,7 +86,11 @@ Element ElementOfDLPack(nb::dlpack::dtype dtype) {
     case nb::dlpack::dtype_code::Bfloat:
       return dtype.bits == 16 ? Element::kBF16 : Element::kOther;
     case nb::dlpack::dtype_code::Int:
-      return dtype.bits == 32 ? Element::kI32 : dtype.bits == 64 ? Element::kI64 : Element::kOther;
+      return IntegerOf(dtype.bits, /*is_signed=*/true);
+    case nb::dlpack::dtype_code::UInt:
+      return IntegerOf(dtype.bits, /*is_signed=*/false);
+    case nb::dlpack::dtype_code::Bool:
+      return dtype.bits == 8 ? Element::kBool : Element::kOther;
     default:
       return Element::kOther;
   }

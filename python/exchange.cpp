@@ -51,19 +51,35 @@ const TorchShim* FindTorchShim() {
 // c10::ScalarType, whose numbers the ABI fixes.
 int32_t ScalarType(Element element) {
   switch (element) {
+    case Element::kU8:
+      return 0;
+    case Element::kI8:
+      return 1;
+    case Element::kI16:
+      return 2;
+    case Element::kI32:
+      return 3;
+    case Element::kI64:
+    case Element::kOther:
+      return 4;
     case Element::kF16:
       return 5;
     case Element::kF32:
       return 6;
     case Element::kF64:
       return 7;
+    case Element::kBool:
+      return 11;
     case Element::kBF16:
       return 15;
-    case Element::kI32:
-      return 3;
-    default:
-      return 4;
+    case Element::kU16:
+      return 27;
+    case Element::kU32:
+      return 28;
+    case Element::kU64:
+      return 29;
   }
+  return 4;
 }
 
 nb::object NewTensorByShim(const TorchShim& shim, Element element, std::span<const int64_t> shape,
@@ -88,9 +104,29 @@ nb::object NewTensorByShim(const TorchShim& shim, Element element, std::span<con
 
 nb::dlpack::dtype DLPackDType(Element element) {
   using Code = nb::dlpack::dtype_code;
-  const Code code = element == Element::kBF16                              ? Code::Bfloat
-                    : element == Element::kI32 || element == Element::kI64 ? Code::Int
-                                                                           : Code::Float;
+  Code code = Code::Float;
+  switch (element) {
+    case Element::kBF16:
+      code = Code::Bfloat;
+      break;
+    case Element::kBool:
+      code = Code::Bool;
+      break;
+    case Element::kI8:
+    case Element::kI16:
+    case Element::kI32:
+    case Element::kI64:
+      code = Code::Int;
+      break;
+    case Element::kU8:
+    case Element::kU16:
+    case Element::kU32:
+    case Element::kU64:
+      code = Code::UInt;
+      break;
+    default:
+      break;
+  }
   return {static_cast<uint8_t>(code), static_cast<uint8_t>(SizeOf(element) * 8), 1};
 }
 

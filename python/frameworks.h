@@ -28,7 +28,22 @@ enum class Framework : uint8_t {
 
 Framework FrameworkOf(nb::handle object);
 
-enum class Element : uint8_t { kF32, kF16, kBF16, kI32, kI64, kF64, kOther };
+enum class Element : uint8_t {
+  kF32,
+  kF16,
+  kBF16,
+  kI32,
+  kI64,
+  kF64,
+  kI8,
+  kU8,
+  kI16,
+  kU16,
+  kU32,
+  kU64,
+  kBool,
+  kOther
+};
 inline constexpr int kElements = static_cast<int>(Element::kOther);
 
 const char* Name(Element element);

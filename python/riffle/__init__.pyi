@@ -12,7 +12,7 @@ class TopK(NamedTuple):
     indices: Array  # [..., k], int32
 
 class TopKStats(NamedTuple):
-    kth_value: Array  # [rows] float32
+    kth_value: Array  # [rows] float32; of float64 and integers float64
     ties_at_kth: Array  # [rows] int64
     elements_examined: Array  # [rows] int64
     depth: Array  # [rows] int32
@@ -27,12 +27,26 @@ def top_k(
     depth_schedule: Sequence[int] | None = None,
     out: TopK | None = None,
     return_stats: bool = False,
+    ids: Array | None = None,
 ) -> TopK | tuple[TopK, TopKStats]: ...
 def top_k_per_row(
-    x: Array, starts: Array, ends: Array, k: int, *, sorted: bool = True, out: Array | None = None
+    x: Array,
+    starts: Array,
+    ends: Array,
+    k: int,
+    *,
+    sorted: bool = True,
+    out: Array | None = None,
+    index_order_if_short: bool = False,
 ) -> Array: ...
 def top_k_per_row_decode(
-    x: Array, seq_lens: Array, k: int, *, next_n: int = 1, out: Array | None = None
+    x: Array,
+    seq_lens: Array,
+    k: int,
+    *,
+    next_n: int = 1,
+    out: Array | None = None,
+    index_order_if_short: bool = False,
 ) -> Array: ...
 def linear_top_k(x: Array, weight: Array, k: int, *, bias: Array | None = None) -> TopK: ...
 def plan_top_k(

@@ -87,6 +87,8 @@ inline void RowToWordsAny(const LayOutX& task, int64_t row) {
       return RowToWords<DType::kF16>(task, row);
     case DType::kBF16:
       return RowToWords<DType::kBF16>(task, row);
+    default:
+      HWY_DASSERT(false);  // CheckLinear refuses the others
   }
 }
 
