@@ -21,14 +21,18 @@ constexpr int64_t kRows = 32;
 constexpr int64_t kPerRowVocab = 129280;  // FlagGems' and vLLM's
 constexpr int64_t kPerRowK = 1024;
 
-const char* ShortName(DType dtype) {
-  return dtype == DType::kF32 ? "f32" : dtype == DType::kF16 ? "f16" : "bf16";
-}
-
 BenchSection Main(bool quick) {
   BenchSection section{"Whole rows, and ranges of rows", {}, false};
   for (const DType dtype : {DType::kBF16, DType::kF32, DType::kF16}) {
     section.cases.push_back({fmt::format("rows32-{}", ShortName(dtype)), dtype, kRows, kVocab, 64});
+  }
+  for (const int64_t k : {1, 64}) {  // an array's own pages, of 4 KiB, and the others
+    for (const PageKind pages : {PageKind::kOrdinary, PageKind::kHuge}) {
+      BenchCase what{fmt::format("pages-{}-k{}-bf16", pages == PageKind::kHuge ? "2m" : "4k", k),
+                     DType::kBF16, kRows, kVocab, k};
+      what.page_kind = pages;
+      section.cases.push_back(what);
+    }
   }
   if (!quick) {
     section.cases.push_back({"rows2048-bf16", DType::kBF16, 2048, kVocab, 64});
@@ -59,6 +63,16 @@ BenchSection Ks() {
       section.cases.push_back(
           {fmt::format("{}-k{}", ShortName(dtype), k), dtype, kRows, kVocab, k});
     }
+  }
+  return section;
+}
+
+BenchSection ElementTypes() {
+  BenchSection section{"Element types", {}, false};
+  for (const DType dtype :
+       {DType::kBF16, DType::kF32, DType::kF64, DType::kI8, DType::kU8, DType::kI16, DType::kU16,
+        DType::kI32, DType::kU32, DType::kI64, DType::kU64}) {
+    section.cases.push_back({fmt::format("type-{}", Name(dtype)), dtype, kRows, kVocab, 64});
   }
   return section;
 }
@@ -94,10 +108,12 @@ struct Matrix {
   HugeBuffer source;  // what goes into the workspace; empty: it is never taken out
   int64_t reference_k = 0;
   std::vector<int32_t> reference;  // [rows, reference_k]
+  PageKind page_kind = PageKind::kHuge;
   std::string pages;
 
   bool HasShape(const BenchCase& what) const {
-    return view.dtype == what.dtype && view.rows == what.rows && view.cols == what.n;
+    return view.dtype == what.dtype && view.rows == what.rows && view.cols == what.n &&
+           page_kind == what.page_kind;
   }
   bool Serves(const BenchCase& what) const {
     return HasShape(what) && distribution == what.distribution;
@@ -114,9 +130,11 @@ struct Matrix {
 Matrix MakeMatrix(const BenchCase& what, std::shared_ptr<Workspace> workspace, bool keep_source) {
   if (workspace == nullptr) {
     workspace = std::make_shared<Workspace>();
-    workspace->buffer = HugeBuffer(static_cast<size_t>(what.rows * what.n) * SizeOf(what.dtype));
+    workspace->buffer =
+        HugeBuffer(static_cast<size_t>(what.rows * what.n) * SizeOf(what.dtype), what.page_kind);
   }
   Matrix matrix;
+  matrix.page_kind = what.page_kind;
   matrix.workspace = workspace;
   matrix.view = {workspace->buffer.data(), what.dtype, what.rows, what.n, what.n};
   matrix.distribution = what.distribution;
@@ -146,7 +164,7 @@ class Call {
     if (what_.per_row) {
       TopKPerRow(x_, starts_, ends_, what_.k, {indices_.data(), what_.k}, options_);
     } else {
-      TopK(x_, what_.k, {values_.data(), what_.k, indices_.data(), what_.k, nullptr}, options_);
+      TopK(x_, what_.k, View(values_.data(), indices_.data(), what_.k), options_);
     }
   }
 
@@ -210,8 +228,14 @@ void SetRatios(std::vector<BenchLine>& lines) {
 
 }  // namespace
 
+const char* ShortName(DType dtype) {
+  constexpr const char* kNames[kNumDTypes] = {"f32", "f16", "bf16", "f64", "i8",  "u8",
+                                              "i16", "u16", "i32",  "u32", "i64", "u64"};
+  return kNames[static_cast<int>(dtype)];
+}
+
 std::vector<BenchSection> BenchSections(bool quick) {
-  return {Main(quick), Distributions(), Ks(), Algorithms()};
+  return {Main(quick), ElementTypes(), Distributions(), Ks(), Algorithms()};
 }
 
 std::vector<BenchSection> Select(const std::vector<BenchSection>& sections,

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "cli/distributions.h"
+#include "cli/huge_buffer.h"
 #include "cli/measure.h"
 #include "riffle/riffle.h"
 
@@ -21,6 +22,7 @@ struct BenchCase {
   Distribution distribution = Distribution::kNormal;
   Algorithm algorithm = Algorithm::kAuto;
   bool per_row = false;  // TopKPerRow over whole rows, else TopK
+  PageKind page_kind = PageKind::kHuge;
 };
 
 // Cases that are compared with each other, and therefore measured in turn.
@@ -41,6 +43,8 @@ struct BenchLine {
 
   double share() const { return read.median / time.median; }
 };
+
+const char* ShortName(DType dtype);
 
 // All sections; `quick` leaves out the matrix that does not fit in a cache.
 std::vector<BenchSection> BenchSections(bool quick);

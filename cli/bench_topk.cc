@@ -60,10 +60,7 @@ void PrintSection(const BenchSection& section, const std::vector<BenchLine>& lin
   for (const BenchLine& line : lines) {
     const BenchCase& what = line.what;
     fmt::print("{:<22} {:>15} {:>5} {:>5} {:>5} {:>11} {:>11} {:>11} {:>6.1f} {:>5.0f}%{}\n",
-               what.name, fmt::format("{} x {}", what.rows, what.n), what.k,
-               what.dtype == DType::kF32   ? "f32"
-               : what.dtype == DType::kF16 ? "f16"
-                                           : "bf16",
+               what.name, fmt::format("{} x {}", what.rows, what.n), what.k, ShortName(what.dtype),
                line.pages, FormatSeconds(line.time.median), FormatSeconds(line.time.min),
                FormatSeconds(line.read.median), Gigabytes(line.bytes) / line.time.median,
                100 * line.share(), section.ratios ? fmt::format("  {:8.2f}", line.ratio) : "");

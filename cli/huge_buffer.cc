@@ -17,7 +17,7 @@ constexpr size_t kHugePage = size_t{2} << 20;
 
 }  // namespace
 
-HugeBuffer::HugeBuffer(size_t bytes) : bytes_(bytes) {
+HugeBuffer::HugeBuffer(size_t bytes, PageKind pages) : bytes_(bytes) {
   mapped_bytes_ = (bytes / kHugePage + 2) * kHugePage;
   mapping_ =
       mmap(nullptr, mapped_bytes_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
@@ -26,9 +26,12 @@ HugeBuffer::HugeBuffer(size_t bytes) : bytes_(bytes) {
     FailRun("no memory for a buffer of {} bytes: {}", bytes, std::strerror(errno));
   }
   // A refusal leaves small pages, which PagesOf reports.
-  madvise(mapping_, mapped_bytes_, MADV_HUGEPAGE);
+  madvise(mapping_, mapped_bytes_, pages == PageKind::kHuge ? MADV_HUGEPAGE : MADV_NOHUGEPAGE);
   const size_t misaligned = reinterpret_cast<uintptr_t>(mapping_) % kHugePage;
   data_ = static_cast<uint8_t*>(mapping_) + (misaligned == 0 ? 0 : kHugePage - misaligned);
+  if (pages == PageKind::kOrdinary) {
+    data_ += 16;  // where malloc, and with it NumPy, puts a large array: in no line of its own
+  }
 }
 
 HugeBuffer::~HugeBuffer() {

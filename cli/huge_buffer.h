@@ -7,11 +7,14 @@
 
 namespace riffle::cli {
 
+// kOrdinary: 4 KiB, and 16 bytes past a line of the cache, as malloc places a large array.
+enum class PageKind : uint8_t { kHuge, kOrdinary };
+
 class HugeBuffer {
  public:
   HugeBuffer() = default;
-  // Zeroed memory, asked for on 2 MiB pages (madvise). Throws std::runtime_error.
-  explicit HugeBuffer(size_t bytes);
+  // Zeroed memory, asked for on 2 MiB pages or kept from them (madvise). Throws std::runtime_error.
+  explicit HugeBuffer(size_t bytes, PageKind pages = PageKind::kHuge);
   ~HugeBuffer();
   HugeBuffer(HugeBuffer&& other) noexcept;
   HugeBuffer& operator=(HugeBuffer&& other) noexcept;
@@ -22,7 +25,7 @@ class HugeBuffer {
  private:
   void* mapping_ = nullptr;
   size_t mapped_bytes_ = 0;
-  uint8_t* data_ = nullptr;  // in the mapping, aligned to 2 MiB
+  uint8_t* data_ = nullptr;  // in the mapping, aligned to 2 MiB; ordinary ones 16 bytes past that
   size_t bytes_ = 0;
 };
 

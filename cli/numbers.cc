@@ -5,6 +5,8 @@
 #include <bit>
 #include <cmath>
 #include <cstring>
+#include <limits>
+#include <type_traits>
 
 namespace riffle::cli {
 namespace {
@@ -49,6 +51,42 @@ uint16_t FloatToBFloat16(float value) {
   return static_cast<uint16_t>((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
 }
 
+// f(0 of the integer type) for an integer dtype.
+template <typename F>
+auto ForInteger(DType dtype, const F& f) {
+  switch (dtype) {
+    case DType::kI8:
+      return f(int8_t{});
+    case DType::kU8:
+      return f(uint8_t{});
+    case DType::kI16:
+      return f(int16_t{});
+    case DType::kU16:
+      return f(uint16_t{});
+    case DType::kI32:
+      return f(int32_t{});
+    case DType::kU32:
+      return f(uint32_t{});
+    case DType::kI64:
+      return f(int64_t{});
+    default:
+      return f(uint64_t{});
+  }
+}
+
+// Logits of 16 and -16 are the ends of an integer's range; beyond them it saturates.
+template <typename T>
+T ScaledInteger(float value) {
+  constexpr float kHalf =
+      static_cast<float>(std::numeric_limits<std::make_signed_t<T>>::max() / 2 + 1) * 2;
+  const float scaled = std::nearbyint(value * (kHalf / 16)) + (std::is_unsigned_v<T> ? kHalf : 0);
+  const float end = std::is_unsigned_v<T> ? 2 * kHalf : kHalf;
+  if (std::isnan(value) || scaled >= end) {
+    return std::numeric_limits<T>::max();
+  }
+  return scaled <= end - 2 * kHalf ? std::numeric_limits<T>::min() : static_cast<T>(scaled);
+}
+
 }  // namespace
 
 float LoadFloat(const void* data, DType dtype, int64_t i) {
@@ -57,6 +95,17 @@ float LoadFloat(const void* data, DType dtype, int64_t i) {
     float value;
     std::memcpy(&value, bytes, sizeof(value));
     return value;
+  }
+  if (dtype == DType::kF64) {
+    double value;
+    std::memcpy(&value, bytes, sizeof(value));
+    return static_cast<float>(value);
+  }
+  if (!IsFloat(dtype)) {
+    return ForInteger(dtype, [bytes](auto value) {
+      std::memcpy(&value, bytes, sizeof(value));
+      return static_cast<float>(value);
+    });
   }
   uint16_t bits;
   std::memcpy(&bits, bytes, sizeof(bits));
@@ -68,6 +117,18 @@ void StoreFloat(float value, void* data, DType dtype, int64_t i) {
   auto* bytes = static_cast<uint8_t*>(data) + i * static_cast<int64_t>(SizeOf(dtype));
   if (dtype == DType::kF32) {
     std::memcpy(bytes, &value, sizeof(value));
+    return;
+  }
+  if (dtype == DType::kF64) {
+    const double wide = value;
+    std::memcpy(bytes, &wide, sizeof(wide));
+    return;
+  }
+  if (!IsFloat(dtype)) {
+    ForInteger(dtype, [=](auto integer) {
+      integer = ScaledInteger<decltype(integer)>(value);
+      std::memcpy(bytes, &integer, sizeof(integer));
+    });
     return;
   }
   const uint16_t bits = dtype == DType::kF16 ? FloatToHalf(value) : FloatToBFloat16(value);

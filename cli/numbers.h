@@ -10,10 +10,12 @@
 
 namespace riffle::cli {
 
-// Element `i` of an array of `dtype` at any alignment; every value is exact in f32.
+// Element `i` of an array of `dtype` at any alignment; exact for what f32 can hold, as is all that
+// StoreFloat stores.
 float LoadFloat(const void* data, DType dtype, int64_t i);
 
 // Rounds to nearest, ties to even, and stores. NaN stays NaN; what is too large becomes infinite.
+// Integers are scaled: 16 and -16 are the ends of their range.
 void StoreFloat(float value, void* data, DType dtype, int64_t i);
 
 // "f32", "bf16", "f16", and their long names.

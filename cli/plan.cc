@@ -6,10 +6,13 @@
 #include <cmath>
 #include <memory>
 #include <nlohmann/json.hpp>
+#include <optional>
 #include <string>
 #include <vector>
 
 #include "cli/commands.h"
+#include "cli/failure.h"
+#include "cli/numbers.h"
 #include "cli/report.h"
 #include "riffle/topk.h"
 
@@ -35,6 +38,8 @@ struct Arguments {
   int k = 0;
   int lanes = 128;
   int64_t rows = 1;
+  int threads = 0;  // 0: those of the default pool
+  std::string dtype = "f32";
   std::vector<int> depth_schedule;
   bool json = false;
 };
@@ -63,7 +68,27 @@ std::vector<Depth> Depths(const Arguments& arguments) {
   return depths;
 }
 
-void PrintText(const Arguments& arguments, const TopKPlan& plan, const std::vector<Depth>& depths) {
+const char* WayName(TopKExecution::Way way) {
+  return way == TopKExecution::Way::kNarrow  ? "narrow"
+         : way == TopKExecution::Way::kSplit ? "split"
+                                             : "rows";
+}
+
+std::string Describe(const TopKExecution& execution, int threads) {
+  if (execution.way == TopKExecution::Way::kSplit) {
+    return fmt::format("the first pass of each row is split over {} threads", threads);
+  }
+  const char* const how =
+      execution.way == TopKExecution::Way::kNarrow ? "a vector's lanes are as many rows; " : "";
+  if (execution.tasks <= 1) {
+    return fmt::format("{}all rows by the calling thread", how);
+  }
+  return fmt::format("{}{} tasks of {} rows on {} threads", how, execution.tasks,
+                     execution.rows_per_task, threads);
+}
+
+void PrintText(const Arguments& arguments, const TopKPlan& plan, const TopKExecution& execution,
+               const std::vector<Depth>& depths) {
   fmt::print("top {} of {} x {}\n\n", arguments.k, arguments.rows, arguments.n);
   fmt::print("algorithm        {}\n", Name(plan.algorithm));
   if (plan.buckets > 0) {
@@ -72,6 +97,7 @@ void PrintText(const Arguments& arguments, const TopKPlan& plan, const std::vect
   } else {
     fmt::print("bucket maxima    no buckets: for this shape all elements are candidates\n");
   }
+  fmt::print("execution        {}\n", Describe(execution, arguments.threads));
   fmt::print("lane sort        {} lanes, depths {} tried in turn\n\n", arguments.lanes,
              fmt::join(plan.depth_schedule, ", "));
   fmt::print("Depth: the most of the k best that share a lane, for data in random order.\n");
@@ -88,7 +114,8 @@ void PrintText(const Arguments& arguments, const TopKPlan& plan, const std::vect
   }
 }
 
-void PrintJson(const Arguments& arguments, const TopKPlan& plan, const std::vector<Depth>& depths) {
+void PrintJson(const Arguments& arguments, const TopKPlan& plan, const TopKExecution& execution,
+               const std::vector<Depth>& depths) {
   nlohmann::ordered_json json = {{"n", arguments.n},
                                  {"k", arguments.k},
                                  {"rows", arguments.rows},
@@ -96,6 +123,10 @@ void PrintJson(const Arguments& arguments, const TopKPlan& plan, const std::vect
                                  {"algorithm", Name(plan.algorithm)},
                                  {"buckets", plan.buckets},
                                  {"bucket_size", plan.bucket_size},
+                                 {"execution", WayName(execution.way)},
+                                 {"threads", arguments.threads},
+                                 {"tasks", execution.tasks},
+                                 {"rows_per_task", execution.rows_per_task},
                                  {"depth_schedule", plan.depth_schedule},
                                  {"batch_done", plan.batch_done},
                                  {"expected_depth", plan.expected_depth},
@@ -110,14 +141,23 @@ void PrintJson(const Arguments& arguments, const TopKPlan& plan, const std::vect
   fmt::print("{}\n", Dump(json, 2));
 }
 
-void Run(const Arguments& arguments) {
+void Run(Arguments arguments) {
+  const std::optional<DType> dtype = ParseDType(arguments.dtype);
+  if (!dtype) {
+    FailInput("--dtype {}: f32, bf16 and f16 are possible", arguments.dtype);
+  }
+  if (arguments.threads == 0) {
+    arguments.threads = NumThreads();
+  }
   const TopKPlan plan =
       PlanTopK(arguments.n, arguments.k, arguments.rows, arguments.lanes, arguments.depth_schedule);
+  const TopKExecution execution =
+      PlanTopKExecution(arguments.rows, arguments.n, arguments.k, *dtype, arguments.threads);
   const std::vector<Depth> depths = Depths(arguments);
   if (arguments.json) {
-    PrintJson(arguments, plan, depths);
+    PrintJson(arguments, plan, execution, depths);
   } else {
-    PrintText(arguments, plan, depths);
+    PrintText(arguments, plan, execution, depths);
   }
 }
 
@@ -133,6 +173,10 @@ void AddPlanCommand(CLI::App& parent) {
   command->add_option("--lanes", a.lanes, "lanes of lane sort, a power of two (128)")
       ->type_name("L");
   command->add_option("--rows", a.rows, "rows of the batch (1)")->type_name("R");
+  command->add_option("--threads", a.threads, "threads of the call (those of the machine)")
+      ->check(CLI::PositiveNumber)
+      ->type_name("T");
+  command->add_option("--dtype", a.dtype, "f32, bf16 or f16 (f32)")->type_name("TYPE");
   command->add_option("--depth-schedule", a.depth_schedule, "depths to try, such as 3,5,8")
       ->delimiter(',')
       ->type_name("M,...");

@@ -47,7 +47,7 @@ nlohmann::ordered_json JsonValue(float value) {
 }
 
 nlohmann::ordered_json JsonStats(const TopKStats& stats) {
-  return {{"kth_value", JsonValue(stats.kth_value)},
+  return {{"kth_value", JsonValue(static_cast<float>(stats.kth_value))},
           {"ties_at_kth", stats.ties_at_kth},
           {"elements_examined", stats.elements_examined},
           {"depth", stats.depth}};

@@ -145,8 +145,8 @@ void PrintRow(const Arguments& arguments, const MatrixView& x, const Results& re
     fmt::print(
         "        certificate: place {} has {}, which {} of the row equal; {} elements were read a "
         "second time; depth {}\n",
-        arguments.k, FormatValue(stats.kth_value), stats.ties_at_kth, stats.elements_examined,
-        stats.depth);
+        arguments.k, FormatValue(static_cast<float>(stats.kth_value)), stats.ties_at_kth,
+        stats.elements_examined, stats.depth);
   }
   fmt::print("\n");
 }

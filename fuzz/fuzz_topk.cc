@@ -31,7 +31,7 @@ void DieUnlessRight(const std::string& fault, const std::string& description) {
 
 InputSpec TakeInput(Bytes& bytes) {
   InputSpec spec;
-  spec.dtype = static_cast<DType>(bytes.Take<uint8_t>() % 3);
+  spec.dtype = static_cast<DType>(bytes.Take<uint8_t>() % kNumDTypes);
   spec.rows = bytes.Between(0, 5);
   // Rows of 64 KB and more are split over threads.
   spec.n = bytes.OneIn(8) ? bytes.Between(16000, 40000) : bytes.Between(1, 4200);
@@ -48,6 +48,11 @@ InputSpec TakeInput(Bytes& bytes) {
   return spec;
 }
 
+Algorithm TakeAlgorithm(Bytes& bytes, DType dtype) {
+  const auto algorithm = static_cast<Algorithm>(bytes.Take<uint8_t>() % 3);
+  return dtype > DType::kBF16 ? Algorithm::kAuto : algorithm;
+}
+
 Call TakeCall(Bytes& bytes, const InputSpec& spec) {
   Call call;
   call.k = {static_cast<int32_t>(spec.k)};
@@ -56,8 +61,12 @@ Call TakeCall(Bytes& bytes, const InputSpec& spec) {
       call.k.push_back(static_cast<int32_t>(bytes.Between(1, spec.k)));
     }
   }
-  call.algorithm = static_cast<Algorithm>(bytes.Take<uint8_t>() % 3);
+  call.algorithm = TakeAlgorithm(bytes, spec.dtype);
   call.sorted = !bytes.OneIn(3);
+  call.largest = !bytes.OneIn(3);
+  call.wide = bytes.OneIn(3);
+  const auto ids = static_cast<Call::Ids>(bytes.Take<uint8_t>() % 3);
+  call.ids = call.sorted ? ids : Call::Ids::kNone;
   call.stats = bytes.OneIn(3);
   call.lanes = 1 << bytes.Take<uint8_t>() % 13;
   // A deep lane sort takes about n * k / lanes steps.
@@ -93,7 +102,8 @@ Ranges TakeRanges(Bytes& bytes, InputSpec& spec) {
   }
   ranges.k = static_cast<int32_t>(bytes.OneIn(4) ? bytes.Between(1, 6000) : spec.k);
   ranges.sorted = !bytes.OneIn(3);
-  ranges.algorithm = static_cast<Algorithm>(bytes.Take<uint8_t>() % 3);
+  ranges.algorithm = TakeAlgorithm(bytes, spec.dtype);
+  ranges.index_order_if_short = bytes.OneIn(4);
   ranges.threads = 1 + bytes.Take<uint8_t>() % 3;
   ranges.gap = bytes.Take<uint8_t>() % 7;
   return ranges;
@@ -127,7 +137,7 @@ constexpr int64_t kBeyond[] = {std::numeric_limits<int64_t>::max(),
 // A right call of TopK or TopKPerRow with one argument spoiled. It must throw and write nothing.
 void RunSpoiled(Bytes& bytes) {
   InputSpec spec;
-  spec.dtype = static_cast<DType>(bytes.Take<uint8_t>() % 3);
+  spec.dtype = static_cast<DType>(bytes.Take<uint8_t>() % kNumDTypes);
   spec.rows = bytes.Between(2, 4);
   spec.n = spec.row_stride = bytes.Between(1, 100);
   const test::Input input(spec);
@@ -143,7 +153,7 @@ void RunSpoiled(Bytes& bytes) {
   const size_t at = bytes.Take<uint8_t>() % rows;
   bool per_row = bytes.OneIn(2);
   bool one_k = true;
-  switch (bytes.Take<uint8_t>() % 13) {
+  switch (bytes.Take<uint8_t>() % 15) {
     case 0:
       k = per_row ? Outside(1, std::numeric_limits<int32_t>::max(), bytes)
                   : Outside(1, spec.n, bytes);
@@ -187,6 +197,12 @@ void RunSpoiled(Bytes& bytes) {
       ks[at] = ToInt32(Outside(1, spec.n, bytes));
       per_row = one_k = false;
       break;
+    case 12:
+      options.ids = {starts.data(), IndexType::kInt64, 0};  // the indices are int32
+      break;
+    case 13:
+      options.algorithm = static_cast<Algorithm>(3 + bytes.Take<uint8_t>() % 200);
+      break;
     default:
       out.values = out.indices;
       per_row = false;
@@ -195,7 +211,8 @@ void RunSpoiled(Bytes& bytes) {
   options.depth_schedule = schedule;
   try {
     if (per_row) {
-      TopKPerRow(x, starts, ends, k, {out.indices, out.indices_stride}, options);
+      const OutView<int32_t> only{static_cast<int32_t*>(out.indices), out.indices_stride};
+      TopKPerRow(x, starts, ends, k, only, options);
     } else if (one_k) {
       TopK(x, k, out, options);
     } else {
@@ -231,7 +248,7 @@ void Run(Bytes& bytes) {
   if (kind <= 2) {
     DieUnlessRight(CheckRanges(input, ranges).fault, Describe(spec) + " | " + Describe(ranges));
   } else {
-    const test::Truth truth(input.view(), spec.k);
+    const test::Truth truth(input.view(), spec.k, call.largest);
     DieUnlessRight(CheckTopK(input, truth, call).fault, Describe(spec) + " | " + Describe(call));
   }
 }

@@ -33,6 +33,41 @@ DType FloatingDType(const Array& x) {
   }
 }
 
+DType SelectionDType(const Array& x) {
+  switch (x.element()) {
+    case Element::kF32:
+      return DType::kF32;
+    case Element::kF16:
+      return DType::kF16;
+    case Element::kBF16:
+      return DType::kBF16;
+    case Element::kF64:
+      return DType::kF64;
+    case Element::kI8:
+      return DType::kI8;
+    case Element::kBool:
+    case Element::kU8:
+      return DType::kU8;
+    case Element::kI16:
+      return DType::kI16;
+    case Element::kU16:
+      return DType::kU16;
+    case Element::kI32:
+      return DType::kI32;
+    case Element::kU32:
+      return DType::kU32;
+    case Element::kI64:
+      return DType::kI64;
+    case Element::kU64:
+      return DType::kU64;
+    case Element::kOther:
+      break;
+  }
+  ThrowTypeError(std::string(x.name()) + " has dtype " + x.DTypeName() +
+                 "; bfloat16, float16, float32, float64, bool and integers of 8 to 64 bits are "
+                 "accepted");
+}
+
 void CheckElement(const Array& x, Element element) {
   if (x.element() != element) {
     ThrowTypeError(std::string(x.name()) + " has dtype " + x.DTypeName() + "; it must be " +

@@ -12,6 +12,7 @@ namespace riffle::python {
 
 // The checks that calls share; each throws with the array's name, what it is and what it must be.
 DType FloatingDType(const Array& x);                         // TypeError unless f32, f16 or bf16
+DType SelectionDType(const Array& x);                        // any number; bool counts as uint8
 void CheckElement(const Array& x, Element element);          // TypeError
 void CheckAxes(const Array& x, int ndim, const char* form);  // ValueError; form: "[rows, n]"
 void CheckLastAxisContiguous(const Array& x);                // ValueError

@@ -25,21 +25,19 @@ int CheckedNdim(size_t ndim, const std::string& name) {
   return static_cast<int>(ndim);
 }
 
-// Integers of `size` bytes.
-Element SignedInt(int64_t size) {
-  return size == 1   ? Element::kI8
-         : size == 2 ? Element::kI16
-         : size == 4 ? Element::kI32
-         : size == 8 ? Element::kI64
-                     : Element::kOther;
-}
-
-Element UnsignedInt(int64_t size) {
-  return size == 1   ? Element::kU8
-         : size == 2 ? Element::kU16
-         : size == 4 ? Element::kU32
-         : size == 8 ? Element::kU64
-                     : Element::kOther;
+Element IntegerOf(int64_t bits, bool is_signed) {
+  switch (bits) {
+    case 8:
+      return is_signed ? Element::kI8 : Element::kU8;
+    case 16:
+      return is_signed ? Element::kI16 : Element::kU16;
+    case 32:
+      return is_signed ? Element::kI32 : Element::kU32;
+    case 64:
+      return is_signed ? Element::kI64 : Element::kU64;
+    default:
+      return Element::kOther;
+  }
 }
 
 // The element type of a buffer's format, by the codes of the struct module.
@@ -57,22 +55,20 @@ Element ElementOfFormat(const char* format, int64_t size) {
       return Element::kF32;
     case 'd':
       return Element::kF64;
+    case '?':
+      return Element::kBool;
+    case 'b':
+    case 'h':
     case 'i':
     case 'l':
     case 'q':
-      return SignedInt(size);
+      return IntegerOf(size * 8, /*is_signed=*/true);
+    case 'B':
+    case 'H':
     case 'I':
     case 'L':
     case 'Q':
-      return UnsignedInt(size);
-    case 'b':
-      return Element::kI8;
-    case 'h':
-      return Element::kI16;
-    case 'B':
-      return Element::kU8;
-    case 'H':
-      return Element::kU16;
+      return IntegerOf(size * 8, /*is_signed=*/false);
     default:
       return Element::kOther;
   }
@@ -92,9 +88,11 @@ Element ElementOfDLPack(nb::dlpack::dtype dtype) {
     case nb::dlpack::dtype_code::Bfloat:
       return dtype.bits == 16 ? Element::kBF16 : Element::kOther;
     case nb::dlpack::dtype_code::Int:
-      return dtype.bits % 8 == 0 ? SignedInt(dtype.bits / 8) : Element::kOther;
+      return IntegerOf(dtype.bits, /*is_signed=*/true);
     case nb::dlpack::dtype_code::UInt:
-      return dtype.bits % 8 == 0 ? UnsignedInt(dtype.bits / 8) : Element::kOther;
+      return IntegerOf(dtype.bits, /*is_signed=*/false);
+    case nb::dlpack::dtype_code::Bool:
+      return dtype.bits == 8 ? Element::kBool : Element::kOther;
     default:
       return Element::kOther;
   }

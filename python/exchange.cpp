@@ -53,14 +53,6 @@ const TorchShim* FindTorchShim() {
 // c10::ScalarType, whose numbers the ABI fixes.
 int32_t ScalarType(Element element) {
   switch (element) {
-    case Element::kF16:
-      return 5;
-    case Element::kF32:
-      return 6;
-    case Element::kF64:
-      return 7;
-    case Element::kBF16:
-      return 15;
     case Element::kU8:
       return 0;
     case Element::kI8:
@@ -69,15 +61,27 @@ int32_t ScalarType(Element element) {
       return 2;
     case Element::kI32:
       return 3;
+    case Element::kI64:
+    case Element::kOther:
+      return 4;
+    case Element::kF16:
+      return 5;
+    case Element::kF32:
+      return 6;
+    case Element::kF64:
+      return 7;
+    case Element::kBool:
+      return 11;
+    case Element::kBF16:
+      return 15;
     case Element::kU16:
       return 27;
     case Element::kU32:
       return 28;
     case Element::kU64:
       return 29;
-    default:
-      return 4;
   }
+  return 4;
 }
 
 nb::object NewTensorByShim(const TorchShim& shim, Element element, std::span<const int64_t> shape,
@@ -106,6 +110,9 @@ nb::dlpack::dtype DLPackDType(Element element) {
   switch (element) {
     case Element::kBF16:
       code = Code::Bfloat;
+      break;
+    case Element::kBool:
+      code = Code::Bool;
       break;
     case Element::kI8:
     case Element::kI16:

@@ -9,10 +9,9 @@
 namespace riffle::python {
 namespace {
 
-constexpr const char* kElementNames[] = {"float32", "float16", "bfloat16", "int32",
-                                         "int64",   "float64", "int8",     "int16",
-                                         "uint8",   "uint16",  "uint32",   "uint64"};
-static_assert(std::size(kElementNames) == kElements);
+constexpr const char* kElementNames[kElements] = {
+    "float32", "float16", "bfloat16", "int32",  "int64",  "float64", "int8",
+    "uint8",   "int16",   "uint16",   "uint32", "uint64", "bool"};
 
 // An imported module, or null: asking for JAX must not import JAX.
 nb::object ImportedModule(const char* name) {
@@ -161,6 +160,7 @@ int64_t SizeOf(Element element) {
   switch (element) {
     case Element::kI8:
     case Element::kU8:
+    case Element::kBool:
       return 1;
     case Element::kF16:
     case Element::kBF16:

@@ -38,11 +38,12 @@ enum class Element : uint8_t {
   kI64,
   kF64,
   kI8,
-  kI16,
   kU8,
+  kI16,
   kU16,
   kU32,
   kU64,
+  kBool,
   kOther
 };
 inline constexpr int kElements = static_cast<int>(Element::kOther);

@@ -20,7 +20,7 @@ WeightFormat FormatOf(DType dtype) {
       return WeightFormat::kF32;
     case DType::kF16:
       return WeightFormat::kF16;
-    case DType::kBF16:
+    default:
       break;
   }
   return WeightFormat::kBF16;

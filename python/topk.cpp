@@ -175,32 +175,99 @@ nb::object Column(const Array& x, Element element, const std::vector<TopKStats>&
   return Finished(x, std::move(column));
 }
 
-// The columns [begin, end) of a block whose largest k is below that of all: with -inf, or +inf
-// where the smallest are wanted.
-void PadColumns(const MatrixView& x, int64_t begin, int64_t end, bool largest, const TopKOut& out) {
-  const uint32_t plus_inf = x.dtype == DType::kF32   ? 0x7f800000u
-                            : x.dtype == DType::kF16 ? 0x7c00u
-                                                     : 0x7f80u;
-  const uint32_t sign = x.dtype == DType::kF32 ? 0x80000000u : 0x8000u;
-  const uint32_t padding = largest ? plus_inf | sign : plus_inf;
-  const auto size = static_cast<int64_t>(SizeOf(x.dtype));
-  for (int64_t row = 0; row < x.rows; ++row) {
-    uint8_t* const values = static_cast<uint8_t*>(out.values) + row * out.values_stride * size;
-    for (int64_t i = begin; i < end; ++i) {
-      std::memcpy(values + i * size, &padding, static_cast<size_t>(size));  // little-endian
-      std::memcpy(out.indices + row * out.indices_stride + i, "\xff\xff\xff\xff", 4);
+// The bits of -inf, or of the lowest integer; where the smallest are wanted, of +inf or the
+// highest: what the library pads values with.
+uint64_t PadBits(DType dtype, bool largest) {
+  switch (dtype) {
+    case DType::kF32:
+      return largest ? 0xff800000u : 0x7f800000u;
+    case DType::kF16:
+      return largest ? 0xfc00u : 0x7c00u;
+    case DType::kBF16:
+      return largest ? 0xff80u : 0x7f80u;
+    case DType::kF64:
+      return largest ? 0xfff0000000000000u : 0x7ff0000000000000u;
+    default: {
+      const uint64_t lowest = IsUnsigned(dtype) ? 0 : uint64_t{1} << (8 * SizeOf(dtype) - 1);
+      return largest ? lowest : ~lowest;
     }
   }
 }
 
+// The columns [begin, end) of a block whose largest k is below that of all.
+void PadColumns(const MatrixView& x, int64_t begin, int64_t end, bool largest, const TopKOut& out) {
+  const uint64_t padding = PadBits(x.dtype, largest);
+  const auto size = static_cast<int64_t>(SizeOf(x.dtype));
+  const auto index = static_cast<int64_t>(SizeOf(out.index_type));
+  for (int64_t row = 0; row < x.rows; ++row) {
+    uint8_t* const values = static_cast<uint8_t*>(out.values) + row * out.values_stride * size;
+    uint8_t* const indices = static_cast<uint8_t*>(out.indices) + row * out.indices_stride * index;
+    for (int64_t i = begin; i < end; ++i) {
+      std::memcpy(values + i * size, &padding, static_cast<size_t>(size));  // little-endian
+      std::memset(indices + i * index, 0xff, static_cast<size_t>(index));
+    }
+  }
+}
+
+// Payload ids [n] or like x, read in place; indices are of their type.
+class Ids {
+ public:
+  Ids(nb::handle given, const Array& x, const Rows& rows) {
+    if (given.is_none()) {
+      return;
+    }
+    const Array& ids = array_.emplace(given, "ids");
+    if (ids.element() != Element::kI32 && ids.element() != Element::kI64) {
+      ThrowTypeError("ids has dtype " + ids.DTypeName() + "; it must be int32 or int64");
+    }
+    view_.type = ids.element() == Element::kI64 ? IndexType::kInt64 : IndexType::kInt32;
+    CheckLastAxisContiguous(ids);
+    if (ids.ndim() == 1) {
+      const int64_t shape[] = {rows.cols()};
+      CheckShape(ids, shape);
+    } else {
+      int64_t shape[kMaxAxes];
+      for (int i = 0; i < x.ndim(); ++i) {
+        shape[i] = x.axis(i).size;
+      }
+      CheckShape(ids, {shape, static_cast<size_t>(x.ndim())});
+      rows_.emplace(ids);
+      if (rows_->blocks() > 1) {
+        ThrowValueError("ids' leading axes have no common row stride; make it contiguous");
+      }
+      view_.row_stride = rows.rows() > 1 ? rows_->stride() : 0;
+    }
+    view_.data = ids.data();
+  }
+
+  Element element() const {
+    return view_.type == IndexType::kInt64 ? Element::kI64 : Element::kI32;
+  }
+  // Of the rows from `row` on.
+  IdsView At(int64_t row) const {
+    IdsView ids = view_;
+    if (ids.data != nullptr) {
+      ids.data = static_cast<const uint8_t*>(ids.data) +
+                 row * ids.row_stride * static_cast<int64_t>(SizeOf(ids.type));
+    }
+    return ids;
+  }
+
+ private:
+  std::optional<Array> array_;
+  std::optional<Rows> rows_;
+  IdsView view_;
+};
+
 nb::object PyTopK(nb::handle x_object, nb::handle k_object, nb::handle sorted, nb::handle largest,
                   nb::handle algorithm, nb::handle lanes, nb::handle depth_schedule, nb::handle out,
-                  nb::handle return_stats_object) {
+                  nb::handle return_stats_object, nb::handle ids_object) {
   const bool return_stats = Bool(return_stats_object, "return_stats");
   const Array x(x_object, "x");
-  const DType dtype = FloatingDType(x);
+  const DType dtype = SelectionDType(x);
   const Rows rows(x);
-  const Options options(sorted, largest, algorithm, lanes, depth_schedule);
+  const Ids ids(ids_object, x, rows);
+  Options options(sorted, largest, algorithm, lanes, depth_schedule);
   const K k(k_object, {x.data(), dtype, rows.rows(), rows.cols(), 0}, options.options);
 
   int64_t shape[kMaxAxes];
@@ -211,7 +278,7 @@ nb::object PyTopK(nb::handle x_object, nb::handle k_object, nb::handle sorted, n
   const std::span<const int64_t> out_shape(shape, static_cast<size_t>(x.ndim()));
   const OutPair given(out);
   Output values(x, given.values, "out.values", x.element(), out_shape, rows.rows());
-  Output indices(x, given.indices, "out.indices", Element::kI32, out_shape, rows.rows());
+  Output indices(x, given.indices, "out.indices", ids.element(), out_shape, rows.rows());
   CheckBlocksApart(rows, values, indices);
   std::vector<TopKStats> stats(return_stats ? static_cast<size_t>(rows.rows()) : 0);
   {
@@ -220,9 +287,13 @@ nb::object PyTopK(nb::handle x_object, nb::handle k_object, nb::handle sorted, n
       const int64_t row = block * rows.block_rows();
       const MatrixView view{rows.Block(block), dtype, rows.block_rows(), rows.cols(),
                             rows.stride()};
-      const TopKOut block_out{values.Row(row), values.stride(),
-                              reinterpret_cast<int32_t*>(indices.Row(row)), indices.stride(),
-                              return_stats ? stats.data() + row : nullptr};
+      const TopKOut block_out{values.Row(row),
+                              values.stride(),
+                              indices.Row(row),
+                              indices.stride(),
+                              return_stats ? stats.data() + row : nullptr,
+                              ids.At(0).type};
+      options.options.ids = ids.At(row);
       if (!k.per_row) {
         TopK(view, k.width, block_out, options.options);
         continue;
@@ -238,7 +309,9 @@ nb::object PyTopK(nb::handle x_object, nb::handle k_object, nb::handle sorted, n
     return nb::make_tuple(values.Finish(x), indices.Finish(x));
   }
   return nb::make_tuple(values.Finish(x), indices.Finish(x),
-                        Column<float>(x, Element::kF32, stats, &TopKStats::kth_value),
+                        dtype <= DType::kBF16
+                            ? Column<float>(x, Element::kF32, stats, &TopKStats::kth_value)
+                            : Column<double>(x, Element::kF64, stats, &TopKStats::kth_value),
                         Column<int64_t>(x, Element::kI64, stats, &TopKStats::ties_at_kth),
                         Column<int64_t>(x, Element::kI64, stats, &TopKStats::elements_examined),
                         Column<int32_t>(x, Element::kI32, stats, &TopKStats::depth));
@@ -248,7 +321,7 @@ nb::object PyTopK(nb::handle x_object, nb::handle k_object, nb::handle sorted, n
 // rows.
 template <typename Door>
 nb::object PerRow(const Array& x, int64_t k, nb::handle out, const Door& door) {
-  const DType dtype = FloatingDType(x);
+  const DType dtype = SelectionDType(x);
   CheckAxes(x, 2, "[rows, n]");
   const Rows rows(x);
   const MatrixView view{x.data(), dtype, rows.rows(), rows.cols(), rows.stride()};
@@ -265,13 +338,15 @@ nb::object PerRow(const Array& x, int64_t k, nb::handle out, const Door& door) {
 }
 
 nb::object PyTopKPerRow(nb::handle x_object, nb::handle starts_object, nb::handle ends_object,
-                        nb::handle k_object, nb::handle sorted, nb::handle out) {
+                        nb::handle k_object, nb::handle sorted, nb::handle out,
+                        bool index_order_if_short) {
   const Array x(x_object, "x");
   const Int32Span starts(starts_object, "starts");
   const Int32Span ends(ends_object, "ends");
   const int64_t k = Int64(k_object, "k");
   TopKOptions options;
   options.sorted = Bool(sorted, "sorted");
+  options.index_order_if_short = index_order_if_short;
   return PerRow(x, k, out, [&](const MatrixView& view, const OutView<int32_t>& indices) {
     const bool empty = view.rows == 0;
     TopKPerRow(view, empty ? std::span<const int32_t>() : starts.get(),
@@ -280,14 +355,17 @@ nb::object PyTopKPerRow(nb::handle x_object, nb::handle starts_object, nb::handl
 }
 
 nb::object PyTopKPerRowDecode(nb::handle x_object, nb::handle seq_lens_object, nb::handle k_object,
-                              nb::handle next_n_object, nb::handle out) {
+                              nb::handle next_n_object, nb::handle out, bool index_order_if_short) {
   const Array x(x_object, "x");
   const Int32Span seq_lens(seq_lens_object, "seq_lens");
   const int64_t k = Int64(k_object, "k");
   const int next_n = Int32(next_n_object, "next_n");
+  TopKOptions options;
+  options.index_order_if_short = index_order_if_short;
   return PerRow(x, k, out, [&](const MatrixView& view, const OutView<int32_t>& indices) {
     const bool empty = view.rows == 0;
-    TopKPerRowDecode(view, empty ? std::span<const int32_t>() : seq_lens.get(), next_n, k, indices);
+    TopKPerRowDecode(view, empty ? std::span<const int32_t>() : seq_lens.get(), next_n, k, indices,
+                     options);
   });
 }
 
@@ -329,8 +407,8 @@ nb::object PyDepthProbabilities(nb::handle k, nb::handle lanes) {
 void BindTopK(nb::module_& m) {
   const auto any = nb::arg().none();  // what None means is for the functions to say
   m.def("top_k", &PyTopK, any, any, any, any, any, any, any, any, any);
-  m.def("top_k_per_row", &PyTopKPerRow, any, any, any, any, any, any);
-  m.def("top_k_per_row_decode", &PyTopKPerRowDecode, any, any, any, any, any);
+  m.def("top_k_per_row", &PyTopKPerRow, any, any, any, any, any, any, any);
+  m.def("top_k_per_row_decode", &PyTopKPerRowDecode, any, any, any, any, any, any);
   m.def("plan_top_k", &PyPlanTopK, any, any, any, any, any);
   m.def("depth_probabilities", &PyDepthProbabilities, any, any);
 }

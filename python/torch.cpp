@@ -16,9 +16,7 @@
 namespace riffle::python {
 namespace {
 
-bool IsFloating(Element element) {
-  return element == Element::kF32 || element == Element::kF16 || element == Element::kBF16;
-}
+bool IsNumber(Element element) { return element != Element::kBool && element != Element::kOther; }
 
 // A Python int; nothing for what is none or does not fit.
 std::optional<int64_t> ExactInt(nb::handle number) {
@@ -43,7 +41,7 @@ std::optional<Question> Understand(const Array& x, nb::handle k_object, nb::hand
   const std::optional<int64_t> k = ExactInt(k_object);
   const std::optional<int64_t> dim = ExactInt(dim_object);
   const int64_t ndim = x.ndim();
-  if (x.framework() != Framework::kTorch || !IsFloating(x.element()) || x.data() == nullptr ||
+  if (x.framework() != Framework::kTorch || !IsNumber(x.element()) || x.data() == nullptr ||
       x.empty() || !k || !dim || *dim < -ndim || *dim >= ndim) {
     return std::nullopt;
   }
@@ -67,9 +65,10 @@ void RunInPlace(const Array& x, const Question& question, const NewArray& values
     const int64_t first = block * rows.block_rows() * question.k;
     TopKOut out;
     out.values = static_cast<uint8_t*>(values.data) + first * SizeOf(x.element());
-    out.wide_indices = static_cast<int64_t*>(indices.data) + first;
+    out.indices = static_cast<int64_t*>(indices.data) + first;
+    out.index_type = IndexType::kInt64;
     out.values_stride = out.indices_stride = question.k;
-    TopK({rows.Block(block), FloatingDType(x), rows.block_rows(), rows.cols(), rows.stride()},
+    TopK({rows.Block(block), SelectionDType(x), rows.block_rows(), rows.cols(), rows.stride()},
          question.k, out, question.options);
   }
 }
@@ -126,6 +125,21 @@ void PlaceAxis(const void* rows, int64_t outer, int64_t inner, int64_t k, void* 
   }
 }
 
+// f.operator()<T>() with the unsigned integer of `bytes` bytes.
+template <typename F>
+void WithWord(int64_t bytes, const F& f) {
+  switch (bytes) {
+    case 1:
+      return f.template operator()<uint8_t>();
+    case 2:
+      return f.template operator()<uint16_t>();
+    case 4:
+      return f.template operator()<uint32_t>();
+    default:
+      return f.template operator()<uint64_t>();
+  }
+}
+
 // Any axis: copied to rows, and the results to where they belong.
 void RunGathered(const Array& x, const Question& question, const NewArray& values,
                  const NewArray& indices) {
@@ -147,25 +161,19 @@ void RunGathered(const Array& x, const Question& question, const NewArray& value
   const NewArray row_values = in_place ? values : NewArrayLike(x, x.element(), out_shape);
   const NewArray row_indices = in_place ? indices : NewArrayLike(x, Element::kI64, out_shape);
   const KernelScope scope;
-  if (element == 4) {
-    GatherRows<uint32_t>(x, question.dim, copy.data, stride);
-  } else {
-    GatherRows<uint16_t>(x, question.dim, copy.data, stride);
-  }
+  WithWord(element, [&]<typename T>() { GatherRows<T>(x, question.dim, copy.data, stride); });
   TopKOut out;
   out.values = row_values.data;
-  out.wide_indices = static_cast<int64_t*>(row_indices.data);
+  out.indices = row_indices.data;
+  out.index_type = IndexType::kInt64;
   out.values_stride = out.indices_stride = k;
-  TopK({copy.data, FloatingDType(x), rows, n, stride}, k, out, question.options);
+  TopK({copy.data, SelectionDType(x), rows, n, stride}, k, out, question.options);
   if (in_place) {
     return;
   }
   PlaceAxis<uint64_t>(row_indices.data, outer, inner, k, indices.data);
-  if (element == 4) {
-    PlaceAxis<uint32_t>(row_values.data, outer, inner, k, values.data);
-  } else {
-    PlaceAxis<uint16_t>(row_values.data, outer, inner, k, values.data);
-  }
+  WithWord(element,
+           [&]<typename T>() { PlaceAxis<T>(row_values.data, outer, inner, k, values.data); });
 }
 
 // What torch.topk returns; None for what has to go another way: see Understand.
@@ -221,7 +229,7 @@ OutView<int32_t> Buffer(const Array& indices, int64_t rows, int64_t k) {
 MatrixView Logits(const Array& logits, int64_t num_rows) {
   CheckAxes(logits, 2, "[num_rows, n]");
   CheckLastAxisContiguous(logits);
-  const DType dtype = FloatingDType(logits);
+  const DType dtype = SelectionDType(logits);
   if (num_rows < 0 || logits.axis(0).size < num_rows) {
     ThrowValueError("num_rows = " + std::to_string(num_rows) + " but logits has " +
                     std::to_string(logits.axis(0).size) + " rows");

@@ -20,6 +20,8 @@ V InterleaveLower(V a, V b) {
     return __builtin_shufflevector(a, b, 0, 2);
   } else if constexpr (sizeof(a[0]) == 4) {
     return __builtin_shufflevector(a, b, 0, 4, 1, 5);
+  } else if constexpr (sizeof(a[0]) == 1) {
+    return __builtin_shufflevector(a, b, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
   } else {
     return __builtin_shufflevector(a, b, 0, 8, 1, 9, 2, 10, 3, 11);
   }
@@ -31,6 +33,9 @@ V InterleaveUpper(V a, V b) {
     return __builtin_shufflevector(a, b, 1, 3);
   } else if constexpr (sizeof(a[0]) == 4) {
     return __builtin_shufflevector(a, b, 2, 6, 3, 7);
+  } else if constexpr (sizeof(a[0]) == 1) {
+    return __builtin_shufflevector(a, b, 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15,
+                                   31);
   } else {
     return __builtin_shufflevector(a, b, 4, 12, 5, 13, 6, 14, 7, 15);
   }

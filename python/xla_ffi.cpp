@@ -43,6 +43,33 @@ DType DTypeOf(ffi::DataType type) {
   }
 }
 
+// Of top-k's operands; bool counts as uint8.
+DType SelectionDTypeOf(ffi::DataType type) {
+  switch (type) {
+    case ffi::F64:
+      return DType::kF64;
+    case ffi::S8:
+      return DType::kI8;
+    case ffi::PRED:
+    case ffi::U8:
+      return DType::kU8;
+    case ffi::S16:
+      return DType::kI16;
+    case ffi::U16:
+      return DType::kU16;
+    case ffi::S32:
+      return DType::kI32;
+    case ffi::U32:
+      return DType::kU32;
+    case ffi::S64:
+      return DType::kI64;
+    case ffi::U64:
+      return DType::kU64;
+    default:
+      return DTypeOf(type);
+  }
+}
+
 // An operand or result of which vmap may have made a batch: axes before its own. In operands they
 // have size 1 where the whole batch shares them (vmap_method="expand_dims").
 class Batched {
@@ -131,8 +158,8 @@ ffi::Error XlaTopK(ffi::AnyBuffer x_buffer, ffi::Result<ffi::AnyBuffer> values_b
     Require(values.items() == x.items() && indices.items() == x.items() && indices.axis(0) == k &&
                 indices.type() == ffi::S32 && values.type() == x.type(),
             "results are not [..., k] of x's dtype and int32");
-    TopK({x.data(), DTypeOf(x.type()), x.items(), x.axis(0), x.axis(0)}, k,
-         {values.data(), k, reinterpret_cast<int32_t*>(indices.data()), k, nullptr});
+    TopK({x.data(), SelectionDTypeOf(x.type()), x.items(), x.axis(0), x.axis(0)}, k,
+         {values.data(), k, indices.data(), k});
   });
 }
 
@@ -146,7 +173,7 @@ ffi::Error XlaTopKPerRow(ffi::AnyBuffer x_buffer, ffi::AnyBuffer starts_buffer,
     Require(starts.axis(0) == rows && ends.axis(0) == rows && indices.axis(0) == rows &&
                 indices.type() == ffi::S32,
             "starts, ends and the result are not int32 of x's rows");
-    const DType dtype = DTypeOf(x.type());
+    const DType dtype = SelectionDTypeOf(x.type());
     auto* const out = reinterpret_cast<int32_t*>(indices.data());
     if (x.items() == indices.items()) {  // rows are rows, whichever item they are of
       std::vector<int32_t> start_copy, end_copy;

@@ -111,8 +111,8 @@ std::string Output::Difference(const char* name) {
       const uint8_t* want = Cell(expected_, row, col);
       std::memcpy(Cell(outside, row, col), want, element_bytes_);
       if (std::memcmp(got, want, element_bytes_) != 0 && text.tellp() == 0) {
-        uint32_t got_bits = 0;
-        uint32_t want_bits = 0;
+        uint64_t got_bits = 0;
+        uint64_t want_bits = 0;
         std::memcpy(&got_bits, got, element_bytes_);
         std::memcpy(&want_bits, want, element_bytes_);
         text << name << '[' << row << ", " << col << "] = 0x" << std::hex << got_bits

@@ -89,7 +89,74 @@ uint32_t ElementBits(Distribution distribution, const Row& row, int64_t i, Rng& 
   }
 }
 
+// Distributions of values that may be told apart further than f32 does.
+bool IsContinuous(Distribution distribution) {
+  switch (distribution) {
+    case Distribution::kNormal:
+    case Distribution::kUniform:
+    case Distribution::kLogProbs:
+    case Distribution::kFewPositive:
+    case Distribution::kHotBucket:
+    case Distribution::kHotLane:
+      return true;
+    default:
+      return false;
+  }
+}
+
+uint64_t DoubleBits(Distribution distribution, uint32_t single, Rng& rng) {
+  const uint64_t sign = uint64_t{single >> 31} << 63;
+  const uint32_t exponent = single >> 23 & 255;
+  const uint32_t fraction = single & 0x7fffffu;
+  if (exponent == 255) {  // some NaNs with only the lowest bit set
+    return sign | uint64_t{0x7ff} << 52 | (fraction == 1 ? uint64_t{1} : uint64_t{fraction} << 29);
+  }
+  if (exponent == 0) {
+    return sign | fraction;  // zeros and subnormals
+  }
+  const auto bits = std::bit_cast<uint64_t>(static_cast<double>(std::bit_cast<float>(single)));
+  return IsContinuous(distribution) ? bits | static_cast<uint64_t>(rng.Below(1 << 29)) : bits;
+}
+
+uint64_t IntegerBits(Distribution distribution, DType dtype, uint32_t single, Rng& rng) {
+  const auto width = static_cast<int>(8 * SizeOf(dtype));
+  const long double half = std::ldexp(1.0L, width - 1);
+  const long double lowest = IsUnsigned(dtype) ? 0 : -half;
+  const long double highest = IsUnsigned(dtype) ? 2 * half - 1 : half - 1;
+  const auto value = std::bit_cast<float>(single);
+  long double scaled = highest;
+  if (!std::isnan(value) && !std::isinf(value)) {
+    // A normal distribution fills an eighth of the range; large values reach the ends.
+    scaled =
+        std::floor(static_cast<long double>(value) * half / 16) + (IsUnsigned(dtype) ? half : 0);
+    if (width == 64 && IsContinuous(distribution))
+      scaled += static_cast<long double>(rng.Below(1 << 30));
+  } else if (std::isinf(value) && value < 0) {
+    scaled = lowest;
+  }
+  scaled = std::clamp(scaled, lowest, highest);
+  return scaled < 0 ? ~static_cast<uint64_t>(-scaled - 1) : static_cast<uint64_t>(scaled);
+}
+
+uint64_t WideBits(Distribution distribution, const Row& row, int64_t i, Rng& rng) {
+  if (row.dtype <= DType::kBF16) return ElementBits(distribution, row, i, rng);
+  if (distribution == Distribution::kRandomBits) return rng.Next();
+  Row single = row;
+  single.dtype = DType::kF32;
+  const uint32_t bits = ElementBits(distribution, single, i, rng);
+  return row.dtype == DType::kF64 ? DoubleBits(distribution, bits, rng)
+                                  : IntegerBits(distribution, row.dtype, bits, rng);
+}
+
 }  // namespace
+
+std::vector<DType> AllDTypes() {
+  std::vector<DType> all;
+  for (int i = 0; i < kNumDTypes; ++i) {
+    all.push_back(static_cast<DType>(i));
+  }
+  return all;
+}
 
 const char* Name(Distribution distribution) {
   static constexpr const char* kNames[kDistributions] = {
@@ -112,7 +179,7 @@ void FillRow(Distribution distribution, DType dtype, int64_t n, int64_t k, Rng& 
   Row shape{dtype, n, k, std::max<int64_t>(0, rng.Below(n) - k), {}};
   std::ranges::generate(shape.few, [&] { return rng.Below(n); });
   for (int64_t i = 0; i < n; ++i) {
-    Store(dtype, ElementBits(distribution, shape, i, rng),
+    Store(dtype, WideBits(distribution, shape, i, rng),
           row + i * static_cast<int64_t>(SizeOf(dtype)));
   }
 }
@@ -149,13 +216,8 @@ uint32_t NaN(DType dtype, int64_t which) {
   return inf | payloads[which & 3] | ((which & 4) != 0 ? SignBit(dtype) : 0);
 }
 
-void Store(DType dtype, uint32_t bits, uint8_t* element) {
-  if (dtype == DType::kF32) {
-    std::memcpy(element, &bits, 4);
-  } else {
-    const auto half = static_cast<uint16_t>(bits);
-    std::memcpy(element, &half, 2);
-  }
+void Store(DType dtype, uint64_t bits, uint8_t* element) {
+  std::memcpy(element, &bits, SizeOf(dtype));  // little-endian
 }
 
 }  // namespace riffle::test

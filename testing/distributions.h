@@ -36,13 +36,16 @@ inline constexpr int kDistributions = static_cast<int>(Distribution::kRandomBits
 const char* Name(Distribution distribution);
 std::vector<Distribution> AllDistributions();
 
-// Writes row[0, n), of any alignment. `k` is the k that the caller is going to ask for.
+std::vector<DType> AllDTypes();
+
+// Writes row[0, n), of any alignment. Integers are the values scaled to their range: -inf is the
+// lowest, +inf and NaN the highest. `k` is the k that the caller is going to ask for.
 void FillRow(Distribution distribution, DType dtype, int64_t n, int64_t k, Rng& rng, uint8_t* row);
 
 // The nearest element not further from zero than `value` (its bits, in the low half for 16 bits).
 uint32_t Encode(DType dtype, float value);
 
-// Bits of the special elements of a dtype.
+// Bits of the special elements of f32, f16 and bf16; Encode is for those too.
 uint32_t PlusInf(DType dtype);
 uint32_t MinusInf(DType dtype);
 uint32_t SignBit(DType dtype);
@@ -51,6 +54,6 @@ uint32_t SignBit(DType dtype);
 uint32_t NaN(DType dtype, int64_t which);
 
 // Stores the low SizeOf(dtype) bytes of `bits` at any alignment.
-void Store(DType dtype, uint32_t bits, uint8_t* element);
+void Store(DType dtype, uint64_t bits, uint8_t* element);
 
 }  // namespace riffle::test

@@ -13,6 +13,7 @@ namespace riffle::test {
 std::string Describe(const Ranges& ranges) {
   std::ostringstream text;
   text << "k=" << ranges.k << (ranges.sorted ? " sorted" : " unsorted")
+       << (ranges.index_order_if_short ? " index order if short" : "")
        << " algorithm=" << static_cast<int>(ranges.algorithm) << " threads=" << ranges.threads
        << " gap=" << ranges.gap << " next_n=" << ranges.next_n << " ranges=";
   for (size_t row = 0; row < ranges.starts.size(); ++row) {
@@ -42,6 +43,7 @@ Outcome CheckRanges(const Input& input, const Ranges& ranges) {
   const OutView<int32_t> indices{reinterpret_cast<int32_t*>(out.data()), out.stride()};
   TopKOptions options;
   options.sorted = ranges.sorted;
+  options.index_order_if_short = ranges.index_order_if_short;
   options.algorithm = ranges.algorithm;
   options.pool = &PoolOf(ranges.threads);
   try {
@@ -59,8 +61,11 @@ Outcome CheckRanges(const Input& input, const Ranges& ranges) {
     std::vector<int32_t> best =
         ReferenceTopK(x, row, start, ranges.ends[static_cast<size_t>(row)], ranges.k);
     for (int32_t& column : best) column -= start;
+    const bool in_index_order =
+        ranges.index_order_if_short && ranges.ends[static_cast<size_t>(row)] - start <= ranges.k;
+    if (in_index_order) std::ranges::sort(best);
     const std::vector<int32_t> answer =
-        RowAnswer(out, row, best, ranges.k, ranges.sorted, &outcome.fault);
+        RowAnswer(out, row, best, ranges.k, ranges.sorted || in_index_order, &outcome.fault);
     for (int64_t col = 0; col < ranges.k; ++col) {
       out.Expect(row, col, &answer[static_cast<size_t>(col)]);
     }

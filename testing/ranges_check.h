@@ -15,6 +15,7 @@ struct Ranges {
   std::vector<int32_t> ends;
   int32_t k = 1;
   bool sorted = true;
+  bool index_order_if_short = false;
   Algorithm algorithm = Algorithm::kAuto;
   int threads = 1;
   int64_t gap = 0;  // elements between the rows of the output

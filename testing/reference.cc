@@ -40,12 +40,52 @@ double Decode(DType dtype, const void* element) {
   return dtype == DType::kF16 ? DecodeBits(bits, 5, 10) : DecodeBits(bits, 8, 7);
 }
 
+namespace {
+
+template <typename T>
+T Load(const void* element) {
+  T value;
+  std::memcpy(&value, element, sizeof(value));
+  return value;
+}
+
+}  // namespace
+
+static_assert(std::numeric_limits<long double>::digits >= 64, "int64 and uint64 need it");
+long double Exact(DType dtype, const void* element) {
+  switch (dtype) {
+    case DType::kF32:
+    case DType::kF16:
+    case DType::kBF16:
+      return Decode(dtype, element);
+    case DType::kF64:
+      return Load<double>(element);
+    case DType::kI8:
+      return Load<int8_t>(element);
+    case DType::kU8:
+      return Load<uint8_t>(element);
+    case DType::kI16:
+      return Load<int16_t>(element);
+    case DType::kU16:
+      return Load<uint16_t>(element);
+    case DType::kI32:
+      return static_cast<long double>(Load<int32_t>(element));
+    case DType::kU32:
+      return static_cast<long double>(Load<uint32_t>(element));
+    case DType::kI64:
+      return static_cast<long double>(Load<int64_t>(element));
+    case DType::kU64:
+      return static_cast<long double>(Load<uint64_t>(element));
+  }
+  return 0;
+}
+
 const uint8_t* ElementAt(const MatrixView& x, int64_t row, int64_t col) {
   return static_cast<const uint8_t*>(x.data) +
          (row * x.row_stride + col) * static_cast<int64_t>(SizeOf(x.dtype));
 }
 
-bool Before(double a, int64_t ia, double b, int64_t ib) {
+bool Before(long double a, int64_t ia, long double b, int64_t ib) {
   const bool nan_a = std::isnan(a);
   const bool nan_b = std::isnan(b);
   if (nan_a != nan_b) return nan_a;
@@ -53,7 +93,7 @@ bool Before(double a, int64_t ia, double b, int64_t ib) {
   return ia < ib;
 }
 
-bool BeforeAscending(double a, int64_t ia, double b, int64_t ib) {
+bool BeforeAscending(long double a, int64_t ia, long double b, int64_t ib) {
   if (std::isnan(a) != std::isnan(b)) return std::isnan(b);
   if (!std::isnan(a) && a != b) return a < b;
   return ia < ib;
@@ -62,12 +102,12 @@ bool BeforeAscending(double a, int64_t ia, double b, int64_t ib) {
 std::vector<int32_t> ReferenceTopK(const MatrixView& x, int64_t row, int64_t begin, int64_t end,
                                    int64_t k, bool largest) {
   struct Element {
-    double value;
+    long double value;
     int64_t column;
   };
   std::vector<Element> elements;
   for (int64_t column = begin; column < end; ++column) {
-    elements.push_back({Decode(x.dtype, ElementAt(x, row, column)), column});
+    elements.push_back({Exact(x.dtype, ElementAt(x, row, column)), column});
   }
   const auto before = [largest](const Element& a, const Element& b) {
     return largest ? Before(a.value, a.column, b.value, b.column)
@@ -84,10 +124,10 @@ std::vector<int32_t> ReferenceTopK(const MatrixView& x, int64_t row, int64_t beg
 }
 
 int64_t ReferenceTies(const MatrixView& x, int64_t row, int64_t col) {
-  const double value = Decode(x.dtype, ElementAt(x, row, col));
+  const long double value = Exact(x.dtype, ElementAt(x, row, col));
   int64_t ties = 0;
   for (int64_t c = 0; c < x.cols; ++c) {
-    const double other = Decode(x.dtype, ElementAt(x, row, c));
+    const long double other = Exact(x.dtype, ElementAt(x, row, c));
     ties += other == value || (std::isnan(other) && std::isnan(value));
   }
   return ties;

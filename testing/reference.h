@@ -9,18 +9,21 @@
 
 namespace riffle::test {
 
-// The value of one element, exact. `element` may have any alignment.
+// The value of one element of f32, f16 or bf16, exact. `element` may have any alignment.
 double Decode(DType dtype, const void* element);
+
+// The value of one element of any dtype, exact where long double has 64 bits of mantissa or more.
+long double Exact(DType dtype, const void* element);
 
 // Where element (row, col) stands.
 const uint8_t* ElementAt(const MatrixView& x, int64_t row, int64_t col);
 
 // Whether value a in column ia comes before value b in column ib: descending, NaN first and equal
 // to every NaN, -0 equal to +0, then the lower column.
-bool Before(double a, int64_t ia, double b, int64_t ib);
+bool Before(long double a, int64_t ia, long double b, int64_t ib);
 
 // The same for the smallest: ascending, NaN last, -0 equal to +0, then the lower column.
-bool BeforeAscending(double a, int64_t ia, double b, int64_t ib);
+bool BeforeAscending(long double a, int64_t ia, long double b, int64_t ib);
 
 // The columns of the best min(k, end - begin) elements of x[row, begin:end), best first. Columns
 // count from column 0 of the row. begin >= end gives none.

@@ -1,6 +1,7 @@
 #include "testing/topk_check.h"
 
 #include <algorithm>
+#include <bit>
 #include <cmath>
 #include <cstdlib>
 #include <cstring>
@@ -32,6 +33,45 @@ std::string Join(const std::vector<T>& list) {
   return text.str();
 }
 
+// The id of a column; the column itself without ids.
+int64_t IdOf(const Call& call, int64_t row, int64_t column) {
+  return call.ids == Call::Ids::kNone     ? column
+         : call.ids == Call::Ids::kShared ? 3 * column - 40
+                                          : 1000 * row - 3 * column;
+}
+
+// Ids [rows, n], or [1, n] where all rows share them.
+template <typename T>
+std::vector<T> MakeIds(const MatrixView& x, const Call& call) {
+  std::vector<T> ids;
+  for (int64_t row = 0; row < (call.ids == Call::Ids::kPerRow ? x.rows : 1); ++row) {
+    for (int64_t column = 0; column < x.cols; ++column) {
+      ids.push_back(static_cast<T>(IdOf(call, row, column)));
+    }
+  }
+  return ids;
+}
+
+uint64_t Padding(DType dtype, bool largest) {
+  const uint64_t ones = ~uint64_t{0} >> (64 - 8 * SizeOf(dtype));
+  const uint64_t sign = ones ^ ones >> 1;
+  switch (dtype) {
+    case DType::kF32:
+    case DType::kF16:
+    case DType::kBF16:
+      return largest ? MinusInf(dtype) : PlusInf(dtype);
+    case DType::kF64:
+      return std::bit_cast<uint64_t>(largest ? -HUGE_VAL : HUGE_VAL);
+    case DType::kU8:
+    case DType::kU16:
+    case DType::kU32:
+    case DType::kU64:
+      return largest ? 0 : ones;
+    default:
+      return largest ? sign : ones ^ sign;
+  }
+}
+
 // The outputs of a call.
 struct Outputs {
   Output values;
@@ -49,14 +89,12 @@ struct Outputs {
     return index;
   }
   void Expect(const MatrixView& x, const Call& call, int64_t row, int64_t col, int32_t column) {
-    const int64_t wide = column;
+    const int64_t wide = column < 0 ? column : IdOf(call, row, column);
     indices.Expect(row, col, &wide);  // little endian: the low half is first
     if (column >= 0) {
       values.Expect(row, col, ElementAt(x, row, column));
     } else {
-      const uint32_t minus_inf = MinusInf(x.dtype);
-      const uint32_t sign = x.dtype == DType::kF32 ? 0x80000000u : 0x8000u;
-      const uint32_t padding = call.largest ? minus_inf : minus_inf ^ sign;
+      const uint64_t padding = Padding(x.dtype, call.largest);
       values.Expect(row, col, &padding);  // little endian: the low half is first
     }
   }
@@ -101,8 +139,8 @@ int64_t ExpectedDepth(const MatrixView& x, const Call& call, const std::vector<i
 std::string CheckStats(const MatrixView& x, int64_t row, const std::vector<int32_t>& best,
                        const Call& call, const TopKStats& stats) {
   std::ostringstream text;
-  const double kth = Decode(x.dtype, ElementAt(x, row, best.back()));
-  const auto value = static_cast<double>(stats.kth_value);
+  const auto kth = static_cast<double>(Exact(x.dtype, ElementAt(x, row, best.back())));
+  const double value = stats.kth_value;
   const bool same = std::isnan(kth) ? std::isnan(value) : value == kth;  // -0 equals +0
   if (!same) text << "kth_value = " << value << ", should be " << kth << "; ";
   const int64_t ties = ReferenceTies(x, row, best.back());
@@ -134,11 +172,16 @@ std::string Describe(const Call& call) {
   std::ostringstream text;
   text << "k=" << Join(call.k) << ' ' << Name(call.algorithm)
        << (call.sorted ? " sorted" : " unsorted") << (call.largest ? "" : " smallest")
-       << (call.wide ? " wide" : "") << (call.stats ? " stats" : "") << " lanes=" << call.lanes
-       << " schedule=[" << Join(call.schedule) << "] threads=" << call.threads
-       << " gaps=" << call.values_gap << ',' << call.indices_gap << " shifts=" << call.values_shift
-       << ',' << call.indices_shift;
+       << (call.wide ? " wide" : "") << " ids=" << static_cast<int>(call.ids)
+       << (call.stats ? " stats" : "") << " lanes=" << call.lanes << " schedule=["
+       << Join(call.schedule) << "] threads=" << call.threads << " gaps=" << call.values_gap << ','
+       << call.indices_gap << " shifts=" << call.values_shift << ',' << call.indices_shift;
   return text.str();
+}
+
+std::vector<Algorithm> AlgorithmsFor(DType dtype) {
+  if (dtype > DType::kBF16) return {Algorithm::kBucketMaxima};
+  return {Algorithm::kBucketMaxima, Algorithm::kLaneSort};
 }
 
 Truth::Truth(const MatrixView& x, int64_t k, bool largest) {
@@ -155,11 +198,8 @@ Outcome CheckTopK(const Input& input, const Truth& truth, const Call& call) {
   TopKOut out;
   out.values = outputs.values.data();
   out.values_stride = outputs.values.stride();
-  if (call.wide) {
-    out.wide_indices = reinterpret_cast<int64_t*>(outputs.indices.data());
-  } else {
-    out.indices = reinterpret_cast<int32_t*>(outputs.indices.data());
-  }
+  out.indices = outputs.indices.data();
+  out.index_type = call.wide ? IndexType::kInt64 : IndexType::kInt32;
   out.indices_stride = outputs.indices.stride();
   out.stats = call.stats ? outcome.stats.data() : nullptr;
   TopKOptions options;
@@ -169,6 +209,12 @@ Outcome CheckTopK(const Input& input, const Truth& truth, const Call& call) {
   options.lanes = call.lanes;
   options.depth_schedule = call.schedule;
   options.pool = &PoolOf(call.threads);
+  const std::vector<int64_t> wide_ids = MakeIds<int64_t>(x, call);
+  const std::vector<int32_t> ids = MakeIds<int32_t>(x, call);
+  if (call.ids != Call::Ids::kNone) {
+    const void* const data = call.wide ? static_cast<const void*>(wide_ids.data()) : ids.data();
+    options.ids = {data, out.index_type, call.ids == Call::Ids::kPerRow ? x.cols : 0};
+  }
   try {
     if (call.k.size() == 1) {
       TopK(x, static_cast<int64_t>(call.k[0]), out, options);

@@ -17,6 +17,7 @@ struct Call {
   bool sorted = true;
   bool largest = true;
   bool wide = false;  // int64 indices
+  enum class Ids : uint8_t { kNone, kShared, kPerRow } ids = Ids::kNone;
   bool stats = false;
   int lanes = 128;
   std::vector<int> schedule;
@@ -31,6 +32,9 @@ struct Call {
 };
 
 std::string Describe(const Call& call);
+
+// Those that support the dtype.
+std::vector<Algorithm> AlgorithmsFor(DType dtype);
 
 // The reference's answer for k or any smaller one.
 struct Truth {

@@ -20,7 +20,15 @@ enum class Algorithm : uint8_t {
   kBucketMaxima,  // a streaming pass of bucket maxima proves a bound; only buckets that reach it
                   // are looked at again
   kLaneSort,      // the m best of each lane by a sinking sort, m raised until a certificate proves
-                  // that the k best are among them (oliverdutton/fast_exact_topk_tpu)
+                  // that the k best are among them (oliverdutton/fast_exact_topk_tpu); float32,
+                  // float16 and bfloat16 only
+};
+
+// Payload ids of the columns of x: the index returned for column c of row r is element (r, c).
+struct IdsView {
+  const void* data = nullptr;  // [rows, n], columns contiguous; null: columns are their own ids
+  IndexType type = IndexType::kInt32;
+  int64_t row_stride = 0;  // elements; 0: one row of ids for all
 };
 
 struct TopKOptions {
@@ -34,11 +42,17 @@ struct TopKOptions {
   // does not suffice the row goes on with doubled depths, so every row is answered.
   std::span<const int> depth_schedule = {};
   ThreadPool* pool = nullptr;  // null: DefaultPool()
+  // TopK only: what is returned as indices, of the type that the output has. Ties still go to the
+  // lower column. Shards of a row merge so: their values side by side, and the ids of those.
+  IdsView ids = {};
+  // TopKPerRow and its decode form only: a range of at most k elements is answered by 0, 1, ... in
+  // this order, then -1, without a look at its elements, as FlashInfer and vLLM do.
+  bool index_order_if_short = false;
 };
 
 // What a row cost and how its k-th place stands.
 struct TopKStats {
-  float kth_value = 0;            // the k-th value (NaN stays NaN)
+  double kth_value = 0;           // the k-th value; NaN stays NaN, integers beyond 2^53 are rounded
   int64_t ties_at_kth = 0;        // elements of the whole row that equal it
   int64_t elements_examined = 0;  // elements read beyond the first pass
   int32_t depth = 0;  // lane sort: m - 1 for the schedule step m whose certificate held;
@@ -49,24 +63,29 @@ struct TopKStats {
 struct TopKOut {
   void* values = nullptr;
   int64_t values_stride = 0;
-  int32_t* indices = nullptr;
+  void* indices = nullptr;  // int32 or int64
   int64_t indices_stride = 0;
   TopKStats* stats = nullptr;  // [rows], optional; counting ties reads the row once more
-  // int64 instead of int32, for callers whose indices are (PyTorch's): [rows, max k], with
-  // indices_stride. Then `indices` is null.
-  int64_t* wide_indices = nullptr;
+  IndexType index_type = IndexType::kInt32;
 };
 
+// Contiguous outputs [rows, k].
+inline TopKOut View(void* values, int32_t* indices, int64_t k) { return {values, k, indices, k}; }
+inline TopKOut View(void* values, int64_t* indices, int64_t k) {
+  return {values, k, indices, k, nullptr, IndexType::kInt64};
+}
+
 // The k best of each row.
-//   x    [rows, n]  f32|f16|bf16, 1 <= n < 2^31; rows may be 0
+//   x    [rows, n]  any dtype, 1 <= n < 2^31; rows may be 0
 //   out  values [rows, k] bits as they stand in x, indices [rows, k]
-// Throws Error: kBadK unless 1 <= k <= n; kBadShape, kBadOption, kOverlap; kOutOfMemory. Nothing is
-// written on error. Allocates nothing once the pool's scratch has grown to the shape.
+// Throws Error: kBadK unless 1 <= k <= n; kBadShape, kBadDType (lane sort of a dtype that it does
+// not support; ids of another type than the indices), kBadOption, kOverlap; kOutOfMemory. Nothing
+// is written on error. Allocates nothing once the pool's scratch has grown to the shape.
 RIFFLE_API void TopK(const MatrixView& x, int64_t k, const TopKOut& out,
                      const TopKOptions& options = {});
 
 // One k per row, k[r] in 1..n; columns k[r] and beyond, up to the largest k, are padded with -inf
-// and -1.
+// and -1; integers with the lowest value of their dtype (beside the smallest: the highest).
 RIFFLE_API void TopK(const MatrixView& x, std::span<const int32_t> k, const TopKOut& out,
                      const TopKOptions& options = {});
 
@@ -92,6 +111,23 @@ RIFFLE_API void TopKPerRowDecode(const MatrixView& x, std::span<const int32_t> s
 // (sum_{j<=m} x^j/j!)^lanes. Throws Error(kBadK) unless 1 <= k <= 65536, kBadOption unless
 // 1 <= lanes <= 2^20.
 RIFFLE_API std::vector<double> DepthProbabilities(int k, int lanes = 128);
+
+// How a call is spread over threads.
+struct TopKExecution {
+  enum class Way : uint8_t {
+    kRows,    // a task takes whole rows, one after another
+    kSplit,   // the first pass of each row is split into a chunk for every thread
+    kNarrow,  // rows of few columns: a vector's lanes are as many rows
+  };
+  Way way = Way::kRows;
+  int64_t rows_per_task = 1;
+  int64_t tasks = 0;  // at most 1: the calling thread alone
+};
+
+// What TopK with the bucket maxima would do for a shape (k the same for all rows, no statistics) on
+// `threads` threads and vectors of `vector_bytes`; pure. Throws as TopK does.
+RIFFLE_API TopKExecution PlanTopKExecution(int64_t rows, int64_t n, int64_t k, DType dtype,
+                                           int threads, int vector_bytes = 64);
 
 struct TopKPlan {
   Algorithm algorithm = Algorithm::kBucketMaxima;  // what kAuto runs

@@ -12,7 +12,9 @@ try:
 except ImportError:  # built without
     _top_k = None
 
-_DTYPES = frozenset((np.dtype(np.float32), np.dtype(np.float16), np.dtype(jax.numpy.bfloat16)))
+_DTYPES = frozenset(
+    (np.dtype(jax.numpy.bfloat16), *(np.dtype(code) for code in "f2 f4 f8 i1 u1 i2 u2 i4 u4 i8 u8 ?".split()))
+)
 
 # Results, which cannot be written in JAX's memory, are memory that XLA takes over as it is. XLA adopts host memory of this alignment and copies other.
 _ALIGNMENT = 64

@@ -20,7 +20,7 @@ class TopK(NamedTuple):
 
 
 TopK.values.__doc__ = "[..., k], dtype of x"
-TopK.indices.__doc__ = "[..., k], int32"
+TopK.indices.__doc__ = "[..., k], int32 or the dtype of ids"
 
 
 class TopKStats(NamedTuple):
@@ -32,7 +32,9 @@ class TopKStats(NamedTuple):
     depth: Array
 
 
-TopKStats.kth_value.__doc__ = "[rows] float32, the k-th value"
+TopKStats.kth_value.__doc__ = (
+    "[rows], the k-th value: float32; of float64 and integers float64, which rounds integers beyond 2^53"
+)
 TopKStats.ties_at_kth.__doc__ = "[rows] int64, how many elements of the row equal the k-th value"
 TopKStats.elements_examined.__doc__ = "[rows] int64, reads beyond the first pass"
 TopKStats.depth.__doc__ = "[rows] int32; lane sort: m - 1 for the step m that certified the row; bucket maxima: 1"
@@ -49,6 +51,7 @@ def top_k(
     depth_schedule: Sequence[int] | None = None,
     out: TopK | None = None,
     return_stats: bool = False,
+    ids: Array | None = None,
 ) -> TopK | tuple[TopK, TopKStats]:
     """The k best of each row, exactly: values and their columns, best first.
 
@@ -56,26 +59,30 @@ def top_k(
     Values come out with the bits they have in x.
 
     Args:
-      x: [..., n] float32, float16 or bfloat16. The last axis is contiguous; the others may have any strides, zero and
+      x: [..., n] floating-point numbers (bfloat16 through ml_dtypes), integers or bool. The last axis is contiguous; the others may have any strides, zero and
         negative included, and nothing is copied.
       k: 1 to n; or int32 [rows], one for each row (rows are the leading axes of x in row-major order). Then results have
-        max(k) columns, padded with -inf and -1 (with +inf and -1 if largest is False).
+        max(k) columns, padded with -inf (integers: the lowest of their dtype) and -1; if largest is False with +inf (the
+        highest) and -1.
       sorted: False returns the same set in an order that is not specified, though always the same.
       largest: False takes the k smallest, smallest first: NaN last of all, -0 equal to +0, of equal values the lower
         column first.
       algorithm: "bucket_maxima" reduces each bucket of a row to its maximum; the k-th largest maximum bounds the k-th
         largest value, so that few buckets need a second look. "lane_sort" keeps the m best of each of `lanes` lanes and
         raises m until a certificate proves that the k best are among them (after oliverdutton/fast_exact_topk_tpu).
-        "auto" takes what measured fastest. The result is the same.
+        "auto" takes what measured fastest. The result is the same. Lane sort is for float32, float16 and bfloat16.
       lanes: of the lane sort: a power of two, 1 to 4096.
       depth_schedule: of the lane sort: increasing m to try in turn, after the last of which m doubles; None: the
         planner's (see plan_top_k).
       out: (values, indices) to write into, of the shapes and dtypes below, NumPy or PyTorch. Rows evenly spaced, last
         axis contiguous, sharing no memory with each other or with x. They are what is returned.
       return_stats: also return TopKStats. Counting ties reads the rows once more.
+      ids: int32 or int64, [n] or of x's shape: what is returned as indices, ids[..., column] for a column. Ties still go
+        to the lower column. So shards of a row merge: their best values side by side, and the ids of those.
 
     Returns:
-      TopK(values [..., k] of x's dtype, indices [..., k] int32), or (TopK, TopKStats), arrays of x's framework.
+      TopK(values [..., k] of x's dtype, indices [..., k] int32, or of the dtype of ids), or (TopK, TopKStats), arrays of
+      x's framework.
 
     Raises:
       ValueError: k is not in 1..n; a last axis that is not contiguous; an array that is not on the CPU; an unknown
@@ -102,16 +109,16 @@ def top_k(
     >>> stats.kth_value, stats.ties_at_kth
     (array([3., 2.], dtype=float32), array([1, 2]))
     """
-    if type(x).__name__ == "ArrayImpl" and out is None and return_stats is False:
+    if type(x).__name__ == "ArrayImpl" and out is None and ids is None and return_stats is False:
         plain = sorted is True and largest is True and algorithm == "auto" and lanes == 128 and depth_schedule is None
         top = _jax_top_k(x, k) if plain else None
         if top is not None:
             return TopK(*top)
     if return_stats is not False:
-        values, indices, *stats = _core.top_k(x, k, sorted, largest, algorithm, lanes, depth_schedule, out, return_stats)
+        values, indices, *stats = _core.top_k(x, k, sorted, largest, algorithm, lanes, depth_schedule, out, return_stats, ids)
         top = TopK(values, indices)
         return (top, TopKStats(*stats)) if stats else top
-    return TopK(*_core.top_k(x, k, sorted, largest, algorithm, lanes, depth_schedule, out, False))
+    return TopK(*_core.top_k(x, k, sorted, largest, algorithm, lanes, depth_schedule, out, False, ids))
 
 
 def _jax_top_k(x, k):
@@ -121,7 +128,14 @@ def _jax_top_k(x, k):
 
 
 def top_k_per_row(
-    x: Array, starts: Array, ends: Array, k: int, *, sorted: bool = True, out: Array | None = None
+    x: Array,
+    starts: Array,
+    ends: Array,
+    k: int,
+    *,
+    sorted: bool = True,
+    out: Array | None = None,
+    index_order_if_short: bool = False,
 ) -> Array:
     """The columns of the k best of a range of each row, relative to the start of the range.
 
@@ -129,12 +143,14 @@ def top_k_per_row(
     top_k.
 
     Args:
-      x: [rows, n] float32, float16 or bfloat16, any row stride, columns contiguous.
+      x: [rows, n] floating-point numbers, integers or bool, any row stride, columns contiguous.
       starts, ends: int32 [rows]; row r takes part with the columns [starts[r], ends[r]), none if starts[r] >= ends[r].
         Any framework's.
       k: at least 1; may exceed n.
       sorted: False returns the same set, then the -1s, in an order that is not specified, though always the same.
       out: int32 [rows, k] to write into, NumPy or PyTorch, any row stride; returned.
+      index_order_if_short: a range of at most k columns gives 0, 1, ... in this order, then -1, without a look at its
+        elements, as FlashInfer and vLLM do.
 
     Returns:
       int32 [rows, k] of x's framework, best first, padded with -1 where a range is shorter than k.
@@ -149,21 +165,28 @@ def top_k_per_row(
     array([[ 3,  1,  0],
            [ 0,  1, -1]], dtype=int32)
     """
-    return _core.top_k_per_row(x, starts, ends, k, sorted, out)
+    return _core.top_k_per_row(x, starts, ends, k, sorted, out, index_order_if_short)
 
 
 def top_k_per_row_decode(
-    x: Array, seq_lens: Array, k: int, *, next_n: int = 1, out: Array | None = None
+    x: Array,
+    seq_lens: Array,
+    k: int,
+    *,
+    next_n: int = 1,
+    out: Array | None = None,
+    index_order_if_short: bool = False,
 ) -> Array:
     """top_k_per_row for decoding, where a row sees the tokens before it (vLLM's top_k_per_row_decode).
 
     Args:
-      x: [batch * next_n, n] float32, float16 or bfloat16, any row stride, columns contiguous.
+      x: [batch * next_n, n] floating-point numbers, integers or bool, any row stride, columns contiguous.
       seq_lens: int32 [batch]; row r sees the columns [0, seq_lens[r // next_n] - next_n + r % next_n + 1), none if that
         is not positive.
       k: at least 1; may exceed n.
       next_n: rows of a sequence, at least 1.
       out: int32 [batch * next_n, k] to write into, NumPy or PyTorch, any row stride; returned.
+      index_order_if_short: as in top_k_per_row.
 
     Returns:
       int32 [batch * next_n, k] of x's framework, best first, padded with -1.
@@ -178,7 +201,7 @@ def top_k_per_row_decode(
     array([[2, 0, 1],
            [3, 1, 0]], dtype=int32)
     """
-    return _core.top_k_per_row_decode(x, seq_lens, k, next_n, out)
+    return _core.top_k_per_row_decode(x, seq_lens, k, next_n, out, index_order_if_short)
 
 
 def plan_top_k(

@@ -48,6 +48,7 @@ for _name, _handler in _core.xla_handlers.items():
     jax.ffi.register_ffi_target(_name, _handler, platform="cpu")
 
 _FLOATING = ("float32", "float16", "bfloat16")
+_NUMBERS = (*_FLOATING, "float64", "int8", "uint8", "int16", "uint16", "int32", "uint32", "int64", "uint64", "bool")
 
 
 class QuantizedTensor(NamedTuple):
@@ -110,6 +111,8 @@ def _top_k_of_rows(k):
     @call.defjvp
     def jvp(primals, tangents):
         values, indices = call(*primals)
+        if tangents[0].dtype == jax.dtypes.float0:  # integers have no derivative
+            return (values, indices), (np.zeros(values.shape, jax.dtypes.float0), np.zeros(indices.shape, jax.dtypes.float0))
         picked = jnp.take_along_axis(tangents[0], indices, axis=-1, mode="promise_in_bounds")
         return (values, indices), (picked, np.zeros(indices.shape, jax.dtypes.float0))
 
@@ -122,7 +125,7 @@ def _top_k(k, axis):
     def top_k(operand):
         if not hasattr(operand, "dtype"):
             raise TypeError(f"operand must be an array, not {type(operand).__name__}")
-        _check_dtype("operand", operand)
+        _check_dtype("operand", operand, _NUMBERS)
         if not -operand.ndim <= axis < operand.ndim:
             raise ValueError(f"axis = {axis} is not an axis of operand, which has shape {operand.shape}")
         n = operand.shape[axis]
@@ -144,11 +147,10 @@ def top_k(operand: Array, k: int, *, axis: int = -1, is_stable: bool = True) -> 
     """The k largest of `operand` along an axis, largest first, and where they stand: jax.lax.top_k.
 
     What differs from jax.lax.top_k: -0 equals +0 (there +0 is above -0); NaN of either sign is above +inf (there NaN is
-    above it and -NaN below -inf); integers and float64 are not taken. Values come out with the bits they have in
-    operand.
+    above it and -NaN below -inf). Values come out with the bits they have in operand.
 
     Args:
-      operand: float32, float16 or bfloat16 of at least one axis. Axes other than the last are moved there first, which
+      operand: floating-point numbers, integers or bool of at least one axis. Axes other than the last are moved there first, which
         copies.
       k: 0 to the size of the axis; static.
       axis: along which; static.
@@ -169,7 +171,7 @@ def top_k(operand: Array, k: int, *, axis: int = -1, is_stable: bool = True) -> 
 @functools.cache
 def _top_k_per_row(k):
     def top_k_per_row(x, starts, ends):
-        _check_dtype("x", x)
+        _check_dtype("x", x, _NUMBERS)
         _check_axes("x", x, "[rows, n]")
         rows, n = x.shape
         if n < 1:
@@ -188,7 +190,7 @@ def top_k_per_row(x: Array, starts: Array, ends: Array, k: int) -> Array:
     """riffle.top_k_per_row: the columns of the k best of [starts[r], ends[r]) of each row, relative to the start.
 
     Args:
-      x: [rows, n] float32, float16 or bfloat16.
+      x: [rows, n] floating-point numbers, integers or bool.
       starts, ends: int32 [rows]; starts[r] >= ends[r] is an empty range.
       k: at least 1, may exceed n; static.
 

@@ -36,9 +36,7 @@ TOP_K = [
     (dict(k=int32(1, 2).reshape(1, 2)), ValueError, r"k has shape \(1, 2\)"),
     (dict(x=None), TypeError, r"x must be an array .* not NoneType"),
     (dict(x=[[1.0, 2.0]]), TypeError, r"x must be an array .* not list"),
-    (dict(x=X.astype(np.float64)), TypeError, r"x has dtype float64; float32, float16 and bfloat16 are accepted"),
-    (dict(x=X.astype(np.int32)), TypeError, r"x has dtype int32;"),
-    (dict(x=X.astype(np.complex64)), TypeError, r"x has dtype complex64;"),
+    (dict(x=X.astype(np.complex64)), TypeError, r"x has dtype complex64; bfloat16, float16, float32, float64, bool and integers"),
     (dict(x=X.astype(">f4")), TypeError, r"x has dtype >f4;"),
     (dict(x=X.astype(ml_dtypes.float8_e4m3fn)), TypeError, r"x has dtype float8_e4m3fn;"),
     (dict(x=X.astype("datetime64[s]")), TypeError, r"x has dtype datetime64"),
@@ -201,7 +199,7 @@ PER_ROW = [
     (dict(k=4.0), TypeError, r"k must be an int"),
     (dict(x=X[0]), ValueError, r"x has shape \(16,\); it must be \[rows, n\]"),
     (dict(x=X[None]), ValueError, r"x has shape \(1, 2, 16\); it must be \[rows, n\]"),
-    (dict(x=X.astype(np.float64)), TypeError, r"x has dtype float64"),
+    (dict(x=X.astype(np.complex128)), TypeError, r"x has dtype complex128"),
     (dict(x=X.T), ValueError, r"contiguous"),
     (dict(starts=int32(0)), ValueError, r"starts has 1 elements for 2 rows"),
     (dict(ends=int32(1, 2, 3)), ValueError, r"ends has 3 elements for 2 rows"),
@@ -271,8 +269,8 @@ def test_other_calls(call, error, text):
 def test_torch():
     torch = pytest.importorskip("torch", reason="PyTorch is not installed")
     x = torch.from_numpy(X)
-    with pytest.raises(TypeError, match=r"x has dtype torch\.float64; float32, float16 and bfloat16"):
-        riffle.top_k(x.double(), 1)
+    with pytest.raises(TypeError, match=r"x has dtype torch\.complex64; bfloat16, float16, float32"):
+        riffle.top_k(x.to(torch.complex64), 1)
     with pytest.raises(ValueError, match="x is on device meta; riffle reads memory of the CPU"):
         riffle.top_k(x.to("meta"), 1)
     with pytest.raises(ValueError, match="x is a tensor without plain memory"):
@@ -288,8 +286,8 @@ def test_torch():
 def test_jax():
     jax = pytest.importorskip("jax", reason="JAX is not installed")
     x = jax.numpy.asarray(X)
-    with pytest.raises(TypeError, match=r"x has dtype int32"):
-        riffle.top_k(x.astype(int), 1)
+    with pytest.raises(TypeError, match=r"x has dtype complex64"):
+        riffle.top_k(x.astype("complex64"), 1)
     with pytest.raises(TypeError, match=r"out\.values is a JAX array, which is immutable"):
         riffle.top_k(x, 1, out=(x[:, :1], x[:, 1:2]))
     with pytest.raises(TypeError, match=r"x is a JAX tracer"):

@@ -55,9 +55,9 @@ def test_where_top_k_differs_from_lax():
     assert np.signbit(riffle.jax.top_k(x, 1)[0]).all()  # its bits are those of operand
 
 
-@pytest.mark.parametrize("dtype", ["int8", "int32", "uint8", "uint32", "bool", "float8_e4m3fn", "complex64"])
+@pytest.mark.parametrize("dtype", ["float8_e4m3fn", "complex64"])
 def test_dtypes_that_only_lax_takes(dtype):
-    with pytest.raises(TypeError, match=f"operand must be float32, float16 or bfloat16, not {dtype}"):
+    with pytest.raises(TypeError, match=f"operand must be .* or bool, not {dtype}"):
         riffle.jax.top_k(jnp.zeros((2, 3), dtype), 1)
 
 
@@ -215,7 +215,7 @@ def test_bad_ranges_fail_when_they_run(starts, ends, text):
     ((np.zeros((1, 0), np.float32), [0], [0], 2), ValueError, "empty"),
     ((np.zeros((1, 5), np.float32), [0, 0], [5], 2), ValueError, "starts has shape"),
     ((np.zeros((1, 5), np.float32), [0], [5], 0), ValueError, "k = 0"),
-    ((np.zeros((1, 5), np.int32), [0], [5], 2), TypeError, "x must be"),
+    ((np.zeros((1, 5), np.complex64), [0], [5], 2), TypeError, "x must be"),
     ((np.zeros((1, 5), np.float32), [0.5], [5], 2), TypeError, "starts must be int32"),
 ])
 def test_bad_top_k_per_row(arguments, error, text):
@@ -241,7 +241,7 @@ def test_riffle_top_k_of_jax_arrays_is_the_same_call(rng, dtype, monkeypatch):
         with pytest.raises(error, match="k "):
             riffle.top_k(jnp.asarray(x), k)
     with pytest.raises(TypeError, match="x "):
-        riffle.top_k(jnp.zeros((2, 9), jnp.int32), 8)
+        riffle.top_k(jnp.zeros((2, 9), jnp.complex64), 8)
     assert calls == [8]
 
 

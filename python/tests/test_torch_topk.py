@@ -166,7 +166,7 @@ def test_errors_are_of_the_kind_of_torchs(args):
         assert type(ours) is type(theirs)
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.int32, torch.int64, torch.uint8, torch.float8_e4m3fn])
+@pytest.mark.parametrize("dtype", [torch.bool, torch.float8_e4m3fn])
 def test_other_dtypes(dtype):
     with pytest.raises(NotImplementedError, match=str(dtype).split(".")[1]):
         riffle.torch.topk(torch.ones(3, 4).to(dtype), 2)

@@ -47,6 +47,33 @@ HWY_INLINE V Keys(D d, V bits, Format<TI> format) {
                         key);
 }
 
+// Elements as keys of their own width.
+template <class D, class V = hn::Vec<D>, typename TElement = hn::TFromD<D>, typename TKey>
+HWY_INLINE V Keys(D d, V bits, IntegerFormat<TElement, TKey> format) {
+  return hn::Xor(bits, hn::Set(d, format.flip));
+}
+
+// The keys of Lanes(d) elements, or of `count` of them and others that mean nothing.
+template <class D, class F>
+HWY_INLINE hn::Vec<D> WidenedKeys(D d, hn::Vec<hn::Rebind<typename F::Element, D>> bits, F format) {
+  const hn::Rebind<typename F::Element, D> elements;
+  if constexpr (sizeof(typename F::Element) == sizeof(typename F::Key)) {
+    return Keys(d, bits, format);
+  } else {
+    return hn::PromoteTo(d, Keys(elements, bits, format));
+  }
+}
+template <class D, class F>
+HWY_INLINE hn::Vec<D> LoadKeys(D d, const typename F::Element* from, F format) {
+  const hn::Rebind<typename F::Element, D> elements;
+  return WidenedKeys(d, hn::LoadU(elements, from), format);
+}
+template <class D, class F>
+HWY_INLINE hn::Vec<D> LoadKeysPart(D d, const typename F::Element* from, size_t count, F format) {
+  const hn::Rebind<typename F::Element, D> elements;
+  return WidenedKeys(d, LoadPart(elements, from, count), format);
+}
+
 }  // namespace riffle::core::HWY_NAMESPACE
 HWY_AFTER_NAMESPACE();
 

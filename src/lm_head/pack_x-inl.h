@@ -71,6 +71,8 @@ inline void PackRow(const PackXTask& task, int64_t row) {
       return PackRowAs<DType::kF16>(task, row);
     case DType::kBF16:
       return PackRowAs<DType::kBF16>(task, row);
+    default:
+      HWY_DASSERT(false);  // CheckLinear refuses the others
   }
 }
 

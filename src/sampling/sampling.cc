@@ -240,7 +240,7 @@ int32_t Sampler::DrawFromCandidates(int64_t row, const sampling::RowPlan& plan,
   if (plan.k > plan.first) {
     from = scratch.candidates;
     from.count = plan.k;
-    topk::Kernels().row(TopKTask(row, from), scratch.rest);
+    topk::Kernels(logits_.dtype).row(TopKTask(row, from), scratch.rest);
   }
   sampling::WeightRow weights = RowWeights(row, plan.scale);
   weights.x = from.values;
@@ -267,7 +267,7 @@ int32_t Sampler::DrawFromNucleus(int64_t row, const sampling::RowPlan& plan,
     if (k > plan.first) {
       from = scratch.candidates;
       from.count = k;
-      topk::Kernels().row(TopKTask(row, from), scratch.rest);
+      topk::Kernels(logits_.dtype).row(TopKTask(row, from), scratch.rest);
     }
     sampling::WeightRow best = weights;
     best.x = from.values;
@@ -370,7 +370,8 @@ void Sampler::Run(std::span<int32_t> tokens, std::span<float> logprobs) {
     lease.Run(rows * parts, [&](int64_t i, uint8_t* memory) {
       const int64_t row = i / parts;
       if (together) {
-        topk::Kernels().row(TopKTask(row, First(row, Plan(row).first)), Parts(memory).rest);
+        topk::Kernels(logits_.dtype)
+            .row(TopKTask(row, First(row, Plan(row).first)), Parts(memory).rest);
       }
       const int64_t begin = i % parts * step;
       SumBlocksOf(row, begin, std::min(begin + step, blocks_));

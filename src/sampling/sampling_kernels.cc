@@ -22,7 +22,7 @@ HWY_INLINE auto ForDType(DType dtype, const F& f) {
       return f.template operator()<DType::kF32>();
     case DType::kF16:
       return f.template operator()<DType::kF16>();
-    case DType::kBF16:
+    default:
       break;
   }
   return f.template operator()<DType::kBF16>();

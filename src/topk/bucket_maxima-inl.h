@@ -12,6 +12,7 @@
 #endif
 
 #include <algorithm>
+#include <bit>
 #include <cstring>
 #include <type_traits>
 
@@ -33,6 +34,7 @@ using core::HWY_NAMESPACE::Tag;
 // when read as unsigned.
 template <typename TI, FirstPass kPass, bool kSmallest>
 struct Leaves {
+  using Key = TI;
   using D = Tag<TI>;
   using DU = hn::RebindToUnsigned<D>;
   static constexpr bool kMinima = kPass == FirstPass::kNegative;
@@ -42,6 +44,14 @@ struct Leaves {
   DV d;
   core::Format<TI> format;
   hn::Vec<DU> watch;  // lane-wise maximum of the bits as unsigned integers
+
+  explicit Leaves(core::Format<TI> row_format) : d(), format(row_format), watch(hn::Zero(DU())) {}
+
+  // Whether no NaN with its sign bit set was among what was loaded.
+  HWY_INLINE bool InOrder() const {
+    const auto minus_inf = static_cast<hwy::MakeUnsigned<TI>>(format.minus_inf());
+    return kPass == FirstPass::kKeyed || hn::ReduceMax(DU(), watch) <= minus_inf;
+  }
 
   HWY_INLINE V Load(const TI* from) {
     const auto bits = hn::LoadU(D(), from);
@@ -73,23 +83,47 @@ struct Leaves {
       return best;
     }
   }
-
-  // The vectors of one bucket, reduced lane by lane.
-  HWY_INLINE V Bucket(const TI* from, size_t vectors) {
-    const size_t lanes = hn::Lanes(d);
-    V best = Load(from);
-    size_t i = 1;
-    for (; i + 3 < vectors; i += 4) {
-      const V pair0 = Best(Load(from + i * lanes), Load(from + (i + 1) * lanes));
-      const V pair1 = Best(Load(from + (i + 2) * lanes), Load(from + (i + 3) * lanes));
-      best = Best(best, Best(pair0, pair1));
-    }
-    for (; i < vectors; ++i) {
-      best = Best(best, Load(from + i * lanes));
-    }
-    return best;
-  }
 };
+
+// Maxima of integers: of their keys, one operation from their bits.
+template <class F>
+struct IntegerLeaves {
+  using Key = typename F::Key;
+  using D = Tag<typename F::Element>;
+  using DV = D;
+  using V = hn::Vec<D>;
+
+  D d;
+  V flip;
+
+  explicit IntegerLeaves(F format) : d(), flip(hn::Set(D(), format.flip)) {}
+
+  HWY_INLINE V Load(const typename F::Element* from) const {
+    return hn::Xor(hn::LoadU(d, from), flip);
+  }
+  static HWY_INLINE V Best(V a, V b) { return hn::Max(a, b); }
+  HWY_INLINE V Maxima(V best) const { return best; }
+  HWY_INLINE bool InOrder() const { return true; }
+};
+
+// The vectors of one bucket, reduced lane by lane.
+template <class L, typename TI>
+HWY_INLINE typename L::V BestOfBucket(L& leaves, const TI* from, size_t vectors) {
+  using V = typename L::V;
+  const size_t lanes = hn::Lanes(leaves.d);
+  V best = leaves.Load(from);
+  size_t i = 1;
+  for (; i + 3 < vectors; i += 4) {
+    const V pair0 = L::Best(leaves.Load(from + i * lanes), leaves.Load(from + (i + 1) * lanes));
+    const V pair1 =
+        L::Best(leaves.Load(from + (i + 2) * lanes), leaves.Load(from + (i + 3) * lanes));
+    best = L::Best(best, L::Best(pair0, pair1));
+  }
+  for (; i < vectors; ++i) {
+    best = L::Best(best, leaves.Load(from + i * lanes));
+  }
+  return best;
+}
 
 // Buckets [kFirst, kFirst + 2^kLevel) of one 16-byte block's worth of a superblock, visited as they
 // lie in memory: each position of every block of the result holds a part of one bucket's maximum.
@@ -98,7 +132,7 @@ template <size_t kLevel, size_t kFirst, size_t kVectors, class L, typename TI>
 HWY_INLINE typename L::V BlockTree(L& leaves, const TI* block, size_t vectors) {
   const size_t count = kVectors != 0 ? kVectors : vectors;
   if constexpr (kLevel == 0) {
-    return leaves.Bucket(block + kFirst * count * hn::Lanes(leaves.d), count);
+    return BestOfBucket(leaves, block + kFirst * count * hn::Lanes(leaves.d), count);
   } else {
     constexpr size_t kHalf = size_t{1} << (kLevel - 1);
     const auto a = BlockTree<kLevel - 1, kFirst, kVectors>(leaves, block, vectors);
@@ -110,14 +144,19 @@ HWY_INLINE typename L::V BlockTree(L& leaves, const TI* block, size_t vectors) {
 // Element i of each 16-byte block to the position with the bits of i reversed.
 template <class D, class V = hn::Vec<D>>
 HWY_INLINE V ReversePositions(D d, V v) {
-  if constexpr (sizeof(hn::TFromD<D>) == 4) {
+  constexpr size_t kBytes = sizeof(hn::TFromD<D>);
+  if constexpr (kBytes == 8) {
+    return v;
+  } else if constexpr (kBytes == 4) {
     return hn::Per4LaneBlockShuffle<3, 1, 2, 0>(v);
   } else {
-    HWY_ALIGN static constexpr uint8_t kTable[16] = {0, 1, 8,  9,  4, 5, 12, 13,
-                                                     2, 3, 10, 11, 6, 7, 14, 15};
+    HWY_ALIGN static constexpr uint8_t kTables[2][16] = {
+        {0, 8, 4, 12, 2, 10, 6, 14, 1, 9, 5, 13, 3, 11, 7, 15},
+        {0, 1, 8, 9, 4, 5, 12, 13, 2, 3, 10, 11, 6, 7, 14, 15}};
+    const uint8_t* table = kTables[kBytes - 1];
     const hn::Repartition<uint8_t, D> bytes;
     return hn::BitCast(d,
-                       hn::TableLookupBytes(hn::BitCast(bytes, v), hn::LoadDup128(bytes, kTable)));
+                       hn::TableLookupBytes(hn::BitCast(bytes, v), hn::LoadDup128(bytes, table)));
   }
 }
 
@@ -125,7 +164,7 @@ HWY_INLINE V ReversePositions(D d, V v) {
 template <size_t kVectors, class L, typename TI>
 HWY_INLINE typename L::V Superblock(L& leaves, const TI* from, size_t vectors) {
   constexpr size_t kPerBlock = 16 / sizeof(TI);
-  constexpr size_t kLevels = sizeof(TI) == 2 ? 3 : 2;
+  constexpr size_t kLevels = std::bit_width(kPerBlock) - 1;
   constexpr size_t kBlocks = hn::MaxLanes(typename L::DV()) / kPerBlock;
   const auto d = leaves.d;
   const size_t step = (kVectors != 0 ? kVectors : vectors) * hn::Lanes(d) * kPerBlock;
@@ -150,13 +189,25 @@ HWY_INLINE typename L::V Superblock(L& leaves, const TI* from, size_t vectors) {
   }
 }
 
+// Maxima as keys, to[0, Lanes).
+template <class D, typename TKey>
+HWY_INLINE void StoreMaxima(D d, hn::Vec<D> maxima, TKey* to) {
+  if constexpr (sizeof(hn::TFromD<D>) == sizeof(TKey)) {
+    hn::StoreU(maxima, d, to);
+  } else {
+    const hn::Repartition<TKey, D> wide;
+    hn::StoreU(hn::PromoteLowerTo(wide, maxima), wide, to);
+    hn::StoreU(hn::PromoteUpperTo(wide, maxima), wide, to + hn::Lanes(wide));
+  }
+}
+
 template <size_t kVectors, class L, typename TI>
 HWY_INLINE size_t Superblocks(L& leaves, const TI* row, size_t bucket, size_t end, size_t size,
-                              TI* maxima) {
+                              typename L::Key* maxima) {
   const size_t lanes = hn::Lanes(leaves.d);
   for (; bucket + lanes <= end; bucket += lanes) {
     const auto best = Superblock<kVectors>(leaves, row + bucket * size, size / lanes);
-    hn::StoreU(leaves.Maxima(best), typename L::D(), maxima + bucket);
+    StoreMaxima(typename L::D(), leaves.Maxima(best), maxima + bucket);
   }
   return bucket;
 }
@@ -181,14 +232,13 @@ HWY_INLINE TI ShortBucket(L& leaves, const TI* from, size_t count) {
   return hn::ReduceMax(d, max);
 }
 
-// Maxima of the buckets [begin, end) of row[0, n). Returns whether the row may be ordered by its
-// bits: whether no NaN with its sign bit set was among them (always true for keys).
-template <typename TI, FirstPass kPass, bool kSmallest>
-bool BucketMaxima(const TI* row, size_t n, size_t size, size_t begin, size_t end,
-                  core::Format<TI> format, TI* maxima) {
-  using L = Leaves<TI, kPass, kSmallest>;
-  using DU = typename L::DU;
-  L leaves{{}, format, hn::Zero(DU())};
+// Maxima of the buckets [begin, end) of row[0, n). Returns whether the row may be ordered by what
+// the leaves compare.
+// Pre: `size` is a whole number of vectors.
+template <class L, typename TI>
+bool BucketMaxima(L leaves, const TI* row, size_t n, size_t size, size_t begin, size_t end,
+                  typename L::Key* maxima) {
+  HWY_DASSERT(size % hn::Lanes(leaves.d) == 0);
   const size_t whole = std::min(end, n / size);
   size_t bucket = begin;
   switch (size / hn::Lanes(leaves.d)) {
@@ -209,8 +259,7 @@ bool BucketMaxima(const TI* row, size_t n, size_t size, size_t begin, size_t end
     const size_t from = bucket * size;
     maxima[bucket] = ShortBucket(leaves, row + from, std::min(size, n - from));
   }
-  const auto minus_inf = static_cast<hwy::MakeUnsigned<TI>>(format.minus_inf());
-  return kPass == FirstPass::kKeyed || hn::ReduceMax(DU(), leaves.watch) <= minus_inf;
+  return leaves.InOrder();
 }
 
 }  // namespace riffle::topk::HWY_NAMESPACE

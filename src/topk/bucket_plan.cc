@@ -2,6 +2,7 @@
 #include <bit>
 #include <cmath>
 
+#include "core/order.h"
 #include "topk/finish.h"
 
 namespace riffle::topk {
@@ -11,15 +12,16 @@ size_t Aligned(size_t bytes) { return (bytes + 63) / 64 * 64; }
 
 }  // namespace
 
-BucketPlan PlanBuckets(int64_t n, int64_t k) {
+BucketPlan PlanBuckets(int64_t n, int64_t k, DType dtype) {
   if (n < 2048) {
     return {};
   }
   // Every maximum is counted some ten times to find the bound, and the elements of some k buckets
   // are looked at again: their sum is least near sqrt(n / k) (bench/topk; docs/performance.md).
   const double balance = std::sqrt(static_cast<double>(n) / static_cast<double>(k));
+  const int64_t least = std::max(kMinBucket, 64 / static_cast<int64_t>(SizeOf(dtype)));
   const int64_t size = std::clamp(
-      static_cast<int64_t>(std::bit_ceil(static_cast<uint64_t>(balance))), kMinBucket, kMaxBucket);
+      static_cast<int64_t>(std::bit_ceil(static_cast<uint64_t>(balance))), least, kMaxBucket);
   const int64_t buckets = (n + size - 1) / size;
   if (BucketLimit(static_cast<size_t>(k)) * 4 > static_cast<size_t>(buckets) * 3) {
     return {};
@@ -53,12 +55,12 @@ FinishLayout PlanFinish(const RowTask& task) {
     end += Aligned(count * width);
     return begin;
   };
-  layout.keys = place(candidates + kSlack, SizeOf(task.dtype));
+  layout.keys = place(candidates + kSlack, core::KeyBytes(task.dtype));
   layout.indices = place(candidates + kSlack, sizeof(int32_t));
   layout.ids = place(std::min(buckets, BucketLimit(k)) + kSlack, sizeof(int32_t));
   layout.ties = place(k + kSlack, sizeof(int32_t));
-  layout.pairs = place(2 * to_sort, sizeof(uint64_t));
-  layout.maxima = place(buckets + kSlack, SizeOf(task.dtype));
+  layout.pairs = place(2 * to_sort, PairBytes(task.dtype));
+  layout.maxima = place(buckets + kSlack, core::KeyBytes(task.dtype));
   layout.bytes = end;
   return layout;
 }
@@ -66,7 +68,7 @@ FinishLayout PlanFinish(const RowTask& task) {
 size_t BucketMaximaScratch(const RowTask& task) { return PlanFinish(task).bytes; }
 
 size_t MaximaBytes(const RowTask& task) {
-  return Aligned((static_cast<size_t>(task.plan.buckets) + kSlack) * SizeOf(task.dtype));
+  return Aligned((static_cast<size_t>(task.plan.buckets) + kSlack) * core::KeyBytes(task.dtype));
 }
 
 }  // namespace riffle::topk

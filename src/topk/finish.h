@@ -27,14 +27,17 @@ constexpr size_t SortLimit(size_t k, bool sorted) {
   return sorted || k < 256 ? k + k / 2 + 64 : k;
 }
 
+// What the radix sort moves for each candidate: its key and index.
+constexpr size_t PairBytes(DType dtype) { return SizeOf(dtype) == 8 ? 16 : 8; }
+
 // Byte offsets into the scratch of one finish, each 64-byte aligned.
 struct FinishLayout {
-  size_t keys;     // [candidates + kSlack] of the dtype
+  size_t keys;     // [candidates + kSlack] keys
   size_t indices;  // [candidates + kSlack] int32
   size_t ids;      // [BucketLimit + kSlack] int32
   size_t ties;     // [k + kSlack] int32
-  size_t pairs;    // [2 * sorted] uint64
-  size_t maxima;   // [buckets + kSlack] of the dtype, for rows that one thread does alone
+  size_t pairs;    // [2 * sorted] of PairBytes
+  size_t maxima;   // [buckets + kSlack] keys, for rows that one thread does alone
   size_t bytes;
 };
 constexpr size_t kSlack =

@@ -12,8 +12,8 @@
 #include <bit>
 #include <limits>
 
-#include "topk/finish-inl.h"
 #include "topk/lane_sort.h"
+#include "topk/row-inl.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace riffle::topk::HWY_NAMESPACE {
@@ -42,7 +42,7 @@ class LanePass {
   static constexpr size_t kFirst = 4;
 
  public:
-  LanePass(const Row<TI>& row, const LaneOptions& options, const LaneLayout& layout)
+  LanePass(const Row<core::Format<TI>>& row, const LaneOptions& options, const LaneLayout& layout)
       : row_(row),
         lanes_(static_cast<size_t>(options.lanes)),
         last_depth_(static_cast<size_t>(layout.last_depth)),
@@ -67,7 +67,7 @@ class LanePass {
   bool FirstFloor();
   void RaiseFloor();
 
-  const Row<TI>& row_;
+  const Row<core::Format<TI>>& row_;
   const size_t lanes_;
   const size_t last_depth_;
   TI* const keys_;
@@ -229,7 +229,7 @@ void LanePass<TI>::Insert(size_t begin, size_t end) {
     i += blocks * block;
   }
   for (; i < end; i += width) {
-    const Loaded<TI> loaded = LoadKeys(row_, i, end);
+    const Loaded<TI> loaded = LoadRow(row_, i, end);
     const auto mask = hn::And(loaded.valid, hn::Gt(loaded.keys, hn::Set(d, floor_)));
     InsertColumns(columns, CompressIndices(d, mask, static_cast<int32_t>(i), columns));
   }

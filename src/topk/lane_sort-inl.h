@@ -15,9 +15,9 @@
 
 #include <algorithm>
 
-#include "topk/finish-inl.h"
 #include "topk/lane_pass-inl.h"
 #include "topk/lane_sort.h"
+#include "topk/row-inl.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace riffle::topk::HWY_NAMESPACE {
@@ -26,7 +26,7 @@ using core::HWY_NAMESPACE::Tag;
 // Whether a pass of depth m certifies. If so the k best and perhaps more are left in
 // row.candidates.
 template <typename TI>
-bool Certify(Row<TI>& row, size_t lanes, size_t m) {
+bool Certify(Row<core::Format<TI>>& row, size_t lanes, size_t m) {
   const size_t kept = (m - 1) * lanes;
   if (kept == 0) {
     return false;
@@ -71,7 +71,7 @@ bool Certify(Row<TI>& row, size_t lanes, size_t m) {
 
 // Passes until one certifies; returns its depth.
 template <typename TI>
-size_t RunPasses(Row<TI>& row, const LaneOptions& options, const LaneLayout& layout) {
+size_t RunPasses(Row<core::Format<TI>>& row, const LaneOptions& options, const LaneLayout& layout) {
   const auto last = static_cast<size_t>(layout.last_depth);
   const auto lanes = static_cast<size_t>(options.lanes);
   LanePass<TI> pass(row, options, layout);
@@ -122,7 +122,7 @@ void LaneSort(const RowTask& task, const LaneOptions& options, core::Format<TI> 
               uint8_t* scratch) {
   const LaneLayout layout = PlanLanes(task, options);
   format.smallest = !task.largest;
-  Row<TI> row(task, format, layout.finish, scratch);
+  Row<core::Format<TI>> row(task, format, layout.finish, scratch);
   const size_t depth = RunPasses(row, options, layout);
   const Candidates<int32_t> by_index{reinterpret_cast<int32_t*>(scratch + layout.index_keys),
                                      reinterpret_cast<int32_t*>(scratch + layout.positions), 0};

@@ -18,6 +18,8 @@ void LaneSortRow(const RowTask& task, const LaneOptions& options, uint8_t* scrat
       return LaneSort<int16_t>(task, options, core::kF16Format, scratch);
     case DType::kBF16:
       return LaneSort<int16_t>(task, options, core::kBF16Format, scratch);
+    default:
+      HWY_DASSERT(false);  // CheckOptions refuses the others
   }
 }
 

@@ -13,7 +13,7 @@
 #include <type_traits>
 
 #include "core/order-inl.h"
-#include "topk/narrow.h"
+#include "topk/topk_args.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace riffle::topk::HWY_NAMESPACE {
@@ -22,16 +22,20 @@ using core::HWY_NAMESPACE::Keys;
 using core::HWY_NAMESPACE::LoadPart;
 using core::HWY_NAMESPACE::Tag;
 
-template <typename TI>
-using Packed = std::conditional_t<sizeof(TI) == 2, int32_t, int64_t>;
+template <typename TElement>
+constexpr bool kHasNarrow = sizeof(TElement) <= 4;
+template <typename TElement>
+using Packed = std::conditional_t<sizeof(TElement) <= 2, int32_t, int64_t>;
+// The bits below the key.
+template <typename TElement>
+constexpr int kColumnBits = 4 * sizeof(Packed<TElement>);
 
 // Columns [c, c + lanes) of a row as packed integers; those past the n-th are of no use.
-template <typename TI>
-HWY_INLINE hn::Vec<Tag<Packed<TI>>> Pack(const TI* row, size_t c, size_t n,
-                                         core::Format<TI> format) {
+template <class F, typename TI = typename F::Element>
+HWY_INLINE hn::Vec<Tag<Packed<TI>>> Pack(const TI* row, size_t c, size_t n, F format) {
   const Tag<Packed<TI>> d;
   const hn::Rebind<TI, Tag<Packed<TI>>> narrow;
-  constexpr int kLow = 8 * sizeof(TI);
+  constexpr int kLow = kColumnBits<TI>;
   constexpr auto kMask = static_cast<Packed<TI>>((Packed<TI>{1} << kLow) - 1);
   const auto bits =
       c + hn::Lanes(d) <= n ? hn::LoadU(narrow, row + c) : LoadPart(narrow, row + c, n - c);
@@ -57,9 +61,9 @@ HWY_INLINE void StoreBlocks(D d, V v, T* to, size_t step) {
 
 // Rows into columns: columns[i] is a vector of element i of each row. Rows are taken four (two of
 // float32) at a time, a block of 16 bytes of each; those past `rows` repeat the last.
-template <typename TI>
-HWY_INLINE void PackTile(const NarrowRows& task, const uint8_t* x, size_t rows,
-                         core::Format<TI> format, Packed<TI>* columns) {
+template <class F, typename TI = typename F::Element>
+HWY_INLINE void PackTile(const NarrowRows& task, const uint8_t* x, size_t rows, F format,
+                         Packed<TI>* columns) {
   const Tag<Packed<TI>> d;
   constexpr size_t kPerBlock = 16 / sizeof(Packed<TI>);
   const size_t lanes = hn::Lanes(d);
@@ -175,7 +179,7 @@ HWY_INLINE void SelectColumns(TP* columns, size_t n, size_t k) {
 template <typename TI, typename TIndex>
 HWY_INLINE void EmitTile(const NarrowRows& task, const uint8_t* x, size_t first, size_t rows,
                          const Packed<TI>* columns) {
-  constexpr auto kMask = static_cast<Packed<TI>>((Packed<TI>{1} << 8 * sizeof(TI)) - 1);
+  constexpr auto kMask = static_cast<Packed<TI>>((Packed<TI>{1} << kColumnBits<TI>)-1);
   const size_t lanes = hn::Lanes(Tag<Packed<TI>>());
   for (size_t r = 0; r < rows; ++r) {
     const auto row = static_cast<int64_t>(first + r);
@@ -192,16 +196,15 @@ HWY_INLINE void EmitTile(const NarrowRows& task, const uint8_t* x, size_t first,
 }
 
 // Rows [begin, end). Pre: scratch has NarrowScratch(n) bytes, 64-byte aligned.
-template <typename TI>
-void SelectNarrow(const NarrowRows& task, size_t begin, size_t end, core::Format<TI> format,
-                  uint8_t* scratch) {
+template <class F>
+void SelectNarrow(const NarrowRows& task, size_t begin, size_t end, F format, uint8_t* scratch) {
+  using TI = typename F::Element;
   const size_t lanes = hn::Lanes(Tag<Packed<TI>>());
   auto* columns = reinterpret_cast<Packed<TI>*>(scratch);
-  format.smallest = !task.largest;
   for (size_t first = begin; first < end; first += lanes) {
     const size_t rows = std::min(lanes, end - first);
     const uint8_t* x = task.x + static_cast<int64_t>(first) * task.row_stride;
-    PackTile<TI>(task, x, rows, format, columns);
+    PackTile(task, x, rows, format, columns);
     SelectColumns(columns, task.n, task.k);
     if (task.wide) {
       EmitTile<TI, int64_t>(task, x, first, rows, columns);

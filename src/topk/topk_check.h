@@ -13,7 +13,7 @@ inline constexpr int64_t kMaxColumns = std::numeric_limits<int32_t>::max();
 
 // Throw Error: kBadShape, kBadDType, kBadOption.
 void CheckInput(const MatrixView& x);
-void CheckOptions(const TopKOptions& options);
+void CheckOptions(const TopKOptions& options, DType dtype);
 
 // Outputs that are there, whose rows do not overlap each other, the inputs or other outputs. Throws
 // Error: kBadShape, kOverlap.

@@ -11,10 +11,10 @@ namespace {
 bool AnswersAreRight() {
   const std::vector<float> logits = {0.5f,  3.0f,  -1.0f, 3.0f,  2.0f,    // row 0: a tie
                                      -4.0f, -2.0f, -3.0f, -1.0f, -5.0f};  // row 1: all negative
-  const riffle::MatrixView x{logits.data(), riffle::DType::kF32, 2, 5, 5};
+  const riffle::MatrixView x = riffle::View(logits.data(), /*rows=*/2, /*cols=*/5);
   std::vector<float> values(6);
   std::vector<int32_t> indices(6);
-  riffle::TopK(x, 3, {values.data(), 3, indices.data(), 3});
+  riffle::TopK(x, 3, riffle::View(values.data(), indices.data(), 3));
   return indices == std::vector<int32_t>{1, 3, 4, 3, 1, 2} &&
          values == std::vector<float>{3, 3, 2, -1, -2, -3};
 }
@@ -24,7 +24,7 @@ bool ErrorsAreCaught() {
   float value = 7;
   int32_t index = 7;
   try {
-    riffle::TopK({&logit, riffle::DType::kF32, 1, 1, 1}, 2, {&value, 1, &index, 1});
+    riffle::TopK(riffle::View(&logit, 1, 1), 2, riffle::View(&value, &index, 2));
   } catch (const riffle::Error& error) {
     return error.code() == riffle::Code::kBadK && value == 7 && index == 7;
   }

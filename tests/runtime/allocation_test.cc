@@ -13,6 +13,11 @@
 namespace riffle::test {
 namespace {
 
+// The int32 indices of an output.
+OutView<int32_t> Int32(const TopKOut& out) {
+  return {static_cast<int32_t*>(out.indices), out.indices_stride};
+}
+
 int64_t AllocationsOf(const std::function<void()>& call) {
   const int64_t before = Allocations();
   call();
@@ -83,8 +88,8 @@ TEST_F(SteadyState, TopKPerRow) {
   const std::vector<int32_t> starts = {0, 5, 100, 0}, ends = {40000, 30000, 90, 1500};
   ExpectSteady(DType::kF32, options,
                [&](const MatrixView& x, const TopKOut& out, const TopKOptions& with) {
-                 TopKPerRow(x, starts, ends, 1024, {out.indices, out.indices_stride}, with);
-                 TopKPerRowDecode(x, ends, 1, 1024, {out.indices, out.indices_stride}, with);
+                 TopKPerRow(x, starts, ends, 1024, Int32(out), with);
+                 TopKPerRowDecode(x, ends, 1, 1024, Int32(out), with);
                });
 }
 
@@ -98,7 +103,7 @@ TEST_F(SteadyState, Sample) {
   ExpectSteady(DType::kF32, {}, [&](const MatrixView& x, const TopKOut& out, const TopKOptions&) {
     for (const std::span<const float> p : {std::span<const float>(top_p), {}}) {
       riffle::Sample(x, {.temperature = temperature, .top_k = top_k, .top_p = p, .pool = &pool},
-                     {out.indices, static_cast<size_t>(kRows)}, logprobs);
+                     {Int32(out).data, static_cast<size_t>(kRows)}, logprobs);
     }
   });
 }

@@ -22,7 +22,7 @@ bool SmallCallIsRight() {
 // The symbol of the kernel that calls are dispatched to. Its namespace names the target.
 const char* KernelSymbol() {
   Dl_info info;
-  const auto address = reinterpret_cast<void*>(riffle::topk::Kernels().row);
+  const auto address = reinterpret_cast<void*>(riffle::topk::Kernels(riffle::DType::kF32).row);
   return dladdr(address, &info) != 0 && info.dli_sname != nullptr ? info.dli_sname : "unknown";
 }
 

@@ -45,7 +45,7 @@ bool Says(const std::string& text, const std::string& part) {
 
 std::string KernelSymbol() {
   Dl_info info;
-  const auto address = reinterpret_cast<void*>(topk::Kernels().row);
+  const auto address = reinterpret_cast<void*>(topk::Kernels(DType::kF32).row);
   return dladdr(address, &info) != 0 && info.dli_sname != nullptr ? info.dli_sname : "unknown";
 }
 

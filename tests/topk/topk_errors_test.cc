@@ -96,7 +96,7 @@ TEST_F(TopKErrors, TheRightCallIsRight) {
   for (int64_t row = 0; row < kRows; ++row) {
     const Truth truth(arguments.x, kK);
     for (int64_t i = 0; i < kK; ++i) {
-      EXPECT_EQ(arguments.out.indices[row * kK + i],
+      EXPECT_EQ(static_cast<const int32_t*>(arguments.out.indices)[row * kK + i],
                 truth.columns[static_cast<size_t>(row)][static_cast<size_t>(i)]);
     }
   }
@@ -123,15 +123,35 @@ TEST_F(TopKErrors, Shape) {
   }
   Expect(Code::kBadShape, {"x", "rows", "-1"}, [](Arguments& a) { a.x.rows = -1; });
   Expect(Code::kBadShape, {"x", "rows"}, [](Arguments& a) { a.x.rows = kLowest; });
-  Expect(Code::kBadDType, {"dtype", "7"}, [](Arguments& a) { a.x.dtype = static_cast<DType>(7); });
+  Expect(Code::kBadDType, {"dtype", "99"},
+         [](Arguments& a) { a.x.dtype = static_cast<DType>(99); });
 }
 
 TEST_F(TopKErrors, NullPointers) {
   Expect(Code::kBadShape, {"x", "null"}, [](Arguments& a) { a.x.data = nullptr; });
   Expect(Code::kBadShape, {"values", "null"}, [](Arguments& a) { a.out.values = nullptr; });
   Expect(Code::kBadShape, {"indices", "null"}, [](Arguments& a) { a.out.indices = nullptr; });
-  int64_t wide = 0;
-  Expect(Code::kBadShape, {"wide_indices"}, [&](Arguments& a) { a.out.wide_indices = &wide; });
+}
+
+TEST_F(TopKErrors, DTypesAndIds) {
+  Expect(Code::kBadDType, {"x", "int64", "lane sort"}, [](Arguments& a) {
+    a.x.dtype = DType::kI64;
+    a.options.algorithm = Algorithm::kLaneSort;
+  });
+  static constexpr int64_t kIds[64] = {};
+  Expect(Code::kBadDType, {"ids", "int64", "int32"}, [](Arguments& a) {
+    a.options.ids = {kIds, IndexType::kInt64, 0};
+  });
+  Expect(Code::kBadShape, {"ids", "row stride"}, [](Arguments& a) {
+    a.options.ids = {kIds, IndexType::kInt32, kHuge};
+  });
+  Expect(Code::kOverlap, {"indices", "ids"}, [](Arguments& a) {
+    a.options.ids = {a.out.indices, IndexType::kInt32, 0};
+  });
+  Expect(Code::kBadOption, {"index_type", "9"},
+         [](Arguments& a) { a.out.index_type = static_cast<IndexType>(9); });
+  Expect(Code::kBadOption, {"index_order_if_short"},
+         [](Arguments& a) { a.options.index_order_if_short = true; });
 }
 
 // Strides whose product with the rows or the element's size does not fit 64 bits.

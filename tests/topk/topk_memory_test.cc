@@ -19,7 +19,7 @@
 namespace riffle::test {
 namespace {
 
-constexpr DType kDTypes[] = {DType::kF32, DType::kF16, DType::kBF16};
+const std::vector<DType> kDTypes = AllDTypes();
 
 // Rows that end at the last byte before an unreadable page, and rows that begin at the first after
 // one, at every offset from a vector's alignment.
@@ -34,7 +34,7 @@ TEST(TopKMemory, ReadsNothingOutsideOfRows) {
         const Input input(
             {Distribution::kNormal, dtype, 2, n, n, 5, at_end ? 0 : shift, at_end, 7});
         const Truth truth(input.view(), std::min<int64_t>(n, 70));
-        for (const Algorithm algorithm : {Algorithm::kBucketMaxima, Algorithm::kLaneSort}) {
+        for (const Algorithm algorithm : AlgorithmsFor(dtype)) {
           Call call;
           call.k = {static_cast<int32_t>(std::min<int64_t>(n, shift % 2 == 0 ? 3 : 70))};
           call.algorithm = algorithm;
@@ -54,7 +54,7 @@ TEST(TopKMemory, NeedsNoAlignment) {
         const int64_t n = 3001;
         const Input input({Distribution::kTies, dtype, 3, n, n + 3, 40, shift, at_end, 8});
         const Truth truth(input.view(), 40);
-        for (const Algorithm algorithm : {Algorithm::kBucketMaxima, Algorithm::kLaneSort}) {
+        for (const Algorithm algorithm : AlgorithmsFor(dtype)) {
           Call call;
           call.k = {40};
           call.algorithm = algorithm;

@@ -13,7 +13,7 @@
 namespace riffle::test {
 namespace {
 
-constexpr DType kDTypes[] = {DType::kF32, DType::kF16, DType::kBF16};
+const std::vector<DType> kDTypes = AllDTypes();
 
 class TopKNarrowTest : public testing::TestWithParam<std::tuple<DType, Distribution>> {};
 
@@ -50,7 +50,7 @@ TEST_P(TopKNarrowTest, UnsortedRowsAloneAndTogether) {
     const int64_t k = n / 2;
     const Input input({distribution, dtype, rows, n, n, k, 0, true, 11});
     const auto size = static_cast<size_t>(rows * k);
-    std::vector<uint32_t> values(size);
+    std::vector<uint64_t> values(size);
     std::vector<int32_t> together(size);
     std::vector<int32_t> alone(size);
     MatrixView x = input.view();

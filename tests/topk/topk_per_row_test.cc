@@ -12,7 +12,7 @@
 namespace riffle::test {
 namespace {
 
-constexpr DType kDTypes[] = {DType::kF32, DType::kF16, DType::kBF16};
+const std::vector<DType> kDTypes = AllDTypes();
 
 InputSpec Spec(Distribution distribution, DType dtype, int64_t rows, int64_t n, uint64_t seed) {
   return {distribution, dtype, rows, n, n, 64, 0, true, seed};
@@ -51,7 +51,7 @@ TEST(TopKPerRow, RangesOfEveryKind) {
         for (const int32_t k : {1, 64, n, n + 70}) {
           ranges.k = k;
           ranges.gap = k % 3;
-          for (const Algorithm algorithm : {Algorithm::kBucketMaxima, Algorithm::kLaneSort}) {
+          for (const Algorithm algorithm : AlgorithmsFor(dtype)) {
             ranges.algorithm = algorithm;
             ASSERT_EQ(CheckRangesOnAllTargets(input, ranges), "");
           }
@@ -59,6 +59,26 @@ TEST(TopKPerRow, RangesOfEveryKind) {
       }
     }
   }
+}
+
+// As FlashInfer and vLLM do: a range of at most k elements is answered in the order of its columns.
+TEST(TopKPerRow, IndexOrderIfShort) {
+  const std::vector<float> x = {9, 1, 7, 7, -NAN, 3, 0, 5};
+  const MatrixView view = View(x.data(), 1, 8);
+  const auto run = [&](int32_t start, int32_t end, int64_t k) {
+    std::vector<int32_t> indices(static_cast<size_t>(k), 99);
+    TopKPerRow(view, std::vector{start}, std::vector{end}, k, {indices.data(), k},
+               {.index_order_if_short = true});
+    return indices;
+  };
+  EXPECT_EQ(run(2, 6, 3), (std::vector<int32_t>{2, 0, 1}));
+  EXPECT_EQ(run(2, 6, 4), (std::vector<int32_t>{0, 1, 2, 3}));
+  EXPECT_EQ(run(2, 6, 6), (std::vector<int32_t>{0, 1, 2, 3, -1, -1}));
+  EXPECT_EQ(run(6, 2, 2), (std::vector<int32_t>{-1, -1}));
+  std::vector<int32_t> indices(6, 99);
+  TopKPerRowDecode(View(x.data(), 2, 4), std::vector{4}, 2, 3, {indices.data(), 3},
+                   {.index_order_if_short = true});
+  EXPECT_EQ(indices, (std::vector<int32_t>{0, 1, 2, 0, 3, 1}));
 }
 
 // The shape that vLLM and FlagGems are called with, a few rows of it.
@@ -97,9 +117,10 @@ TEST(TopKPerRow, RandomCases) {
     }
     ranges.k = static_cast<int32_t>(rng.Between(1, rng.Pick(std::vector{8, 100, 2000})));
     ranges.sorted = !rng.OneIn(3);
-    ranges.algorithm = rng.Pick(std::vector{Algorithm::kAuto, Algorithm::kLaneSort});
+    ranges.algorithm = rng.Pick(AlgorithmsFor(spec.dtype));
     ranges.threads = rng.Pick(std::vector{1, 2, 3, 5});
     ranges.gap = rng.Below(5);
+    ranges.index_order_if_short = rng.OneIn(4);
     ASSERT_EQ(CheckRangesOnAllTargets(input, ranges), "")
         << "RIFFLE_TEST_SEED=" << seed + i << " RIFFLE_TEST_CASES=1 repeats it";
   }

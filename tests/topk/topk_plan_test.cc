@@ -319,5 +319,70 @@ TEST(PlanTopK, Errors) {
   }
 }
 
+// Which way a call goes, and in how many tasks: by its shape alone.
+TEST(PlanExecution, WaysAndTasks) {
+  using Way = TopKExecution::Way;
+  const auto plan = [](int64_t rows, int64_t n, int64_t k, int threads, DType dtype = DType::kF32) {
+    return PlanTopKExecution(rows, n, k, dtype, threads);
+  };
+  EXPECT_EQ(plan(32, 201088, 64, 2).way, Way::kRows);
+  EXPECT_EQ(plan(32, 201088, 64, 2).tasks, 32);
+  EXPECT_EQ(plan(32, 201088, 64, 2).rows_per_task, 1);
+  // One row, and an uneven number of them, is split: a chunk of each for every thread.
+  EXPECT_EQ(plan(1, 201088, 64, 2).way, Way::kSplit);
+  EXPECT_EQ(plan(5, 201088, 64, 2).tasks, 10);
+  EXPECT_EQ(plan(8, 201088, 64, 3).way, Way::kSplit);
+  EXPECT_EQ(plan(9, 201088, 64, 3).way, Way::kRows);
+  EXPECT_EQ(plan(1, 16000, 64, 2).way, Way::kRows) << "less than 64 KiB";
+  EXPECT_EQ(plan(1, 201088, 64, 1).way, Way::kRows) << "nobody to share it with";
+  // Short rows are handed out together; few of them stay with the caller.
+  EXPECT_EQ(plan(4, 1000, 8, 2).tasks, 1);
+  EXPECT_GT(plan(1000, 1000, 8, 2).rows_per_task, 1);
+  // Narrow rows: as many at once as a vector has lanes, of which 64-bit elements have none.
+  EXPECT_EQ(plan(1000, 64, 8, 2).way, Way::kNarrow);
+  EXPECT_EQ(plan(1000, 64, 8, 2).rows_per_task % 8, 0);
+  EXPECT_EQ(plan(1000, 64, 8, 2, DType::kI8).rows_per_task % 16, 0);
+  EXPECT_EQ(plan(1000, 64, 8, 2, DType::kI64).way, Way::kRows);
+  EXPECT_EQ(plan(1000, 257, 8, 2).way, Way::kRows);
+  EXPECT_EQ(PlanTopKExecution(1000, 257, 8, DType::kF32, 2, 16).way, Way::kRows);
+  EXPECT_EQ(plan(0, 64, 8, 2).tasks, 0);
+}
+
+TEST(PlanExecution, EveryRowIsInOneTask) {
+  for (const int64_t rows : {0, 1, 2, 7, 8, 9, 63, 64, 65, 1000}) {
+    for (const int64_t n : {1, 16, 256, 257, 5000, 201088}) {
+      for (const int threads : {1, 2, 3, 64}) {
+        for (const DType dtype : {DType::kI8, DType::kBF16, DType::kF32, DType::kU64}) {
+          const TopKExecution plan =
+              PlanTopKExecution(rows, n, std::min<int64_t>(n, 64), dtype, threads);
+          if (plan.way == TopKExecution::Way::kSplit) {
+            EXPECT_EQ(plan.tasks, rows * threads);
+            continue;
+          }
+          EXPECT_GE(plan.tasks * plan.rows_per_task, rows);
+          EXPECT_LT((plan.tasks - 1) * plan.rows_per_task, std::max<int64_t>(rows, 1));
+        }
+      }
+    }
+  }
+}
+
+TEST(PlanExecution, RefusesWhatNoCallHas) {
+  const auto fails = [](int64_t rows, int64_t n, int64_t k, int threads, int bytes = 64) {
+    try {
+      PlanTopKExecution(rows, n, k, DType::kF32, threads, bytes);
+      return false;
+    } catch (const Error&) {
+      return true;
+    }
+  };
+  EXPECT_TRUE(fails(-1, 10, 1, 1));
+  EXPECT_TRUE(fails(1, 0, 1, 1));
+  EXPECT_TRUE(fails(1, 10, 11, 1));
+  EXPECT_TRUE(fails(1, 10, 1, 0));
+  EXPECT_TRUE(fails(1, 10, 1, 1, 48));
+  EXPECT_FALSE(fails(1, 10, 10, 1, 16));
+}
+
 }  // namespace
 }  // namespace riffle::test

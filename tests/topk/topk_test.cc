@@ -16,7 +16,7 @@
 namespace riffle::test {
 namespace {
 
-constexpr DType kDTypes[] = {DType::kF32, DType::kF16, DType::kBF16};
+const std::vector<DType> kDTypes = AllDTypes();
 constexpr Algorithm kAlgorithms[] = {Algorithm::kBucketMaxima, Algorithm::kLaneSort};
 
 std::set<int64_t> KsFor(int64_t n) {
@@ -29,9 +29,10 @@ std::set<int64_t> KsFor(int64_t n) {
 }
 
 // Lane sort keeps the m best of each lane in vectors: about n * m work. This keeps a k that needs a
-// large m from dominating the run.
-bool Affordable(Algorithm algorithm, int64_t n, int64_t k, int lanes) {
-  return algorithm != Algorithm::kLaneSort || n * (k / lanes + 1) <= 4'000'000;
+// large m from dominating the run. It supports three dtypes.
+bool Affordable(Algorithm algorithm, DType dtype, int64_t n, int64_t k, int lanes) {
+  return algorithm != Algorithm::kLaneSort ||
+         (dtype <= DType::kBF16 && n * (k / lanes + 1) <= 4'000'000);
 }
 
 class TopKTest : public testing::TestWithParam<std::tuple<DType, Distribution>> {
@@ -46,7 +47,7 @@ class TopKTest : public testing::TestWithParam<std::tuple<DType, Distribution>> 
     const Input input(spec);
     const Truth truth(input.view(), k, largest);
     for (const Algorithm algorithm : kAlgorithms) {
-      if (!Affordable(algorithm, n, k, 128)) continue;
+      if (!Affordable(algorithm, dtype(), n, k, 128)) continue;
       Call call;
       call.k = {static_cast<int32_t>(k)};
       call.largest = largest;
@@ -106,7 +107,7 @@ TEST(TopK, Vocabularies) {
       const Input input({distribution, dtype, 1, n, n, k, 0, true, rng.Next()});
       const Truth truth(input.view(), k);
       for (const Algorithm algorithm : kAlgorithms) {
-        if (!Affordable(algorithm, n, k, 128)) continue;
+        if (!Affordable(algorithm, dtype, n, k, 128)) continue;
         Call call;
         call.k = {k};
         call.algorithm = algorithm;
@@ -121,18 +122,21 @@ TEST(TopK, Vocabularies) {
 // A bound of zero from minima of bits: -0 ties with the +0 and belongs behind the positive values
 // that a bucket may hide, both fewer than k.
 TEST(TopK, NegativeZeros) {
-  for (const DType dtype : kDTypes) {
+  for (const DType dtype : {DType::kF32, DType::kF16, DType::kBF16, DType::kF64}) {
+    const auto bits_of = [dtype](float value) {
+      return dtype == DType::kF64 ? std::bit_cast<uint64_t>(static_cast<double>(value))
+                                  : Encode(dtype, value);
+    };
     const auto element = static_cast<int64_t>(SizeOf(dtype));
     for (const int64_t n : {5000, 40000}) {
       for (const int64_t few : {0, 5, 30}) {
         std::vector<uint8_t> raw(static_cast<size_t>(n * element));
         for (int64_t i = 0; i < n; ++i) {
-          Store(dtype, i % 3 == 0 ? Encode(dtype, -1.0f) : SignBit(dtype),
-                raw.data() + i * element);
+          Store(dtype, bits_of(i % 3 == 0 ? -1.0f : -0.0f), raw.data() + i * element);
         }
         for (int64_t i = 0; i < few; ++i) {
           uint8_t* at = raw.data() + (n - 1 - i * (n / 31)) * element;
-          Store(dtype, i % 2 == 0 ? 0 : Encode(dtype, 2.0f), at);
+          Store(dtype, bits_of(i % 2 == 0 ? 0.0f : 2.0f), at);
         }
         const Input input({Distribution::kNormal, dtype, 1, n, n, 64, 0, true, 1, raw});
         const Truth truth(input.view(), 64);
@@ -145,6 +149,37 @@ TEST(TopK, NegativeZeros) {
               CheckTopKOnAllTargets(input, largest ? truth : Truth(input.view(), 64, false), call),
               "")
               << n << ' ' << few;
+        }
+      }
+    }
+  }
+}
+
+// The ends of each integer's range, where keys have no room below or above them: all equal, or all
+// but a few.
+TEST(TopK, IntegerExtremes) {
+  for (const DType dtype : kDTypes) {
+    if (IsFloat(dtype)) continue;
+    const auto element = static_cast<int64_t>(SizeOf(dtype));
+    const uint64_t ones = ~uint64_t{0};
+    const uint64_t sign = uint64_t{1} << (8 * element - 1);
+    for (const uint64_t most : {uint64_t{0}, ones, sign, sign - 1}) {
+      for (const uint64_t some : {uint64_t{0}, ones, sign, sign - 1, uint64_t{1}}) {
+        for (const int64_t n : {40, 300, 5000, 40000}) {
+          std::vector<uint8_t> raw(static_cast<size_t>(n * element));
+          for (int64_t i = 0; i < n; ++i) {
+            Store(dtype, i % 97 == 5 ? some : most, raw.data() + i * element);
+          }
+          const Input input({Distribution::kNormal, dtype, 1, n, n, 32, 0, true, 1, raw});
+          for (const bool largest : {true, false}) {
+            const Truth truth(input.view(), 32, largest);
+            Call call;
+            call.k = {32};
+            call.largest = largest;
+            call.stats = n != 300;
+            call.threads = n > 5000 ? 3 : 1;
+            ASSERT_EQ(CheckTopKOnAllTargets(input, truth, call), "") << most << ' ' << some;
+          }
         }
       }
     }
@@ -195,7 +230,10 @@ class RandomCase {
     call_.algorithm =
         rng_.Pick(std::vector{Algorithm::kAuto, Algorithm::kBucketMaxima, Algorithm::kLaneSort});
     call_.lanes = 1 << rng_.Between(0, 12);
-    while (!Affordable(call_.algorithm, spec_.n, spec_.k, call_.lanes)) call_.lanes *= 2;
+    if (spec_.dtype > DType::kBF16) call_.algorithm = Algorithm::kAuto;
+    while (!Affordable(call_.algorithm, spec_.dtype, spec_.n, spec_.k, call_.lanes)) {
+      call_.lanes *= 2;
+    }
     call_.lanes = std::min(call_.lanes, 4096);
     if (rng_.OneIn(2)) {
       for (int depth = 0; rng_.OneIn(3) || depth == 0; call_.schedule.push_back(depth)) {
@@ -205,6 +243,9 @@ class RandomCase {
     call_.sorted = !rng_.OneIn(3);
     call_.largest = !rng_.OneIn(3);
     call_.wide = rng_.OneIn(3);
+    if (call_.sorted && rng_.OneIn(4)) {
+      call_.ids = rng_.OneIn(2) ? Call::Ids::kShared : Call::Ids::kPerRow;
+    }
     call_.stats = rng_.OneIn(3);
     call_.threads = rng_.Pick(std::vector{1, 2, 3, 5});
     call_.values_gap = rng_.Below(20);

@@ -10,7 +10,7 @@
 namespace riffle::test {
 namespace {
 
-constexpr DType kDTypes[] = {DType::kF32, DType::kF16, DType::kBF16};
+const std::vector<DType> kDTypes = AllDTypes();
 
 // One long row and a few are split over threads; many are dealt out.
 TEST(TopKThreads, AnyNumberGivesTheSameBits) {
@@ -74,7 +74,7 @@ void CallFromManyThreads(int callers, const PoolOfCaller& pool_of) {
       const Input input({Distribution::kTies, kDTypes[caller % 3], rows, n, n, 50, 0, true,
                          static_cast<uint64_t>(caller)});
       const Truth truth(input.view(), 50);
-      std::vector<uint8_t> values(static_cast<size_t>(rows * 50 * 4));
+      std::vector<uint8_t> values(static_cast<size_t>(rows * 50 * 8));
       std::vector<int32_t> indices(static_cast<size_t>(rows * 50));
       TopKOptions options;
       options.pool = pool_of(caller);

@@ -12,7 +12,10 @@ from torch.compiler import is_compiling
 from riffle import _core
 from riffle.torch._library import LIBRARY, call, in_cpu_memory, plain, transformed, unobserved
 
-_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+_DTYPES = tuple(
+    getattr(torch, name)
+    for name in "float32 float16 bfloat16 float64 int8 uint8 int16 uint16 int32 uint32 int64 uint64".split()
+)
 _Result = torch.return_types.topk
 
 
@@ -28,7 +31,7 @@ def topk(
     Differentiable in the values, under torch.compile(fullgraph=True) and torch.func too.
 
     Args:
-      input: float32, float16 or bfloat16 tensor of any shape. Where `dim` is its last axis and contiguous it is read in
+      input: a tensor of floating-point numbers or integers, of any shape. Where `dim` is its last axis and contiguous it is read in
         place, whatever the strides of the others; else a copy is made that is.
       k: 0 to the length of the axis.
       dim: the axis.
@@ -131,7 +134,7 @@ def _checked_dim(input: Tensor, k: int, dim: int) -> int:
     dim %= ndim
     if input.dtype not in _DTYPES:
         kind = TypeError if input.dtype.is_complex else NotImplementedError
-        raise kind(f"riffle::topk takes float32, float16 and bfloat16, not {input.dtype}")
+        raise kind(f"riffle::topk takes floating-point numbers of 16 to 64 bits and integers, not {input.dtype}")
     torch._check(k >= 0, lambda: "selected index k out of range")
     torch._check(k <= (input.shape[dim] if input.dim() else 1), lambda: "selected index k out of range")
     return dim
@@ -201,7 +204,7 @@ def top_k_per_row_prefill(
     column; NaN above +inf).
 
     Args:
-      logits: [>= num_rows, n] float32, float16 or bfloat16; read in place where stride1 is 1, else copied.
+      logits: [>= num_rows, n] floating-point numbers or integers; read in place where stride1 is 1, else copied.
       row_starts, row_ends: int32 [>= num_rows]; row r takes part with the columns [row_starts[r], row_ends[r]), none if
         that is empty. An end past n is clamped to n.
       indices: int32 [>= num_rows, >= top_k]; [num_rows, top_k] of it is written: columns relative to the row's start,

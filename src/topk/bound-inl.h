@@ -1,0 +1,177 @@
+// A bound by counting: a key that at least k and not many more of an array of keys reach. Included
+// once per SIMD target.
+#if defined(RIFFLE_TOPK_BOUND_INL_H_) == defined(HWY_TARGET_TOGGLE)
+#ifdef RIFFLE_TOPK_BOUND_INL_H_
+#undef RIFFLE_TOPK_BOUND_INL_H_
+#else
+#define RIFFLE_TOPK_BOUND_INL_H_
+#endif
+
+#include <algorithm>
+#include <bit>
+#include <cstring>
+#include <type_traits>
+
+#include "core/order-inl.h"
+
+HWY_BEFORE_NAMESPACE();
+namespace riffle::topk::HWY_NAMESPACE {
+namespace hn = hwy::HWY_NAMESPACE;
+using core::HWY_NAMESPACE::Tag;
+
+// Arrays that are handed to CountGe are followed by room for one vector, which Pad fills with the
+// lowest integer.
+template <class D, typename TI = hn::TFromD<D>>
+HWY_INLINE void Pad(D d, TI* keys, size_t count) {
+  hn::StoreU(hn::Set(d, hwy::LimitsMin<TI>()), d, keys + count);
+}
+
+HWY_INLINE size_t SumLanes(Tag<int16_t> d, hn::Vec<Tag<int16_t>> v) {
+  const hn::RepartitionToWide<Tag<int16_t>> wide;
+  return static_cast<size_t>(
+      hn::ReduceSum(wide, hn::WidenMulPairwiseAdd(wide, v, hn::Set(d, int16_t{1}))));
+}
+template <class D>
+HWY_INLINE size_t SumLanes(D d, hn::Vec<D> v) {
+  return static_cast<size_t>(hn::ReduceSum(d, v));
+}
+
+// How many of keys[0, count) are >= bound. Pre: padded.
+template <typename TI>
+size_t CountGe(const TI* keys, size_t count, TI bound) {
+  if (bound == hwy::LimitsMin<TI>()) {  // the key of an integer; the padding would be counted too
+    return count;
+  }
+  const Tag<TI> d;
+  const size_t lanes = hn::Lanes(d);
+  const auto limit = hn::Set(d, bound);
+  size_t total = 0;
+  for (size_t i = 0; i < count;) {
+    const size_t end = std::min(count, i + 16384 * lanes);  // lanes of i16 do not overflow
+    auto sum0 = hn::Zero(d);
+    auto sum1 = sum0;
+    for (; i + lanes < end; i += 2 * lanes) {
+      sum0 = hn::Sub(sum0, hn::VecFromMask(d, hn::Ge(hn::LoadU(d, keys + i), limit)));
+      sum1 = hn::Sub(sum1, hn::VecFromMask(d, hn::Ge(hn::LoadU(d, keys + i + lanes), limit)));
+    }
+    if (i < end) {
+      sum0 = hn::Sub(sum0, hn::VecFromMask(d, hn::Ge(hn::LoadU(d, keys + i), limit)));
+      i += lanes;
+    }
+    total += SumLanes(d, hn::Add(sum0, sum1));
+  }
+  return total;
+}
+
+// The largest of keys[0, count). Pre: padded, count > 0.
+template <typename TI>
+TI MaxKey(const TI* keys, size_t count) {
+  const Tag<TI> d;
+  auto max = hn::LoadU(d, keys);
+  for (size_t i = hn::Lanes(d); i < count; i += hn::Lanes(d)) {
+    max = hn::Max(max, hn::LoadU(d, keys + i));
+  }
+  return hn::ReduceMax(d, max);
+}
+
+// The difference between the largest and the smallest of keys[0, count). Pre: count > 0.
+template <typename TI>
+hwy::MakeUnsigned<TI> KeyRange(const TI* keys, size_t count, TI max) {
+  const Tag<TI> d;
+  const size_t lanes = hn::Lanes(d);
+  auto least = hn::Set(d, max);
+  size_t i = 0;
+  for (; i + lanes <= count; i += lanes) {
+    least = hn::Min(least, hn::LoadU(d, keys + i));
+  }
+  TI min = hn::ReduceMin(d, least);
+  for (; i < count; ++i) {
+    min = std::min(min, keys[i]);
+  }
+  using TU = hwy::MakeUnsigned<TI>;
+  return static_cast<TU>(static_cast<TU>(max) - static_cast<TU>(min));
+}
+
+// Differences of keys and what lies one past them.
+__extension__ using Int128 = __int128;
+template <typename TI>
+using WideInt = std::conditional_t<sizeof(TI) == 8, Int128, int64_t>;
+
+// The first step of FindBound below the largest key: an eighth of an octave of floating-point
+// values (a fourth for bf16's 16), a sixteenth of the range of integers.
+template <typename TI, class F>
+WideInt<TI> FirstStep(const TI* keys, size_t count, TI max, F format) {
+  if constexpr (F::kInteger) {
+    return WideInt<TI>{KeyRange(keys, count, max)} / 16 + 1;
+  } else if constexpr (sizeof(TI) == 8) {
+    return WideInt<TI>{1} << 49;
+  } else if constexpr (sizeof(TI) == 4) {
+    return WideInt<TI>{1} << 20;
+  } else {
+    return format.inf == core::kBF16Format.inf ? 16 : 128;
+  }
+}
+
+// log2 of a positive count, to a tenth: the exponent and, linearly, the mantissa of it as an f32.
+HWY_INLINE double RoughLog2(size_t count) {
+  return static_cast<double>(std::bit_cast<int32_t>(static_cast<float>(count))) * 0x1p-23;
+}
+
+template <typename TI>
+struct Bound {
+  TI key;
+  size_t reached;  // how many keys are >= key; 0: fewer than k are >= the floor
+};
+
+// A key not below `floor` that at least k and at most `limit` of keys[0, count) reach; where ties
+// forbid that, the k-th largest key itself, which fewer than k keys exceed.
+// Each step counts the keys that reach a guess, without a branch on the data. The first guesses
+// gallop down from the largest key. Then the counts on both sides are interpolated: the tail of a
+// row falls off about exponentially, so two or three more steps do where bisection takes eight. It
+// still bisects every other step, so that no row is slow.
+// Pre: padded, count > 0; no more than `count` are wanted of a row of integers.
+template <typename TI, class F>
+Bound<TI> FindBound(const TI* keys, size_t count, size_t k, size_t limit, TI floor, F format) {
+  using Wide = WideInt<TI>;
+  const TI largest = std::min(MaxKey(keys, count), format.top_key());
+  const Wide max = largest;
+  Wide step = FirstStep(keys, count, largest, format);
+  Wide low = max + 1;
+  Wide high = low;
+  size_t reached = 0;       // by low
+  size_t reached_high = 0;  // by high, < k
+  while (reached < k) {
+    if (low <= floor) {
+      return {floor, 0};
+    }
+    high = low;
+    reached_high = reached;
+    low = std::max<Wide>(floor, low - step);
+    reached = CountGe(keys, count, static_cast<TI>(low));
+    step *= 4;
+  }
+  const double wanted = RoughLog2((k + limit) / 2);
+  for (bool bisect = false; reached > limit && high - low > 1; bisect = !bisect) {
+    double share = 0.5;
+    if (!bisect) {
+      const double above = RoughLog2(reached);
+      share = (above - wanted) / (above - RoughLog2(std::max<size_t>(reached_high, 1)) + 0.01);
+    }
+    const Wide guess = low + static_cast<Wide>(static_cast<double>(high - low) * share);
+    const Wide middle = std::clamp<Wide>(guess, low + 1, high - 1);
+    const size_t at_middle = CountGe(keys, count, static_cast<TI>(middle));
+    if (at_middle >= k) {
+      low = middle;
+      reached = at_middle;
+    } else {
+      high = middle;
+      reached_high = at_middle;
+    }
+  }
+  return {static_cast<TI>(low), reached};
+}
+
+}  // namespace riffle::topk::HWY_NAMESPACE
+HWY_AFTER_NAMESPACE();
+
+#endif  // per-target include guard

@@ -1,0 +1,141 @@
+// Which first pass suits a row of floating-point values, and the first pass of a whole row.
+// Included once per SIMD target.
+#if defined(RIFFLE_TOPK_FIRST_PASS_INL_H_) == defined(HWY_TARGET_TOGGLE)
+#ifdef RIFFLE_TOPK_FIRST_PASS_INL_H_
+#undef RIFFLE_TOPK_FIRST_PASS_INL_H_
+#else
+#define RIFFLE_TOPK_FIRST_PASS_INL_H_
+#endif
+
+#include <algorithm>
+
+#include "topk/bound-inl.h"
+#include "topk/bucket_maxima-inl.h"
+#include "topk/topk_kernels.h"
+
+HWY_BEFORE_NAMESPACE();
+namespace riffle::topk::HWY_NAMESPACE {
+namespace hn = hwy::HWY_NAMESPACE;
+using core::HWY_NAMESPACE::Tag;
+
+template <typename TI, FirstPass kPass>
+bool FirstOf(const RowTask& task, int64_t begin, int64_t end, core::Format<TI> format, TI* maxima) {
+  const auto run = [&](auto leaves) {
+    return BucketMaxima(leaves, static_cast<const TI*>(task.x), static_cast<size_t>(task.n),
+                        static_cast<size_t>(task.plan.size), static_cast<size_t>(begin),
+                        static_cast<size_t>(end), maxima);
+  };
+  return task.largest ? run(Leaves<TI, kPass, false>(format))
+                      : run(Leaves<TI, kPass, true>(format));
+}
+
+// The maxima of buckets [begin, end): see TopKKernels::first.
+template <typename TI>
+bool First(const RowTask& task, int64_t begin, int64_t end, FirstPass pass, core::Format<TI> format,
+           TI* maxima) {
+  switch (pass) {
+    case FirstPass::kPositive:
+      return FirstOf<TI, FirstPass::kPositive>(task, begin, end, format, maxima);
+    case FirstPass::kNegative:
+      return FirstOf<TI, FirstPass::kNegative>(task, begin, end, format, maxima);
+    case FirstPass::kKeyed:
+      break;
+  }
+  return FirstOf<TI, FirstPass::kKeyed>(task, begin, end, format, maxima);
+}
+template <typename TElement, typename TKey>
+bool First(const RowTask& task, int64_t begin, int64_t end, FirstPass /*pass*/,
+           core::IntegerFormat<TElement, TKey> format, TKey* maxima) {
+  return BucketMaxima(IntegerLeaves<core::IntegerFormat<TElement, TKey>>(format),
+                      static_cast<const TElement*>(task.x), static_cast<size_t>(task.n),
+                      static_cast<size_t>(task.plan.size), static_cast<size_t>(begin),
+                      static_cast<size_t>(end), maxima);
+}
+
+// How many of the maxima are >= bound.
+template <typename TI>
+int64_t Reaching(int64_t buckets, TI bound, TI* maxima) {
+  Pad(Tag<TI>(), maxima, static_cast<size_t>(buckets));
+  return static_cast<int64_t>(CountGe(maxima, static_cast<size_t>(buckets), bound));
+}
+
+// What suits a row whose maxima are those of kPositive.
+template <typename TI>
+FirstPass Suited(const RowTask& task, core::Format<TI> /*format*/, TI* maxima) {
+  const int64_t buckets = task.plan.buckets;
+  return Reaching(buckets, TI{1}, maxima) >= task.k  ? FirstPass::kPositive
+         : Reaching(buckets, TI{0}, maxima) < task.k ? FirstPass::kNegative
+                                                     : FirstPass::kKeyed;
+}
+template <typename TElement, typename TKey>
+FirstPass Suited(const RowTask& /*task*/, core::IntegerFormat<TElement, TKey> /*format*/,
+                 TKey* /*maxima*/) {
+  return FirstPass::kKeyed;
+}
+
+// The first sixteenth of a row, by its bits, and where few of it are positive, as in a sorted row,
+// a little of its middle and end tell what its bound will be, so that a row of log-probabilities,
+// which are all negative, is not read twice. Where the first part was enough it counts.
+struct Guess {
+  FirstPass pass;
+  int64_t done;  // buckets that the first pass has done already
+};
+
+template <typename TI>
+Guess GuessPass(const RowTask& task, core::Format<TI> format, TI* maxima) {
+  const int64_t buckets = task.plan.buckets;
+  const auto whole = [](int64_t count) { return count / kMinBucket * kMinBucket; };
+  const int64_t part = std::max(whole(buckets / 16), kMinBucket);
+  const int64_t less = std::max(whole(buckets / 64), kMinBucket);
+  int64_t seen = 0;
+  int64_t positive = 0;
+  int64_t not_negative = 0;
+  const auto many = [&](int64_t count) { return count * buckets >= task.k * seen; };
+  for (const int64_t begin :
+       {int64_t{0}, whole(buckets / 2), whole(std::max<int64_t>(0, buckets - less))}) {
+    const int64_t end = std::min(begin + (begin == 0 ? part : less), buckets);
+    TI* here = maxima + begin;
+    if (!First(task, begin, end, FirstPass::kPositive, format, maxima)) {
+      return {FirstPass::kKeyed, 0};
+    }
+    seen += end - begin;
+    positive += Reaching(end - begin, TI{1}, here);
+    not_negative += Reaching(end - begin, TI{0}, here);
+    if (many(positive)) {
+      return {FirstPass::kPositive, std::min(part, buckets)};
+    }
+  }
+  return {many(not_negative) ? FirstPass::kKeyed : FirstPass::kNegative, 0};
+}
+
+// The first pass of a whole row; returns how it was made.
+template <typename TI>
+FirstPass RunFirstPass(const RowTask& task, core::Format<TI> format, TI* maxima) {
+  const int64_t buckets = task.plan.buckets;
+  Guess guess = GuessPass(task, format, maxima);
+  if (guess.pass == FirstPass::kPositive) {
+    const bool in_order = First(task, guess.done, buckets, FirstPass::kPositive, format, maxima);
+    guess.pass = in_order ? Suited(task, format, maxima) : FirstPass::kKeyed;
+    if (guess.pass == FirstPass::kPositive) {
+      return guess.pass;
+    }
+  }
+  if (guess.pass == FirstPass::kNegative &&
+      First(task, 0, buckets, FirstPass::kNegative, format, maxima) &&
+      Reaching(buckets, TI{1}, maxima) < task.k) {
+    return guess.pass;
+  }
+  First(task, 0, buckets, FirstPass::kKeyed, format, maxima);
+  return FirstPass::kKeyed;
+}
+template <typename TElement, typename TKey>
+FirstPass RunFirstPass(const RowTask& task, core::IntegerFormat<TElement, TKey> format,
+                       TKey* maxima) {
+  First(task, 0, task.plan.buckets, FirstPass::kKeyed, format, maxima);
+  return FirstPass::kKeyed;
+}
+
+}  // namespace riffle::topk::HWY_NAMESPACE
+HWY_AFTER_NAMESPACE();
+
+#endif  // per-target include guard

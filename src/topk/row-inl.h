@@ -1,0 +1,242 @@
+// A row while its best are found: its elements as keys, its candidates, and how it is answered.
+// What both algorithms share. Included once per SIMD target.
+#if defined(RIFFLE_TOPK_ROW_INL_H_) == defined(HWY_TARGET_TOGGLE)
+#ifdef RIFFLE_TOPK_ROW_INL_H_
+#undef RIFFLE_TOPK_ROW_INL_H_
+#else
+#define RIFFLE_TOPK_ROW_INL_H_
+#endif
+
+#include <algorithm>
+#include <bit>
+#include <cstring>
+
+#include "core/order-inl.h"
+#include "topk/finish.h"
+#include "topk/select-inl.h"
+#include "topk/topk_kernels.h"
+
+HWY_BEFORE_NAMESPACE();
+namespace riffle::topk::HWY_NAMESPACE {
+namespace hn = hwy::HWY_NAMESPACE;
+using core::HWY_NAMESPACE::LoadKeys;
+using core::HWY_NAMESPACE::LoadKeysPart;
+using core::HWY_NAMESPACE::Tag;
+
+// A row and where its finish works.
+template <class F>
+struct Row {
+  using TI = typename F::Key;
+  using Element = typename F::Element;
+
+  const RowTask& task;
+  const Element* x;
+  size_t n;
+  size_t k;
+  F format;
+  Candidates<TI> candidates;
+  int32_t* ids;     // buckets to look at again
+  int32_t* ties;    // indices of elements equal to the k-th value, when they are more than fit
+  uint64_t* pairs;  // radix sort
+  size_t examined = 0;
+
+  Row(const RowTask& row_task, F row_format, const FinishLayout& layout, uint8_t* scratch)
+      : task(row_task),
+        x(static_cast<const Element*>(row_task.x)),
+        n(static_cast<size_t>(row_task.n)),
+        k(static_cast<size_t>(row_task.k)),
+        format(row_format) {
+    candidates = {reinterpret_cast<TI*>(scratch + layout.keys),
+                  reinterpret_cast<int32_t*>(scratch + layout.indices), 0};
+    ids = reinterpret_cast<int32_t*>(scratch + layout.ids);
+    ties = reinterpret_cast<int32_t*>(scratch + layout.ties);
+    pairs = reinterpret_cast<uint64_t*>(scratch + layout.pairs);
+  }
+
+  Element At(size_t i) const {  // of any alignment
+    Element value;
+    std::memcpy(&value, static_cast<const uint8_t*>(task.x) + i * sizeof(value), sizeof(value));
+    return value;
+  }
+};
+
+// Keys of x[i, i + lanes) and which of them are elements; nothing past `end` is read.
+template <typename TI, class D = Tag<TI>>
+struct Loaded {
+  hn::Vec<D> keys;
+  hn::Mask<D> valid;
+};
+template <class F>
+HWY_INLINE Loaded<typename F::Key> LoadRow(const Row<F>& row, size_t i, size_t end) {
+  const Tag<typename F::Key> d;
+  if (HWY_LIKELY(i + hn::Lanes(d) <= end)) {
+    return {LoadKeys(d, row.x + i, row.format), hn::FirstN(d, hn::Lanes(d))};
+  }
+  return {LoadKeysPart(d, row.x + i, end - i, row.format), hn::FirstN(d, end - i)};
+}
+
+// Which of x[begin, begin + 64) are before `end` and have a key >= bound, one bit each.
+template <class F>
+HWY_INLINE uint64_t ReachBits(const Row<F>& row, size_t begin, size_t end, typename F::Key bound) {
+  using TI = typename F::Key;
+  const Tag<TI> d;
+  const auto limit = hn::Set(d, bound);
+  uint64_t bits = 0;
+  for (size_t v = 0; v < 64 && begin + v < end; v += hn::Lanes(d)) {
+    const Loaded<TI> loaded = LoadRow(row, begin + v, end);
+    bits |= Bits(d, hn::And(loaded.valid, hn::Ge(loaded.keys, limit))) << v;
+  }
+  return bits;
+}
+
+// Appends to row.candidates the elements of x[begin, end) whose key is >= bound; where they are
+// many and need not be `exact`, also some below it.
+template <class F>
+HWY_INLINE void AppendRange(Row<F>& row, size_t begin, size_t end, typename F::Key bound,
+                            bool exact) {
+  using TI = typename F::Key;
+  const Tag<TI> d;
+  Candidates<TI> candidates = row.candidates;  // in registers: the stores may alias the row
+  for (size_t i = begin; i < end; i += 64) {
+    uint64_t bits = ReachBits(row, i, end, bound);
+    if (HWY_UNLIKELY(std::popcount(bits) > kDense)) {
+      for (size_t v = i; v < std::min(i + 64, end); v += hn::Lanes(d)) {
+        const Loaded<TI> loaded = LoadRow(row, v, end);
+        if (!exact && v + hn::Lanes(d) <= end) {
+          candidates.AppendAll(d, loaded.keys, static_cast<int32_t>(v));
+        } else {
+          const auto reach = hn::Ge(loaded.keys, hn::Set(d, bound));
+          candidates.Append(d, loaded.keys, hn::And(loaded.valid, reach), static_cast<int32_t>(v));
+        }
+      }
+      continue;
+    }
+    for (; bits != 0; bits &= bits - 1) {
+      const size_t at = i + static_cast<size_t>(std::countr_zero(bits));
+      candidates.keys[candidates.count] = core::Key(row.At(at), row.format);
+      candidates.indices[candidates.count++] = static_cast<int32_t>(at);
+    }
+  }
+  row.candidates.count = candidates.count;
+  row.examined += end - begin;
+}
+
+// Writes the answer: the best of the candidates, then ties until there are k.
+template <class F>
+void Emit(Row<F>& row, size_t best, size_t ties) {
+  int32_t* out = row.task.indices;
+  std::copy_n(row.candidates.indices, best, out);
+  std::copy_n(row.ties, ties, out + best);
+  if (row.task.values != nullptr) {
+    uint8_t* values = static_cast<uint8_t*>(row.task.values);
+    for (size_t i = 0; i < row.k; ++i) {
+      const typename F::Element value = row.At(static_cast<size_t>(out[i]));
+      std::memcpy(values + i * sizeof(value), &value, sizeof(value));
+    }
+  }
+}
+
+// Puts the k best of the candidates, all of which belong before `ties` ties, in order and out.
+template <class F>
+void SortAndEmit(Row<F>& row, size_t ties) {
+  using TI = typename F::Key;
+  Candidates<TI>& candidates = row.candidates;
+  const size_t best = row.k - ties;
+  if (candidates.count <= kRankLimit) {
+    Pad(Tag<TI>(), candidates.keys, candidates.count);
+    int32_t order[kRankLimit];
+    RankSort(candidates, order);
+    std::copy_n(order, best, candidates.indices);
+  } else if (row.task.sorted || candidates.count > best) {
+    RadixSort(candidates, row.pairs);
+  }
+  Emit(row, best, ties);
+}
+
+// Narrows the candidates to few enough to sort, and finishes the row. There are at least k, unless
+// another thread wrote to the row after its bound was found: index 0 stands for those that are
+// gone.
+template <class F>
+void SelectFromCandidates(Row<F>& row) {
+  using TI = typename F::Key;
+  Candidates<TI>& candidates = row.candidates;
+  for (; HWY_UNLIKELY(candidates.count < row.k); ++candidates.count) {
+    candidates.keys[candidates.count] = row.format.lowest_key();
+    candidates.indices[candidates.count] = 0;
+  }
+  const size_t limit = SortLimit(row.k, row.task.sorted);
+  if (candidates.count <= limit) {
+    SortAndEmit(row, 0);
+    return;
+  }
+  const Tag<TI> d;
+  Pad(d, candidates.keys, candidates.count);
+  const Bound<TI> bound = FindBound(candidates.keys, candidates.count, row.k, limit,
+                                    row.format.lowest_key(), row.format);
+  size_t ties = 0;
+  if (bound.reached > limit) {  // more ties than fit: fewer than k are above them
+    const bool is_top = bound.key == row.format.top_key();
+    const TI above = static_cast<TI>(bound.key + (is_top ? 0 : 1));
+    ties = row.k - (is_top ? 0 : CountGe(candidates.keys, candidates.count, above));
+    TakeEqual(candidates, bound.key, ties, row.ties);
+    if (is_top) {
+      candidates.count = 0;
+    } else {
+      KeepGe(candidates, above);
+    }
+  } else {
+    KeepGe(candidates, bound.key);
+  }
+  SortAndEmit(row, ties);
+}
+
+template <class F>
+void FillStats(const Row<F>& row) {
+  using TI = typename F::Key;
+  if (row.task.stats == nullptr) {
+    return;
+  }
+  const Tag<TI> d;
+  // The k-th value is the least of the answer; when it is not sorted that has to be found.
+  TI kth = row.format.top_key();
+  for (size_t i = 0; i < row.k; ++i) {
+    kth = std::min(kth, core::Key(row.At(static_cast<size_t>(row.task.indices[i])), row.format));
+  }
+  size_t ties = 0;
+  for (size_t i = 0; i < row.n; i += hn::Lanes(d)) {
+    const Loaded<TI> loaded = LoadRow(row, i, row.n);
+    ties += hn::CountTrue(d, hn::And(loaded.valid, hn::Eq(loaded.keys, hn::Set(d, kth))));
+  }
+  TopKStats& stats = *row.task.stats;
+  stats.kth_value = core::KeyToDouble(kth, row.format, row.task.dtype);
+  stats.ties_at_kth = static_cast<int64_t>(ties);
+  stats.elements_examined = static_cast<int64_t>(row.examined);
+  stats.depth = 1;
+}
+
+// Turns the row's int32 indices into int64 where those are wanted. They lie in the second half of
+// what they become, so that going forward none is overwritten before it is read.
+inline void WidenIndices(const RowTask& task) {
+  if (task.wide_indices == nullptr) {
+    return;
+  }
+  const Tag<int64_t> wide;
+  const hn::Rebind<int32_t, Tag<int64_t>> narrow;
+  const auto count = static_cast<size_t>(task.k);
+  size_t i = 0;
+  for (; i + hn::Lanes(wide) <= count; i += hn::Lanes(wide)) {
+    hn::StoreU(hn::PromoteTo(wide, hn::LoadU(narrow, task.indices + i)), wide,
+               task.wide_indices + i);
+  }
+  for (; i < count; ++i) {
+    int32_t index;
+    std::memcpy(&index, task.indices + i, sizeof(index));
+    const int64_t widened = index;
+    std::memcpy(task.wide_indices + i, &widened, sizeof(widened));
+  }
+}
+
+}  // namespace riffle::topk::HWY_NAMESPACE
+HWY_AFTER_NAMESPACE();
+
+#endif  // per-target include guard
