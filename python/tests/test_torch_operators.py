@@ -221,7 +221,7 @@ GOOD = dict(
         dict(top_k=0), dict(top_k=-1), dict(num_rows=5), dict(num_rows=-1), dict(stride0=34), dict(stride0=1 << 62),
         dict(stride0=-33), dict(stride1=2), dict(stride1=-1), dict(row_starts=int32(0, 0, -1, 0)), dict(top_k=6),
         dict(row_starts=int32(0)), dict(row_ends=int32(0)), dict(row_starts=torch.zeros(4, dtype=torch.int64)),
-        dict(logits=LOGITS.double()), dict(logits=LOGITS[0]), dict(logits=LOGITS.int()), dict(num_rows=1 << 40),
+        dict(logits=LOGITS.to(torch.complex64)), dict(logits=LOGITS[0]), dict(logits=LOGITS.to(torch.float8_e4m3fn)), dict(num_rows=1 << 40),
         dict(indices=torch.zeros(4, 5, dtype=torch.int64)), dict(indices=torch.zeros(20, dtype=INT)),
         dict(row_ends=torch.zeros(4, 1, dtype=INT)),
     ],
