@@ -37,6 +37,8 @@ struct Question {
   TopKOptions options;
 };
 
+bool IsBool(nb::handle object) { return object.ptr() == Py_True || object.ptr() == Py_False; }
+
 // Nothing for an error that PyTorch has a text for, and for what is not plain memory of numbers.
 std::optional<Question> Understand(const Array& x, nb::handle k_object, nb::handle dim_object,
                                    nb::handle largest, nb::handle sorted) {
@@ -44,7 +46,8 @@ std::optional<Question> Understand(const Array& x, nb::handle k_object, nb::hand
   const std::optional<int64_t> dim = ExactInt(dim_object);
   const int64_t ndim = x.ndim();
   if (x.framework() != Framework::kTorch || !IsFloating(x.element()) || x.data() == nullptr ||
-      x.empty() || !k || !dim || *dim < -ndim || *dim >= ndim) {
+      x.empty() || !k || !dim || *dim < -ndim || *dim >= ndim || !IsBool(largest) ||
+      !IsBool(sorted)) {
     return std::nullopt;
   }
   const int axis = static_cast<int>(*dim < 0 ? *dim + ndim : *dim);
@@ -53,8 +56,8 @@ std::optional<Question> Understand(const Array& x, nb::handle k_object, nb::hand
     return std::nullopt;
   }
   Question question{*k, axis, {}};
-  question.options.largest = IsTrue(largest);
-  question.options.sorted = IsTrue(sorted);
+  question.options.largest = largest.ptr() == Py_True;
+  question.options.sorted = sorted.ptr() == Py_True;
   return question;
 }
 
