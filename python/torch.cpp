@@ -35,14 +35,17 @@ struct Question {
   TopKOptions options;
 };
 
+bool IsBool(nb::handle object) { return object.ptr() == Py_True || object.ptr() == Py_False; }
+
 // Nothing for an error that PyTorch has a text for, and for what is not plain memory of numbers.
-std::optional<Question> Understand(const Array& x, nb::handle k_object, nb::handle dim_object,
-                                   nb::handle largest, nb::handle sorted) {
+std::optional<Question> ParseRequest(const Array& x, nb::handle k_object, nb::handle dim_object,
+                                     nb::handle largest, nb::handle sorted) {
   const std::optional<int64_t> k = ExactInt(k_object);
   const std::optional<int64_t> dim = ExactInt(dim_object);
   const int64_t ndim = x.ndim();
   if (x.framework() != Framework::kTorch || !IsNumber(x.element()) || x.data() == nullptr ||
-      x.empty() || !k || !dim || *dim < -ndim || *dim >= ndim) {
+      x.empty() || !k || !dim || *dim < -ndim || *dim >= ndim || !IsBool(largest) ||
+      !IsBool(sorted)) {
     return std::nullopt;
   }
   const int axis = static_cast<int>(*dim < 0 ? *dim + ndim : *dim);
@@ -51,8 +54,8 @@ std::optional<Question> Understand(const Array& x, nb::handle k_object, nb::hand
     return std::nullopt;
   }
   Question question{*k, axis, {}};
-  question.options.largest = IsTrue(largest);
-  question.options.sorted = IsTrue(sorted);
+  question.options.largest = largest.ptr() == Py_True;
+  question.options.sorted = sorted.ptr() == Py_True;
   return question;
 }
 
@@ -188,7 +191,7 @@ nb::object PyTorchTopK(nb::handle input, nb::handle k, nb::handle dim, nb::handl
     return nb::none();
   }
   const Array& x = *array;
-  const std::optional<Question> question = Understand(x, k, dim, largest, sorted);
+  const std::optional<Question> question = ParseRequest(x, k, dim, largest, sorted);
   if (!question) {
     return nb::none();
   }

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, Literal, Sequence
 
 from riffle import _core
+from riffle._arguments import as_bool, is_int64, narrowed, narrowed_page_table
 
 Array = Any
 
@@ -41,13 +42,14 @@ def paged_attention(
         is a multiple of 8 from 32 to 512 and contiguous; other axes may have any strides.
       keys, values: the pages, float32, float16 or bfloat16 (both the same, q may differ), any strides with head_dim
         contiguous; nothing is copied. q_heads is a multiple of kv_heads, page_size 1 to 256. See layout.
-      kv_lens: int32 [B], tokens of each sequence, its queries included; 0 gives zeros.
-      page_table: int32 [B, max_pages], each sequence's pages in order. What stands behind its last page is not read.
-      cu_q_lens: int32 [B + 1], where the queries of each sequence begin and end in q; None: one query a sequence.
+      kv_lens: int32 or int64 [B], tokens of each sequence, its queries included; 0 gives zeros.
+      page_table: int32 or int64 [B, max_pages], each sequence's pages in order. What stands behind its last page is not
+        read.
+      cu_q_lens: int32 or int64 [B + 1], where the queries of each sequence begin and end in q; None: one query a sequence.
       layout: "HND" [pages, kv_heads, page_size, head_dim], "NHD" [pages, page_size, kv_heads, head_dim] or "JAX"
         [kv_heads, pages, page_size, head_dim].
       scale: of the logits; None: 1 / sqrt(head_dim).
-      causal: a query at position p sees keys 0..p; False: all of its sequence.
+      causal: a bool. A query at position p sees keys 0..p; False: all of its sequence.
       window: at least 1; a query at position p sees keys p - window + 1..p, causal or not.
       soft_cap: c > 0 turns a scaled logit x into c * tanh(x / c).
       sinks: [q_heads] float32, float16 or bfloat16: a logit for each head, neither scaled nor capped, that takes part in
@@ -66,7 +68,7 @@ def paged_attention(
 
     Raises:
       ValueError: a shape, length, page number or option out of its limits; nothing is written then.
-      TypeError: a wrong dtype, or no array.
+      TypeError: a wrong dtype, or no array; causal or return_lse is not a bool.
       MemoryError: no memory for the results or for scratch.
 
     Method: paged attention (Kwon et al. 2023) with online softmax (Milakov and Gimelshein 2018) and split-KV (Dao 2023).
@@ -82,8 +84,18 @@ def paged_attention(
     >>> bool((out[0] == values[2, 0, 0]).all())  # its only key
     True
     """
+    if is_int64(kv_lens) or is_int64(page_table) or is_int64(cu_q_lens):
+        kv_lens, cu_q_lens = narrowed("kv_lens", kv_lens), narrowed("cu_q_lens", cu_q_lens)
+        page_table = narrowed_page_table(page_table, kv_lens, _page_size(keys, layout))
+    causal, return_lse = as_bool("causal", causal), as_bool("return_lse", return_lse)
     return _core.paged_attention(q, keys, values, kv_lens, page_table, cu_q_lens, layout, scale, causal, window,
                                  soft_cap, sinks, mask_value, out, return_lse, key_scales, value_scales)
+
+
+def _page_size(keys: Array, layout: str) -> int:
+    """Tokens of a page; 1, the most pages that can be read, where keys is not what the bindings will accept."""
+    shape = getattr(keys, "shape", ())
+    return max(1, int(shape[1 if layout == "NHD" else 2])) if len(shape) == 4 else 1
 
 
 def merge_states(outs: Sequence[Array], lses: Sequence[Array]) -> tuple[Array, Array]:

@@ -48,6 +48,10 @@ OPERATORS = {
         torch.ops.riffle.paged_attention.default,
         (*attention_arguments(torch.bfloat16), int32(0, 1, 2), "HND", 0.1, True, 7, 20.0, torch.zeros(4)),
     ),
+    "paged_attention-tensors": (
+        torch.ops.riffle.paged_attention.default,
+        (*attention_arguments(), None, "HND", None, True, 7, None, None, None, torch.ones(1), torch.ones(1)),
+    ),
 }
 
 
@@ -203,6 +207,36 @@ def test_decode():
         assert torch.equal(layout, expected_rows(logits, [0] * 6, ends, 8))
 
 
+def test_decode_with_a_length_for_each_row():
+    x = torch.tensor([[3.0, 1, 4, 1, 5], [2, 7, 1, 8, 2]])
+    indices = torch.zeros(2, 2, dtype=INT)
+    riffle.torch.top_k_per_row_decode(x, 2, torch.tensor([[3, 5]], dtype=INT), indices, 2, 5, 1, 2)
+    assert indices.tolist() == [[2, 0], [3, 1]]
+    logits = torch.randn(6, 50, generator=torch.Generator().manual_seed(4))
+    lengths = torch.tensor([[1, 30], [0, 51], [-3, 49]], dtype=INT)
+    ends = lengths.clamp(0, 50).flatten().tolist()
+    for given in (lengths, lengths.t().contiguous().t(), torch.cat([lengths, lengths])):  # more than num_rows are allowed
+        for rows in (6, 5):
+            for run in (riffle.torch.top_k_per_row_decode, torch.ops.riffle.top_k_per_row_decode):
+                made = torch.full((6, 8), 77, dtype=INT)
+                run(logits, 2, given, made, rows, 50, 1, 8)
+                assert torch.equal(made[:rows], expected_rows(logits[:rows], [0] * rows, ends, 8))
+                assert (made[rows:] == 77).all()
+    made = torch.full((3, 8), 77, dtype=INT)  # next_n = 1: both forms mean the same
+    riffle.torch.top_k_per_row_decode(logits[:3], 1, lengths[:, 1:], made, 3, 50, 1, 8)
+    assert torch.equal(made, expected_rows(logits[:3], [0] * 3, [30, 50, 49], 8))
+
+
+@pytest.mark.parametrize("shape", [(2, 1), (2, 3), (1, 2), (0, 2), (2, 2, 1)])
+def test_decode_with_lengths_of_a_wrong_shape(shape):
+    indices = torch.full((4, 5), 77, dtype=INT)
+    with pytest.raises(RuntimeError, match="seq_lens has shape"):
+        riffle.torch.top_k_per_row_decode(LOGITS, 2, torch.ones(shape, dtype=INT), indices, 4, 33, 1, 5)
+    with pytest.raises(RuntimeError, match="seq_lens has dtype torch.int64"):
+        riffle.torch.top_k_per_row_decode(LOGITS, 2, torch.ones(2, 2, dtype=torch.int64), indices, 4, 33, 1, 5)
+    assert (indices == 77).all()
+
+
 def test_logits_without_columns():
     indices = torch.zeros(2, 3, dtype=INT)
     riffle.torch.top_k_per_row_prefill(torch.empty(2, 0), int32(0, 0), int32(0, 5), indices, 2, 0, 1, 3)
@@ -268,7 +302,7 @@ def test_attention_errors():
     q, keys, values, kv_lens, table = attention_arguments()
     for arguments in (
         (q.double(), keys, values, kv_lens, table), (q[0], keys, values, kv_lens, table),
-        (q, keys, values, kv_lens.long(), table), (q, keys, values, kv_lens, table + 100),
+        (q, keys, values, kv_lens.float(), table), (q, keys, values, kv_lens, table + 100),
         (q, keys, values, kv_lens + 1000, table), (q, keys.to_sparse(), values, kv_lens, table),
     ):  # fmt: skip
         with pytest.raises(RuntimeError):

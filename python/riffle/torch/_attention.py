@@ -9,7 +9,17 @@ from torch import Tensor
 from torch.compiler import is_compiling
 
 import riffle
-from riffle.torch._library import LIBRARY, call, in_cpu_memory, no_gradient, plain
+from riffle._arguments import as_bool
+from riffle.torch._library import (
+    LIBRARY,
+    call,
+    check_tensors,
+    in_cpu_memory,
+    integer,
+    no_gradient,
+    number_as_tensor,
+    plain,
+)
 
 
 def paged_attention(
@@ -35,18 +45,46 @@ def paged_attention(
     Arguments, shapes and results are riffle.paged_attention's. A head_dim that is not contiguous is made so, which for
     keys and values copies the whole pool.
 
+    Under torch.compile, scale, soft_cap and window may change from call to call without compiling anew. Each may be a
+    tensor of one element too.
+
     Raises:
       RuntimeError: what riffle.paged_attention calls ValueError or TypeError; nothing has been written then.
       NotImplementedError: a device that is not the CPU; backward.
+      TypeError: q, keys, values or a list is not a tensor.
     """
     args = (q, keys, values, kv_lens, page_table, cu_q_lens, layout, scale, causal, window, soft_cap, sinks, mask_value)
-    if not is_compiling() and plain(q, keys, values, kv_lens, page_table, cu_q_lens, sinks) and in_cpu_memory(q):
-        result, lse = _attend(*args, out=out)
-    else:
-        result, lse = torch.ops.riffle.paged_attention(*args)
-        if out is not None:
-            result = out.copy_(result)
+    tensors = q, keys, values, kv_lens, page_table
+    if not is_compiling() and plain(*tensors, optional=(cu_q_lens, sinks)) and in_cpu_memory(q):
+        return _attend(*args, out=out, return_lse=return_lse)
+    optional = dict(cu_q_lens=cu_q_lens, sinks=sinks)
+    names = "q", "keys", "values", "kv_lens", "page_table"
+    check_tensors("paged_attention", dict(zip(names, tensors)), optional)
+    causal = call(as_bool, "causal", causal)
+    options = _options(scale, causal, window, soft_cap, sinks, mask_value)
+    result, lse = torch.ops.riffle.paged_attention(*tensors, cu_q_lens, layout, *options)
+    if out is not None:
+        result = out.copy_(result)
     return (result, lse) if return_lse else result
+
+
+def _options(scale, causal, window, soft_cap, sinks, mask_value):
+    """The operator's arguments from scale on."""
+    if isinstance(window, Tensor):
+        window = window.item()
+    if not is_compiling():
+        window = window if window is None else integer("window", window)
+        scale, soft_cap = _number("scale", scale), _number("soft_cap", soft_cap)
+        return scale, causal, window, soft_cap, sinks, _number("mask_value", mask_value)
+    scale, soft_cap = (x if x is None or isinstance(x, Tensor) else number_as_tensor(x) for x in (scale, soft_cap))
+    return None, causal, window, None, sinks, mask_value, scale, soft_cap
+
+
+def _number(name, value):
+    try:
+        return value if value is None else float(value)
+    except (TypeError, ValueError):
+        raise RuntimeError(f"{name} must be a number or None, not {value!r}") from None
 
 
 def _contiguous_heads(x: Tensor) -> Tensor:
@@ -55,13 +93,17 @@ def _contiguous_heads(x: Tensor) -> Tensor:
 
 def _attend(
     q, keys, values, kv_lens, page_table, cu_q_lens=None, layout="HND", scale=None, causal=True, window=None,
-    soft_cap=None, sinks=None, mask_value=None, *, out=None,
+    soft_cap=None, sinks=None, mask_value=None, scale_tensor=None, soft_cap_tensor=None, *, out=None, return_lse=True,
 ):  # fmt: skip
+    if scale_tensor is not None:
+        scale = scale_tensor.item()
+    if soft_cap_tensor is not None:
+        soft_cap = soft_cap_tensor.item()
     return call(
         riffle.paged_attention,
         _contiguous_heads(q), _contiguous_heads(keys), _contiguous_heads(values), kv_lens, page_table,
         cu_q_lens=cu_q_lens, layout=layout, scale=scale, causal=causal, window=window, soft_cap=soft_cap, sinks=sinks,
-        mask_value=mask_value, out=out, return_lse=True,
+        mask_value=mask_value, out=out, return_lse=return_lse,
     )  # fmt: skip
 
 
@@ -77,8 +119,9 @@ def _fake(q, *args):
 
 LIBRARY.define(
     "paged_attention(Tensor q, Tensor keys, Tensor values, Tensor kv_lens, Tensor page_table, Tensor? cu_q_lens=None, "
-    'str layout="HND", float? scale=None, bool causal=True, int? window=None, float? soft_cap=None, '
-    "Tensor? sinks=None, float? mask_value=None) -> (Tensor out, Tensor lse)",
+    'str layout="HND", float? scale=None, bool causal=True, SymInt? window=None, float? soft_cap=None, '
+    "Tensor? sinks=None, float? mask_value=None, Tensor? scale_tensor=None, Tensor? soft_cap_tensor=None) "
+    "-> (Tensor out, Tensor lse)",
     tags=(torch.Tag.pt2_compliant_tag,),
 )
 LIBRARY.impl("paged_attention", _attend, "CPU")

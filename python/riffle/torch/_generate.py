@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
+import operator
+
 import torch
 from torch import Tensor
 from torch.compiler import is_compiling
 
 import riffle
-from riffle.torch._library import LIBRARY, call, in_cpu_memory, no_gradient, plain
+from riffle._arguments import as_bool
+from riffle.torch._library import (
+    LIBRARY,
+    call,
+    check_tensors,
+    in_cpu_memory,
+    integer,
+    kind_of,
+    no_gradient,
+    number_as_tensor,
+    plain,
+)
 
 
 def linear_top_k(x: Tensor, weight: Tensor, k: int, *, bias: Tensor | None = None) -> riffle.TopK:
@@ -19,10 +32,12 @@ def linear_top_k(x: Tensor, weight: Tensor, k: int, *, bias: Tensor | None = Non
     Raises:
       RuntimeError: what riffle.linear_top_k calls ValueError or TypeError; nothing has been written then.
       NotImplementedError: a device that is not the CPU; backward.
+      TypeError: x, weight or bias is not a tensor.
     """
-    if not is_compiling() and plain(x, weight, bias) and in_cpu_memory(x):
+    if not is_compiling() and plain(x, weight, optional=(bias,)) and in_cpu_memory(x):
         return riffle.TopK(*_linear_cpu(x, weight, k, bias))
-    return riffle.TopK(*torch.ops.riffle.linear_top_k(x, weight, k, bias))
+    check_tensors("linear_top_k", dict(x=x, weight=weight), dict(bias=bias))
+    return riffle.TopK(*torch.ops.riffle.linear_top_k(x, weight, integer("k", k), bias))
 
 
 def _linear_cpu(x, weight, k, bias=None):
@@ -34,7 +49,7 @@ def _linear_cpu(x, weight, k, bias=None):
 
 
 def _linear_direct(x, weight, k, bias=None):
-    return _linear_cpu(x, weight, k, bias) if plain(x, weight, bias) and in_cpu_memory(x) else None
+    return _linear_cpu(x, weight, k, bias) if plain(x, weight, optional=(bias,)) and in_cpu_memory(x) else None
 
 
 def _linear_fake(x, weight, k, bias=None):
@@ -52,53 +67,114 @@ def sample(
     top_p: float | Tensor = 1.0,
     min_p: float | Tensor = 0.0,
     seed: int = 0,
-    stream: Tensor | None = None,
-    position: Tensor | None = None,
+    stream: int | Tensor | None = None,
+    position: int | Tensor | None = None,
     return_logprobs: bool = False,
 ) -> Tensor | tuple[Tensor, Tensor]:
     """riffle.sample as an operator of PyTorch.
 
     Arguments, shapes and results are riffle.sample's: int32 tokens, and float32 log-probabilities if asked for. Logits
-    whose last axis is not contiguous are made so.
+    whose last axis is not contiguous are made so. Parameters may be tensors of any float or integer dtype; top_k, stream
+    and position of any integer dtype.
+
+    Under torch.compile all parameters, the seed included, may change from call to call without compiling anew.
 
     Raises:
       RuntimeError: what riffle.sample calls ValueError or TypeError; nothing has been written then.
       NotImplementedError: a device that is not the CPU; backward through the log-probabilities.
+      TypeError: logits is not a tensor; a parameter is neither a tensor nor a number.
     """
-    filters = (temperature, top_k, top_p, min_p)
-    lists = [*(f for f in filters if isinstance(f, Tensor)), stream, position]
-    if not is_compiling() and plain(logits, *lists) and in_cpu_memory(logits):
-        result = _sample(logits, *filters, seed, stream, position)
-    else:
-        dtypes = (torch.float32, torch.int32, torch.float32, torch.float32)
-        made = (
-            f if isinstance(f, Tensor) else torch.tensor([f], dtype=dtype) for f, dtype in zip(filters, dtypes)
-        )
-        result = torch.ops.riffle.sample(logits, *made, seed, stream, position)
+    parameters = temperature, top_k, top_p, min_p, stream, position
+    tensors = [p for p in parameters if type(p) is not float and type(p) is not int]
+    if type(return_logprobs) is not bool:
+        return_logprobs = call(as_bool, "return_logprobs", return_logprobs)
+    if not is_compiling() and plain(logits, optional=tensors) and in_cpu_memory(logits):
+        return _sample(logits, *parameters[:4], seed, stream, position, return_logprobs)
+    check_tensors("sample", dict(logits=logits))
+    filters = [_parameter(name, p) for name, p in zip(("temperature", "top_k", "top_p", "min_p"), parameters)]
+    draws = [_parameter(name, p) for name, p in (("stream", stream), ("position", position))]
+    result = torch.ops.riffle.sample(logits, *filters, _signed(seed), *draws, return_logprobs)
     return tuple(result) if return_logprobs else result[0]
 
 
-def _sample(logits, temperature, top_k, top_p, min_p, seed, stream, position):
+_WHOLE = ("top_k", "stream", "position")
+
+
+def _parameter(name, value):
+    """A parameter as the operator takes it: a tensor in the memory of the CPU, whatever the default device; or None."""
+    if isinstance(value, Tensor) or (value is None and name in ("stream", "position")):
+        return value
+    whole = name in _WHOLE
+    if is_compiling():
+        if not isinstance(value, int if whole else (int, float)):
+            raise TypeError(f"sample(): argument '{name}' must be a number or Tensor, not {kind_of(value)}")
+        return torch.tensor([value], dtype=torch.int64, device="cpu") if whole else number_as_tensor(value)
+    try:
+        number = min(max(operator.index(value), -(2**63)), 2**63 - 1) if whole else float(value)
+    except TypeError:
+        number = None
+    if number is None or getattr(value, "ndim", 0) != 0:
+        raise TypeError(
+            f"sample(): argument '{name}' must be {'an int' if whole else 'a number'} or Tensor, not {kind_of(value)}"
+        )
+    return torch.tensor([number], dtype=torch.int64 if whole else torch.float64, device="cpu")
+
+
+def _signed(seed):
+    """The int64 with the bits of a seed of 0 to 2^64 - 1, which is what an operator takes."""
+    if isinstance(seed, Tensor):
+        seed = seed.item()
+    if not is_compiling():
+        seed = integer("seed", seed)
+        torch._check(0 <= seed < 2**64, lambda: f"seed = {seed} is not in 0..2^64 - 1")
+    elif isinstance(seed, int):
+        torch._check(seed >= 0, lambda: "seed is not in 0..2^64 - 1")
+    return seed - 2**64 if seed >= 2**63 else seed
+
+
+def _sample(logits, temperature, top_k, top_p, min_p, seed, stream, position, return_logprobs):
     if logits.dim() == 2 and logits.stride(1) != 1 and logits.shape[1] > 1:
         logits = logits.contiguous()
     return call(
-        riffle.sample, logits, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, seed=seed,
-        stream=stream, position=position, return_logprobs=True,
+        riffle.sample, logits, temperature=_wide(temperature, False), top_k=_wide(top_k, True), top_p=_wide(top_p, False),
+        min_p=_wide(min_p, False), seed=seed, stream=_wide(stream, True), position=_wide(position, True),
+        return_logprobs=return_logprobs,
     )  # fmt: skip
 
 
-def _sample_cpu(logits, *arguments):
-    *filters, seed, stream, position = arguments
-    rows = logits.shape[0] if logits.dim() else 0
-    # One element stands for all rows.
-    filters = [f.expand(rows) if f.dim() == 1 and f.shape[0] == 1 else f for f in filters]
-    return tuple(_sample(logits, *filters, seed, stream, position))
+_INTEGERS = tuple(getattr(torch, f"{sign}int{bits}") for sign in ("", "u") for bits in (8, 16, 32, 64))
 
 
-def _sample_fake(logits, *arguments):
+def _wide(value, whole):
+    """A parameter whose dtype riffle.sample does not take in one that it does; numbers beyond int64 become its limit."""
+    if not isinstance(value, Tensor):
+        return value
+    dtype = value.dtype
+    if whole and dtype in _INTEGERS and dtype not in (torch.int32, torch.int64):
+        if dtype is torch.uint64:
+            return torch.from_numpy(value.numpy().clip(max=2**63 - 1).astype("int64"))
+        return value.to(torch.int64)
+    if not whole and (dtype in _INTEGERS or (dtype.is_floating_point and dtype not in (torch.float32, torch.float64))):
+        return value.to(torch.float64)
+    return value
+
+
+def _sample_cpu(logits, temperature, top_k, top_p, min_p, seed, stream=None, position=None, return_logprobs=True):
+    filters = temperature, top_k, top_p, min_p
+    result = _sample(logits, *filters, seed % 2**64, stream, position, return_logprobs)
+    return tuple(result) if return_logprobs else (result, logits.new_empty(0, dtype=torch.float32))
+
+
+def _sample_direct(logits, *arguments):
+    tensors = [argument for argument in arguments if isinstance(argument, Tensor)]
+    return _sample_cpu(logits, *arguments) if plain(logits, *tensors) and in_cpu_memory(logits) else None
+
+
+def _sample_fake(logits, temperature, top_k, top_p, min_p, seed, stream=None, position=None, return_logprobs=True):
     torch._check(logits.dim() == 2, lambda: "logits must be [rows, vocab]")
-    rows = (logits.shape[0],)
-    return logits.new_empty(rows, dtype=torch.int32), logits.new_empty(rows, dtype=torch.float32)
+    rows = logits.shape[0]
+    tokens = logits.new_empty(rows, dtype=torch.int32)
+    return tokens, logits.new_empty(rows if return_logprobs else 0, dtype=torch.float32)
 
 
 _TAGS = (torch.Tag.pt2_compliant_tag,)
@@ -111,10 +187,11 @@ torch.library.register_fake("riffle::linear_top_k", _linear_fake, lib=LIBRARY)
 no_gradient("linear_top_k")
 
 LIBRARY.define(
-    "sample(Tensor logits, Tensor temperature, Tensor top_k, Tensor top_p, Tensor min_p, int seed, Tensor? stream, "
-    "Tensor? position) -> (Tensor tokens, Tensor logprobs)",
+    "sample(Tensor logits, Tensor temperature, Tensor top_k, Tensor top_p, Tensor min_p, SymInt seed, "
+    "Tensor? stream=None, Tensor? position=None, bool return_logprobs=True) -> (Tensor tokens, Tensor logprobs)",
     tags=_TAGS,
 )
 LIBRARY.impl("sample", _sample_cpu, "CPU")
+LIBRARY.direct["sample"] = _sample_direct
 torch.library.register_fake("riffle::sample", _sample_fake, lib=LIBRARY)
 no_gradient("sample")

@@ -6,6 +6,8 @@ no transform, mode or trace that wants to see it, goes straight to riffle; all o
 
 from __future__ import annotations
 
+import operator
+
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
@@ -36,12 +38,56 @@ def transformed() -> bool:
     return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
 
 
-def plain(*tensors: Tensor | None) -> bool:
-    """Whether these are tensors, not of a subclass, that no gradient is wanted for, in an unobserved call."""
+def plain(*tensors: Tensor, optional: tuple = ()) -> bool:
+    """Whether these are tensors, not of a subclass, that no gradient is wanted for, in an unobserved call.
+
+    Those in `optional` may be None too.
+    """
     for tensor in tensors:
-        if tensor is not None and (type(tensor) is not Tensor or tensor.requires_grad):
+        if type(tensor) is not Tensor or tensor.requires_grad:
+            return False
+    for value in optional:
+        if value is not None and (type(value) is not Tensor or value.requires_grad):
             return False
     return unobserved()
+
+
+def check_tensors(function: str, arguments: dict, optional: dict | None = None) -> None:
+    """TypeError for an argument that is no tensor, which PyTorch would refuse by quoting the operator's schema.
+
+    Those in `optional` may be None too. What a tracer passes in a tensor's place, such as torch.fx.Proxy, is let through.
+    """
+    given = {name: value for name, value in (optional or {}).items() if value is not None}
+    for name, value in {**arguments, **given}.items():
+        if isinstance(value, Tensor):
+            continue
+        if not hasattr(type(value), "__torch_function__"):
+            raise TypeError(f"{function}(): argument '{name}' must be Tensor, not {kind_of(value)}")
+
+
+def kind_of(value) -> str:
+    """The type of an argument as PyTorch's own errors name it."""
+    kind = type(value)
+    return kind.__name__ if kind.__module__ in ("builtins", "torch") else f"{kind.__module__}.{kind.__name__}"
+
+
+def integer(name: str, value) -> int:
+    """An int argument of an operator, with riffle's own text where it is none."""
+    if isinstance(value, (int, torch.SymInt)):
+        return value
+    try:
+        return operator.index(value)
+    except TypeError:
+        raise RuntimeError(f"{name} must be an int, not {value!r}") from None
+
+
+def number_as_tensor(number: float) -> Tensor:
+    """A number that may change from call to call of compiled code, as float64 [1].
+
+    torch.compile makes a constant of a float that an operator takes, and compiles anew for every other one. It leaves a
+    float variable where nothing but arithmetic on tensors uses it.
+    """
+    return torch.ones((1,), dtype=torch.float64, device="cpu") * number
 
 
 def in_cpu_memory(tensor: Tensor) -> bool:

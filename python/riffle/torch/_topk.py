@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.compiler import is_compiling
 
 from riffle import _core
-from riffle.torch._library import LIBRARY, call, in_cpu_memory, plain, transformed, unobserved
+from riffle.torch._library import LIBRARY, call, check_tensors, in_cpu_memory, kind_of, plain, transformed, unobserved
 
 _DTYPES = tuple(
     getattr(torch, name)
@@ -43,10 +43,11 @@ def topk(
       torch.return_types.topk(values, indices), of the shape of input with k along `dim`.
 
     Raises:
-      RuntimeError: k out of range; out of a wrong dtype, or together with an input that requires grad.
+      RuntimeError: k out of range; out of a wrong dtype or device, or together with an input that requires grad.
       IndexError: no such axis.
       NotImplementedError: another dtype, or a device that is not the CPU.
-      TypeError: input is not a tensor, or complex; k is not an int.
+      TypeError: input is not a tensor, or complex; k or dim is not an int, largest or sorted not a bool, out not a pair of
+        tensors.
 
     >>> import torch, riffle.torch
     >>> x = torch.tensor([[3., 1., 4., 1., 5.], [2., 7., 1., 8., 2.]])
@@ -59,6 +60,7 @@ def topk(
     tensor([[2., 1., 1., 1., 2.]])
     """
     if is_compiling():
+        k, dim = _checked_arguments(input, k, dim, largest, sorted, out)
         result = _Result(torch.ops.riffle.topk(input, k, dim, largest, sorted))
         return result if out is None else _write(out, result)
     if type(input) is Tensor and out is None and not input.requires_grad and unobserved():
@@ -69,12 +71,7 @@ def topk(
 
 
 def _dispatch(input, k, dim, largest, sorted, out):
-    if not isinstance(input, Tensor):
-        raise TypeError(f"topk(): argument 'input' (position 1) must be Tensor, not {type(input).__name__}")
-    if isinstance(k, (bool, float)):
-        raise TypeError(f"topk(): argument 'k' (position 2) must be int, not {type(k).__name__}")
-    if isinstance(k, Tensor):
-        k = operator.index(k)
+    k, dim = _checked_arguments(input, k, dim, largest, sorted, out)
     if out is not None and torch.is_grad_enabled() and input.requires_grad:
         raise RuntimeError(
             "topk(): functions with out=... arguments don't support automatic differentiation, but one of the "
@@ -83,6 +80,51 @@ def _dispatch(input, k, dim, largest, sorted, out):
     run = _TopK.apply if transformed() else torch.ops.riffle.topk
     result = _Result(run(input, k, dim, largest, sorted))
     return result if out is None else _write(out, result)
+
+
+def _checked_arguments(input, k, dim, largest, sorted, out):
+    """k and dim as ints. Raises what torch.topk raises where an argument is of a wrong type."""
+    if not isinstance(input, Tensor):
+        raise TypeError(f"topk(): argument 'input' (position 1) must be Tensor, not {kind_of(input)}")
+    k, dim = _int_argument("k", 2, k), _int_argument("dim", 3, dim)
+    for name, position, value in (("largest", 4, largest), ("sorted", 5, sorted)):
+        if not isinstance(value, bool):
+            raise TypeError(f"topk(): argument '{name}' (position {position}) must be bool, not {kind_of(value)}")
+    if out is not None:
+        _check_out(out, input)
+    return k, dim
+
+
+def _int_argument(name, position, value):
+    """Python's and NumPy's ints, and a tensor of one integer; what is beyond int64, and so out of range, as its limit."""
+    if isinstance(value, Tensor):
+        accepted = not (value.is_floating_point() or value.is_complex() or value.dtype is torch.bool)
+        accepted = accepted and (value.dim() == 0 or name == "k")
+    else:
+        accepted = not isinstance(value, bool) and (name == "k" or kind_of(value) != "numpy.ndarray")
+    if isinstance(value, (int, torch.SymInt)) and accepted:
+        return min(max(value, -(2**63)), 2**63 - 1) if type(value) is int else value
+    try:
+        number = operator.index(value) if accepted else None
+    except TypeError:
+        number = None
+    if number is None:
+        raise TypeError(f"topk(): argument '{name}' (position {position}) must be int, not {kind_of(value)}")
+    return number
+
+
+def _check_out(out, input):
+    if not isinstance(out, (tuple, list)):
+        raise TypeError(f"topk(): argument 'out' must be tuple of Tensors, not {kind_of(out)}")
+    if len(out) != 2:
+        raise TypeError(f"topk(): argument 'out' must be a pair of Tensors, (values, indices), but it has {len(out)} elements")
+    for name, given in zip(("values", "indices"), out):
+        if not isinstance(given, Tensor):
+            raise TypeError(f"topk(): argument 'out' must be a pair of Tensors, but its {name} are {kind_of(given)}")
+        if given.device != input.device:
+            raise RuntimeError(f"topk(): the {name} of out are on device {given.device} but input is on {input.device}")
+        if given.layout is not torch.strided:
+            raise NotImplementedError(f"topk(): the {name} of out have layout {given.layout}; it must be torch.strided")
 
 
 class _TopK(torch.autograd.Function):
@@ -146,7 +188,7 @@ def _topk_cpu(input, k, dim=-1, largest=True, sorted=True):
         return answer
     dim = _checked_dim(input, k, dim)
     if input.dim() == 0:  # torch.topk gives the element for k = 0 too
-        return input.clone(), torch.zeros((), dtype=torch.int64)
+        return input.clone(), input.new_zeros((), dtype=torch.int64)
     if k != 0 and input.numel() != 0:
         raise RuntimeError("riffle::topk: input is a tensor without plain memory of the CPU")
     shape = [*input.shape[:dim], k, *input.shape[dim + 1 :]]
@@ -216,6 +258,7 @@ def top_k_per_row_prefill(
 
     Raises:
       RuntimeError: a shape, dtype or stride as above, a negative start. Nothing has been written then.
+      TypeError: logits, a list or indices is not a tensor.
 
     >>> import torch, riffle.torch
     >>> logits = torch.tensor([[3., 1., 4., 1., 5.], [2., 7., 1., 8., 2.]])
@@ -230,6 +273,8 @@ def top_k_per_row_prefill(
     if not is_compiling() and plain(logits, row_starts, row_ends, indices) and in_cpu_memory(logits):
         _prefill_cpu(*args)
     else:
+        tensors = dict(logits=logits, row_starts=row_starts, row_ends=row_ends, indices=indices)
+        check_tensors("top_k_per_row_prefill", tensors)
         torch.ops.riffle.top_k_per_row_prefill(*args)
 
 
@@ -248,7 +293,8 @@ def top_k_per_row_decode(
     Args:
       next_n: rows of a sequence, at least 1.
       seq_lens: int32 [>= ceil(num_rows / next_n)]; row r sees the columns
-        [0, seq_lens[r // next_n] - next_n + r % next_n + 1), of which n at most.
+        [0, seq_lens[r // next_n] - next_n + r % next_n + 1), of which n at most. Or int32 [>= ceil(num_rows / next_n),
+        next_n], a length for each row: row r sees the columns [0, seq_lens[r // next_n, r % next_n]), of which n at most.
       The others as in top_k_per_row_prefill.
 
     >>> import torch, riffle.torch
@@ -258,11 +304,16 @@ def top_k_per_row_decode(
     >>> indices
     tensor([[2, 0, 1],
             [3, 1, 0]], dtype=torch.int32)
+    >>> riffle.torch.top_k_per_row_decode(logits, 2, torch.tensor([[1, 5]], dtype=torch.int32), indices, 2, 5, 1, 3)
+    >>> indices
+    tensor([[ 0, -1, -1],
+            [ 3,  1,  0]], dtype=torch.int32)
     """
     args = logits, next_n, seq_lens, indices, num_rows, stride0, stride1, top_k
     if not is_compiling() and plain(logits, seq_lens, indices) and in_cpu_memory(logits):
         _decode_cpu(*args)
     else:
+        check_tensors("top_k_per_row_decode", dict(logits=logits, seq_lens=seq_lens, indices=indices))
         torch.ops.riffle.top_k_per_row_decode(*args)
 
 
@@ -297,7 +348,24 @@ def _prefill_cpu(logits, row_starts, row_ends, indices, num_rows, stride0, strid
 
 def _decode_cpu(logits, next_n, seq_lens, indices, num_rows, stride0, stride1, top_k):
     rows = _rows(logits, num_rows, stride0, stride1)
+    if seq_lens.dim() == 2:  # a length for each row
+        _check_row_lengths(seq_lens, num_rows, next_n)
+        ends = seq_lens.reshape(-1)
+        ranges = ends.new_zeros(ends.shape), ends
+        _per_row(_core.torch_top_k_per_row_prefill, rows, ranges, indices, num_rows, top_k)
+        return
     _per_row(_core.torch_top_k_per_row_decode, rows, (next_n, seq_lens), indices, num_rows, top_k)
+
+
+def _check_row_lengths(seq_lens, num_rows, next_n):
+    shape = tuple(seq_lens.shape)
+    if shape[1] != next_n or seq_lens.numel() < num_rows:
+        raise RuntimeError(
+            f"seq_lens has shape {shape}; for num_rows = {num_rows} with next_n = {next_n} it must be [sequences] or "
+            f"[sequences, {next_n}] with at least {num_rows} rows in all"
+        )
+    if seq_lens.dtype is not torch.int32:
+        raise RuntimeError(f"seq_lens has dtype {seq_lens.dtype}; it must be int32")
 
 
 def _nothing(*args):
