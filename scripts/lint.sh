@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
-# Checks the format, runs clang-tidy over the library and the command, and shellcheck over the scripts if it is there.
+# Checks the format and the pages, runs clang-tidy over the library and the command, and shellcheck over the scripts if it is there.
 #
 #   scripts/lint.sh           all
 #   scripts/lint.sh format    the format only; --fix after it rewrites the files
+#   scripts/lint.sh docs      the pages only: the picture of the architecture, published figures, names of files and links
 set -euo pipefail
 . "$(dirname "$0")/lib.sh"
 cd "$ROOT"
@@ -23,12 +24,24 @@ format() {
   cxx_files | xargs -r "$(tool clang-format)" --style=file "${mode[@]}"
 }
 
+docs() {
+  python3 scripts/architecture.py --check
+  python3 bench/figures.py --check
+  python3 scripts/docs_check.py
+}
+
 if [ "${1:-}" = format ]; then
   format "${2:-}"
   exit 0
 fi
+if [ "${1:-}" = docs ]; then
+  docs
+  exit 0
+fi
 format
 say "format: in order"
+docs
+say "pages: in order"
 "$ROOT/scripts/build.sh" clang
 cxx_files | grep -E '^(src|cli)/.*\.cc$' |
   xargs -r -P "$JOBS" -n 1 "$(tool clang-tidy)" -p build/clang --quiet --warnings-as-errors='*'
