@@ -20,7 +20,6 @@ include_patterns = [
     "docs/api/*.md",
     "docs/lab/*.md",
     "engine/README.md",
-    "bench/results/*.md",
 ]
 exclude_patterns = ["build*", ".venv*", ".deps", "fuzz"]  # not walked through
 extensions = ["breathe", "myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
