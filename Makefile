@@ -57,7 +57,11 @@ bench: build ## measure riffle beside this machine's read bandwidth and peak
 	@for what in topk attention linear sample; do build/release/riffle bench $$what || exit 1; done
 format: ## rewrite C++ files in the project's format
 	@scripts/lint.sh format --fix
-lint: ## format, clang-tidy, ruff, pyright, shellcheck
+docs: ## the API site: build/docs/html
+	@scripts/setup.sh docs
+	@scripts/venv.sh docs
+	@scripts/docs.sh
+lint: ## format, pages, clang-tidy, ruff, pyright, shellcheck
 	@scripts/lint.sh
 clean: ## remove what was built; .venv, .deps and the cache folder stay
 	rm -rf build dist
@@ -68,4 +72,4 @@ start:
 	@rm -rf build/log
 
 .PHONY: help demo test build python test-cpp test-clang test-consumer test-python test-transformers test-asan test-tsan fuzz \
-  setup bench format lint clean distclean start
+  setup bench docs format lint clean distclean start

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Proves that an installed riffle can be used: installs build/release under a temporary prefix, then configures, builds and
-# runs tests/consumer, which knows nothing but find_package(riffle).
+# runs tests/consumer, which knows nothing but find_package(riffle), and every C++ program of README.md and docs/*.md.
 set -euo pipefail
 . "$(dirname "$0")/lib.sh"
 
@@ -16,18 +16,20 @@ cmake --install "$build" --prefix "$work/first" >"$work/install.log" || {
 mv "$work/first" "$work/prefix"
 # The consumer is copied too, so that no relative path leads back into the sources.
 cp -R "$ROOT/tests/consumer" "$work/consumer"
-# README's first C++ program, and what README says that it prints.
-awk -v code="$work/consumer/readme.cc" -v printed="$work/readme.txt" '
-  /^```cpp$/ && !seen { seen = 1; to = code; next }
-  /^```$/ { to = to == code ? "between" : to == "between" ? printed : to == printed ? "done" : to; next }
-  to == code || to == printed { print > to }' "$ROOT/README.md"
+# The C++ programs of the pages, and what the pages say that they print.
+mkdir "$work/consumer/pages"
+python3 "$ROOT/scripts/cpp_blocks.py" "$work/consumer/pages"
 use_ccache
 cmake -G Ninja -S "$work/consumer" -B "$work/build" -DCMAKE_PREFIX_PATH="$work/prefix" -DCMAKE_BUILD_TYPE=Release
 cmake --build "$work/build" --parallel "$JOBS"
 ctest --test-dir "$work/build" --output-on-failure --no-tests=error
 if grep -rIlF "$ROOT" "$work/prefix"; then die "the installed files above name the checkout"; fi
 "$work/prefix/bin/riffle" info
-"$work/build/readme" | diff "$work/readme.txt" - || die "README's program prints something else than README says"
+for program in "$work"/consumer/pages/*.cc; do
+  name=$(basename "$program" .cc)
+  "$work/build/$name" >"$work/printed" || die "the program $name of the pages fails"
+  [ ! -f "${program%.cc}.txt" ] || diff "${program%.cc}.txt" "$work/printed" || die "$name prints something else than its page says"
+done
 
 lock build/consumer
 # The same program with the sources as a subdirectory. Its build folder is beside release, whose objects come from ccache then:

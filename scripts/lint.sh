@@ -1,10 +1,11 @@
 #!/usr/bin/env bash
-# Checks the format, runs clang-tidy over the library and the command, ruff and pyright over the Python files, and, if it is
-# there, shellcheck over the scripts.
+# Checks the format and the pages, runs clang-tidy over the library and the command, ruff and pyright over the Python files, and,
+# if it is there, shellcheck over the scripts.
 #
 #   scripts/lint.sh           all
 #   scripts/lint.sh python    the Python files only
 #   scripts/lint.sh format    the format only; --fix after it rewrites the files
+#   scripts/lint.sh docs      the pages only: the picture of the architecture, published figures, names of files and links
 set -euo pipefail
 . "$(dirname "$0")/lib.sh"
 cd "$ROOT"
@@ -34,6 +35,12 @@ python() {
   say "pyright: in order"
 }
 
+docs() {
+  python3 scripts/architecture.py --check
+  python3 bench/figures.py --check
+  python3 scripts/docs_check.py
+}
+
 case "${1:-}" in
   format)
     format "${2:-}"
@@ -43,10 +50,16 @@ case "${1:-}" in
     python
     exit 0
     ;;
+  docs)
+    docs
+    exit 0
+    ;;
 esac
 python
 format
 say "format: in order"
+docs
+say "pages: in order"
 "$ROOT/scripts/build.sh" clang
 cxx_files | grep -E '^(src|cli)/.*\.cc$' |
   xargs -r -P "$JOBS" -n 1 "$(tool clang-tidy)" -p build/clang --quiet --warnings-as-errors='*'

@@ -3,6 +3,7 @@
 #
 #   scripts/setup.sh build    to build the library, the command line tool and the Python package
 #   scripts/setup.sh test     that, and what the tests, the benchmarks, the fuzzers and the linters need
+#   scripts/setup.sh docs     to build the API site, beside what `build` installs
 #
 # Asks for root (sudo) only when something is missing; says what it installs; does nothing otherwise.
 set -euo pipefail
@@ -18,12 +19,16 @@ build_packages=(
 test_packages=(
   clang clang-tidy clang-format
 )
+docs_packages=(
+  doxygen
+)
 
 what=${1:-build}
 case $what in
   build) packages=("${build_packages[@]}") ;;
   test) packages=("${build_packages[@]}" "${test_packages[@]}") ;;
-  *) die "usage: setup.sh build|test" ;;
+  docs) packages=("${build_packages[@]}" "${docs_packages[@]}") ;;
+  *) die "usage: setup.sh build|test|docs" ;;
 esac
 
 installed() { [ "$(dpkg-query -W -f='${db:Status-Abbrev}' "$1" 2>/dev/null)" = "ii " ]; }

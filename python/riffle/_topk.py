@@ -209,7 +209,8 @@ def plan_top_k(
 ) -> dict:
     """What top_k does for float32 x [rows, n]: a function of the arguments alone, no data is read.
 
-    Returns a dict of
+    Returns a dict of ::
+
       algorithm             what "auto" runs
       buckets, bucket_size  bucket maxima: buckets of a row (0: none pay), elements of a bucket
       depth_schedule        lane sort: list of the m tried in turn

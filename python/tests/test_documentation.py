@@ -6,6 +6,9 @@ import importlib.metadata
 import inspect
 import pathlib
 import pickle
+import re
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -86,7 +89,56 @@ def test_every_function_has_an_example(name):
         assert ">>>" in inspect.getdoc(getattr(riffle, name))
 
 
-def test_readme():
-    readme = pathlib.Path(__file__).parents[2] / "README.md"
-    result = doctest.testfile(str(readme), module_relative=False)
+# ---- The pages: README.md and docs/*.md. Blocks of a page run in order, as one program. A comment `<!-- python ... -->` holds
+# what a reader need not see. "python not-run" marks what needs another library: it must parse.
+
+ROOT = pathlib.Path(__file__).parents[2]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+BLOCK = re.compile(r"^(?:```python|<!-- python)\n(.*?)^(?:```|-->)$", re.M | re.S)
+NOT_RUN = re.compile(r"^```python not-run\n(.*?)^```$", re.M | re.S)
+OTHERS = ("torch", "jax", "transformers")
+
+
+def program(page):
+    """The page with everything but its code blanked, so that line numbers are the page's."""
+    code, at = "", 0
+    text = page.read_text()
+    for block in BLOCK.finditer(text):
+        if not block[1].startswith(">>>"):
+            code += "\n" * text.count("\n", at, block.start(1)) + block[1]
+            at = block.end(1)
+    return code
+
+
+def with_blocks(pages, found):
+    return [pytest.param(page, id=page.name) for page in pages if found(page)]
+
+
+@pytest.mark.parametrize("page", with_blocks(PAGES, lambda page: program(page)))
+def test_blocks_run(page):
+    code = program(page)
+    for name in OTHERS:
+        if f"riffle.{name}" in code:
+            pytest.importorskip(name)
+    run = "import sys; exec(compile(sys.stdin.read(), sys.argv[1], 'exec'), {'__name__': '__main__'})"
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", run, str(page)], input=code, text=True, capture_output=True, timeout=300, cwd="/"
+    )
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("page", with_blocks(PAGES, lambda page: NOT_RUN.search(page.read_text())))
+def test_blocks_that_are_not_run_parse(page):
+    for block in NOT_RUN.findall(page.read_text()):
+        ast.parse(block)
+
+
+@pytest.mark.parametrize("page", with_blocks(PAGES, lambda page: ">>> " in page.read_text()))
+def test_sessions(page):
+    result = doctest.testfile(str(page), module_relative=False, optionflags=doctest.NORMALIZE_WHITESPACE)
     assert result.attempted > 5 and result.failed == 0
+
+
+def test_pages_have_blocks():
+    pages = {page.name for page in PAGES if program(page)}
+    assert pages >= {"README.md", "migration.md", "python.md"}

@@ -67,7 +67,8 @@ struct KernelTable {
     return 0;
   }
 
-  static constexpr TopKKernels kKernels{Row, Narrow, NarrowLanes, FirstPart, SuitedPass, Finish};
+  static constexpr TopKKernels kKernels{Row,        Narrow, NarrowLanes, FirstPart,
+                                        SuitedPass, Finish, HWY_TARGET};
 };
 
 }  // namespace riffle::topk::HWY_NAMESPACE

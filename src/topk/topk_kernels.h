@@ -38,6 +38,8 @@ struct TopKKernels {
   // What suits a row whose maxima are those of kPositive.
   FirstPass (*suited)(const RowTask& task, uint8_t* maxima);
   void (*finish)(const RowTask& task, FirstPass pass, uint8_t* maxima, uint8_t* scratch);
+
+  int64_t target;  // Highway's HWY_TARGET, which these were compiled for
 };
 
 const TopKKernels& Kernels(DType dtype);

@@ -1,6 +1,6 @@
 // Run by runtime_test with environment variables set: says which target and how many threads a call
 // gets, or the error it throws.
-#include <dlfcn.h>
+#include <hwy/targets.h>
 
 #include <cstdio>
 #include <vector>
@@ -19,11 +19,9 @@ bool SmallCallIsRight() {
   return index == 1 && value == 5;
 }
 
-// The symbol of the kernel that calls are dispatched to. Its namespace names the target.
-const char* KernelSymbol() {
-  Dl_info info;
-  const auto address = reinterpret_cast<void*>(riffle::topk::Kernels(riffle::DType::kF32).row);
-  return dladdr(address, &info) != 0 && info.dli_sname != nullptr ? info.dli_sname : "unknown";
+// What the kernels that calls are dispatched to were compiled for.
+const char* KernelTarget() {
+  return hwy::TargetName(riffle::topk::Kernels(riffle::DType::kF32).target);
 }
 
 }  // namespace
@@ -33,7 +31,7 @@ int main() {
     try {
       const bool right = SmallCallIsRight();
       std::printf("right=%d target=%s kernel=%s threads=%d\n", right ? 1 : 0,
-                  riffle::Target().c_str(), KernelSymbol(), riffle::NumThreads());
+                  riffle::Target().c_str(), KernelTarget(), riffle::NumThreads());
     } catch (const riffle::Error& error) {
       std::printf("code=%d %s\n", static_cast<int>(error.code()), error.what());
     }
