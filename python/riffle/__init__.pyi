@@ -92,6 +92,7 @@ def paged_attention(
     scale: float | None = None,
     causal: bool = True,
     window: int | None = None,
+    window_right: int | None = None,
     soft_cap: float | None = None,
     sinks: Array | None = None,
     mask_value: float | None = None,
