@@ -145,6 +145,7 @@ void Forward::WriteKeysAndValues(int64_t index) {
   }
   if (index == 0) {  // now, since the first write copies the pages that are shared
     cache_.Batch(sequences_, kv_batch_);
+    ForgetPlans();
   }
   attention_seconds_ += Since(start);
 }
@@ -152,19 +153,21 @@ void Forward::WriteKeysAndValues(int64_t index) {
 void Forward::Attend(int64_t index) {
   const auto start = Clock::now();
   const Config& config = model_.config();
-  PagedBatch batch;
-  batch.cu_q_lens = cu_q_lens_;
-  batch.kv_lens = kv_batch_.kv_lens;
-  batch.page_table = kv_batch_.page_table.data();
-  batch.max_pages = kv_batch_.max_pages;
-  batch.page_table_stride = kv_batch_.max_pages;
+  const HeadsView q = Heads(q_, rows_, config.q_heads, config.head_dim);
   AttentionOptions options;
   if (!config.IsGlobal(index)) {
     options.window = config.sliding_window;
   }
   options.pool = pool_;
-  PagedAttention(Heads(q_, rows_, config.q_heads, config.head_dim), cache_.Keys(index),
-                 cache_.Values(index), batch,
+  LayerPlan& layer = config.IsGlobal(index) ? global_plan_ : local_plan_;
+  if (!layer.made) {
+    layer.plan.Make(q, cache_.Keys(index),
+                    {cu_q_lens_, kv_batch_.kv_lens, kv_batch_.page_table.data(),
+                     kv_batch_.max_pages, kv_batch_.max_pages},
+                    options);
+    layer.made = true;
+  }
+  PagedAttention(q, cache_.Keys(index), cache_.Values(index), layer.plan,
                  {attended_.data(), config.q_heads * config.head_dim, config.head_dim}, options);
   attention_seconds_ += Since(start);
 }
@@ -190,6 +193,8 @@ void Forward::Attention(int64_t index) {
   Attend(index);
 }
 
+void Forward::ForgetPlans() { local_plan_.made = global_plan_.made = false; }
+
 // Only the last token of each slice goes on.
 void Forward::KeepLast() {
   const Config& config = model_.config();
@@ -201,6 +206,7 @@ void Forward::KeepLast() {
     positions_[i] = positions_[row];
   }
   std::iota(cu_q_lens_.begin(), cu_q_lens_.end(), 0);
+  ForgetPlans();
   ResizeRounded();
 }
 

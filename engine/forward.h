@@ -8,6 +8,7 @@
 #include "engine/layers/rope.h"
 #include "engine/model.h"
 #include "engine/quant/matrix.h"
+#include "riffle/attention.h"
 #include "riffle/kv_cache.h"
 
 namespace riffle::engine {
@@ -48,6 +49,7 @@ class Forward {
   void Attend(int64_t layer);
   void FeedForward(int64_t layer);
   void KeepLast();
+  void ForgetPlans();
   template <typename Task>
   void ForRows(const Task& task);
 
@@ -63,6 +65,13 @@ class Forward {
   std::vector<int32_t> cu_q_lens_;  // [slices + 1]
   std::vector<int64_t> sequences_;  // [slices]
   KvBatch kv_batch_;
+
+  // The batch as layers attend to it, planned by the first one of each kind.
+  struct LayerPlan {
+    AttentionPlan plan;
+    bool made = false;
+  };
+  LayerPlan local_plan_, global_plan_;
 
   RopeAngles local_, global_;  // of those layers
 

@@ -54,12 +54,23 @@ class Call {
   void Run() {
     const riffle::HeadsView q{
         q_.data(), DType::kF32, tokens_, heads(), kDim, int64_t{heads()} * kDim, kDim};
-    const riffle::PagedBatch batch{cu_q_lens_, kv_lens_, table_.data(), max_pages_, max_pages_};
+    riffle::PagedBatch batch{cu_q_lens_, kv_lens_, table_.data(), max_pages_, max_pages_};
+    const std::vector<int64_t> cu(cu_q_lens_.begin(), cu_q_lens_.end());
+    const std::vector<int64_t> lens(kv_lens_.begin(), kv_lens_.end());
+    const std::vector<int64_t> table(table_.begin(), table_.end());
+    if (wide_) {
+      batch = {cu, lens, table.data(), max_pages_, max_pages_};
+    }
+    const riffle::AttentionOut out{out_.data(), int64_t{heads()} * kDim, kDim, lse_.data(),
+                                   heads()};
     bool accepted = true;
     try {
-      riffle::PagedAttention(q, View(keys_), View(values_), batch,
-                             {out_.data(), int64_t{heads()} * kDim, kDim, lse_.data(), heads()},
-                             options_);
+      if (planned_) {
+        const riffle::AttentionPlan plan(q, View(keys_), batch, options_);
+        riffle::PagedAttention(q, View(keys_), View(values_), plan, out, options_);
+      } else {
+        riffle::PagedAttention(q, View(keys_), View(values_), batch, out, options_);
+      }
     } catch (const riffle::Error&) {
       accepted = false;
     }
@@ -92,7 +103,8 @@ class Call {
     for (size_t b = 0; b < count; ++b) {
       kv_lens_.push_back(Near(0, int64_t{max_pages_} * page_size_));
       if (!decode) {
-        const int64_t q_len = bytes_.Between(0, std::clamp(kv_lens_[b], 0, 6));
+        const int64_t q_len = bytes_.OneIn(8) ? bytes_.Between(0, 6)
+                                              : bytes_.Between(0, std::clamp(kv_lens_[b], 0, 6));
         const int64_t next = cu_q_lens_.back() + q_len;
         cu_q_lens_.push_back(bytes_.OneIn(40) ? bytes_.Take<int32_t>()
                                               : static_cast<int32_t>(next));
@@ -109,6 +121,10 @@ class Call {
     if (bytes_.OneIn(50)) options_.window = bytes_.Take<int64_t>();
     if (bytes_.OneIn(3)) options_.soft_cap = 2.0f;
     layout_ = static_cast<int>(bytes_.Between(0, 2));
+    if (bytes_.OneIn(4)) options_.window_right = options_.causal ? 0 : bytes_.Between(0, 40);
+    if (bytes_.OneIn(50)) options_.window_right = bytes_.Take<int64_t>();
+    wide_ = bytes_.OneIn(3);
+    planned_ = bytes_.OneIn(3);
   }
 
   PagedKv View(const std::vector<float>& data) const {
@@ -130,6 +146,11 @@ class Call {
   // The contract, in the caller's terms.
   bool Valid() const {
     if (options_.window && *options_.window < 1) return false;
+    if (options_.window_right &&
+        (*options_.window_right < 0 || (options_.causal && *options_.window_right > 0))) {
+      return false;
+    }
+    const bool anywhere = !options_.causal && !options_.window && !options_.window_right;
     if (cu_q_lens_.empty() ? tokens_ != sequences()
                            : cu_q_lens_.front() != 0 || cu_q_lens_.back() != tokens_) {
       return false;
@@ -138,7 +159,7 @@ class Call {
       const int64_t q_len = cu_q_lens_.empty() ? 1 : int64_t{QBegin(b + 1)} - QBegin(b);
       const int64_t kv_len = kv_lens_[static_cast<size_t>(b)];
       if (q_len < 0 || kv_len < 0 || kv_len > int64_t{max_pages_} * page_size_ ||
-          (kv_len > 0 && q_len > kv_len)) {
+          (kv_len > 0 && q_len > kv_len && !anywhere)) {
         return false;
       }
       for (int i = 0; i < (kv_len + page_size_ - 1) / page_size_; ++i) {
@@ -179,8 +200,11 @@ class Call {
     const int kv_len = kv_lens_[static_cast<size_t>(b)];
     const int64_t position = int64_t{kv_len} - q_len + query;
     const size_t row = static_cast<size_t>(QBegin(b) + query) * heads() + head;
-    const bool sees_later = !options_.causal && !options_.window;
-    const int64_t end = kv_len == 0 ? 0 : sees_later ? kv_len : position + 1;
+    const bool sees_all = !options_.causal && !options_.window && !options_.window_right;
+    const int64_t right = options_.causal ? 0 : options_.window_right.value_or(0);
+    const int64_t later = std::min<int64_t>(right, kv_len);
+    const int64_t end =
+        kv_len == 0 || sees_all ? kv_len : std::min<int64_t>(kv_len, position + 1 + later);
     const int64_t begin =
         options_.window && *options_.window <= position ? position - *options_.window + 1 : 0;
     double weight = 0;
@@ -209,7 +233,9 @@ class Call {
 
   Bytes bytes_;
   int num_pages_, page_size_, kv_heads_, group_, max_pages_;
-  int layout_ = 0;  // HND, NHD, JAX
+  int layout_ = 0;        // HND, NHD, JAX
+  bool wide_ = false;     // indices of int64
+  bool planned_ = false;  // by an AttentionPlan
   int64_t tokens_ = 0;
   std::vector<int32_t> cu_q_lens_, kv_lens_, table_;
   std::vector<float> keys_, values_, q_, out_, lse_;

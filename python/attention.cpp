@@ -217,7 +217,7 @@ nb::object PyPagedAttention(nb::handle q_object, nb::handle keys_object, nb::han
                             nb::handle causal, nb::handle window, nb::handle soft_cap,
                             nb::handle sinks, nb::handle mask_value, nb::handle out,
                             nb::handle return_lse, nb::handle key_scales_object,
-                            nb::handle value_scales_object) {
+                            nb::handle value_scales_object, nb::handle window_right) {
   const Array q(q_object, "q"), keys(keys_object, "keys"), values(values_object, "values");
   const Layout layout = Layout::Of(layout_name);
   const HeadsView q_view = Heads(q);
@@ -252,6 +252,9 @@ nb::object PyPagedAttention(nb::handle q_object, nb::handle keys_object, nb::han
   options.causal = Bool(causal, "causal");
   if (!window.is_none()) {
     options.window = Int64(window, "window");
+  }
+  if (!window_right.is_none()) {
+    options.window_right = Int64(window_right, "window_right");
   }
   options.soft_cap = OptionalFloat(soft_cap, "soft_cap");
   options.mask_value = OptionalFloat(mask_value, "mask_value");
@@ -304,7 +307,7 @@ nb::object PyMergeStates(nb::handle outs_object, nb::handle lses_object) {
 void BindAttention(nb::module_& m) {
   const auto any = nb::arg().none();  // what None means is for the functions to say
   m.def("paged_attention", &PyPagedAttention, any, any, any, any, any, any, any, any, any, any, any,
-        any, any, any, any, any, any);
+        any, any, any, any, any, any, nb::arg().none() = nb::none());
   m.def("merge_states", &PyMergeStates, any, any);
 }
 

@@ -88,8 +88,9 @@ std::string Describe(const AttentionSpec& spec) {
                 Name(spec.q_dtype), ", kv ", spec.int8 ? "int8 by " : "", Name(spec.kv_dtype),
                 ", layout ", static_cast<int>(spec.layout), ", data ", static_cast<int>(spec.data),
                 ", scale ", spec.scale.value_or(-99), ", causal ", spec.causal, ", window ",
-                spec.window.value_or(0), ", cap ", spec.soft_cap.value_or(0), ", sinks ",
-                spec.sinks, ", shift ", spec.shift, ", seed ", spec.seed);
+                spec.window.value_or(0), ", right ", spec.window_right.value_or(-1), ", cap ",
+                spec.soft_cap.value_or(0), ", sinks ", spec.sinks, ", shift ", spec.shift,
+                ", seed ", spec.seed);
 }
 
 double AttentionResult::Value(int token, int head, int i) const {
@@ -307,6 +308,7 @@ AttentionOptions AttentionCase::options() const {
   options.scale = spec_.scale;
   options.causal = spec_.causal;
   options.window = spec_.window;
+  options.window_right = spec_.window_right;
   options.soft_cap = spec_.soft_cap;
   options.sinks = sinks_;
   return options;

@@ -41,6 +41,7 @@ struct AttentionSpec {
   std::optional<float> scale = {};
   bool causal = true;
   std::optional<int64_t> window = {};
+  std::optional<int64_t> window_right = {};
   std::optional<float> soft_cap = {};
   bool sinks = false;
   bool implicit_q_lens = false;  // cu_q_lens empty; every q_len is 1

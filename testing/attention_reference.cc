@@ -8,8 +8,9 @@
 //   weights and weighted values are summed in chains of at most 512 keys, 2 n / 512 + 8 states are
 //     merged: relative error gamma = (512 + n / 64 + 64) u of the sum of magnitudes
 //   where q and KV are bf16, weights may be rounded to bf16 before they multiply values: 2^-8
-//   int8 times its scale / 127.5 is rounded twice, and the test's exact value once; where q and
-//     scales are bf16 it may be rounded to bf16: 2^-9
+//   a score or a weight times the scale / 127.5 of int8 is rounded twice, and the test's exact
+//   value
+//     once; weights times scales may underflow before they multiply integers of up to 128
 //   the result is rounded to its dtype.
 #include <algorithm>
 #include <cmath>
@@ -25,10 +26,7 @@ constexpr double kU = 0x1p-24;
 constexpr double kInf = std::numeric_limits<double>::infinity();
 
 // The relative error of an element of keys and values.
-double Dequantisation(const AttentionSpec& spec) {
-  const bool bf16 = spec.q_dtype == DType::kBF16 && spec.kv_dtype == DType::kBF16;
-  return !spec.int8 ? 0 : bf16 ? 0x1p-9 + 8 * kU : 4 * kU;
-}
+double Dequantisation(const AttentionSpec& spec) { return spec.int8 ? 4 * kU : 0; }
 
 }  // namespace
 
@@ -55,8 +53,11 @@ AttentionCase::Row AttentionCase::Reference(int seq, int query, int head) const 
   if (kv_len > 0) {
     const int position = kv_len - spec_.q_lens[b] + query;
     int end = kv_len;
-    if (spec_.causal || spec_.window) {
+    if (spec_.causal || (spec_.window && !spec_.window_right)) {
       end = position + 1;
+    } else if (spec_.window_right) {
+      end = static_cast<int>(
+          std::min<int64_t>(kv_len, position + 1 + std::min<int64_t>(*spec_.window_right, kv_len)));
     }
     if (spec_.window) {
       row.begin = static_cast<int>(std::max<int64_t>(0, position - *spec_.window + 1));
@@ -119,7 +120,7 @@ Expected AttentionCase::Output(const Row& row, int seq, int kv_head, int i) cons
     magnitude += row.weight[j] * std::abs(v);
     // Weights below 2^-126 become 0, and so do bf16 products and sums below it.
     error += row.weight[j] * std::abs(v) * (row.delta[j] + p_rounding) + 0x1p-125 * std::abs(v) +
-             0x1p-124;
+             (spec_.int8 ? 0x1p-119 : 0x1p-124);
   }
   value /= row.sum;
   double bound = (error + magnitude * row.gamma) / row.sum + std::abs(value) * row.sum_delta +

@@ -8,10 +8,12 @@
 #pragma once
 
 #include <cstdint>
+#include <memory>
 #include <optional>
 #include <span>
 
 #include "riffle/export.h"
+#include "riffle/indices.h"
 #include "riffle/runtime.h"
 #include "riffle/types.h"
 
@@ -29,9 +31,10 @@ struct HeadsView {
 };
 
 // Set: elements are int8, and element (page, token, head, i) stands for it * scale(page, token,
-// head) / divisor, computed in f32; where q and the scales are
-// bf16 and the target has bf16 dot products it is rounded to bf16. dtype, pages, tokens and heads
-// are those of the PagedKv.
+// head) / divisor, in f32. Where q and the scales are bf16 and
+// the target has bf16 dot products, products are of the integers themselves, exact in bf16; the
+// scales multiply scores and, before they are rounded to bf16, probabilities. dtype, pages, tokens
+// and heads are those of the PagedKv.
 struct KvScales {
   const void* data = nullptr;
   int64_t page_stride = 0;  // in elements
@@ -58,13 +61,14 @@ struct PagedKv {
 };
 
 // B sequences. The q_len = cu_q_lens[b+1] - cu_q_lens[b] queries of sequence b are its last
-// positions: query i stands at kv_lens[b] - q_len + i.
+// positions: query i stands at kv_lens[b] - q_len + i. There may be more queries than keys where
+// these positions do not matter: not causal and no window (cross attention), or no key at all.
 struct PagedBatch {
-  std::span<const int32_t> cu_q_lens;   // [B + 1], from 0 to the number of tokens; empty: one query
-                                        // a sequence (decode)
-  std::span<const int32_t> kv_lens;     // [B], tokens of each sequence, its queries included
-  const int32_t* page_table = nullptr;  // [B, max_pages]; entries past ceil(kv_len / page_size) of
-                                        // a row are ignored
+  IndexSpan cu_q_lens;      // [B + 1], from 0 to the number of tokens; empty: one query a sequence
+                            // (decode). These three: int32 or int64 each
+  IndexSpan kv_lens;        // [B], tokens of each sequence, its queries included
+  IndexPointer page_table;  // [B, max_pages]; entries past ceil(kv_len / page_size) of a row are
+                            // ignored
   int64_t max_pages = 0;
   int64_t page_table_stride = 0;  // elements from a row to the next
 };
@@ -72,7 +76,11 @@ struct PagedBatch {
 struct AttentionOptions {
   std::optional<float> scale;     // of the logits; default 1 / sqrt(head_dim)
   bool causal = true;             // a query at position p sees keys 0..p; else all keys
-  std::optional<int64_t> window;  // w >= 1: a query at position p sees p-w+1..p, causal or not
+  std::optional<int64_t> window;  // w >= 1: a query at position p sees no key before p-w+1; without
+                                  // window_right none after p either, causal or not
+  // r >= 0: a query at position p sees keys up to p+r, at most the last one, with or without a
+  // window. Must be 0 or unset where causal is set, which means 0.
+  std::optional<int64_t> window_right;
   std::optional<float> soft_cap;  // c > 0: a scaled logit x becomes c * tanh(x / c)
   // [q_heads] or empty: a raw logit per head, neither scaled nor capped, that takes part in the
   // softmax and in lse but has no value.
@@ -98,26 +106,68 @@ struct AttentionOut {
 // A query that sees no key (kv_len = 0, whatever its q_len) gets zeros and lse = -inf, or lse = the
 // sink. Slots beyond kv_len are never read. Accumulation and softmax are in f32; where q and KV are
 // both bf16 and the target has bf16 dot products, probabilities are rounded to bf16 before they
-// multiply values. A NaN that a query sees makes its result NaN; logits that overflow f32 do too.
-// Throws Error: kBadShape, kBadDType, kBadOption, kBadRange (lengths), kBadPage, kOverlap,
-// kOutOfMemory. Nothing is written on error. Allocates nothing once the pool's scratch has grown.
-// Source of the method: Kwon et al. 2023 (paged attention), Milakov and Gimelshein 2018 (online
-// softmax), Dao 2023 (split-KV).
+// multiply values. A NaN that a query sees makes its result NaN; sums of products and logits that
+// overflow f32 do too. Any positive soft_cap is right: a tiny one makes all logits equal, a huge
+// one leaves them as they are. Throws Error: kBadShape, kBadDType, kBadOption, kBadRange (lengths),
+// kBadPage, kOverlap, kOutOfMemory. Nothing is written on error. Allocates nothing once the pool's
+// scratch has grown. Source of the method: Kwon et al. 2023 (paged attention), Milakov and
+// Gimelshein 2018 (online softmax), Dao 2023 (split-KV).
 RIFFLE_API void PagedAttention(const HeadsView& q, const PagedKv& keys, const PagedKv& values,
                                const PagedBatch& batch, const AttentionOut& out,
+                               const AttentionOptions& options = {});
+
+// What calls on one batch share: the batch, checked and copied, and how its work is cut. Made once
+// for a batch and used by the call of every layer, it saves each call the reading of the page table
+// and the planning:
+//
+//   AttentionPlan plan(q, cache.Keys(0), batch, options);
+//   for (layer ...) PagedAttention(q, cache.Keys(layer), cache.Values(layer), plan, out, options);
+//
+// Results have the bits of the calls without a plan. The caller's arrays may change or go
+// afterwards; the plan stays that of the batch as it was. One plan may be used by several calls at
+// a time.
+class RIFFLE_API AttentionPlan {
+ public:
+  AttentionPlan();  // of no batch: for Make
+  // Of q and keys the shapes count, not the data and the dtype; of the options causal, window,
+  // window_right and the pool, whose number of threads decides how work is cut, not the results.
+  // Throws Error as PagedAttention does.
+  AttentionPlan(const HeadsView& q, const PagedKv& keys, const PagedBatch& batch,
+                const AttentionOptions& options = {});
+  ~AttentionPlan();
+  AttentionPlan(AttentionPlan&&) noexcept;
+  AttentionPlan& operator=(AttentionPlan&&) noexcept;
+
+  // The plan of another batch, in the memory of the last one. After an error it is of no batch.
+  void Make(const HeadsView& q, const PagedKv& keys, const PagedBatch& batch,
+            const AttentionOptions& options = {});
+
+ private:
+  friend void PagedAttention(const HeadsView& q, const PagedKv& keys, const PagedKv& values,
+                             const AttentionPlan& plan, const AttentionOut& out,
+                             const AttentionOptions& options);
+  struct Impl;
+  std::unique_ptr<Impl> impl_;
+};
+
+// PagedAttention on the batch of a plan. Throws Error(kBadShape) where tokens, heads, head_dim,
+// pages or their size are not those of the plan, Error(kBadOption) where causal or a window is not.
+RIFFLE_API void PagedAttention(const HeadsView& q, const PagedKv& keys, const PagedKv& values,
+                               const AttentionPlan& plan, const AttentionOut& out,
                                const AttentionOptions& options = {});
 
 // A result over a part of the keys.
 struct AttentionPart {
   HeadsView out;
-  const float* lse = nullptr;    // [tokens, heads], natural log; -inf: the part saw no key
+  const float* lse = nullptr;    // [tokens, heads], natural log; -inf or +inf: it saw no key
   int64_t lse_token_stride = 0;  // elements; heads are contiguous
 };
 
 // What one call over all keys would have given (up to rounding), from results over disjoint parts
-// of the keys: sharded and cascaded attention. Parts have one shape and one dtype, which is out's;
-// parts[i].lse = -inf contributes nothing, whatever stands in its out; all of them empty gives
-// zeros and -inf. Parts are folded in their order. Sinks, if any, belong into exactly one part.
+// of the keys: sharded and cascaded attention. Parts have one shape and one dtype, which is out's.
+// An lse of -inf, or of +inf as some engines write it, marks an empty part, which contributes
+// nothing whatever stands in its out; all parts empty gives zeros and -inf. Parts are merged in
+// their order. Sinks, if any, belong into exactly one part.
 // Throws Error: kBadShape (no part, shapes that differ), kBadDType, kOverlap. Nothing is written on
 // error.
 RIFFLE_API void MergeStates(std::span<const AttentionPart> parts, const AttentionOut& out,

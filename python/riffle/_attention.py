@@ -22,6 +22,7 @@ def paged_attention(
     scale: float | None = None,
     causal: bool = True,
     window: int | None = None,
+    window_right: int | None = None,
     soft_cap: float | None = None,
     sinks: Array | None = None,
     mask_value: float | None = None,
@@ -50,7 +51,9 @@ def paged_attention(
         [kv_heads, pages, page_size, head_dim].
       scale: of the logits; None: 1 / sqrt(head_dim).
       causal: a bool. A query at position p sees keys 0..p; False: all of its sequence.
-      window: at least 1; a query at position p sees keys p - window + 1..p, causal or not.
+      window: at least 1; a query at position p sees no key before p - window + 1 and, without window_right, none after p.
+      window_right: at least 0, 0 if causal; a query at position p sees keys up to p + window_right, with or without a
+        window: encoders look both ways.
       soft_cap: c > 0 turns a scaled logit x into c * tanh(x / c).
       sinks: [q_heads] float32, float16 or bfloat16: a logit for each head, neither scaled nor capped, that takes part in
         the softmax and in lse but has no value.
@@ -89,7 +92,7 @@ def paged_attention(
         page_table = narrowed_page_table(page_table, kv_lens, _page_size(keys, layout))
     causal, return_lse = as_bool("causal", causal), as_bool("return_lse", return_lse)
     return _core.paged_attention(q, keys, values, kv_lens, page_table, cu_q_lens, layout, scale, causal, window,
-                                 soft_cap, sinks, mask_value, out, return_lse, key_scales, value_scales)
+                                 soft_cap, sinks, mask_value, out, return_lse, key_scales, value_scales, window_right)
 
 
 def _page_size(keys: Array, layout: str) -> int:

@@ -37,8 +37,12 @@ class WorkItemRunner {
         words_(dim_ / Math::kPerOperand),
         ahead_step_(16 * Math::kPerOperand * static_cast<int>(args.kv_row_bytes()) / dim_),
         row_bytes_(args.kv_row_bytes()),
+        scales_apart_(Math::kDirect && args.kv_int8),
+        wide_logits_(NeedsWideLogits(args.scale, args.soft_cap)),
         // After a soft cap scores are logits in work items of log2 already.
-        factor_(args.soft_cap > 0 || args.scale == 0 ? 1.0f : std::abs(args.scale) * kLog2E) {
+        factor_(args.soft_cap > 0 || args.scale == 0 || wide_logits_
+                    ? 1.0f
+                    : std::abs(args.scale) * kLog2E) {
     shape_.columns = PaddedDim(dim_);
     value_stride_ = ValueStride(shape_.columns);
     at_.Place(dim_, plan, scratch);
@@ -96,6 +100,12 @@ class WorkItemRunner {
   }
 
   void RunBlock(int head, int key0, const TileCursor& ahead) {
+    if (scales_apart_) {
+      for (int group = 0; group < kGroups; ++group) {
+        FindScales(args_.keys, head, key0, group, key_scales_);
+        FindScales(args_.values, head, key0, group, value_scales_);
+      }
+    }
     if (single_tile_) {
       ahead.Find(&ahead_);
       queries_.ForEachTile([&](const Tile& tile) { RunTile(head, key0, tile); });
@@ -115,6 +125,14 @@ class WorkItemRunner {
   KvRows Rows(const KvBytes& kv, int head, int key0, int group, const KeyRange& keys) const {
     return FindRows(args_, kv, unit_->seq, unit_->head_begin + head, key0 + group * kGroupKeys,
                     keys);
+  }
+
+  // Those of a group of the block; 0 for rows that no query sees.
+  void FindScales(const KvPages& kv, int head, int key0, int group, float* to) const {
+    const KvRows rows = Rows(kv.scales, head, key0, group, seen_);
+    for (int i = 0; i < kGroupKeys; ++i) {
+      to[group * kGroupKeys + i] = ScaleAt(args_.kv_dtype, rows.row[i]) / kv.scale_divisor;
+    }
   }
 
   // Group `group` of the block to place `place` of keys.
@@ -140,12 +158,18 @@ class WorkItemRunner {
     }
   }
 
-  // A group of rows of int8 to to[16][stride]; false if they are not.
+  // A group of rows of int8 to to[16][stride]; false if they are not. bf16 holds the integers
+  // themselves, whose scales multiply scores and weights.
   bool PackInt8(const KvPages& kv, int head, int key0, int group, const KeyRange& keys, int stride,
                 Word* to) const {
     if (args_.kv_int8) {
-      PackScaledRows(Math(), args_.kv_dtype, Rows(kv, head, key0, group, keys),
-                     Rows(kv.scales, head, key0, group, keys), kv.scale_divisor, dim_, stride, to);
+      const KvRows rows = Rows(kv, head, key0, group, keys);
+      if constexpr (Math::kDirect) {
+        PackIntegers(rows, dim_, stride, to);
+      } else {
+        PackScaledRows(Math(), args_.kv_dtype, rows, Rows(kv.scales, head, key0, group, keys),
+                       kv.scale_divisor, dim_, stride, to);
+      }
     }
     return args_.kv_int8;
   }
@@ -194,7 +218,8 @@ class WorkItemRunner {
         .correction = changed && !fresh ? at_.correction : nullptr};
     if (single_tile_) {
       AddValuesOfOneTile(head, key0, begin, end, partial, tile, product);
-    } else if (partial && AnyNonFinite(Math(), product.v, product.steps * value_stride_)) {
+    } else if (partial && !scales_apart_ &&
+               AnyNonFinite(Math(), product.v, product.steps * value_stride_)) {
       AddRowByRow(head, key0, begin, end, tile, product);
     } else {
       AddValues(product, tile.rows, key0 + begin, at_.first + tile.row, at_.last + tile.row);
@@ -268,7 +293,8 @@ class WorkItemRunner {
     product.steps = kGroupSteps;
     for (int group = begin / kGroupKeys; group < end / kGroupKeys; ++group) {
       PackGroupValues(head, key0, group, seen_);
-      if (partial && AnyNonFinite(Math(), product.v, kGroupSteps * value_stride_)) {
+      if (partial && !scales_apart_ &&
+          AnyNonFinite(Math(), product.v, kGroupSteps * value_stride_)) {
         AddRowByRow(head, key0, group * kGroupKeys, (group + 1) * kGroupKeys, tile, product);
       } else {
         AddValuesAhead(product, tile.rows, {ahead_.values[group].row, ahead_step_});
@@ -282,26 +308,43 @@ class WorkItemRunner {
   bool Softmax(int head, int key0, int begin, int end, bool partial, const Tile& tile) {
     const int state = head * shape_.lanes + tile.row;
     const auto run = [&](auto df) HWY_ATTR {
-      if (args_.soft_cap > 0) {
+      if (scales_apart_) {
+        ScaleScores(df, tile.lanes, begin, end, key_scales_, at_.scores);
+      }
+      if (wide_logits_) {
+        WideLogits((end - begin) * tile.lanes, std::abs(args_.scale), args_.soft_cap,
+                   at_.scores + begin * tile.lanes);
+      } else if (args_.soft_cap > 0) {
         SoftCap(df, tile.lanes, begin, end, std::abs(args_.scale), args_.soft_cap, at_.scores);
       }
       if (partial) {
         Mask(df, tile.lanes, begin, end, key0, at_.first + tile.row, at_.last + tile.row,
              at_.scores);
       }
-      if constexpr (Math::kDirect) {  // apart from the condition below: it must not see other
-                                      // targets
-        if constexpr (hn::MaxLanes(df) == 4) {
-          return SoftmaxOf4Rows(begin, end, factor_, at_.scores, at_.p,
-                                {at_.span.max + state, at_.span.weight + state, at_.correction});
-        }
+      const TileState states = {at_.span.max + state, at_.span.weight + state, at_.correction};
+      if constexpr (Math::kDirect) {
+        return scales_apart_ ? Weights<true>(df, begin, end, tile, states)
+                             : Weights<false>(df, begin, end, tile, states);
+      } else {
+        return Weights<false>(df, begin, end, tile, states);
       }
-      return SoftmaxBlock<Math>(df, tile.lanes, begin, end, factor_, at_.scores, at_.p,
-                                {at_.span.max + state, at_.span.weight + state, at_.correction});
     };
     return tile.lanes == 4   ? run(FloatTag<4>())
            : tile.lanes == 8 ? run(FloatTag<8>())
                              : run(FloatTag<16>());
+  }
+
+  template <bool kScaled, class DF>
+  HWY_INLINE bool Weights(DF df, int begin, int end, const Tile& tile, const TileState& states) {
+    // Nested, not `&&`: SoftmaxOf4Rows is undeclared on targets without kDirect.
+    if constexpr (Math::kDirect) {
+      if constexpr (hn::MaxLanes(DF()) == 4) {
+        return SoftmaxOf4Rows<kScaled>(begin, end, factor_, at_.scores, value_scales_, at_.p,
+                                       states);
+      }
+    }
+    return SoftmaxBlock<Math, kScaled>(df, tile.lanes, begin, end, factor_, at_.scores,
+                                       value_scales_, at_.p, states);
   }
 
   // A key that some rows see and others do not has a NaN or an infinite value: 0 times it is not 0.
@@ -337,9 +380,13 @@ class WorkItemRunner {
   const AttentionArgs& args_;
   const int dim_;
   const int words_;
-  const int ahead_step_;    // Ahead::step
-  const size_t row_bytes_;  // of a key in memory
+  const int ahead_step_;     // Ahead::step
+  const size_t row_bytes_;   // of a key in memory
+  const bool scales_apart_;  // those of int8; else its rows are dequantised as they are laid out
+  const bool wide_logits_;
   const float factor_;
+  alignas(64) float key_scales_[kBlock];  // of the block in hand, divided by its divisor
+  alignas(64) float value_scales_[kBlock];
 
   const WorkItem* unit_ = nullptr;
   KeyRange seen_{0, 0};

@@ -1,4 +1,4 @@
-// The doors of attention: validate, plan, run.
+// The entry points of attention: validate, plan, run.
 #include "riffle/attention.h"
 #include "riffle/roofline.h"
 
@@ -6,8 +6,10 @@
 #include <atomic>
 #include <chrono>
 #include <cmath>
-#include <cstring>
+#include <memory>
+#include <new>
 
+#include "attention/attention_batch.h"
 #include "attention/attention_check.h"
 #include "attention/attention_kernels.h"
 #include "core/check.h"
@@ -33,35 +35,44 @@ attention::KvPages PoolBytes(const PagedKv& kv) {
 }
 
 attention::AttentionArgs PoolArgs(const PagedKv& keys, const PagedKv& values,
-                                  const PagedBatch& batch, int group) {
+                                  const attention::AttentionShape& shape,
+                                  const attention::PlannedBatch& batch) {
   attention::AttentionArgs args{};
   args.keys = PoolBytes(keys);
   args.values = PoolBytes(values);
   args.kv_dtype = keys.dtype;
   args.kv_int8 = keys.scales.data != nullptr;
   args.page_size = static_cast<int>(keys.page_size);
-  args.page_table = batch.page_table;
-  args.page_table_stride = batch.page_table_stride;
+  args.page_numbers = batch.page_numbers.data();
+  args.page_begin = batch.page_begin.data();
   args.kv_lens = batch.kv_lens.data();
-  args.shape = {static_cast<int>(keys.kv_heads), group, static_cast<int>(keys.head_dim), true, 0};
+  args.cu_q_lens = batch.cu_q_lens.empty() ? nullptr : batch.cu_q_lens.data();
+  args.shape = shape;
   return args;
 }
 
+attention::AttentionShape MakeShape(const HeadsView& q, const PagedKv& keys,
+                                    const AttentionOptions& options) {
+  // A window as long as any sequence is none.
+  constexpr int64_t kLongest = INT32_MAX;
+  const int64_t right = options.causal ? 0 : options.window_right.value_or(options.window ? 0 : -1);
+  return {.kv_heads = static_cast<int>(keys.kv_heads),
+          .group = static_cast<int>(q.heads / keys.kv_heads),
+          .head_dim = static_cast<int>(keys.head_dim),
+          .window = static_cast<int>(std::min(options.window.value_or(0), kLongest)),
+          .window_right = static_cast<int>(std::min(right, kLongest))};
+}
+
 attention::AttentionArgs MakeArgs(const HeadsView& q, const PagedKv& keys, const PagedKv& values,
-                                  const PagedBatch& batch, const AttentionOut& out,
+                                  const attention::AttentionShape& shape,
+                                  const attention::PlannedBatch& batch, const AttentionOut& out,
                                   const AttentionOptions& options) {
-  attention::AttentionArgs args =
-      PoolArgs(keys, values, batch, static_cast<int>(q.heads / keys.kv_heads));
+  attention::AttentionArgs args = PoolArgs(keys, values, shape, batch);
   const auto element = static_cast<int64_t>(SizeOf(q.dtype));
   args.q = static_cast<const uint8_t*>(q.data);
   args.q_dtype = q.dtype;
   args.q_token_stride = q.token_stride * element;
   args.q_head_stride = q.head_stride * element;
-  args.cu_q_lens = batch.cu_q_lens.empty() ? nullptr : batch.cu_q_lens.data();
-  args.shape.causal = options.causal;
-  // A window as long as any sequence is none, except that it ends at the query.
-  constexpr int64_t kLongest = INT32_MAX;
-  args.shape.window = static_cast<int>(std::min(options.window.value_or(0), kLongest));
   args.scale =
       options.scale.value_or(static_cast<float>(1.0 / std::sqrt(static_cast<double>(q.head_dim))));
   args.soft_cap = options.soft_cap.value_or(0.0f);
@@ -74,116 +85,135 @@ attention::AttentionArgs MakeArgs(const HeadsView& q, const PagedKv& keys, const
   return args;
 }
 
-// A plan in the lease's shared memory, and the partial_states of split columns behind it.
-struct PlannedCall {
-  attention::Plan plan;
-  attention::PlanOut out;
-  float* partial_states = nullptr;
-
-  PlannedCall(const attention::AttentionArgs& args, std::span<const int32_t> kv_lens,
-              core::Lease& lease) {
-    plan = attention::PlanAttention(args.shape, args.cu_q_lens, kv_lens, lease.threads(), {});
-    const auto padded = [](size_t bytes) { return (bytes + 63) / 64 * 64; };
-    const auto items = static_cast<size_t>(plan.items);
-    const auto splits = static_cast<size_t>(plan.splits);
-    const auto shares = static_cast<size_t>(plan.shares);
-    const size_t unit_bytes = padded(items * sizeof(attention::WorkItem));
-    const size_t split_bytes = padded(splits * sizeof(attention::KvSplit));
-    const size_t share_bytes = padded((shares + 1) * sizeof(int64_t));
-    uint8_t* at = lease.Shared(unit_bytes + split_bytes + share_bytes +
-                               static_cast<size_t>(plan.state_floats) * sizeof(float));
-    out.items = {reinterpret_cast<attention::WorkItem*>(at), items};
-    out.splits = {reinterpret_cast<attention::KvSplit*>(at + unit_bytes), splits};
-    out.share_begin = {reinterpret_cast<int64_t*>(at + unit_bytes + split_bytes), shares + 1};
-    partial_states = reinterpret_cast<float*>(at + unit_bytes + split_bytes + share_bytes);
-    attention::PlanAttention(args.shape, args.cu_q_lens, kv_lens, lease.threads(), out);
+// `partial_states` has room for the plan's partial states.
+void RunPlanned(const attention::AttentionArgs& args, const attention::PlannedBatch& batch,
+                float* partial_states, core::Lease& lease) {
+  const attention::Plan& plan = batch.plan;
+  lease.ReserveScratch(attention::AttentionScratchBytes(args.shape, plan));
+  // The last queries of a causal prefill see the most keys: theirs first, so that what is left at
+  // the end, when a thread may have to wait for another, is small.
+  lease.Run(plan.shares, [&](int64_t task, uint8_t* scratch) {
+    const int64_t share = plan.shares - 1 - task;
+    attention::RunWorkItems(args, plan, batch.ShareBegin(share), batch.ShareBegin(share + 1),
+                            partial_states, scratch);
+  });
+  if (plan.splits == 0) {
+    return;
   }
+  const int64_t heads = args.shape.kv_heads;
+  lease.Run(plan.splits * heads, [&](int64_t i, uint8_t*) {
+    const attention::KvSplit& split = batch.out.splits[static_cast<size_t>(i / heads)];
+    const int head = static_cast<int>(i % heads);
+    if (head < split.whole.head_end - split.whole.head_begin) {
+      attention::MergeSplit(args, split, head, partial_states);
+    }
+  });
+}
 
-  const attention::WorkItem* ShareBegin(int64_t share) const {
-    return out.items.data() + out.share_begin[static_cast<size_t>(share)];
+size_t SlotBytes(const attention::Plan& plan) {
+  return static_cast<size_t>(plan.state_floats) * sizeof(float);
+}
+
+}  // namespace
+
+struct RIFFLE_LOCAL AttentionPlan::Impl {
+  core::Arena memory;
+  attention::PlannedBatch batch;
+  // What the plan is for.
+  attention::AttentionShape shape{};
+  int64_t tokens = -1;  // -1: no batch
+  int64_t num_pages = 0;
+  int64_t page_size = 0;
+
+  void CheckCall(const HeadsView& q, const PagedKv& keys, const AttentionOptions& options) const {
+    core::Check(tokens >= 0, Code::kBadShape, "plan is of no batch; call its Make first");
+    const auto same = [](const char* name, int64_t value, int64_t planned, Code code) {
+      core::Check(value == planned, code, name, " = ", value, " but the plan is for ", planned);
+    };
+    const attention::AttentionShape call = MakeShape(q, keys, options);
+    same("q.tokens", q.tokens, tokens, Code::kBadShape);
+    same("q.heads", q.heads, int64_t{shape.kv_heads} * shape.group, Code::kBadShape);
+    same("q.head_dim", q.head_dim, shape.head_dim, Code::kBadShape);
+    same("keys.kv_heads", keys.kv_heads, shape.kv_heads, Code::kBadShape);
+    same("keys.num_pages", keys.num_pages, num_pages, Code::kBadShape);
+    same("keys.page_size", keys.page_size, page_size, Code::kBadShape);
+    core::Check(call == shape, Code::kBadOption, "causal = ", options.causal,
+                ", window = ", call.window, " and window_right = ", call.window_right,
+                " (0 and -1: none) but the plan is for ", shape.window, " and ",
+                shape.window_right);
   }
 };
 
-}  // namespace
+AttentionPlan::AttentionPlan() = default;
+AttentionPlan::AttentionPlan(const HeadsView& q, const PagedKv& keys, const PagedBatch& batch,
+                             const AttentionOptions& options) {
+  Make(q, keys, batch, options);
+}
+AttentionPlan::~AttentionPlan() = default;
+AttentionPlan::AttentionPlan(AttentionPlan&&) noexcept = default;
+AttentionPlan& AttentionPlan::operator=(AttentionPlan&&) noexcept = default;
+
+void AttentionPlan::Make(const HeadsView& q, const PagedKv& keys, const PagedBatch& batch,
+                         const AttentionOptions& options) try {
+  const core::EntryPoint entry;
+  if (impl_ == nullptr) {
+    impl_.reset(new (std::nothrow) Impl());
+    core::Check(impl_ != nullptr, Code::kOutOfMemory, "no memory for the plan");
+  }
+  impl_->tokens = -1;
+  attention::CheckShapes(q, keys, options);
+  attention::CheckBatch(batch, keys, q.tokens, options);
+  ThreadPool& pool = options.pool != nullptr ? *options.pool : DefaultPool();
+  impl_->shape = MakeShape(q, keys, options);
+  const attention::BatchPlanner planner(impl_->shape, keys, batch, q.tokens, options,
+                                        pool.threads());
+  impl_->batch = planner.Place(impl_->memory.Get(planner.bytes()));
+  impl_->num_pages = keys.num_pages;
+  impl_->page_size = keys.page_size;
+  impl_->tokens = q.tokens;
+} catch (...) {
+  core::RethrowAsError();
+}
+
+void PagedAttention(const HeadsView& q, const PagedKv& keys, const PagedKv& values,
+                    const AttentionPlan& plan, const AttentionOut& out,
+                    const AttentionOptions& options) try {
+  const core::EntryPoint entry;
+  attention::CheckShapes(q, keys, options);
+  core::Check(plan.impl_ != nullptr, Code::kBadShape, "plan is of no batch; call its Make first");
+  const AttentionPlan::Impl& planned = *plan.impl_;
+  planned.CheckCall(q, keys, options);
+  attention::CheckData(q, keys, values, nullptr, out, options);
+  core::EnsureTarget();
+  if (q.tokens == 0) {
+    return;
+  }
+  core::Lease lease(options.pool);
+  auto* partial_states = reinterpret_cast<float*>(lease.Shared(SlotBytes(planned.batch.plan)));
+  RunPlanned(MakeArgs(q, keys, values, planned.shape, planned.batch, out, options), planned.batch,
+             partial_states, lease);
+} catch (...) {
+  core::RethrowAsError();
+}
 
 void PagedAttention(const HeadsView& q, const PagedKv& keys, const PagedKv& values,
                     const PagedBatch& batch, const AttentionOut& out,
                     const AttentionOptions& options) try {
   const core::EntryPoint entry;
-  attention::CheckAttention(q, keys, values, batch, out, options);
+  attention::CheckShapes(q, keys, options);
+  attention::CheckBatch(batch, keys, q.tokens, options);
+  attention::CheckData(q, keys, values, &batch, out, options);
   core::EnsureTarget();
+  const attention::AttentionShape shape = MakeShape(q, keys, options);
+  core::Lease lease(options.pool);
+  const attention::BatchPlanner planner(shape, keys, batch, q.tokens, options, lease.threads());
+  uint8_t* memory = lease.Shared(planner.bytes() + SlotBytes(planner.plan()));
+  const attention::PlannedBatch planned = planner.Place(memory);
   if (q.tokens == 0) {
     return;
   }
-  const attention::AttentionArgs args = MakeArgs(q, keys, values, batch, out, options);
-  core::Lease lease(options.pool);
-  const PlannedCall call(args, batch.kv_lens, lease);
-  lease.ReserveScratch(attention::AttentionScratchBytes(args.shape, call.plan));
-  // The last queries of a causal prefill see the most keys: theirs first, so that what is left at
-  // the end, when a thread may have to wait for another, is small.
-  lease.Run(call.plan.shares, [&](int64_t task, uint8_t* scratch) {
-    const int64_t share = call.plan.shares - 1 - task;
-    attention::RunWorkItems(args, call.plan, call.ShareBegin(share), call.ShareBegin(share + 1),
-                            call.partial_states, scratch);
-  });
-  if (call.plan.splits == 0) {
-    return;
-  }
-  const int64_t heads = args.shape.kv_heads;
-  lease.Run(call.plan.splits * heads, [&](int64_t i, uint8_t*) {
-    const attention::KvSplit& split = call.out.splits[static_cast<size_t>(i / heads)];
-    const int head = static_cast<int>(i % heads);
-    if (head < split.whole.head_end - split.whole.head_begin) {
-      attention::MergeSplit(args, split, head, call.partial_states);
-    }
-  });
-} catch (...) {
-  core::RethrowAsError();
-}
-
-void MergeStates(std::span<const AttentionPart> parts, const AttentionOut& out,
-                 ThreadPool* pool) try {
-  const core::EntryPoint entry;
-  attention::CheckMerge(parts, out);
-  core::EnsureTarget();
-  const HeadsView& shape = parts.front().out;
-  const auto element = static_cast<int64_t>(SizeOf(shape.dtype));
-  const size_t n = parts.size();
-  const size_t pointer_bytes = n * sizeof(const uint8_t*);
-  core::Lease lease(pool);
-  lease.ReserveScratch(pointer_bytes + n * sizeof(float));
-  lease.Run(shape.tokens, [&](int64_t token, uint8_t* scratch) {
-    auto** rows = reinterpret_cast<const uint8_t**>(scratch);
-    auto* weights = reinterpret_cast<float*>(scratch + pointer_bytes);
-    for (int64_t head = 0; head < shape.heads; ++head) {
-      float largest = -INFINITY;
-      for (size_t i = 0; i < n; ++i) {
-        weights[i] = parts[i].lse[token * parts[i].lse_token_stride + head];
-        rows[i] = static_cast<const uint8_t*>(parts[i].out.data) +
-                  (token * parts[i].out.token_stride + head * parts[i].out.head_stride) * element;
-        largest = weights[i] > largest || std::isnan(weights[i]) ? weights[i] : largest;
-      }
-      double sum = 0;
-      for (size_t i = 0; i < n && largest > -INFINITY; ++i) {
-        sum += std::exp(static_cast<double>(weights[i]) - largest);
-      }
-      for (size_t i = 0; i < n; ++i) {
-        // NaN and +inf stay NaN; a part that saw nothing weighs 0.
-        weights[i] =
-            weights[i] == -INFINITY
-                ? 0.0f
-                : static_cast<float>(std::exp(weights[i] - static_cast<double>(largest)) / sum);
-      }
-      attention::WeightedSum(shape.dtype, rows, weights, static_cast<int64_t>(n),
-                             static_cast<int>(shape.head_dim),
-                             static_cast<uint8_t*>(out.data) +
-                                 (token * out.token_stride + head * out.head_stride) * element);
-      if (out.lse != nullptr) {
-        out.lse[token * out.lse_token_stride + head] =
-            sum == 0 ? largest : static_cast<float>(largest + std::log(sum));
-      }
-    }
-  });
+  RunPlanned(MakeArgs(q, keys, values, shape, planned, out, options), planned,
+             reinterpret_cast<float*>(memory + planner.bytes()), lease);
 } catch (...) {
   core::RethrowAsError();
 }
@@ -191,16 +221,25 @@ void MergeStates(std::span<const AttentionPart> parts, const AttentionOut& out,
 uint8_t ReadPages(const PagedKv& keys, const PagedKv& values, const PagedBatch& batch,
                   ThreadPool* pool) try {
   const core::EntryPoint entry;
-  attention::CheckPages(keys, values, batch);
+  attention::CheckPool(keys, values);
+  // One query a sequence, on every KV head.
+  PagedBatch decode = batch;
+  decode.cu_q_lens = {};
+  const auto tokens = static_cast<int64_t>(batch.kv_lens.size());
+  const AttentionOptions options;
+  attention::CheckBatch(decode, keys, tokens, options);
   core::EnsureTarget();
-  const attention::AttentionArgs args = PoolArgs(keys, values, batch, 1);
+  const attention::AttentionShape shape = {static_cast<int>(keys.kv_heads), 1,
+                                           static_cast<int>(keys.head_dim), 0, 0};
   core::Lease lease(pool);
-  const PlannedCall call(args, batch.kv_lens, lease);
+  const attention::BatchPlanner planner(shape, keys, decode, tokens, options, lease.threads());
+  const attention::PlannedBatch planned = planner.Place(lease.Shared(planner.bytes()));
+  const attention::AttentionArgs args = PoolArgs(keys, values, shape, planned);
   lease.ReserveScratch(64);
   std::atomic<int> largest{0};
-  lease.Run(call.plan.shares, [&](int64_t share, uint8_t*) {
+  lease.Run(planned.plan.shares, [&](int64_t share, uint8_t*) {
     const int max =
-        attention::ReadWorkItems(args, call.ShareBegin(share), call.ShareBegin(share + 1));
+        attention::ReadWorkItems(args, planned.ShareBegin(share), planned.ShareBegin(share + 1));
     for (int seen = largest; max > seen && !largest.compare_exchange_weak(seen, max);) {
     }
   });

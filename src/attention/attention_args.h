@@ -1,4 +1,4 @@
-// What kernels are given: checked once at the door, trusted below it.
+// What kernels are given: checked once at the entry point, trusted below it.
 #pragma once
 
 #include <cstdint>
@@ -34,10 +34,10 @@ struct AttentionArgs {
   bool kv_int8;
   int page_size;
 
-  const int32_t* page_table;  // [B, ...], stride in elements
-  int64_t page_table_stride;
-  const int32_t* kv_lens;    // [B]
-  const int32_t* cu_q_lens;  // [B + 1], or null: one query a sequence
+  const int32_t* page_numbers;  // of all sequences; those of b from page_begin[b] on
+  const int64_t* page_begin;    // [B]
+  const int32_t* kv_lens;       // [B]
+  const int32_t* cu_q_lens;     // [B + 1], or null: one query a sequence
 
   AttentionShape shape;
 

@@ -38,10 +38,13 @@ void CheckHeads(const char* name, const HeadsView& x) {
   core::Check(x.heads >= 1 && x.heads <= kMaxHeads, Code::kBadShape, name, ".heads = ", x.heads,
               " is not in 1..", kMaxHeads);
   CheckHeadDim(name, x.head_dim);
+}
+
+void CheckHeadsData(const char* name, const HeadsView& x) {
   core::Check(x.data != nullptr || x.tokens == 0, Code::kBadShape, name, ".data is null");
 }
 
-void CheckKv(const char* name, const PagedKv& kv) {
+void CheckKvShape(const char* name, const PagedKv& kv) {
   CheckDType(name, kv.dtype);
   core::Check(kv.num_pages >= 0 && kv.num_pages <= kMaxInt, Code::kBadShape, name,
               ".num_pages = ", kv.num_pages, " is not in 0..", kMaxInt);
@@ -50,6 +53,10 @@ void CheckKv(const char* name, const PagedKv& kv) {
   core::Check(kv.kv_heads >= 1 && kv.kv_heads <= kMaxHeads, Code::kBadShape, name,
               ".kv_heads = ", kv.kv_heads, " is not in 1..", kMaxHeads);
   CheckHeadDim(name, kv.head_dim);
+}
+
+void CheckKv(const char* name, const PagedKv& kv) {
+  CheckKvShape(name, kv);
   core::Check(kv.data != nullptr || kv.num_pages == 0, Code::kBadShape, name, ".data is null");
   core::Check(kv.scales.divisor > 0 && std::isfinite(kv.scales.divisor), Code::kBadOption, name,
               ".scales.divisor = ", kv.scales.divisor, " is not positive and finite");
@@ -59,26 +66,15 @@ void CheckSame(const char* what, int64_t a, const char* other, int64_t b) {
   core::Check(a == b, Code::kBadShape, what, " = ", a, " but ", other, " = ", b);
 }
 
-void CheckPool(const PagedKv& keys, const PagedKv& values) {
-  CheckKv("keys", keys);
-  CheckKv("values", values);
-  core::Check(keys.dtype == values.dtype, Code::kBadDType, "keys are ", Name(keys.dtype),
-              " but values are ", Name(values.dtype));
-  core::Check(
-      (keys.scales.data != nullptr) == (values.scales.data != nullptr), Code::kBadDType,
-      keys.scales.data != nullptr ? "keys have scales but values" : "values have scales but keys",
-      " have none; both are int8 or neither is");
-  CheckSame("values.num_pages", values.num_pages, "keys.num_pages", keys.num_pages);
-  CheckSame("values.page_size", values.page_size, "keys.page_size", keys.page_size);
-  CheckSame("values.kv_heads", values.kv_heads, "keys.kv_heads", keys.kv_heads);
-  CheckSame("values.head_dim", values.head_dim, "keys.head_dim", keys.head_dim);
-}
-
 void CheckOptions(const AttentionOptions& options, int64_t heads) {
   const float scale = options.scale.value_or(1.0f);
   core::Check(std::isfinite(scale), Code::kBadOption, "scale = ", scale, " is not finite");
   const int64_t window = options.window.value_or(1);
   core::Check(window >= 1, Code::kBadOption, "window = ", window, " is not at least 1");
+  const int64_t right = options.window_right.value_or(0);
+  core::Check(right >= 0, Code::kBadOption, "window_right = ", right, " is negative");
+  core::Check(!options.causal || right == 0, Code::kBadOption, "window_right = ", right,
+              " but causal is set, under which no query sees a later key; set causal to false");
   const float cap = options.soft_cap.value_or(1.0f);
   core::Check(cap > 0 && std::isfinite(cap), Code::kBadOption, "soft_cap = ", cap,
               " is not positive and finite");
@@ -122,42 +118,13 @@ void CheckQueryLengths(const PagedBatch& batch, int64_t tokens) {
               "] = ", batch.cu_q_lens.back(), " is not the number of tokens of q, ", tokens);
 }
 
-void CheckTable(const PagedBatch& batch, const PagedKv& keys) {
-  const auto sequences = static_cast<int64_t>(batch.kv_lens.size());
-  core::Check(batch.max_pages >= 0, Code::kBadShape, "max_pages = ", batch.max_pages,
-              " is negative");
-  if (sequences == 0) {
-    return;
-  }
-  const core::Strided table{batch.page_table,
-                            {sequences, batch.max_pages, 1},
-                            {core::SaturatingMul(batch.page_table_stride, 4), 4, 0},
-                            4};
-  core::Check(batch.page_table != nullptr || batch.max_pages == 0, Code::kBadShape,
-              "page_table is null");
-  core::CheckAddressable("page_table", table);
+void CheckKvLengths(const PagedBatch& batch, const PagedKv& keys) {
   const int64_t longest = std::min(kMaxKvLen, core::SaturatingMul(batch.max_pages, keys.page_size));
   for (size_t b = 0; b < batch.kv_lens.size(); ++b) {
     const int64_t kv_len = batch.kv_lens[b];
     core::Check(kv_len >= 0 && kv_len <= longest, Code::kBadRange, "kv_lens[", b, "] = ", kv_len,
                 " is not in 0..", longest, "; the table has ", batch.max_pages, " pages of ",
                 keys.page_size, " for it");
-    const int64_t pages = (kv_len + keys.page_size - 1) / keys.page_size;
-    const int32_t* row = batch.page_table + static_cast<int64_t>(b) * batch.page_table_stride;
-    for (int64_t i = 0; i < pages; ++i) {
-      core::Check(row[i] >= 0 && row[i] < keys.num_pages, Code::kBadPage, "page_table[", b, ", ", i,
-                  "] = ", row[i], " but the pool has ", keys.num_pages, " pages");
-    }
-  }
-}
-
-// Lengths against each other; after CheckTable.
-void CheckLengths(const PagedBatch& batch, int64_t tokens) {
-  for (size_t b = 0; b < batch.kv_lens.size(); ++b) {
-    const int64_t q_len = QueryLength(batch, b, tokens);
-    const int64_t kv_len = batch.kv_lens[b];
-    core::Check(kv_len == 0 || q_len <= kv_len, Code::kBadRange, "sequence ", b, " has ", q_len,
-                " queries but kv_lens[", b, "] = ", kv_len, "; its queries are its last positions");
   }
 }
 
@@ -202,9 +169,17 @@ core::Strided Lse(const float* lse, const HeadsView& shape, int64_t token_stride
           shape.heads * 4};
 }
 
-template <typename T>
-core::Strided Array(std::span<const T> x) {
-  return {x.data(), {1, 1, 1}, {0, 0, 0}, static_cast<int64_t>(x.size_bytes())};
+core::Strided Array(const void* data, int64_t bytes) { return {data, {1, 1, 1}, {0, 0, 0}, bytes}; }
+
+core::Strided Array(const IndexSpan& x) { return Array(x.data(), x.size_bytes()); }
+
+// Rows of a batch's page table; none without a batch.
+core::Strided Table(const PagedBatch& batch) {
+  const int64_t element = batch.page_table.element_size();
+  return {batch.page_table.data(),
+          {static_cast<int64_t>(batch.kv_lens.size()), 1, 1},
+          {core::SaturatingMul(batch.page_table_stride, element), 0, 0},
+          core::SaturatingMul(batch.max_pages, element)};
 }
 
 struct Named {
@@ -237,41 +212,76 @@ void CheckOutputs(const HeadsView& shape, const AttentionOut& out, std::span<con
 
 }  // namespace
 
-void CheckPages(const PagedKv& keys, const PagedKv& values, const PagedBatch& batch) {
-  CheckPool(keys, values);
+void CheckPool(const PagedKv& keys, const PagedKv& values) {
+  CheckKv("keys", keys);
+  CheckKv("values", values);
+  core::Check(keys.dtype == values.dtype, Code::kBadDType, "keys are ", Name(keys.dtype),
+              " but values are ", Name(values.dtype));
+  core::Check(
+      (keys.scales.data != nullptr) == (values.scales.data != nullptr), Code::kBadDType,
+      keys.scales.data != nullptr ? "keys have scales but values" : "values have scales but keys",
+      " have none; both are int8 or neither is");
+  CheckSame("values.num_pages", values.num_pages, "keys.num_pages", keys.num_pages);
+  CheckSame("values.page_size", values.page_size, "keys.page_size", keys.page_size);
+  CheckSame("values.kv_heads", values.kv_heads, "keys.kv_heads", keys.kv_heads);
+  CheckSame("values.head_dim", values.head_dim, "keys.head_dim", keys.head_dim);
   core::CheckAddressable("keys", Pool3(keys));
   core::CheckAddressable("values", Pool3(values));
   core::CheckAddressable("keys.scales", Scales(keys));
   core::CheckAddressable("values.scales", Scales(values));
-  CheckTable(batch, keys);
 }
 
-void CheckAttention(const HeadsView& q, const PagedKv& keys, const PagedKv& values,
-                    const PagedBatch& batch, const AttentionOut& out,
-                    const AttentionOptions& options) {
+void CheckLengths(const PagedBatch& batch, const PagedKv& keys, int64_t tokens,
+                  const AttentionOptions& options) {
+  CheckQueryLengths(batch, tokens);
+  CheckKvLengths(batch, keys);
+  // Without positions that matter there may be more queries than keys: cross attention.
+  const bool anywhere = !options.causal && !options.window && !options.window_right;
+  for (size_t b = 0; b < batch.kv_lens.size(); ++b) {
+    const int64_t q_len = QueryLength(batch, b, tokens);
+    const int64_t kv_len = batch.kv_lens[b];
+    core::Check(anywhere || kv_len == 0 || q_len <= kv_len, Code::kBadRange, "sequence ", b,
+                " has ", q_len, " queries but kv_lens[", b, "] = ", kv_len,
+                "; where causal or a window is set they are its last positions");
+  }
+}
+
+void CheckShapes(const HeadsView& q, const PagedKv& keys, const AttentionOptions& options) {
   CheckHeads("q", q);
-  CheckPool(keys, values);
+  CheckKvShape("keys", keys);
   CheckSame("q.head_dim", q.head_dim, "keys.head_dim", keys.head_dim);
   core::Check(q.heads % keys.kv_heads == 0, Code::kBadShape, "q.heads = ", q.heads,
               " is not a multiple of keys.kv_heads = ", keys.kv_heads);
   CheckOptions(options, q.heads);
-  CheckQueryLengths(batch, q.tokens);
+}
+
+void CheckBatch(const PagedBatch& batch, const PagedKv& keys, int64_t tokens,
+                const AttentionOptions& options) {
+  const auto sequences = static_cast<int64_t>(batch.kv_lens.size());
+  core::Check(batch.max_pages >= 0, Code::kBadShape, "max_pages = ", batch.max_pages,
+              " is negative");
+  core::Check(batch.page_table || batch.max_pages == 0 || sequences == 0, Code::kBadShape,
+              "page_table is null");
+  core::CheckAddressable("page_table", Table(batch));
+  CheckLengths(batch, keys, tokens, options);
+}
+
+void CheckData(const HeadsView& q, const PagedKv& keys, const PagedKv& values,
+               const PagedBatch* batch, const AttentionOut& out, const AttentionOptions& options) {
+  CheckHeadsData("q", q);
+  CheckPool(keys, values);
   core::CheckAddressable("q", Heads(q));
-  CheckPages(keys, values, batch);
-  CheckLengths(batch, q.tokens);
-  const Named inputs[] = {{"q", Heads(q)},
-                          {"keys", Pool3(keys)},
-                          {"values", Pool3(values)},
-                          {"keys.scales", Scales(keys)},
-                          {"values.scales", Scales(values)},
-                          {"cu_q_lens", Array(batch.cu_q_lens)},
-                          {"kv_lens", Array(batch.kv_lens)},
-                          {"page_table",
-                           {batch.page_table,
-                            {static_cast<int64_t>(batch.kv_lens.size()), 1, 1},
-                            {core::SaturatingMul(batch.page_table_stride, 4), 0, 0},
-                            core::SaturatingMul(batch.max_pages, 4)}},
-                          {"sinks", Array(options.sinks)}};
+  const PagedBatch of = batch != nullptr ? *batch : PagedBatch();
+  const Named inputs[] = {
+      {"q", Heads(q)},
+      {"keys", Pool3(keys)},
+      {"values", Pool3(values)},
+      {"keys.scales", Scales(keys)},
+      {"values.scales", Scales(values)},
+      {"cu_q_lens", Array(of.cu_q_lens)},
+      {"kv_lens", Array(of.kv_lens)},
+      {"page_table", Table(of)},
+      {"sinks", Array(options.sinks.data(), static_cast<int64_t>(options.sinks.size_bytes()))}};
   CheckOutputs(q, out, inputs);
 }
 
@@ -282,6 +292,7 @@ void CheckMerge(std::span<const AttentionPart> parts, const AttentionOut& out) {
     const HeadsView& part = parts[i].out;
     const std::string name = core::Concat("parts[", i, "].out");
     CheckHeads(name.c_str(), part);
+    CheckHeadsData(name.c_str(), part);
     core::Check(part.dtype == first.dtype, Code::kBadDType, name, " is ", Name(part.dtype),
                 " but parts[0].out is ", Name(first.dtype));
     CheckSame((name + ".tokens").c_str(), part.tokens, "parts[0].out.tokens", first.tokens);

@@ -7,13 +7,21 @@
 
 namespace riffle::attention {
 
-// Throw Error; nothing is written, and of the caller's arrays only lengths, page numbers and sinks
-// are read.
-void CheckAttention(const HeadsView& q, const PagedKv& keys, const PagedKv& values,
-                    const PagedBatch& batch, const AttentionOut& out,
-                    const AttentionOptions& options);
+// All throw Error; nothing is written, and of the caller's arrays only lengths and sinks are read.
+// Page numbers are checked while they are copied (attention_batch.h).
+
+// The shapes of q and keys, which a plan depends on, and the options.
+void CheckShapes(const HeadsView& q, const PagedKv& keys, const AttentionOptions& options);
+// The rest of what a call reads and writes; after CheckShapes. `batch` null: a plan's own copy.
+void CheckData(const HeadsView& q, const PagedKv& keys, const PagedKv& values,
+               const PagedBatch* batch, const AttentionOut& out, const AttentionOptions& options);
+// The lengths of a batch against each other, and where its page table lies.
+void CheckBatch(const PagedBatch& batch, const PagedKv& keys, int64_t tokens,
+                const AttentionOptions& options);
+void CheckLengths(const PagedBatch& batch, const PagedKv& keys, int64_t tokens,
+                  const AttentionOptions& options);
+// The pool alone.
+void CheckPool(const PagedKv& keys, const PagedKv& values);
 void CheckMerge(std::span<const AttentionPart> parts, const AttentionOut& out);
-// The pool and the page table alone.
-void CheckPages(const PagedKv& keys, const PagedKv& values, const PagedBatch& batch);
 
 }  // namespace riffle::attention

@@ -29,7 +29,7 @@ int64_t Cost(int64_t keys, int heads, int rows) { return keys * heads * std::max
 
 class Planner {
  public:
-  Planner(const AttentionShape& shape, const int32_t* cu_q_lens, std::span<const int32_t> kv_lens,
+  Planner(const AttentionShape& shape, const IndexSpan& cu_q_lens, const IndexSpan& kv_lens,
           int threads, const PlanOut& out)
       : shape_(shape), cu_q_lens_(cu_q_lens), kv_lens_(kv_lens), threads_(threads), out_(out) {}
 
@@ -51,7 +51,7 @@ class Planner {
     StartShare();
     ForEachColumn([&](const Column& column) { Place(column); });
     plan_.shares = share_;
-    if (!out_.share_begin.empty()) {
+    if (share_ < static_cast<int64_t>(out_.share_begin.size())) {
       out_.share_begin[share_] = plan_.items;
     }
     return plan_;
@@ -61,8 +61,9 @@ class Planner {
   template <typename F>
   void ForEachColumn(const F& f) const {
     for (size_t b = 0; b < kv_lens_.size(); ++b) {
-      const int q_len = cu_q_lens_ != nullptr ? cu_q_lens_[b + 1] - cu_q_lens_[b] : 1;
-      if (q_len == 0) {
+      const int q_len =
+          cu_q_lens_.empty() ? 1 : static_cast<int>(cu_q_lens_[b + 1] - cu_q_lens_[b]);
+      if (q_len <= 0) {
         continue;
       }
       const int queries = std::clamp(kItemRows / shape_.group, 1, q_len);
@@ -83,7 +84,7 @@ class Planner {
   Column MakeColumn(int seq, int query_begin, int query_end, int q_len, int head_begin,
                     int head_end) const {
     Column column{{seq, query_begin, query_end, head_begin, head_end, 0, 0, true}, {0, 0}, 0};
-    const int kv_len = kv_lens_[seq];
+    const auto kv_len = static_cast<int>(kv_lens_[static_cast<size_t>(seq)]);
     if (kv_len > 0) {
       const int first = kv_len - q_len;
       column.keys = {Visible(shape_, kv_len, first + query_begin).begin,
@@ -144,7 +145,7 @@ class Planner {
       }
     }
     if (pieces > 1) {
-      if (!out_.splits.empty()) {
+      if (plan_.splits < static_cast<int64_t>(out_.splits.size())) {
         KvSplit split{column.item, partial_states};
         split.whole.slot = first_slot;
         out_.splits[plan_.splits] = split;
@@ -158,7 +159,7 @@ class Planner {
   }
 
   void Emit(const WorkItem& item) {
-    if (!out_.items.empty()) {
+    if (plan_.items < static_cast<int64_t>(out_.items.size())) {
       out_.items[plan_.items] = item;
     }
     ++plan_.items;
@@ -169,8 +170,8 @@ class Planner {
   }
 
   const AttentionShape& shape_;
-  const int32_t* cu_q_lens_;
-  std::span<const int32_t> kv_lens_;
+  const IndexSpan& cu_q_lens_;
+  const IndexSpan& kv_lens_;
   int threads_;
   const PlanOut& out_;
   Plan plan_;
@@ -183,8 +184,8 @@ class Planner {
 
 }  // namespace
 
-Plan PlanAttention(const AttentionShape& shape, const int32_t* cu_q_lens,
-                   std::span<const int32_t> kv_lens, int threads, const PlanOut& out) {
+Plan PlanAttention(const AttentionShape& shape, const IndexSpan& cu_q_lens,
+                   const IndexSpan& kv_lens, int threads, const PlanOut& out) {
   return Planner(shape, cu_q_lens, kv_lens, threads, out).Run();
 }
 

@@ -6,6 +6,8 @@
 #include <cstdint>
 #include <span>
 
+#include "riffle/indices.h"
+
 namespace riffle::attention {
 
 // Keys are taken in blocks counted from position 0, and blocks in spans. 64: blocks of 128 keys of
@@ -24,8 +26,10 @@ struct AttentionShape {
   int kv_heads;
   int group;  // query heads of a KV head
   int head_dim;
-  bool causal;
-  int window;  // 0: none
+  int window;        // a query at p sees no key before p - window + 1; 0: all of them
+  int window_right;  // and none after p + window_right; < 0: all of them
+
+  bool operator==(const AttentionShape&) const = default;
 };
 
 // Value columns, padded to whole vectors of any target.
@@ -45,9 +49,13 @@ struct KeyRange {
   bool empty() const { return begin >= end; }
 };
 
-// Keys that the query at `position` of a sequence of kv_len keys sees.
+// Keys that the query at `position` of a sequence of kv_len keys sees. Both ends ascend with the
+// position, which is negative only where neither window is set.
 inline KeyRange Visible(const AttentionShape& shape, int kv_len, int position) {
-  KeyRange range{0, shape.causal || shape.window > 0 ? position + 1 : kv_len};
+  KeyRange range{0, kv_len};
+  if (shape.window_right >= 0 && shape.window_right < kv_len - 1 - position) {
+    range.end = position + 1 + shape.window_right;
+  }
   if (shape.window > 0 && position >= shape.window) {
     range.begin = position - shape.window + 1;
   }
@@ -83,15 +91,16 @@ struct Plan {
   int max_head_lanes = 0;    // KV heads times WorkItemLanes(rows), the largest
 };
 
-// Where the plan is written; sizes from a first call with empty spans.
+// Where the plan is written; sizes from a first call with empty spans. Nothing is written behind
+// their ends.
 struct PlanOut {
   std::span<WorkItem> items;
   std::span<KvSplit> splits;
   std::span<int64_t> share_begin;  // [shares + 1]
 };
 
-// q_lens by cu_q_lens [B + 1], or null: one query a sequence.
-Plan PlanAttention(const AttentionShape& shape, const int32_t* cu_q_lens,
-                   std::span<const int32_t> kv_lens, int threads, const PlanOut& out);
+// q_lens by cu_q_lens [B + 1], or none: one query a sequence.
+Plan PlanAttention(const AttentionShape& shape, const IndexSpan& cu_q_lens,
+                   const IndexSpan& kv_lens, int threads, const PlanOut& out);
 
 }  // namespace riffle::attention

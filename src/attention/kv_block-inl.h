@@ -112,30 +112,27 @@ HWY_INLINE bool AnyNonFinite(F32Math, const float* values, int n) {
 }
 
 #if HWY_NATIVE_DOT_BF16 && HWY_ARCH_X86
-// n elements of int8 times `scale`, rounded to bf16; n is a multiple of the vector.
+// n elements of int8 as bf16, which holds every one of them exactly; n is a multiple of the vector.
 template <class DF>
-HWY_INLINE void ScaleToBF16(DF df, const uint8_t* from, int n, float scale, uint8_t* to) {
+HWY_INLINE void IntegersToBF16(DF df, const uint8_t* from, int n, uint8_t* to) {
   const hn::Rebind<int8_t, DF> d8;
   const hn::Rebind<int32_t, DF> d32;
   const hn::Rebind<hwy::bfloat16_t, DF> dh;
   const hn::Repartition<uint8_t, decltype(dh)> du8;
   constexpr int kN = static_cast<int>(hn::MaxLanes(DF()));
-  const auto factor = hn::Set(df, scale);
   for (int i = 0; i < n; i += kN) {
     const auto x = hn::ConvertTo(df, hn::PromoteTo(d32, LoadAny(d8, from + i)));
-    hn::StoreU(hn::BitCast(du8, hn::DemoteTo(dh, hn::Mul(x, factor))), du8, to + 2 * i);
+    hn::StoreU(hn::BitCast(du8, hn::DemoteTo(dh, x)), du8, to + 2 * i);
   }
 }
 
-// Group of 16 rows of int8 and the scale of each -> bf16 in to[16][stride words].
-HWY_INLINE void PackScaledRows(BF16Math, DType dtype, const KvRows& rows, const KvRows& scales,
-                               float divisor, int dim, int stride, uint32_t* to) {
+// Group of 16 rows of int8, without their scales -> bf16 in to[16][stride words].
+HWY_INLINE void PackIntegers(const KvRows& rows, int dim, int stride, uint32_t* to) {
   const int whole = dim / 16 * 16;
   for (int row = 0; row < kGroupKeys; ++row, to += stride) {
-    const float scale = ScaleAt(dtype, scales.row[row]) / divisor;
     auto* bytes = reinterpret_cast<uint8_t*>(to);
-    ScaleToBF16(FloatTag<16>(), rows.row[row], whole, scale, bytes);
-    ScaleToBF16(FloatTag<8>(), rows.row[row] + whole, dim - whole, scale, bytes + 2 * whole);
+    IntegersToBF16(FloatTag<16>(), rows.row[row], whole, bytes);
+    IntegersToBF16(FloatTag<8>(), rows.row[row] + whole, dim - whole, bytes + 2 * whole);
   }
 }
 

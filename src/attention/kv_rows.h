@@ -38,7 +38,7 @@ inline void PrefetchRows(const KvRows& rows, size_t bytes) {
 inline KvRows FindRows(const AttentionArgs& args, const KvBytes& kv, int seq, int head, int begin,
                        KeyRange keys) {
   KvRows rows;
-  const int32_t* table = args.page_table + seq * args.page_table_stride;
+  const int32_t* pages = args.page_numbers + args.page_begin[seq];
   const uint8_t* base = kv.data + head * kv.head_stride;
   const int from = std::max(begin, keys.begin);
   const int to = std::min(begin + kGroupKeys, keys.end);
@@ -49,7 +49,7 @@ inline KvRows FindRows(const AttentionArgs& args, const KvBytes& kv, int seq, in
   int page = from / args.page_size;
   int token = from - page * args.page_size;
   while (i < to - begin) {
-    const uint8_t* data = base + table[page] * kv.page_stride + token * kv.token_stride;
+    const uint8_t* data = base + pages[page] * kv.page_stride + token * kv.token_stride;
     const int stop = std::min(i + args.page_size - token, to - begin);
     for (; i < stop; ++i, data += kv.token_stride) {
       rows.row[i] = data;

@@ -224,8 +224,9 @@ HWY_INLINE void AddDirectValues(const uint32_t* p, int lanes, int rows, const Di
 
 // SoftmaxBlock for tiles of four lanes, four keys at a time: the four partial weights of a row are
 // the blocks of one vector.
-HWY_INLINE bool SoftmaxOf4Rows(int begin, int end, float scale, const float* scores, uint32_t* p,
-                               const TileState& state) {
+template <bool kScaled>
+HWY_INLINE bool SoftmaxOf4Rows(int begin, int end, float scale, const float* scores,
+                               const float* value_scales, uint32_t* p, const TileState& state) {
   const FloatTag<16> df;
   const FloatTag<4> d4;
   const hn::Rebind<hwy::bfloat16_t, decltype(df)> dh;
@@ -235,6 +236,10 @@ HWY_INLINE bool SoftmaxOf4Rows(int begin, int end, float scale, const float* sco
   alignas(32) static constexpr uint16_t kPairs[16] = {0, 4,  1, 5,  2,  6,  3,  7,
                                                       8, 12, 9, 13, 10, 14, 11, 15};
   const auto pairs = hn::SetTableIndices(du16, kPairs);
+  // One of four scales for each block.
+  alignas(64) static constexpr int32_t kBlocks[16] = {0,  0,  0,  0,  5,  5,  5,  5,
+                                                      10, 10, 10, 10, 15, 15, 15, 15};
+  const auto blocks = hn::SetTableIndices(df, kBlocks);
   const auto factor = hn::Set(df, scale);
   auto largest = hn::Load(df, scores + 4 * begin);
   for (int key = begin + 4; key < end; key += 4) {
@@ -253,8 +258,12 @@ HWY_INLINE bool SoftmaxOf4Rows(int begin, int end, float scale, const float* sco
   auto sum = hn::Zero(df);
   for (int key = begin; key < end; key += 4) {
     const auto logit = hn::Mul(hn::Load(df, scores + 4 * key), factor);
-    const auto weight = Exp2(df, hn::Sub(logit, shift));
+    auto weight = Exp2(df, hn::Sub(logit, shift));
     sum = hn::Add(sum, weight);
+    if constexpr (kScaled) {
+      const auto scales = hn::TableLookupLanes(hn::LoadDup128(df, value_scales + key), blocks);
+      weight = ScaledWeight(df, weight, logit, scales);
+    }
     const auto halves = hn::BitCast(du16, hn::DemoteTo(dh, weight));
     hn::StoreU(hn::BitCast(du, hn::TableLookupLanes(halves, pairs)), du, p + 2 * key);
   }

@@ -10,6 +10,7 @@
 
 #include <hwy/highway.h>
 
+#include <algorithm>
 #include <array>
 #include <cmath>
 #include <cstdint>
@@ -51,6 +52,46 @@ HWY_INLINE void SoftCap(DF df, int lanes, int begin, int end, float scale, float
     const auto x = hn::Mul(hn::Load(df, scores + i), inner);
     hn::Store(hn::Mul(Tanh(df, x), outer), df, scores + i);
   }
+}
+
+// Whether SoftCap or a factor of f32 would overflow or lose digits to subnormal numbers.
+inline bool NeedsWideLogits(float scale, float cap) {
+  const auto ordinary = [](float x) { return x == 0 || (x >= 0x1p-100f && x <= 0x1p100f); };
+  const float magnitude = std::abs(scale);
+  return !ordinary(magnitude) || !ordinary(cap) || (cap > 0 && !ordinary(magnitude / cap));
+}
+
+// SoftCap (a cap of 0: none) in double, one score after the other, for scales and caps of any size.
+// Finite scores give finite logits: those beyond f32 become its largest number.
+inline void WideLogits(int n, float scale, float cap, float* scores) {
+  constexpr double kMax = std::numeric_limits<float>::max();
+  for (int i = 0; i < n; ++i) {
+    const double x = static_cast<double>(scores[i]) * static_cast<double>(scale);
+    const double capped = cap > 0 ? cap * std::tanh(x / static_cast<double>(cap)) : x;
+    const double logit = capped * 1.4426950408889634;
+    scores[i] = static_cast<float>(std::isinf(capped) ? logit : std::clamp(logit, -kMax, kMax));
+  }
+}
+
+// scores[key][lane] *= scales[key] for keys [begin, end) of the block.
+template <class DF>
+HWY_INLINE void ScaleScores(DF df, int lanes, int begin, int end, const float* scales,
+                            float* scores) {
+  for (int key = begin; key < end; ++key) {
+    const auto scale = hn::Set(df, scales[key]);
+    for (int lane = 0; lane < lanes; lane += static_cast<int>(hn::MaxLanes(df))) {
+      float* s = scores + key * lanes + lane;
+      hn::Store(hn::Mul(hn::Load(df, s), scale), df, s);
+    }
+  }
+}
+
+// What a weight multiplies values by that are integers of this scale. A hidden key's scale may be
+// NaN or infinite; its weight stays 0.
+template <class DF, class V = hn::Vec<DF>>
+HWY_INLINE V ScaledWeight(DF df, V weight, V logit, V scale) {
+  const V minus_inf = hn::Set(df, -std::numeric_limits<float>::infinity());
+  return hn::IfThenZeroElse(hn::Eq(logit, minus_inf), hn::Mul(weight, scale));
 }
 
 // scores[key][lane] = -inf for keys outside [first[lane], last[lane]); `key0` is the block's
@@ -108,9 +149,10 @@ HWY_INLINE void StoreWeights(BF16Math, DF df, V even, V odd, int key, int lanes,
 // states. Keys that are left out and keys that are masked are the same to the last bit: they add 0.
 // Four partial weights by the key's position keep the additions' order apart from where the range
 // begins. Returns whether any correction is not 1.
-template <class Math, class DF, typename Word = typename Math::Word>
+//   kScaled  p is multiplied by value_scales[key]; the states' weights are not
+template <class Math, bool kScaled, class DF, typename Word = typename Math::Word>
 HWY_INLINE bool SoftmaxBlock(DF df, int lanes, int begin, int end, float scale, const float* scores,
-                             Word* p, const TileState& state) {
+                             const float* value_scales, Word* p, const TileState& state) {
   using V = hn::Vec<DF>;
   const V factor = hn::Set(df, scale);
   bool changed = false;
@@ -134,6 +176,9 @@ HWY_INLINE bool SoftmaxBlock(DF df, int lanes, int begin, int end, float scale, 
         const V logit = hn::Mul(hn::Load(df, s + (key + i) * lanes), factor);
         weight[i] = Exp2(df, hn::Sub(logit, shift));
         sum[i] = hn::Add(sum[i], weight[i]);
+        if constexpr (kScaled) {
+          weight[i] = ScaledWeight(df, weight[i], logit, hn::Set(df, value_scales[key + i]));
+        }
       }
       StoreWeights(Math(), df, weight[0], weight[1], key, lanes, p + lane);
       StoreWeights(Math(), df, weight[2], weight[3], key + 2, lanes, p + lane);

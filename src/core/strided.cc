@@ -1,6 +1,85 @@
 #include "core/strided.h"
 
+#include <algorithm>
+#include <utility>
+
 namespace riffle::core {
+namespace {
+
+// The same bytes as sub-regions of sub-regions: axes of more than one element in descending order
+// of stride, all strides positive, rows that touch or overlap merged into longer ones.
+struct Nest {
+  int64_t begin = 0;
+  int axes = 0;
+  int64_t size[3] = {};
+  int64_t stride[3] = {};
+  int64_t extent[4] = {};  // bytes of a sub-region in which the first `axis` indices are fixed
+
+  explicit Nest(const Strided& x) {
+    Hull hull;
+    FindHull(x, &hull);
+    begin = hull.begin;
+    int64_t width = x.width;
+    for (int axis = 0; axis < 3; ++axis) {
+      if (x.size[axis] > 1 && x.stride[axis] != 0) {
+        int at = axes++;
+        const int64_t distance = std::abs(x.stride[axis]);
+        for (; at > 0 && stride[at - 1] < distance; --at) {
+          size[at] = size[at - 1];
+          stride[at] = stride[at - 1];
+        }
+        size[at] = x.size[axis];
+        stride[at] = distance;
+      }
+    }
+    for (; axes > 0 && stride[axes - 1] <= width; --axes) {
+      width += (size[axes - 1] - 1) * stride[axes - 1];
+    }
+    extent[axes] = width;
+    for (int axis = axes; axis > 0; --axis) {
+      extent[axis - 1] = extent[axis] + (size[axis - 1] - 1) * stride[axis - 1];
+    }
+  }
+};
+
+struct SubRegion {
+  const Nest* nest;
+  int fixed;      // indices that are fixed
+  int64_t begin;  // address
+
+  int64_t extent() const { return nest->extent[fixed]; }
+  bool solid() const { return fixed == nest->axes; }
+};
+
+int64_t FloorDiv(int64_t a, int64_t b) { return a / b - (a % b < 0 ? 1 : 0); }
+
+// Takes the larger one apart and looks only at the parts whose hull meets the other. As long as
+// sub-regions of one region do not interleave with each other, each meets one or two of the other's
+// on average, so that the steps grow with the number of rows, not with its square.
+bool Meet(SubRegion a, SubRegion b) {
+  if (a.begin + a.extent() <= b.begin || b.begin + b.extent() <= a.begin) {
+    return false;
+  }
+  if (a.solid() && b.solid()) {
+    return true;
+  }
+  if (a.solid() || (!b.solid() && b.extent() > a.extent())) {
+    std::swap(a, b);
+  }
+  const int64_t stride = a.nest->stride[a.fixed];
+  const int64_t extent = a.nest->extent[a.fixed + 1];
+  const int64_t first = std::max<int64_t>(0, FloorDiv(b.begin - a.begin - extent, stride) + 1);
+  const int64_t last =
+      std::min(a.nest->size[a.fixed] - 1, FloorDiv(b.begin + b.extent() - 1 - a.begin, stride));
+  for (int64_t i = first; i <= last; ++i) {
+    if (Meet({a.nest, a.fixed + 1, a.begin + i * stride}, b)) {
+      return true;
+    }
+  }
+  return false;
+}
+
+}  // namespace
 
 bool FindHull(const Strided& x, Hull* hull) {
   __extension__ using Wide = __int128;
@@ -24,27 +103,27 @@ bool Overlaps(const Strided& a, const Strided& b) {
       hull_a.end <= hull_b.begin || hull_b.end <= hull_a.begin) {
     return false;
   }
-  for (int64_t i = 0; i < a.size[1] * a.size[2]; ++i) {
-    const ByteRows rows = a.Rows(i % a.size[1], i / a.size[1]);
-    for (int64_t j = 0; j < b.size[1] * b.size[2]; ++j) {
-      if (Overlaps(rows, b.Rows(j % b.size[1], j / b.size[1]))) {
-        return true;
-      }
-    }
-  }
-  return false;
+  const Nest nest_a(a);
+  const Nest nest_b(b);
+  return Meet({&nest_a, 0, nest_a.begin}, {&nest_b, 0, nest_b.begin});
 }
 
 bool OverlapsItself(const Strided& x) {
   if (x.empty()) {
     return false;
   }
-  if (OverlapsItself(x.Rows(0, 0))) {
+  const ByteRows rows = x.Rows(0, 0);
+  if (OverlapsItself(rows)) {
     return true;
   }
-  // Whether two heads share bytes depends on their distance alone.
+  // Whether two heads share bytes depends on their distance alone: some rows of theirs, `rows`
+  // apart along the first axis, must be closer than a row is wide.
+  const int64_t stride = std::abs(rows.stride);
   for (int64_t head = 1; head < x.size[1]; ++head) {
-    if (Overlaps(x.Rows(0, 0), x.Rows(head, 0))) {
+    const int64_t distance = std::abs(head * x.stride[1]);
+    const int64_t below = stride == 0 ? 0 : std::min(distance / stride, rows.rows - 1);
+    const int64_t above = std::min(below + 1, rows.rows - 1);
+    if (distance - below * stride < x.width || std::abs(above * stride - distance) < x.width) {
       return true;
     }
   }

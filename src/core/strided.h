@@ -48,11 +48,12 @@ inline void CheckAddressable(const char* name, const Strided& x) {
         ", ", x.size[1], ", ", x.size[2], ") do not fit an address");
 }
 
-// Exact; takes a number of steps that grows with the rows only when the hulls intersect. Both are
-// addressable.
+// Exact. Takes steps only where hulls intersect, and as many as there are rows there where the rows
+// of each region lie in nested axes, as those of tensors do; strides that interleave sub-regions of
+// one region take more. Both are addressable.
 bool Overlaps(const Strided& a, const Strided& b);
 
-// Whether two rows share a byte. At most two axes.
+// Whether two rows share a byte. At most two axes, addressable; takes a step for each head.
 bool OverlapsItself(const Strided& x);
 
 }  // namespace riffle::core

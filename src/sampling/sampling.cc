@@ -72,9 +72,12 @@ class Sampler {
     return {first_.values + static_cast<size_t>(row * width_) * element_,
             first_.indices + row * width_, count};
   }
-  sampling::WeightRow RowWeights(int64_t row, float scale) const {
+  sampling::WeightRow RowWeights(int64_t row, float scale, float unit) const {
     return {RowData(row), logits_.dtype, sampling::LoadElement(logits_.dtype, First(row, 1).values),
-            scale};
+            scale, unit};
+  }
+  sampling::WeightRow RowWeights(int64_t row, const sampling::RowPlan& plan) const {
+    return RowWeights(row, plan.scale, plan.unit);
   }
   double* Sums(int64_t row) const { return sums_ + row * blocks_; }
 
@@ -204,7 +207,7 @@ Sampler::Scratch Sampler::Parts(uint8_t* memory) const {
 
 void Sampler::SumBlocksOf(int64_t row, int64_t begin, int64_t end) {
   const sampling::RowPlan plan = Plan(row);
-  const sampling::WeightRow weights = RowWeights(row, plan.scale);
+  const sampling::WeightRow weights = RowWeights(row, plan);
   const sampling::Cut cut{-kInfinity,
                           plan.path == sampling::SamplePath::kAll ? plan.min_weight : 0};
   const bool raw = logprobs_ && !(plan.sums_all() && plan.raw());
@@ -217,7 +220,7 @@ void Sampler::SumBlocksOf(int64_t row, int64_t begin, int64_t end) {
     }
     if (raw) {
       raw_[row * blocks_ + block] =
-          sampling::SumWeights(RowWeights(row, sampling::kRawScale), from, to);
+          sampling::SumWeights(RowWeights(row, sampling::kRawScale, 1), from, to);
     } else if (logprobs_) {
       raw_[row * blocks_ + block] = Sums(row)[block];
     }
@@ -242,7 +245,7 @@ int32_t Sampler::DrawFromCandidates(int64_t row, const sampling::RowPlan& plan,
     from.count = plan.k;
     topk::Kernels(logits_.dtype).row(TopKTask(row, from), scratch.rest);
   }
-  sampling::WeightRow weights = RowWeights(row, plan.scale);
+  sampling::WeightRow weights = RowWeights(row, plan);
   weights.x = from.values;
   sampling::Weights(weights, 0, plan.k, scratch.weights);
   int64_t count = plan.k;
@@ -255,7 +258,7 @@ int32_t Sampler::DrawFromCandidates(int64_t row, const sampling::RowPlan& plan,
 
 int32_t Sampler::DrawFromNucleus(int64_t row, const sampling::RowPlan& plan,
                                  const Scratch& scratch) {
-  const sampling::WeightRow weights = RowWeights(row, plan.scale);
+  const sampling::WeightRow weights = RowWeights(row, plan);
   double* sums = Sums(row);
   double all = 0;
   for (int64_t block = 0; block < blocks_; ++block) {
@@ -293,7 +296,7 @@ int32_t Sampler::DrawFromNucleus(int64_t row, const sampling::RowPlan& plan,
 // The columns that the cut keeps, by their number, then the ties of the nucleus.
 int32_t Sampler::DrawFromAll(int64_t row, const sampling::RowPlan& plan, const sampling::Cut& cut,
                              const sampling::Nucleus& nucleus, float* weights) const {
-  const sampling::WeightRow all = RowWeights(row, plan.scale);
+  const sampling::WeightRow all = RowWeights(row, plan);
   const double* sums = Sums(row);
   double above = 0;
   int64_t last = 0;
@@ -336,7 +339,7 @@ int32_t Sampler::Draw(int64_t row, const Scratch& scratch) {
 }
 
 float Sampler::LogProb(int64_t row, int32_t token) const {
-  const float max = RowWeights(row, sampling::kRawScale).max;
+  const float max = RowWeights(row, sampling::kRawScale, 1).max;
   const float x =
       sampling::LoadElement(logits_.dtype, RowData(row) + static_cast<size_t>(token) * element_);
   double sum = 0;

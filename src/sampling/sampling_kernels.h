@@ -8,13 +8,16 @@
 
 namespace riffle::sampling {
 
-// A row of logits without NaN, and its weights: 1 where x == max, else 2^((x - max) * scale). So a
-// largest logit of +inf leaves nothing but the columns that are +inf.
+// A row of logits without NaN, and its weights: 1 where x == max, else
+// 2^((x * unit - max * unit) * scale). So a largest logit of +inf leaves nothing but the columns
+// that are +inf. The unit is a power of two, 1 unless differences of logits as large as f32 has
+// them count, which would overflow.
 struct WeightRow {
   const uint8_t* x = nullptr;  // any alignment
   DType dtype = DType::kF32;
   float max = 0;  // > -inf
   float scale = 0;
+  float unit = 1;
 };
 
 // Which columns take part: x > above and weight >= least.

@@ -8,27 +8,30 @@ namespace {
 
 constexpr double kLog2E = 1.4426950408889634;
 
-// Never zero, so that a difference of logits times it is no NaN; infinite for the least
-// temperatures, which leaves the best columns alone.
-float Scale(float temperature) {
-  const double scale = kLog2E / static_cast<double>(temperature);
+// Infinite for the least temperatures, which leaves the best columns alone.
+float Scale(float temperature, float unit) {
+  const double scale = kLog2E / static_cast<double>(temperature) / static_cast<double>(unit);
   constexpr double kMax = std::numeric_limits<float>::max();
-  return scale > kMax ? std::numeric_limits<float>::infinity()
-                      : std::max(static_cast<float>(scale), std::numeric_limits<float>::min());
+  return scale > kMax ? std::numeric_limits<float>::infinity() : static_cast<float>(scale);
 }
+
+// At the highest temperatures even logits count that are farther apart than the largest f32, and
+// the scale itself would be subnormal. There logits are taken in units of 2^64.
+float Unit(float temperature) { return temperature < 0x1p100f ? 1.0f : 0x1p-64f; }
 
 }  // namespace
 
-const float kRawScale = Scale(1);
+const float kRawScale = Scale(1, 1);
 
-bool RowPlan::raw() const { return scale == kRawScale && min_weight == 0; }
+bool RowPlan::raw() const { return scale == kRawScale && unit == 1 && min_weight == 0; }
 
 RowPlan PlanRow(const RowParameters& parameters, int64_t n) {
   RowPlan plan;
   if (parameters.temperature == 0) {
     return plan;
   }
-  plan.scale = Scale(parameters.temperature);
+  plan.unit = Unit(parameters.temperature);
+  plan.scale = Scale(parameters.temperature, plan.unit);
   plan.top_p = parameters.top_p;
   plan.min_weight = parameters.min_p;
   const bool limited = parameters.top_k > 0 && parameters.top_k < n;

@@ -24,7 +24,8 @@ struct RowPlan {
   int64_t k = 1;      // kCandidates: how many
   int64_t first = 1;  // of the candidates that one top-k call finds for all rows; the first of
                       // them is the row's maximum
-  float scale = 0;    // weights are 2^((x - max) * scale)
+  float scale = 0;    // weights are 2^((x * unit - max * unit) * scale)
+  float unit = 1;
   float top_p = 1;
   float min_weight = 0;  // the weight of the best column is 1
 

@@ -53,28 +53,28 @@ struct Elements {
   }
 };
 
-HWY_INLINE WeightVec WeightOf(WeightVec x, WeightVec max, WeightVec scale) {
-  const WeightTag d;
-  const WeightVec weight = Exp2(d, hn::Mul(hn::Sub(x, max), scale));
-  return hn::IfThenElse(hn::Eq(x, max), hn::Set(d, 1.0f), weight);
-}
-
 // A row's weights a vector at a time.
 template <DType kDType, bool kCut>
 struct WeightReader {
   using E = Elements<kDType>;
   const uint8_t* x;
-  WeightVec max, scale, above, least;
+  WeightVec max, unit, max_units, scale, above, least;
 
   WeightReader(const WeightRow& row, const Cut& cut)
       : x(row.x),
         max(hn::Set(WeightTag(), row.max)),
+        unit(hn::Set(WeightTag(), row.unit)),
+        max_units(hn::Set(WeightTag(), row.max * row.unit)),
         scale(hn::Set(WeightTag(), row.scale)),
         above(hn::Set(WeightTag(), cut.above)),
         least(hn::Set(WeightTag(), cut.least)) {}
 
   HWY_INLINE WeightVec Kept(WeightVec value) const {
-    const WeightVec weight = WeightOf(value, max, scale);
+    const WeightTag d;
+    // With a unit of 1 the bits are those of value - max.
+    const WeightVec below = hn::MulSub(value, unit, max_units);
+    const WeightVec weight =
+        hn::IfThenElse(hn::Eq(value, max), hn::Set(d, 1.0f), Exp2(d, hn::Mul(below, scale)));
     if constexpr (kCut) {
       return hn::IfThenElseZero(hn::And(hn::Gt(value, above), hn::Ge(weight, least)), weight);
     } else {

@@ -129,6 +129,13 @@ TEST_F(AttentionErrors, Lengths) {
   Expect(Code::kBadRange, {"kv_lens[1]", "-1"}, [](auto& a) { a.kv_lens[1] = -1; });
   Expect(Code::kBadRange, {"kv_lens[1]", "25", "24"}, [](auto& a) { a.kv_lens[1] = 25; });
   Expect(Code::kBadRange, {"sequence 1", "2 queries", "1"}, [](auto& a) { a.kv_lens[1] = 1; });
+  for (const bool right : {false, true}) {
+    Expect(Code::kBadRange, {"sequence 1", "2 queries", "1", "window"}, [right](auto& a) {
+      a.kv_lens[1] = 1;
+      a.options.causal = false;
+      (right ? a.options.window_right : a.options.window) = 5;
+    });
+  }
   Expect(Code::kBadRange, {"cu_q_lens[0]", "1"}, [](auto& a) { a.cu_q_lens[0] = 1; });
   Expect(Code::kBadRange, {"cu_q_lens[2]", "2", "3"}, [](auto& a) { a.cu_q_lens[2] = 2; });
   Expect(Code::kBadRange, {"cu_q_lens[0..1]", "4"}, [](auto& a) { a.cu_q_lens[1] = 4; });
@@ -144,6 +151,12 @@ TEST_F(AttentionErrors, Options) {
   Expect(Code::kBadOption, {"scale", "inf"}, [](auto& a) { a.options.scale = INFINITY; });
   Expect(Code::kBadOption, {"scale", "nan"}, [](auto& a) { a.options.scale = NAN; });
   Expect(Code::kBadOption, {"window", "0"}, [](auto& a) { a.options.window = 0; });
+  Expect(Code::kBadOption, {"window_right", "-1"}, [](auto& a) {
+    a.options.causal = false;
+    a.options.window_right = -1;
+  });
+  Expect(Code::kBadOption, {"window_right", "2", "causal"},
+         [](auto& a) { a.options.window_right = 2; });
   Expect(Code::kBadOption, {"soft_cap", "0"}, [](auto& a) { a.options.soft_cap = 0.0f; });
   Expect(Code::kBadOption, {"soft_cap", "-1"}, [](auto& a) { a.options.soft_cap = -1.0f; });
   Expect(Code::kBadOption, {"mask_value", "-1"}, [](auto& a) { a.options.mask_value = -1.0f; });

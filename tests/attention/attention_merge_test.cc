@@ -107,6 +107,25 @@ TEST_F(MergeTest, EmptyPartsAloneGiveZeros) {
   EXPECT_EQ(parts.lse, kMinusInf);
 }
 
+// Some engines write +inf where a part saw no key.
+TEST_F(MergeTest, PlusInfinityIsEmptyToo) {
+  const float inf = -kMinusInf;
+  Parts parts;
+  parts.Add(NAN, inf);
+  parts.Add(2, 1.5f);
+  parts.Add(7, kMinusInf);
+  parts.Add(-inf, inf);
+  parts.Merge();
+  EXPECT_EQ(parts.merged, std::vector<float>(Parts::kDim, 2.0f));
+  EXPECT_EQ(parts.lse, 1.5f);
+  Parts none;
+  none.Add(3, inf);
+  none.Add(NAN, kMinusInf);
+  none.Merge();
+  EXPECT_EQ(none.merged, std::vector<float>(Parts::kDim, 0.0f));
+  EXPECT_EQ(none.lse, kMinusInf);
+}
+
 TEST_F(MergeTest, OnePartIsKeptBitForBit) {
   Parts parts;
   parts.Add(NAN, kMinusInf);

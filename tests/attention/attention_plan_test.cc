@@ -33,11 +33,11 @@ Planned MakePlan(const Call& call) {
     cu.push_back(cu.back() + q);
   }
   Planned planned;
-  planned.plan = attention::PlanAttention(call.shape, cu.data(), call.kv_lens, call.threads, {});
+  planned.plan = attention::PlanAttention(call.shape, cu, call.kv_lens, call.threads, {});
   planned.items.resize(static_cast<size_t>(planned.plan.items));
   planned.splits.resize(static_cast<size_t>(planned.plan.splits));
   planned.share_begin.resize(static_cast<size_t>(planned.plan.shares) + 1);
-  attention::PlanAttention(call.shape, cu.data(), call.kv_lens, call.threads,
+  attention::PlanAttention(call.shape, cu, call.kv_lens, call.threads,
                            {planned.items, planned.splits, planned.share_begin});
   return planned;
 }
@@ -98,8 +98,9 @@ TEST(AttentionPlan, CoversEverythingOnce) {
   Rng rng(7);
   for (int i = 0; i < 400; ++i) {
     Call call{{static_cast<int>(rng.Between(1, 9)), static_cast<int>(rng.Between(1, 40)),
-               static_cast<int>(8 * rng.Between(4, 64)), !rng.OneIn(3),
-               rng.OneIn(3) ? static_cast<int>(rng.Between(1, 2000)) : 0},
+               static_cast<int>(8 * rng.Between(4, 64)),
+               rng.OneIn(3) ? static_cast<int>(rng.Between(1, 2000)) : 0,
+               rng.OneIn(3) ? static_cast<int>(rng.Between(-1, 700)) : 0},
               {},
               {},
               static_cast<int>(rng.Between(1, 40))};
@@ -118,13 +119,13 @@ TEST(AttentionPlan, CoversEverythingOnce) {
 
 TEST(AttentionPlan, DecodeOfEqualSequencesIsNotCut) {
   const Call call{
-      {8, 4, 128, true, 0}, std::vector<int32_t>(32, 1), std::vector<int32_t>(32, 4096), 2};
+      {8, 4, 128, 0, 0}, std::vector<int32_t>(32, 1), std::vector<int32_t>(32, 4096), 2};
   EXPECT_EQ(MakePlan(call).plan.splits, 0);
 }
 
 TEST(AttentionPlan, OneLongSequenceIsSharedEvenly) {
   for (const int threads : {2, 3, 8, 64}) {
-    const Planned planned = MakePlan({{8, 4, 128, true, 0}, {1}, {131072}, threads});
+    const Planned planned = MakePlan({{8, 4, 128, 0, 0}, {1}, {131072}, threads});
     int64_t total = 0;
     int64_t largest = 0;
     for (size_t s = 0; s + 1 < planned.share_begin.size(); ++s) {
@@ -141,13 +142,13 @@ TEST(AttentionPlan, OneLongSequenceIsSharedEvenly) {
 }
 
 TEST(AttentionPlan, ShortSequenceIsCutBetweenHeads) {
-  const Planned planned = MakePlan({{8, 4, 128, true, 0}, {1}, {500}, 8});
+  const Planned planned = MakePlan({{8, 4, 128, 0, 0}, {1}, {500}, 8});
   EXPECT_EQ(planned.plan.splits, 0);
   EXPECT_EQ(planned.plan.items, 8);
 }
 
 TEST(AttentionPlan, OneThreadCutsNothing) {
-  EXPECT_EQ(MakePlan({{8, 4, 128, true, 0}, {1, 1}, {131072, 3}, 1}).plan.items, 2);
+  EXPECT_EQ(MakePlan({{8, 4, 128, 0, 0}, {1, 1}, {131072, 3}, 1}).plan.items, 2);
 }
 
 }  // namespace

@@ -179,6 +179,29 @@ TEST(Sample, ValuesOfAllScales) {
   }
 }
 
+// Logits so far apart that their difference overflows f32, at temperatures at which it counts.
+TEST(Sample, DifferencesBeyondF32) {
+  Rng rng(19);
+  for (const int64_t n : {3, 700, 3001}) {
+    std::vector<float> x;
+    for (int64_t i = 0; i < n; ++i) {
+      x.push_back(static_cast<float>((rng.OneIn(2) ? 3.4e38 : -3.4e38) * (0.2 + 0.8 * rng.Unit())));
+    }
+    InputSpec spec{Distribution::kNormal, DType::kF32, 1, n, n, 8, 0, true, 13};
+    spec.raw.resize(x.size() * sizeof(float));
+    std::memcpy(spec.raw.data(), x.data(), spec.raw.size());
+    const Input input(spec);
+    OnAllTargets([&] {
+      for (const float temperature : {5e37f, 1e38f, 3.4e38f, std::numeric_limits<float>::max()}) {
+        ExpectExact(input, {temperature, 0, 1, 0}, 4000);
+        ExpectExact(input, {temperature, 0, 0.9f, 0}, 2000);
+        ExpectExact(input, {temperature, 0, 1, 0.3f}, 2000);
+        ExpectExact(input, {temperature, 2, 1, 0}, 2000);
+      }
+    });
+  }
+}
+
 TEST(Sample, GreedyTakesTheLowerOfEqualColumns) {
   for (const DType dtype : kDTypes) {
     for (const Distribution distribution :

@@ -1,0 +1,114 @@
+#include "attention/attention_batch.h"
+
+#include <limits>
+
+#include "attention/attention_check.h"
+#include "core/check.h"
+
+namespace riffle::attention {
+namespace {
+
+size_t Padded(size_t bytes) { return (bytes + 63) / 64 * 64; }
+
+size_t PagesOf(int64_t kv_len, const PagedKv& keys) {
+  return static_cast<size_t>((kv_len + keys.page_size - 1) / keys.page_size);
+}
+
+// Takes arrays from a block of memory, or only counts if there is none.
+class Taker {
+ public:
+  explicit Taker(uint8_t* memory) : memory_(memory) {}
+
+  template <typename T>
+  void Take(size_t count, std::span<T>* array) {
+    if (memory_ != nullptr) {
+      *array = {reinterpret_cast<T*>(memory_ + used_), count};
+    }
+    used_ += Padded(count * sizeof(T));
+  }
+  size_t used() const { return used_; }
+
+ private:
+  uint8_t* memory_;
+  size_t used_ = 0;
+};
+
+size_t TakeArrays(const PagedBatch& batch, size_t pages, const Plan& plan, uint8_t* memory,
+                  PlannedBatch* to) {
+  Taker taker(memory);
+  taker.Take(batch.kv_lens.size(), &to->kv_lens);
+  taker.Take(batch.cu_q_lens.size(), &to->cu_q_lens);
+  taker.Take(batch.kv_lens.size(), &to->page_begin);
+  taker.Take(pages, &to->page_numbers);
+  taker.Take(static_cast<size_t>(plan.items), &to->out.items);
+  taker.Take(static_cast<size_t>(plan.splits), &to->out.splits);
+  taker.Take(static_cast<size_t>(plan.shares) + 1, &to->out.share_begin);
+  return taker.used();
+}
+
+void CheckUnchanged(bool same) {
+  core::Check(same, Code::kBadRange, "kv_lens or cu_q_lens changed while the call read them");
+}
+
+void CopyLengths(const IndexSpan& from, std::span<int32_t> to) {
+  for (size_t i = 0; i < to.size(); ++i) {
+    const int64_t length = from[i];
+    CheckUnchanged(length >= 0 && length <= std::numeric_limits<int32_t>::max());
+    to[i] = static_cast<int32_t>(length);
+  }
+}
+
+}  // namespace
+
+BatchPlanner::BatchPlanner(const AttentionShape& shape, const PagedKv& keys,
+                           const PagedBatch& batch, int64_t tokens, const AttentionOptions& options,
+                           int threads)
+    : shape_(shape),
+      keys_(keys),
+      batch_(batch),
+      tokens_(tokens),
+      options_(options),
+      threads_(threads),
+      plan_(PlanAttention(shape, batch.cu_q_lens, batch.kv_lens, threads, {})) {
+  for (size_t b = 0; b < batch.kv_lens.size(); ++b) {
+    pages_ += PagesOf(batch.kv_lens[b], keys);
+  }
+  PlannedBatch unplaced;
+  bytes_ = TakeArrays(batch, pages_, plan_, nullptr, &unplaced);
+}
+
+void BatchPlanner::Copy(const PlannedBatch& to) const {
+  CopyLengths(batch_.kv_lens, to.kv_lens);
+  CopyLengths(batch_.cu_q_lens, to.cu_q_lens);
+  PagedBatch copy = batch_;
+  copy.kv_lens = std::span<const int32_t>(to.kv_lens);
+  copy.cu_q_lens = std::span<const int32_t>(to.cu_q_lens);
+  CheckLengths(copy, keys_, tokens_, options_);
+  size_t at = 0;
+  for (size_t b = 0; b < to.kv_lens.size(); ++b) {
+    to.page_begin[b] = static_cast<int64_t>(at);
+    const auto pages = static_cast<int64_t>(PagesOf(to.kv_lens[b], keys_));
+    CheckUnchanged(at + static_cast<size_t>(pages) <= to.page_numbers.size());
+    const int64_t row = static_cast<int64_t>(b) * batch_.page_table_stride;
+    for (int64_t i = 0; i < pages; ++i) {
+      const int64_t page = batch_.page_table[row + i];
+      core::Check(page >= 0 && page < keys_.num_pages, Code::kBadPage, "page_table[", b, ", ", i,
+                  "] = ", page, " but the pool has ", keys_.num_pages, " pages");
+      to.page_numbers[at++] = static_cast<int32_t>(page);
+    }
+  }
+}
+
+PlannedBatch BatchPlanner::Place(uint8_t* memory) const {
+  PlannedBatch planned;
+  TakeArrays(batch_, pages_, plan_, memory, &planned);
+  Copy(planned);
+  planned.plan = PlanAttention(shape_, std::span<const int32_t>(planned.cu_q_lens),
+                               std::span<const int32_t>(planned.kv_lens), threads_, planned.out);
+  CheckUnchanged(planned.plan.items == plan_.items && planned.plan.splits == plan_.splits &&
+                 planned.plan.shares == plan_.shares &&
+                 planned.plan.state_floats == plan_.state_floats);
+  return planned;
+}
+
+}  // namespace riffle::attention

@@ -1,0 +1,56 @@
+// A batch as kernels read it: checked, copied and planned.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "attention/attention_plan.h"
+#include "riffle/attention.h"
+
+namespace riffle::attention {
+
+// Lengths and page numbers are copies, so that nothing that becomes of the caller's arrays after
+// their check makes a kernel read outside of the pool.
+struct PlannedBatch {
+  Plan plan;
+  PlanOut out;
+  std::span<int32_t> kv_lens;       // [sequences]
+  std::span<int32_t> cu_q_lens;     // [sequences + 1], or empty: one query a sequence
+  std::span<int64_t> page_begin;    // [sequences]: the first of a sequence's page_numbers
+  std::span<int32_t> page_numbers;  // of all sequences, one after the other
+
+  const WorkItem* ShareBegin(int64_t share) const {
+    return out.items.data() + out.share_begin[static_cast<size_t>(share)];
+  }
+};
+
+// Plans a batch in memory of the caller's, whose size a first look at the batch tells.
+class BatchPlanner {
+ public:
+  // All are kept by reference. `batch` is checked (CheckBatch), except for the entries of its page
+  // table. `tokens` are q's.
+  BatchPlanner(const AttentionShape& shape, const PagedKv& keys, const PagedBatch& batch,
+               int64_t tokens, const AttentionOptions& options, int threads);
+
+  size_t bytes() const { return bytes_; }  // a multiple of 64
+  const Plan& plan() const { return plan_; }
+
+  // Pre: `memory` has bytes() bytes, 64-byte aligned. Throws Error: kBadPage; kBadRange if lengths
+  // have changed since they were checked.
+  PlannedBatch Place(uint8_t* memory) const;
+
+ private:
+  void Copy(const PlannedBatch& to) const;
+
+  const AttentionShape& shape_;
+  const PagedKv& keys_;
+  const PagedBatch& batch_;
+  int64_t tokens_;
+  const AttentionOptions& options_;
+  int threads_;
+  Plan plan_;
+  size_t pages_ = 0;
+  size_t bytes_ = 0;
+};
+
+}  // namespace riffle::attention
