@@ -7,6 +7,7 @@
 
 #include "arguments.h"
 #include "frameworks.h"
+#include "kernel_scope.h"
 #include "riffle/error.h"
 #include "riffle/runtime.h"
 

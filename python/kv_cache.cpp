@@ -38,7 +38,7 @@ class SharedKvCache {
   template <typename Call>
   auto Locked(const Call& call) {
     const KernelScope scope;  // first, so that nobody waits for the lock with the GIL
-    const std::lock_guard<ForkSafeMutex> lock(mutex_);
+    const std::lock_guard<core::ForkSafeMutex> lock(mutex_);
     return call(cache_);
   }
 
@@ -46,7 +46,7 @@ class SharedKvCache {
   const KvCache& cache() const { return cache_; }
 
  private:
-  ForkSafeMutex mutex_;
+  core::ForkSafeMutex mutex_;
   KvCache cache_;
 };
 
