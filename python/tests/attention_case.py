@@ -48,7 +48,7 @@ class Case:
             make(self.q), make(keys), make(values), self.kv_lens, self.page_table, layout=layout, **options
         )
 
-    def reference(self, scale=None, causal=True, window=None, soft_cap=None, sinks=None):
+    def reference(self, scale=None, causal=True, window=None, window_right=None, soft_cap=None, sinks=None):
         """(out, lse, magnitude): the last is the sum of weight * |value|, what rounding of weights is relative to."""
         tokens, heads, dim = self.q.shape
         group = heads // self.k[0].shape[1]
@@ -58,6 +58,8 @@ class Case:
             for t, h in itertools.product(range(begin, end), range(heads)):
                 position = self.kv_lens[b] - (end - begin) + t - begin
                 last = position + 1 if causal or window else self.kv_lens[b]
+                if window_right is not None:
+                    last = min(position + 1 + window_right, self.kv_lens[b])
                 seen = slice(max(0, position - window + 1) if window else 0, max(last, 0))
                 k, v = (x[b][seen, h // group].astype(np.float64) for x in (self.k, self.v))
                 logits = k @ self.q[t, h].astype(np.float64) * (1 / math.sqrt(dim) if scale is None else scale)
