@@ -116,7 +116,7 @@ class List {
       if (array.element() == Element::kF64) {
         return Copy<double>(array);
       }
-      if (array.element() != Element::kOther) {  // all else are the three of FloatAt
+      if (IsFloating(array.element())) {  // float64 is done
         const DType dtype = FloatingDType(array);
         return ForEach(array, [&](const uint8_t* element, const std::string&) {
           values_.push_back(FloatAt(element, dtype));

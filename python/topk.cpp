@@ -406,7 +406,7 @@ nb::object PyDepthProbabilities(nb::handle k, nb::handle lanes) {
 
 void BindTopK(nb::module_& m) {
   const auto any = nb::arg().none();  // what None means is for the functions to say
-  m.def("top_k", &PyTopK, any, any, any, any, any, any, any, any, any);
+  m.def("top_k", &PyTopK, any, any, any, any, any, any, any, any, any, any);
   m.def("top_k_per_row", &PyTopKPerRow, any, any, any, any, any, any, any);
   m.def("top_k_per_row_decode", &PyTopKPerRowDecode, any, any, any, any, any, any);
   m.def("plan_top_k", &PyPlanTopK, any, any, any, any, any);

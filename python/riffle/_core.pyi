@@ -41,7 +41,9 @@ def top_k(
 def top_k_per_row(
     x: Array, starts: Array, ends: Array, k: int, sorted: bool, out: Array | None, index_order_if_short: bool, /,
 ) -> Array: ...
-def top_k_per_row_decode(x: Array, seq_lens: Array, k: int, next_n: int, out: Array | None, /) -> Array: ...
+def top_k_per_row_decode(
+    x: Array, seq_lens: Array, k: int, next_n: int, out: Array | None, index_order_if_short: bool, /,
+) -> Array: ...
 def plan_top_k(
     n: int, k: int, rows: int, lanes: int, depth_schedule: Sequence[int] | None, /
 ) -> dict[str, Any]: ...
@@ -58,7 +60,7 @@ def paged_attention(
     q: Array, keys: Array, values: Array, kv_lens: Array, page_table: Array, cu_q_lens: Array | None, layout: str,
     scale: float | None, causal: bool, window: int | None, soft_cap: float | None, sinks: Array | None,
     mask_value: float | None, out: Array | None, return_lse: bool, key_scales: float | Array | None,
-    value_scales: float | Array | None, /,
+    value_scales: float | Array | None, window_right: int | None = None, /,
 ) -> Any: ...  # out, or (out, lse)
 def merge_states(outs: Sequence[Array], lses: Sequence[Array], /) -> tuple[Array, Array]: ...
 

@@ -165,7 +165,7 @@ ERRORS = [
     (dict(temperature=float("nan")), ValueError, r"temperature\[0\] = nan"),
     (dict(temperature=1e300), ValueError, r"temperature\[0\] = inf"),
     (dict(temperature="hot"), TypeError, r"temperature must be a float, not 'hot'"),
-    (dict(temperature=np.array([True, True])), TypeError, r"temperature has dtype bool; it must be a float or an int"),
+    (dict(temperature=np.array([True, True])), TypeError, r"temperature has dtype bool; it must be a float or an integer type"),
     (dict(temperature=np.array([1, 1e300])), ValueError, r"temperature\[1\] = 1e\+300 is not in the range of float32"),
     (dict(min_p=np.ma.masked_array([0.5, 0.5], [0, 1])), TypeError, r"min_p is a masked array"),
     (dict(top_p=np.ma.masked), TypeError, r"top_p is a masked array"),
