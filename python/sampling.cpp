@@ -116,7 +116,8 @@ class List {
       if (array.element() == Element::kF64) {
         return Copy<double>(array);
       }
-      if (IsFloating(array.element())) {  // float64 is done
+      const Element type = array.element();
+      if (type == Element::kF32 || type == Element::kF16 || type == Element::kBF16) {
         const DType dtype = FloatingDType(array);
         return ForEach(array, [&](const uint8_t* element, const std::string&) {
           values_.push_back(FloatAt(element, dtype));
