@@ -27,7 +27,7 @@ class PlainTopK {
   KeptLists PlaceKept(int64_t rows, uint8_t* shared) const;
 
   const PlainTopKKernels& kernels_;
-  int64_t rows_;
+  [[maybe_unused]] int64_t rows_;  // for assertions
   ChunkPlan chunks_;
   ChunkTask task_;
   FinishTask finish_;
