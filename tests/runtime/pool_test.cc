@@ -393,7 +393,7 @@ TEST(Fork, DuringCalls) {
   std::atomic<bool> stop{false};
   std::vector<std::thread> callers;
   for (int i = 0; i < 2; ++i) {
-    callers.emplace_back([&] {
+    callers.emplace_back([&, i] {
       while (!stop) {
         example.Right(nullptr);
         SetTarget(i == 0 ? target : "");
