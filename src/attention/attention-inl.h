@@ -174,7 +174,7 @@ class WorkItemRunner {
     return args_.kv_int8;
   }
 
-  // A group of rows in the dtype of `Math`: where they lie, or int8 laid out in room[16][stride].
+  // A group of rows in the dtype of `Math`: read in place, or int8 packed into room[16][stride].
   KvRows Readable(const KvPages& kv, int head, int key0, int group, const KeyRange& keys,
                   int stride, Word* room) const {
     if (!PackInt8(kv, head, key0, group, keys, stride, room)) {
@@ -288,7 +288,7 @@ class WorkItemRunner {
         return;
       }
     }
-    // Values are laid out, used and forgotten.
+    // Values are packed, used and forgotten.
     product.v = GroupValues(0);
     product.steps = kGroupSteps;
     for (int group = begin / kGroupKeys; group < end / kGroupKeys; ++group) {
@@ -382,7 +382,7 @@ class WorkItemRunner {
   const int words_;
   const int ahead_step_;     // Ahead::step
   const size_t row_bytes_;   // of a key in memory
-  const bool scales_apart_;  // those of int8; else its rows are dequantised as they are laid out
+  const bool scales_apart_;  // of int8; else its rows are dequantised as they are packed
   const bool wide_logits_;
   const float factor_;
   alignas(64) float key_scales_[kBlock];  // of the block in hand, divided by its divisor

@@ -19,7 +19,7 @@ inline constexpr int kKvSplit = 512;
 
 // Rows (query, head of the group) that pass through the kernels together.
 inline constexpr int kTileRows = 32;
-// Rows of a work item: each block of keys and values is laid out once for so many rows.
+// Rows of a work item: each block of keys and values is packed once for this many rows.
 inline constexpr int kItemRows = 256;
 
 struct AttentionShape {

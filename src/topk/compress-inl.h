@@ -22,7 +22,7 @@ template <class D>
 HWY_INLINE uint64_t Bits(D d, hn::Mask<D> mask) {
   static_assert(hn::MaxLanes(d) <= 64);
   uint64_t bits =
-      0;  // what StoreMaskBits writes is read back in one piece, through the store queue
+      0;  // what StoreMaskBits writes is read back by one load, forwarded from the store queue
   if constexpr (hn::MaxLanes(d) <= 8) {
     uint8_t bytes[8];
     hn::StoreMaskBits(d, mask, bytes);
