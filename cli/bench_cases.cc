@@ -229,7 +229,7 @@ void SetRatios(std::vector<BenchLine>& lines) {
 }  // namespace
 
 const char* ShortName(DType dtype) {
-  constexpr const char* kNames[kNumDTypes] = {"f32", "f16", "bf16", "f64", "i8",  "u8",
+  constexpr const char* kNames[kNumTopKDTypes] = {"f32", "f16", "bf16", "f64", "i8",  "u8",
                                               "i16", "u16", "i32",  "u32", "i64", "u64"};
   return kNames[static_cast<int>(dtype)];
 }

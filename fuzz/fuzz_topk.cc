@@ -31,7 +31,7 @@ void DieUnlessRight(const std::string& fault, const std::string& description) {
 
 InputSpec TakeInput(Bytes& bytes) {
   InputSpec spec;
-  spec.dtype = static_cast<DType>(bytes.Take<uint8_t>() % kNumDTypes);
+  spec.dtype = static_cast<DType>(bytes.Take<uint8_t>() % kNumTopKDTypes);
   spec.rows = bytes.Between(0, 5);
   // Rows of 64 KB and more are split over threads.
   spec.n = bytes.OneIn(8) ? bytes.Between(16000, 40000) : bytes.Between(1, 4200);
@@ -137,7 +137,7 @@ constexpr int64_t kBeyond[] = {std::numeric_limits<int64_t>::max(),
 // A right call of TopK or TopKPerRow with one argument spoiled. It must throw and write nothing.
 void RunSpoiled(Bytes& bytes) {
   InputSpec spec;
-  spec.dtype = static_cast<DType>(bytes.Take<uint8_t>() % kNumDTypes);
+  spec.dtype = static_cast<DType>(bytes.Take<uint8_t>() % kNumTopKDTypes);
   spec.rows = bytes.Between(2, 4);
   spec.n = spec.row_stride = bytes.Between(1, 100);
   const test::Input input(spec);

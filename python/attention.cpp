@@ -88,13 +88,12 @@ class Scales {
     CheckLastAxisContiguous(pages);
     const Axis &page = pages.axis(layout.page), &token = pages.axis(layout.token),
                &head = pages.axis(layout.head);
-    PagedKv kv{pages.data(),       DType::kF32, page.size,    token.size, head.size,
+    PagedKv kv{pages.data(),       DType::kI8,  page.size,    token.size, head.size,
                pages.axis(3).size, page.stride, token.stride, head.stride};
-    kv.scales = {&number_, 0, 0, 0, 1.0f};
+    kv.scales.data = &number_;
     if (array_) {
-      kv.dtype = FloatingDType(*array_);
-      kv.scales = {array_->data(), Stride(pages, layout.page), Stride(pages, layout.token),
-                   Stride(pages, layout.head), 1.0f};
+      kv.scales = {array_->data(), FloatingDType(*array_), Stride(pages, layout.page),
+                   Stride(pages, layout.token), Stride(pages, layout.head)};
     }
     return kv;
   }

@@ -212,8 +212,13 @@ struct Pages {
     }
     Require(pages.type() == ffi::S8 && scales->size() * dim == pages.size(),
             "there is not one scale for each token of int8 pages");
-    kv.dtype = DTypeOf(scales->type());
-    kv.scales = {scales->At(item, result), page_size, 1, pool * page_size};
+    kv.dtype = DType::kI8;
+    kv.scales = {.data = scales->At(item, result),
+                 .dtype = DTypeOf(scales->type()),
+                 .page_stride = page_size,
+                 .token_stride = 1,
+                 .head_stride = pool * page_size,
+                 .divisor = 127.5f};
     return kv;
   }
 };

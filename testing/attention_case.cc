@@ -151,8 +151,15 @@ int64_t AttentionCase::KvOffset(int page, int token, int head) const {
 }
 
 PagedKv AttentionCase::Kv(const GuardedBuffer& buffer, const GuardedBuffer* scales) const {
-  PagedKv kv{
-      buffer.data(), spec_.kv_dtype, pages_, spec_.page_size, spec_.kv_heads, spec_.dim, 0, 0, 0};
+  PagedKv kv{buffer.data(),
+             spec_.int8 ? DType::kI8 : spec_.kv_dtype,
+             pages_,
+             spec_.page_size,
+             spec_.kv_heads,
+             spec_.dim,
+             0,
+             0,
+             0};
   const int64_t d = spec_.dim;
   if (spec_.layout == Layout::kHND) {
     kv.token_stride = d;
@@ -170,8 +177,11 @@ PagedKv AttentionCase::Kv(const GuardedBuffer& buffer, const GuardedBuffer* scal
   if (scales != nullptr) {
     // In an order of their own: [heads, pages, page_size] or [pages, page_size, heads].
     const bool heads_first = spec_.layout == Layout::kJAX;
-    kv.scales = {scales->data(), 0, heads_first ? 1 : spec_.kv_heads,
-                 heads_first ? int64_t{pages_} * spec_.page_size : 1};
+    kv.scales = {.data = scales->data(),
+                 .dtype = spec_.kv_dtype,
+                 .token_stride = heads_first ? 1 : spec_.kv_heads,
+                 .head_stride = heads_first ? int64_t{pages_} * spec_.page_size : 1,
+                 .divisor = 127.5f};
     kv.scales.page_stride = spec_.page_size * kv.scales.token_stride;
   }
   return kv;

@@ -5,6 +5,8 @@
 #include <cmath>
 #include <cstring>
 
+#include "riffle/topk.h"
+
 namespace riffle::test {
 namespace {
 
@@ -152,7 +154,7 @@ uint64_t WideBits(Distribution distribution, const Row& row, int64_t i, Rng& rng
 
 std::vector<DType> AllDTypes() {
   std::vector<DType> all;
-  for (int i = 0; i < kNumDTypes; ++i) {
+  for (int i = 0; i < kNumTopKDTypes; ++i) {
     all.push_back(static_cast<DType>(i));
   }
   return all;

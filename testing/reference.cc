@@ -76,8 +76,9 @@ long double Exact(DType dtype, const void* element) {
       return static_cast<long double>(Load<int64_t>(element));
     case DType::kU64:
       return static_cast<long double>(Load<uint64_t>(element));
+    default:  // not of selection
+      return 0;
   }
-  return 0;
 }
 
 const uint8_t* ElementAt(const MatrixView& x, int64_t row, int64_t col) {

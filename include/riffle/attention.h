@@ -30,26 +30,46 @@ struct HeadsView {
   int64_t head_stride = 0;   // elements from a head to the next; zero and negative are legal
 };
 
-// Set: elements are int8, and element (page, token, head, i) stands for it * scale(page, token,
-// head) / divisor, in f32. Where q and the scales are bf16 and
-// the target has bf16 dot products, products are of the integers themselves, exact in bf16; the
-// scales multiply scores and, before they are rounded to bf16, probabilities. dtype, pages, tokens
-// and heads are those of the PagedKv.
+// Scales of elements: element (page, token, head, i) stands for itself times
+// scale(page, token, head, i / group) / divisor, in f32. Without data every scale is 1. Strides of
+// 0 make one scale serve a whole axis: all four 0 is one for the tensor.
 struct KvScales {
   const void* data = nullptr;
-  int64_t page_stride = 0;  // in elements
+  DType dtype = DType::kF32;  // f32, f16, bf16 or e8m0
+  int64_t page_stride = 0;    // in elements
   int64_t token_stride = 0;
   int64_t head_stride = 0;
-  float divisor = 127.5f;  // positive; JAX's quantization_utils has 127.5, most others 1
+  int64_t group_stride = 0;
+  int64_t group = 0;     // elements of a row that share a scale: 32, 64 or 128; 0: the whole row
+  float divisor = 1.0f;  // positive; JAX's quantization_utils has 127.5
 };
+
+// How the rows of a pool are coded: elements of a dtype, or blocks of 32 elements as GGUF names and
+// lays them out, each with a scale (and some with an offset) of its own.
+enum class KvFormat : uint8_t { kPlain, kQ8_0, kQ4_0, kQ4_1, kQ5_0, kQ5_1, kIQ4NL };
+inline constexpr int kNumKvFormats = 7;
+
+// Bytes of a block of 32 elements; of kPlain 0.
+constexpr int64_t BlockBytes(KvFormat format) {
+  constexpr int64_t kBytes[kNumKvFormats] = {0, 34, 18, 20, 22, 24, 18};
+  return kBytes[static_cast<int>(format)];
+}
+
+constexpr const char* Name(KvFormat format) {
+  constexpr const char* kNames[kNumKvFormats] = {"plain", "q8_0", "q4_0",  "q4_1",
+                                                 "q5_0",  "q5_1", "iq4_nl"};
+  return static_cast<int>(format) < kNumKvFormats ? kNames[static_cast<int>(format)]
+                                                  : "an unknown format";
+}
 
 // The keys, or the values, of every page of the pool. Element (page, token, head, i) is at
 // page * page_stride + token * token_stride + head * head_stride + i, so the layouts in use are all
 // views: HND [pages, kv_heads, page_size, d] (vLLM CPU, FlashInfer), NHD [pages, page_size,
-// kv_heads, d] (FlashInfer, sglang) and [kv_heads, pages, page_size, d] (JAX).
+// kv_heads, d] (FlashInfer, sglang) and [kv_heads, pages, page_size, d] (JAX). Of a block format
+// dtype is kU8: the strides are in bytes, and a row is head_dim / 32 blocks.
 struct PagedKv {
   const void* data = nullptr;
-  DType dtype = DType::kF32;  // of the elements, or of their scales if those are set
+  DType dtype = DType::kF32;  // f32, f16, bf16, e4m3, e5m2 or i8; u8 of a block format
   int64_t num_pages = 0;
   int64_t page_size = 0;  // tokens of a page, 1 to 256
   int64_t kv_heads = 0;
@@ -57,8 +77,15 @@ struct PagedKv {
   int64_t page_stride = 0;  // the three strides are in elements
   int64_t token_stride = 0;
   int64_t head_stride = 0;
-  KvScales scales = {};
+  KvScales scales = {};  // of e4m3, e5m2 and i8
+  KvFormat format = KvFormat::kPlain;
 };
+
+// Bytes of a row of head_dim elements.
+constexpr int64_t RowBytes(const PagedKv& kv) {
+  return kv.format == KvFormat::kPlain ? kv.head_dim * static_cast<int64_t>(SizeOf(kv.dtype))
+                                       : kv.head_dim / 32 * BlockBytes(kv.format);
+}
 
 // B sequences. The q_len = cu_q_lens[b+1] - cu_q_lens[b] queries of sequence b are its last
 // positions: query i stands at kv_lens[b] - q_len + i. There may be more queries than keys where

@@ -15,6 +15,9 @@
 
 namespace riffle {
 
+// Dtypes of selection: the first ones of DType.
+inline constexpr int kNumTopKDTypes = 12;
+
 enum class Algorithm : uint8_t {
   kAuto,          // by measurement; bucket maxima at present for every shape (docs/performance.md)
   kBucketMaxima,  // a streaming pass of bucket maxima proves a bound; only buckets that reach it

@@ -7,8 +7,9 @@
 
 namespace riffle {
 
-// Element types. f16 is IEEE binary16, bf16 the upper half of an f32. Selection supports all of
-// them, products and attention only the ones that their headers name.
+// Element types. f16 is IEEE binary16, bf16 the upper half of an f32; e4m3 (finite only, `e4m3fn`)
+// and e5m2 are the 8-bit floats of OCP, e8m0 a power of two, 2^(code - 127), as scales have it.
+// Selection supports those before e4m3, products and attention the ones that their headers name.
 enum class DType : uint8_t {
   kF32,
   kF16,
@@ -22,18 +23,22 @@ enum class DType : uint8_t {
   kU32,
   kI64,
   kU64,
+  kE4M3,
+  kE5M2,
+  kE8M0,
 };
-inline constexpr int kNumDTypes = 12;
+inline constexpr int kNumDTypes = 15;
 
 constexpr size_t SizeOf(DType dtype) {
-  constexpr uint8_t kBytes[kNumDTypes] = {4, 2, 2, 8, 1, 1, 2, 2, 4, 4, 8, 8};
+  constexpr uint8_t kBytes[kNumDTypes] = {4, 2, 2, 8, 1, 1, 2, 2, 4, 4, 8, 8, 1, 1, 1};
   return kBytes[static_cast<int>(dtype)];
 }
 
 constexpr const char* Name(DType dtype) {
-  constexpr const char* kNames[kNumDTypes] = {"float32", "float16", "bfloat16", "float64",
-                                              "int8",    "uint8",   "int16",    "uint16",
-                                              "int32",   "uint32",  "int64",    "uint64"};
+  constexpr const char* kNames[kNumDTypes] = {
+      "float32", "float16", "bfloat16",      "float64",     "int8",
+      "uint8",   "int16",   "uint16",        "int32",       "uint32",
+      "int64",   "uint64",  "float8_e4m3fn", "float8_e5m2", "float8_e8m0fnu"};
   return static_cast<int>(dtype) < kNumDTypes ? kNames[static_cast<int>(dtype)]
                                               : "an unknown dtype";
 }

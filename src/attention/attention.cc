@@ -29,8 +29,7 @@ attention::KvBytes Bytes(const View& kv, size_t element_size) {
 }
 
 attention::KvPages PoolBytes(const PagedKv& kv) {
-  const size_t element = SizeOf(kv.dtype);
-  return {Bytes(kv, kv.scales.data != nullptr ? 1 : element), Bytes(kv.scales, element),
+  return {Bytes(kv, SizeOf(kv.dtype)), Bytes(kv.scales, SizeOf(kv.scales.dtype)),
           kv.scales.divisor};
 }
 
@@ -40,8 +39,8 @@ attention::AttentionArgs PoolArgs(const PagedKv& keys, const PagedKv& values,
   attention::AttentionArgs args{};
   args.keys = PoolBytes(keys);
   args.values = PoolBytes(values);
-  args.kv_dtype = keys.dtype;
-  args.kv_int8 = keys.scales.data != nullptr;
+  args.kv_int8 = keys.dtype == DType::kI8;
+  args.kv_dtype = args.kv_int8 ? keys.scales.dtype : keys.dtype;
   args.page_size = static_cast<int>(keys.page_size);
   args.page_numbers = batch.page_numbers.data();
   args.page_begin = batch.page_begin.data();

@@ -44,8 +44,19 @@ void CheckHeadsData(const char* name, const HeadsView& x) {
   core::Check(x.data != nullptr || x.tokens == 0, Code::kBadShape, name, ".data is null");
 }
 
+void CheckKvDType(const char* name, const PagedKv& kv) {
+  core::Check(kv.format == KvFormat::kPlain && (kv.dtype <= DType::kBF16 || kv.dtype == DType::kI8),
+              Code::kBadDType, name, " are ", Name(kv.dtype), " (", Name(kv.format),
+              "), not float32, float16, bfloat16 or int8");
+  core::Check((kv.dtype == DType::kI8) == (kv.scales.data != nullptr), Code::kBadDType, name,
+              " are ", Name(kv.dtype),
+              kv.scales.data != nullptr ? " and have scales" : " and have no scales");
+  core::Check(kv.scales.dtype <= DType::kBF16, Code::kBadDType, name, ".scales are ",
+              Name(kv.scales.dtype), ", not float32, float16 or bfloat16");
+}
+
 void CheckKvShape(const char* name, const PagedKv& kv) {
-  CheckDType(name, kv.dtype);
+  CheckKvDType(name, kv);
   core::Check(kv.num_pages >= 0 && kv.num_pages <= kMaxInt, Code::kBadShape, name,
               ".num_pages = ", kv.num_pages, " is not in 0..", kMaxInt);
   core::Check(kv.page_size >= 1 && kv.page_size <= kMaxPageSize, Code::kBadShape, name,
@@ -143,7 +154,7 @@ core::Strided Heads(const HeadsView& x) {
 }
 
 core::Strided Pool3(const PagedKv& kv) {
-  const auto element = kv.scales.data != nullptr ? 1 : static_cast<int64_t>(SizeOf(kv.dtype));
+  const auto element = static_cast<int64_t>(SizeOf(kv.dtype));
   return {
       kv.data,
       {kv.page_size, kv.num_pages, kv.kv_heads},
@@ -153,7 +164,7 @@ core::Strided Pool3(const PagedKv& kv) {
 }
 
 core::Strided Scales(const PagedKv& kv) {
-  const auto element = static_cast<int64_t>(SizeOf(kv.dtype));
+  const auto element = static_cast<int64_t>(SizeOf(kv.scales.dtype));
   return {kv.scales.data,
           {kv.scales.data != nullptr ? kv.page_size : 0, kv.num_pages, kv.kv_heads},
           {core::SaturatingMul(kv.scales.token_stride, element),
@@ -217,10 +228,9 @@ void CheckPool(const PagedKv& keys, const PagedKv& values) {
   CheckKv("values", values);
   core::Check(keys.dtype == values.dtype, Code::kBadDType, "keys are ", Name(keys.dtype),
               " but values are ", Name(values.dtype));
-  core::Check(
-      (keys.scales.data != nullptr) == (values.scales.data != nullptr), Code::kBadDType,
-      keys.scales.data != nullptr ? "keys have scales but values" : "values have scales but keys",
-      " have none; both are int8 or neither is");
+  core::Check(keys.scales.data == nullptr || keys.scales.dtype == values.scales.dtype,
+              Code::kBadDType, "keys.scales are ", Name(keys.scales.dtype),
+              " but values.scales are ", Name(values.scales.dtype));
   CheckSame("values.num_pages", values.num_pages, "keys.num_pages", keys.num_pages);
   CheckSame("values.page_size", values.page_size, "keys.page_size", keys.page_size);
   CheckSame("values.kv_heads", values.kv_heads, "keys.kv_heads", keys.kv_heads);

@@ -78,7 +78,7 @@ TopKExecution PlanTopKExecution(int64_t rows, int64_t n, int64_t k, DType dtype,
   core::Check(n >= 1 && n <= topk::kMaxColumns, Code::kBadShape, "n = ", n, " but must be in 1..",
               topk::kMaxColumns);
   core::Check(k >= 1 && k <= n, Code::kBadK, "k = ", k, " but must be in 1..n = ", n);
-  core::Check(static_cast<int>(dtype) < kNumDTypes, Code::kBadDType,
+  core::Check(static_cast<int>(dtype) < kNumTopKDTypes, Code::kBadDType,
               "dtype = ", static_cast<int>(dtype), " is unknown");
   core::Check(threads >= 1, Code::kBadOption, "threads = ", threads, " but must be at least 1");
   core::Check(vector_bytes == 16 || vector_bytes == 32 || vector_bytes == 64, Code::kBadOption,

@@ -43,8 +43,8 @@ void CheckInput(const MatrixView& x) {
   core::Check(x.rows >= 0, Code::kBadShape, "x has ", x.rows, " rows; at least 0 are needed");
   core::Check(x.cols >= 1 && x.cols <= kMaxColumns, Code::kBadShape, "x has ", x.cols,
               " columns; 1 to ", kMaxColumns, " are possible");
-  core::Check(static_cast<int>(x.dtype) < kNumDTypes, Code::kBadDType, "x has the unknown dtype ",
-              static_cast<int>(x.dtype));
+  core::Check(static_cast<int>(x.dtype) < kNumTopKDTypes, Code::kBadDType, "x is of ",
+              Name(x.dtype), " (", static_cast<int>(x.dtype), "), which selection does not take");
   core::Check(x.data != nullptr || x.rows == 0, Code::kBadShape, "x.data is null");
   int64_t extent = 0;
   core::Check(!__builtin_mul_overflow(x.row_stride, std::max<int64_t>(x.rows, 1), &extent) &&

@@ -182,19 +182,27 @@ TEST_F(AttentionErrors, Overlaps) {
 
 TEST_F(AttentionErrors, Int8) {
   // [pages, heads, page_size], between the keys and the values.
-  const KvScales scales{At(49152), 16, 1, 8};
+  const KvScales scales{At(49152), DType::kF32, 16, 1, 8};
   const auto int8 = [&](auto& a) {
+    a.keys.dtype = a.values.dtype = DType::kI8;
     a.keys.scales = scales;
-    a.values.scales = {At(57344), 16, 1, 8};
+    a.values.scales = {At(57344), DType::kF32, 16, 1, 8};
   };
   Arguments right = Right();
   right.batch = {{}, {}, right.table.data(), 3, 3};
   int8(right);
   EXPECT_NO_THROW(right.Run());
-  Expect(Code::kBadDType, {"keys", "scales", "values", "none"},
-         [&](auto& a) { a.keys.scales = scales; });
-  Expect(Code::kBadDType, {"values", "scales", "keys", "none"},
+  Expect(Code::kBadDType, {"keys", "float32", "scales"}, [&](auto& a) { a.keys.scales = scales; });
+  Expect(Code::kBadDType, {"values", "float32", "scales"},
          [&](auto& a) { a.values.scales = scales; });
+  Expect(Code::kBadDType, {"values", "int8", "no scales"}, [&](auto& a) {
+    int8(a);
+    a.values.scales = {};
+  });
+  Expect(Code::kBadDType, {"keys.scales", "float32", "values.scales", "float16"}, [&](auto& a) {
+    int8(a);
+    a.values.scales.dtype = DType::kF16;
+  });
   Expect(Code::kBadShape, {"keys.scales", "address"}, [&](auto& a) {
     int8(a);
     a.keys.scales.page_stride = kHuge / 3;

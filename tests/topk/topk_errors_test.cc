@@ -125,6 +125,7 @@ TEST_F(TopKErrors, Shape) {
   Expect(Code::kBadShape, {"x", "rows"}, [](Arguments& a) { a.x.rows = kLowest; });
   Expect(Code::kBadDType, {"dtype", "99"},
          [](Arguments& a) { a.x.dtype = static_cast<DType>(99); });
+  Expect(Code::kBadDType, {"float8_e4m3fn"}, [](Arguments& a) { a.x.dtype = DType::kE4M3; });
 }
 
 TEST_F(TopKErrors, NullPointers) {
