@@ -1,23 +1,21 @@
+#include "topk/bucket_maxima/bucket_plan.h"
+
 #include <algorithm>
 #include <bit>
 #include <cmath>
 
 #include "core/order.h"
-#include "topk/finish.h"
+#include "select/limits.h"
+#include "topk/topk_kernels.h"
 
 namespace riffle::topk {
-namespace {
-
-size_t Aligned(size_t bytes) { return (bytes + 63) / 64 * 64; }
-
-}  // namespace
 
 BucketPlan PlanBuckets(int64_t n, int64_t k, DType dtype) {
   if (n < 2048) {
     return {};
   }
   // Every maximum is counted some ten times to find the bound, and the elements of some k buckets
-  // are looked at again: their sum is least near sqrt(n / k) (bench/topk; docs/performance.md).
+  // are looked at again: their sum is least near sqrt(n / k) (bench/topk; docs/lab/top-k.md).
   const double balance = std::sqrt(static_cast<double>(n) / static_cast<double>(k));
   const int64_t least = std::max(kMinBucket, 64 / static_cast<int64_t>(SizeOf(dtype)));
   const int64_t size = std::clamp(
@@ -40,35 +38,37 @@ SamplePlan PlanSample(size_t n, size_t k) {
   return {kSample, stride, std::min(enough, kSample)};
 }
 
-FinishLayout PlanFinish(const RowTask& task) {
-  const auto n = static_cast<size_t>(task.n);
+BucketScratch PlanBucketScratch(const RowTask& task) {
+  HWY_DASSERT(0 < task.k && task.k <= task.n);
+  constexpr auto kSlack = static_cast<int64_t>(select::kSlack);
   const auto k = static_cast<size_t>(task.k);
-  const auto size = static_cast<size_t>(task.plan.size);
-  const auto buckets = static_cast<size_t>(task.plan.buckets);
-  const size_t candidates =
-      buckets == 0 ? n : std::max(buckets, std::min(n, BucketLimit(k) * size));
-  const size_t to_sort = std::min(candidates, std::max(SortLimit(k, true), SortLimit(k, false)));
-  FinishLayout layout;
-  size_t end = 0;
-  const auto place = [&end](size_t count, size_t width) {
-    const size_t begin = end;
-    end += Aligned(count * width);
-    return begin;
-  };
-  layout.keys = place(candidates + kSlack, core::KeyBytes(task.dtype));
-  layout.indices = place(candidates + kSlack, sizeof(int32_t));
-  layout.ids = place(std::min(buckets, BucketLimit(k)) + kSlack, sizeof(int32_t));
-  layout.ties = place(k + kSlack, sizeof(int32_t));
-  layout.pairs = place(2 * to_sort, PairBytes(task.dtype));
-  layout.maxima = place(buckets + kSlack, core::KeyBytes(task.dtype));
-  layout.bytes = end;
-  return layout;
+  const auto limit = static_cast<int64_t>(BucketLimit(k));
+  const int64_t buckets = task.plan.buckets;
+  const int64_t candidates =
+      buckets == 0 ? task.n : std::max(buckets, std::min(task.n, limit * task.plan.size));
+  const auto sorted = static_cast<int64_t>(
+      std::max(select::SortLimit(k, /*sorted=*/true), select::SortLimit(k, /*sorted=*/false)));
+  const auto key = static_cast<int64_t>(core::KeyBytes(task.dtype));
+  const auto pair = static_cast<int64_t>(select::PairBytes(task.dtype) / sizeof(uint64_t));
+  core::ScratchLayout layout;
+  BucketScratch scratch;
+  scratch.row.keys = layout.Place<uint8_t>((candidates + kSlack) * key);
+  scratch.row.indices = layout.Place<int32_t>(candidates + kSlack);
+  scratch.row.buckets = layout.Place<int32_t>(std::min(buckets, limit) + kSlack);
+  scratch.row.ties = layout.Place<int32_t>(task.k + kSlack);
+  scratch.row.pairs = layout.Place<uint64_t>(2 * std::min(candidates, sorted) * pair);
+  scratch.maxima = layout.Place<uint8_t>(static_cast<int64_t>(MaximaBytes(task)));
+  scratch.bytes = layout.bytes();
+  return scratch;
 }
 
-size_t BucketMaximaScratch(const RowTask& task) { return PlanFinish(task).bytes; }
+size_t BucketMaximaScratch(const RowTask& task) { return PlanBucketScratch(task).bytes; }
 
 size_t MaximaBytes(const RowTask& task) {
-  return Aligned((static_cast<size_t>(task.plan.buckets) + kSlack) * core::KeyBytes(task.dtype));
+  core::ScratchLayout layout;
+  layout.Place<uint8_t>((task.plan.buckets + static_cast<int64_t>(select::kSlack)) *
+                        static_cast<int64_t>(core::KeyBytes(task.dtype)));
+  return layout.bytes();
 }
 
 }  // namespace riffle::topk

@@ -4,8 +4,9 @@
 #include <cstddef>
 #include <cstdint>
 
-#include "topk/finish.h"
-#include "topk/topk_kernels.h"
+#include "core/scratch_layout.h"
+#include "topk/row_scratch.h"
+#include "topk/topk_args.h"
 
 namespace riffle::topk {
 
@@ -15,16 +16,16 @@ double PassCost(int64_t depth);
 // A pass of this depth certifies: no lane holds more of the k best than it has elements.
 int64_t LastDepth(int64_t n, int64_t k, int64_t lanes);
 
-// What is kept, and room to sort it.
-struct LaneLayout {
-  FinishLayout finish;  // keys, indices: [last_depth * lanes + kSlack]; pairs
-  size_t index_keys;    // [last_depth * lanes + kSlack] int32, as all below but
-  size_t positions;
-  size_t sorted_keys;  // of the dtype
-  size_t sorted_indices;
-  size_t bytes;
-  int64_t last_depth;
+// What is kept, and room to sort it: [last_depth * lanes + kSlack] elements each.
+struct LaneScratch {
+  RowScratch row;
+  core::ScratchArray<int32_t> index_keys;
+  core::ScratchArray<int32_t> positions;
+  core::ScratchArray<uint8_t> sorted_keys;  // of the dtype
+  core::ScratchArray<int32_t> sorted_indices;
+  size_t bytes = 0;
+  int64_t last_depth = 0;
 };
-LaneLayout PlanLanes(const RowTask& task, const LaneOptions& options);
+LaneScratch PlanLanes(const RowTask& task, const LaneOptions& options);
 
 }  // namespace riffle::topk
