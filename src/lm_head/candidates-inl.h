@@ -12,25 +12,25 @@
 
 #include "core/order-inl.h"
 #include "lm_head/linear_plan.h"
-#include "topk/finish.h"
-#include "topk/select-inl.h"
+#include "select/bound-inl.h"
+#include "select/compress-inl.h"
+#include "select/limits.h"
+#include "select/sort-inl.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace riffle::lm_head::HWY_NAMESPACE {
 namespace hn = hwy::HWY_NAMESPACE;
 using core::HWY_NAMESPACE::Keys;
 using core::HWY_NAMESPACE::Tag;
-using topk::HWY_NAMESPACE::Bound;
-using topk::HWY_NAMESPACE::Candidates;
-using topk::HWY_NAMESPACE::CountGe;
-using topk::HWY_NAMESPACE::FindBound;
-using topk::HWY_NAMESPACE::KeepGe;
-using topk::HWY_NAMESPACE::kRankLimit;
-using topk::HWY_NAMESPACE::Pad;
-using topk::HWY_NAMESPACE::RadixSort;
-using topk::HWY_NAMESPACE::RankSort;
+using select::HWY_NAMESPACE::Bound;
+using select::HWY_NAMESPACE::Candidates;
+using select::HWY_NAMESPACE::CountGe;
+using select::HWY_NAMESPACE::FindBound;
+using select::HWY_NAMESPACE::KeepGe;
+using select::HWY_NAMESPACE::Pad;
+using select::HWY_NAMESPACE::SortedIndices;
 
-// In ascending order of column; room for topk::kSlack more elements follows each array.
+// In ascending order of column; room for select::kSlack more elements follows each array.
 using Keys32 = Candidates<int32_t>;
 
 // Keeps the candidates above `key` and the first `ties` of those equal to it.
@@ -90,7 +90,7 @@ inline void WriteBest(Keys32& list, int64_t best, const SortScratch& layout, uin
                       float* values, int32_t* indices) {
   const auto k = static_cast<size_t>(best);
   HWY_DASSERT(0 < k && k <= list.count && list.count <= static_cast<size_t>(layout.capacity));
-  const size_t limit = topk::SortLimit(k, /*sorted=*/true);
+  const size_t limit = select::SortLimit(k, /*sorted=*/true);
   if (list.count > limit) {
     Prune(list, k, limit);
   }
@@ -100,15 +100,8 @@ inline void WriteBest(Keys32& list, int64_t best, const SortScratch& layout, uin
     positions[i] = static_cast<int32_t>(i);
   }
   Keys32 to_sort{list.keys, positions, list.count};
-  int32_t order[kRankLimit];
-  const int32_t* sorted = positions;
-  if (list.count <= kRankLimit) {
-    Pad(Tag<int32_t>(), list.keys, list.count);
-    RankSort(to_sort, order);
-    sorted = order;
-  } else {
-    RadixSort(to_sort, layout.pairs.At(scratch));
-  }
+  int32_t ranked[select::kRankLimit];
+  const int32_t* sorted = SortedIndices(to_sort, ranked, layout.pairs.At(scratch));
   for (size_t i = 0; i < k; ++i) {  // logits are canonical, so their bits follow from their keys
     const int32_t key = list.keys[sorted[i]];
     const uint32_t bits = key == core::kF32Format.nan_key()

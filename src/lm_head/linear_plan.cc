@@ -2,7 +2,7 @@
 
 #include <algorithm>
 
-#include "topk/finish.h"
+#include "select/limits.h"
 
 namespace riffle::lm_head {
 
@@ -40,7 +40,7 @@ TileScratch PlanTileScratch(int64_t rows) {
 
 SortScratch PlanSort(int64_t capacity, size_t begin) {
   core::ScratchLayout layout(begin);
-  const int64_t size = capacity + static_cast<int64_t>(topk::kSlack);
+  const int64_t size = capacity + static_cast<int64_t>(select::kSlack);
   SortScratch scratch;
   scratch.keys = layout.Place<int32_t>(size);
   scratch.columns = layout.Place<int32_t>(size);

@@ -2,7 +2,7 @@
 
 #include <algorithm>
 
-#include "topk/finish.h"
+#include "select/limits.h"
 
 namespace riffle::lm_head {
 
@@ -20,7 +20,7 @@ CandidatePlan PlanCandidates(int64_t rows, int64_t k, const ChunkPlan& chunks) {
 ListScratch PlanLists(const CandidatePlan& plan, size_t begin) {
   core::ScratchLayout layout(begin);
   ListScratch lists;
-  lists.stride = plan.capacity + static_cast<int64_t>(topk::kSlack);
+  lists.stride = plan.capacity + static_cast<int64_t>(select::kSlack);
   lists.keys = layout.Place<int32_t>(plan.rows * lists.stride);
   lists.columns = layout.Place<int32_t>(plan.rows * lists.stride);
   lists.counts = layout.Place<int64_t>(plan.rows);

@@ -30,9 +30,9 @@ int64_t TileNs(int64_t n, int64_t k, int64_t lanes) {
 
 // `narrow_lanes` rows are done in the time of one. That wins up to 16 columns a lane, with eight
 // lanes of float32 up to 256, and for fewer rows than lanes where their columns or k are few
-// (docs/performance.md). A row comes out in order even if it need not be, as it does the other way
-// where all of its elements are ranked (kRankLimit, 256): an answer may not depend on the target or
-// on the rows beside it.
+// (docs/lab/top-k.md). A row comes out in order even if it need not be, as it does the other way
+// where all of its elements are ranked (select::kRankLimit, 256): an answer may not depend on the
+// target or on the rows beside it.
 bool IsNarrow(const topk::TopKShape& shape) {
   constexpr int64_t kMaxNarrow = 256;
   const int64_t lanes = shape.narrow_lanes;

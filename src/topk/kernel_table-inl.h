@@ -6,8 +6,8 @@
 #define RIFFLE_TOPK_KERNEL_TABLE_INL_H_
 #endif
 
-#include "topk/finish-inl.h"
-#include "topk/first_pass-inl.h"
+#include "topk/bucket_maxima/finish-inl.h"
+#include "topk/bucket_maxima/first_pass-inl.h"
 #include "topk/narrow-inl.h"
 #include "topk/topk_kernels.h"
 
@@ -28,7 +28,7 @@ struct KernelTable {
       Finish(task, FirstPass::kKeyed, nullptr, scratch);
       return;
     }
-    uint8_t* maxima = scratch + PlanFinish(task).maxima;
+    uint8_t* maxima = PlanBucketScratch(task).maxima.At(scratch);
     const FirstPass pass = RunFirstPass(task, FormatOf(task), reinterpret_cast<Key*>(maxima));
     Finish(task, pass, maxima, scratch);
   }
@@ -44,7 +44,7 @@ struct KernelTable {
 
   static void Finish(const RowTask& task, FirstPass pass, uint8_t* maxima, uint8_t* scratch) {
     HWY_DASSERT(0 < task.k && task.k <= task.n);
-    HWY_NAMESPACE::Row<F> row(task, FormatOf(task), PlanFinish(task), scratch);
+    HWY_NAMESPACE::Row<F> row(task, FormatOf(task), PlanBucketScratch(task).row, scratch);
     if (task.plan.buckets == 0) {
       SelectFromAll(row);
     } else {

@@ -13,6 +13,7 @@
 #include <type_traits>
 
 #include "core/order-inl.h"
+#include "core/scratch_layout.h"
 #include "topk/topk_args.h"
 
 HWY_BEFORE_NAMESPACE();
@@ -195,11 +196,13 @@ HWY_INLINE void EmitTile(const NarrowRows& task, const uint8_t* x, size_t first,
   }
 }
 
-// Rows [begin, end). Pre: scratch has NarrowScratch(n) bytes, 64-byte aligned.
+// Rows [begin, end). `scratch` has NarrowScratch(n) bytes.
 template <class F>
 void SelectNarrow(const NarrowRows& task, size_t begin, size_t end, F format, uint8_t* scratch) {
   using TI = typename F::Element;
   const size_t lanes = hn::Lanes(Tag<Packed<TI>>());
+  HWY_DASSERT(begin <= end && 0 < task.k && task.k <= task.n);
+  HWY_DASSERT(reinterpret_cast<uintptr_t>(scratch) % core::kScratchAlignment == 0);
   auto* columns = reinterpret_cast<Packed<TI>*>(scratch);
   for (size_t first = begin; first < end; first += lanes) {
     const size_t rows = std::min(lanes, end - first);

@@ -12,9 +12,12 @@
 #include <cstring>
 
 #include "core/order-inl.h"
-#include "topk/finish.h"
-#include "topk/select-inl.h"
-#include "topk/topk_kernels.h"
+#include "select/bound-inl.h"
+#include "select/compress-inl.h"
+#include "select/limits.h"
+#include "select/sort-inl.h"
+#include "topk/row_scratch.h"
+#include "topk/topk_args.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace riffle::topk::HWY_NAMESPACE {
@@ -22,6 +25,17 @@ namespace hn = hwy::HWY_NAMESPACE;
 using core::HWY_NAMESPACE::LoadKeys;
 using core::HWY_NAMESPACE::LoadKeysPart;
 using core::HWY_NAMESPACE::Tag;
+using select::HWY_NAMESPACE::Bits;
+using select::HWY_NAMESPACE::Bound;
+using select::HWY_NAMESPACE::Candidates;
+using select::HWY_NAMESPACE::CompressIndices;
+using select::HWY_NAMESPACE::CountGe;
+using select::HWY_NAMESPACE::FindBound;
+using select::HWY_NAMESPACE::kDense;
+using select::HWY_NAMESPACE::KeepGe;
+using select::HWY_NAMESPACE::Pad;
+using select::HWY_NAMESPACE::SortedIndices;
+using select::HWY_NAMESPACE::TakeEqual;
 
 // A row and where its finish works.
 template <class F>
@@ -35,22 +49,21 @@ struct Row {
   size_t k;
   F format;
   Candidates<TI> candidates;
-  int32_t* ids;     // buckets to look at again
-  int32_t* ties;    // indices of elements equal to the k-th value, when they are more than fit
-  uint64_t* pairs;  // radix sort
+  int32_t* buckets;  // which to look at again
+  int32_t* ties;     // indices of elements equal to the k-th value, when they are more than fit
+  uint64_t* pairs;   // radix sort
   size_t examined = 0;
 
-  Row(const RowTask& row_task, F row_format, const FinishLayout& layout, uint8_t* scratch)
+  Row(const RowTask& row_task, F row_format, const RowScratch& layout, uint8_t* scratch)
       : task(row_task),
         x(static_cast<const Element*>(row_task.x)),
         n(static_cast<size_t>(row_task.n)),
         k(static_cast<size_t>(row_task.k)),
         format(row_format) {
-    candidates = {reinterpret_cast<TI*>(scratch + layout.keys),
-                  reinterpret_cast<int32_t*>(scratch + layout.indices), 0};
-    ids = reinterpret_cast<int32_t*>(scratch + layout.ids);
-    ties = reinterpret_cast<int32_t*>(scratch + layout.ties);
-    pairs = reinterpret_cast<uint64_t*>(scratch + layout.pairs);
+    candidates = {reinterpret_cast<TI*>(layout.keys.At(scratch)), layout.indices.At(scratch), 0};
+    buckets = layout.buckets.At(scratch);
+    ties = layout.ties.At(scratch);
+    pairs = layout.pairs.At(scratch);
   }
 
   Element At(size_t i) const {  // of any alignment
@@ -142,13 +155,12 @@ void SortAndEmit(Row<F>& row, size_t ties) {
   using TI = typename F::Key;
   Candidates<TI>& candidates = row.candidates;
   const size_t best = row.k - ties;
-  if (candidates.count <= kRankLimit) {
-    Pad(Tag<TI>(), candidates.keys, candidates.count);
-    int32_t order[kRankLimit];
-    RankSort(candidates, order);
-    std::copy_n(order, best, candidates.indices);
-  } else if (row.task.sorted || candidates.count > best) {
-    RadixSort(candidates, row.pairs);
+  if (candidates.count <= select::kRankLimit || row.task.sorted || candidates.count > best) {
+    int32_t ranked[select::kRankLimit];
+    const int32_t* sorted = SortedIndices(candidates, ranked, row.pairs);
+    if (sorted == ranked) {
+      std::copy_n(ranked, best, candidates.indices);
+    }
   }
   Emit(row, best, ties);
 }
@@ -164,7 +176,7 @@ void SelectFromCandidates(Row<F>& row) {
     candidates.keys[candidates.count] = row.format.lowest_key();
     candidates.indices[candidates.count] = 0;
   }
-  const size_t limit = SortLimit(row.k, row.task.sorted);
+  const size_t limit = select::SortLimit(row.k, row.task.sorted);
   if (candidates.count <= limit) {
     SortAndEmit(row, 0);
     return;

@@ -7,8 +7,8 @@
 #include "core/check.h"
 #include "core/entry_point.h"
 #include "riffle/topk.h"
-#include "topk/depth.h"
-#include "topk/lane_sort.h"
+#include "topk/lane_sort/depth.h"
+#include "topk/lane_sort/lane_sort.h"
 
 namespace riffle {
 namespace {

@@ -14,8 +14,8 @@
 #include "testing/reference.h"
 #include "testing/rng.h"
 #include "testing/text.h"
-#include "topk/depth.h"
-#include "topk/lane_sort.h"
+#include "topk/lane_sort/depth.h"
+#include "topk/lane_sort/lane_sort.h"
 
 namespace riffle::test {
 namespace {

@@ -17,18 +17,19 @@
 #include "core/order-inl.h"
 #include "lm_head/prefilter/prefilter_kernels.h"
 #include "lm_head/prefilter/tile_bounds-inl.h"
-#include "topk/select-inl.h"
+#include "select/bound-inl.h"
+#include "select/compress-inl.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace riffle::lm_head::HWY_NAMESPACE {
 namespace hn = hwy::HWY_NAMESPACE;
 using core::HWY_NAMESPACE::Keys;
 using core::HWY_NAMESPACE::Tag;
-using topk::HWY_NAMESPACE::CompressIndices;
-using topk::HWY_NAMESPACE::FindBound;
-using topk::HWY_NAMESPACE::Pad;
+using select::HWY_NAMESPACE::CompressIndices;
+using select::HWY_NAMESPACE::FindBound;
+using select::HWY_NAMESPACE::Pad;
 
-// Candidates of a row, in any order. Room for topk::kSlack more elements follows each array.
+// Candidates of a row, in any order. Room for select::kSlack more elements follows each array.
 struct CandidateBounds {
   int32_t* lowers;  // keys that the exact logits are known to reach
   float* uppers;    // NaN: unbounded

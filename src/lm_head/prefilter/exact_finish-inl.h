@@ -18,8 +18,8 @@ namespace riffle::lm_head::HWY_NAMESPACE {
 namespace hn = hwy::HWY_NAMESPACE;
 using core::HWY_NAMESPACE::PrefetchAt;
 using core::HWY_NAMESPACE::Tag;
-using topk::HWY_NAMESPACE::FindBound;
-using topk::HWY_NAMESPACE::Pad;
+using select::HWY_NAMESPACE::FindBound;
+using select::HWY_NAMESPACE::Pad;
 
 // Stores the columns that may be among the row's k best, in ascending order; returns how many.
 inline size_t SelectColumns(const PrefilteredRow& task, int32_t* columns) {

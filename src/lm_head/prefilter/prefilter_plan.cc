@@ -2,7 +2,7 @@
 
 #include <algorithm>
 
-#include "topk/finish.h"
+#include "select/limits.h"
 
 namespace riffle::lm_head {
 
@@ -44,7 +44,7 @@ PrefilterScratch PlanPrefilterScratch(const PrefilterPlan& plan) {
   PrefilterScratch scratch;
   scratch.tile = PlanBounds(plan.rows);
   core::ScratchLayout layout(scratch.tile.bytes);
-  scratch.stride = plan.capacity + static_cast<int64_t>(topk::kSlack);
+  scratch.stride = plan.capacity + static_cast<int64_t>(select::kSlack);
   scratch.lowers = layout.Place<int32_t>(plan.rows * scratch.stride);
   scratch.uppers = layout.Place<float>(plan.rows * scratch.stride);
   scratch.columns = layout.Place<int32_t>(plan.rows * scratch.stride);
@@ -66,7 +66,7 @@ PrefilterShared PlanPrefilterShared(const PrefilterPlan& plan, int64_t d, size_t
   shared.fell_back = layout.Place<std::atomic<int32_t>>(plan.rows);
   shared.remaining = layout.Place<std::atomic<int32_t>>(1);
   shared.counts = layout.Place<int64_t>(plan.rows);
-  shared.stride = plan.shared_capacity + static_cast<int64_t>(topk::kSlack);
+  shared.stride = plan.shared_capacity + static_cast<int64_t>(select::kSlack);
   shared.lowers = layout.Place<int32_t>(plan.rows * shared.stride);
   shared.uppers = layout.Place<float>(plan.rows * shared.stride);
   shared.columns = layout.Place<int32_t>(plan.rows * shared.stride);

@@ -1,9 +1,11 @@
-// The schedule and the scratch of the lane sort.
+#include "topk/lane_sort/lane_sort.h"
+
 #include <algorithm>
 #include <limits>
 
-#include "topk/depth.h"
-#include "topk/lane_sort.h"
+#include "select/limits.h"
+#include "topk/lane_sort/depth.h"
+#include "topk/topk_kernels.h"
 
 namespace riffle::topk {
 namespace {
@@ -81,25 +83,24 @@ int64_t LastDepth(int64_t n, int64_t k, int64_t lanes) {
                            std::numeric_limits<int>::max());
 }
 
-LaneLayout PlanLanes(const RowTask& task, const LaneOptions& options) {
-  LaneLayout layout{};
-  layout.last_depth = LastDepth(task.n, task.k, options.lanes);
-  const size_t kept = static_cast<size_t>(layout.last_depth) * static_cast<size_t>(options.lanes);
-  const auto place = [&layout](size_t count, size_t width) {
-    const size_t begin = layout.bytes;
-    layout.bytes += (count * width + 63) / 64 * 64;
-    return begin;
-  };
-  const size_t element = SizeOf(task.dtype);
-  layout.finish.keys = place(kept + kSlack, element);
-  layout.finish.indices = place(kept + kSlack, sizeof(int32_t));
-  layout.finish.ties = place(static_cast<size_t>(task.k) + kSlack, sizeof(int32_t));
-  layout.finish.pairs = place(2 * kept, sizeof(uint64_t));
-  layout.index_keys = place(kept + kSlack, sizeof(int32_t));
-  layout.positions = place(kept + kSlack, sizeof(int32_t));
-  layout.sorted_keys = place(kept + kSlack, element);
-  layout.sorted_indices = place(kept + kSlack, sizeof(int32_t));
-  return layout;
+LaneScratch PlanLanes(const RowTask& task, const LaneOptions& options) {
+  HWY_DASSERT(0 < task.k && task.k <= task.n && options.lanes > 0);
+  constexpr auto kSlack = static_cast<int64_t>(select::kSlack);
+  LaneScratch scratch;
+  scratch.last_depth = LastDepth(task.n, task.k, options.lanes);
+  const int64_t kept = scratch.last_depth * options.lanes;
+  const auto element = static_cast<int64_t>(SizeOf(task.dtype));
+  core::ScratchLayout layout;
+  scratch.row.keys = layout.Place<uint8_t>((kept + kSlack) * element);
+  scratch.row.indices = layout.Place<int32_t>(kept + kSlack);
+  scratch.row.ties = layout.Place<int32_t>(task.k + kSlack);
+  scratch.row.pairs = layout.Place<uint64_t>(2 * kept);
+  scratch.index_keys = layout.Place<int32_t>(kept + kSlack);
+  scratch.positions = layout.Place<int32_t>(kept + kSlack);
+  scratch.sorted_keys = layout.Place<uint8_t>((kept + kSlack) * element);
+  scratch.sorted_indices = layout.Place<int32_t>(kept + kSlack);
+  scratch.bytes = layout.bytes();
+  return scratch;
 }
 
 size_t LaneSortScratch(const RowTask& task, const LaneOptions& options) {

@@ -1,4 +1,6 @@
-#include "topk/depth.h"
+#include "topk/lane_sort/depth.h"
+
+#include <hwy/base.h>
 
 #include <algorithm>
 #include <cmath>
@@ -353,6 +355,7 @@ double DepthDistribution::Above(int64_t m) const {
 }
 
 DepthDistribution Depths(int64_t k, int64_t lanes) {
+  HWY_DASSERT(k >= 1 && lanes >= 1);
   DepthDistribution result;
   result.first = (k + lanes - 1) / lanes;
   if (k <= kMaxExactDepths || lanes == 1) {

@@ -1,11 +1,11 @@
 #undef HWY_TARGET_INCLUDE
-#define HWY_TARGET_INCLUDE "topk/lane_sort.cc"
+#define HWY_TARGET_INCLUDE "topk/lane_sort/lane_sort.cc"
 #include <hwy/foreach_target.h>  // includes this file once per target
 // clang-format off
 #include <hwy/highway.h>
 // clang-format on
 #include "core/dispatch.h"
-#include "topk/lane_sort-inl.h"
+#include "topk/lane_sort/lane_sort-inl.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace riffle::topk::HWY_NAMESPACE {

@@ -1,9 +1,9 @@
 // Few candidates in order: by rank, or by radix. Included once per SIMD target.
-#if defined(RIFFLE_TOPK_SORT_INL_H_) == defined(HWY_TARGET_TOGGLE)
-#ifdef RIFFLE_TOPK_SORT_INL_H_
-#undef RIFFLE_TOPK_SORT_INL_H_
+#if defined(RIFFLE_SELECT_SORT_INL_H_) == defined(HWY_TARGET_TOGGLE)
+#ifdef RIFFLE_SELECT_SORT_INL_H_
+#undef RIFFLE_SELECT_SORT_INL_H_
 #else
-#define RIFFLE_TOPK_SORT_INL_H_
+#define RIFFLE_SELECT_SORT_INL_H_
 #endif
 
 #include <algorithm>
@@ -11,15 +11,14 @@
 #include <type_traits>
 #include <utility>
 
-#include "topk/bound-inl.h"
-#include "topk/compress-inl.h"
+#include "select/bound-inl.h"
+#include "select/compress-inl.h"
+#include "select/limits.h"
 
 HWY_BEFORE_NAMESPACE();
-namespace riffle::topk::HWY_NAMESPACE {
+namespace riffle::select::HWY_NAMESPACE {
 namespace hn = hwy::HWY_NAMESPACE;
 using core::HWY_NAMESPACE::Tag;
-
-constexpr size_t kRankLimit = 256;
 
 // ranks[i] = how many keys exceed keys[i], for kVectors vectors of i.
 template <size_t kVectors, typename TI>
@@ -56,14 +55,15 @@ HWY_INLINE void RankTile(const TI* all, size_t count, const TI* keys, TI* ranks)
 }
 
 // order[r] = index of the candidate of rank r. Every pair is compared, without a branch: for up to
-// kRankLimit candidates nothing was faster (docs/performance.md); to leave out those that do not
+// kRankLimit candidates nothing was faster (docs/lab/top-k.md); to leave out those that do not
 // belong to the k best would be one, mispredicted for every other candidate. Candidates of equal
-// keys share a rank and take places behind it in turn. Pre: padded; 0 < count <= kRankLimit.
+// keys share a rank and take places behind it in turn.
 template <typename TI>
 void RankSort(const Candidates<TI>& candidates, int32_t* order) {
   const size_t lanes = hn::Lanes(Tag<TI>());
   const size_t count = candidates.count;
   const TI* keys = candidates.keys;
+  HWY_DASSERT(count <= kRankLimit && IsPadded(keys, count));
   TI ranks[kRankLimit + 4 * hn::MaxLanes(Tag<TI>())];
   for (size_t i = 0; i < count;) {
     const size_t left = count - i;
@@ -103,6 +103,7 @@ void RadixSort(Candidates<TI>& candidates, uint64_t* memory) {
   using Pair = std::conditional_t<sizeof(TI) == 8, WidePair, uint64_t>;
   constexpr int kMaxDigit = 11;
   const size_t count = candidates.count;
+  HWY_DASSERT(count > 0);
   const auto max =
       static_cast<uint64_t>(int64_t{*std::max_element(candidates.keys, candidates.keys + count)});
   const auto min =
@@ -146,7 +147,22 @@ void RadixSort(Candidates<TI>& candidates, uint64_t* memory) {
   }
 }
 
-}  // namespace riffle::topk::HWY_NAMESPACE
+// The indices of candidates in order: by descending key, then as they stand. They are in `ranked`,
+// which has room for kRankLimit, or have taken the place of candidates.indices; `pairs` is as in
+// RadixSort.
+template <typename TI>
+HWY_INLINE const int32_t* SortedIndices(Candidates<TI>& candidates, int32_t* ranked,
+                                        uint64_t* pairs) {
+  if (candidates.count > kRankLimit) {
+    RadixSort(candidates, pairs);
+    return candidates.indices;
+  }
+  Pad(Tag<TI>(), candidates.keys, candidates.count);
+  RankSort(candidates, ranked);
+  return ranked;
+}
+
+}  // namespace riffle::select::HWY_NAMESPACE
 HWY_AFTER_NAMESPACE();
 
 #endif  // per-target include guard

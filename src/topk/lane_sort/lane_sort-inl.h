@@ -15,8 +15,8 @@
 
 #include <algorithm>
 
-#include "topk/lane_pass-inl.h"
-#include "topk/lane_sort.h"
+#include "topk/lane_sort/lane_pass-inl.h"
+#include "topk/lane_sort/lane_sort.h"
 #include "topk/row-inl.h"
 
 HWY_BEFORE_NAMESPACE();
@@ -45,7 +45,7 @@ bool Certify(Row<core::Format<TI>>& row, size_t lanes, size_t m) {
   Pad(Tag<TI>(), keys, kept);  // over the m-th elements, which are not needed any more
   const TI above = std::max(static_cast<TI>(pivot + 1), row.format.lowest_key());
   const Bound<TI> bound =
-      FindBound(keys, kept, row.k, SortLimit(row.k, row.task.sorted), above, row.format);
+      FindBound(keys, kept, row.k, select::SortLimit(row.k, row.task.sorted), above, row.format);
   if (bound.reached >= row.k) {
     KeepGe(row.candidates, bound.key);
     return true;
@@ -71,7 +71,8 @@ bool Certify(Row<core::Format<TI>>& row, size_t lanes, size_t m) {
 
 // Passes until one certifies; returns its depth.
 template <typename TI>
-size_t RunPasses(Row<core::Format<TI>>& row, const LaneOptions& options, const LaneLayout& layout) {
+size_t RunPasses(Row<core::Format<TI>>& row, const LaneOptions& options,
+                 const LaneScratch& layout) {
   const auto last = static_cast<size_t>(layout.last_depth);
   const auto lanes = static_cast<size_t>(options.lanes);
   LanePass<TI> pass(row, options, layout);
@@ -101,15 +102,8 @@ void SortByIndex(const Candidates<TI>& candidates, Candidates<int32_t> by_index,
     by_index.indices[i] = static_cast<int32_t>(i);
   }
   by_index.count = count;
-  int32_t ranked[kRankLimit];
-  const int32_t* order = ranked;
-  if (count <= kRankLimit) {
-    Pad(Tag<int32_t>(), by_index.keys, count);
-    RankSort(by_index, ranked);
-  } else {
-    RadixSort(by_index, pairs);
-    order = by_index.indices;
-  }
+  int32_t ranked[select::kRankLimit];
+  const int32_t* order = SortedIndices(by_index, ranked, pairs);
   for (size_t i = 0; i < count; ++i) {
     sorted.keys[i] = candidates.keys[order[i]];
     sorted.indices[i] = candidates.indices[order[i]];
@@ -120,14 +114,14 @@ void SortByIndex(const Candidates<TI>& candidates, Candidates<int32_t> by_index,
 template <typename TI>
 void LaneSort(const RowTask& task, const LaneOptions& options, core::Format<TI> format,
               uint8_t* scratch) {
-  const LaneLayout layout = PlanLanes(task, options);
+  const LaneScratch layout = PlanLanes(task, options);
   format.smallest = !task.largest;
-  Row<core::Format<TI>> row(task, format, layout.finish, scratch);
+  Row<core::Format<TI>> row(task, format, layout.row, scratch);
   const size_t depth = RunPasses(row, options, layout);
-  const Candidates<int32_t> by_index{reinterpret_cast<int32_t*>(scratch + layout.index_keys),
-                                     reinterpret_cast<int32_t*>(scratch + layout.positions), 0};
-  Candidates<TI> sorted{reinterpret_cast<TI*>(scratch + layout.sorted_keys),
-                        reinterpret_cast<int32_t*>(scratch + layout.sorted_indices), 0};
+  const Candidates<int32_t> by_index{layout.index_keys.At(scratch), layout.positions.At(scratch),
+                                     0};
+  Candidates<TI> sorted{reinterpret_cast<TI*>(layout.sorted_keys.At(scratch)),
+                        layout.sorted_indices.At(scratch), 0};
   SortByIndex(row.candidates, by_index, row.pairs, sorted);
   row.candidates = sorted;
   SelectFromCandidates(row);

@@ -1,9 +1,9 @@
 // Candidates, and what moves the wanted ones of them together. Included once per SIMD target.
-#if defined(RIFFLE_TOPK_COMPRESS_INL_H_) == defined(HWY_TARGET_TOGGLE)
-#ifdef RIFFLE_TOPK_COMPRESS_INL_H_
-#undef RIFFLE_TOPK_COMPRESS_INL_H_
+#if defined(RIFFLE_SELECT_COMPRESS_INL_H_) == defined(HWY_TARGET_TOGGLE)
+#ifdef RIFFLE_SELECT_COMPRESS_INL_H_
+#undef RIFFLE_SELECT_COMPRESS_INL_H_
 #else
-#define RIFFLE_TOPK_COMPRESS_INL_H_
+#define RIFFLE_SELECT_COMPRESS_INL_H_
 #endif
 
 #include <algorithm>
@@ -11,9 +11,10 @@
 #include <cstring>
 
 #include "core/order-inl.h"
+#include "select/bound-inl.h"
 
 HWY_BEFORE_NAMESPACE();
-namespace riffle::topk::HWY_NAMESPACE {
+namespace riffle::select::HWY_NAMESPACE {
 namespace hn = hwy::HWY_NAMESPACE;
 using core::HWY_NAMESPACE::Tag;
 
@@ -110,9 +111,10 @@ HWY_INLINE void CompressStored(D d, hn::Mask<D> mask, const int32_t* from, int32
   }
 }
 
-// Keeps the candidates whose key is >= bound. Pre: padded.
+// Keeps the candidates whose key is >= bound; their keys are padded.
 template <typename TI>
 void KeepGe(Candidates<TI>& candidates, TI bound) {
+  HWY_DASSERT(IsPadded(candidates.keys, candidates.count));
   if (bound == hwy::LimitsMin<TI>()) {  // all of them, and none of the padding
     return;
   }
@@ -140,13 +142,14 @@ void KeepGe(Candidates<TI>& candidates, TI bound) {
   candidates.count = kept;
 }
 
-// The first `wanted` indices of candidates whose key is `key`. Pre: padded; there are as many.
+// The first `wanted` indices of candidates whose key is `key`; there are as many.
 template <typename TI>
 void TakeEqual(const Candidates<TI>& candidates, TI key, size_t wanted, int32_t* out) {
   const Tag<TI> d;
   const auto equal = hn::Set(d, key);
   size_t taken = 0;
   for (size_t i = 0; taken < wanted; i += hn::Lanes(d)) {
+    HWY_DASSERT(i < candidates.count);
     uint64_t bits = Bits(d, hn::Eq(hn::LoadU(d, candidates.keys + i), equal));
     for (; bits != 0 && taken < wanted; bits &= bits - 1) {
       out[taken++] = candidates.indices[i + static_cast<size_t>(std::countr_zero(bits))];
@@ -154,7 +157,7 @@ void TakeEqual(const Candidates<TI>& candidates, TI key, size_t wanted, int32_t*
   }
 }
 
-}  // namespace riffle::topk::HWY_NAMESPACE
+}  // namespace riffle::select::HWY_NAMESPACE
 HWY_AFTER_NAMESPACE();
 
 #endif  // per-target include guard

@@ -20,7 +20,7 @@ struct DepthDistribution {
   double Above(int64_t m) const;   // P(depth > m)
 };
 
-// Pre: k, lanes >= 1. The relative error is about 1e-12 for k <= kMaxExactDepths. For larger k the
+// k, lanes >= 1. The relative error is about 1e-12 for k <= kMaxExactDepths. For larger k the
 // lanes count as independent of each other: the upper tail is right to a few percent, and what is
 // twelve deviations of a lane away is left out.
 DepthDistribution Depths(int64_t k, int64_t lanes);

@@ -9,14 +9,16 @@
 
 #include <algorithm>
 
-#include "topk/bound-inl.h"
-#include "topk/bucket_maxima-inl.h"
+#include "select/bound-inl.h"
+#include "topk/bucket_maxima/bucket_maxima-inl.h"
 #include "topk/topk_kernels.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace riffle::topk::HWY_NAMESPACE {
 namespace hn = hwy::HWY_NAMESPACE;
 using core::HWY_NAMESPACE::Tag;
+using select::HWY_NAMESPACE::CountGe;
+using select::HWY_NAMESPACE::Pad;
 
 template <typename TI, FirstPass kPass>
 bool FirstOf(const RowTask& task, int64_t begin, int64_t end, core::Format<TI> format, TI* maxima) {

@@ -11,7 +11,7 @@
 #include <algorithm>
 #include <bit>
 
-#include "topk/finish.h"
+#include "topk/bucket_maxima/bucket_plan.h"
 #include "topk/row-inl.h"
 #include "topk/topk_kernels.h"
 
@@ -36,12 +36,12 @@ void Collect(Row<F>& row, const typename F::Key* maxima, typename F::Key bound, 
   for (size_t b = 0; b < buckets; b += hn::Lanes(d)) {  // what follows the maxima reaches no bound
     for (uint64_t bits = Bits(d, hn::Ge(hn::LoadU(d, maxima + b), limit)); bits != 0;
          bits &= bits - 1) {
-      row.ids[found++] = static_cast<int32_t>(b) + std::countr_zero(bits);
+      row.buckets[found++] = static_cast<int32_t>(b) + std::countr_zero(bits);
     }
   }
   const auto prefetch = [&](size_t i) {
     const typename F::Element* bucket =
-        row.x + static_cast<size_t>(row.ids[std::min(i, found - 1)]) * size;
+        row.x + static_cast<size_t>(row.buckets[std::min(i, found - 1)]) * size;
     for (size_t j = 0; j < size; j += kLine) {
       hwy::Prefetch(bucket + j);
     }
@@ -51,7 +51,7 @@ void Collect(Row<F>& row, const typename F::Key* maxima, typename F::Key bound, 
   }
   for (size_t i = 0; i < found; ++i) {
     prefetch(i + kAhead);
-    const size_t begin = static_cast<size_t>(row.ids[i]) * size;
+    const size_t begin = static_cast<size_t>(row.buckets[i]) * size;
     AppendRange(row, begin, std::min(row.n, begin + size), bound, exact);
   }
 }

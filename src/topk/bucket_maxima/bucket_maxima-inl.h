@@ -234,11 +234,10 @@ HWY_INLINE TI ShortBucket(L& leaves, const TI* from, size_t count) {
 
 // Maxima of the buckets [begin, end) of row[0, n). Returns whether the row may be ordered by what
 // the leaves compare.
-// Pre: `size` is a whole number of vectors.
 template <class L, typename TI>
 bool BucketMaxima(L leaves, const TI* row, size_t n, size_t size, size_t begin, size_t end,
                   typename L::Key* maxima) {
-  HWY_DASSERT(size % hn::Lanes(leaves.d) == 0);
+  HWY_DASSERT(size % hn::Lanes(leaves.d) == 0 && begin <= end);
   const size_t whole = std::min(end, n / size);
   size_t bucket = begin;
   switch (size / hn::Lanes(leaves.d)) {

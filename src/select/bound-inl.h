@@ -1,10 +1,10 @@
 // A bound by counting: a key that at least k and not many more of an array of keys reach. Included
 // once per SIMD target.
-#if defined(RIFFLE_TOPK_BOUND_INL_H_) == defined(HWY_TARGET_TOGGLE)
-#ifdef RIFFLE_TOPK_BOUND_INL_H_
-#undef RIFFLE_TOPK_BOUND_INL_H_
+#if defined(RIFFLE_SELECT_BOUND_INL_H_) == defined(HWY_TARGET_TOGGLE)
+#ifdef RIFFLE_SELECT_BOUND_INL_H_
+#undef RIFFLE_SELECT_BOUND_INL_H_
 #else
-#define RIFFLE_TOPK_BOUND_INL_H_
+#define RIFFLE_SELECT_BOUND_INL_H_
 #endif
 
 #include <algorithm>
@@ -15,15 +15,20 @@
 #include "core/order-inl.h"
 
 HWY_BEFORE_NAMESPACE();
-namespace riffle::topk::HWY_NAMESPACE {
+namespace riffle::select::HWY_NAMESPACE {
 namespace hn = hwy::HWY_NAMESPACE;
 using core::HWY_NAMESPACE::Tag;
 
-// Arrays that are handed to CountGe are followed by room for one vector, which Pad fills with the
-// lowest integer.
+// Keys are padded: room for one vector follows them, which Pad fills with the lowest integer.
 template <class D, typename TI = hn::TFromD<D>>
 HWY_INLINE void Pad(D d, TI* keys, size_t count) {
   hn::StoreU(hn::Set(d, hwy::LimitsMin<TI>()), d, keys + count);
+}
+
+template <typename TI>
+bool IsPadded(const TI* keys, size_t count) {
+  return std::all_of(keys + count, keys + count + hn::Lanes(Tag<TI>()),
+                     [](TI key) { return key == hwy::LimitsMin<TI>(); });
 }
 
 HWY_INLINE size_t SumLanes(Tag<int16_t> d, hn::Vec<Tag<int16_t>> v) {
@@ -36,9 +41,10 @@ HWY_INLINE size_t SumLanes(D d, hn::Vec<D> v) {
   return static_cast<size_t>(hn::ReduceSum(d, v));
 }
 
-// How many of keys[0, count) are >= bound. Pre: padded.
+// How many of keys[0, count), which are padded, are >= bound.
 template <typename TI>
 size_t CountGe(const TI* keys, size_t count, TI bound) {
+  HWY_DASSERT(IsPadded(keys, count));
   if (bound == hwy::LimitsMin<TI>()) {  // the key of an integer; the padding would be counted too
     return count;
   }
@@ -63,9 +69,10 @@ size_t CountGe(const TI* keys, size_t count, TI bound) {
   return total;
 }
 
-// The largest of keys[0, count). Pre: padded, count > 0.
+// The largest of keys[0, count), which are padded.
 template <typename TI>
 TI MaxKey(const TI* keys, size_t count) {
+  HWY_DASSERT(count > 0 && IsPadded(keys, count));
   const Tag<TI> d;
   auto max = hn::LoadU(d, keys);
   for (size_t i = hn::Lanes(d); i < count; i += hn::Lanes(d)) {
@@ -74,9 +81,10 @@ TI MaxKey(const TI* keys, size_t count) {
   return hn::ReduceMax(d, max);
 }
 
-// The difference between the largest and the smallest of keys[0, count). Pre: count > 0.
+// The difference between the largest and the smallest of keys[0, count).
 template <typename TI>
 hwy::MakeUnsigned<TI> KeyRange(const TI* keys, size_t count, TI max) {
+  HWY_DASSERT(count > 0);
   const Tag<TI> d;
   const size_t lanes = hn::Lanes(d);
   auto least = hn::Set(d, max);
@@ -123,15 +131,16 @@ struct Bound {
   size_t reached;  // how many keys are >= key; 0: fewer than k are >= the floor
 };
 
-// A key not below `floor` that at least k and at most `limit` of keys[0, count) reach; where ties
-// forbid that, the k-th largest key itself, which fewer than k keys exceed.
+// A key not below `floor` that at least k and at most `limit` of keys[0, count), which are padded,
+// reach; where ties forbid that, the k-th largest key itself, which fewer than k keys exceed.
 // Each step counts the keys that reach a guess, without a branch on the data. The first guesses
 // gallop down from the largest key. Then the counts on both sides are interpolated: the tail of a
 // row falls off about exponentially, so two or three more steps do where bisection takes eight. It
 // still bisects every other step, so that no row is slow.
-// Pre: padded, count > 0; no more than `count` are wanted of a row of integers.
 template <typename TI, class F>
 Bound<TI> FindBound(const TI* keys, size_t count, size_t k, size_t limit, TI floor, F format) {
+  HWY_DASSERT(count > 0 && 0 < k && k <= limit && IsPadded(keys, count));
+  HWY_DASSERT(!F::kInteger || k <= count);  // the lowest integer would count the padding
   using Wide = WideInt<TI>;
   const TI largest = std::min(MaxKey(keys, count), format.top_key());
   const Wide max = largest;
@@ -171,7 +180,7 @@ Bound<TI> FindBound(const TI* keys, size_t count, size_t k, size_t limit, TI flo
   return {static_cast<TI>(low), reached};
 }
 
-}  // namespace riffle::topk::HWY_NAMESPACE
+}  // namespace riffle::select::HWY_NAMESPACE
 HWY_AFTER_NAMESPACE();
 
 #endif  // per-target include guard

@@ -12,7 +12,7 @@
 #include <bit>
 #include <limits>
 
-#include "topk/lane_sort.h"
+#include "topk/lane_sort/lane_sort.h"
 #include "topk/row-inl.h"
 
 HWY_BEFORE_NAMESPACE();
@@ -42,19 +42,19 @@ class LanePass {
   static constexpr size_t kFirst = 4;
 
  public:
-  LanePass(const Row<core::Format<TI>>& row, const LaneOptions& options, const LaneLayout& layout)
+  LanePass(const Row<core::Format<TI>>& row, const LaneOptions& options, const LaneScratch& layout)
       : row_(row),
         lanes_(static_cast<size_t>(options.lanes)),
         last_depth_(static_cast<size_t>(layout.last_depth)),
         keys_(row.candidates.keys),
         columns_(row.candidates.indices) {}
 
-  // Keeps the best m of each lane, of all that may be among the k best. Pre: 1 <= m <= the layout's
+  // Keeps the best m of each lane, of all that may be among the k best; m is at most the layout's
   // last depth.
   void Run(size_t m);
 
  private:
-  // The same for x[begin, end). Pre: begin is a multiple of the lanes and of a vector.
+  // The same for x[begin, end); begin is a multiple of the lanes and of a vector.
   template <bool kKeyed>
   void Insert(size_t begin, size_t end);
   template <bool kKeyed>
@@ -87,12 +87,12 @@ HWY_INLINE void ShiftColumns(DI di, M above, M enters, V fresh, const int32_t* o
 // Sinks a vector of elements into its lanes. An element goes below all that are not less than it,
 // so of equal ones the lower column stays above; what is less moves down by one. Working from the
 // bottom up no depth waits for another, and it ends at the depth that no element rises above.
-// Pre: a vector has no more elements than there are lanes.
 template <typename TI>
 HWY_INLINE void LanePass<TI>::InsertVector(size_t column) {
   const D d;
   const DI di;
   const size_t half = hn::Lanes(di);
+  HWY_DASSERT(hn::Lanes(d) <= lanes_);
   const size_t bottom = (m_ - 1) * lanes_ + (column & (lanes_ - 1));
   TI* key_at = keys_ + bottom;
   int32_t* column_at = columns_ + bottom;
@@ -206,8 +206,9 @@ template <bool kKeyed>
 void LanePass<TI>::Insert(size_t begin, size_t end) {
   const D d;
   const size_t width = hn::Lanes(d);
+  HWY_DASSERT(begin % lanes_ == 0 && begin % width == 0);
   const size_t block = kBlock * width;
-  int32_t columns[kFewBlocks * kBlock * hn::MaxLanes(d) + kSlack];
+  int32_t columns[kFewBlocks * kBlock * hn::MaxLanes(d) + select::kSlack];
   size_t i = begin;
   while (i + block <= end) {
     const size_t blocks = std::min(kSpan, (end - i) / block);
@@ -293,6 +294,7 @@ void LanePass<TI>::RaiseFloor() {
 
 template <typename TI>
 void LanePass<TI>::Run(size_t m) {
+  HWY_DASSERT(1 <= m && m <= last_depth_);
   m_ = m;
   floor_ = kEmpty<TI>;
   if (row_.format.smallest || !FirstFloor<false>()) {
