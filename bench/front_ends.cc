@@ -111,7 +111,7 @@ double Sample(const Case& c) {
   const riffle::SampleOptions options{
       .temperature = {&temperature, 1}, .top_k = {&top_k, 1}, .top_p = {&top_p, 1}, .seed = 1};
   std::vector<int32_t> tokens(static_cast<size_t>(rows));
-  const double time = c.Time([&] { riffle::Sample(c.Matrix(x, rows, n), options, tokens); });
+  const double time = c.Time([&] { riffle::Sample(c.Matrix(x, rows, n), tokens, options); });
   c.Write("out0", tokens);
   return time;
 }

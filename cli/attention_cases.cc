@@ -232,7 +232,7 @@ RooflineLine RunAttentionCase(const AttentionCase& what, double min_seconds, Thr
     PagedAttention(data.q, data.keys, data.values, data.batch, data.out, options);
   };
   if (what.decode()) {  // prefill is bound by arithmetic; reading beside it would be waited for
-    roofline.read = [&] { ReadPages(data.keys, data.values, data.batch, pool); };
+    roofline.read = [&] { ReadPages(data.keys, data.values, data.batch, {.pool = pool}); };
   }
   roofline.call();
   CheckSample(data);

@@ -276,7 +276,7 @@ std::vector<BenchLine> RunSection(const BenchSection& section, double min_second
     calls.back()->Check(matrix);
     // A reading for each call: it finds the caches as this call leaves them.
     const auto read = [&matrix, &sink, pool] {
-      sink = ReadMax(matrix.view.data, matrix.bytes(), pool);
+      sink = ReadMax(matrix.view.data, matrix.bytes(), {.pool = pool});
     };
     groups.push_back(
         {{read, [call = calls.back().get()] { call->Run(); }}, [&matrix] { matrix.Load(); }});

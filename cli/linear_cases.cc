@@ -233,7 +233,7 @@ void RunLinearCases(const LinearMatrix& what, double min_seconds, ThreadPool* po
     roofline.operations =
         2.0 * static_cast<double>(rows * what.vocab) * static_cast<double>(what.d);
     roofline.call = call;
-    roofline.read = [&] { ReadMax(head.memory.data(), head.memory.bytes(), pool); };
+    roofline.read = [&] { ReadMax(head.memory.data(), head.memory.bytes(), {.pool = pool}); };
     done(rows, MeasureRoofline(roofline, min_seconds, pool));
   }
 }

@@ -17,7 +17,7 @@ RooflineLine MeasureRoofline(const RooflineCase& what, double min_seconds, Threa
   RooflineLine line;
   line.what = what;
   const auto peak = [&] {
-    return what.operations > 0 ? DotPeak(what.dtype, kPeakSeconds, pool) : 0.0;
+    return what.operations > 0 ? DotPeak(what.dtype, kPeakSeconds, {.pool = pool}) : 0.0;
   };
   line.peak = peak();
   Group group = {{what.call}};

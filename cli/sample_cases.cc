@@ -104,9 +104,9 @@ RooflineLine RunSampleCase(const SampleCase& what, double min_seconds, ThreadPoo
   roofline.pages = PagesOf(memory.data(), memory.bytes());
   roofline.bytes = static_cast<double>(memory.bytes());
   roofline.call = [&] {
-    Sample({logits, DType::kF32, what.rows, what.vocab, what.vocab}, options, tokens, logprobs);
+    Sample({logits, DType::kF32, what.rows, what.vocab, what.vocab}, tokens, logprobs, options);
   };
-  roofline.read = [&] { ReadMax(memory.data(), memory.bytes(), pool); };
+  roofline.read = [&] { ReadMax(memory.data(), memory.bytes(), {.pool = pool}); };
 
   std::vector<Allowed> allowed;
   for (int64_t row = 0; row < std::min(what.rows, kCheckedRows); ++row) {

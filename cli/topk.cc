@@ -113,8 +113,9 @@ Speed MeasureSpeed(const NpyMatrix& input, const Arguments& arguments, const Top
   // Statistics are not part of the job: counting ties reads every row once more.
   TopKOut timed = out;
   timed.stats = nullptr;
-  const Group group{{[&] { TopK(x, arguments.k, timed, arguments.options); },
-                     [&] { sink = ReadMax(x.data, input.bytes(), arguments.options.pool); }}};
+  const Group group{
+      {[&] { TopK(x, arguments.k, timed, arguments.options); },
+       [&] { sink = ReadMax(x.data, input.bytes(), {.pool = arguments.options.pool}); }}};
   const auto timings = Measure({group}, arguments.min_time, [](double) {});
   return {timings[0][0], timings[0][1]};
 }

@@ -136,7 +136,7 @@ void Chooser::Draw(const MatrixView& logits, std::span<const int64_t> rows) {
   options.pool = pool_;
   drawn_.resize(rows.size());
   try {
-    Sample(logits, options, drawn_);
+    Sample(logits, drawn_, options);
   } catch (const Error& error) {
     if (error.code() != Code::kBadValue) {
       throw;
@@ -164,7 +164,7 @@ void Chooser::DrawEach(const MatrixView& logits, const SampleOptions& options) {
     its.stream = options.stream.subspan(i, 1);
     its.position = options.position.subspan(i, 1);
     try {
-      Sample(one, its, std::span(drawn_).subspan(i, 1));
+      Sample(one, std::span(drawn_).subspan(i, 1), its);
     } catch (const Error& error) {
       if (error.code() != Code::kBadValue) {
         throw;

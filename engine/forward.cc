@@ -53,7 +53,7 @@ void Forward::ForRows(const Task& task) {
       task(row);
     }
   };
-  ParallelFor((rows_ + kRowsPerTask - 1) / kRowsPerTask, std::ref(run), pool_);
+  ParallelFor((rows_ + kRowsPerTask - 1) / kRowsPerTask, std::ref(run), {.pool = pool_});
 }
 
 void Forward::Prepare(std::span<const Slice> batch) {
@@ -141,7 +141,7 @@ void Forward::WriteKeysAndValues(int64_t index) {
     HeadsView v = Heads(v_, count, config.kv_heads, config.head_dim);
     k.data = k_.data() + cu_q_lens_[i] * keys;
     v.data = v_.data() + cu_q_lens_[i] * keys;
-    cache_.Write(index, batch_[i].sequence, batch_[i].start, k, v, pool_);
+    cache_.Write(index, batch_[i].sequence, batch_[i].start, k, v, {.pool = pool_});
   }
   if (index == 0) {  // now, since the first write copies the pages that are shared
     cache_.Batch(sequences_, kv_batch_);

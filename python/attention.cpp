@@ -213,10 +213,9 @@ class Results {
 nb::object PyPagedAttention(nb::handle q_object, nb::handle keys_object, nb::handle values_object,
                             nb::handle kv_lens_object, nb::handle page_table_object,
                             nb::handle cu_q_lens_object, nb::handle layout_name, nb::handle scale,
-                            nb::handle causal, nb::handle window, nb::handle soft_cap,
-                            nb::handle sinks, nb::handle mask_value, nb::handle out,
-                            nb::handle return_lse, nb::handle key_scales_object,
-                            nb::handle value_scales_object, nb::handle window_right) {
+                            nb::handle causal, nb::handle window, nb::handle window_right,
+                            nb::handle soft_cap, nb::handle sinks, nb::handle key_scales_object,
+                            nb::handle value_scales_object, nb::handle out, nb::handle return_lse) {
   const Array q(q_object, "q"), keys(keys_object, "keys"), values(values_object, "values");
   const Layout layout = Layout::Of(layout_name);
   const HeadsView q_view = Heads(q);
@@ -256,7 +255,6 @@ nb::object PyPagedAttention(nb::handle q_object, nb::handle keys_object, nb::han
     options.window_right = Int64(window_right, "window_right");
   }
   options.soft_cap = OptionalFloat(soft_cap, "soft_cap");
-  options.mask_value = OptionalFloat(mask_value, "mask_value");
   std::vector<float> sink_logits;
   if (!sinks.is_none()) {
     sink_logits = Floats(sinks, "sinks");
@@ -306,7 +304,7 @@ nb::object PyMergeStates(nb::handle outs_object, nb::handle lses_object) {
 void BindAttention(nb::module_& m) {
   const auto any = nb::arg().none();  // what None means is for the functions to say
   m.def("paged_attention", &PyPagedAttention, any, any, any, any, any, any, any, any, any, any, any,
-        any, any, any, any, any, any, nb::arg().none() = nb::none());
+        any, any, any, any, any, any);
   m.def("merge_states", &PyMergeStates, any, any);
 }
 

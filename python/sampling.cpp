@@ -195,9 +195,9 @@ nb::object PySample(nb::handle logits_object, nb::handle temperature, nb::handle
   }
   {
     const KernelScope scope;
-    Sample({logits.data(), dtype, shape[0], logits.axis(1).size, logits.axis(0).stride}, options,
+    Sample({logits.data(), dtype, shape[0], logits.axis(1).size, logits.axis(0).stride},
            {static_cast<int32_t*>(tokens.data), rows},
-           {static_cast<float*>(logprobs.data), return_logprobs ? rows : 0});
+           {static_cast<float*>(logprobs.data), return_logprobs ? rows : 0}, options);
   }
   if (!return_logprobs) {
     return Finished(logits, std::move(tokens));

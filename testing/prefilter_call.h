@@ -76,11 +76,12 @@ inline std::string Compare(const MatrixView& x, const WeightView& weight,
                            lm_head::PrefilterMode mode = lm_head::PrefilterMode::kAlways) {
   const auto size = static_cast<size_t>(x.rows * k);
   std::vector<float> values(size), expected(size);
-  std::vector<int32_t> indices(size), columns(size);
+  std::vector<int64_t> indices(size);
+  std::vector<int32_t> columns(size);
   TopK({y.data(), DType::kF32, x.rows, weight.rows, weight.rows}, k,
        {expected.data(), k, columns.data(), k});
-  lm_head::LinearTopKWith(mode, x, weight, k, {values.data(), k, indices.data(), k}, options,
-                          stats);
+  lm_head::LinearTopKWith(mode, x, weight, k,
+                          {values.data(), k, indices.data(), k, IndexType::kInt64}, options, stats);
   for (size_t i = 0; i < size; ++i) {
     if (indices[i] != columns[i] || std::memcmp(&values[i], &expected[i], sizeof(float)) != 0) {
       return Concat("row ", i / static_cast<size_t>(k), ", place ", i % static_cast<size_t>(k),

@@ -90,7 +90,7 @@ void ForPanels(int64_t tiles, int64_t panels, bool few_rows, ThreadPool* pool, c
       panel(task / groups, i);
     }
   };
-  ParallelFor(tiles * groups, std::ref(run), pool);
+  ParallelFor(tiles * groups, std::ref(run), {.pool = pool});
 }
 
 constexpr int64_t kFewRows = 4;
@@ -113,7 +113,7 @@ Matrix Pack(const GgufFile& file, const Tensor& tensor, ThreadPool* pool) {
                                         std::to_string(matrix.bytes()) + " bytes");
   }
   const auto pack = [&](int64_t panel) { PackPanel(matrix, tensor, panel); };
-  ParallelFor(matrix.panels(), std::ref(pack), pool);
+  ParallelFor(matrix.panels(), std::ref(pack), {.pool = pool});
   return matrix;
 }
 

@@ -101,20 +101,19 @@ struct PagedBatch {
 };
 
 struct AttentionOptions {
-  std::optional<float> scale;     // of the logits; default 1 / sqrt(head_dim)
-  bool causal = true;             // a query at position p sees keys 0..p; else all keys
-  std::optional<int64_t> window;  // w >= 1: a query at position p sees no key before p-w+1; without
-                                  // window_right none after p either, causal or not
+  std::optional<float> scale = {};  // of the logits; default 1 / sqrt(head_dim)
+  bool causal = true;               // a query at position p sees keys 0..p; else all keys
+  // w >= 1: a query at position p sees no key before p-w+1; without window_right none after p
+  // either, causal or not.
+  std::optional<int64_t> window = {};
   // r >= 0: a query at position p sees keys up to p+r, at most the last one, with or without a
   // window. Must be 0 or unset where causal is set, which means 0.
-  std::optional<int64_t> window_right;
-  std::optional<float> soft_cap;  // c > 0: a scaled logit x becomes c * tanh(x / c)
+  std::optional<int64_t> window_right = {};
+  std::optional<float> soft_cap = {};  // c > 0: a scaled logit x becomes c * tanh(x / c)
   // [q_heads] or empty: a raw logit per head, neither scaled nor capped, that takes part in the
   // softmax and in lse but has no value.
-  std::span<const float> sinks;
-  std::optional<float> mask_value;  // accepted when <= -1e30 for the sake of published signatures;
-                                    // without effect: masked keys are skipped
-  ThreadPool* pool = nullptr;       // null: DefaultPool()
+  std::span<const float> sinks = {};
+  ThreadPool* pool = nullptr;  // null: DefaultPool()
 };
 
 // Results [tokens, q_heads, head_dim] in the dtype of q, and their log-sum-exp.
@@ -198,6 +197,6 @@ struct AttentionPart {
 // Throws Error: kBadShape (no part, shapes that differ), kBadDType, kOverlap. Nothing is written on
 // error.
 RIFFLE_API void MergeStates(std::span<const AttentionPart> parts, const AttentionOut& out,
-                            ThreadPool* pool = nullptr);
+                            const CallOptions& options = {});
 
 }  // namespace riffle

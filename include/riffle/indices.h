@@ -6,7 +6,6 @@
 #include <cstdint>
 #include <span>
 
-
 namespace riffle {
 
 // A pointer to int32 or int64.

@@ -24,6 +24,7 @@
 
 #include "riffle/attention.h"
 #include "riffle/export.h"
+#include "riffle/runtime.h"
 #include "riffle/types.h"
 
 namespace riffle {
@@ -75,11 +76,11 @@ class RIFFLE_API KvCache {
   // are shared are copied first, in all layers. Elements are of the cache's dtype, or f32, which is
   // rounded to the nearest (ties to even, subnormals kept).
   //   keys, values  [tokens, kv_heads, head_dim]; neither may lie in the cache's own storage
-  //   pool          whose threads take part in large writes; null: DefaultPool()
+  //   options       the pool's threads take part in large writes
   // Throws Error: kBadRange for a layer or positions that do not exist, kBadShape, kBadDType,
   // kOverlap, kOutOfPages.
   void Write(int64_t layer, int64_t seq, int64_t position, const HeadsView& keys,
-             const HeadsView& values, ThreadPool* pool = nullptr);
+             const HeadsView& values, const CallOptions& options = {});
 
   // Shortens `seq` to `length` and releases the pages behind it. Throws Error(kBadRange) unless
   // 0 <= length <= Length(seq).

@@ -74,12 +74,13 @@ struct LinearOptions {
 RIFFLE_API void Linear(const MatrixView& x, const WeightView& weight, const OutView<float>& y,
                        const LinearOptions& options = {});
 
-// Outputs [rows, k]; each has its own row stride in elements.
+// Outputs [rows, k], of any alignment; each has its own row stride in elements.
 struct LinearTopKOut {
   float* values = nullptr;
   int64_t values_stride = 0;
-  int32_t* indices = nullptr;
+  void* indices = nullptr;  // int32 or int64
   int64_t indices_stride = 0;
+  IndexType index_type = IndexType::kInt32;
 };
 
 // The k best of each row of x Wt + b, in the order of riffle/topk.h: values and indices are bit for
@@ -90,8 +91,8 @@ struct LinearTopKOut {
 // the k best, by a proven bound of the error, are multiplied as stated above. Rounding x to bf16
 // then gains nothing. A row with too many such columns, as when many logits are equal, falls back:
 // all columns are multiplied, on top of the time of the prefilter. docs/prefilter.md has the proof.
-//   out  values [rows, k] f32, indices [rows, k] int32
-// Throws Error: kBadK unless 1 <= k <= vocab, and as Linear.
+//   out  values [rows, k] f32, indices [rows, k]
+// Throws Error: kBadK unless 1 <= k <= vocab, kBadOption for an unknown index_type, and as Linear.
 RIFFLE_API void LinearTopK(const MatrixView& x, const WeightView& weight, int64_t k,
                            const LinearTopKOut& out, const LinearOptions& options = {});
 

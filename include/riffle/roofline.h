@@ -15,17 +15,17 @@ namespace riffle {
 // Reads every byte of [data, data + bytes) once, in order, `threads` contiguous parts at a time,
 // and returns the largest byte: the fastest useful pass there is over that memory, so the time it
 // takes is the roofline of everything that must read it. Any alignment.
-RIFFLE_API uint8_t ReadMax(const void* data, size_t bytes, ThreadPool* pool = nullptr);
+RIFFLE_API uint8_t ReadMax(const void* data, size_t bytes, const CallOptions& options = {});
 
 // The roofline of decode: reads the key and value bytes of every sequence of `batch` once, in the
 // order and with the prefetching, the split over threads and the pages of PagedAttention's decode,
 // and returns the largest byte.
 RIFFLE_API uint8_t ReadPages(const PagedKv& keys, const PagedKv& values, const PagedBatch& batch,
-                             ThreadPool* pool = nullptr);
+                             const CallOptions& options = {});
 
 // The roofline of prefill: FLOP/s of independent dot-product instructions on registers, all
 // threads, measured now for about `seconds`. kBF16: pairs of bf16 where the target has them, else
 // f32 FMA.
-RIFFLE_API double DotPeak(DType dtype, double seconds = 0.02, ThreadPool* pool = nullptr);
+RIFFLE_API double DotPeak(DType dtype, double seconds = 0.02, const CallOptions& options = {});
 
 }  // namespace riffle

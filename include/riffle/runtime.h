@@ -66,11 +66,16 @@ class RIFFLE_API ThreadPool {
   std::unique_ptr<Impl> impl_;
 };
 
-// task(i) for i in [0, tasks), each once, on any thread of `pool` (null: DefaultPool()); returns
-// when all are done. Use it for loops between Riffle's calls: the workers are still spinning.
-// `task` must not throw. Throws Error: kBadShape for tasks < 0, kBadOption for an empty task.
+// The options of calls that have no others.
+struct CallOptions {
+  ThreadPool* pool = nullptr;  // null: DefaultPool()
+};
+
+// task(i) for i in [0, tasks), each once, on any thread of the pool; returns when all are done. Use
+// it for loops between Riffle's calls: the workers are still spinning. `task` must not throw.
+// Throws Error: kBadShape for tasks < 0, kBadOption for an empty task.
 RIFFLE_API void ParallelFor(int64_t tasks, const std::function<void(int64_t)>& task,
-                            ThreadPool* pool = nullptr);
+                            const CallOptions& options = {});
 
 // The pool that calls use when their options name none. Its size comes from RIFFLE_NUM_THREADS
 // (1 to 1024), else from the CPUs this process may use. Its workers end with the library: at the
@@ -96,11 +101,11 @@ using ParallelRegion = void (*)(void (*body)(void*), void* data, unsigned thread
 // does.
 RIFFLE_API void SetParallelRegion(ParallelRegion region);
 
-// Frees the scratch that a pool (null: DefaultPool()) and the calling thread keep from call to
+// Frees the scratch that the pool of the options and the calling thread keep from call to
 // call. Each of their buffers is as large as its largest call needed, up to 128 MiB: larger ones
 // are given back when their call ends. A call that finds no scratch makes its own, which takes
 // time: about twice that of the call where it is tens of megabytes. Waits for a running call of the
 // pool to end. Throws Error(kBadOption) in a task of the pool, which would wait for itself.
-RIFFLE_API void ReleaseScratch(ThreadPool* pool = nullptr);
+RIFFLE_API void ReleaseScratch(const CallOptions& options = {});
 
 }  // namespace riffle

@@ -50,7 +50,13 @@ struct SampleOptions {
 // none. Throws Error: kBadValue for a row with a NaN or with nothing above -inf, naming the row
 // (the first one); kBadShape, kBadDType, kBadOption, kOverlap, kOutOfMemory. Nothing is written on
 // error. Allocates nothing once scratch has grown to the shape.
-RIFFLE_API void Sample(const MatrixView& logits, const SampleOptions& options,
-                       std::span<int32_t> tokens, std::span<float> logprobs = {});
+RIFFLE_API void Sample(const MatrixView& logits, std::span<int32_t> tokens,
+                       std::span<float> logprobs, const SampleOptions& options = {});
+
+// Without log-probabilities, which cost a pass over the logits.
+inline void Sample(const MatrixView& logits, std::span<int32_t> tokens,
+                   const SampleOptions& options = {}) {
+  Sample(logits, tokens, std::span<float>(), options);
+}
 
 }  // namespace riffle

@@ -17,6 +17,19 @@ def as_bool(name: str, value: Any) -> bool:
     raise TypeError(f"{name} must be a bool, not {value!r}")
 
 
+def check_mask_value(value: Any) -> None:
+    """The mask_value of published signatures of attention, which has no effect: masked keys are skipped.
+
+    Raises TypeError for what is no number and ValueError for one above -1e30, at which a masked key would count.
+    """
+    if value is None:
+        return
+    if not hasattr(value, "__float__"):
+        raise TypeError(f"mask_value must be a number or None, not {value!r}")
+    if not float(value) <= -1e30:
+        raise ValueError(f"mask_value = {value} is not at most -1e30")
+
+
 def is_int64(x: Array) -> bool:
     """Whether x is an int64 array of NumPy, PyTorch or JAX. 0.1 us."""
     dtype = getattr(x, "dtype", None)

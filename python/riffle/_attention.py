@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, Literal, Sequence
 
 from riffle import _core
-from riffle._arguments import as_bool, is_int64, narrowed, narrowed_page_table
+from riffle._arguments import as_bool, check_mask_value, is_int64, narrowed, narrowed_page_table
 
 Array = Any
 
@@ -91,8 +91,9 @@ def paged_attention(
         kv_lens, cu_q_lens = narrowed("kv_lens", kv_lens), narrowed("cu_q_lens", cu_q_lens)
         page_table = narrowed_page_table(page_table, kv_lens, _page_size(keys, layout))
     causal, return_lse = as_bool("causal", causal), as_bool("return_lse", return_lse)
+    check_mask_value(mask_value)
     return _core.paged_attention(q, keys, values, kv_lens, page_table, cu_q_lens, layout, scale, causal, window,
-                                 soft_cap, sinks, mask_value, out, return_lse, key_scales, value_scales, window_right)
+                                 window_right, soft_cap, sinks, key_scales, value_scales, out, return_lse)
 
 
 def _page_size(keys: Array, layout: str) -> int:

@@ -35,6 +35,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from riffle import _core
+from riffle._arguments import check_mask_value
 
 __all__ = ["DEFAULT_MASK_VALUE", "QuantizedTensor", "paged_attention", "prefill_attention", "top_k", "top_k_per_row"]
 
@@ -285,8 +286,7 @@ def _paged_attention(q, k_pages, v_pages, lengths, page_indices, *, sm_scale, ma
     _check_axes("page_indices", page_indices, "[sequences, pages_per_sequence]")
     _check_shape("page_indices", page_indices, (q.shape[0], page_indices.shape[1]), "a row for each sequence of q")
     _check_tuning(q, k_pages, page_indices, pages_per_compute_block, megacore_mode, inline_seq_dim)
-    if not _finite("mask_value", mask_value) <= -1e30:
-        raise ValueError(f"mask_value = {mask_value} is not at most -1e30")
+    check_mask_value(_finite("mask_value", mask_value))
     soft_cap = 0.0
     if attn_logits_soft_cap is not None:
         soft_cap = _finite("attn_logits_soft_cap", attn_logits_soft_cap)

@@ -218,20 +218,20 @@ void PagedAttention(const HeadsView& q, const PagedKv& keys, const PagedKv& valu
 }
 
 uint8_t ReadPages(const PagedKv& keys, const PagedKv& values, const PagedBatch& batch,
-                  ThreadPool* pool) try {
+                  const CallOptions& options) try {
   const core::EntryPoint entry;
   attention::CheckPool(keys, values);
   // One query a sequence, on every KV head.
   PagedBatch decode = batch;
   decode.cu_q_lens = {};
   const auto tokens = static_cast<int64_t>(batch.kv_lens.size());
-  const AttentionOptions options;
-  attention::CheckBatch(decode, keys, tokens, options);
+  const AttentionOptions defaults;
+  attention::CheckBatch(decode, keys, tokens, defaults);
   core::EnsureTarget();
   const attention::AttentionShape shape = {static_cast<int>(keys.kv_heads), 1,
                                            static_cast<int>(keys.head_dim), 0, 0};
-  core::Lease lease(pool);
-  const attention::BatchPlanner planner(shape, keys, decode, tokens, options, lease.threads());
+  core::Lease lease(options.pool);
+  const attention::BatchPlanner planner(shape, keys, decode, tokens, defaults, lease.threads());
   const attention::PlannedBatch planned = planner.Place(lease.Shared(planner.bytes()));
   const attention::AttentionArgs args = PoolArgs(keys, values, shape, planned);
   lease.ReserveScratch(64);
@@ -247,14 +247,14 @@ uint8_t ReadPages(const PagedKv& keys, const PagedKv& values, const PagedBatch& 
   core::RethrowAsError();
 }
 
-double DotPeak(DType dtype, double seconds, ThreadPool* pool) try {
+double DotPeak(DType dtype, double seconds, const CallOptions& options) try {
   const core::EntryPoint entry;
   core::Check(dtype <= DType::kBF16, Code::kBadDType, "unknown dtype ", static_cast<int>(dtype));
   core::Check(seconds > 0 && seconds <= 10, Code::kBadOption, "seconds = ", seconds,
               " is not in 0..10");
   core::EnsureTarget();
   using Clock = std::chrono::steady_clock;
-  core::Lease lease(pool);
+  core::Lease lease(options.pool);
   const int64_t threads = lease.threads();
   std::atomic<int64_t> operations{0};
   const auto start = Clock::now();

@@ -89,8 +89,6 @@ void CheckOptions(const AttentionOptions& options, int64_t heads) {
   const float cap = options.soft_cap.value_or(1.0f);
   core::Check(cap > 0 && std::isfinite(cap), Code::kBadOption, "soft_cap = ", cap,
               " is not positive and finite");
-  const float mask = options.mask_value.value_or(-1e30f);
-  core::Check(mask <= -1e30f, Code::kBadOption, "mask_value = ", mask, " is not at most -1e30");
   if (!options.sinks.empty()) {
     CheckSame("the number of sinks", static_cast<int64_t>(options.sinks.size()), "q.heads", heads);
   }

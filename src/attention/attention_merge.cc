@@ -11,7 +11,7 @@
 namespace riffle {
 
 void MergeStates(std::span<const AttentionPart> parts, const AttentionOut& out,
-                 ThreadPool* pool) try {
+                 const CallOptions& options) try {
   const core::EntryPoint entry;
   attention::CheckMerge(parts, out);
   core::EnsureTarget();
@@ -19,7 +19,7 @@ void MergeStates(std::span<const AttentionPart> parts, const AttentionOut& out,
   const auto element = static_cast<int64_t>(SizeOf(shape.dtype));
   const size_t n = parts.size();
   const size_t pointer_bytes = n * sizeof(const uint8_t*);
-  core::Lease lease(pool);
+  core::Lease lease(options.pool);
   lease.ReserveScratch(pointer_bytes + n * sizeof(float));
   lease.Run(shape.tokens, [&](int64_t token, uint8_t* scratch) {
     auto** rows = reinterpret_cast<const uint8_t**>(scratch);

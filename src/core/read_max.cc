@@ -58,11 +58,11 @@ uint8_t ReadMaxOf(const uint8_t* from, size_t bytes) {
 
 namespace riffle {
 
-uint8_t ReadMax(const void* data, size_t bytes, ThreadPool* pool) try {
+uint8_t ReadMax(const void* data, size_t bytes, const CallOptions& options) try {
   const core::EntryPoint entry;
   core::EnsureTarget();
   const auto* begin = static_cast<const uint8_t*>(data);
-  core::Lease lease(pool);
+  core::Lease lease(options.pool);
   const size_t parts = static_cast<size_t>(lease.threads());
   uint8_t* maxima = lease.Shared(parts);
   lease.Run(static_cast<int64_t>(parts), [&](int64_t part, uint8_t*) {

@@ -69,11 +69,12 @@ ThreadPool::ThreadPool(int threads) try {
 ThreadPool::~ThreadPool() = default;
 int ThreadPool::threads() const { return impl_->threads(); }
 
-void ParallelFor(int64_t tasks, const std::function<void(int64_t)>& task, ThreadPool* pool) try {
+void ParallelFor(int64_t tasks, const std::function<void(int64_t)>& task,
+                 const CallOptions& options) try {
   const core::EntryPoint entry;
   core::Check(tasks >= 0, Code::kBadShape, "tasks = ", tasks, " is negative");
   core::Check(task != nullptr, Code::kBadOption, "task is empty");
-  core::Lease lease(pool);
+  core::Lease lease(options.pool);
   lease.Run(tasks, [&task](int64_t i, uint8_t*) { task(i); });
 } catch (...) {
   core::RethrowAsError();
@@ -102,9 +103,9 @@ void SetParallelRegion(ParallelRegion region) try {
   core::RethrowAsError();
 }
 
-void ReleaseScratch(ThreadPool* pool) try {
+void ReleaseScratch(const CallOptions& options) try {
   const core::EntryPoint entry;
-  (pool != nullptr ? *pool : DefaultPool()).impl().ReleaseScratch();
+  (options.pool != nullptr ? *options.pool : DefaultPool()).impl().ReleaseScratch();
   if (core::call_context.entries == 1) {  // else a call of this thread is at work in it
     core::ThreadScratch::Release();
   }

@@ -338,7 +338,7 @@ int64_t KvCache::pages_shared() const { return impl_->pool().shared(); }
 int64_t KvCache::bytes() const { return impl_->layout().total; }
 
 void KvCache::Write(int64_t layer, int64_t seq, int64_t position, const HeadsView& keys,
-                    const HeadsView& values, ThreadPool* pool) try {
+                    const HeadsView& values, const CallOptions& options) try {
   const core::EntryPoint entry;
   impl_->CheckLayer(layer);
   Sequence& sequence = impl_->Find(seq);
@@ -352,7 +352,7 @@ void KvCache::Write(int64_t layer, int64_t seq, int64_t position, const HeadsVie
   if (tokens == 0) {
     return;
   }
-  const int64_t page_size = options().page_size;
+  const int64_t page_size = this->options().page_size;
   const auto make_private = [&] {
     impl_->MakePrivate(sequence, position / page_size, CeilDiv(position + tokens, page_size));
   };
@@ -360,13 +360,13 @@ void KvCache::Write(int64_t layer, int64_t seq, int64_t position, const HeadsVie
     impl_->Store(layer, sequence, position, keys, begin, end, 0);
     impl_->Store(layer, sequence, position, values, begin, end, 1);
   };
-  const int64_t token_bytes = 2 * impl_->layout().token * options().kv_heads;
+  const int64_t token_bytes = 2 * impl_->layout().token * this->options().kv_heads;
   if (tokens < kThreadsBytes / token_bytes) {
     make_private();
     store(0, tokens);
     return;
   }
-  core::Lease lease(pool);  // may throw, so before anything is changed
+  core::Lease lease(options.pool);  // may throw, so before anything is changed
   make_private();
   const int64_t chunk = CeilDiv(CeilDiv(kTaskBytes, token_bytes), page_size) * page_size;
   const int64_t slot = position % page_size;

@@ -85,7 +85,7 @@ HWY_INLINE void AppendTile(const float* logits, int column, int count, int32_t b
   }
 }
 
-// Sorts a list and writes its `best` best candidates.
+// Sorts a list and writes its `best` best candidates, at any alignment.
 inline void WriteBest(Keys32& list, int64_t best, const SortScratch& layout, uint8_t* scratch,
                       float* values, int32_t* indices) {
   const auto k = static_cast<size_t>(best);
@@ -108,7 +108,7 @@ inline void WriteBest(Keys32& list, int64_t best, const SortScratch& layout, uin
                               ? kCanonicalNaN
                               : std::bit_cast<uint32_t>(core::KeyToFloat(key, DType::kF32));
     std::memcpy(values + i, &bits, sizeof(bits));
-    indices[i] = list.indices[sorted[i]];
+    std::memcpy(indices + i, list.indices + sorted[i], sizeof(*indices));
   }
 }
 

@@ -114,8 +114,11 @@ void CheckLinearTopK(const MatrixView& x, const WeightView& weight, int64_t k,
   CheckLinearInputs(x, weight, options.bias);
   core::Check(k >= 1 && k <= weight.rows, Code::kBadK, "k = ", k, " is not in 1..", weight.rows,
               ", the rows of weight");
+  core::Check(out.index_type <= IndexType::kInt64, Code::kBadOption,
+              "index_type = ", static_cast<int>(out.index_type), " is neither int32 nor int64");
   const core::Strided values = RowsOf(out.values, x.rows, out.values_stride, k, 4);
-  const core::Strided indices = RowsOf(out.indices, x.rows, out.indices_stride, k, 4);
+  const core::Strided indices = RowsOf(out.indices, x.rows, out.indices_stride, k,
+                                       static_cast<int64_t>(SizeOf(out.index_type)));
   CheckOutput("values", values, x, weight, options.bias);
   CheckOutput("indices", indices, x, weight, options.bias);
   core::Check(!core::Overlaps(values, indices), Code::kOverlap,

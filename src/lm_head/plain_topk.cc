@@ -4,6 +4,7 @@
 #include <new>
 
 #include "core/order.h"
+#include "lm_head/topk_out.h"
 
 namespace riffle::lm_head {
 
@@ -59,8 +60,9 @@ void PlainTopK::Run(LinearCall& call, const int32_t* row_list, int64_t rows,
       task.rows = here;
       task.row = r;
       task.values = out.values + row * out.values_stride;
-      task.indices = out.indices + row * out.indices_stride;
+      task.indices = ColumnsOf(out, row, finish_.k);
       kernels_.finish_row(task, scratch);
+      WidenColumns(out, row, finish_.k);
     });
   }
 }

@@ -394,8 +394,8 @@ void Sampler::Run(std::span<int32_t> tokens, std::span<float> logprobs) {
 
 }  // namespace
 
-void Sample(const MatrixView& logits, const SampleOptions& options, std::span<int32_t> tokens,
-            std::span<float> logprobs) try {
+void Sample(const MatrixView& logits, std::span<int32_t> tokens, std::span<float> logprobs,
+            const SampleOptions& options) try {
   const core::EntryPoint entry;
   sampling::CheckSample(logits, options, tokens, logprobs);
   core::EnsureTarget();

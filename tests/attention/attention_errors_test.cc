@@ -159,7 +159,6 @@ TEST_F(AttentionErrors, Options) {
          [](auto& a) { a.options.window_right = 2; });
   Expect(Code::kBadOption, {"soft_cap", "0"}, [](auto& a) { a.options.soft_cap = 0.0f; });
   Expect(Code::kBadOption, {"soft_cap", "-1"}, [](auto& a) { a.options.soft_cap = -1.0f; });
-  Expect(Code::kBadOption, {"mask_value", "-1"}, [](auto& a) { a.options.mask_value = -1.0f; });
   Expect(Code::kBadOption, {"sinks[2]", "inf"}, [](auto& a) { a.sinks = {0, 0, INFINITY, 0}; });
   Expect(Code::kBadOption, {"sinks[0]", "nan"}, [](auto& a) { a.sinks = {NAN, 0, 0, 0}; });
 }

@@ -302,7 +302,8 @@ TEST(KvCacheConcurrency, LargeWritesByAnyNumberOfThreads) {
         ThreadPool pool(threads);
         KvCache cache(options);
         const int64_t seq = fill(cache);
-        cache.Write(0, seq, before, view(keys, 0, tokens), view(values, 0, tokens), &pool);
+        cache.Write(0, seq, before, view(keys, 0, tokens), view(values, 0, tokens),
+                    {.pool = &pool});
         EXPECT_EQ(bytes(cache), bytes(expected)) << page_size << " " << threads;
       }
     }

@@ -160,6 +160,13 @@ TEST_F(LinearErrors, Outputs) {
   ExpectOfTopK(Code::kOverlap, {"indices", "weight"},
                [&](A& a) { a.out.indices = At<int32_t>(8192 + 5116); });
   ExpectOfTopK(Code::kOverlap, {"values", "x"}, [&](A& a) { a.out.values = At(0); });
+  ExpectOfTopK(Code::kBadOption, {"index_type", "7"},
+               [](A& a) { a.out.index_type = static_cast<IndexType>(7); });
+  // Twice as wide as int32, they reach into the values.
+  ExpectOfTopK(Code::kOverlap, {"values", "indices"}, [&](A& a) {
+    a.out.indices = At<int64_t>(32768 - 8 * (kRows * kK - 1));
+    a.out.index_type = IndexType::kInt64;
+  });
 }
 
 // Rows of an output may lie between each other.

@@ -19,18 +19,20 @@ class LinearTopKTest : public testing::Test {
   ~LinearTopKTest() override { SetTarget(""); }
 
   // Empty when both agree and nothing else is written.
+  template <typename TIndex>
   static std::string Compare(const LinearCase& linear, const std::vector<float>& y, int64_t k,
                              int threads) {
+    constexpr bool kWide = sizeof(TIndex) == 8;
     const LinearSpec& spec = linear.spec();
     const MatrixView logits{y.data(), DType::kF32, spec.rows, spec.vocab, spec.vocab};
     std::vector<float> values(static_cast<size_t>(spec.rows * k));
-    std::vector<int32_t> indices(values.size());
-    TopK(logits, k, {values.data(), k, indices.data(), k});
+    std::vector<TIndex> indices(values.size());
+    TopK(logits, k, View(values.data(), indices.data(), k));
     Output out_values(spec.rows, k, k + 2, 4, 4);
-    Output out_indices(spec.rows, k, -(k + 1), 4);
+    Output out_indices(spec.rows, k, -(k + 1), sizeof(TIndex), kWide ? 3 : 0);
     LinearTopK(linear.x(), linear.weight(), k,
-               {static_cast<float*>(out_values.data()), out_values.stride(),
-                static_cast<int32_t*>(out_indices.data()), out_indices.stride()},
+               {static_cast<float*>(out_values.data()), out_values.stride(), out_indices.data(),
+                out_indices.stride(), kWide ? IndexType::kInt64 : IndexType::kInt32},
                linear.options(&PoolOf(threads)));
     for (int64_t row = 0; row < spec.rows; ++row) {
       for (int64_t i = 0; i < k; ++i) {
@@ -53,7 +55,8 @@ class LinearTopKTest : public testing::Test {
       const std::vector<float> y = linear.Run(&PoolOf(1), &fault);
       for (const int64_t k : ks) {
         if (k >= 1 && k <= spec.vocab) {
-          ASSERT_EQ(Compare(linear, y, k, threads), "");
+          ASSERT_EQ(Compare<int32_t>(linear, y, k, threads), "");
+          ASSERT_EQ(Compare<int64_t>(linear, y, k, threads), "");
         }
       }
     }
@@ -137,7 +140,7 @@ TEST_F(LinearTopKTest, ManyRows) {
   const LinearCase linear(spec);
   std::string fault;
   const std::vector<float> y = linear.Run(&PoolOf(2), &fault);
-  EXPECT_EQ(Compare(linear, y, 200000, 1), "");
+  EXPECT_EQ(Compare<int32_t>(linear, y, 200000, 1), "");
 }
 
 TEST_F(LinearTopKTest, RandomCases) {

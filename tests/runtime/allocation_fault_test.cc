@@ -160,7 +160,7 @@ TEST_F(AllocationFaults, Sample) {
       FailAtEach(
           "Sample", outputs,
           [&] {
-            Sample({x.data(), DType::kF32, 3, 20000, 20000}, {.top_p = top_p}, tokens, logprobs);
+            Sample({x.data(), DType::kF32, 3, 20000, 20000}, tokens, logprobs, {.top_p = top_p});
           }),
       0);
 }
@@ -303,14 +303,14 @@ TEST_F(AllocationFaults, MuchScratchIsGivenBack) {
   ThreadPool pool(1);
   const auto sample = [&](int64_t columns) {
     const int64_t before = Allocations();
-    Sample({x.data(), DType::kF32, 1, columns, columns}, {.top_p = top_p, .pool = &pool}, tokens);
+    Sample({x.data(), DType::kF32, 1, columns, columns}, tokens, {.top_p = top_p, .pool = &pool});
     return Allocations() - before;
   };
   sample(n);
   EXPECT_GT(sample(n), 0) << "scratch of 160 MB was kept";
   sample(100'000);
   EXPECT_EQ(sample(100'000), 0) << "scratch of 800 kB was not kept";
-  ReleaseScratch(&pool);
+  ReleaseScratch({.pool = &pool});
   EXPECT_GT(sample(100'000), 0) << "ReleaseScratch has left it";
 }
 

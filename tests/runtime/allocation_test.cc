@@ -102,8 +102,8 @@ TEST_F(SteadyState, Sample) {
   std::vector<float> logprobs(kRows);
   ExpectSteady(DType::kF32, {}, [&](const MatrixView& x, const TopKOut& out, const TopKOptions&) {
     for (const std::span<const float> p : {std::span<const float>(top_p), {}}) {
-      riffle::Sample(x, {.temperature = temperature, .top_k = top_k, .top_p = p, .pool = &pool},
-                     {Int32(out).data, static_cast<size_t>(kRows)}, logprobs);
+      riffle::Sample(x, {Int32(out).data, static_cast<size_t>(kRows)}, logprobs,
+                     {.temperature = temperature, .top_k = top_k, .top_p = p, .pool = &pool});
     }
   });
 }
@@ -118,7 +118,7 @@ TEST_F(SteadyState, KvCacheWrite) {
   EXPECT_GT(AllocationsOf([&] { cache.Extend(cache.Create(), 2000); }), 0);
   const auto write = [&](int64_t tokens) {
     const HeadsView view{ones.data(), DType::kF32, tokens, 1, 128, 128, 128};
-    cache.Write(0, 1, 0, view, view, &pool);
+    cache.Write(0, 1, 0, view, view, {.pool = &pool});
   };
   for (const int64_t tokens : {1, 2000}) {
     EXPECT_EQ(AllocationsOf([&] { write(tokens); }), 0) << tokens;

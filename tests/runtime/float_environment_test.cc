@@ -123,7 +123,7 @@ TEST_P(FloatEnvironments, Sample) {
     ExpectSame("Sample", [&] {
       std::vector<int32_t> tokens(16);
       std::vector<float> logprobs(16);
-      Sample({x.data(), DType::kF32, 16, 5000, 5000}, {.top_p = {&top_p, 1}}, tokens, logprobs);
+      Sample({x.data(), DType::kF32, 16, 5000, 5000}, tokens, logprobs, {.top_p = {&top_p, 1}});
       std::vector<uint8_t> bytes;
       Append(bytes, tokens);
       Append(bytes, logprobs);

@@ -37,7 +37,7 @@ void Call(const char* where) {
     std::vector<float> x(1000, 1.0f);
     x[249] = x[999] = 50;
     std::vector<int32_t> tokens(4);
-    riffle::Sample({x.data(), DType::kF32, 4, 250, 250}, {}, tokens);
+    riffle::Sample({x.data(), DType::kF32, 4, 250, 250}, tokens);
     right = tokens[0] == 249 && tokens[3] == 249;
   } else if (IsMode("inline")) {  // inside of a task the pool is busy
     const std::vector<float> x = Numbers(200000);

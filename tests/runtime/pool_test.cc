@@ -65,14 +65,13 @@ TEST(ThreadPool, ParallelForRunsEachTaskOnce) {
   for (const int64_t tasks : {0, 1, 2, 1000}) {
     std::vector<std::atomic<int>> runs(static_cast<size_t>(tasks));
     std::atomic<int> inner{0};
-    ParallelFor(
-        tasks,
-        [&](int64_t i) {
-          runs[static_cast<size_t>(i)].fetch_add(1);
-          ParallelFor(
-              2, [&](int64_t) { inner.fetch_add(1); }, &pool);  // the pool is busy
-        },
-        &pool);
+    ParallelFor(tasks,
+                [&](int64_t i) {
+                  runs[static_cast<size_t>(i)].fetch_add(1);
+                  ParallelFor(2, [&](int64_t) { inner.fetch_add(1); },
+                              {.pool = &pool});  // the pool is busy
+                },
+                {.pool = &pool});
     for (const std::atomic<int>& count : runs) {
       EXPECT_EQ(count.load(), 1);
     }
@@ -116,11 +115,10 @@ TEST(ThreadPool, IsNotChangedFromItsTasks) {
   };
   ParallelFor(4, change);
   EXPECT_EQ(refused, 12);
-  ParallelFor(2, [&](int64_t) { ParallelFor(4, change, &other); });
+  ParallelFor(2, [&](int64_t) { ParallelFor(4, change, {.pool = &other}); });
   EXPECT_EQ(refused, 36);
   // From a task of another pool it may.
-  ParallelFor(
-      4, [&](int64_t) { SetNumThreads(2); }, &other);
+  ParallelFor(4, [&](int64_t) { SetNumThreads(2); }, {.pool = &other});
   EXPECT_EQ(NumThreads(), 2);
   SetNumThreads(before);
 }
@@ -273,10 +271,10 @@ TEST(ReadMax, ReadsEveryByte) {
   for (const int threads : {1, 2, 3}) {
     for (const size_t offset : {0, 1, 77}) {
       for (const size_t size : {1, 2, 63, 64, 300, 4000}) {
-        EXPECT_EQ(ReadMax(bytes.data() + offset, size, &PoolOf(threads)), 3);
+        EXPECT_EQ(ReadMax(bytes.data() + offset, size, {.pool = &PoolOf(threads)}), 3);
         for (const size_t at : {size_t{0}, size / 2, size - 1}) {
           bytes[offset + at] = 200;
-          EXPECT_EQ(ReadMax(bytes.data() + offset, size, &PoolOf(threads)), 200);
+          EXPECT_EQ(ReadMax(bytes.data() + offset, size, {.pool = &PoolOf(threads)}), 200);
           bytes[offset + at] = 3;
         }
       }

@@ -105,7 +105,7 @@ TEST_P(RacingRows, Sample) {
     for (const int32_t top_k : {0, 50, 5000}) {
       Race(
           [&] {
-            Sample(view_, {.top_k = {&top_k, 1}, .top_p = {&top_p, 1}}, tokens);
+            Sample(view_, tokens, {.top_k = {&top_k, 1}, .top_p = {&top_p, 1}});
           },
           [&] { ExpectInRange(tokens, int32_t{kColumns}); });
     }

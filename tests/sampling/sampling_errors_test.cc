@@ -33,14 +33,13 @@ struct Arguments {
 
   float& At(int64_t row, int64_t column) { return x[static_cast<size_t>(row * kCols + column)]; }
   void Run() {
-    Sample(logits,
+    Sample(logits, tokens_out, logprobs_out,
            {.temperature = temperature,
             .top_k = top_k,
             .top_p = top_p,
             .min_p = min_p,
             .stream = stream,
-            .position = position},
-           tokens_out, logprobs_out);
+            .position = position});
   }
 };
 
@@ -155,8 +154,8 @@ TEST(SampleErrors, NothingToSample) {
 
 TEST(SampleErrors, NoRowsAreNoError) {
   std::vector<int32_t> none;
-  EXPECT_NO_THROW(Sample({nullptr, DType::kF32, 0, 5, 5}, {}, none));
-  EXPECT_THROW(Sample({nullptr, DType::kF32, 0, 0, 5}, {}, none), Error);
+  EXPECT_NO_THROW(Sample({nullptr, DType::kF32, 0, 5, 5}, none));
+  EXPECT_THROW(Sample({nullptr, DType::kF32, 0, 0, 5}, none), Error);
 }
 
 }  // namespace

@@ -68,7 +68,7 @@ Drawn DrawMany(const MatrixView& x, const SampleParameters& p, int64_t count, ui
                         .position = positions};
   Drawn drawn;
   drawn.tokens.resize(positions.size(), -1);
-  Sample(repeated, options, drawn.tokens);
+  Sample(repeated, drawn.tokens, options);
   return drawn;
 }
 
@@ -210,7 +210,7 @@ TEST(Sample, GreedyTakesTheLowerOfEqualColumns) {
       const Input input({distribution, dtype, 4, 3001, 3003, 8, 1, true, 2});
       const float temperature[] = {0};
       std::vector<int32_t> tokens(4);
-      Sample(input.view(), {.temperature = temperature}, tokens);
+      Sample(input.view(), tokens, {.temperature = temperature});
       for (int64_t row = 0; row < 4; ++row) {
         EXPECT_EQ(tokens[static_cast<size_t>(row)], ReferenceTopK(input.view(), row, 0, 3001, 1)[0])
             << Describe(input.spec());
@@ -232,9 +232,8 @@ TEST(Sample, LogProbsAreLogSoftmaxOfTheRawLogits) {
         const float min_p[] = {0, 0, 0, 0.1f, 0};
         std::vector<int32_t> tokens(5);
         std::vector<float> logprobs(5);
-        Sample(input.view(),
-               {.temperature = temperature, .top_k = top_k, .top_p = top_p, .min_p = min_p}, tokens,
-               logprobs);
+        Sample(input.view(), tokens, logprobs,
+               {.temperature = temperature, .top_k = top_k, .top_p = top_p, .min_p = min_p});
         for (size_t row = 0; row < 5; ++row) {
           const double truth =
               ReferenceLogProb(input.view(), static_cast<int64_t>(row), tokens[row]);
@@ -264,8 +263,8 @@ TEST(Sample, RandomNumbersArePhilox) {
     const std::vector<float> equal(static_cast<size_t>(n), 1.0f);
     for (const Known& k : known) {
       int32_t token = -1;
-      Sample({equal.data(), DType::kF32, 1, n, n},
-             {.seed = k.seed, .stream = {&k.stream, 1}, .position = {&k.position, 1}}, {&token, 1});
+      Sample({equal.data(), DType::kF32, 1, n, n}, {&token, 1},
+             {.seed = k.seed, .stream = {&k.stream, 1}, .position = {&k.position, 1}});
       const double unit = static_cast<double>(k.random >> 11) * 0x1p-53;
       EXPECT_EQ(token, static_cast<int32_t>(unit * static_cast<double>(n))) << n;
     }
@@ -278,9 +277,9 @@ TEST(Sample, StreamsAreTheRowsUnlessGiven) {
   std::vector<int32_t> by_default(50), given(50), others(50);
   std::vector<int64_t> streams(50);
   for (size_t i = 0; i < 50; ++i) streams[i] = static_cast<int64_t>(i);
-  Sample(x, {.seed = 1}, by_default);
-  Sample(x, {.seed = 1, .stream = streams}, given);
-  Sample(x, {.seed = 2}, others);
+  Sample(x, by_default, {.seed = 1});
+  Sample(x, given, {.seed = 1, .stream = streams});
+  Sample(x, others, {.seed = 2});
   EXPECT_EQ(by_default, given);
   EXPECT_NE(by_default, others);
   EXPECT_GT(std::set<int32_t>(given.begin(), given.end()).size(), 40u);
@@ -310,7 +309,7 @@ TEST_P(SampleInvariance, OnlyTheRowMatters) {
     const auto rows = static_cast<size_t>(x.rows);
     const auto part = [&](auto& list) { return std::span(list).subspan(from, rows); };
     Drawn drawn{std::vector<int32_t>(rows, -1), std::vector<float>(logprobs ? rows : 0)};
-    Sample(x,
+    Sample(x, drawn.tokens, drawn.logprobs,
            {.temperature = part(temperature),
             .top_k = part(top_k),
             .top_p = part(top_p),
@@ -318,8 +317,7 @@ TEST_P(SampleInvariance, OnlyTheRowMatters) {
             .seed = 9,
             .stream = part(stream),
             .position = part(position),
-            .pool = pool},
-           drawn.tokens, drawn.logprobs);
+            .pool = pool});
     return drawn;
   };
   OnAllTargets([&] {

@@ -4,6 +4,7 @@
 #include <new>
 
 #include "core/order.h"
+#include "lm_head/topk_out.h"
 
 namespace riffle::lm_head {
 namespace {
@@ -105,8 +106,9 @@ int64_t PrefilterTopK::FinishRows(const PrefilterArgs& args, const SharedCandida
     task.row = row;
     task.k = k_;
     task.values = out.values + (begin + row) * out.values_stride;
-    task.indices = out.indices + (begin + row) * out.indices_stride;
+    task.indices = ColumnsOf(out, begin + row, k_);
     multiplied += kernels_.finish_row(args.linear, task, scratch);
+    WidenColumns(out, begin + row, k_);
   });
   return multiplied;
 }
