@@ -12,6 +12,7 @@
 #include "attention/attention_batch.h"
 #include "attention/attention_check.h"
 #include "attention/attention_kernels.h"
+#include "core/atomic_max.h"
 #include "core/check.h"
 #include "core/entry_point.h"
 #include "core/lease.h"
@@ -237,10 +238,8 @@ uint8_t ReadPages(const PagedKv& keys, const PagedKv& values, const PagedBatch& 
   lease.ReserveScratch(64);
   std::atomic<int> largest{0};
   lease.Run(planned.plan.shares, [&](int64_t share, uint8_t*) {
-    const int max =
-        attention::ReadWorkItems(args, planned.ShareBegin(share), planned.ShareBegin(share + 1));
-    for (int seen = largest; max > seen && !largest.compare_exchange_weak(seen, max);) {
-    }
+    core::AtomicMax<int>(largest, attention::ReadWorkItems(args, planned.ShareBegin(share),
+                                                           planned.ShareBegin(share + 1)));
   });
   return static_cast<uint8_t>(largest);
 } catch (...) {

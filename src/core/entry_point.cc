@@ -1,5 +1,8 @@
 #include "core/entry_point.h"
 
+#include <hwy/base.h>
+
+#include <exception>
 #include <new>
 #include <stdexcept>
 
@@ -24,6 +27,7 @@ const Error& NoMemory() {
 constinit thread_local core::CallContext core::call_context;
 
 void core::RethrowAsError() {
+  HWY_DASSERT(std::current_exception() != nullptr);
   try {
     throw;
   } catch (const std::bad_alloc&) {

@@ -37,7 +37,7 @@ class EntryPoint {
 };
 
 // Throws the exception that is being handled; where it says that memory ran out, an
-// Error(kOutOfMemory), which takes no memory. Pre: in a catch clause.
+// Error(kOutOfMemory), which takes no memory. Called in a catch clause.
 [[noreturn]] void RethrowAsError();
 
 }  // namespace riffle::core

@@ -1,5 +1,7 @@
 #include "core/pool.h"
 
+#include <hwy/base.h>
+
 #include <algorithm>
 #include <thread>
 
@@ -31,13 +33,21 @@ void ThreadPool::Impl::Release() {
 }
 
 uint8_t* ThreadPool::Impl::Shared(size_t bytes) {
+  HWY_DASSERT(busy_.load(std::memory_order_relaxed));
   largest_ = std::max(largest_, bytes);
   return shared_.Get(bytes);
 }
 
 void ThreadPool::Impl::ReserveScratch(size_t bytes) {
+  HWY_DASSERT(busy_.load(std::memory_order_relaxed));
   largest_ = std::max(largest_, bytes);
   workers_->ReserveScratch(bytes);
+}
+
+void ThreadPool::Impl::Run(int64_t tasks, core::FunctionRef<void(int64_t, uint8_t*)> task,
+                           const core::PoolFrame* frames) {
+  HWY_DASSERT(busy_.load(std::memory_order_relaxed));
+  workers_->Run(tasks, task, frames);
 }
 
 void ThreadPool::Impl::Acquire(const char* function) {

@@ -41,13 +41,11 @@ class RIFFLE_LOCAL ThreadPool::Impl {
   // Ends the workers unless a call runs; all calls that follow run on their own threads.
   void Close();
 
-  // Pre: acquired.
+  // For the call that has acquired the pool.
   uint8_t* Shared(size_t bytes);
   void ReserveScratch(size_t bytes);
   void Run(int64_t tasks, core::FunctionRef<void(int64_t, uint8_t*)> task,
-           const core::PoolFrame* frames) {
-    workers_->Run(tasks, task, frames);
-  }
+           const core::PoolFrame* frames);
 
  private:
   static constexpr pid_t kNobody = 0;  // while a forked child makes the pool its own

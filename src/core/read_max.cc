@@ -5,8 +5,9 @@
 #include <hwy/highway.h>
 // clang-format on
 #include <algorithm>
-#include <vector>
+#include <atomic>
 
+#include "core/atomic_max.h"
 #include "core/dispatch.h"
 #include "core/entry_point.h"
 #include "core/lease.h"
@@ -64,13 +65,13 @@ uint8_t ReadMax(const void* data, size_t bytes, const CallOptions& options) try 
   const auto* begin = static_cast<const uint8_t*>(data);
   core::Lease lease(options.pool);
   const size_t parts = static_cast<size_t>(lease.threads());
-  uint8_t* maxima = lease.Shared(parts);
+  std::atomic<uint8_t> max{0};
   lease.Run(static_cast<int64_t>(parts), [&](int64_t part, uint8_t*) {
     const size_t from = bytes / parts * static_cast<size_t>(part);
     const size_t to = static_cast<size_t>(part) + 1 == parts ? bytes : from + bytes / parts;
-    maxima[part] = core::ReadMaxOf(begin + from, to - from);
+    core::AtomicMax(max, core::ReadMaxOf(begin + from, to - from));
   });
-  return *std::max_element(maxima, maxima + parts);
+  return max.load(std::memory_order_relaxed);
 } catch (...) {
   core::RethrowAsError();
 }

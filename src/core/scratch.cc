@@ -1,5 +1,8 @@
 #include "core/scratch.h"
 
+#include <hwy/base.h>
+
+#include "core/call_context.h"
 #include "core/check.h"
 
 namespace riffle::core {
@@ -51,6 +54,7 @@ uint8_t* Arena::Get(size_t bytes) {
 Arena& ThreadScratch::Of(Use use) { return (arenas != nullptr ? *arenas : Make()).of[use]; }
 
 void ThreadScratch::EndCall() {
+  HWY_DASSERT(call_context.entries == 0);
   if (arenas == nullptr) {
     return;
   }

@@ -37,7 +37,7 @@ class Arena {
 
 // An arena that is larger when its call ends gives its memory back: riffle/runtime.h says so.
 // Rows of today's vocabularies need 2 MiB, the candidates of an LM head up to 64 MiB
-// (screen_plan.cc). To make scratch anew for each call doubles its time: the top-p nucleus of 8e6
+// (prefilter_plan.h). To make scratch anew for each call doubles its time: the top-p nucleus of 8e6
 // columns works in 61 MiB, in 23 ms where they are kept and in 46 ms where not; with 31 MiB, which
 // malloc keeps by itself, there is no difference (10 ms).
 inline constexpr size_t kMaxKeptScratch = size_t{128} << 20;
@@ -57,8 +57,8 @@ class ThreadScratch {
 
   static Arena& Of(Use use);
 
-  // Frees what is larger than kMaxKeptScratch, and everything on a thread that is ending. Pre: no
-  // call runs on this thread.
+  // Frees what is larger than kMaxKeptScratch, and everything on a thread that is ending. Only
+  // while no call runs on this thread.
   static void EndCall();
 
   static void Release();

@@ -31,7 +31,7 @@ class Workers {
 
   // Gives every thread `bytes` of its own.
   void ReserveScratch(size_t bytes);
-  // Frees the scratch of those that have more than `most`. Pre: no Run before the next Reserve.
+  // Frees the scratch of those that have more than `most`; tasks get none until the next Reserve.
   void CutScratch(size_t most);
 
   // Task i of `tasks` gets a thread's scratch. `frames`: see PoolFrame.

@@ -1,5 +1,7 @@
 #include "riffle/kv_cache.h"
 
+#include <hwy/base.h>
+
 #include <algorithm>
 #include <cstring>
 #include <limits>
@@ -227,8 +229,8 @@ void KvCache::Impl::CheckInput(const char* name, const HeadsView& in, int64_t to
               " lies in the cache's own storage; copy it first");
 }
 
-// Tokens [begin, end) of `in`, whose first one goes to `position`. Pre: the pages of these
-// positions are not shared.
+// Tokens [begin, end) of `in`, whose first one goes to `position`; the pages of these positions
+// are not shared.
 void KvCache::Impl::Store(int64_t layer, const Sequence& sequence, int64_t position,
                           const HeadsView& in, int64_t begin, int64_t end, int64_t part) {
   const int64_t size = static_cast<int64_t>(SizeOf(in.dtype));
@@ -245,6 +247,7 @@ void KvCache::Impl::Store(int64_t layer, const Sequence& sequence, int64_t posit
     const int64_t slot = (position + begin) % options_.page_size;
     const int64_t page =
         sequence.pages[static_cast<size_t>((position + begin) / options_.page_size)];
+    HWY_DASSERT(!pool_.IsShared(static_cast<int32_t>(page)));
     task.tokens = std::min(end - begin, options_.page_size - slot);
     task.out = Page(layer, page, part) + slot * layout_.token;
     if (in.dtype == options_.dtype) {

@@ -2,6 +2,8 @@
 // storage.
 #pragma once
 
+#include <hwy/base.h>
+
 #include <cstdint>
 
 #include "kv_cache/storage.h"
@@ -11,30 +13,37 @@ namespace riffle::kv_cache {
 class PagePool {
  public:
   // Memory is taken as pages are, so a vast pool costs nothing before it is used.
-  // Pre: 0 < pages < 2^31. Throws Error(kOutOfMemory).
+  // 0 < pages < 2^31. Throws Error(kOutOfMemory).
   explicit PagePool(int64_t pages)
       : pages_(pages),
         refs_(static_cast<size_t>(pages) * sizeof(int64_t)),
-        released_(static_cast<size_t>(pages) * sizeof(int32_t)) {}
+        released_(static_cast<size_t>(pages) * sizeof(int32_t)) {
+    HWY_DASSERT(0 < pages && pages <= INT32_MAX);
+  }
 
   int64_t free() const { return released_count_ + pages_ - untouched_; }
   int64_t shared() const { return shared_; }  // pages of two references or more
   bool IsShared(int32_t page) const { return refs()[page] > 1; }
 
   // A page of one reference: the one released last, else the lowest that was never taken.
-  // Pre: free() > 0.
+  // There is one: free() > 0.
   int32_t Take() {
+    HWY_DASSERT(free() > 0);
     const int32_t page =
         released_count_ > 0 ? released()[--released_count_] : static_cast<int32_t>(untouched_++);
     refs()[page] = 1;
     return page;
   }
 
-  // One reference more. Pre: the page is taken.
-  void Share(int32_t page) { shared_ += ++refs()[page] == 2; }
+  // One reference more to a page that is taken.
+  void Share(int32_t page) {
+    HWY_DASSERT(refs()[page] > 0);
+    shared_ += ++refs()[page] == 2;
+  }
 
-  // One reference less; without any the page is free. Pre: the page is taken.
+  // One reference less to a page that is taken; without any it is free.
   void Release(int32_t page) {
+    HWY_DASSERT(refs()[page] > 0);
     const int64_t left = --refs()[page];
     shared_ -= left == 1;
     if (left == 0) {

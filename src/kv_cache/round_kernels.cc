@@ -69,6 +69,7 @@ HWY_EXPORT(RoundToBF16Tokens);
 HWY_EXPORT(RoundToF16Tokens);
 
 void RoundTokens(const RoundTask& task, DType dtype) {
+  HWY_DASSERT(dtype == DType::kF16 || dtype == DType::kBF16);
   if (dtype == DType::kF16) {
     core::ForTarget(HWY_DISPATCH_TABLE(RoundToF16Tokens))(task);
   } else {

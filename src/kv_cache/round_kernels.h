@@ -20,8 +20,8 @@ struct RoundTask {
   int64_t head_dim = 0;
 };
 
-// To the nearest, ties to even (core/round-inl.h), bitwise the same on every target. Pre: dtype is
-// a 16-bit one; EnsureTarget() has been called.
+// To the nearest, ties to even (core/round-inl.h), bitwise the same on every target; `dtype` is
+// a 16-bit one. For a call that has done EnsureTarget().
 void RoundTokens(const RoundTask& task, DType dtype);
 
 }  // namespace riffle::kv_cache

@@ -45,8 +45,8 @@ struct Undecided {
     }
   }
 
-  // Pre: count > 0.
   Range Extremes() const {
+    HWY_DASSERT(count > 0);
     const WeightTag d;
     const WeightVec infinity = hn::Set(d, std::numeric_limits<float>::infinity());
     WeightVec least = infinity;

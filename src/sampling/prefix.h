@@ -1,13 +1,9 @@
-// Single logits, and running sums of weights: in double, in their order.
+// Running sums of weights: in double, in their order.
 #pragma once
 
 #include <cstdint>
 
-#include "core/element.h"
-
 namespace riffle::sampling {
-
-using core::LoadElement;
 
 // How many of weights[0, count) it takes to reach `mass`, at least one; count + 1: all do not.
 inline int64_t Reach(const float* weights, int64_t count, double mass) {

@@ -8,6 +8,7 @@
 // clang-format on
 
 #include "core/dispatch.h"
+#include "core/scratch_layout.h"
 #include "sampling/nucleus-inl.h"
 #include "sampling/weights-inl.h"
 
@@ -28,27 +29,36 @@ HWY_INLINE auto ForDType(DType dtype, const F& f) {
   return f.template operator()<DType::kBF16>();
 }
 
-double SumWeightsImpl(const WeightRow& row, const Cut* cut, int64_t begin, int64_t end) {
+double SumRange(const WeightRow& row, const Cut* cut, int64_t begin, int64_t end) {
+  HWY_DASSERT(0 <= begin && begin < end);
   return ForDType(row.dtype, [&]<DType kDType>() {
     return cut == nullptr ? SumOf<kDType, false>(row, {}, begin, end)
                           : SumOf<kDType, true>(row, *cut, begin, end);
   });
 }
 
-void WeightsImpl(const WeightRow& row, const Cut* cut, int64_t begin, int64_t end, float* out) {
+void WeighRange(const WeightRow& row, const Cut* cut, int64_t begin, int64_t end, float* out) {
+  HWY_DASSERT(0 <= begin && begin < end);
   ForDType(row.dtype, [&]<DType kDType>() {
     return cut == nullptr ? StoreWeights<kDType, false>(row, {}, begin, end, out)
                           : StoreWeights<kDType, true>(row, *cut, begin, end, out);
   });
 }
 
-Nucleus FindNucleusImpl(const WeightRow& row, int64_t n, double mass, uint8_t* scratch) {
+Nucleus FindNucleus(const WeightRow& row, int64_t n, double mass, uint8_t* scratch) {
+  HWY_DASSERT(n > 0 && reinterpret_cast<uintptr_t>(scratch) % core::kScratchAlignment == 0);
   return ForDType(row.dtype,
                   [&]<DType kDType>() { return NucleusOf<kDType>(row, n, mass, scratch); });
 }
 
-int64_t FindEqualImpl(const WeightRow& row, int64_t n, float value, int64_t place) {
+int64_t FindEqual(const WeightRow& row, int64_t n, float value, int64_t place) {
+  HWY_DASSERT(n > 0 && place >= 0);
   return ForDType(row.dtype, [&]<DType kDType>() { return EqualAt<kDType>(row, n, value, place); });
+}
+
+const SamplingKernels* SamplingKernelsForTarget() {
+  static constexpr SamplingKernels kKernels{SumRange, WeighRange, FindNucleus, FindEqual};
+  return &kKernels;
 }
 
 }  // namespace riffle::sampling::HWY_NAMESPACE
@@ -56,33 +66,10 @@ HWY_AFTER_NAMESPACE();
 
 #if HWY_ONCE
 namespace riffle::sampling {
-HWY_EXPORT(SumWeightsImpl);
-HWY_EXPORT(WeightsImpl);
-HWY_EXPORT(FindNucleusImpl);
-HWY_EXPORT(FindEqualImpl);
+HWY_EXPORT(SamplingKernelsForTarget);
 
-double SumWeights(const WeightRow& row, int64_t begin, int64_t end) {
-  return core::ForTarget(HWY_DISPATCH_TABLE(SumWeightsImpl))(row, nullptr, begin, end);
-}
-
-double SumKeptWeights(const WeightRow& row, const Cut& cut, int64_t begin, int64_t end) {
-  return core::ForTarget(HWY_DISPATCH_TABLE(SumWeightsImpl))(row, &cut, begin, end);
-}
-
-void Weights(const WeightRow& row, int64_t begin, int64_t end, float* out) {
-  core::ForTarget(HWY_DISPATCH_TABLE(WeightsImpl))(row, nullptr, begin, end, out);
-}
-
-void KeptWeights(const WeightRow& row, const Cut& cut, int64_t begin, int64_t end, float* out) {
-  core::ForTarget(HWY_DISPATCH_TABLE(WeightsImpl))(row, &cut, begin, end, out);
-}
-
-Nucleus FindNucleus(const WeightRow& row, int64_t n, double mass, uint8_t* scratch) {
-  return core::ForTarget(HWY_DISPATCH_TABLE(FindNucleusImpl))(row, n, mass, scratch);
-}
-
-int64_t FindEqual(const WeightRow& row, int64_t n, float value, int64_t place) {
-  return core::ForTarget(HWY_DISPATCH_TABLE(FindEqualImpl))(row, n, value, place);
+const SamplingKernels& GetSamplingKernels() {
+  return *core::ForTarget(HWY_DISPATCH_TABLE(SamplingKernelsForTarget))();
 }
 
 }  // namespace riffle::sampling

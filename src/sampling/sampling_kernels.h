@@ -1,4 +1,4 @@
-// What the door of sampling hands to its kernels.
+// The kernels of sampling, and what they are given.
 #pragma once
 
 #include <cstddef>
@@ -34,24 +34,32 @@ struct Nucleus {
   int64_t ties = 0;
 };
 
-// The sum of weights of columns [begin, end), in an order that depends on end - begin alone.
-double SumWeights(const WeightRow& row, int64_t begin, int64_t end);
-double SumKeptWeights(const WeightRow& row, const Cut& cut, int64_t begin, int64_t end);
-
-// out[0, end - begin) = weights; 0 for a column that is cut. Pre: room for kWeightSlack more.
-void Weights(const WeightRow& row, int64_t begin, int64_t end, float* out);
-void KeptWeights(const WeightRow& row, const Cut& cut, int64_t begin, int64_t end, float* out);
+// `weights` writes as many more.
 constexpr int64_t kWeightSlack = 16;
 
-// The smallest nucleus of row [0, n) whose mass is at least `mass`; all columns of positive weight
-// if theirs is less. Pre: scratch has NucleusScratch(n) bytes, 64-byte aligned.
-Nucleus FindNucleus(const WeightRow& row, int64_t n, double mass, uint8_t* scratch);
+// Bytes of scratch of `find_nucleus` for a row of n columns.
 constexpr size_t NucleusScratch(int64_t n) {
   return 2 * sizeof(float) * static_cast<size_t>((n + 2 * kWeightSlack) / 16 * 16);
 }
 
-// The column of the element number `place`, from 0, of those equal to `value`. Pre: there are so
-// many.
-int64_t FindEqual(const WeightRow& row, int64_t n, float value, int64_t place);
+struct SamplingKernels {
+  // The sum of weights of columns [begin, end), in an order that depends on end - begin alone; with
+  // a cut, of those that it keeps.
+  double (*sum_weights)(const WeightRow& row, const Cut* cut, int64_t begin, int64_t end);
+
+  // out[0, end - begin) = weights, 0 for a column that is cut; kWeightSlack more may be written.
+  void (*weights)(const WeightRow& row, const Cut* cut, int64_t begin, int64_t end, float* out);
+
+  // The smallest nucleus of row [0, n) whose mass is at least `mass`; all columns of positive
+  // weight if theirs is less. `scratch` has NucleusScratch(n) bytes, aligned to kScratchAlignment.
+  Nucleus (*find_nucleus)(const WeightRow& row, int64_t n, double mass, uint8_t* scratch);
+
+  // The column of the element number `place`, from 0, of those equal to `value`; the last one where
+  // there are not so many, since another thread wrote to the row.
+  int64_t (*find_equal)(const WeightRow& row, int64_t n, float value, int64_t place);
+};
+
+// Those of the target in use.
+const SamplingKernels& GetSamplingKernels();
 
 }  // namespace riffle::sampling

@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <limits>
 
+#include "sampling/sampling_kernels.h"
+
 namespace riffle::sampling {
 namespace {
 
@@ -46,6 +48,38 @@ RowPlan PlanRow(const RowParameters& parameters, int64_t n) {
     plan.path = SamplePath::kAll;
   }
   return plan;
+}
+
+FirstScratch PlanFirst(int64_t rows, int64_t width, size_t element) {
+  HWY_DASSERT(rows > 0 && width > 0);
+  core::ScratchLayout layout;
+  FirstScratch first;
+  first.values = layout.Place<uint8_t>(rows * width * static_cast<int64_t>(element));
+  first.indices = layout.Place<int32_t>(rows * width);
+  first.counts = layout.Place<int32_t>(rows);
+  first.bytes = layout.bytes();
+  return first;
+}
+
+DrawScratch PlanDraw(int64_t candidates, size_t element, size_t rest) {
+  core::ScratchLayout layout;
+  DrawScratch draw;
+  draw.values = layout.Place<uint8_t>(candidates * static_cast<int64_t>(element));
+  draw.indices = layout.Place<int32_t>(candidates);
+  draw.weights = layout.Place<float>(std::max(candidates, kSumBlock) + kWeightSlack);
+  draw.rest = layout.Place<uint8_t>(static_cast<int64_t>(rest));
+  draw.bytes = layout.bytes();
+  return draw;
+}
+
+SumsLayout PlanSums(int64_t rows, int64_t blocks) {
+  HWY_DASSERT(rows > 0 && blocks > 0);
+  core::ScratchLayout layout;
+  SumsLayout sums;
+  sums.sums = layout.Place<double>(rows * blocks);
+  sums.raw = layout.Place<double>(rows * blocks);
+  sums.bytes = layout.bytes();
+  return sums;
 }
 
 }  // namespace riffle::sampling

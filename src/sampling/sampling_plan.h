@@ -1,7 +1,10 @@
 // How a row is sampled: a pure function of its parameters and its length.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
+
+#include "core/scratch_layout.h"
 
 namespace riffle::sampling {
 
@@ -48,5 +51,32 @@ constexpr int64_t kMaxFirst = 1024;
 
 // The candidates that a nucleus is looked for in, in turn; a larger one is found by its mass.
 constexpr int64_t kNucleusSteps[] = {64, 1024};
+
+// The first candidates of all rows.
+struct FirstScratch {
+  core::ScratchArray<uint8_t> values;   // [rows, width] of the dtype
+  core::ScratchArray<int32_t> indices;  // [rows, width]
+  core::ScratchArray<int32_t> counts;   // [rows]
+  size_t bytes = 0;
+};
+FirstScratch PlanFirst(int64_t rows, int64_t width, size_t element);
+
+// What a thread works in.
+struct DrawScratch {
+  core::ScratchArray<uint8_t> values;   // [candidates] of the dtype
+  core::ScratchArray<int32_t> indices;  // [candidates]
+  core::ScratchArray<float> weights;    // of the candidates, or of a block of columns
+  core::ScratchArray<uint8_t> rest;     // of top-k, or of the search for a nucleus
+  size_t bytes = 0;
+};
+DrawScratch PlanDraw(int64_t candidates, size_t element, size_t rest);
+
+// Sums of each block of each row, in shared memory.
+struct SumsLayout {
+  core::ScratchArray<double> sums;  // [rows, blocks]
+  core::ScratchArray<double> raw;   // [rows, blocks]
+  size_t bytes = 0;
+};
+SumsLayout PlanSums(int64_t rows, int64_t blocks);
 
 }  // namespace riffle::sampling

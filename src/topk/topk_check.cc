@@ -62,12 +62,14 @@ void CheckOptions(const TopKOptions& options, DType dtype) {
       options.algorithm != Algorithm::kLaneSort || dtype <= DType::kBF16, Code::kBadDType, "x is ",
       Name(dtype),
       " but lane sort supports float32, float16 and bfloat16 only; bucket maxima supports all");
-  core::Check(options.lanes >= 1 && options.lanes <= kMaxLanes &&
-                  (options.lanes & (options.lanes - 1)) == 0,
-              Code::kBadOption, "lanes = ", options.lanes, " is not a power of two from 1 to ",
-              kMaxLanes);
+  CheckLanes(options.lanes, options.depth_schedule);
+}
+
+void CheckLanes(int lanes, std::span<const int> depth_schedule) {
+  core::Check(lanes >= 1 && lanes <= kMaxLanes && (lanes & (lanes - 1)) == 0, Code::kBadOption,
+              "lanes = ", lanes, " is not a power of two from 1 to ", kMaxLanes);
   int last = 0;
-  for (const int depth : options.depth_schedule) {
+  for (const int depth : depth_schedule) {
     core::Check(depth > last, Code::kBadOption, "depth_schedule has ", depth, " after ", last,
                 "; depths are positive and increase");
     last = depth;

@@ -1,8 +1,9 @@
-// What the doors of top-k refuse.
+// What the entry points of top-k refuse.
 #pragma once
 
 #include <cstdint>
 #include <limits>
+#include <span>
 
 #include "riffle/topk.h"
 #include "topk/topk_batch.h"
@@ -14,6 +15,7 @@ inline constexpr int64_t kMaxColumns = std::numeric_limits<int32_t>::max();
 // Throw Error: kBadShape, kBadDType, kBadOption.
 void CheckInput(const MatrixView& x);
 void CheckOptions(const TopKOptions& options, DType dtype);
+void CheckLanes(int lanes, std::span<const int> depth_schedule);
 
 // Outputs that are there, whose rows do not overlap each other, the inputs or other outputs. Throws
 // Error: kBadShape, kOverlap.

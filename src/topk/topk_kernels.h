@@ -21,7 +21,7 @@ enum class FirstPass : uint8_t {
   kKeyed,     // keys, for any row; the only one of integers
 };
 
-// The kernels of one dtype. Pre for all: scratch has the bytes stated above, 64-byte aligned.
+// The kernels of one dtype. `scratch` has the bytes stated above, aligned to kScratchAlignment.
 struct TopKKernels {
   // A whole row on one thread.
   void (*row)(const RowTask& task, uint8_t* scratch);

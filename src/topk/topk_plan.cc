@@ -2,18 +2,16 @@
 
 #include <algorithm>
 #include <cmath>
-#include <limits>
 
 #include "core/check.h"
 #include "core/entry_point.h"
 #include "riffle/topk.h"
 #include "topk/lane_sort/depth.h"
 #include "topk/lane_sort/lane_sort.h"
+#include "topk/topk_check.h"
 
 namespace riffle {
 namespace {
-
-constexpr int kMaxLanes = 4096;
 
 // P(depth <= m)^rows.
 double AllWithin(const topk::DepthDistribution& depths, int64_t m, double rows) {
@@ -22,16 +20,6 @@ double AllWithin(const topk::DepthDistribution& depths, int64_t m, double rows) 
   }
   const double above = depths.Above(m);
   return std::exp(rows * (above < 0.5 ? std::log1p(-above) : std::log(depths.Within(m))));
-}
-
-void CheckSchedule(std::span<const int> schedule) {
-  for (size_t i = 0; i < schedule.size(); ++i) {
-    core::Check(schedule[i] >= 1, Code::kBadOption, "depth_schedule[", i, "] = ", schedule[i],
-                " but depths start at 1");
-    core::Check(i == 0 || schedule[i] > schedule[i - 1], Code::kBadOption, "depth_schedule[", i,
-                "] = ", schedule[i], " but must exceed the depth before it, ",
-                i == 0 ? 0 : schedule[i - 1]);
-  }
 }
 
 }  // namespace
@@ -53,13 +41,11 @@ std::vector<double> DepthProbabilities(int k, int lanes) try {
 TopKPlan PlanTopK(int64_t n, int64_t k, int64_t rows, int lanes,
                   std::span<const int> depth_schedule) try {
   const core::EntryPoint entry;
-  core::Check(n >= 1 && n <= std::numeric_limits<int32_t>::max(), Code::kBadShape, "n = ", n,
-              " but must be in 1..", std::numeric_limits<int32_t>::max());
+  core::Check(n >= 1 && n <= topk::kMaxColumns, Code::kBadShape, "n = ", n, " but must be in 1..",
+              topk::kMaxColumns);
   core::Check(k >= 1 && k <= n, Code::kBadK, "k = ", k, " but must be in 1..n = ", n);
   core::Check(rows >= 0, Code::kBadShape, "rows = ", rows, " but must not be negative");
-  core::Check(lanes >= 1 && lanes <= kMaxLanes && (lanes & (lanes - 1)) == 0, Code::kBadOption,
-              "lanes = ", lanes, " but must be a power of two in 1..", kMaxLanes);
-  CheckSchedule(depth_schedule);
+  topk::CheckLanes(lanes, depth_schedule);
 
   TopKPlan plan;
   const topk::BucketPlan bucket_plan = topk::PlanBuckets(n, k);

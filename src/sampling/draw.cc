@@ -1,0 +1,128 @@
+#include "sampling/draw.h"
+
+#include <algorithm>
+#include <limits>
+
+#include "core/element.h"
+#include "sampling/prefix.h"
+
+namespace riffle::sampling {
+
+RowDraw::RowDraw(const SamplingBatch& batch, int64_t row, const Candidates& first, double* sums,
+                 const DrawScratch& scratch, uint8_t* memory)
+    : batch_(batch),
+      row_(row),
+      plan_(batch.Plan(row)),
+      first_(first),
+      sums_(sums),
+      memory_{scratch.values.At(memory), scratch.indices.At(memory), 0},
+      weights_(scratch.weights.At(memory)),
+      rest_(scratch.rest.At(memory)),
+      row_weights_{batch.RowData(row), batch.logits.dtype,
+                   core::LoadElement(batch.logits.dtype, first.values), plan_.scale, plan_.unit} {
+  HWY_DASSERT(first.count == plan_.first);
+}
+
+// The row's best columns: of the first, or found now.
+Candidates RowDraw::Best(int64_t count) const {
+  Candidates best = count <= plan_.first ? first_ : memory_;
+  best.count = count;
+  if (count > plan_.first) {
+    batch_.FindBest(row_, best, rest_);
+  }
+  return best;
+}
+
+void RowDraw::WeighCandidates(const Candidates& from) const {
+  WeightRow weights = row_weights_;
+  weights.x = from.values;
+  batch_.kernels.weights(weights, nullptr, 0, from.count, weights_);
+}
+
+// Draws from weighed candidates, without those below the plan's min_weight.
+int32_t RowDraw::DrawKept(const Candidates& from) const {
+  int64_t kept = 1;
+  while (kept < from.count && weights_[kept] >= plan_.min_weight) {
+    ++kept;
+  }
+  return from.indices[Locate(weights_, kept, batch_.Random(row_) * Sum(weights_, kept))];
+}
+
+int32_t RowDraw::DrawFromCandidates() const {
+  Candidates from = Best(plan_.k);
+  WeighCandidates(from);
+  if (plan_.top_p < 1) {
+    const double mass = static_cast<double>(plan_.top_p) * Sum(weights_, plan_.k);
+    from.count = std::min(from.count, Reach(weights_, plan_.k, mass));
+  }
+  return DrawKept(from);
+}
+
+int32_t RowDraw::DrawFromNucleus() const {
+  double all = 0;
+  for (int64_t block = 0; block < batch_.blocks; ++block) {
+    all += sums_[block];
+  }
+  const double mass = static_cast<double>(plan_.top_p) * all;
+  for (const int64_t k : kNucleusSteps) {
+    Candidates from = Best(k);
+    WeighCandidates(from);
+    from.count = Reach(weights_, k, mass);
+    if (from.count <= k) {
+      return DrawKept(from);
+    }
+  }
+  Nucleus nucleus = batch_.kernels.find_nucleus(row_weights_, batch_.logits.cols, mass, rest_);
+  if (nucleus.tie_weight < plan_.min_weight) {
+    nucleus.ties = 0;
+  }
+  const Cut cut{nucleus.threshold, plan_.min_weight};
+  for (int64_t block = 0; block < batch_.blocks; ++block) {
+    sums_[block] = batch_.kernels.sum_weights(row_weights_, &cut, batch_.BlockBegin(block),
+                                              batch_.BlockEnd(block));
+  }
+  return DrawFromAll(cut, nucleus);
+}
+
+// Draws from the columns that the cut keeps, in order of their number, then from the nucleus' ties.
+int32_t RowDraw::DrawFromAll(const Cut& cut, const Nucleus& nucleus) const {
+  double above = 0;
+  int64_t last = 0;
+  for (int64_t block = 0; block < batch_.blocks; ++block) {
+    above += sums_[block];
+    last = sums_[block] > 0 ? block : last;
+  }
+  const auto ties = static_cast<double>(nucleus.ties);
+  const auto tie_weight = static_cast<double>(nucleus.tie_weight);
+  const double place = batch_.Random(row_) * (above + ties * tie_weight);
+  if (nucleus.ties > 0 && place >= above) {
+    const double tie = std::min((place - above) / tie_weight, ties - 1);
+    return static_cast<int32_t>(batch_.kernels.find_equal(
+        row_weights_, batch_.logits.cols, nucleus.threshold, static_cast<int64_t>(tie)));
+  }
+  double before = 0;
+  int64_t block = 0;
+  for (; block < last && before + sums_[block] <= place; ++block) {
+    before += sums_[block];
+  }
+  const int64_t begin = batch_.BlockBegin(block);
+  const int64_t end = batch_.BlockEnd(block);
+  batch_.kernels.weights(row_weights_, &cut, begin, end, weights_);
+  return static_cast<int32_t>(begin + Locate(weights_, end - begin, place - before));
+}
+
+int32_t RowDraw::Draw() {
+  switch (plan_.path) {
+    case SamplePath::kGreedy:
+      break;
+    case SamplePath::kCandidates:
+      return DrawFromCandidates();
+    case SamplePath::kNucleus:
+      return DrawFromNucleus();
+    case SamplePath::kAll:
+      return DrawFromAll({-std::numeric_limits<float>::infinity(), plan_.min_weight}, {});
+  }
+  return first_.indices[0];
+}
+
+}  // namespace riffle::sampling

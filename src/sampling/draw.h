@@ -1,0 +1,39 @@
+// The draw of one row's token.
+#pragma once
+
+#include <cstdint>
+
+#include "sampling/sampling_batch.h"
+
+namespace riffle::sampling {
+
+class RowDraw {
+ public:
+  // `first`: the plan.first best columns; `sums`: the weight of each block, where the plan needs
+  // all of them; `memory`: the thread's, laid out by `scratch`.
+  RowDraw(const SamplingBatch& batch, int64_t row, const Candidates& first, double* sums,
+          const DrawScratch& scratch, uint8_t* memory);
+
+  // Returns the token. Once per row: it may overwrite the sums.
+  int32_t Draw();
+
+ private:
+  Candidates Best(int64_t count) const;
+  void WeighCandidates(const Candidates& from) const;
+  int32_t DrawKept(const Candidates& from) const;
+  int32_t DrawFromCandidates() const;
+  int32_t DrawFromNucleus() const;
+  int32_t DrawFromAll(const Cut& cut, const Nucleus& nucleus) const;
+
+  const SamplingBatch& batch_;
+  const int64_t row_;
+  const RowPlan plan_;
+  const Candidates first_;
+  double* const sums_;
+  const Candidates memory_;  // for more candidates than the first
+  float* const weights_;
+  uint8_t* const rest_;
+  const WeightRow row_weights_;
+};
+
+}  // namespace riffle::sampling

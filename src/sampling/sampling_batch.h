@@ -1,0 +1,51 @@
+// A call of sampling, row by row.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "riffle/sampling.h"
+#include "sampling/sampling_kernels.h"
+#include "sampling/sampling_plan.h"
+#include "topk/topk_kernels.h"
+
+namespace riffle::sampling {
+
+// The best columns of a row, best first.
+struct Candidates {
+  uint8_t* values = nullptr;  // of the row's dtype
+  int32_t* indices = nullptr;
+  int64_t count = 0;
+};
+
+// What a call does to each row; everything in it has been checked.
+struct SamplingBatch {
+  MatrixView logits;
+  const SampleOptions& options;
+  const SamplingKernels& kernels;
+  const topk::TopKKernels& topk;
+  size_t element;  // bytes
+  int64_t blocks;  // of a row's sums
+
+  SamplingBatch(const MatrixView& call_logits, const SampleOptions& call_options);
+
+  RowPlan Plan(int64_t row) const;
+  // The random number of the row's draw, in [0, 1).
+  double Random(int64_t row) const;
+  const uint8_t* RowData(int64_t row) const {
+    return static_cast<const uint8_t*>(logits.data) +
+           row * logits.row_stride * static_cast<int64_t>(element);
+  }
+  // Columns [begin, end) of a block.
+  int64_t BlockBegin(int64_t block) const { return block * kSumBlock; }
+  int64_t BlockEnd(int64_t block) const;
+
+  // Finds the row's best out.count columns on this thread, in `scratch` of TopKScratch bytes.
+  void FindBest(int64_t row, const Candidates& out, uint8_t* scratch) const;
+  size_t TopKScratch(int64_t row, int64_t count) const;
+
+ private:
+  topk::RowTask TopKTask(int64_t row, const Candidates& out) const;
+};
+
+}  // namespace riffle::sampling
