@@ -4,6 +4,9 @@
 #include <cmath>
 #include <cstring>
 #include <limits>
+#include <string_view>
+
+#include "kernel_scope.h"
 
 namespace riffle::python {
 namespace {
@@ -133,14 +136,83 @@ Int32Span::Int32Span(nb::handle object, const char* name) : array_(object, name)
   span_ = {data, static_cast<size_t>(size)};
 }
 
+Indices::Indices(nb::handle object, const char* name, int ndim, const char* form)
+    : array_(object, name) {
+  const Element element = array_.element();
+  if (element != Element::kI32 && element != Element::kI64) {
+    ThrowTypeError(std::string(name) + " has dtype " + array_.DTypeName() +
+                   "; it must be int32 or int64");
+  }
+  CheckAxes(array_, ndim, form);
+  const auto size = SizeOf(element);
+  const int64_t rows = ndim > 1 ? array_.axis(0).size : 1;
+  const auto [cols, stride] = array_.axis(-1);
+  const void* data = array_.data();
+  row_stride_ = ndim > 1 ? array_.axis(0).stride : cols;
+  // The copy is for strides and for addresses that an integer may not have.
+  if ((cols > 1 && stride != 1) ||
+      reinterpret_cast<uintptr_t>(data) % static_cast<uintptr_t>(size) != 0) {
+    copy_.resize(static_cast<size_t>(rows * cols));  // enough for either type
+    auto* to = reinterpret_cast<uint8_t*>(copy_.data());
+    for (int64_t i = 0; i < rows * cols; ++i) {
+      const int64_t from = i / cols * row_stride_ + i % cols * stride;
+      std::memcpy(to + i * size, static_cast<const uint8_t*>(data) + from * size,
+                  static_cast<size_t>(size));
+    }
+    data = copy_.data();
+    row_stride_ = cols;
+  }
+  data_ = element == Element::kI64 ? IndexPointer(static_cast<const int64_t*>(data))
+                                   : IndexPointer(static_cast<const int32_t*>(data));
+}
+
+std::string Repr(nb::handle value) {
+  constexpr size_t kLimit = 200;
+  const nb::object repr = nb::steal(SleepAtExit([&] { return PyObject_Repr(value.ptr()); }));
+  Py_ssize_t size = 0;
+  const char* const text = repr.is_valid() ? PyUnicode_AsUTF8AndSize(repr.ptr(), &size) : nullptr;
+  if (text == nullptr) {
+    PyErr_Clear();
+    return "an object of type " + Text(nb::getattr(value.type(), "__name__"));
+  }
+  const std::string_view whole(text, static_cast<size_t>(size));
+  if (whole.size() <= kLimit) {
+    return std::string(whole);
+  }
+  size_t end = kLimit;
+  while ((static_cast<uint8_t>(whole[end]) & 0xc0) == 0x80) {  // not inside of a character
+    --end;
+  }
+  return std::string(whole.substr(0, end)) + "...";
+}
+
+nb::list Items(nb::handle object, const char* name, const char* what) {
+  const nb::object iterator =
+      nb::steal(SleepAtExit([&] { return PyObject_GetIter(object.ptr()); }));
+  if (!iterator.is_valid()) {
+    PyErr_Clear();
+    ThrowTypeError(std::string(name) + " must be a sequence of " + what + ", not " + Repr(object));
+  }
+  return nb::steal<nb::list>(
+      Checked(SleepAtExit([&] { return PySequence_List(iterator.ptr()); })).release());
+}
+
 nb::object Index(nb::handle value, const char* name) {
-  nb::object index = nb::steal(PyNumber_Index(value.ptr()));
+  nb::object index = nb::steal(SleepAtExit([&] { return PyNumber_Index(value.ptr()); }));
   if (!index.is_valid()) {
     PyErr_Clear();
-    ThrowTypeError(std::string(name) + " must be an int, not " +
-                   nb::cast<std::string>(nb::repr(value)));
+    ThrowTypeError(std::string(name) + " must be an int, not " + Repr(value));
   }
   return index;
+}
+
+double Double(nb::handle value, const char* name, const char* form) {
+  const double number = SleepAtExit([&] { return PyFloat_AsDouble(value.ptr()); });
+  if (number == -1 && PyErr_Occurred() != nullptr) {
+    PyErr_Clear();
+    ThrowTypeError(std::string(name) + " must be " + form + ", not " + Repr(value));
+  }
+  return number;
 }
 
 int64_t Int64(nb::handle value, const char* name) {
@@ -161,8 +233,7 @@ int32_t Int32(nb::handle value, const char* name) {
 
 bool Bool(nb::handle value, const char* name) {
   if (!PyBool_Check(value.ptr()) && !nb::isinstance(value, known().numpy_bool)) {
-    ThrowTypeError(std::string(name) + " must be a bool, not " +
-                   nb::cast<std::string>(nb::repr(value)));
+    ThrowTypeError(std::string(name) + " must be a bool, not " + Repr(value));
   }
   return IsTrue(value);
 }

@@ -3,9 +3,11 @@
 
 #include <cstdint>
 #include <span>
+#include <string>
 #include <vector>
 
 #include "array.h"
+#include "riffle/indices.h"
 #include "riffle/types.h"
 
 namespace riffle::python {
@@ -34,12 +36,41 @@ class Int32Span {
   std::span<const int32_t> span_;
 };
 
+// An int32 or int64 [count] or [rows, count] argument: in place where its rows are contiguous, else
+// copied.
+class Indices {
+ public:
+  // form: "[rows, count]"
+  Indices(nb::handle object, const char* name, int ndim, const char* form);
+  IndexPointer data() const { return data_; }
+  IndexSpan get() const { return {data_, static_cast<size_t>(array_.axis(0).size)}; }  // of [count]
+  int64_t row_stride() const { return row_stride_; }  // of [rows, count]
+  const Array& array() const { return array_; }
+
+ private:
+  Array array_;
+  std::vector<int64_t> copy_;
+  IndexPointer data_;
+  int64_t row_stride_ = 0;
+};
+
+// repr() of an argument for the text of an error, at most some hundred characters; where it has
+// none, what type it is of.
+std::string Repr(nb::handle value);
+
+// The elements of an argument that is a sequence, or anything else to iterate over; TypeError if it
+// is not. `what`: "ints".
+nb::list Items(nb::handle object, const char* name, const char* what);
+
 // An int argument, or TypeError.
 nb::object Index(nb::handle value, const char* name);
 
 // An int argument; values beyond int64 come out as its limits, which no argument admits.
 int64_t Int64(nb::handle value, const char* name);
 int32_t Int32(nb::handle value, const char* name);
+
+// A number, or TypeError; form: "a number or None".
+double Double(nb::handle value, const char* name, const char* form);
 
 // A bool argument, Python's or NumPy's; nothing else counts as one.
 bool Bool(nb::handle value, const char* name);

@@ -269,6 +269,14 @@ void Array::ReadTorch(Access access) {
 
 void Array::ReadDLPack(nb::handle object, Access access) {
   bool read = false;
+  if (access == Access::kRead && !PyCapsule_CheckExact(object.ptr())) {
+    try {  // not nanobind's call of it, as in ReadJax
+      owner_ = CallMethod(object, known().dlpack);
+      object = owner_;
+    } catch (nb::python_error&) {
+      // Read-only arrays are for versions of DLPack that have to be asked for: nanobind does.
+    }
+  }
   if (access == Access::kWrite) {
     nb::ndarray<> writable;
     read = nb::try_cast(object, writable, /*convert=*/false);

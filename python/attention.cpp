@@ -36,12 +36,14 @@ struct Layout {
       if (text == "NHD") return {0, 1, 2, "[pages, page_size, kv_heads, head_dim]"};
       if (text == "JAX") return {1, 2, 0, "[kv_heads, pages, page_size, head_dim]"};
     }
-    ThrowValueError("layout = " + nb::cast<std::string>(nb::repr(name)) +
-                    " is none of 'HND', 'NHD', 'JAX'");
+    ThrowValueError("layout = " + Repr(name) + " is none of 'HND', 'NHD', 'JAX'");
   }
 };
 
-PagedKv Pages(const Array& x, const Layout& layout) {
+PagedKv Pages(const Array& x, const Layout& layout, const char* scales) {
+  if (x.element() == Element::kI8) {
+    ThrowTypeError(std::string(x.name()) + " has dtype int8 but " + scales + " is None");
+  }
   const DType dtype = FloatingDType(x);
   CheckAxes(x, 4, layout.form);
   CheckLastAxisContiguous(x);
@@ -55,20 +57,14 @@ std::optional<float> OptionalFloat(nb::handle value, const char* name) {
   if (value.is_none()) {
     return std::nullopt;
   }
-  const double number = PyFloat_AsDouble(value.ptr());
-  if (number == -1.0 && PyErr_Occurred() != nullptr) {
-    PyErr_Clear();
-    ThrowTypeError(std::string(name) + " must be a number or None, not " +
-                   nb::cast<std::string>(nb::repr(value)));
-  }
-  return static_cast<float>(number);
+  return static_cast<float>(Double(value, name, "a number or None"));
 }
 
 // int8 pages and their scales: one number, or an array that is broadcast to `pages` without its
 // last axis, as NumPy broadcasts. An element stands for itself times its scale.
 class Scales {
  public:
-  Scales(nb::handle object, const char* name) {
+  Scales(nb::handle object, const char* name) : name_(name) {
     if (object.is_none()) {
       return;
     }
@@ -83,7 +79,10 @@ class Scales {
   explicit operator bool() const { return given_ || array_; }
 
   PagedKv Apply(const Array& pages, const Layout& layout) const {
-    CheckElement(pages, Element::kI8);
+    if (pages.element() != Element::kI8) {
+      ThrowTypeError(std::string(pages.name()) + " has dtype " + pages.DTypeName() + "; with " +
+                     name_ + " it must be int8");
+    }
     CheckAxes(pages, 4, layout.form);
     CheckLastAxisContiguous(pages);
     const Axis &page = pages.axis(layout.page), &token = pages.axis(layout.token),
@@ -111,32 +110,31 @@ class Scales {
     return own < 0 || array_->axis(own).size == 1 ? 0 : array_->axis(own).stride;
   }
 
+  const char* name_;
   std::optional<Array> array_;
   float number_ = 0;
   bool given_ = false;
 };
 
-// A matrix argument whose rows are contiguous, or have been made so.
-template <typename T>
-class Matrix {
+// The lse of a part, [tokens, heads], whose rows are contiguous or have been made so.
+class Lse {
  public:
-  Matrix(nb::handle object, const char* name, Element element, const char* form)
-      : array_(object, name) {
-    CheckElement(array_, element);
-    CheckAxes(array_, 2, form);
+  Lse(nb::handle object, const char* name) : array_(object, name) {
+    CheckElement(array_, Element::kF32);
+    CheckAxes(array_, 2, "[tokens, heads]");
     const auto [rows, row_stride] = array_.axis(0);
     const auto [cols, col_stride] = array_.axis(1);
     const auto* bytes = static_cast<const uint8_t*>(array_.data());
     stride_ = row_stride;
-    data_ = static_cast<const T*>(array_.data());
-    // The copy is for strides and for addresses that a T* may not have.
-    if ((cols > 1 && col_stride != 1) || reinterpret_cast<uintptr_t>(bytes) % alignof(T) != 0) {
+    data_ = static_cast<const float*>(array_.data());
+    // The copy is for strides and for addresses that a float* may not have.
+    if ((cols > 1 && col_stride != 1) || reinterpret_cast<uintptr_t>(bytes) % alignof(float) != 0) {
       copy_.resize(static_cast<size_t>(rows * cols));
-      T* to = copy_.data();
+      float* to = copy_.data();
       for (int64_t r = 0; r < rows; ++r) {
         for (int64_t c = 0; c < cols; ++c, ++to) {
-          std::memcpy(to, bytes + (r * row_stride + c * col_stride) * int64_t{sizeof(T)},
-                      sizeof(T));
+          std::memcpy(to, bytes + (r * row_stride + c * col_stride) * int64_t{sizeof(float)},
+                      sizeof(float));
         }
       }
       stride_ = cols;
@@ -144,17 +142,15 @@ class Matrix {
     }
   }
 
-  int64_t rows() const { return array_.axis(0).size; }
-  int64_t cols() const { return array_.axis(1).size; }
   int64_t stride() const { return stride_; }
-  const T* data() const { return data_; }
+  const float* data() const { return data_; }
   const Array& array() const { return array_; }
 
  private:
   Array array_;
-  std::vector<T> copy_;
+  std::vector<float> copy_;
   int64_t stride_;
-  const T* data_;
+  const float* data_;
 };
 
 // The floats of a 1-dimensional array of any of the three dtypes.
@@ -221,26 +217,26 @@ nb::object PyPagedAttention(nb::handle q_object, nb::handle keys_object, nb::han
   const HeadsView q_view = Heads(q);
   const Scales key_scales(key_scales_object, "key_scales");
   const Scales value_scales(value_scales_object, "value_scales");
-  const PagedKv keys_view = key_scales ? key_scales.Apply(keys, layout) : Pages(keys, layout);
+  const PagedKv keys_view =
+      key_scales ? key_scales.Apply(keys, layout) : Pages(keys, layout, "key_scales");
   const PagedKv values_view =
-      value_scales ? value_scales.Apply(values, layout) : Pages(values, layout);
-  const Int32Span kv_lens(kv_lens_object, "kv_lens");
-  const Matrix<int32_t> page_table(page_table_object, "page_table", Element::kI32,
-                                   "[sequences, max_pages]");
+      value_scales ? value_scales.Apply(values, layout) : Pages(values, layout, "value_scales");
+  const Indices kv_lens(kv_lens_object, "kv_lens", 1, "1-dimensional");
+  const Indices page_table(page_table_object, "page_table", 2, "[sequences, max_pages]");
   PagedBatch batch;
   batch.kv_lens = kv_lens.get();
   const int64_t sequences = static_cast<int64_t>(batch.kv_lens.size());
-  if (page_table.rows() != sequences) {
+  if (page_table.array().axis(0).size != sequences) {
     ThrowValueError("page_table has shape " + page_table.array().Shape() + " but kv_lens names " +
                     std::to_string(sequences) + " sequences");
   }
   batch.page_table = page_table.data();
-  batch.max_pages = page_table.cols();
-  batch.page_table_stride = page_table.stride();
-  std::optional<Int32Span> cu_q_lens;
+  batch.max_pages = page_table.array().axis(1).size;
+  batch.page_table_stride = page_table.row_stride();
+  std::optional<Indices> cu_q_lens;
   if (!cu_q_lens_object.is_none()) {
-    batch.cu_q_lens = cu_q_lens.emplace(cu_q_lens_object, "cu_q_lens").get();
-    if (batch.cu_q_lens.empty()) {  // which the door would take for None
+    batch.cu_q_lens = cu_q_lens.emplace(cu_q_lens_object, "cu_q_lens", 1, "1-dimensional").get();
+    if (batch.cu_q_lens.empty()) {  // which the entry point would take for None
       ThrowValueError("cu_q_lens is empty; it must have one element more than kv_lens");
     }
   }
@@ -272,13 +268,17 @@ nb::object PyPagedAttention(nb::handle q_object, nb::handle keys_object, nb::han
 }
 
 nb::object PyMergeStates(nb::handle outs_object, nb::handle lses_object) {
+  const auto element = [](const char* list, size_t i) {
+    return std::string(list) + "[" + std::to_string(i) + "]";
+  };
   std::deque<Array> outs;
-  std::deque<Matrix<float>> lses;
-  for (const nb::handle out : outs_object) {
-    outs.emplace_back(out, "outs");
+  std::deque<Lse> lses;
+  std::deque<std::string> names;
+  for (const nb::handle out : Items(outs_object, "outs", "arrays")) {
+    outs.emplace_back(out, names.emplace_back(element("outs", outs.size())).c_str());
   }
-  for (const nb::handle lse : lses_object) {
-    lses.emplace_back(lse, "lses", Element::kF32, "[tokens, heads]");
+  for (const nb::handle lse : Items(lses_object, "lses", "arrays")) {
+    lses.emplace_back(lse, names.emplace_back(element("lses", lses.size())).c_str());
   }
   if (outs.empty() || outs.size() != lses.size()) {
     ThrowValueError("outs has " + std::to_string(outs.size()) + " parts and lses " +

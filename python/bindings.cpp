@@ -46,10 +46,24 @@ nb::dict PyInfo() {
   return info;
 }
 
+// call(), in whose errors the argument has the name that Python gives it.
+template <typename Call>
+void Renaming(const char* python_name, const Call& call) {
+  try {
+    call();
+  } catch (const Error& e) {
+    if (e.argument().empty()) {
+      throw;
+    }
+    const std::string name(python_name);
+    throw Error(e.code(), name + (e.what() + e.argument().size()), name.size());
+  }
+}
+
 void PySetNumThreads(nb::handle n) {
   const int threads = Int32(n, "n");
   const GilReleased no_gil;  // it waits for a running call
-  SetNumThreads(threads);
+  Renaming("n", [threads] { SetNumThreads(threads); });
 }
 
 // `function` is the address of a ParallelRegion, 0 of none.
@@ -61,10 +75,10 @@ void PySetTeam(uintptr_t function) {
 void PySetTarget(nb::handle name) {
   std::string target;
   if (!name.is_none() && !nb::try_cast(name, target)) {
-    ThrowTypeError("name must be a str or None, not " + nb::cast<std::string>(nb::repr(name)));
+    ThrowTypeError("name must be a str or None, not " + Repr(name));
   }
   const GilReleased no_gil;
-  SetTarget(target);
+  Renaming("name", [&target] { SetTarget(target); });
 }
 
 void PyReleaseScratch() {

@@ -19,15 +19,14 @@ namespace {
 DType DTypeNamed(nb::handle name) {
   std::string_view text;
   if (!nb::try_cast(name, text)) {
-    ThrowTypeError("dtype must be a str, not " + nb::cast<std::string>(nb::repr(name)));
+    ThrowTypeError("dtype must be a str, not " + Repr(name));
   }
   for (const DType dtype : {DType::kF32, DType::kF16, DType::kBF16}) {
     if (text == Name(dtype)) {
       return dtype;
     }
   }
-  ThrowTypeError("dtype = " + nb::cast<std::string>(nb::repr(name)) +
-                 " is none of 'float32', 'float16', 'bfloat16'");
+  ThrowTypeError("dtype = " + Repr(name) + " is none of 'float32', 'float16', 'bfloat16'");
 }
 
 // A KvCache that Python's threads may share: one call at a time, without the GIL.
@@ -77,7 +76,7 @@ nb::object Int32Array(const std::vector<int32_t>& values, std::span<const int64_
 
 nb::object Batch(SharedKvCache& self, nb::handle seqs_object) {
   std::vector<int64_t> seqs;
-  for (const nb::handle seq : seqs_object) {
+  for (const nb::handle seq : Items(seqs_object, "seqs", "ints")) {
     seqs.push_back(Int64(seq, "seqs"));
   }
   const KvBatch batch = self.Locked([&](KvCache& cache) { return cache.Batch(seqs); });

@@ -53,8 +53,7 @@ WeightView Weights(const Array& weight, nb::handle format) {
   if (!format.is_none()) {
     std::string_view text;
     if (!nb::try_cast(format, text) || text != "q8_0") {
-      ThrowValueError("weight_format = " + nb::cast<std::string>(nb::repr(format)) +
-                      " is none of None, 'q8_0'");
+      ThrowValueError("weight_format = " + Repr(format) + " is none of None, 'q8_0'");
     }
     return Q8Weights(weight);
   }

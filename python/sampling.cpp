@@ -21,8 +21,7 @@ namespace {
 float Narrow(double value, const std::string& name) {
   const auto narrow = static_cast<float>(value);
   if (std::isinf(narrow) && !std::isinf(value)) {
-    ThrowValueError(name + " = " + nb::cast<std::string>(nb::repr(nb::float_(value))) +
-                    " is not in the range of float32");
+    ThrowValueError(name + " = " + Repr(nb::float_(value)) + " is not in the range of float32");
   }
   return narrow;
 }
@@ -78,12 +77,7 @@ class List {
       ThrowValueError(std::string(name) + " = " + Text(index) + " is not in the range of int" +
                       std::to_string(8 * sizeof(T)));
     } else {
-      const double value = PyFloat_AsDouble(object.ptr());
-      if (value == -1 && PyErr_Occurred() != nullptr) {
-        PyErr_Clear();
-        ThrowTypeError(std::string(name) + " must be a float, not " +
-                       nb::cast<std::string>(nb::repr(object)));
-      }
+      const double value = Double(object, name, "a float");
       return static_cast<T>(value);  // beyond float32: infinity, which no parameter admits
     }
   }
@@ -208,8 +202,8 @@ nb::object PySample(nb::handle logits_object, nb::handle temperature, nb::handle
 }  // namespace
 
 void BindSampling(nb::module_& m) {
-  m.def("sample", &PySample, nb::arg(), nb::arg().none(), nb::arg().none(), nb::arg().none(),
-        nb::arg().none(), nb::arg().none(), nb::arg().none(), nb::arg().none(), nb::arg().none());
+  const auto any = nb::arg().none();  // what None means is for the function to say
+  m.def("sample", &PySample, any, any, any, any, any, any, any, any, any);
 }
 
 }  // namespace riffle::python

@@ -64,14 +64,14 @@ struct Options {
       if (text == "bucket_maxima") return Algorithm::kBucketMaxima;
       if (text == "lane_sort") return Algorithm::kLaneSort;
     }
-    ThrowValueError("algorithm = " + nb::cast<std::string>(nb::repr(name)) +
+    ThrowValueError("algorithm = " + Repr(name) +
                     " is none of 'auto', 'bucket_maxima', 'lane_sort'");
   }
 
   static std::vector<int> Schedule(nb::handle depths) {
     std::vector<int> schedule;
     if (!depths.is_none()) {
-      for (const nb::handle depth : depths) {
+      for (const nb::handle depth : Items(depths, "depth_schedule", "ints")) {
         schedule.push_back(Int32(depth, "depth_schedule"));
       }
     }
@@ -158,7 +158,7 @@ struct OutPair {
       return;
     }
     if (!(nb::isinstance<nb::tuple>(out) || nb::isinstance<nb::list>(out)) || nb::len(out) != 2) {
-      ThrowTypeError("out must be a TopK, or another pair (values, indices)");
+      ThrowTypeError("out must be a TopK, or another pair (values, indices), not " + Repr(out));
     }
     values = out[0];
     indices = out[1];
@@ -339,14 +339,14 @@ nb::object PerRow(const Array& x, int64_t k, nb::handle out, const Door& door) {
 
 nb::object PyTopKPerRow(nb::handle x_object, nb::handle starts_object, nb::handle ends_object,
                         nb::handle k_object, nb::handle sorted, nb::handle out,
-                        bool index_order_if_short) {
+                        nb::handle index_order_if_short) {
   const Array x(x_object, "x");
   const Int32Span starts(starts_object, "starts");
   const Int32Span ends(ends_object, "ends");
   const int64_t k = Int64(k_object, "k");
   TopKOptions options;
   options.sorted = Bool(sorted, "sorted");
-  options.index_order_if_short = index_order_if_short;
+  options.index_order_if_short = Bool(index_order_if_short, "index_order_if_short");
   return PerRow(x, k, out, [&](const MatrixView& view, const OutView<int32_t>& indices) {
     const bool empty = view.rows == 0;
     TopKPerRow(view, empty ? std::span<const int32_t>() : starts.get(),
@@ -355,13 +355,14 @@ nb::object PyTopKPerRow(nb::handle x_object, nb::handle starts_object, nb::handl
 }
 
 nb::object PyTopKPerRowDecode(nb::handle x_object, nb::handle seq_lens_object, nb::handle k_object,
-                              nb::handle next_n_object, nb::handle out, bool index_order_if_short) {
+                              nb::handle next_n_object, nb::handle out,
+                              nb::handle index_order_if_short) {
   const Array x(x_object, "x");
   const Int32Span seq_lens(seq_lens_object, "seq_lens");
   const int64_t k = Int64(k_object, "k");
   const int next_n = Int32(next_n_object, "next_n");
   TopKOptions options;
-  options.index_order_if_short = index_order_if_short;
+  options.index_order_if_short = Bool(index_order_if_short, "index_order_if_short");
   return PerRow(x, k, out, [&](const MatrixView& view, const OutView<int32_t>& indices) {
     const bool empty = view.rows == 0;
     TopKPerRowDecode(view, empty ? std::span<const int32_t>() : seq_lens.get(), next_n, k, indices,

@@ -7,7 +7,6 @@
 #include <algorithm>
 #include <cstdint>
 #include <cstring>
-#include <exception>
 #include <optional>
 #include <span>
 #include <string>
@@ -18,136 +17,10 @@
 #include "riffle/attention.h"
 #include "riffle/error.h"
 #include "riffle/topk.h"
+#include "xla_operands.h"
 
 namespace riffle::python {
 namespace {
-
-namespace ffi = xla::ffi;
-
-void Require(bool condition, const char* what) {
-  if (!condition) {
-    throw Error(Code::kBadShape, what);
-  }
-}
-
-DType DTypeOf(ffi::DataType type) {
-  switch (type) {
-    case ffi::F32:
-      return DType::kF32;
-    case ffi::F16:
-      return DType::kF16;
-    case ffi::BF16:
-      return DType::kBF16;
-    default:
-      throw Error(Code::kBadDType, "an operand is none of float32, float16 and bfloat16");
-  }
-}
-
-// Of top-k's operands; bool counts as uint8.
-DType SelectionDTypeOf(ffi::DataType type) {
-  switch (type) {
-    case ffi::F64:
-      return DType::kF64;
-    case ffi::S8:
-      return DType::kI8;
-    case ffi::PRED:
-    case ffi::U8:
-      return DType::kU8;
-    case ffi::S16:
-      return DType::kI16;
-    case ffi::U16:
-      return DType::kU16;
-    case ffi::S32:
-      return DType::kI32;
-    case ffi::U32:
-      return DType::kU32;
-    case ffi::S64:
-      return DType::kI64;
-    case ffi::U64:
-      return DType::kU64;
-    default:
-      return DTypeOf(type);
-  }
-}
-
-// An operand or result of which vmap may have made a batch: axes before its own. In operands they
-// have size 1 where the whole batch shares them (vmap_method="expand_dims").
-class Batched {
- public:
-  using Dimensions = ffi::AnyBuffer::Dimensions;
-
-  Batched(const ffi::AnyBuffer& buffer, size_t own_axes)
-      : buffer_(buffer), dims_(buffer.dimensions()) {
-    Require(dims_.size() >= own_axes, "an operand has too few axes");
-    leading_ = dims_.size() - own_axes;
-    for (size_t i = 0; i < dims_.size(); ++i) {
-      (i < leading_ ? items_ : size_) *= dims_[i];
-    }
-  }
-
-  int64_t axis(size_t i) const { return dims_[leading_ + i]; }
-  int64_t items() const { return items_; }
-  int64_t size() const { return size_; }  // elements of an item
-  ffi::DataType type() const { return buffer_.element_type(); }
-  uint8_t* data() const { return static_cast<uint8_t*>(buffer_.untyped_data()); }
-
-  // Item `item` of the batch that `result` has.
-  uint8_t* At(int64_t item, const Batched& result) const {
-    Require(leading_ == result.leading_, "an operand has another number of batch axes");
-    int64_t index = 0;
-    int64_t stride = 1;
-    for (size_t i = leading_; i-- > 0;) {
-      const int64_t size = result.dims_[i];
-      Require(dims_[i] == size || dims_[i] == 1, "an operand has another batch");
-      index += dims_[i] == 1 ? 0 : item % size * stride;
-      stride *= dims_[i];
-      item /= size;
-    }
-    return data() + index * size_ * static_cast<int64_t>(ffi::ByteWidth(type()));
-  }
-
- private:
-  ffi::AnyBuffer buffer_;
-  Dimensions dims_;
-  size_t leading_ = 0;
-  int64_t items_ = 1;
-  int64_t size_ = 1;
-};
-
-// The int32 operand for all items of a batch in one piece: as it stands, or repeated into `copy`.
-std::span<const int32_t> Int32s(const Batched& x, const Batched& result,
-                                std::vector<int32_t>& copy) {
-  Require(x.type() == ffi::S32, "an operand is not int32");
-  if (x.items() == result.items()) {
-    return {reinterpret_cast<const int32_t*>(x.data()), static_cast<size_t>(x.items() * x.size())};
-  }
-  copy.resize(static_cast<size_t>(result.items() * x.size()));
-  for (int64_t item = 0; item < result.items(); ++item) {
-    std::memcpy(copy.data() + item * x.size(), x.At(item, result),
-                static_cast<size_t>(x.size()) * sizeof(int32_t));
-  }
-  return copy;
-}
-
-std::span<const int32_t> Int32sAt(const Batched& x, int64_t item, const Batched& result) {
-  Require(x.type() == ffi::S32, "an operand is not int32");
-  return {reinterpret_cast<const int32_t*>(x.At(item, result)), static_cast<size_t>(x.size())};
-}
-
-// Runs `call`; what it throws is the call's error.
-template <typename Call>
-ffi::Error Run(const Call& call) {
-  try {
-    call();
-    return ffi::Error::Success();
-  } catch (const Error& e) {
-    return {e.code() == Code::kOutOfMemory ? ffi::ErrorCode::kResourceExhausted
-                                           : ffi::ErrorCode::kInvalidArgument,
-            e.what()};
-  } catch (const std::exception& e) {
-    return {ffi::ErrorCode::kInternal, e.what()};
-  }
-}
 
 // x [..., n] -> values, indices [..., k]
 ffi::Error XlaTopK(ffi::AnyBuffer x_buffer, ffi::Result<ffi::AnyBuffer> values_buffer,
@@ -223,6 +96,15 @@ struct Pages {
   }
 };
 
+// The options of a call; what is negative, or a soft cap of 0, is not set.
+struct AttentionAttributes {
+  float scale;
+  float soft_cap;
+  bool causal;
+  int64_t window;
+  int64_t window_right;
+};
+
 // What decode and prefill share.
 struct Attention {
   Batched q;  // [tokens, q_heads, d]
@@ -231,18 +113,19 @@ struct Attention {
   AttentionOptions options;
 
   Attention(const ffi::AnyBuffer& q_buffer, const ffi::AnyBuffer& k, const ffi::AnyBuffer& v,
-            const ffi::RemainingArgs& scales, const ffi::AnyBuffer& result, float scale,
-            float soft_cap)
+            const ffi::RemainingArgs& scales, const ffi::AnyBuffer& result,
+            const AttentionAttributes& given)
       : q(q_buffer, 3), keys{Batched(k, 4), {}}, values{Batched(v, 4), {}}, out(result, 3) {
     if (scales.size() == 2) {
       keys.scales.emplace(*scales.get<ffi::AnyBuffer>(0), 4);
       values.scales.emplace(*scales.get<ffi::AnyBuffer>(1), 4);
     }
     Require(out.size() == q.size() && out.type() == q.type(), "the result is not like q");
-    options.scale = scale;
-    if (soft_cap > 0) {
-      options.soft_cap = soft_cap;
-    }
+    options.scale = given.scale;
+    options.causal = given.causal;
+    if (given.soft_cap > 0) options.soft_cap = given.soft_cap;
+    if (given.window >= 0) options.window = given.window;
+    if (given.window_right >= 0) options.window_right = given.window_right;
   }
 
   // Of `tokens` queries from item `item` on.
@@ -297,29 +180,32 @@ ffi::Error RunAttention(std::span<const Name> names, const Call& call) {
 ffi::Error XlaPagedAttention(ffi::AnyBuffer q_buffer, ffi::AnyBuffer k, ffi::AnyBuffer v,
                              ffi::AnyBuffer lengths_buffer, ffi::AnyBuffer page_indices_buffer,
                              ffi::RemainingArgs scales, ffi::Result<ffi::AnyBuffer> result,
-                             float scale, float soft_cap) {
+                             float scale, float soft_cap, bool causal, int64_t window,
+                             int64_t window_right) {
   return RunAttention(kDecodeNames, [&] {
-    const Attention call(q_buffer, k, v, scales, *result, scale, soft_cap);
+    const Attention call(q_buffer, k, v, scales, *result,
+                         {scale, soft_cap, causal, window, window_right});
     const Batched lengths(lengths_buffer, 1), page_indices(page_indices_buffer, 2);
     const int64_t sequences = call.q.axis(0), max_pages = page_indices.axis(1);
     Require(lengths.axis(0) == sequences && page_indices.axis(0) == sequences,
             "lengths and page_indices are not of q's sequences");
     const int64_t items = call.out.items();
     if (call.keys.shared() && call.values.shared() && call.q.items() == items) {
-      std::vector<int32_t> length_copy, page_copy;
-      const PagedBatch batch{{},
-                             Int32s(lengths, call.out, length_copy),
-                             Int32s(page_indices, call.out, page_copy).data(),
-                             max_pages,
-                             max_pages};
+      std::vector<int64_t> length_copy, page_copy;
+      const PagedBatch batch{
+          {},
+          {AllIndices(lengths, call.out, length_copy), static_cast<size_t>(items * sequences)},
+          AllIndices(page_indices, call.out, page_copy),
+          max_pages,
+          max_pages};
       PagedAttention(call.Queries(0, items * sequences), call.keys.At(0, call.out),
                      call.values.At(0, call.out), batch, call.Results(0), call.options);
       return;
     }
     for (int64_t item = 0; item < items; ++item) {
       const PagedBatch batch{{},
-                             Int32sAt(lengths, item, call.out),
-                             Int32sAt(page_indices, item, call.out).data(),
+                             {IndicesAt(lengths, item, call.out), static_cast<size_t>(sequences)},
+                             IndicesAt(page_indices, item, call.out),
                              max_pages,
                              max_pages};
       PagedAttention(call.Queries(item, sequences), call.keys.At(item, call.out),
@@ -333,19 +219,21 @@ ffi::Error XlaPagedAttention(ffi::AnyBuffer q_buffer, ffi::AnyBuffer k, ffi::Any
 ffi::Error XlaPrefillAttention(ffi::AnyBuffer q_buffer, ffi::AnyBuffer k, ffi::AnyBuffer v,
                                ffi::AnyBuffer length_buffer, ffi::AnyBuffer page_indices_buffer,
                                ffi::RemainingArgs scales, ffi::Result<ffi::AnyBuffer> result,
-                               float scale, float soft_cap) {
+                               float scale, float soft_cap, bool causal, int64_t window,
+                               int64_t window_right) {
   return RunAttention(kPrefillNames, [&] {
-    const Attention call(q_buffer, k, v, scales, *result, scale, soft_cap);
+    const Attention call(q_buffer, k, v, scales, *result,
+                         {scale, soft_cap, causal, window, window_right});
     const Batched length(length_buffer, 1), page_indices(page_indices_buffer, 1);
     const int64_t chunk = call.q.axis(0), max_pages = page_indices.axis(0);
     Require(length.axis(0) == 1, "length is not one number");
     for (int64_t item = 0; item < call.out.items() && chunk > 0; ++item) {
-      const std::span<const int32_t> kv_len = Int32sAt(length, item, call.out);
+      const IndexSpan kv_len(IndicesAt(length, item, call.out), 1);
       const int64_t rest = kv_len[0] % chunk;
       const int64_t rows = kv_len[0] <= 0 ? 0 : rest == 0 ? chunk : rest;
       const int32_t cu_q_lens[] = {0, static_cast<int32_t>(rows)};
-      const PagedBatch batch{cu_q_lens, kv_len, Int32sAt(page_indices, item, call.out).data(),
-                             max_pages, max_pages};
+      const PagedBatch batch{cu_q_lens, kv_len, IndicesAt(page_indices, item, call.out), max_pages,
+                             max_pages};
       PagedAttention(call.Queries(item, rows), call.keys.At(item, call.out),
                      call.values.At(item, call.out), batch, call.Results(item), call.options);
       const int64_t row_bytes =
@@ -366,7 +254,10 @@ auto BindAttentionCall() {
       .RemainingArgs()
       .Ret<ffi::AnyBuffer>()
       .Attr<float>("scale")
-      .Attr<float>("soft_cap");
+      .Attr<float>("soft_cap")
+      .Attr<bool>("causal")
+      .Attr<int64_t>("window")
+      .Attr<int64_t>("window_right");
 }
 
 XLA_FFI_DEFINE_HANDLER(

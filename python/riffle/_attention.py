@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, Literal, Sequence
 
 from riffle import _core
-from riffle._arguments import as_bool, check_mask_value, is_int64, narrowed, narrowed_page_table
+from riffle._arguments import as_bool, check_mask_value
 
 Array = Any
 
@@ -87,19 +87,10 @@ def paged_attention(
     >>> bool((out[0] == values[2, 0, 0]).all())  # its only key
     True
     """
-    if is_int64(kv_lens) or is_int64(page_table) or is_int64(cu_q_lens):
-        kv_lens, cu_q_lens = narrowed("kv_lens", kv_lens), narrowed("cu_q_lens", cu_q_lens)
-        page_table = narrowed_page_table(page_table, kv_lens, _page_size(keys, layout))
     causal, return_lse = as_bool("causal", causal), as_bool("return_lse", return_lse)
     check_mask_value(mask_value)
     return _core.paged_attention(q, keys, values, kv_lens, page_table, cu_q_lens, layout, scale, causal, window,
                                  window_right, soft_cap, sinks, key_scales, value_scales, out, return_lse)
-
-
-def _page_size(keys: Array, layout: str) -> int:
-    """Tokens of a page; 1, the most pages that can be read, where keys is not what the bindings will accept."""
-    shape = getattr(keys, "shape", ())
-    return max(1, int(shape[1 if layout == "NHD" else 2])) if len(shape) == 4 else 1
 
 
 def merge_states(outs: Sequence[Array], lses: Sequence[Array]) -> tuple[Array, Array]:

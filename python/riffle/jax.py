@@ -24,7 +24,6 @@ from __future__ import annotations
 
 import functools
 import math
-import operator
 from typing import Any, Literal, NamedTuple
 
 try:
@@ -35,7 +34,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from riffle import _core
-from riffle._arguments import check_mask_value
+from riffle._arguments import as_bool, as_float, as_int, check_mask_value, shown
 
 __all__ = ["DEFAULT_MASK_VALUE", "QuantizedTensor", "paged_attention", "prefill_attention", "top_k", "top_k_per_row"]
 
@@ -49,6 +48,7 @@ for _name, _handler in _core.xla_handlers.items():
     jax.ffi.register_ffi_target(_name, _handler, platform="cpu")
 
 _FLOATING = ("float32", "float16", "bfloat16")
+_INDICES = ("int32", "int64")
 _NUMBERS = (*_FLOATING, "float64", "int8", "uint8", "int16", "uint16", "int32", "uint32", "int64", "uint64", "bool")
 
 
@@ -81,16 +81,14 @@ def _check_axes(name, x, form):
         raise ValueError(f"{name} has shape {x.shape}; it must be {form}")
 
 
-def _index(name, value):
-    try:
-        return operator.index(value)
-    except TypeError:
-        raise TypeError(f"{name} must be an int, not {value!r}") from None
-
-
-def _check_bool(name, value):
-    if not isinstance(value, (bool, np.bool_)):
-        raise TypeError(f"{name} must be a bool, not {value!r}")
+def _check_arrays(**arrays):
+    """TypeError for what has no dtype that JAX has, of which jax.jit would not name the argument."""
+    for name, x in arrays.items():
+        if _is_quantized(x):
+            _check_arrays(**{f"{name}.weight": x.weight, f"{name}.scales": x.scales})
+        elif getattr(x, "dtype", None) is None or getattr(x.dtype, "kind", "") in "OSUmM" or isinstance(x, type):
+            kind = shown(x) if getattr(x, "dtype", None) is None else f"one of dtype {x.dtype}"
+            raise TypeError(f"{name} must be an array, not {kind}")
 
 
 def _call(target, result):
@@ -124,8 +122,6 @@ def _top_k_of_rows(k):
 @functools.cache
 def _top_k(k, axis):
     def top_k(operand):
-        if not hasattr(operand, "dtype"):
-            raise TypeError(f"operand must be an array, not {type(operand).__name__}")
         _check_dtype("operand", operand, _NUMBERS)
         if not -operand.ndim <= axis < operand.ndim:
             raise ValueError(f"axis = {axis} is not an axis of operand, which has shape {operand.shape}")
@@ -165,8 +161,9 @@ def top_k(operand: Array, k: int, *, axis: int = -1, is_stable: bool = True) -> 
       ValueError: k or axis out of range.
       TypeError: another dtype, or no array; is_stable is no bool.
     """
-    _check_bool("is_stable", is_stable)
-    return _top_k(_index("k", k), _index("axis", axis))(operand)
+    as_bool("is_stable", is_stable)
+    _check_arrays(operand=operand)
+    return _top_k(as_int("k", k), as_int("axis", axis))(operand)
 
 
 @functools.cache
@@ -202,7 +199,8 @@ def top_k_per_row(x: Array, starts: Array, ends: Array, k: int) -> Array:
       ValueError, TypeError: shapes, dtypes or k.
       JaxRuntimeError: a negative start or an end past n, when it runs.
     """
-    return _top_k_per_row(_index("k", k))(x, starts, ends)
+    _check_arrays(x=x, starts=starts, ends=ends)
+    return _top_k_per_row(as_int("k", k))(x, starts, ends)
 
 
 # ---- attention
@@ -245,56 +243,61 @@ def _check_pages(q, k_pages, v_pages, axes):
     return k_pages, v_pages, scales
 
 
-def _check_tuning(q, k_pages, page_indices, pages_per_compute_block, megacore_mode, inline_seq_dim):
+def _check_tuning(q, k_pages, page_indices, pages_per_compute_block, megacore_mode):
     """What tunes JAX's kernel on TPUs has no effect here, but is checked as there."""
-    if pages_per_compute_block is not None:
-        block = _index("pages_per_compute_block", pages_per_compute_block)
-        if block < 1 or page_indices.shape[1] % block:
-            raise ValueError(
-                f"pages_per_compute_block = {block} does not divide the {page_indices.shape[1]} pages of a sequence"
-            )
-    if megacore_mode not in (None, "kv_head", "batch"):
-        raise ValueError(f"megacore_mode = {megacore_mode!r} is none of 'kv_head', 'batch', None")
+    block = pages_per_compute_block
+    if block is not None and (block < 1 or page_indices.shape[1] % block):
+        raise ValueError(
+            f"pages_per_compute_block = {block} does not divide the {page_indices.shape[1]} pages of a sequence"
+        )
     if megacore_mode == "kv_head" and k_pages.shape[0] % 2:
         raise ValueError(f"megacore_mode = 'kv_head' needs an even number of kv_heads, not {k_pages.shape[0]}")
     if megacore_mode == "batch" and q.shape[0] % 2:
         raise ValueError(f"megacore_mode = 'batch' needs an even batch, not {q.shape[0]}")
-    _check_bool("inline_seq_dim", inline_seq_dim)
+
+
+def _sides(causal, window, window_right):
+    """The attributes that say which keys a query sees; -1: not given."""
+    causal = as_bool("causal", causal)
+    limits = {}
+    for name, value, least in (("window", window, 1), ("window_right", window_right, 0)):
+        limits[name] = -1 if value is None else as_int(name, value)
+        if value is not None and not least <= limits[name] <= np.iinfo(np.int64).max:
+            raise ValueError(f"{name} = {limits[name]} is not in {least}..2^63 - 1")
+    if causal and limits["window_right"] > 0:
+        raise ValueError(
+            f"window_right = {limits['window_right']} but causal is set, under which no query sees a later key; set causal to False"
+        )
+    return causal, limits["window"], limits["window_right"]
+
+
+def _attention(target, *operands, sm_scale, soft_cap=0.0, sides):
+    q = operands[0]
+    causal, window, window_right = sides
+    return _call(target, jax.ShapeDtypeStruct(q.shape, q.dtype))(
+        *operands, scale=np.float32(sm_scale), soft_cap=np.float32(soft_cap), causal=np.bool_(causal), window=np.int64(window),
+        window_right=np.int64(window_right))
 
 
 def _finite(name, value):
-    if isinstance(value, (str, bytes, bytearray)) or not hasattr(value, "__float__"):
-        raise TypeError(f"{name} must be a number, not {value!r}")
-    value = float(value)
+    value = as_float(name, value)
     if not math.isfinite(np.float32(value)):
         raise ValueError(f"{name} = {value} is not a finite float32")
     return value
 
 
-@functools.partial(
-    jax.jit,
-    inline=True,
-    static_argnames=("sm_scale", "mask_value", "attn_logits_soft_cap", "pages_per_compute_block", "megacore_mode",
-                     "inline_seq_dim"),
-)
-def _paged_attention(q, k_pages, v_pages, lengths, page_indices, *, sm_scale, mask_value, attn_logits_soft_cap,
-                     pages_per_compute_block, megacore_mode, inline_seq_dim):
+# What is static is checked before it gets here: JAX looks for it among what it has compiled.
+@functools.partial(jax.jit, inline=True, static_argnames=("sm_scale", "soft_cap", "pages_per_compute_block", "megacore_mode", "sides"))
+def _paged_attention(q, k_pages, v_pages, lengths, page_indices, *, sm_scale, soft_cap, pages_per_compute_block, megacore_mode, sides):
     k_pages, v_pages, scales = _check_pages(q, k_pages, v_pages, "sequences")
     for name, x in (("lengths", lengths), ("page_indices", page_indices)):
-        _check_dtype(name, x, ("int32",))
+        _check_dtype(name, x, _INDICES)
     _check_shape("lengths", lengths, q.shape[:1], "one for each sequence of q")
     _check_axes("page_indices", page_indices, "[sequences, pages_per_sequence]")
     _check_shape("page_indices", page_indices, (q.shape[0], page_indices.shape[1]), "a row for each sequence of q")
-    _check_tuning(q, k_pages, page_indices, pages_per_compute_block, megacore_mode, inline_seq_dim)
-    check_mask_value(_finite("mask_value", mask_value))
-    soft_cap = 0.0
-    if attn_logits_soft_cap is not None:
-        soft_cap = _finite("attn_logits_soft_cap", attn_logits_soft_cap)
-        if np.float32(soft_cap) <= 0:
-            raise ValueError(f"attn_logits_soft_cap = {soft_cap} is not positive")
-    return _call("riffle_paged_attention", jax.ShapeDtypeStruct(q.shape, q.dtype))(
-        q, k_pages, v_pages, lengths, page_indices, *scales,
-        scale=np.float32(_finite("sm_scale", sm_scale)), soft_cap=np.float32(soft_cap))
+    _check_tuning(q, k_pages, page_indices, pages_per_compute_block, megacore_mode)
+    return _attention("riffle_paged_attention", q, k_pages, v_pages, lengths, page_indices, *scales, sm_scale=sm_scale,
+                      soft_cap=soft_cap, sides=sides)
 
 
 def paged_attention(
@@ -310,6 +313,7 @@ def paged_attention(
     pages_per_compute_block: int | None = None,
     megacore_mode: Literal["kv_head", "batch"] | None = None,
     inline_seq_dim: bool = True,
+    window: int | None = None,
 ) -> Array:
     """One query a sequence over keys and values in pages: JAX's Pallas call for TPUs
     (jax.experimental.pallas.ops.tpu.paged_attention.paged_attention), without copies of the pages.
@@ -323,12 +327,14 @@ def paged_attention(
       k_pages, v_pages: [kv_heads, pages, page_size, head_dim] of one of these dtypes, q's or another; or both a
         QuantizedTensor, int8 with a scale for each token, which counts as weight * scales / 127.5 in float32. q_heads
         is a multiple of kv_heads, page_size 1 to 256.
-      lengths: int32 [sequences], tokens of each; 0 gives zeros.
-      page_indices: int32 [sequences, pages_per_sequence]; what stands behind a sequence's last page is not read.
+      lengths: int32 or int64 [sequences], tokens of each; 0 gives zeros.
+      page_indices: int32 or int64 [sequences, pages_per_sequence]; what stands behind a sequence's last page is not read.
       sm_scale: what q k^T is multiplied by.
       mask_value: at most -1e30, without effect: what lies behind a length is skipped.
       attn_logits_soft_cap: c > 0 turns a logit x into c * tanh(x / c).
       pages_per_compute_block, megacore_mode, inline_seq_dim: tune the TPU kernel; checked as there, without effect.
+      window: not an argument there; at least 1, static: a query sees the last `window` tokens of its sequence. Nothing
+        is behind a query, the last token, so there is no window on its right.
 
     Returns:
       Like q.
@@ -337,23 +343,33 @@ def paged_attention(
       ValueError, TypeError: shapes, dtypes and options.
       JaxRuntimeError: a length that its pages do not hold, or a page that does not exist, when it runs.
     """
-    return _paged_attention(q, k_pages, v_pages, lengths, page_indices, sm_scale=sm_scale, mask_value=mask_value,
-                            attn_logits_soft_cap=attn_logits_soft_cap,
-                            pages_per_compute_block=pages_per_compute_block, megacore_mode=megacore_mode,
-                            inline_seq_dim=inline_seq_dim)
+    _check_arrays(q=q, k_pages=k_pages, v_pages=v_pages, lengths=lengths, page_indices=page_indices)
+    soft_cap = 0.0
+    if attn_logits_soft_cap is not None:
+        soft_cap = _finite("attn_logits_soft_cap", attn_logits_soft_cap)
+        if np.float32(soft_cap) <= 0:
+            raise ValueError(f"attn_logits_soft_cap = {soft_cap} is not positive")
+    check_mask_value(_finite("mask_value", mask_value))
+    if pages_per_compute_block is not None:
+        pages_per_compute_block = as_int("pages_per_compute_block", pages_per_compute_block)
+    if megacore_mode is not None and not (isinstance(megacore_mode, str) and megacore_mode in ("kv_head", "batch")):
+        raise ValueError(f"megacore_mode = {shown(megacore_mode)} is none of 'kv_head', 'batch', None")
+    as_bool("inline_seq_dim", inline_seq_dim)
+    return _paged_attention(q, k_pages, v_pages, lengths, page_indices, sm_scale=_finite("sm_scale", sm_scale),
+                            soft_cap=soft_cap, pages_per_compute_block=pages_per_compute_block,
+                            megacore_mode=megacore_mode, sides=_sides(True, window, None))
 
 
-@functools.partial(jax.jit, inline=True, static_argnames=("sm_scale",))
-def _prefill_attention(q, k_pages, v_pages, length, page_indices, *, sm_scale):
+@functools.partial(jax.jit, inline=True, static_argnames=("sm_scale", "sides"))
+def _prefill_attention(q, k_pages, v_pages, length, page_indices, *, sm_scale, sides):
     k_pages, v_pages, scales = _check_pages(q, k_pages, v_pages, "chunk")
     for name, x in (("length", length), ("page_indices", page_indices)):
-        _check_dtype(name, x, ("int32",))
+        _check_dtype(name, x, _INDICES)
     if length.shape not in ((), (1,)):
         raise ValueError(f"length has shape {length.shape}; it must be one number")
     _check_axes("page_indices", page_indices, "[pages_per_sequence]")
-    scale = 1 / math.sqrt(q.shape[2]) if sm_scale is None else _finite("sm_scale", sm_scale)
-    out = _call("riffle_prefill_attention", jax.ShapeDtypeStruct(q.shape, q.dtype))(
-        q, k_pages, v_pages, length.reshape(1), page_indices, *scales, scale=np.float32(scale), soft_cap=np.float32(0))
+    out = _attention("riffle_prefill_attention", q, k_pages, v_pages, length.reshape(1), page_indices, *scales,
+                     sm_scale=1 / math.sqrt(q.shape[2]) if sm_scale is None else sm_scale, sides=sides)
     return out.reshape(q.shape[0], q.shape[1] * q.shape[2])
 
 
@@ -364,6 +380,10 @@ def prefill_attention(
     length: int | Array,
     page_indices: Array,
     sm_scale: float | None = None,
+    *,
+    causal: bool = True,
+    window: int | None = None,
+    window_right: int | None = None,
 ) -> Array:
     """Causal attention of the last chunk of a sequence over its pages: chunked prefill (EasyDeL's call).
 
@@ -374,9 +394,11 @@ def prefill_attention(
     Args:
       q: [chunk, q_heads, head_dim], as for paged_attention.
       k_pages, v_pages: as for paged_attention; the chunk's own keys and values have been written.
-      length: an int, or int32 [] or [1]: tokens of the sequence, this chunk's included; 0 gives zeros.
-      page_indices: int32 [pages_per_sequence].
+      length: an int, or int32 or int64 [] or [1]: tokens of the sequence, this chunk's included; 0 gives zeros.
+      page_indices: int32 or int64 [pages_per_sequence].
       sm_scale: what q k^T is multiplied by; None: 1 / sqrt(head_dim).
+      causal, window, window_right: as for riffle.paged_attention, not arguments there; static. The sequence ends with
+        the chunk, so a row sees keys behind it as far as the chunk goes.
 
     Returns:
       [chunk, q_heads * head_dim] of q's dtype.
@@ -389,4 +411,7 @@ def prefill_attention(
         if not 0 <= length <= np.iinfo(np.int32).max:
             raise ValueError(f"length = {length} is not in 0..{np.iinfo(np.int32).max}")
         length = np.int32(length)
-    return _prefill_attention(q, k_pages, v_pages, length, page_indices, sm_scale=sm_scale)
+    _check_arrays(q=q, k_pages=k_pages, v_pages=v_pages, length=length, page_indices=page_indices)
+    sm_scale = None if sm_scale is None else _finite("sm_scale", sm_scale)
+    return _prefill_attention(q, k_pages, v_pages, length, page_indices, sm_scale=sm_scale,
+                              sides=_sides(causal, window, window_right))

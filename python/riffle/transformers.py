@@ -34,7 +34,6 @@ if int(transformers.__version__.split(".")[0]) < 5:
         f"riffle.transformers needs Transformers 5; this is {transformers.__version__}: pip install 'transformers>=5'"
     )
 
-from transformers import LogitsProcessor
 from transformers.generation.continuous_batching import ContinuousBatchingManager, PagedAttentionCache
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, causal_mask_function
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel
@@ -42,6 +41,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel
 import riffle
 import riffle.torch
 from riffle._transformers_cache import GrowingCache
+from riffle._transformers_head import TopKHead, use_top_k_head
 from riffle._transformers_masks import (
     Keys,
     Mask,
@@ -52,6 +52,7 @@ from riffle._transformers_masks import (
     token_table,
     visible_in,
 )
+from riffle._transformers_sampler import Sampler
 
 __all__ = ["GrowingCache", "Sampler", "TopKHead", "attention", "attention_mask", "register", "use_top_k_head"]
 
@@ -390,85 +391,6 @@ def _plan(allocator, kwargs) -> tuple[str, int, Keys]:
     return "in place", page, Keys(kv_lens.to(torch.int32), table.to(torch.int32), None if decode else cu_q_lens)
 
 
-class Sampler(LogitsProcessor):
-    """Draws the next token by riffle.sample: temperature, top-k, top-p and min-p without a sort of the vocabulary.
-
-    For `model.generate(..., do_sample=False, logits_processor=LogitsProcessorList([Sampler(top_p=0.95)]))`: it raises the
-    token that it drew above all others, and greedy search takes it. It comes last and replaces do_sample with its
-    temperature, top_k, top_p and min_p. A sequence's tokens depend on its logits, the seed and the number of its row, not
-    on PyTorch's generator.
-
-    Args: as riffle.sample: one number, or one a row.
-
-    >>> import torch, riffle.transformers
-    >>> sampler = riffle.transformers.Sampler(top_k=1)
-    >>> sampler(torch.tensor([[1, 2]]), torch.tensor([[0.5, 2.0, 1.0]]))
-    tensor([[0.5000,    inf, 1.0000]])
-    """
-
-    def __init__(self, *, temperature=1.0, top_k=0, top_p=1.0, min_p=0.0, seed: int = 0) -> None:
-        self._parameters = dict(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, seed=seed)
-
-    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        """scores [rows, vocab] with +inf at the tokens drawn; written in place."""
-        tokens = riffle.sample(scores, position=input_ids.shape[-1], **self._parameters)
-        return scores.scatter_(1, tokens.to(torch.int64)[:, None], float("inf"))
-
-
-class TopKHead(torch.nn.Module):
-    """An LM head whose logits are those of `head` for the k largest of each row, and -inf for all others.
-
-    Computed by riffle.linear_top_k on the weight and bias of `head`, which it shares; see use_top_k_head.
-
-    >>> import torch, riffle.transformers
-    >>> head = torch.nn.Linear(2, 3, bias=False)
-    >>> _ = head.requires_grad_(False).weight.copy_(torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 1.0]]))
-    >>> riffle.transformers.TopKHead(head, 2)(torch.tensor([[3.0, 4.0]]))
-    tensor([[-inf, 4., 7.]])
-    """
-
-    def __init__(self, head: torch.nn.Linear, k: int) -> None:
-        super().__init__()
-        if not isinstance(head, torch.nn.Linear):
-            raise ValueError(f"the LM head is {type(head).__name__}, not torch.nn.Linear")
-        if not 1 <= k <= head.out_features:
-            raise ValueError(f"k = {k} is not in 1..{head.out_features}")
-        self.in_features, self.out_features, self.k = head.in_features, head.out_features, k
-        self.weight, self.bias = head.weight, head.bias
-
-    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        """hidden_states [..., d] -> logits [..., vocab] of the same dtype."""
-        if torch.is_grad_enabled() and (hidden_states.requires_grad or self.weight.requires_grad):
-            raise ValueError("an LM head of the k largest logits has no gradient; use torch.no_grad()")
-        x, bias = hidden_states.detach().reshape(-1, self.in_features), self.bias
-        logits = x.new_full((x.shape[0], self.out_features), -torch.inf)
-        values, indices = riffle.torch.linear_top_k(
-            x, self.weight.detach(), self.k, bias=None if bias is None else bias.detach()
-        )
-        logits.scatter_(1, indices.to(torch.int64), values.to(x.dtype))
-        return logits.view(*hidden_states.shape[:-1], self.out_features)
-
-
-def use_top_k_head(model: Any, k: int) -> None:
-    """Replaces the LM head of a model by TopKHead(head, k), or for k = 0 puts the head back.
-
-    Greedy search, and sampling whose top_k is at most k, give what they gave before; the draws of others are renormalised
-    over the k largest logits. What reads further logits is not served: beam search, penalties and processors that raise or
-    lower tokens before the top_k, losses, perplexity.
-
-    Raises:
-      ValueError: k is not in 0..vocab; the head is not a torch.nn.Linear; the model has a soft cap on its logits, which
-        makes -inf finite.
-    """
-    head = model.get_output_embeddings()
-    if isinstance(head, TopKHead):
-        bias = head.bias is not None
-        linear = torch.nn.Linear(head.in_features, head.out_features, bias=bias, device="meta")
-        linear.weight, linear.bias = head.weight, head.bias
-        head = linear
-    if k and getattr(model.config.get_text_config(), "final_logit_softcapping", None) is not None:
-        raise ValueError("the model caps its logits: those that were left out would count")
-    model.set_output_embeddings(TopKHead(head, k) if k else head)
-
-
-GrowingCache.__module__ = "riffle.transformers"
+for _public in (GrowingCache, Sampler, TopKHead, use_top_k_head):
+    _public.__module__ = "riffle.transformers"  # where users find them, and where pickles look for them
+del _public

@@ -1,5 +1,7 @@
 """riffle.jax.paged_attention and prefill_attention: against NumPy in double; under jit and vmap."""
 
+import functools
+
 import numpy as np
 import pytest
 import riffle
@@ -146,6 +148,74 @@ def test_prefill_attention(rng, dtype, length):
                          riffle.jax.prefill_attention(*arguments))
 
 
+@pytest.mark.parametrize("window", [None, 1, 5, 100])
+def test_window_of_paged_attention(rng, window):
+    pool = Pool(rng, [0, 1, 37, 300])
+    q = rng.standard_normal((4, 4, 64), np.float32) * np.float32(0.3)
+    got = jax.jit(riffle.jax.paged_attention, static_argnames="window")(q, *pool.arguments, window=window)
+    keys, values = ([pool.rows(pages, b)[-(window or 1000) :] for b in range(4)] for pages in (pool.keys, pool.values))
+    close(got, np.array([attention(*row, 1.0) for row in zip(q, keys, values)]))
+
+
+@pytest.mark.parametrize("options", [
+    dict(causal=False), dict(window=3), dict(window=3, causal=False), dict(window_right=0, causal=False), dict(window_right=2, causal=False),
+    dict(window=4, window_right=1, causal=False), dict(window=50, window_right=50, causal=False), dict(window=6, window_right=0),
+], ids=str)
+@pytest.mark.parametrize("length", [0, 5, 8, 13, 30])
+def test_windows_of_prefill_attention(rng, options, length):
+    chunk = 8
+    pool = Pool(rng, [length], 2, 4, 32, most_pages=9)
+    q = rng.standard_normal((chunk, 4, 32), np.float32)
+    first = (max(1, -(-length // chunk)) - 1) * chunk
+    got = jax.jit(functools.partial(riffle.jax.prefill_attention, **options))(q, pool.keys, pool.values, length, pool.page_indices[0])
+    keys, values = pool.rows(pool.keys, 0), pool.rows(pool.values, 0)
+    expected = np.zeros((chunk, 4, 32))
+    for r in range(min(chunk, length - first)):
+        position, window, right = first + r, options.get("window"), options.get("window_right")
+        begin = max(0, position - window + 1) if window else 0
+        one_sided = options.get("causal", True) or (window and right is None)
+        end = length if right is None and not one_sided else position + 1 + (right or 0)
+        expected[r] = attention(q[r], keys[begin:end], values[begin:end], 32**-0.5)
+    close(got, expected.reshape(chunk, -1))
+
+
+@pytest.mark.parametrize("options, error, text", [
+    (dict(window=0), ValueError, "window = 0 is not in 1.."), (dict(window_right=-1), ValueError, "window_right = -1 is not in 0.."),
+    (dict(window_right=2), ValueError, "window_right = 2 but causal is set"), (dict(causal=1), TypeError, "causal must be a bool, not 1"),
+    (dict(window_right="2"), TypeError, "window_right must be an int, not '2'"),
+])
+def test_wrong_windows_of_prefill_attention(options, error, text):
+    pages = np.zeros((1, 1, 16, 32), F32)
+    with pytest.raises(error, match=text):
+        riffle.jax.prefill_attention(np.zeros((4, 1, 32), F32), pages, pages, 1, np.zeros(1, I32), **options)
+
+
+def test_int64_lists(rng):
+    """Where JAX has them: the same bits, alone and under vmap, and numbers beyond int32 are named, not wrapped."""
+    pool = Pool(rng, [20, 3, 41], most_pages=4)
+    q = rng.standard_normal((3, 4, 64), np.float32)
+    chunk = q[:1].repeat(16, 0)
+    expected = riffle.jax.paged_attention(q, *pool.arguments)
+    expected_chunk = riffle.jax.prefill_attention(chunk, pool.keys, pool.values, 20, pool.page_indices[0])
+    with jax.enable_x64(True):
+        wide = pool.lengths.astype(np.int64), pool.page_indices.astype(np.int64)
+        for lengths, pages in (wide, (wide[0], pool.page_indices), (pool.lengths, wide[1])):
+            assert same_bits(jax.jit(riffle.jax.paged_attention)(q, pool.keys, pool.values, lengths, pages), expected)
+            got = riffle.jax.prefill_attention(chunk, pool.keys, pool.values, jnp.asarray(lengths)[0], pages[0])
+            assert same_bits(got, expected_chunk)
+            for axes in ((0, None, None, None, 0), (None, None, None, 0, 0), (0, None, None, 0, None)):
+                operands = [x if axis is None else np.stack([x, x]) for x, axis in zip((q, pool.keys, pool.values, lengths, pages), axes)]
+                for one in jax.vmap(riffle.jax.paged_attention, axes)(*operands):
+                    assert same_bits(one, expected)
+        assert only_custom_calls(riffle.jax.paged_attention, q, pool.keys, pool.values, *wide)
+        call = jax.jit(riffle.jax.paged_attention)
+        for at, beyond, text in ((0, 2**32 + 3, r"lengths\[1\] = 4294967299"), (1, 2**32, r"page_indices\[1, 0\] = 4294967296")):
+            wrong = [x.copy() for x in wide]
+            wrong[at][(1, 0)[: wrong[at].ndim]] = beyond
+            with pytest.raises((RuntimeFailure, ValueError), match=text):  # JAX has either, as it dispatches
+                jax.block_until_ready(call(q, pool.keys, pool.values, *wrong))
+
+
 def test_prefill_over_int8_and_under_vmap(rng):
     pool = Pool(rng, [21, 30], 2, 4, 32)
     q = jnp.asarray(rng.standard_normal((2, 16, 4, 32), np.float32))
@@ -239,10 +309,10 @@ INT8 = riffle.jax.QuantizedTensor(np.zeros((2, 4, 16, 64), np.int8), np.zeros((2
     (dict(k_pages=INT8, v_pages=INT8._replace(scales=np.zeros((2, 4, 16, 1), I32))), TypeError, "v_pages.scales must"),
     (dict(k_pages=INT8, v_pages=INT8._replace(scales=np.zeros((2, 4, 16, 1), BFLOAT16))), TypeError, "scales are"),
     (dict(lengths=np.zeros(3, I32)), ValueError, "lengths has shape"),
-    (dict(lengths=np.zeros(2, F32)), TypeError, "lengths must be int32"),
+    (dict(lengths=np.zeros(2, F32)), TypeError, "lengths must be int32 or int64, not float32"),
     (dict(page_indices=np.zeros((3, 4), I32)), ValueError, "page_indices has shape"),
     (dict(page_indices=np.zeros(4, I32)), ValueError, "page_indices has shape"),
-    (dict(page_indices=np.zeros((2, 4), F32)), TypeError, "page_indices must be int32"),
+    (dict(page_indices=np.zeros((2, 4), F32)), TypeError, "page_indices must be int32 or int64"),
     (dict(sm_scale=float("inf")), ValueError, "sm_scale = inf"),
     (dict(mask_value=-1.0), ValueError, "mask_value = -1.0 is not at most -1e30"),
     (dict(attn_logits_soft_cap=0.0), ValueError, "attn_logits_soft_cap = 0.0"),
@@ -252,6 +322,9 @@ INT8 = riffle.jax.QuantizedTensor(np.zeros((2, 4, 16, 64), np.int8), np.zeros((2
     (dict(pages_per_compute_block=1.5), TypeError, "pages_per_compute_block must be an int"),
     (dict(megacore_mode="both"), ValueError, "megacore_mode = 'both'"),
     (dict(inline_seq_dim=2), TypeError, "inline_seq_dim must be a bool"),
+    (dict(window=0), ValueError, "window = 0 is not in 1.."),
+    (dict(window=2**63), ValueError, "window = 9223372036854775808 is not in 1.."),
+    (dict(window=1.5), TypeError, "window must be an int, not 1.5"),
 ])
 def test_bad_attention(spoil, error, text):
     right = dict(q=np.zeros((2, 4, 64), F32), k_pages=np.zeros((2, 4, 16, 64), F32),

@@ -67,15 +67,15 @@ def test_bad_parts():
         (ValueError, "outs has 0 parts and lses 0", [], []),
         (ValueError, "outs has 2 parts and lses 1", [out, out], [lse]),
         (ValueError, "parts.1..out.tokens = 1 but parts.0..out.tokens = 2", [out, out[:1]], [lse, lse[:1]]),
-        (ValueError, "lses has shape", [out], [lse[:1]]),
-        (ValueError, "lses has shape", [out], [lse[0]]),
-        (ValueError, "outs has shape", [out[0]], [lse]),
+        (ValueError, r"lses\[0\] has shape", [out], [lse[:1]]),
+        (ValueError, r"lses\[0\] has shape", [out], [lse[0]]),
+        (ValueError, r"outs\[0\] has shape", [out[0]], [lse]),
         (TypeError, "float16", [out, out.astype(np.float16)], [lse, lse]),
-        (TypeError, "lses has dtype float64", [out], [lse.astype(np.float64)]),
-        (TypeError, "outs must be an array", [[1.0]], [lse]),
+        (TypeError, r"lses\[0\] has dtype float64", [out], [lse.astype(np.float64)]),
+        (TypeError, r"outs\[0\] must be an array", [[1.0]], [lse]),
     ]
     for error, text, outs, lses in cases:
         with pytest.raises(error, match=text):
             riffle.merge_states(outs, lses)
-    with pytest.raises(TypeError):
+    with pytest.raises(TypeError, match="outs must be a sequence of arrays, not 1"):
         riffle.merge_states(1, 2)

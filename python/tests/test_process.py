@@ -202,7 +202,20 @@ def test_release_scratch():
 
 
 # Each runs until the process ends. None is of PyTorch's or JAX's arrays, whose own methods end the process then.
+ARRAY = """class Array:
+        def __init__(self, x): self.x = x
+        def __dlpack__(self, **options): return self.x.__dlpack__(**options)
+        def __dlpack_device__(self): return self.x.__dlpack_device__()
+    """
+NUMBER = """class Number:
+        def __index__(self): return sum(range(30)) * 0 + 3
+        def __float__(self): return sum(range(30)) * 0.0 + 1.0
+        def __repr__(self): return "".join("x" for _ in range(30))
+    """
 CALLS = {
+    "a producer of DLPack": f"{ARRAY}x = Array(np.zeros((2, 100), 'f4'))\n    call = lambda: riffle.top_k(x, 3)",
+    "numbers": f"{NUMBER}x, n = np.zeros((2, 100), 'f4'), Number()\n    call = lambda: riffle.sample(x, temperature=n, top_k=n)",
+    "texts of errors": f"{NUMBER}x, n = np.zeros((2, 100), 'f4'), Number()\n    call = lambda: swallow(lambda: riffle.top_k(x, 3, algorithm=n))",
     "top_k": "x = np.zeros((2, 100), 'f4')\n    call = lambda: riffle.top_k(x, 3)",
     "top_k of a bad argument": "x = np.zeros((2, 100), 'f4')\n    call = lambda: swallow(lambda: riffle.top_k(x, 101))",
     "an error of the kernel": "x = np.full((2, 100), np.nan, 'f4')\n    call = lambda: swallow(lambda: riffle.sample(x))",

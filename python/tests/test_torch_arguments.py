@@ -170,15 +170,18 @@ def test_a_parameter_may_change_in_compiled_code(values):
     assert counter.frame_count <= 2  # PyTorch takes the first value it sees for a constant
 
 
-@pytest.mark.parametrize("name", ["window", "scale", "soft_cap"])
+@pytest.mark.parametrize("name", ["window", "window_right", "scale", "soft_cap"])
 @pytest.mark.parametrize("kind", ["number", "tensor"])
 def test_an_option_of_attention_may_change_in_compiled_code(name, kind):
-    run, counter = compiled(lambda number, *args: riffle.torch.paged_attention(*args, return_lse=True, **{name: number}))
+    options = dict(causal=name != "window_right", cu_q_lens=torch.tensor([0, 2], dtype=INT), return_lse=True)
+    q, keys, values, lens, table = attention_arguments()
+    arguments = q, keys, values, lens[:1], table[:1]  # two queries of one sequence, so that there is something on the right
+    run, counter = compiled(lambda number, *args: riffle.torch.paged_attention(*args, **options, **{name: number}))
     for i in range(12):
-        number = i + 2 if name == "window" else (i + 1) / 8
+        number = i + 2 if "window" in name else (i + 1) / 8
         given = torch.tensor(number) if kind == "tensor" else number
-        expected = riffle.paged_attention(*attention_arguments(), return_lse=True, **{name: number})
-        for a, b in zip(run(given, *attention_arguments()), expected, strict=True):
+        expected = riffle.paged_attention(*arguments, **options, **{name: number})
+        for a, b in zip(run(given, *arguments), expected, strict=True):
             assert torch.equal(a, b)
     assert counter.frame_count <= 2
 
@@ -197,7 +200,7 @@ def test_inductor_takes_changing_numbers():
 
 
 def test_options_of_attention_may_be_tensors():
-    options = dict(scale=0.25, window=3, soft_cap=5.0)
+    options = dict(scale=0.25, window=3, window_right=0, soft_cap=5.0)
     expected = riffle.paged_attention(*attention_arguments(), **options)
     tensors = {name: torch.tensor(value) for name, value in options.items()}
     for attend in (riffle.torch.paged_attention, through_the_dispatcher(riffle.torch.paged_attention)):
@@ -213,6 +216,17 @@ def test_logprobs_are_computed_on_request_only():
     tokens, logprobs = operator(LOGITS, one, zero, one, one * 0, 7)
     assert torch.equal(logprobs, riffle.sample(LOGITS, seed=7, return_logprobs=True)[1])
     torch.library.opcheck(operator.default, (LOGITS, one, zero, one, one * 0, 7, None, None, False))
+
+
+@pytest.mark.parametrize("wanted", [False, True])
+@pytest.mark.parametrize("route", [riffle.torch.sample, through_the_dispatcher(riffle.torch.sample), torch.compile(riffle.torch.sample, backend="aot_eager")],
+                         ids=["direct", "dispatcher", "compiled"])  # fmt: skip
+def test_no_route_asks_the_kernel_for_logprobs_of_its_own(monkeypatch, route, wanted):
+    asked = []
+    kernel = riffle._core.sample
+    monkeypatch.setattr(riffle._core, "sample", lambda *arguments: asked.append(arguments[-1]) or kernel(*arguments))
+    route(LOGITS, temperature=0.5, top_k=64, top_p=0.95, seed=1, return_logprobs=wanted)
+    assert asked == [wanted]
 
 
 INT_ARRAY = np.zeros(4, np.int32)

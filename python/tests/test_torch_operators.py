@@ -46,11 +46,15 @@ OPERATORS = {
     "paged_attention": (torch.ops.riffle.paged_attention.default, attention_arguments()),
     "paged_attention-options": (
         torch.ops.riffle.paged_attention.default,
-        (*attention_arguments(torch.bfloat16), int32(0, 1, 2), "HND", 0.1, True, 7, 20.0, torch.zeros(4)),
+        (*attention_arguments(torch.bfloat16), int32(0, 1, 2), "HND", 0.1, True, 7, None, 20.0, torch.zeros(4)),
     ),
     "paged_attention-tensors": (
         torch.ops.riffle.paged_attention.default,
-        (*attention_arguments(), None, "HND", None, True, 7, None, None, None, torch.ones(1), torch.ones(1)),
+        (*attention_arguments(), None, "HND", None, True, 7, None, None, None, None, torch.ones(1), torch.ones(1)),
+    ),
+    "paged_attention-both sides": (
+        torch.ops.riffle.paged_attention.default,
+        (*attention_arguments()[:3], torch.tensor([20, 5]), torch.tensor([[0, 1], [2, 3]]), torch.tensor([0, 1, 2]), "HND", None, False, 7, 2),
     ),
 }
 

@@ -102,7 +102,7 @@ void TopKPerRowDecode(const MatrixView& x, std::span<const int32_t> seq_lens, in
   core::Check(next_n >= 1, Code::kBadOption, "next_n = ", next_n, " is not positive");
   core::Check(x.rows % next_n == 0 && static_cast<int64_t>(seq_lens.size()) == x.rows / next_n,
               Code::kBadShape, "seq_lens has ", seq_lens.size(), " elements for ", x.rows,
-              " rows of ", next_n, " a sequence");
+              " rows of next_n = ", next_n, " a sequence");
   for (size_t i = 0; i < seq_lens.size(); ++i) {
     core::Check(seq_lens[i] <= x.cols, Code::kBadRange, "seq_lens[", i, "] = ", seq_lens[i],
                 " is past the ", x.cols, " columns of x");

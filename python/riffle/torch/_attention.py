@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.compiler import is_compiling
 
 import riffle
-from riffle._arguments import as_bool
+from riffle._arguments import as_bool, as_float
 from riffle.torch._library import (
     LIBRARY,
     call,
@@ -34,6 +34,7 @@ def paged_attention(
     scale: float | None = None,
     causal: bool = True,
     window: int | None = None,
+    window_right: int | None = None,
     soft_cap: float | None = None,
     sinks: Tensor | None = None,
     mask_value: float | None = None,
@@ -45,46 +46,47 @@ def paged_attention(
     Arguments, shapes and results are riffle.paged_attention's. A head_dim that is not contiguous is made so, which for
     keys and values copies the whole pool.
 
-    Under torch.compile, scale, soft_cap and window may change from call to call without compiling anew. Each may be a
-    tensor of one element too.
+    Under torch.compile, scale, soft_cap, window and window_right may change from call to call without compiling anew.
+    Each may be a tensor of one element too.
 
     Raises:
       RuntimeError: what riffle.paged_attention calls ValueError or TypeError; nothing has been written then.
       NotImplementedError: a device that is not the CPU; backward.
       TypeError: q, keys, values or a list is not a tensor.
     """
-    args = (q, keys, values, kv_lens, page_table, cu_q_lens, layout, scale, causal, window, soft_cap, sinks, mask_value)
+    options = scale, causal, window, window_right, soft_cap, sinks, mask_value
     tensors = q, keys, values, kv_lens, page_table
     if not is_compiling() and plain(*tensors, optional=(cu_q_lens, sinks)) and in_cpu_memory(q):
-        return _attend(*args, out=out, return_lse=return_lse)
+        return _attend(*tensors, cu_q_lens, layout, *options, out=out, return_lse=return_lse)
     optional = dict(cu_q_lens=cu_q_lens, sinks=sinks)
     names = "q", "keys", "values", "kv_lens", "page_table"
     check_tensors("paged_attention", dict(zip(names, tensors)), optional)
-    causal = call(as_bool, "causal", causal)
-    options = _options(scale, causal, window, soft_cap, sinks, mask_value)
-    result, lse = torch.ops.riffle.paged_attention(*tensors, cu_q_lens, layout, *options)
+    result, lse = torch.ops.riffle.paged_attention(*tensors, cu_q_lens, layout, *_options(*options))
     if out is not None:
         result = out.copy_(result)
     return (result, lse) if return_lse else result
 
 
-def _options(scale, causal, window, soft_cap, sinks, mask_value):
+def _options(scale, causal, window, window_right, soft_cap, sinks, mask_value):
     """The operator's arguments from scale on."""
-    if isinstance(window, Tensor):
-        window = window.item()
+    causal = call(as_bool, "causal", causal)
+    window, window_right = _limit("window", window), _limit("window_right", window_right)
     if not is_compiling():
-        window = window if window is None else integer("window", window)
         scale, soft_cap = _number("scale", scale), _number("soft_cap", soft_cap)
-        return scale, causal, window, soft_cap, sinks, _number("mask_value", mask_value)
+        return scale, causal, window, window_right, soft_cap, sinks, _number("mask_value", mask_value)
     scale, soft_cap = (x if x is None or isinstance(x, Tensor) else number_as_tensor(x) for x in (scale, soft_cap))
-    return None, causal, window, None, sinks, mask_value, scale, soft_cap
+    return None, causal, window, window_right, None, sinks, mask_value, scale, soft_cap
+
+
+def _limit(name, value):
+    """An int, or None, of a window."""
+    if isinstance(value, Tensor):
+        value = value.item()
+    return value if value is None or is_compiling() else integer(name, value)
 
 
 def _number(name, value):
-    try:
-        return value if value is None else float(value)
-    except (TypeError, ValueError):
-        raise RuntimeError(f"{name} must be a number or None, not {value!r}") from None
+    return value if value is None else call(as_float, name, value, "a number or None")
 
 
 def _contiguous_heads(x: Tensor) -> Tensor:
@@ -93,7 +95,7 @@ def _contiguous_heads(x: Tensor) -> Tensor:
 
 def _attend(
     q, keys, values, kv_lens, page_table, cu_q_lens=None, layout="HND", scale=None, causal=True, window=None,
-    soft_cap=None, sinks=None, mask_value=None, scale_tensor=None, soft_cap_tensor=None, *, out=None, return_lse=True,
+    window_right=None, soft_cap=None, sinks=None, mask_value=None, scale_tensor=None, soft_cap_tensor=None, *, out=None, return_lse=True,
 ):  # fmt: skip
     if scale_tensor is not None:
         scale = scale_tensor.item()
@@ -102,8 +104,8 @@ def _attend(
     return call(
         riffle.paged_attention,
         _contiguous_heads(q), _contiguous_heads(keys), _contiguous_heads(values), kv_lens, page_table,
-        cu_q_lens=cu_q_lens, layout=layout, scale=scale, causal=causal, window=window, soft_cap=soft_cap, sinks=sinks,
-        mask_value=mask_value, out=out, return_lse=return_lse,
+        cu_q_lens=cu_q_lens, layout=layout, scale=scale, causal=causal, window=window,
+        window_right=window_right, soft_cap=soft_cap, sinks=sinks, mask_value=mask_value, out=out, return_lse=return_lse,
     )  # fmt: skip
 
 
@@ -119,8 +121,8 @@ def _fake(q, *args):
 
 LIBRARY.define(
     "paged_attention(Tensor q, Tensor keys, Tensor values, Tensor kv_lens, Tensor page_table, Tensor? cu_q_lens=None, "
-    'str layout="HND", float? scale=None, bool causal=True, SymInt? window=None, float? soft_cap=None, '
-    "Tensor? sinks=None, float? mask_value=None, Tensor? scale_tensor=None, Tensor? soft_cap_tensor=None) "
+    'str layout="HND", float? scale=None, bool causal=True, SymInt? window=None, SymInt? window_right=None, '
+    "float? soft_cap=None, Tensor? sinks=None, float? mask_value=None, Tensor? scale_tensor=None, Tensor? soft_cap_tensor=None) "
     "-> (Tensor out, Tensor lse)",
     tags=(torch.Tag.pt2_compliant_tag,),
 )

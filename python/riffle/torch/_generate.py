@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import operator
-
 import torch
 from torch import Tensor
 from torch.compiler import is_compiling
 
 import riffle
-from riffle._arguments import as_bool
+from riffle._arguments import as_bool, as_float, as_int
 from riffle.torch._library import (
     LIBRARY,
     call,
@@ -110,7 +108,7 @@ def _parameter(name, value):
             raise TypeError(f"sample(): argument '{name}' must be a number or Tensor, not {kind_of(value)}")
         return torch.tensor([value], dtype=torch.int64, device="cpu") if whole else number_as_tensor(value)
     try:
-        number = min(max(operator.index(value), -(2**63)), 2**63 - 1) if whole else float(value)
+        number = min(max(as_int(name, value), -(2**63)), 2**63 - 1) if whole else as_float(name, value)
     except TypeError:
         number = None
     if number is None or getattr(value, "ndim", 0) != 0:

@@ -6,11 +6,11 @@ no transform, mode or trace that wants to see it, goes straight to riffle; all o
 
 from __future__ import annotations
 
-import operator
-
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
+
+from riffle._arguments import as_int
 
 try:
     from torch._C import _get_tracing_state, _len_torch_dispatch_stack, _len_torch_function_stack
@@ -75,10 +75,7 @@ def integer(name: str, value) -> int:
     """An int argument of an operator, with riffle's own text where it is none."""
     if isinstance(value, (int, torch.SymInt)):
         return value
-    try:
-        return operator.index(value)
-    except TypeError:
-        raise RuntimeError(f"{name} must be an int, not {value!r}") from None
+    return call(as_int, name, value)
 
 
 def number_as_tensor(number: float) -> Tensor:

@@ -10,7 +10,17 @@ from torch import Tensor
 from torch.compiler import is_compiling
 
 from riffle import _core
-from riffle.torch._library import LIBRARY, call, check_tensors, in_cpu_memory, kind_of, plain, transformed, unobserved
+from riffle.torch._library import (
+    LIBRARY,
+    call,
+    check_tensors,
+    in_cpu_memory,
+    integer,
+    kind_of,
+    plain,
+    transformed,
+    unobserved,
+)
 
 _DTYPES = tuple(
     getattr(torch, name)
@@ -269,7 +279,7 @@ def top_k_per_row_prefill(
     tensor([[ 3,  1,  0],
             [ 0,  1, -1]], dtype=torch.int32)
     """
-    args = logits, row_starts, row_ends, indices, num_rows, stride0, stride1, top_k
+    args = logits, row_starts, row_ends, indices, *_ints(num_rows=num_rows, stride0=stride0, stride1=stride1, top_k=top_k)
     if not is_compiling() and plain(logits, row_starts, row_ends, indices) and in_cpu_memory(logits):
         _prefill_cpu(*args)
     else:
@@ -309,12 +319,27 @@ def top_k_per_row_decode(
     tensor([[ 0, -1, -1],
             [ 3,  1,  0]], dtype=torch.int32)
     """
-    args = logits, next_n, seq_lens, indices, num_rows, stride0, stride1, top_k
+    next_n, *numbers = _ints(next_n=next_n, num_rows=num_rows, stride0=stride0, stride1=stride1, top_k=top_k)
+    args = logits, next_n, seq_lens, indices, *numbers
     if not is_compiling() and plain(logits, seq_lens, indices) and in_cpu_memory(logits):
         _decode_cpu(*args)
     else:
         check_tensors("top_k_per_row_decode", dict(logits=logits, seq_lens=seq_lens, indices=indices))
         torch.ops.riffle.top_k_per_row_decode(*args)
+
+
+def _ints(**numbers):
+    """The numbers, each an int of 64 bits."""
+    if is_compiling():
+        return numbers.values()
+    return [n if type(n) is int and -(2**63) <= n < 2**63 else _int64(name, n) for name, n in numbers.items()]
+
+
+def _int64(name, value):
+    number = integer(name, value)
+    if isinstance(number, int) and not -(2**63) <= number < 2**63:
+        raise RuntimeError(f"{name} = {number} is not in the range of int64")
+    return int(number) if isinstance(number, bool) else number
 
 
 def _rows(logits, num_rows, stride0, stride1):
