@@ -21,17 +21,58 @@
 namespace riffle {
 namespace {
 
-// Of a PagedKv or its scales.
+// Of a PagedKv or its scales; `unit` bytes are what its strides count.
 template <typename View>
-attention::KvBytes Bytes(const View& kv, size_t element_size) {
-  const auto element = static_cast<int64_t>(element_size);
-  return {static_cast<const uint8_t*>(kv.data), kv.page_stride * element, kv.token_stride * element,
-          kv.head_stride * element};
+attention::KvBytes Bytes(const View& kv, size_t unit) {
+  const auto bytes = static_cast<int64_t>(unit);
+  return {static_cast<const uint8_t*>(kv.data), kv.page_stride * bytes, kv.token_stride * bytes,
+          kv.head_stride * bytes};
 }
 
+// Where scales are that no array holds.
+constexpr float kOne = 1.0f;
+
 attention::KvPages PoolBytes(const PagedKv& kv) {
-  return {Bytes(kv, SizeOf(kv.dtype)), Bytes(kv.scales, SizeOf(kv.scales.dtype)),
-          kv.scales.divisor};
+  attention::KvPages pages{};
+  static_cast<attention::KvBytes&>(pages) = Bytes(kv, SizeOf(kv.dtype));
+  pages.code = attention::RowCodeOf(kv.dtype, kv.format);
+  pages.dim = static_cast<int>(kv.head_dim);
+  pages.row_bytes = static_cast<size_t>(RowBytes(kv));
+  pages.group = pages.dim;
+  pages.scale_divisor = 1.0f;
+  if (attention::IsBlocks(pages.code)) {
+    pages.group = attention::kBlockElements;
+    pages.scales = pages;
+    pages.scale_group_stride = BlockBytes(kv.format);
+    pages.scale_dtype = DType::kF16;
+    pages.groups = pages.dim / pages.group;
+  } else if (kv.scales.data != nullptr) {
+    const size_t unit = SizeOf(kv.scales.dtype);
+    pages.group = kv.scales.group == 0 ? pages.dim : static_cast<int>(kv.scales.group);
+    pages.scales = Bytes(kv.scales, unit);
+    pages.scale_group_stride = kv.scales.group_stride * static_cast<int64_t>(unit);
+    pages.scale_dtype = kv.scales.dtype;
+    pages.scale_divisor = kv.scales.divisor;
+    pages.groups = pages.dim / pages.group;
+  } else if (kv.scales.divisor != 1.0f) {
+    pages.scales = {reinterpret_cast<const uint8_t*>(&kOne), 0, 0, 0};
+    pages.scale_dtype = DType::kF32;
+    pages.scale_divisor = kv.scales.divisor;
+    pages.groups = 1;
+  }
+  return pages;
+}
+
+// Whether every value is a part of its key, as MLA has it: the same rows of the same elements.
+bool InsideOf(const attention::KvPages& keys, const attention::KvPages& values) {
+  const auto offset = reinterpret_cast<uintptr_t>(values.data) -
+                      reinterpret_cast<uintptr_t>(keys.data);
+  const size_t unit = keys.row_bytes /
+                      static_cast<size_t>(keys.dim / (attention::IsBlocks(keys.code) ? 32 : 1));
+  return values.code == keys.code && values.page_stride == keys.page_stride &&
+         values.token_stride == keys.token_stride && values.head_stride == keys.head_stride &&
+         offset <= keys.row_bytes && values.row_bytes <= keys.row_bytes - offset &&
+         offset % unit == 0;
 }
 
 attention::AttentionArgs PoolArgs(const PagedKv& keys, const PagedKv& values,
@@ -40,9 +81,9 @@ attention::AttentionArgs PoolArgs(const PagedKv& keys, const PagedKv& values,
   attention::AttentionArgs args{};
   args.keys = PoolBytes(keys);
   args.values = PoolBytes(values);
-  args.kv_int8 = keys.dtype == DType::kI8;
-  args.kv_dtype = args.kv_int8 ? keys.scales.dtype : keys.dtype;
-  args.page_size = static_cast<int>(keys.page_size);
+  args.values_in_keys = InsideOf(args.keys, args.values);
+  // A page that is longer than any sequence is as good as the longest.
+  args.page_size = static_cast<int>(std::min<int64_t>(keys.page_size, INT32_MAX));
   args.page_numbers = batch.page_numbers.data();
   args.page_begin = batch.page_begin.data();
   args.kv_lens = batch.kv_lens.data();
@@ -85,11 +126,11 @@ attention::AttentionArgs MakeArgs(const HeadsView& q, const PagedKv& keys, const
   return args;
 }
 
-// `partial_states` has room for the plan's partial states.
+// `partial_states` has room for the plan's partial states (StateBytes).
 void RunPlanned(const attention::AttentionArgs& args, const attention::PlannedBatch& batch,
                 float* partial_states, core::Lease& lease) {
   const attention::Plan& plan = batch.plan;
-  lease.ReserveScratch(attention::AttentionScratchBytes(args.shape, plan));
+  lease.ReserveScratch(attention::AttentionScratchBytes(args, plan));
   // The last queries of a causal prefill see the most keys: theirs first, so that what is left at
   // the end, when a thread may have to wait for another, is small.
   lease.Run(plan.shares, [&](int64_t task, uint8_t* scratch) {
@@ -110,8 +151,10 @@ void RunPlanned(const attention::AttentionArgs& args, const attention::PlannedBa
   });
 }
 
-size_t SlotBytes(const attention::Plan& plan) {
-  return static_cast<size_t>(plan.state_floats) * sizeof(float);
+size_t StateBytes(const attention::Plan& plan, const PagedKv& values) {
+  const int columns = attention::PaddedDim(static_cast<int>(values.head_dim));
+  return static_cast<size_t>(attention::PartialStateFloats(plan.state_rows, columns)) *
+         sizeof(float);
 }
 
 }  // namespace
@@ -189,7 +232,8 @@ void PagedAttention(const HeadsView& q, const PagedKv& keys, const PagedKv& valu
     return;
   }
   core::Lease lease(options.pool);
-  auto* partial_states = reinterpret_cast<float*>(lease.Shared(SlotBytes(planned.batch.plan)));
+  auto* partial_states = reinterpret_cast<float*>(
+      lease.Shared(StateBytes(planned.batch.plan, values)));
   RunPlanned(MakeArgs(q, keys, values, planned.shape, planned.batch, out, options), planned.batch,
              partial_states, lease);
 } catch (...) {
@@ -207,7 +251,7 @@ void PagedAttention(const HeadsView& q, const PagedKv& keys, const PagedKv& valu
   const attention::AttentionShape shape = MakeShape(q, keys, options);
   core::Lease lease(options.pool);
   const attention::BatchPlanner planner(shape, keys, batch, q.tokens, options, lease.threads());
-  uint8_t* memory = lease.Shared(planner.bytes() + SlotBytes(planner.plan()));
+  uint8_t* memory = lease.Shared(planner.bytes() + StateBytes(planner.plan(), values));
   const attention::PlannedBatch planned = planner.Place(memory);
   if (q.tokens == 0) {
     return;

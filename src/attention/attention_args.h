@@ -1,9 +1,11 @@
 // What kernels are given: checked once at the entry point, trusted below it.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 
 #include "attention/attention_plan.h"
+#include "attention/row_code.h"
 #include "riffle/types.h"
 
 namespace riffle::attention {
@@ -16,9 +18,16 @@ struct KvBytes {
   int64_t head_stride;
 };
 
-// PagedKv and KvScales in bytes.
+// PagedKv and KvScales in bytes. The scales of a block format lie in its rows.
 struct KvPages : KvBytes {
+  RowCode code;
+  int dim;           // elements of a row
+  size_t row_bytes;  // that a row takes, from its first element to its last one
+  int groups;        // scales of a row; 0: elements stand for themselves
+  int group;         // elements that share a scale; dim if there are fewer than two
   KvBytes scales;
+  int64_t scale_group_stride;
+  DType scale_dtype;
   float scale_divisor;
 };
 
@@ -30,8 +39,7 @@ struct AttentionArgs {
 
   KvPages keys;
   KvPages values;
-  DType kv_dtype;  // of the scales if int8
-  bool kv_int8;
+  bool values_in_keys;  // every value is a part of its key's row: read with it, not again
   int page_size;
 
   const int32_t* page_numbers;  // of all sequences; those of b from page_begin[b] on
@@ -51,19 +59,19 @@ struct AttentionArgs {
   float* lse;  // or null
   int64_t lse_token_stride;
 
-  size_t kv_row_bytes() const {
-    return static_cast<size_t>(shape.head_dim) * (kv_int8 ? 1 : SizeOf(kv_dtype));
-  }
+  // Bytes that a key and its value take in memory.
+  size_t kv_row_bytes() const { return keys.row_bytes + (values_in_keys ? 0 : values.row_bytes); }
   int first_token(int seq) const { return cu_q_lens != nullptr ? cu_q_lens[seq] : seq; }
   int q_len(int seq) const {
     return cu_q_lens != nullptr ? cu_q_lens[seq + 1] - cu_q_lens[seq] : 1;
   }
 };
 
-// A state that a work item leaves for the merge: sums [heads][rows][PaddedDim], then maxima
-// [heads][rows] and weights [heads][rows]; the next state is aligned to 64 bytes again.
-inline int64_t PartialStateFloats(int heads, int rows, int head_dim) {
-  return (static_cast<int64_t>(heads) * rows * (PaddedDim(head_dim) + 2) + 15) / 16 * 16;
+// A state that a work item leaves for the merge: sums [heads][rows][columns], then maxima
+// [heads][rows] and weights [heads][rows], in the floats of PartialStateRows rows. `columns` are
+// those of values, padded.
+inline int64_t PartialStateFloats(int64_t state_rows, int columns) {
+  return state_rows * (columns + 2);
 }
 
 }  // namespace riffle::attention

@@ -11,7 +11,7 @@ namespace {
 size_t Padded(size_t bytes) { return (bytes + 63) / 64 * 64; }
 
 size_t PagesOf(int64_t kv_len, const PagedKv& keys) {
-  return static_cast<size_t>((kv_len + keys.page_size - 1) / keys.page_size);
+  return kv_len == 0 ? 0 : static_cast<size_t>((kv_len - 1) / keys.page_size + 1);
 }
 
 // Takes arrays from a block of memory, or only counts if there is none.
@@ -107,7 +107,7 @@ PlannedBatch BatchPlanner::Place(uint8_t* memory) const {
                                std::span<const int32_t>(planned.kv_lens), threads_, planned.out);
   CheckUnchanged(planned.plan.items == plan_.items && planned.plan.splits == plan_.splits &&
                  planned.plan.shares == plan_.shares &&
-                 planned.plan.state_floats == plan_.state_floats);
+                 planned.plan.state_rows == plan_.state_rows);
   return planned;
 }
 

@@ -4,14 +4,13 @@
 #include <cmath>
 #include <limits>
 
+#include "attention/kv_check.h"
 #include "core/check.h"
 #include "core/strided.h"
 
 namespace riffle::attention {
 namespace {
 
-constexpr int64_t kMaxHeadDim = 512;
-constexpr int64_t kMaxPageSize = 256;
 constexpr int64_t kMaxHeads = 1 << 16;
 constexpr int64_t kMaxInt = std::numeric_limits<int32_t>::max();
 constexpr int64_t kMaxKvLen = kMaxInt - 1023;  // positions of whole spans are ints
@@ -19,11 +18,6 @@ constexpr int64_t kMaxKvLen = kMaxInt - 1023;  // positions of whole spans are i
 void CheckIn(const char* name, int64_t value, int64_t low, int64_t high) {
   core::Check(value >= low && value <= high, Code::kBadShape, name, " = ", value, " is not in ",
               low, "..", high);
-}
-
-void CheckHeadDim(const char* name, int64_t dim) {
-  core::Check(dim >= 32 && dim <= kMaxHeadDim && dim % 8 == 0, Code::kBadShape, name,
-              ".head_dim = ", dim, " is not a multiple of 8 from 32 to ", kMaxHeadDim);
 }
 
 void CheckDType(const char* name, DType dtype) {
@@ -42,35 +36,6 @@ void CheckHeads(const char* name, const HeadsView& x) {
 
 void CheckHeadsData(const char* name, const HeadsView& x) {
   core::Check(x.data != nullptr || x.tokens == 0, Code::kBadShape, name, ".data is null");
-}
-
-void CheckKvDType(const char* name, const PagedKv& kv) {
-  core::Check(kv.format == KvFormat::kPlain && (kv.dtype <= DType::kBF16 || kv.dtype == DType::kI8),
-              Code::kBadDType, name, " are ", Name(kv.dtype), " (", Name(kv.format),
-              "), not float32, float16, bfloat16 or int8");
-  core::Check((kv.dtype == DType::kI8) == (kv.scales.data != nullptr), Code::kBadDType, name,
-              " are ", Name(kv.dtype),
-              kv.scales.data != nullptr ? " and have scales" : " and have no scales");
-  core::Check(kv.scales.dtype <= DType::kBF16, Code::kBadDType, name, ".scales are ",
-              Name(kv.scales.dtype), ", not float32, float16 or bfloat16");
-}
-
-void CheckKvShape(const char* name, const PagedKv& kv) {
-  CheckKvDType(name, kv);
-  core::Check(kv.num_pages >= 0 && kv.num_pages <= kMaxInt, Code::kBadShape, name,
-              ".num_pages = ", kv.num_pages, " is not in 0..", kMaxInt);
-  core::Check(kv.page_size >= 1 && kv.page_size <= kMaxPageSize, Code::kBadShape, name,
-              ".page_size = ", kv.page_size, " is not in 1..", kMaxPageSize);
-  core::Check(kv.kv_heads >= 1 && kv.kv_heads <= kMaxHeads, Code::kBadShape, name,
-              ".kv_heads = ", kv.kv_heads, " is not in 1..", kMaxHeads);
-  CheckHeadDim(name, kv.head_dim);
-}
-
-void CheckKv(const char* name, const PagedKv& kv) {
-  CheckKvShape(name, kv);
-  core::Check(kv.data != nullptr || kv.num_pages == 0, Code::kBadShape, name, ".data is null");
-  core::Check(kv.scales.divisor > 0 && std::isfinite(kv.scales.divisor), Code::kBadOption, name,
-              ".scales.divisor = ", kv.scales.divisor, " is not positive and finite");
 }
 
 void CheckSame(const char* what, int64_t a, const char* other, int64_t b) {
@@ -137,38 +102,18 @@ void CheckKvLengths(const PagedBatch& batch, const PagedKv& keys) {
   }
 }
 
-core::Strided Heads(const void* data, DType dtype, const HeadsView& shape, int64_t token_stride,
-                    int64_t head_stride) {
+core::Strided Heads(const void* data, DType dtype, const HeadsView& shape, int64_t head_dim,
+                    int64_t token_stride, int64_t head_stride) {
   const auto element = static_cast<int64_t>(SizeOf(dtype));
   return {
       data,
       {shape.tokens, shape.heads, 1},
       {core::SaturatingMul(token_stride, element), core::SaturatingMul(head_stride, element), 0},
-      shape.head_dim * element};
+      head_dim * element};
 }
 
 core::Strided Heads(const HeadsView& x) {
-  return Heads(x.data, x.dtype, x, x.token_stride, x.head_stride);
-}
-
-core::Strided Pool3(const PagedKv& kv) {
-  const auto element = static_cast<int64_t>(SizeOf(kv.dtype));
-  return {
-      kv.data,
-      {kv.page_size, kv.num_pages, kv.kv_heads},
-      {core::SaturatingMul(kv.token_stride, element), core::SaturatingMul(kv.page_stride, element),
-       core::SaturatingMul(kv.head_stride, element)},
-      kv.head_dim * element};
-}
-
-core::Strided Scales(const PagedKv& kv) {
-  const auto element = static_cast<int64_t>(SizeOf(kv.scales.dtype));
-  return {kv.scales.data,
-          {kv.scales.data != nullptr ? kv.page_size : 0, kv.num_pages, kv.kv_heads},
-          {core::SaturatingMul(kv.scales.token_stride, element),
-           core::SaturatingMul(kv.scales.page_stride, element),
-           core::SaturatingMul(kv.scales.head_stride, element)},
-          element};
+  return Heads(x.data, x.dtype, x, x.head_dim, x.token_stride, x.head_stride);
 }
 
 core::Strided Lse(const float* lse, const HeadsView& shape, int64_t token_stride) {
@@ -196,13 +141,15 @@ struct Named {
   core::Strided bytes;
 };
 
-void CheckOutputs(const HeadsView& shape, const AttentionOut& out, std::span<const Named> inputs) {
+// `shape` is that of the results but for their head_dim.
+void CheckOutputs(const HeadsView& shape, int64_t head_dim, const AttentionOut& out,
+                  std::span<const Named> inputs) {
   if (shape.tokens == 0) {
     return;
   }
   core::Check(out.data != nullptr, Code::kBadShape, "out.data is null");
   const Named outputs[] = {
-      {"out", Heads(out.data, shape.dtype, shape, out.token_stride, out.head_stride)},
+      {"out", Heads(out.data, shape.dtype, shape, head_dim, out.token_stride, out.head_stride)},
       {"lse", Lse(out.lse, shape, out.lse_token_stride)}};
   for (const Named& output : outputs) {
     core::CheckAddressable(output.name, output.bytes);
@@ -224,19 +171,9 @@ void CheckOutputs(const HeadsView& shape, const AttentionOut& out, std::span<con
 void CheckPool(const PagedKv& keys, const PagedKv& values) {
   CheckKv("keys", keys);
   CheckKv("values", values);
-  core::Check(keys.dtype == values.dtype, Code::kBadDType, "keys are ", Name(keys.dtype),
-              " but values are ", Name(values.dtype));
-  core::Check(keys.scales.data == nullptr || keys.scales.dtype == values.scales.dtype,
-              Code::kBadDType, "keys.scales are ", Name(keys.scales.dtype),
-              " but values.scales are ", Name(values.scales.dtype));
   CheckSame("values.num_pages", values.num_pages, "keys.num_pages", keys.num_pages);
   CheckSame("values.page_size", values.page_size, "keys.page_size", keys.page_size);
   CheckSame("values.kv_heads", values.kv_heads, "keys.kv_heads", keys.kv_heads);
-  CheckSame("values.head_dim", values.head_dim, "keys.head_dim", keys.head_dim);
-  core::CheckAddressable("keys", Pool3(keys));
-  core::CheckAddressable("values", Pool3(values));
-  core::CheckAddressable("keys.scales", Scales(keys));
-  core::CheckAddressable("values.scales", Scales(values));
 }
 
 void CheckLengths(const PagedBatch& batch, const PagedKv& keys, int64_t tokens,
@@ -282,15 +219,15 @@ void CheckData(const HeadsView& q, const PagedKv& keys, const PagedKv& values,
   const PagedBatch of = batch != nullptr ? *batch : PagedBatch();
   const Named inputs[] = {
       {"q", Heads(q)},
-      {"keys", Pool3(keys)},
-      {"values", Pool3(values)},
-      {"keys.scales", Scales(keys)},
-      {"values.scales", Scales(values)},
+      {"keys", KvRowBytes(keys)},
+      {"values", KvRowBytes(values)},
+      {"keys.scales", KvScaleBytes(keys)},
+      {"values.scales", KvScaleBytes(values)},
       {"cu_q_lens", Array(of.cu_q_lens)},
       {"kv_lens", Array(of.kv_lens)},
       {"page_table", Table(of)},
       {"sinks", Array(options.sinks.data(), static_cast<int64_t>(options.sinks.size_bytes()))}};
-  CheckOutputs(q, out, inputs);
+  CheckOutputs(q, values.head_dim, out, inputs);
 }
 
 void CheckMerge(std::span<const AttentionPart> parts, const AttentionOut& out) {
@@ -312,7 +249,7 @@ void CheckMerge(std::span<const AttentionPart> parts, const AttentionOut& out) {
     core::CheckAddressable(name.c_str(), Heads(part));
     core::CheckAddressable("lse", lse);
     const Named inputs[] = {{name.c_str(), Heads(part)}, {"the lse of a part", lse}};
-    CheckOutputs(first, out, inputs);
+    CheckOutputs(first, first.head_dim, out, inputs);
   }
 }
 

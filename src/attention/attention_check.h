@@ -1,4 +1,4 @@
-// The checks of the attention doors.
+// The checks of attention's entry points.
 #pragma once
 
 #include <span>

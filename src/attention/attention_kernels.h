@@ -1,4 +1,4 @@
-// The kernels that the door runs on the target in use.
+// The kernels that the entry points run on the target in use.
 #pragma once
 
 #include <cstddef>
@@ -9,9 +9,10 @@
 namespace riffle::attention {
 
 // Bytes of a thread's scratch for the work items of a plan.
-size_t AttentionScratchBytes(const AttentionShape& shape, const Plan& plan);
+size_t AttentionScratchBytes(const AttentionArgs& args, const Plan& plan);
 
-// Runs work items [begin, end). `partial_states` has room for plan.state_floats.
+// Runs work items [begin, end). `partial_states` has room for the states of the
+// plan (PartialStateFloats).
 void RunWorkItems(const AttentionArgs& args, const Plan& plan, const WorkItem* begin,
                   const WorkItem* end, float* partial_states, uint8_t* scratch);
 

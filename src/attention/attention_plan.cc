@@ -2,8 +2,6 @@
 
 #include <algorithm>
 
-#include "attention/attention_args.h"
-
 namespace riffle::attention {
 namespace {
 
@@ -111,7 +109,7 @@ class Planner {
     const int64_t span_cost = std::max<int64_t>(1, column.cost / std::max(spans, 1));
     int begin = column.item.span_begin;
     int64_t pieces = 0;
-    int64_t first_slot = plan_.state_floats;
+    int64_t first_slot = plan_.state_rows;
     int64_t partial_states = 0;
     for (;;) {
       const int64_t left = (column.item.span_end - begin) * span_cost;
@@ -130,11 +128,10 @@ class Planner {
       item.span_end = end;
       if (pieces > 0 || end < column.item.span_end) {
         item.merges = pieces == 0;
-        item.slot = plan_.state_floats;
+        item.slot = plan_.state_rows;
         const int64_t states = item.merges ? 1 : end - begin;
         partial_states += states;
-        plan_.state_floats += states * PartialStateFloats(item.head_end - item.head_begin,
-                                                          Rows(item), shape_.head_dim);
+        plan_.state_rows += states * PartialStateRows(item.head_end - item.head_begin, Rows(item));
       }
       Emit(item);
       ++pieces;

@@ -17,6 +17,8 @@ namespace riffle::attention {
 inline constexpr int kBlock = 64;
 inline constexpr int kKvSplit = 512;
 
+inline constexpr int kMaxHeadDim = 1024;
+
 // Rows (query, head of the group) that pass through the kernels together.
 inline constexpr int kTileRows = 32;
 // Rows of a work item: each block of keys and values is packed once for this many rows.
@@ -25,7 +27,7 @@ inline constexpr int kItemRows = 256;
 struct AttentionShape {
   int kv_heads;
   int group;  // query heads of a KV head
-  int head_dim;
+  int head_dim;      // of queries and keys
   int window;        // a query at p sees no key before p - window + 1; 0: all of them
   int window_right;  // and none after p + window_right; < 0: all of them
 
@@ -41,6 +43,13 @@ constexpr int TileLanes(int rows) { return rows <= 4 ? 4 : rows <= 8 ? 8 : rows 
 // Lanes of all tiles of `rows` rows, padded so that those of the next head are aligned as well.
 constexpr int WorkItemLanes(int rows) {
   return rows <= 8 ? TileLanes(rows) : (rows + 15) / 16 * 16;
+}
+
+// Rows that a state of `heads` KV heads with `rows` rows each takes: eight rows of any length are a
+// multiple of 64 bytes, so the next state is aligned too. In rows, as a plan knows nothing of
+// values.
+constexpr int64_t PartialStateRows(int heads, int rows) {
+  return (int64_t{heads} * rows + 7) / 8 * 8;
 }
 
 struct KeyRange {
@@ -72,7 +81,7 @@ struct WorkItem {
   int32_t head_begin, head_end;  // KV heads
   int32_t span_begin, span_end;
   bool merges;        // spans are merged into one state
-  int64_t slot = -1;  // in floats
+  int64_t slot = -1;  // in rows of states (PartialStateRows)
 };
 
 // A column of spans that several work items share: its states, in order, from `slot` on.
@@ -85,7 +94,7 @@ struct Plan {
   int64_t items = 0;
   int64_t splits = 0;
   int64_t shares = 0;        // tasks; share s is work items [share_begin[s], share_begin[s + 1])
-  int64_t state_floats = 0;  // of all states
+  int64_t state_rows = 0;    // of all states (PartialStateRows)
   int max_rows = 0;          // of a work item
   int max_head_rows = 0;     // KV heads times rows of a work item, the largest
   int max_head_lanes = 0;    // KV heads times WorkItemLanes(rows), the largest

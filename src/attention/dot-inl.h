@@ -29,45 +29,63 @@ using core::HWY_NAMESPACE::BF16PairDot;
 template <int kLanes>
 using FloatTag = hn::CappedTag<float, kLanes>;
 
+// kDirect: whether kernels of small_m-inl.h serve this arithmetic.
 struct F32Math : F32Fma {
-  static constexpr bool kDirect = false;       // kernels of few_rows-inl.h
-  static constexpr int kKeyStride = 512 + 16;  // words; not a multiple of 4 KiB: no aliasing
+  static constexpr bool kDirect = HWY_CAP_GE512;
 };
 
 #if HWY_NATIVE_DOT_BF16 && HWY_ARCH_X86
 struct BF16Math : BF16PairDot {
   static constexpr bool kDirect = true;
-  static constexpr int kKeyStride = 256 + 16;
 };
 #endif
+
+// Operands from a packed key to the next: no multiple of 4 KiB, where keys would use a part of L1
+// alone.
+template <class Math>
+constexpr int KeyStride(int dim) {
+  return PaddedDim(dim) / Math::kPerOperand + 16;
+}
 
 // Rows of memory that are going to be needed, brought into L2 while a kernel runs: one prefetch in
 // every few products keeps memory busy all the time, where bursts between kernels leave it idle
 // during them (decode at four rows: 0.6 of the read bandwidth by bursts).
 struct Ahead {
   const uint8_t* const* rows = nullptr;  // as many as the kernel has rows of keys or values
-  int step = 0;                          // bytes of 16 words in memory
+  int step = 0;                          // bytes of 16 operands in memory
   int offset = 0;                        // bytes, of the columns in hand
 };
 
-// scores[key][lane] = sum over w of keys[key][w] * q[w][lane], kKeys keys, kVecs vectors of lanes.
-//   q       [words][lanes], aligned    keys  [kKeys][Math::kKeyStride]
+// Keys as operands, and those of a row that are multiplied: [begin, end), multiples of 4.
+template <class Math>
+struct PackedKeys {
+  const typename Math::Word* keys;  // [keys][stride], aligned
+  int stride;
+  int begin;
+  int end;
+};
+
+// scores[key][lane] = sum over w in [k.begin, k.end) of keys[key][w] * q[w][lane], kKeys keys from
+// `key0` on, kVecs vectors of lanes.
+//   q       [operands][lanes], aligned
 //   scores  [kKeys][lanes], aligned
 //   kAhead  prefetch ahead.rows[0, 16)
 template <class Math, int kKeys, int kVecs, bool kAhead, class DF,
           typename Word = typename Math::Word>
-HWY_INLINE void ScoreKernel(DF df, const Word* HWY_RESTRICT q, int lanes,
-                            const Word* HWY_RESTRICT keys, int words, float* HWY_RESTRICT scores,
-                            const Ahead& ahead) {
+HWY_INLINE void ScoreKernel(DF df, const Word* HWY_RESTRICT q, int lanes, const PackedKeys<Math>& k,
+                            int key0, float* HWY_RESTRICT scores, const Ahead& ahead) {
   const hn::Rebind<Word, DF> dw;
   constexpr size_t kN = hn::MaxLanes(DF());
+  const int stride = k.stride;
+  const Word* HWY_RESTRICT keys = k.keys + key0 * stride;
   hn::Vec<DF> sum[kKeys][kVecs];
   for (auto& key : sum) {
     for (auto& s : key) {
       s = hn::Zero(df);
     }
   }
-  for (int w = 0; w < words; ++w, q += lanes) {
+  q += k.begin * lanes;
+  for (int w = k.begin; w < k.end; ++w, q += lanes) {
     hn::Vec<decltype(dw)> x[kVecs];
     for (int v = 0; v < kVecs; ++v) {
       x[v] = hn::Load(dw, q + v * kN);
@@ -76,9 +94,9 @@ HWY_INLINE void ScoreKernel(DF df, const Word* HWY_RESTRICT q, int lanes,
       PrefetchAt(ahead.rows[w & 15], (w >> 4) * ahead.step);
     }
     for (int key = 0; key < kKeys; ++key) {
-      const Word k = keys[key * Math::kKeyStride + w];
+      const Word a = keys[key * stride + w];
       for (int v = 0; v < kVecs; ++v) {
-        sum[key][v] = Math::Step(df, k, x[v], sum[key][v]);
+        sum[key][v] = Math::Step(df, a, x[v], sum[key][v]);
       }
     }
   }
@@ -92,7 +110,7 @@ HWY_INLINE void ScoreKernel(DF df, const Word* HWY_RESTRICT q, int lanes,
 // Scores of 16 keys against a tile of `lanes` rows; those outside `seen` may be left out.
 // Tiles of up to 16 lanes prefetch.
 template <class Math, typename Word = typename Math::Word>
-HWY_INLINE void Scores16(const Word* q, int lanes, const Word* keys, int words, KeyRange seen,
+HWY_INLINE void Scores16(const Word* q, int lanes, const PackedKeys<Math>& keys, KeyRange seen,
                          float* scores, const Ahead& ahead) {
   // Sums in registers: 16 of 32, or 8 of 16.
   constexpr int kSums = HWY_CAP_GE512 ? 16 : 8;
@@ -103,8 +121,7 @@ HWY_INLINE void Scores16(const Word* q, int lanes, const Word* keys, int words, 
     for (int lane = 0; lane < lanes; lane += kStep) {
       for (int key = seen.begin / kKeys * kKeys; key < seen.end; key += kKeys) {
         ScoreKernel<Math, kKeys, kVecs, decltype(prefetch)::value>(
-            df, q + lane, lanes, keys + key * Math::kKeyStride, words, scores + key * lanes + lane,
-            ahead);
+            df, q + lane, lanes, keys, key, scores + key * lanes + lane, ahead);
       }
     }
   };

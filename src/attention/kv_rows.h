@@ -13,12 +13,19 @@ namespace riffle::attention {
 inline constexpr int kGroupKeys = 16;
 inline constexpr int kGroups = kBlock / kGroupKeys;
 
-// What stands for rows that no query sees, so that nothing outside of the visible range is read.
-alignas(64) inline constexpr uint8_t kZeroRow[512 * 4] = {};
+// What stands for rows that no query sees, so that nothing outside of the visible range is read:
+// zeros in every code, and scales of 0.
+alignas(64) inline constexpr uint8_t kZeroRow[kMaxHeadDim * 4] = {};
 
 struct KvRows {
   const uint8_t* row[kGroupKeys];
 };
+
+inline KvRows NoRows() {
+  KvRows rows;
+  std::fill_n(rows.row, kGroupKeys, kZeroRow);
+  return rows;
+}
 
 // The rows of a tile.
 struct TileRows {
@@ -50,7 +57,7 @@ inline KvRows FindRows(const AttentionArgs& args, const KvBytes& kv, int seq, in
   int token = from - page * args.page_size;
   while (i < to - begin) {
     const uint8_t* data = base + pages[page] * kv.page_stride + token * kv.token_stride;
-    const int stop = std::min(i + args.page_size - token, to - begin);
+    const int stop = i + std::min(args.page_size - token, to - begin - i);
     for (; i < stop; ++i, data += kv.token_stride) {
       rows.row[i] = data;
     }
@@ -81,7 +88,7 @@ inline KeyRange WorkItemKeys(const AttentionArgs& args, const WorkItem& item) {
 class TileCursor {
  public:
   TileCursor(const AttentionArgs& args, const WorkItem* begin, const WorkItem* end)
-      : args_(args), unit_(begin), end_(end) {
+      : args_(args), item_(begin), end_(end) {
     Enter();
   }
 
@@ -89,7 +96,8 @@ class TileCursor {
   void Find(TileRows* rows) const {
     for (int group = 0; group < kGroups; ++group) {
       rows->keys[group] = Rows(group, args_.keys);
-      rows->values[group] = Rows(group, args_.values);
+      // Values that lie in keys come with them.
+      rows->values[group] = args_.values_in_keys ? NoRows() : Rows(group, args_.values);
       PrefetchScales(group, args_.keys);
       PrefetchScales(group, args_.values);
     }
@@ -98,47 +106,50 @@ class TileCursor {
   // Prefetches part `part` (0..2 * kGroups - 1) of the tile at once: groups of keys, then of
   // values.
   void Prefetch(int part) const {
-    PrefetchScales(part % kGroups, part < kGroups ? args_.keys : args_.values);
-    PrefetchRows(Rows(part % kGroups, part < kGroups ? args_.keys : args_.values),
-                 args_.kv_row_bytes());
+    const bool of_keys = part < kGroups;
+    const KvPages& kv = of_keys ? args_.keys : args_.values;
+    PrefetchScales(part % kGroups, kv);
+    if (of_keys || !args_.values_in_keys) {
+      PrefetchRows(Rows(part % kGroups, kv), kv.row_bytes);
+    }
   }
 
   void Next() {
-    if (unit_ == end_) {
+    if (item_ == end_) {
       return;
     }
-    if (++head_ < unit_->head_end) {
+    if (++head_ < item_->head_end) {
       return;
     }
-    head_ = unit_->head_begin;
+    head_ = item_->head_begin;
     block_ += kBlock;
     if (block_ >= keys_.end) {
-      ++unit_;
+      ++item_;
       Enter();
     }
   }
 
-  bool done() const { return unit_ == end_; }
-  const WorkItem& item() const { return *unit_; }
+  bool done() const { return item_ == end_; }
+  const WorkItem& item() const { return *item_; }
   int head() const { return head_; }
   int block() const { return block_; }
   KeyRange keys() const { return keys_; }
 
  private:
   void Enter() {
-    for (; unit_ != end_; ++unit_) {
-      keys_ = WorkItemKeys(args_, *unit_);
+    for (; item_ != end_; ++item_) {
+      keys_ = WorkItemKeys(args_, *item_);
       if (!keys_.empty()) {
-        head_ = unit_->head_begin;
+        head_ = item_->head_begin;
         block_ = keys_.begin / kBlock * kBlock;
         return;
       }
     }
   }
 
-  // Scales of neighbouring tokens are in one line, as a rule.
+  // Scales of neighbouring tokens are in one line, as a rule. Those of blocks come with their rows.
   void PrefetchScales(int group, const KvPages& kv) const {
-    if (args_.kv_int8) {
+    if (kv.groups > 0 && !IsBlocks(kv.code)) {
       const KvRows scales = Rows(group, kv.scales);
       for (int i = 0; i < kGroupKeys; i += 4) {
         __builtin_prefetch(scales.row[i], 0, 2);
@@ -149,11 +160,11 @@ class TileCursor {
   KvRows Rows(int group, const KvBytes& kv) const {
     // Past the last tile: zero rows.
     const KeyRange keys = done() ? KeyRange{0, 0} : keys_;
-    return FindRows(args_, kv, done() ? 0 : unit_->seq, head_, block_ + group * kGroupKeys, keys);
+    return FindRows(args_, kv, done() ? 0 : item_->seq, head_, block_ + group * kGroupKeys, keys);
   }
 
   const AttentionArgs& args_;
-  const WorkItem* unit_;
+  const WorkItem* item_;
   const WorkItem* end_;
   KeyRange keys_{0, 0};
   int head_ = 0;
@@ -163,7 +174,7 @@ class TileCursor {
 // How many tiles the cursor runs ahead: at least 128 KiB, four tiles of 64 keys of bf16 at head_dim
 // 128.
 inline int TilesAhead(const AttentionArgs& args) {
-  const size_t tile = 2 * kBlock * args.kv_row_bytes();
+  const size_t tile = kBlock * args.kv_row_bytes();
   return static_cast<int>(std::max<size_t>(1, (128 << 10) / tile));
 }
 

@@ -1,4 +1,4 @@
-// The queries of a work item: which keys their rows see, and laying them out in tiles. Included
+// The queries of a work item: which keys their rows see, and packing them in tiles. Included
 // once per SIMD target.
 #if defined(RIFFLE_ATTENTION_QUERY_TILES_INL_H_) == defined(HWY_TARGET_TOGGLE)
 #ifdef RIFFLE_ATTENTION_QUERY_TILES_INL_H_
@@ -41,9 +41,9 @@ class WorkItemQueries {
   WorkItemQueries(const AttentionArgs& args, const WorkItemScratch<Math>& at)
       : args_(args), at_(at) {}
 
-  // `seen`: keys that any row sees. If none, nothing is laid out.
+  // `seen`: keys that any row sees. If none, nothing is packed.
   void Enter(const WorkItem& item, const WorkItemShape& shape, const KeyRange& seen) {
-    unit_ = &item;
+    item_ = &item;
     rows_ = shape.rows;
     lanes_ = shape.lanes;
     if (seen.empty()) {
@@ -75,21 +75,21 @@ class WorkItemQueries {
     }
   }
 
-  // A tile as [words][lanes]; lanes without a row are 0.
-  Word* LaidOut(int head, const Tile& tile) const {
-    return at_.q + (int64_t{head} * lanes_ + tile.row) * words();
+  // A tile as [operands][lanes]; lanes without a row are 0.
+  Word* Packed(int head, const Tile& tile) const {
+    return at_.q + (int64_t{head} * lanes_ + tile.row) * operands();
   }
 
   // Where a row of the work item lies in q and in the results.
   int64_t Token(int row) const {
-    return args_.first_token(unit_->seq) + unit_->query_begin + row / args_.shape.group;
+    return args_.first_token(item_->seq) + item_->query_begin + row / args_.shape.group;
   }
   int64_t Head(int head, int row) const {
-    return int64_t{unit_->head_begin + head} * args_.shape.group + row % args_.shape.group;
+    return int64_t{item_->head_begin + head} * args_.shape.group + row % args_.shape.group;
   }
 
  private:
-  int words() const { return args_.shape.head_dim / Math::kPerOperand; }
+  int operands() const { return args_.shape.head_dim / Math::kPerOperand; }
 
   void Place(int head, const Tile& tile) {
     Prefetch(head, tile.row + tile.rows);
@@ -100,7 +100,7 @@ class WorkItemQueries {
     // Without a soft cap the sign of the scale goes here, so that the factor of scores is positive
     // and the largest score is the largest logit.
     const float sign = args_.scale < 0 ? -1.0f : args_.scale == 0 ? 0.0f : 1.0f;
-    PackQueryRows(Math(), args_.q_dtype, rows, words(), sign, tile.lanes, LaidOut(head, tile));
+    PackQueryRows(Math(), args_.q_dtype, rows, operands(), sign, tile.lanes, Packed(head, tile));
   }
 
   // Those of the next tile, into L2: 32 rows are read a few words at a time, which the hardware's
@@ -121,7 +121,7 @@ class WorkItemQueries {
 
   const AttentionArgs& args_;
   const WorkItemScratch<Math>& at_;
-  const WorkItem* unit_ = nullptr;
+  const WorkItem* item_ = nullptr;
   int rows_ = 0;
   int lanes_ = 0;
 };

@@ -11,7 +11,7 @@
 #include <cstring>
 
 #include "attention/attention_kernels.h"
-#include "attention/kv_block-inl.h"
+#include "attention/decode_f32-inl.h"
 #include "attention/softmax-inl.h"
 #include "attention/work_item_state-inl.h"
 #include "core/round-inl.h"
@@ -67,30 +67,29 @@ HWY_INLINE void WriteRow(const AttentionArgs& args, int64_t token, int64_t head,
       Finish(max, weight, args.sinks != nullptr ? args.sinks + head : nullptr);
   uint8_t* out = args.out + token * args.out_token_stride + head * args.out_head_stride;
   if (weight == 0.0f) {
-    std::memset(out, 0, static_cast<size_t>(args.shape.head_dim) * SizeOf(args.q_dtype));
+    std::memset(out, 0, static_cast<size_t>(args.values.dim) * SizeOf(args.q_dtype));
   } else {
-    WriteScaled(args.q_dtype, sums, finished.factor, args.shape.head_dim, out);
+    WriteScaled(args.q_dtype, sums, finished.factor, args.values.dim, out);
   }
   if (args.lse != nullptr) {
     args.lse[token * args.lse_token_stride + head] = finished.lse;
   }
 }
 
-void MergeSplitImpl(const AttentionArgs& args, const KvSplit& split, int head,
-                    float* partial_states) {
+void MergeSplitStates(const AttentionArgs& args, const KvSplit& split, int head,
+                        float* partial_states) {
   const WorkItem& item = split.whole;
-  const int dim = args.shape.head_dim;
-  const int columns = PaddedDim(dim);
+  const int columns = PaddedDim(args.values.dim);
   const int heads = item.head_end - item.head_begin;
   const int group = args.shape.group;
   const int rows = (item.query_end - item.query_begin) * group;
-  const PartialStateView total(partial_states + item.slot, heads, rows, columns);
+  float* slot = partial_states + PartialStateFloats(item.slot, columns);
+  const int64_t slot_floats = PartialStateFloats(PartialStateRows(heads, rows), columns);
+  const PartialStateView total(slot, heads, rows, columns);
   for (int row = head * rows; row < (head + 1) * rows; ++row) {
     float* sums = total.sums + int64_t{row} * columns;
     for (int64_t i = 1; i < split.partial_states; ++i) {
-      const PartialStateView next(
-          partial_states + item.slot + i * PartialStateFloats(heads, rows, dim), heads, rows,
-          columns);
+      const PartialStateView next(slot + i * slot_floats, heads, rows, columns);
       MergeState(next.max[row], next.weight[row], next.sums + int64_t{row} * columns, columns,
                  total.max + row, total.weight + row, sums);
     }
@@ -102,11 +101,11 @@ void MergeSplitImpl(const AttentionArgs& args, const KvSplit& split, int head,
 }
 
 // Row [dim] of `dtype`: sum of weights[i] * rows[i] in order; rows of weight 0 are not read.
-void WeightedSumImpl(DType dtype, const uint8_t* const* rows, const float* weights, int64_t n,
+void SumWeighted(DType dtype, const uint8_t* const* rows, const float* weights, int64_t n,
                      int dim, uint8_t* out) {
   const Tag8 df;
-  alignas(64) float sum[512] = {};
-  alignas(64) float row[512];
+  alignas(64) float sum[kMaxHeadDim] = {};
+  alignas(64) float row[kMaxHeadDim];
   for (int64_t i = 0; i < n; ++i) {
     if (weights[i] == 0.0f) {
       continue;

@@ -18,7 +18,7 @@ HWY_BEFORE_NAMESPACE();
 namespace riffle::attention::HWY_NAMESPACE {
 namespace hn = hwy::HWY_NAMESPACE;
 
-// The largest byte of 16 rows while 16 others are prefetched; `bytes` is a multiple of 16.
+// The largest byte of 16 rows while 16 others are prefetched.
 template <class D, class V = hn::Vec<D>>
 HWY_INLINE V MaxOfRows(D d, const KvRows& rows, const KvRows& ahead, size_t bytes, V max) {
   const hn::CappedTag<uint8_t, 16> d16;
@@ -33,22 +33,26 @@ HWY_INLINE V MaxOfRows(D d, const KvRows& rows, const KvRows& ahead, size_t byte
         other = hn::Max(other, hn::LoadU(d, row + i + j + hn::MaxLanes(d)));
       }
     }
-    for (; i < bytes; i += 16) {
+    if (i < bytes) {
       __builtin_prefetch(ahead.row[r] + i, 0, 2);
+    }
+    for (; i + 16 <= bytes; i += 16) {
       max = hn::Max(max, hn::ResizeBitCast(d, hn::LoadU(d16, row + i)));
+    }
+    if (i < bytes) {
+      max = hn::Max(max, hn::ResizeBitCast(d, hn::LoadN(d16, row + i, bytes - i)));
     }
   }
   return hn::Max(max, other);
 }
 
-uint8_t ReadUnitsImpl(const AttentionArgs& args, const WorkItem* begin, const WorkItem* end) {
+uint8_t ReadItems(const AttentionArgs& args, const WorkItem* begin, const WorkItem* end) {
   const hn::CappedTag<uint8_t, 32> d;
   TileCursor tile(args, begin, end);
   TileCursor ahead(args, begin, end);
   for (int i = TilesAhead(args); i > 0; --i) {
     ahead.Next();
   }
-  const size_t bytes = args.kv_row_bytes();
   auto max = hn::Zero(d);
   TileRows rows;
   TileRows next;
@@ -56,10 +60,10 @@ uint8_t ReadUnitsImpl(const AttentionArgs& args, const WorkItem* begin, const Wo
     tile.Find(&rows);
     ahead.Find(&next);
     for (int group = 0; group < kGroups; ++group) {
-      max = MaxOfRows(d, rows.keys[group], next.keys[group], bytes, max);
+      max = MaxOfRows(d, rows.keys[group], next.keys[group], args.keys.row_bytes, max);
     }
-    for (int group = 0; group < kGroups; ++group) {
-      max = MaxOfRows(d, rows.values[group], next.values[group], bytes, max);
+    for (int group = 0; !args.values_in_keys && group < kGroups; ++group) {
+      max = MaxOfRows(d, rows.values[group], next.values[group], args.values.row_bytes, max);
     }
   }
   return hn::ReduceMax(d, max);
@@ -76,16 +80,16 @@ double Spin(int64_t steps) {
   alignas(64) float sums[kChains * hn::MaxLanes(df)] = {};
   float* at = sums;
   hwy::PreventElision(at);
-  typename Math::Word word = 0;
-  hwy::PreventElision(word);
-  const auto x = hn::Set(dw, word);
+  typename Math::Word operand = 0;
+  hwy::PreventElision(operand);
+  const auto x = hn::Set(dw, operand);
   hn::Vec<decltype(df)> sum[kChains];
   for (int i = 0; i < kChains; ++i) {
     sum[i] = hn::Load(df, at + i * hn::MaxLanes(df));
   }
   for (int64_t step = 0; step < steps; ++step) {
     for (int i = 0; i < kChains; ++i) {
-      sum[i] = Math::Step(df, word, x, sum[i]);
+      sum[i] = Math::Step(df, operand, x, sum[i]);
     }
   }
   for (int i = 0; i < kChains; ++i) {
@@ -95,7 +99,7 @@ double Spin(int64_t steps) {
   return 2.0 * Math::kPerOperand * static_cast<double>(steps) * kChains * hn::MaxLanes(df);
 }
 
-double SpinDotsImpl(DType dtype, int64_t steps) {
+double SpinOn(DType dtype, int64_t steps) {
 #if HWY_NATIVE_DOT_BF16 && HWY_ARCH_X86
   if (dtype == DType::kBF16) {
     return Spin<BF16Math>(steps);

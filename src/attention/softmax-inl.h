@@ -1,4 +1,4 @@
-// The softmax state of a row (a query and a head), in work items of log2: the largest logit so far,
+// The softmax state of a row (a query and a head), in units of log2: the largest logit so far,
 // the weight (the sum of 2^(logit - largest)), and the values summed with those weights. The empty
 // state is (-inf, 0, 0); merging it into another changes no bit. Included once per SIMD target.
 #if defined(RIFFLE_ATTENTION_SOFTMAX_INL_H_) == defined(HWY_TARGET_TOGGLE)
@@ -11,7 +11,6 @@
 #include <hwy/highway.h>
 
 #include <algorithm>
-#include <array>
 #include <cmath>
 #include <cstdint>
 #include <limits>
@@ -73,32 +72,11 @@ inline void WideLogits(int n, float scale, float cap, float* scores) {
   }
 }
 
-// scores[key][lane] *= scales[key] for keys [begin, end) of the block.
-template <class DF>
-HWY_INLINE void ScaleScores(DF df, int lanes, int begin, int end, const float* scales,
-                            float* scores) {
-  for (int key = begin; key < end; ++key) {
-    const auto scale = hn::Set(df, scales[key]);
-    for (int lane = 0; lane < lanes; lane += static_cast<int>(hn::MaxLanes(df))) {
-      float* s = scores + key * lanes + lane;
-      hn::Store(hn::Mul(hn::Load(df, s), scale), df, s);
-    }
-  }
-}
-
-// What a weight multiplies values by that are integers of this scale. A hidden key's scale may be
-// NaN or infinite; its weight stays 0.
-template <class DF, class V = hn::Vec<DF>>
-HWY_INLINE V ScaledWeight(DF df, V weight, V logit, V scale) {
-  const V minus_inf = hn::Set(df, -std::numeric_limits<float>::infinity());
-  return hn::IfThenZeroElse(hn::Eq(logit, minus_inf), hn::Mul(weight, scale));
-}
-
 // scores[key][lane] = -inf for keys outside [first[lane], last[lane]); `key0` is the block's
 // position.
 template <class DF>
-HWY_INLINE void Mask(DF df, int lanes, int begin, int end, int key0, const int32_t* first,
-                     const int32_t* last, float* scores) {
+HWY_INLINE void MaskOutside(DF df, int lanes, int begin, int end, int key0, const int32_t* first,
+                            const int32_t* last, float* scores) {
   const hn::RebindToSigned<DF> di;
   const auto minus_inf = hn::Set(df, -std::numeric_limits<float>::infinity());
   for (int lane = 0; lane < lanes; lane += static_cast<int>(hn::MaxLanes(df))) {
@@ -113,46 +91,13 @@ HWY_INLINE void Mask(DF df, int lanes, int begin, int end, int key0, const int32
   }
 }
 
-// Two neighbouring keys' probabilities in the form in which they multiply values.
-template <class DF, class V = hn::Vec<DF>>
-HWY_INLINE void StoreWeights(F32Math, DF df, V even, V odd, int key, int lanes, float* p) {
-  hn::Store(even, df, p + key * lanes);
-  hn::Store(odd, df, p + (key + 1) * lanes);
-}
-
-#if HWY_NATIVE_DOT_BF16 && HWY_ARCH_X86
-// Indices that take lane i of one vector of kN lanes and lane i of the next to places 2 i, 2 i + 1.
-template <size_t kN>
-constexpr std::array<uint16_t, 2 * kN> PairIndices() {
-  std::array<uint16_t, 2 * kN> pairs{};
-  for (size_t i = 0; i < kN; ++i) {
-    pairs[2 * i] = static_cast<uint16_t>(i);
-    pairs[2 * i + 1] = static_cast<uint16_t>(kN + i);
-  }
-  return pairs;
-}
-
-template <class DF, class V = hn::Vec<DF>>
-HWY_INLINE void StoreWeights(BF16Math, DF df, V even, V odd, int key, int lanes, uint32_t* p) {
-  const hn::RebindToUnsigned<DF> du;
-  const hn::Repartition<hwy::bfloat16_t, DF> dh;
-  const hn::Repartition<uint16_t, DF> du16;
-  // [even rows][odd rows] -> [rows][even, odd]
-  alignas(64) static constexpr auto kPairs = PairIndices<hn::MaxLanes(DF())>();
-  const auto halves = hn::BitCast(du16, hn::OrderedDemote2To(dh, even, odd));
-  const auto pairs = hn::TableLookupLanes(halves, hn::SetTableIndices(du16, kPairs.data()));
-  hn::Store(hn::BitCast(du, pairs), du, p + key / 2 * lanes);
-}
-#endif
-
-// Turns scores [begin, end) of a block (multiples of 16) into probabilities p and updates the
-// states. Keys that are left out and keys that are masked are the same to the last bit: they add 0.
-// Four partial weights by the key's position keep the additions' order apart from where the range
-// begins. Returns whether any correction is not 1.
-//   kScaled  p is multiplied by value_scales[key]; the states' weights are not
-template <class Math, bool kScaled, class DF, typename Word = typename Math::Word>
+// Turns scores [begin, end) of a block (multiples of 16) into weights, which `to` takes
+// (weights-inl.h), and updates the states. Keys that are left out and keys that are masked are the
+// same to the last bit: they add 0. Four partial weights by the key's position keep the additions'
+// order apart from where the range begins. Returns whether any correction is not 1.
+template <class DF, class To>
 HWY_INLINE bool SoftmaxBlock(DF df, int lanes, int begin, int end, float scale, const float* scores,
-                             const float* value_scales, Word* p, const TileState& state) {
+                             const To& to, const TileState& state) {
   using V = hn::Vec<DF>;
   const V factor = hn::Set(df, scale);
   bool changed = false;
@@ -172,16 +117,14 @@ HWY_INLINE bool SoftmaxBlock(DF df, int lanes, int begin, int end, float scale, 
     V sum[4] = {hn::Zero(df), hn::Zero(df), hn::Zero(df), hn::Zero(df)};
     for (int key = begin; key < end; key += 4) {
       V weight[4];
+      V logit[4];
       for (int i = 0; i < 4; ++i) {
-        const V logit = hn::Mul(hn::Load(df, s + (key + i) * lanes), factor);
-        weight[i] = Exp2(df, hn::Sub(logit, shift));
+        logit[i] = hn::Mul(hn::Load(df, s + (key + i) * lanes), factor);
+        weight[i] = Exp2(df, hn::Sub(logit[i], shift));
         sum[i] = hn::Add(sum[i], weight[i]);
-        if constexpr (kScaled) {
-          weight[i] = ScaledWeight(df, weight[i], logit, hn::Set(df, value_scales[key + i]));
-        }
       }
-      StoreWeights(Math(), df, weight[0], weight[1], key, lanes, p + lane);
-      StoreWeights(Math(), df, weight[2], weight[3], key + 2, lanes, p + lane);
+      to.Put(df, weight, logit, key, lane, lanes);
+      to.Put(df, weight + 2, logit + 2, key + 2, lane, lanes);
     }
     const V added = hn::Add(hn::Add(sum[0], sum[1]), hn::Add(sum[2], sum[3]));
     const V weight = hn::MulAdd(hn::Load(df, state.weight + lane), correction, added);
@@ -192,6 +135,46 @@ HWY_INLINE bool SoftmaxBlock(DF df, int lanes, int begin, int end, float scale, 
   }
   return changed;
 }
+
+#if HWY_CAP_GE512
+// SoftmaxBlock for tiles of four lanes, four keys at a time: the four partial weights of a row are
+// the blocks of one vector.
+template <class To>
+HWY_INLINE bool SoftmaxOf4Rows(int begin, int end, float scale, const float* scores, const To& to,
+                               const TileState& state) {
+  const FloatTag<16> df;
+  const FloatTag<4> d4;
+  const auto factor = hn::Set(df, scale);
+  auto largest = hn::Load(df, scores + 4 * begin);
+  for (int key = begin + 4; key < end; key += 4) {
+    largest = hn::Max(largest, hn::Load(df, scores + 4 * key));
+  }
+  const auto largest4 =
+      hn::Max(hn::Max(hn::ExtractBlock<0>(largest), hn::ExtractBlock<1>(largest)),
+              hn::Max(hn::ExtractBlock<2>(largest), hn::ExtractBlock<3>(largest)));
+  const auto old = hn::Load(d4, state.max);
+  const auto max = hn::Max(old, hn::Mul(largest4, hn::Set(d4, scale)));
+  const auto shift4 = Subtrahend(d4, max);
+  const auto correction = Exp2(d4, hn::Sub(old, shift4));
+  alignas(16) float shift_lanes[4];
+  hn::Store(shift4, d4, shift_lanes);
+  const auto shift = hn::LoadDup128(df, shift_lanes);
+  auto sum = hn::Zero(df);
+  for (int key = begin; key < end; key += 4) {
+    const auto logit = hn::Mul(hn::Load(df, scores + 4 * key), factor);
+    const auto weight = Exp2(df, hn::Sub(logit, shift));
+    sum = hn::Add(sum, weight);
+    to.PutFour(weight, logit, key);
+  }
+  const auto added = hn::Add(hn::Add(hn::ExtractBlock<0>(sum), hn::ExtractBlock<1>(sum)),
+                             hn::Add(hn::ExtractBlock<2>(sum), hn::ExtractBlock<3>(sum)));
+  const auto weight = hn::MulAdd(hn::Load(d4, state.weight), correction, added);
+  hn::Store(max, d4, state.max);
+  hn::Store(weight, d4, state.weight);
+  hn::Store(correction, d4, state.correction);
+  return !hn::AllTrue(d4, hn::Eq(correction, hn::Set(d4, 1.0f)));
+}
+#endif
 
 // x[0, n) *= factor; n is a multiple of 32, x aligned. A factor of 1 changes no bit.
 HWY_INLINE void Scale(float factor, int n, float* x) {

@@ -31,6 +31,8 @@ struct ValueProduct {
   int steps;
   float* sums;              // [rows][columns], aligned
   int columns;              // a multiple of 32
+  int begin_column;         // of them the columns [begin_column, end_column), multiples of 32
+  int end_column;
   bool fresh;               // sums are written, not added to: the first keys of a span
   const float* correction;  // [rows] or null: what earlier sums are multiplied with first
 };
@@ -108,17 +110,16 @@ HWY_INLINE void SmallMValueRows(DF df, const ValueProduct<Math>& of, int row, in
   }
 }
 
-// f(first column, number of vectors as a constant) for all columns.
+// f(first column, number of vectors as a constant) for the columns [column, end).
 template <class DF, class F>
-HWY_INLINE void ForColumns(DF, int columns, const F& f) {
+HWY_INLINE void ForColumns(DF, int column, int end, const F& f) {
   constexpr int kN = static_cast<int>(hn::MaxLanes(DF()));
   constexpr int kWide = HWY_CAP_GE512 ? 4 : 2;
   constexpr int kNarrow = 32 / kN < kWide ? 32 / kN : kWide;
-  int column = 0;
-  for (; column + kWide * kN <= columns; column += kWide * kN) {
+  for (; column + kWide * kN <= end; column += kWide * kN) {
     f(column, std::integral_constant<int, kWide>());
   }
-  for (; column < columns; column += kNarrow * kN) {
+  for (; column < end; column += kNarrow * kN) {
     f(column, std::integral_constant<int, kNarrow>());
   }
 }
@@ -127,7 +128,7 @@ HWY_INLINE void ForColumns(DF, int columns, const F& f) {
 template <class Math>
 HWY_INLINE void AddValuesAhead(const ValueProduct<Math>& of, int rows, Ahead ahead) {
   const FloatTag<16> df;
-  ForColumns(df, of.columns, [&](int column, auto vecs) HWY_ATTR {
+  ForColumns(df, of.begin_column, of.end_column, [&](int column, auto vecs) HWY_ATTR {
     constexpr int kVecs = decltype(vecs)::value;
     ahead.offset = column / (16 * Math::kPerOperand) * ahead.step;
     SmallMValueRows<Math, kVecs, true>(df, of, 0, rows, column, 0, of.steps, ahead);
@@ -143,7 +144,7 @@ template <class Math>
 HWY_INLINE void AddValues(const ValueProduct<Math>& of, int rows, int key0, const int32_t* first,
                           const int32_t* last) {
   const FloatTag<16> df;
-  ForColumns(df, of.columns, [&](int column, auto vecs) HWY_ATTR {
+  ForColumns(df, of.begin_column, of.end_column, [&](int column, auto vecs) HWY_ATTR {
     constexpr int kVecs = decltype(vecs)::value;
     for (int row = 0; row < rows; row += 4) {
       const int end_row = std::min(row + 4, rows) - 1;

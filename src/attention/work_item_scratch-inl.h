@@ -13,49 +13,58 @@
 
 #include "attention/dot-inl.h"
 #include "attention/kv_rows.h"
+#include "attention/kv_source-inl.h"
 #include "attention/work_item_state-inl.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace riffle::attention::HWY_NAMESPACE {
 
-// Words from a row of values to the next: rows of a power of two would use a part of L1 alone.
+// Operands from a row of values to the next: rows of a power of two would use a part of L1 alone.
 constexpr int ValueStride(int columns) { return columns + 16; }
 
 // Arrays for the largest work item of a plan; `lanes` are those of the work item or of the tile in
-// hand.
+// hand, `columns` those of a row's sums.
 template <class Math>
 struct WorkItemScratch {
   using Word = typename Math::Word;
 
-  Word* keys;           // [kBlock][kKeyStride]
+  Word* keys;           // [kBlock][KeyStride]
   Word* values;         // [kBlock / kPerOperand][ValueStride]
+  Word* decoded;        // [kGroupKeys][columns / kPerOperand]: values on their way to pairs
+  float* key_scales;    // [groups][kBlock], as KvSource has them
+  float* value_scales;  // [groups][kBlock]
   Word* p;              // [kBlock / kPerOperand][lanes]: probabilities
   float* scores;        // [kBlock][lanes]
+  float* parts;         // [kBlock][lanes]: scores of a group of a row's elements; then weights
   float* correction;    // [lanes]: what a block multiplies earlier sums with
   int32_t* first;       // [lanes]: the keys [first, last) that a row sees
   int32_t* last;        // [lanes]
-  Word* q;              // [heads][tiles][words][lanes]
-  WorkItemState span;   // of the span in hand
-  WorkItemState total;  // of the spans before it
+  Word* q;              // [heads][tiles][operands][lanes]
+  WorkItemState span;   // of the KV split in hand
+  WorkItemState total;  // of the KV splits before it
 
   // Places the arrays in `scratch`, aligned to 64 bytes; the bytes they take. A null `scratch`
   // only counts.
-  size_t Place(int dim, const Plan& plan, uint8_t* scratch) {
+  size_t Place(const AttentionArgs& args, const Plan& plan, uint8_t* scratch) {
     size_t used = 0;
     const auto take = [&](auto*& pointer, int64_t n) {
       using Pointer = std::remove_reference_t<decltype(pointer)>;
       pointer = scratch != nullptr ? reinterpret_cast<Pointer>(scratch + used) : nullptr;
       used += (static_cast<size_t>(n) * sizeof(*pointer) + 63) / 64 * 64;
     };
-    const int columns = PaddedDim(dim);
-    take(keys, kBlock * Math::kKeyStride);
+    const int columns = PaddedDim(args.values.dim);
+    take(keys, kBlock * KeyStride<Math>(args.keys.dim));
     take(values, kBlock / Math::kPerOperand * ValueStride(columns));
+    take(decoded, kGroupKeys * columns / Math::kPerOperand);
+    take(key_scales, KvSource<Math>::ScaleFloats(args.keys));
+    take(value_scales, KvSource<Math>::ScaleFloats(args.values));
     take(p, kBlock / Math::kPerOperand * kTileRows);
     take(scores, kBlock * kTileRows);
+    take(parts, kBlock * kTileRows);
     take(correction, kTileRows);
     take(first, plan.max_head_lanes);
     take(last, plan.max_head_lanes);
-    take(q, int64_t{plan.max_head_lanes} * (dim / Math::kPerOperand));
+    take(q, int64_t{plan.max_head_lanes} * (args.keys.dim / Math::kPerOperand));
     for (WorkItemState* state : {&span, &total}) {
       take(state->max, plan.max_head_lanes);
       take(state->weight, plan.max_head_lanes);

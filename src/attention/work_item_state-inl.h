@@ -63,7 +63,7 @@ inline void MergePartialState(const WorkItemShape& item, const WorkItemState& la
   });
 }
 
-// A state in a slot (PartialStateFloats).
+// A state in a slot, for the floats of PartialStateFloats.
 struct PartialStateView {
   PartialStateView(float* slot, int heads, int rows, int columns)
       : sums(slot), max(slot + int64_t{heads} * rows * columns), weight(max + heads * rows) {}

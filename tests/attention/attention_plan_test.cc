@@ -83,15 +83,14 @@ void CheckPlan(const Call& call) {
   }
   ASSERT_EQ(seen.size(), expected);
   // Slots of a split column lie side by side: one for its first piece, then one a span.
-  int64_t floats = 0;
+  int64_t state_rows = 0;
   for (const attention::KvSplit& split : planned.splits) {
-    ASSERT_EQ(split.whole.slot, floats);
+    ASSERT_EQ(split.whole.slot, state_rows);
     const int rows = (split.whole.query_end - split.whole.query_begin) * call.shape.group;
-    floats += split.partial_states *
-              attention::PartialStateFloats(split.whole.head_end - split.whole.head_begin, rows,
-                                            call.shape.head_dim);
+    state_rows += split.partial_states *
+                  attention::PartialStateRows(split.whole.head_end - split.whole.head_begin, rows);
   }
-  ASSERT_EQ(floats, planned.plan.state_floats);
+  ASSERT_EQ(state_rows, planned.plan.state_rows);
 }
 
 TEST(AttentionPlan, CoversEverythingOnce) {

@@ -1,0 +1,227 @@
+// Rows of codes whose elements bf16 holds, as bf16 without their scales. Included once per SIMD
+// target.
+#if defined(RIFFLE_ATTENTION_DECODE_BF16_INL_H_) == defined(HWY_TARGET_TOGGLE)
+#ifdef RIFFLE_ATTENTION_DECODE_BF16_INL_H_
+#undef RIFFLE_ATTENTION_DECODE_BF16_INL_H_
+#else
+#define RIFFLE_ATTENTION_DECODE_BF16_INL_H_
+#endif
+
+#include <hwy/highway.h>
+
+#include <array>
+#include <cstdint>
+#include <cstring>
+
+#include "attention/decode_f32-inl.h"
+#include "attention/dot-inl.h"
+#include "attention/kv_rows.h"
+#include "core/load-inl.h"
+
+#if HWY_NATIVE_DOT_BF16 && HWY_ARCH_X86
+
+HWY_BEFORE_NAMESPACE();
+namespace riffle::attention::HWY_NAMESPACE {
+namespace hn = hwy::HWY_NAMESPACE;
+using core::HWY_NAMESPACE::LoadAny;
+
+// The bits of magnitude * 2^exponent as bf16; exact for magnitudes of up to 8 bits.
+constexpr uint16_t BF16BitsOf(int magnitude, int exponent) {
+  if (magnitude == 0) {
+    return 0;
+  }
+  int bits = 0;
+  while (magnitude >> (bits + 1) != 0) {
+    ++bits;
+  }
+  return static_cast<uint16_t>((127 + bits + exponent) << 7 |
+                               ((magnitude << (7 - bits)) & 0x7f));
+}
+
+// The bf16 of the code with these 7 lower bits, for codes whose highest bit is a sign; of int8 that
+// of the magnitude.
+constexpr uint16_t MagnitudeAsBF16(RowCode code, int bits) {
+  if (code == RowCode::kI8) {
+    return BF16BitsOf(bits, 0);
+  }
+  const int places = code == RowCode::kE4M3 ? 3 : 2;
+  const int bias = code == RowCode::kE4M3 ? 7 : 15;
+  const int exponent = bits >> places;
+  const int fraction = bits & ((1 << places) - 1);
+  if (code == RowCode::kE4M3 ? bits == 0x7f : exponent == 31) {
+    return code == RowCode::kE5M2 && fraction == 0 ? 0x7f80 : 0x7fc0;
+  }
+  return exponent == 0 ? BF16BitsOf(fraction, 1 - bias - places)
+                       : BF16BitsOf(fraction | 1 << places, exponent - bias - places);
+}
+
+// The lower and the upper bytes of the bf16 of 128 magnitudes: two lookups in 128 bytes each decode
+// 64 codes.
+struct MagnitudeBytes {
+  alignas(64) std::array<uint8_t, 128> low{};
+  alignas(64) std::array<uint8_t, 128> high{};
+};
+constexpr MagnitudeBytes MakeMagnitudeBytes(RowCode code) {
+  MagnitudeBytes bytes;
+  for (size_t i = 0; i < 128; ++i) {
+    const uint16_t bits = MagnitudeAsBF16(code, static_cast<int>(i));
+    bytes.low[i] = static_cast<uint8_t>(bits);
+    bytes.high[i] = static_cast<uint8_t>(bits >> 8);
+  }
+  return bytes;
+}
+template <RowCode kCode>
+inline constexpr MagnitudeBytes kMagnitudeBytes = MakeMagnitudeBytes(kCode);
+
+using Bytes64 = hn::CappedTag<uint8_t, 64>;
+
+// 64 codes to 128 bytes.
+template <RowCode kCode>
+HWY_INLINE void DecodeBytes(hn::Vec<Bytes64> codes, uint8_t* HWY_RESTRICT to) {
+  const Bytes64 d;
+  const hn::RebindToSigned<Bytes64> di;
+  const auto lookup = [&](const std::array<uint8_t, 128>& table, auto index) HWY_ATTR {
+    return hn::TwoTablesLookupLanes(d, hn::Load(d, table.data()), hn::Load(d, table.data() + 64),
+                                    hn::IndicesFromVec(d, index));
+  };
+  constexpr bool kInt = kCode == RowCode::kI8;
+  const auto magnitudes = kInt ? hn::BitCast(d, hn::Abs(hn::BitCast(di, codes))) : codes;
+  const auto index = hn::And(magnitudes, hn::Set(d, 0x7f));
+  const auto low = lookup(kMagnitudeBytes<kCode>.low, index);
+  auto high = lookup(kMagnitudeBytes<kCode>.high, index);
+  high = hn::Or(high, hn::And(codes, hn::Set(d, 0x80)));
+  if constexpr (kInt) {  // -128 has no magnitude of 7 bits; the lower byte of its bf16 is 0
+    high = hn::IfThenElse(hn::Eq(codes, hn::Set(d, 0x80)), hn::Set(d, 0xc3), high);
+  }
+  hn::StoreU(hn::InterleaveWholeLower(d, low, high), d, to);
+  hn::StoreU(hn::InterleaveWholeUpper(d, low, high), d, to + 64);
+}
+
+// What the codes of a block of 4 or 5 bits stand for, as bf16.
+struct BlockElementTable {
+  alignas(64) std::array<uint16_t, 32> bits{};
+};
+constexpr BlockElementTable MakeBlockElementTable(RowCode code) {
+  BlockElementTable table;
+  for (int i = 0; i < 32; ++i) {
+    const int value = code == RowCode::kIQ4NL  ? kIQ4NLElements[i % 16]
+                      : code == RowCode::kQ4_0 ? i % 16 - 8
+                                               : i - 16;
+    const int magnitude = value < 0 ? -value : value;
+    table.bits[static_cast<size_t>(i)] =
+        static_cast<uint16_t>(BF16BitsOf(magnitude, 0) | (value < 0 ? 0x8000 : 0));
+  }
+  return table;
+}
+template <RowCode kCode>
+inline constexpr BlockElementTable kBlockElementTable = MakeBlockElementTable(kCode);
+
+// A block's 32 elements to 64 bytes.
+template <RowCode kCode>
+HWY_INLINE void DecodeBlock(const uint8_t* block, uint8_t* HWY_RESTRICT to) {
+  const hn::CappedTag<uint16_t, 32> d;
+  const hn::Half<decltype(d)> half;
+  const hn::Repartition<uint8_t, decltype(d)> d8;
+  const auto bytes =
+      hn::PromoteTo(half, LoadAny(hn::Rebind<uint8_t, decltype(half)>(),
+                                  block + kBlockHeader<kCode>));
+  auto codes = hn::Combine(d, hn::ShiftRight<4>(bytes), bytes);
+  codes = hn::And(codes, hn::Set(d, 15));
+  if constexpr (kCode == RowCode::kQ5_0) {
+    const auto fifth = hn::LoadMaskBits(d, block + kBlockHeader<kCode> - 4);
+    codes = hn::Or(codes, hn::IfThenElseZero(fifth, hn::Set(d, 16)));
+  }
+  const auto table = hn::Load(d, kBlockElementTable<kCode>.bits.data());
+  const auto elements = hn::TableLookupLanes(table, hn::IndicesFromVec(d, codes));
+  hn::StoreU(hn::BitCast(d8, elements), d8, to);
+}
+
+// One row to bytes at `to`.
+template <RowCode kCode>
+HWY_INLINE void DecodeRowBF16(const uint8_t* from, int dim, uint8_t* HWY_RESTRICT to) {
+  const Bytes64 d;
+  if constexpr (kCode == RowCode::kBF16) {
+    const int bytes = 2 * dim;
+    int i = 0;
+    for (; i + 64 <= bytes; i += 64) {
+      hn::StoreU(hn::LoadU(d, from + i), d, to + i);
+    }
+    const hn::CappedTag<uint8_t, 16> d16;
+    for (; i < bytes; i += 16) {
+      hn::StoreU(hn::LoadU(d16, from + i), d16, to + i);
+    }
+  } else if constexpr (kCode == RowCode::kQ8_0) {
+    constexpr int kBytes = static_cast<int>(BlockBytes(KvFormat::kQ8_0));
+    const hn::Half<Bytes64> half;
+    int i = 0;
+    for (; i + 64 <= dim; i += 64, from += 2 * kBytes) {
+      const auto first = hn::LoadU(half, from + kBlockHeader<kCode>);
+      const auto second = hn::LoadU(half, from + kBytes + kBlockHeader<kCode>);
+      DecodeBytes<RowCode::kI8>(hn::Combine(d, second, first), to + 2 * i);
+    }
+    if (i < dim) {
+      alignas(64) uint8_t last[2 * 64];
+      const auto first = hn::LoadU(half, from + kBlockHeader<kCode>);
+      DecodeBytes<RowCode::kI8>(hn::ZeroExtendVector(d, first), last);
+      std::memcpy(to + 2 * i, last, 64);
+    }
+  } else if constexpr (IsBlocks(kCode)) {
+    constexpr int kBytes = static_cast<int>(
+        BlockBytes(static_cast<KvFormat>(static_cast<int>(kCode) -
+                                         static_cast<int>(RowCode::kQ8_0) + 1)));
+    for (int i = 0; i < dim; i += kBlockElements, from += kBytes) {
+      DecodeBlock<kCode>(from, to + 2 * i);
+    }
+  } else {
+    int i = 0;
+    for (; i + 64 <= dim; i += 64) {
+      DecodeBytes<kCode>(hn::LoadU(d, from + i), to + 2 * i);
+    }
+    if (i < dim) {
+      const auto rest = static_cast<size_t>(dim - i);
+      alignas(64) uint8_t last[2 * 64] = {};
+      std::memcpy(last, from + i, rest);
+      DecodeBytes<kCode>(hn::Load(d, last), last);
+      std::memcpy(to + 2 * i, last, 2 * rest);
+    }
+  }
+}
+
+// Group of 16 rows -> bf16 in to[16][stride operands].
+template <RowCode kCode>
+void DecodeBF16(const KvPages& kv, const KvRows& rows, int stride, uint32_t* HWY_RESTRICT to) {
+  for (int row = 0; row < kGroupKeys; ++row, to += stride) {
+    DecodeRowBF16<kCode>(rows.row[row], kv.dim, reinterpret_cast<uint8_t*>(to));
+  }
+}
+
+using DecodeToBF16 = void (*)(const KvPages& kv, const KvRows& rows, int stride, uint32_t* to);
+// Pre: ExactInBF16(code).
+inline DecodeToBF16 FindDecoder(BF16Math, RowCode code) {
+  switch (code) {
+    case RowCode::kE4M3:
+      return &DecodeBF16<RowCode::kE4M3>;
+    case RowCode::kE5M2:
+      return &DecodeBF16<RowCode::kE5M2>;
+    case RowCode::kI8:
+      return &DecodeBF16<RowCode::kI8>;
+    case RowCode::kQ8_0:
+      return &DecodeBF16<RowCode::kQ8_0>;
+    case RowCode::kQ4_0:
+      return &DecodeBF16<RowCode::kQ4_0>;
+    case RowCode::kQ5_0:
+      return &DecodeBF16<RowCode::kQ5_0>;
+    case RowCode::kIQ4NL:
+      return &DecodeBF16<RowCode::kIQ4NL>;
+    default:
+      HWY_DASSERT(code == RowCode::kBF16);
+      return &DecodeBF16<RowCode::kBF16>;
+  }
+}
+
+}  // namespace riffle::attention::HWY_NAMESPACE
+HWY_AFTER_NAMESPACE();
+
+#endif  // native bf16 dot products
+
+#endif  // per-target include guard

@@ -1,0 +1,123 @@
+// Keys, or values, as operands of the kernels: where they lie, or decoded. Included once per SIMD
+// target.
+#if defined(RIFFLE_ATTENTION_KV_SOURCE_INL_H_) == defined(HWY_TARGET_TOGGLE)
+#ifdef RIFFLE_ATTENTION_KV_SOURCE_INL_H_
+#undef RIFFLE_ATTENTION_KV_SOURCE_INL_H_
+#else
+#define RIFFLE_ATTENTION_KV_SOURCE_INL_H_
+#endif
+
+#include <hwy/highway.h>
+
+#include <cstdint>
+
+#include "attention/decode_bf16-inl.h"
+#include "attention/decode_f32-inl.h"
+#include "attention/dot-inl.h"
+#include "attention/kv_rows.h"
+#include "attention/pack_values-inl.h"
+#include "attention/scales-inl.h"
+
+HWY_BEFORE_NAMESPACE();
+namespace riffle::attention::HWY_NAMESPACE {
+
+// Whether kernels of `Math` read rows of this code where they lie.
+constexpr bool InPlace(F32Math, RowCode code) { return code == RowCode::kF32; }
+#if HWY_NATIVE_DOT_BF16 && HWY_ARCH_X86
+constexpr bool InPlace(BF16Math, RowCode code) { return code == RowCode::kBF16; }
+#endif
+
+// 16 rows of a KV head of a sequence, from position `begin` on; those outside `seen` are zeros.
+struct RowsAt {
+  int seq;
+  int head;
+  int begin;
+  KeyRange seen;
+};
+
+// `Math` of f32 multiplies elements by their scales as it decodes them; that of bf16 leaves them
+// exact, and their scales multiply scores and probabilities.
+template <class Math>
+class KvSource {
+  using Word = typename Math::Word;
+  static constexpr bool kScalesApart = Math::kPerOperand == 2;
+
+ public:
+  // `scales` has room for ScaleFloats(kv).
+  KvSource(const AttentionArgs& args, const KvPages& kv, float* scales)
+      : args_(args), kv_(kv), decode_(FindDecoder(Math(), kv.code)), scales_(scales) {}
+
+  static int64_t ScaleFloats(const KvPages& kv) {
+    return int64_t{kv.groups} * (HasOffsets(kv.code) ? 2 : 1) * kBlock;
+  }
+
+  // Scales of a row that multiply its scores or probabilities; 0: none do.
+  int groups() const { return kScalesApart ? kv_.groups : 0; }
+  int group() const { return kv_.group; }
+  bool in_place() const { return InPlace(Math(), kv_.code); }
+  RowCode code() const { return kv_.code; }
+  // Whether an operand may be NaN or infinite.
+  bool HasNonFiniteOperands() const { return !kScalesApart || HasNonFinite(kv_.code); }
+
+  // Scale g of the block's keys, once FindScales has found it.
+  const float* Scales(int g) const { return scales_ + g * kBlock; }
+
+  // Those of group `group` of a block, where groups() > 0.
+  void FindScales(const RowsAt& at, int group) const {
+    if (groups() > 0) {
+      LoadScales(kv_, Find(kv_.scales, at), kBlock, scales_ + group * kGroupKeys);
+    }
+  }
+
+  KvRows Rows(const RowsAt& at) const { return Find(kv_, at); }
+
+  // Rows that kernels can read: in place, or decoded into room[16][stride].
+  KvRows Readable(const RowsAt& at, int stride, Word* room) const {
+    if (in_place()) {
+      return Rows(at);
+    }
+    Decode(at, stride, room);
+    KvRows rows;
+    for (int i = 0; i < kGroupKeys; ++i) {
+      rows.row[i] = reinterpret_cast<const uint8_t*>(room + i * stride);
+    }
+    return rows;
+  }
+
+  // -> to[16][stride], in order along a row.
+  void Decode(const RowsAt& at, int stride, Word* to) const {
+    if constexpr (kScalesApart) {
+      decode_(kv_, Rows(at), stride, to);
+    } else {
+      if (kv_.groups > 0) {
+        LoadScales(kv_, Find(kv_.scales, at), kGroupKeys, scales_);
+      }
+      decode_(kv_, Rows(at), scales_, stride, to);
+    }
+  }
+
+  // -> to[16 / kPerOperand][stride], in order along a column: operands of the value product. `room`
+  // holds 16 rows.
+  void PackColumns(const RowsAt& at, int stride, Word* room, Word* to) const {
+    if constexpr (kScalesApart) {
+      InterleaveRows(Readable(at, kv_.dim / Math::kPerOperand, room), kv_.dim, stride, to);
+    } else {
+      Decode(at, stride, to);
+    }
+  }
+
+ private:
+  KvRows Find(const KvBytes& bytes, const RowsAt& at) const {
+    return FindRows(args_, bytes, at.seq, at.head, at.begin, at.seen);
+  }
+
+  const AttentionArgs& args_;
+  const KvPages& kv_;
+  const decltype(FindDecoder(Math(), RowCode::kF32)) decode_;
+  float* const scales_;
+};
+
+}  // namespace riffle::attention::HWY_NAMESPACE
+HWY_AFTER_NAMESPACE();
+
+#endif  // per-target include guard

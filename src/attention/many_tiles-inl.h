@@ -1,0 +1,105 @@
+// The rows of a work item in many tiles: a block of keys and values is packed once and serves all
+// of them. Included once per SIMD target.
+#if defined(RIFFLE_ATTENTION_MANY_TILES_INL_H_) == defined(HWY_TARGET_TOGGLE)
+#ifdef RIFFLE_ATTENTION_MANY_TILES_INL_H_
+#undef RIFFLE_ATTENTION_MANY_TILES_INL_H_
+#else
+#define RIFFLE_ATTENTION_MANY_TILES_INL_H_
+#endif
+
+#include <hwy/highway.h>
+
+#include <algorithm>
+
+#include "attention/work_item_context-inl.h"
+
+HWY_BEFORE_NAMESPACE();
+namespace riffle::attention::HWY_NAMESPACE {
+
+template <class Math>
+class ManyTiles {
+ public:
+  explicit ManyTiles(const WorkItemContext<Math>& context) : context_(context) {}
+
+  // A block of keys of a KV head against all tiles.
+  void RunBlock(int head, int key0, const TileCursor& ahead) {
+    const auto& c = context_;
+    for (int group = 0; group < kGroups; ++group) {
+      // All before the block: spread over the tiles they gained nothing.
+      ahead.Prefetch(group);
+      ahead.Prefetch(kGroups + group);
+      const RowsAt rows = c.Group(head, key0, group, c.seen);
+      c.keys.FindScales(rows, group);
+      c.values.FindScales(rows, group);
+      c.keys.Decode(rows, c.key_stride, c.at.keys + group * kGroupKeys * c.key_stride);
+    }
+    c.PackValues(head, key0, 0, kGroups, c.seen, c.at.values);
+    c.queries.ForEachTile([&](const Tile& tile) { RunTile(c.Meet(head, key0, tile), tile); });
+  }
+
+ private:
+  void RunTile(const TileBlock& block, const Tile& tile) {
+    if (block.begin >= block.end) {
+      return;
+    }
+    const auto& c = context_;
+    Score(block, tile);
+    const float* correction = c.Softmax(block, tile) ? c.at.correction : nullptr;
+    auto* v = c.at.values + block.begin / Math::kPerOperand * c.value_stride;
+    ValueProduct<Math> product = c.Product(block, tile, v);
+    product.correction = correction;
+    const bool row_by_row = block.partial && c.values.HasNonFiniteOperands() &&
+                            AnyNonFinite(Math(), v, product.steps * c.value_stride);
+    const auto add = [&](int begin_column, int end_column) HWY_ATTR {
+      product.begin_column = begin_column;
+      product.end_column = end_column;
+      if (row_by_row) {
+        c.AddRowByRow(block, block.begin, block.end, tile, product, v);
+      } else {
+        AddValues(product, tile.rows, block.key0 + block.begin, c.at.first + tile.row,
+                  c.at.last + tile.row);
+      }
+    };
+    c.softmax.ForColumnGroups(tile.lanes, block.begin, block.end, c.shape.columns, add);
+  }
+
+  void Score(const TileBlock& block, const Tile& tile) {
+    const auto& c = context_;
+    const int operands = c.args.keys.dim / Math::kPerOperand;
+    if (c.keys.groups() < 2) {
+      ScoreGroups(block, tile, 0, operands, c.at.scores);
+      return;
+    }
+    const int step = c.keys.group() / Math::kPerOperand;
+    for (int g = 0; g < c.keys.groups(); ++g) {
+      ScoreGroups(block, tile, g * step, (g + 1) * step, c.at.parts);
+      WithLanes(tile.lanes, [&](auto df) HWY_ATTR {
+        AddScaledScores(df, tile.lanes, block.begin, block.end, c.keys.Scales(g), g == 0,
+                        c.at.parts, c.at.scores);
+        return true;
+      });
+    }
+  }
+
+  // Scores of a row's operands [begin, end).
+  void ScoreGroups(const TileBlock& block, const Tile& tile, int begin, int end, float* scores) {
+    const auto& c = context_;
+    for (int key = block.begin; key < block.end; key += kGroupKeys) {
+      const int group0 = block.key0 + key;
+      // The kernels of a last tile of up to 16 lanes prefetch: here a row of zeros.
+      Scores16<Math>(c.queries.Packed(block.head, tile), tile.lanes,
+                     {c.at.keys + key * c.key_stride, c.key_stride, begin, end},
+                     {std::max(0, tile.any.begin - group0),
+                      std::min(kGroupKeys, tile.any.end - group0)},
+                     scores + key * tile.lanes, {no_rows_.row, 0});
+    }
+  }
+
+  const WorkItemContext<Math>& context_;
+  const KvRows no_rows_ = NoRows();
+};
+
+}  // namespace riffle::attention::HWY_NAMESPACE
+HWY_AFTER_NAMESPACE();
+
+#endif  // per-target include guard

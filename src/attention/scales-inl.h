@@ -1,0 +1,90 @@
+// Scales of keys and values. Included once per SIMD target.
+#if defined(RIFFLE_ATTENTION_SCALES_INL_H_) == defined(HWY_TARGET_TOGGLE)
+#ifdef RIFFLE_ATTENTION_SCALES_INL_H_
+#undef RIFFLE_ATTENTION_SCALES_INL_H_
+#else
+#define RIFFLE_ATTENTION_SCALES_INL_H_
+#endif
+
+#include <hwy/highway.h>
+
+#include <cstdint>
+#include <cstring>
+
+#include "attention/dot-inl.h"
+#include "attention/kv_rows.h"
+#include "core/load-inl.h"
+
+HWY_BEFORE_NAMESPACE();
+namespace riffle::attention::HWY_NAMESPACE {
+namespace hn = hwy::HWY_NAMESPACE;
+using core::HWY_NAMESPACE::FromF16;
+
+// The scale at rows.row[i] + offset, for each of 16 rows. Any address.
+template <typename T>
+HWY_INLINE void GatherRows(const KvRows& rows, int64_t offset, T* HWY_RESTRICT to) {
+  for (int i = 0; i < kGroupKeys; ++i) {
+    std::memcpy(to + i, rows.row[i] + offset, sizeof(T));
+  }
+}
+
+// The bits of 2^(code - 127): the smallest is subnormal, the code 255 is NaN.
+HWY_INLINE uint32_t E8M0Bits(uint8_t code) {
+  return code == 0 ? 0x00400000u : code == 255 ? 0x7fc00000u : uint32_t{code} << 23;
+}
+
+// to[i] = the number of `dtype` at rows.row[i] + offset, as f32.
+HWY_INLINE void LoadNumbers(DType dtype, const KvRows& rows, int64_t offset,
+                            float* HWY_RESTRICT to) {
+  const FloatTag<16> df;
+  constexpr int kN = static_cast<int>(hn::MaxLanes(df));
+  alignas(64) uint16_t halves[kGroupKeys];
+  if (dtype == DType::kF32) {
+    GatherRows(rows, offset, to);
+  } else if (dtype == DType::kE8M0) {
+    for (int i = 0; i < kGroupKeys; ++i) {
+      const uint32_t bits = E8M0Bits(rows.row[i][offset]);
+      std::memcpy(to + i, &bits, sizeof(bits));
+    }
+  } else if (dtype == DType::kBF16) {
+    GatherRows(rows, offset, halves);
+    const hn::Rebind<uint16_t, decltype(df)> dh;
+    const hn::RebindToUnsigned<decltype(df)> du;
+    for (int i = 0; i < kGroupKeys; i += kN) {
+      const auto bits = hn::ShiftLeft<16>(hn::PromoteTo(du, hn::Load(dh, halves + i)));
+      hn::Store(hn::BitCast(df, bits), df, to + i);
+    }
+  } else {
+    GatherRows(rows, offset, halves);
+    const hn::Rebind<uint16_t, decltype(df)> dh;
+    const hn::Rebind<hwy::float16_t, decltype(df)> df16;
+    for (int i = 0; i < kGroupKeys; i += kN) {
+      hn::Store(FromF16(df, hn::BitCast(df16, hn::Load(dh, halves + i))), df, to + i);
+    }
+  }
+}
+
+// to[g * stride + i] = scale g of row i, divided by its divisor, for all groups of a row; then, of
+// block formats that have them, the offsets likewise. `rows` are those of the scales.
+HWY_INLINE void LoadScales(const KvPages& kv, const KvRows& rows, int stride,
+                           float* HWY_RESTRICT to) {
+  const FloatTag<16> df;
+  constexpr int kN = static_cast<int>(hn::MaxLanes(df));
+  for (int g = 0; g < kv.groups; ++g, to += stride) {
+    LoadNumbers(kv.scale_dtype, rows, g * kv.scale_group_stride, to);
+    if (kv.scale_divisor != 1.0f) {
+      const auto divisor = hn::Set(df, kv.scale_divisor);
+      for (int i = 0; i < kGroupKeys; i += kN) {
+        hn::Store(hn::Div(hn::Load(df, to + i), divisor), df, to + i);
+      }
+    }
+  }
+  for (int g = 0; HasOffsets(kv.code) && g < kv.groups; ++g, to += stride) {
+    LoadNumbers(kv.scale_dtype, rows, g * kv.scale_group_stride + 2, to);
+  }
+}
+
+}  // namespace riffle::attention::HWY_NAMESPACE
+HWY_AFTER_NAMESPACE();
+
+#endif  // per-target include guard

@@ -1,0 +1,258 @@
+// The rows of a work item in one tile of up to 16 lanes, as decode has them: keys and values are
+// used at once, where they lie or as they are decoded, and the next blocks are prefetched while
+// kernels run. Included once per SIMD target.
+#if defined(RIFFLE_ATTENTION_SINGLE_TILE_INL_H_) == defined(HWY_TARGET_TOGGLE)
+#ifdef RIFFLE_ATTENTION_SINGLE_TILE_INL_H_
+#undef RIFFLE_ATTENTION_SINGLE_TILE_INL_H_
+#else
+#define RIFFLE_ATTENTION_SINGLE_TILE_INL_H_
+#endif
+
+#include <hwy/highway.h>
+
+#include <algorithm>
+
+#include "attention/small_m-inl.h"
+#include "attention/work_item_context-inl.h"
+
+HWY_BEFORE_NAMESPACE();
+namespace riffle::attention::HWY_NAMESPACE {
+
+template <class Math>
+class SingleTile {
+  using Word = typename Math::Word;
+  using Context = WorkItemContext<Math>;
+
+ public:
+  explicit SingleTile(const Context& context)
+      : context_(context),
+        operands_(context.args.keys.dim / Math::kPerOperand),
+        key_step_(AheadStep(context.args.keys, 16 * Math::kPerOperand)),
+        value_step_(AheadStep(context.args.values, 16 * Math::kPerOperand)) {}
+
+  // Whether a work item of this shape is run here.
+  static bool Takes(const WorkItemShape& shape) { return shape.lanes <= 16; }
+
+  // A block of keys of a KV head. `ahead` is the block that is prefetched.
+  void RunBlock(int head, int key0, const TileCursor& ahead) {
+    const Context& c = context_;
+    ahead.Find(&ahead_);
+    c.queries.ForEachTile([&](const Tile& tile) {  // the only one
+      const TileBlock block = c.Meet(head, key0, tile);
+      if (block.begin < block.end) {
+        Run(block, tile);
+      }
+    });
+  }
+
+ private:
+  void Run(const TileBlock& block, const Tile& tile) {
+    const Context& c = context_;
+    Score(block, tile);
+    if (c.Softmax(block, tile)) {
+      for (int row = 0; row < tile.rows; ++row) {
+        if (c.at.correction[row] != 1.0f) {
+          Scale(c.at.correction[row], c.shape.columns, c.Sums(block, tile) + row * c.shape.columns);
+        }
+      }
+    }
+    for (int group = 0; group < kGroups; ++group) {
+      if (group * kGroupKeys < block.begin || group * kGroupKeys >= block.end) {
+        // No kernel runs beside it.
+        PrefetchRows(ahead_.keys[group], c.args.keys.row_bytes);
+        PrefetchRows(ahead_.values[group], c.args.values.row_bytes);
+      }
+    }
+    if constexpr (Math::kDirect) {
+      // Rows of one query see the same keys, so no value needs to be looked at.
+      if (c.args.values.dim == c.shape.columns &&
+          (!block.partial || c.item->query_end - c.item->query_begin == 1)) {
+        this->AddInPlace(block, tile);
+        return;
+      }
+    }
+    AddPacked(block, tile);
+  }
+
+  RowsAt Group(const TileBlock& block, int group) const {
+    return context_.Group(block.head, block.key0, group, context_.seen);
+  }
+
+  // Keys pass through two groups at a time: 32 rows keep eight vectors of four lanes busy and leave
+  // room in L1. Decoded keys of values that lie in them are kept for these.
+  static constexpr int kGroupsAtOnce = 2;
+  static constexpr bool kKeepsKeys = Math::kPerOperand == 2;  // whose scales are apart
+  int KeyPlace(int group) const {
+    return kKeepsKeys && context_.args.values_in_keys ? group : group % kGroupsAtOnce;
+  }
+
+  void Score(const TileBlock& block, const Tile& tile) {
+    const Context& c = context_;
+    const int end = block.end / kGroupKeys;
+    for (int group = block.begin / kGroupKeys; group < end;) {
+      const int count = std::min(kGroupsAtOnce - group % kGroupsAtOnce, end - group);
+      KvRows rows[kGroupsAtOnce];
+      for (int i = 0; i < count; ++i) {
+        const RowsAt at = Group(block, group + i);
+        c.keys.FindScales(at, group + i);
+        c.values.FindScales(at, group + i);
+        Word* room = c.at.keys + KeyPlace(group + i) * kGroupKeys * c.key_stride;
+        if constexpr (Math::kDirect) {
+          rows[i] = c.keys.Readable(at, c.key_stride, room);
+        } else {
+          c.keys.Decode(at, c.key_stride, room);
+        }
+      }
+      ScoreGroups(block, tile, group, count, rows);
+      group += count;
+    }
+  }
+
+  void ScoreGroups(const TileBlock& block, const Tile& tile, int group, int count,
+                   const KvRows* rows) {
+    const Context& c = context_;
+    const int at = group * kGroupKeys * tile.lanes;
+    if (c.keys.groups() < 2) {
+      ScoreOperands(block, tile, group, count, rows, 0, operands_, c.at.scores + at);
+      return;
+    }
+    const int step = c.keys.group() / Math::kPerOperand;
+    for (int g = 0; g < c.keys.groups(); ++g) {
+      ScoreOperands(block, tile, group, count, rows, g * step, (g + 1) * step, c.at.parts + at);
+      WithLanes(tile.lanes, [&](auto df) HWY_ATTR {
+        AddScaledScores(df, tile.lanes, group * kGroupKeys, (group + count) * kGroupKeys,
+                        c.keys.Scales(g), g == 0, c.at.parts, c.at.scores);
+        return true;
+      });
+    }
+  }
+
+  // Scores of the operands [begin, end) of the rows of `count` groups.
+  void ScoreOperands(const TileBlock& block, const Tile& tile, int group, int count,
+                     [[maybe_unused]] const KvRows* rows, int begin, int end, float* scores) {
+    const Context& c = context_;
+    const Word* q = c.queries.Packed(block.head, tile);
+    if constexpr (Math::kDirect) {
+      DirectScores<Math>(q, tile.lanes, {rows[0].row, begin, end}, count * kGroupKeys, scores,
+                         {ahead_.keys[group].row, key_step_});
+    } else {
+      for (int i = 0; i < count; ++i) {
+        const Word* keys = c.at.keys + KeyPlace(group + i) * kGroupKeys * c.key_stride;
+        Scores16<Math>(q, tile.lanes, {keys, c.key_stride, begin, end}, {0, kGroupKeys},
+                       scores + i * kGroupKeys * tile.lanes,
+                       {ahead_.keys[group + i].row, key_step_});
+      }
+    }
+  }
+
+#if HWY_CAP_GE512
+  // Values are read where they lie, or where they have been decoded to.
+  void AddInPlace(const TileBlock& block, const Tile& tile) {
+    const Context& c = context_;
+    KvRows rows[kGroups];
+    const int words = c.shape.columns / Math::kPerOperand;
+    for (int group = block.begin / kGroupKeys; group < block.end / kGroupKeys; ++group) {
+      rows[group] = ReadableValues(Group(block, group), group, words);
+    }
+    DirectValues values = {.rows = rows[0].row + block.begin,
+                           .keys = block.end - block.begin,
+                           .fresh = block.fresh,
+                           .columns = c.shape.columns,
+                           .begin_column = 0,
+                           .end_column = 0,
+                           .ahead = {ahead_.values[0].row + block.begin,
+                                     AheadStep(c.args.values, 32)}};
+    const auto add = [&](int begin_column, int end_column) HWY_ATTR {
+      values.begin_column = begin_column;
+      values.end_column = end_column;
+      AddDirect(c.at.p + block.begin / Math::kPerOperand * tile.lanes, tile, values,
+                c.Sums(block, tile));
+    };
+    c.softmax.ForColumnGroups(tile.lanes, block.begin, block.end, c.shape.columns, add);
+  }
+
+  KvRows ReadableValues(const RowsAt& at, int group, int words) const {
+    const Context& c = context_;
+    if constexpr (Math::kPerOperand == 1) {
+      if (c.values.code() <= RowCode::kBF16) {  // converted as they are loaded
+        return c.values.Rows(at);
+      }
+    } else if (c.args.values_in_keys && !c.values.in_place()) {
+      return DecodedWithKeys(group);
+    }
+    return c.values.Readable(at, words, c.at.values + group * kGroupKeys * words);
+  }
+
+  // Values that lie in keys, which have just been decoded without their scales.
+  KvRows DecodedWithKeys(int group) const {
+    const Context& c = context_;
+    const auto offset = static_cast<size_t>(c.args.values.data - c.args.keys.data);
+    const size_t element = offset * static_cast<size_t>(c.args.keys.dim) / c.args.keys.row_bytes;
+    KvRows rows;
+    for (int i = 0; i < kGroupKeys; ++i) {
+      rows.row[i] = reinterpret_cast<const uint8_t*>(
+                        c.at.keys + (KeyPlace(group) * kGroupKeys + i) * c.key_stride) +
+                    2 * element;
+    }
+    return rows;
+  }
+
+  void AddDirect(const Word* p, const Tile& tile, const DirectValues& values, float* sums) const {
+    if constexpr (Math::kPerOperand == 1) {
+      if (context_.values.code() == RowCode::kF16) {
+        return AddDirectValues<Math, RowCode::kF16>(p, tile.lanes, tile.rows, values, sums);
+      }
+      if (context_.values.code() == RowCode::kBF16) {
+        return AddDirectValues<Math, RowCode::kBF16>(p, tile.lanes, tile.rows, values, sums);
+      }
+      AddDirectValues<Math, RowCode::kF32>(p, tile.lanes, tile.rows, values, sums);
+    } else {
+      AddDirectValues<Math, RowCode::kBF16>(p, tile.lanes, tile.rows, values, sums);
+    }
+  }
+#endif
+
+  // Values are packed a group at a time, used and forgotten.
+  void AddPacked(const TileBlock& block, const Tile& tile) {
+    const Context& c = context_;
+    Word* v = c.at.values;
+    ValueProduct<Math> product = c.Product(block, tile, v);
+    product.steps = Context::kGroupSteps;
+    for (int begin = block.begin; begin < block.end; begin += kGroupKeys) {
+      const int group = begin / kGroupKeys;
+      const int end = begin + kGroupKeys;
+      c.PackValues(block.head, block.key0, group, group + 1, c.seen, v);
+      const bool row_by_row = block.partial && c.values.HasNonFiniteOperands() &&
+                              AnyNonFinite(Math(), v, Context::kGroupSteps * c.value_stride);
+      const auto add = [&](int begin_column, int end_column) HWY_ATTR {
+        product.begin_column = begin_column;
+        product.end_column = end_column;
+        if (row_by_row) {
+          c.AddRowByRow(block, begin, end, tile, product, v);
+        } else {
+          AddValuesAhead(product, tile.rows, {ahead_.values[group].row, value_step_});
+        }
+      };
+      c.softmax.ForColumnGroups(tile.lanes, begin, end, c.shape.columns, add);
+      product.p += Context::kGroupSteps * tile.lanes;
+      product.fresh = false;
+    }
+  }
+
+  // Bytes in memory of `elements` elements of a row.
+  static int AheadStep(const KvPages& kv, int elements) {
+    return static_cast<int>(static_cast<size_t>(elements) * kv.row_bytes /
+                            static_cast<size_t>(kv.dim));
+  }
+
+  const Context& context_;
+  const int operands_;
+  const int key_step_;
+  const int value_step_;
+  TileRows ahead_;  // what is prefetched
+};
+
+}  // namespace riffle::attention::HWY_NAMESPACE
+HWY_AFTER_NAMESPACE();
+
+#endif  // per-target include guard

@@ -1,0 +1,143 @@
+// From the scores of a tile to its probabilities. Included once per SIMD target.
+#if defined(RIFFLE_ATTENTION_TILE_SOFTMAX_INL_H_) == defined(HWY_TARGET_TOGGLE)
+#ifdef RIFFLE_ATTENTION_TILE_SOFTMAX_INL_H_
+#undef RIFFLE_ATTENTION_TILE_SOFTMAX_INL_H_
+#else
+#define RIFFLE_ATTENTION_TILE_SOFTMAX_INL_H_
+#endif
+
+#include <hwy/highway.h>
+
+#include <cmath>
+#include <cstdint>
+
+#include "attention/kv_source-inl.h"
+#include "attention/query_tiles-inl.h"
+#include "attention/softmax-inl.h"
+#include "attention/weights-inl.h"
+#include "attention/work_item_scratch-inl.h"
+
+HWY_BEFORE_NAMESPACE();
+namespace riffle::attention::HWY_NAMESPACE {
+
+// f(tag) with the vector for tiles of `lanes` lanes.
+template <class F>
+HWY_INLINE auto WithLanes(int lanes, const F& f) {
+  return lanes == 4 ? f(FloatTag<4>()) : lanes == 8 ? f(FloatTag<8>()) : f(FloatTag<16>());
+}
+
+// Where a tile meets a block of keys of a KV head.
+struct TileBlock {
+  int head;  // of the work item
+  int key0;  // the block's first key
+  int begin, end;  // relative to it: the groups of 16 keys of which any row of the tile sees a key
+  bool partial;    // some row does not see some of these keys
+  bool fresh;      // these are the tile's first keys of the KV split
+};
+
+template <class Math>
+class TileSoftmax {
+ public:
+  TileSoftmax(const AttentionArgs& args, const WorkItemScratch<Math>& at,
+              const KvSource<Math>& keys, const KvSource<Math>& values)
+      : scale_(std::abs(args.scale)),
+        soft_cap_(args.soft_cap),
+        wide_logits_(NeedsWideLogits(args.scale, args.soft_cap)),
+        // After a soft cap scores are logits in units of log2 already.
+        factor_(args.soft_cap > 0 || args.scale == 0 || wide_logits_ ? 1.0f : scale_ * kLog2E),
+        at_(at),
+        keys_(keys),
+        values_(values) {}
+
+  // Scores become probabilities, or weights that ForColumnGroups scales; the states take them up.
+  // Whether any correction is not 1.
+  bool Run(const TileBlock& block, const Tile& tile, const TileState& states) const {
+    return WithLanes(tile.lanes, [&](auto df) HWY_ATTR {
+      MakeLogits(df, block, tile);
+      Mask(df, block, tile);
+      return MakeWeights(df, block, tile, states);
+    });
+  }
+
+  // f(begin, end) for ranges of columns that have the same probabilities, once p holds those of the
+  // keys [begin, end) of the block.
+  template <class F>
+  void ForColumnGroups(int lanes, int begin, int end, int columns, const F& f) const {
+    if (values_.groups() < 2) {
+      f(0, columns);
+      return;
+    }
+    for (int g = 0; g < values_.groups(); ++g) {
+      WithLanes(lanes, [&](auto df) HWY_ATTR {
+        ScaleKeptWeights<Math>(df, lanes, begin, end, at_.parts, at_.scores, values_.Scales(g),
+                               at_.p);
+        return true;
+      });
+      f(g * values_.group(), (g + 1) * values_.group());
+    }
+  }
+
+ private:
+  // q . k -> logits, but for the factor; several scales of a key have multiplied them already.
+  template <class DF>
+  HWY_INLINE void MakeLogits(DF df, const TileBlock& block, const Tile& tile) const {
+    if (keys_.groups() == 1) {
+      AddScaledScores(df, tile.lanes, block.begin, block.end, keys_.Scales(0), /*first=*/true,
+                      at_.scores, at_.scores);
+    }
+    if (wide_logits_) {
+      WideLogits((block.end - block.begin) * tile.lanes, scale_, soft_cap_,
+                 at_.scores + block.begin * tile.lanes);
+    } else if (soft_cap_ > 0) {
+      SoftCap(df, tile.lanes, block.begin, block.end, scale_, soft_cap_, at_.scores);
+    }
+  }
+
+  // What a row does not see becomes -inf, whatever its score is.
+  template <class DF>
+  HWY_INLINE void Mask(DF df, const TileBlock& block, const Tile& tile) const {
+    if (block.partial) {
+      MaskOutside(df, tile.lanes, block.begin, block.end, block.key0, at_.first + tile.row,
+                  at_.last + tile.row, at_.scores);
+    }
+  }
+
+  template <class DF>
+  HWY_INLINE bool MakeWeights(DF df, const TileBlock& block, const Tile& tile,
+                              const TileState& states) const {
+    const int groups = values_.groups();
+    if constexpr (Math::kPerOperand == 2) {  // whose scales are apart
+      if (groups > 1) {
+        return Weigh(df, block, tile, KeptWeights{at_.parts}, states);
+      }
+      if (groups == 1) {
+        return Weigh(df, block, tile, ScaledWeights<Math>{at_.p, values_.Scales(0)}, states);
+      }
+    }
+    return Weigh(df, block, tile, PlainWeights<Math>{at_.p}, states);
+  }
+
+  template <class DF, class To>
+  HWY_INLINE bool Weigh(DF df, const TileBlock& block, const Tile& tile, const To& to,
+                        const TileState& states) const {
+#if HWY_CAP_GE512
+    if constexpr (hn::MaxLanes(DF()) == 4) {
+      return SoftmaxOf4Rows(block.begin, block.end, factor_, at_.scores, to, states);
+    }
+#endif
+    return SoftmaxBlock(df, tile.lanes, block.begin, block.end, factor_, at_.scores, to, states);
+  }
+
+  const float scale_;
+  const float soft_cap_;
+  const bool wide_logits_;
+  const float factor_;
+  const WorkItemScratch<Math>& at_;
+  const KvSource<Math>& keys_;
+  const KvSource<Math>& values_;
+};
+
+}  // namespace riffle::attention::HWY_NAMESPACE
+HWY_AFTER_NAMESPACE();
+
+#endif  // per-target include guard

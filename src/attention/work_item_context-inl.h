@@ -1,0 +1,154 @@
+// What the two ways of running a work item share: its rows, their states, and how a tile's values
+// are added. Included once per SIMD target.
+#if defined(RIFFLE_ATTENTION_WORK_ITEM_CONTEXT_INL_H_) == defined(HWY_TARGET_TOGGLE)
+#ifdef RIFFLE_ATTENTION_WORK_ITEM_CONTEXT_INL_H_
+#undef RIFFLE_ATTENTION_WORK_ITEM_CONTEXT_INL_H_
+#else
+#define RIFFLE_ATTENTION_WORK_ITEM_CONTEXT_INL_H_
+#endif
+
+#include <hwy/highway.h>
+
+#include <algorithm>
+#include <cstdint>
+
+#include "attention/attention_kernels.h"
+#include "attention/kv_source-inl.h"
+#include "attention/query_tiles-inl.h"
+#include "attention/tile_softmax-inl.h"
+#include "attention/values-inl.h"
+#include "attention/work_item_scratch-inl.h"
+
+HWY_BEFORE_NAMESPACE();
+namespace riffle::attention::HWY_NAMESPACE {
+
+template <class Math>
+struct WorkItemContext {
+  using Word = typename Math::Word;
+  static constexpr int kGroupSteps = kGroupKeys / Math::kPerOperand;
+
+  WorkItemContext(const AttentionArgs& call, const Plan& plan, uint8_t* scratch)
+      : args(call),
+        key_stride(KeyStride<Math>(call.keys.dim)),
+        value_stride(ValueStride(PaddedDim(call.values.dim))),
+        at(Placed(call, plan, scratch)),
+        keys(args, args.keys, at.key_scales),
+        values(args, args.values, at.value_scales),
+        queries(args, at),
+        softmax(args, at, keys, values) {
+    shape.columns = PaddedDim(args.values.dim);
+    // Columns past head_dim stay 0.
+    std::fill_n(at.values, kBlock / Math::kPerOperand * value_stride, Word{0});
+  }
+  WorkItemContext(const WorkItemContext&) = delete;
+  WorkItemContext& operator=(const WorkItemContext&) = delete;
+
+  void Enter(const WorkItem& entered) {
+    item = &entered;
+    seen = WorkItemKeys(args, entered);
+    shape.heads = entered.head_end - entered.head_begin;
+    shape.rows = (entered.query_end - entered.query_begin) * args.shape.group;
+    shape.lanes = WorkItemLanes(shape.rows);
+    queries.Enter(entered, shape, seen);
+  }
+
+  // The rows of group `group` of a block; those outside of `range` are zeros.
+  RowsAt Group(int head, int key0, int group, const KeyRange& range) const {
+    return {item->seq, item->head_begin + head, key0 + group * kGroupKeys, range};
+  }
+
+  // Empty (begin >= end) if no row of the tile sees any key of the block.
+  TileBlock Meet(int head, int key0, const Tile& tile) const {
+    TileBlock block{};
+    block.head = head;
+    block.key0 = key0;
+    block.begin = std::max({tile.any.begin, seen.begin, key0}) / kGroupKeys * kGroupKeys - key0;
+    const int seen_end = std::min({tile.any.end, seen.end, key0 + kBlock});
+    block.end = (seen_end - key0 + kGroupKeys - 1) / kGroupKeys * kGroupKeys;
+    block.partial = tile.all.begin > key0 + block.begin || tile.all.end < key0 + block.end;
+    block.fresh =
+        key0 == std::max({tile.any.begin, seen.begin, split_begin}) / kBlock * kBlock;
+    return block;
+  }
+
+  // Scores -> probabilities and states; whether earlier sums are to be corrected.
+  bool Softmax(const TileBlock& block, const Tile& tile) const {
+    const int state = block.head * shape.lanes + tile.row;
+    const bool changed =
+        softmax.Run(block, tile, {at.span.max + state, at.span.weight + state, at.correction});
+    return changed && !block.fresh;
+  }
+
+  // The product of the block's probabilities with values packed from `v` on.
+  ValueProduct<Math> Product(const TileBlock& block, const Tile& tile, const Word* v) const {
+    return {.p = at.p + block.begin / Math::kPerOperand * tile.lanes,
+            .lanes = tile.lanes,
+            .v = v,
+            .stride = value_stride,
+            .steps = (block.end - block.begin) / Math::kPerOperand,
+            .sums = Sums(block, tile),
+            .columns = shape.columns,
+            .begin_column = 0,
+            .end_column = shape.columns,
+            .fresh = block.fresh,
+            .correction = nullptr};
+  }
+  float* Sums(const TileBlock& block, const Tile& tile) const {
+    return at.span.sums + (int64_t{block.head} * shape.rows + tile.row) * shape.columns;
+  }
+
+  // Groups [begin, end) of keys of a block to `to`, as operands of the value product.
+  void PackValues(int head, int key0, int begin, int end, const KeyRange& range, Word* to) const {
+    for (int group = begin; group < end; ++group, to += kGroupSteps * value_stride) {
+      values.PackColumns(Group(head, key0, group, range), value_stride, at.decoded, to);
+    }
+  }
+
+  // A key that some rows see and others do not has a NaN or an infinite value: 0 times it is not 0.
+  // Every row gets values of its own, in which what it does not see is 0. `v` is product.v.
+  void AddRowByRow(const TileBlock& block, int begin, int end, const Tile& tile,
+                   const ValueProduct<Math>& product, Word* v) const {
+    const int first_group = begin / kGroupKeys;
+    const int last_group = end / kGroupKeys;
+    for (int row = 0; row < tile.rows; ++row) {
+      const KeyRange range{std::max(at.first[tile.row + row], seen.begin),
+                           std::min(at.last[tile.row + row], seen.end)};
+      PackValues(block.head, block.key0, first_group, last_group, range, v);
+      ValueProduct<Math> of_row = product;
+      of_row.p += row;
+      of_row.sums += row * shape.columns;
+      of_row.correction += product.correction != nullptr ? row : 0;
+      AddValues(of_row, 1, block.key0 + begin, at.first + tile.row + row, at.last + tile.row + row);
+    }
+    // For the next tile, or the next columns.
+    PackValues(block.head, block.key0, first_group, last_group, seen, v);
+  }
+
+  const AttentionArgs& args;
+  const int key_stride;
+  const int value_stride;
+  const WorkItemScratch<Math> at;
+  const KvSource<Math> keys;
+  const KvSource<Math> values;
+  WorkItemQueries<Math> queries;
+  const TileSoftmax<Math> softmax;
+
+  // Of the work item in hand.
+  const WorkItem* item = nullptr;
+  KeyRange seen{0, 0};  // that any of its rows sees
+  WorkItemShape shape;
+  int split_begin = 0;  // the first key of the KV split in hand
+
+ private:
+  static WorkItemScratch<Math> Placed(const AttentionArgs& call, const Plan& plan,
+                                      uint8_t* scratch) {
+    WorkItemScratch<Math> placed;
+    placed.Place(call, plan, scratch);
+    return placed;
+  }
+};
+
+}  // namespace riffle::attention::HWY_NAMESPACE
+HWY_AFTER_NAMESPACE();
+
+#endif  // per-target include guard

@@ -1,0 +1,104 @@
+// A work item of attention: some queries of a sequence, some KV heads, some KV splits. Included once
+// per SIMD target.
+#if defined(RIFFLE_ATTENTION_WORK_ITEM_RUNNER_INL_H_) == defined(HWY_TARGET_TOGGLE)
+#ifdef RIFFLE_ATTENTION_WORK_ITEM_RUNNER_INL_H_
+#undef RIFFLE_ATTENTION_WORK_ITEM_RUNNER_INL_H_
+#else
+#define RIFFLE_ATTENTION_WORK_ITEM_RUNNER_INL_H_
+#endif
+
+#include <hwy/highway.h>
+
+#include <algorithm>
+
+#include "attention/many_tiles-inl.h"
+#include "attention/results-inl.h"
+#include "attention/single_tile-inl.h"
+#include "attention/work_item_context-inl.h"
+
+HWY_BEFORE_NAMESPACE();
+namespace riffle::attention::HWY_NAMESPACE {
+
+// Which of the two strategies runs a work item is decided once for it. Both give the same bits.
+template <class Math>
+class WorkItemRunner {
+ public:
+  WorkItemRunner(const AttentionArgs& args, const Plan& plan, uint8_t* scratch)
+      : context_(args, plan, scratch), single_tile_(context_), many_tiles_(context_) {}
+
+  void Run(const WorkItem& item, float* partial_states, TileCursor& ahead) {
+    context_.Enter(item);
+    if (SingleTile<Math>::Takes(context_.shape)) {
+      RunSplits(single_tile_, partial_states, ahead);
+    } else {
+      RunSplits(many_tiles_, partial_states, ahead);
+    }
+  }
+
+ private:
+  template <class Strategy>
+  void RunSplits(Strategy& strategy, float* partial_states, TileCursor& ahead) {
+    const WorkItem& item = *context_.item;
+    const WorkItemShape& shape = context_.shape;
+    const WorkItemScratch<Math>& at = context_.at;
+    float* slot = partial_states +
+                  PartialStateFloats(std::max<int64_t>(item.slot, 0), shape.columns);
+    const int64_t slot_floats =
+        PartialStateFloats(PartialStateRows(shape.heads, shape.rows), shape.columns);
+    // Merging one KV split into nothing would change no result.
+    const bool one_split = item.slot < 0 && item.span_end - item.span_begin == 1;
+    if (!one_split) {
+      at.total.Clear(shape);
+      std::fill_n(at.total.sums, int64_t{shape.heads} * shape.rows * shape.columns, 0.0f);
+    }
+    for (int split = item.span_begin; split < item.span_end; ++split) {
+      RunSplit(strategy, split, ahead);
+      if (one_split) {
+        WriteResults(at.span);
+        return;
+      }
+      if (item.merges) {
+        MergePartialState(shape, at.span, at.total);
+      } else {
+        StoreState(shape, at.span, slot);
+        slot += slot_floats;
+      }
+    }
+    if (item.slot < 0) {
+      WriteResults(at.total);
+    } else if (item.merges) {
+      StoreState(shape, at.total, slot);
+    }
+  }
+
+  template <class Strategy>
+  void RunSplit(Strategy& strategy, int split, TileCursor& ahead) {
+    context_.at.span.Clear(context_.shape);
+    context_.split_begin = split * kKvSplit;
+    const int begin = std::max(context_.seen.begin, split * kKvSplit) / kBlock * kBlock;
+    const int end = std::min(context_.seen.end, (split + 1) * kKvSplit);
+    for (int key0 = begin; key0 < end; key0 += kBlock) {
+      for (int head = 0; head < context_.shape.heads; ++head) {
+        strategy.RunBlock(head, key0, ahead);
+        ahead.Next();
+      }
+    }
+  }
+
+  void WriteResults(const WorkItemState& state) const {
+    const WorkItemQueries<Math>& queries = context_.queries;
+    context_.shape.ForEach([&](int head, int row, int lane, int64_t sums) {
+      WriteRow(context_.args, queries.Token(row), queries.Head(head, row), state.max[lane],
+               state.weight[lane], state.sums + sums);
+    });
+  }
+
+  WorkItemContext<Math> context_;
+  SingleTile<Math> single_tile_;
+  ManyTiles<Math> many_tiles_;
+};
+
+}  // namespace riffle::attention::HWY_NAMESPACE
+HWY_AFTER_NAMESPACE();
+
+#endif  // per-target include guard
