@@ -65,10 +65,10 @@ attention::KvPages PoolBytes(const PagedKv& kv) {
 
 // Whether every value is a part of its key, as MLA has it: the same rows of the same elements.
 bool InsideOf(const attention::KvPages& keys, const attention::KvPages& values) {
-  const auto offset = reinterpret_cast<uintptr_t>(values.data) -
-                      reinterpret_cast<uintptr_t>(keys.data);
-  const size_t unit = keys.row_bytes /
-                      static_cast<size_t>(keys.dim / (attention::IsBlocks(keys.code) ? 32 : 1));
+  const auto offset =
+      reinterpret_cast<uintptr_t>(values.data) - reinterpret_cast<uintptr_t>(keys.data);
+  const size_t unit =
+      keys.row_bytes / static_cast<size_t>(keys.dim / (attention::IsBlocks(keys.code) ? 32 : 1));
   return values.code == keys.code && values.page_stride == keys.page_stride &&
          values.token_stride == keys.token_stride && values.head_stride == keys.head_stride &&
          offset <= keys.row_bytes && values.row_bytes <= keys.row_bytes - offset &&
@@ -232,8 +232,8 @@ void PagedAttention(const HeadsView& q, const PagedKv& keys, const PagedKv& valu
     return;
   }
   core::Lease lease(options.pool);
-  auto* partial_states = reinterpret_cast<float*>(
-      lease.Shared(StateBytes(planned.batch.plan, values)));
+  auto* partial_states =
+      reinterpret_cast<float*>(lease.Shared(StateBytes(planned.batch.plan, values)));
   RunPlanned(MakeArgs(q, keys, values, planned.shape, planned.batch, out, options), planned.batch,
              partial_states, lease);
 } catch (...) {

@@ -154,14 +154,14 @@ class SingleTile {
     for (int group = block.begin / kGroupKeys; group < block.end / kGroupKeys; ++group) {
       rows[group] = ReadableValues(Group(block, group), group, words);
     }
-    DirectValues values = {.rows = rows[0].row + block.begin,
-                           .keys = block.end - block.begin,
-                           .fresh = block.fresh,
-                           .columns = c.shape.columns,
-                           .begin_column = 0,
-                           .end_column = 0,
-                           .ahead = {ahead_.values[0].row + block.begin,
-                                     AheadStep(c.args.values, 32)}};
+    DirectValues values = {
+        .rows = rows[0].row + block.begin,
+        .keys = block.end - block.begin,
+        .fresh = block.fresh,
+        .columns = c.shape.columns,
+        .begin_column = 0,
+        .end_column = 0,
+        .ahead = {ahead_.values[0].row + block.begin, AheadStep(c.args.values, 32)}};
     const auto add = [&](int begin_column, int end_column) HWY_ATTR {
       values.begin_column = begin_column;
       values.end_column = end_column;

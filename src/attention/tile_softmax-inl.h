@@ -28,8 +28,8 @@ HWY_INLINE auto WithLanes(int lanes, const F& f) {
 
 // Where a tile meets a block of keys of a KV head.
 struct TileBlock {
-  int head;  // of the work item
-  int key0;  // the block's first key
+  int head;        // of the work item
+  int key0;        // the block's first key
   int begin, end;  // relative to it: the groups of 16 keys of which any row of the tile sees a key
   bool partial;    // some row does not see some of these keys
   bool fresh;      // these are the tile's first keys of the KV split

@@ -66,8 +66,7 @@ struct WorkItemContext {
     const int seen_end = std::min({tile.any.end, seen.end, key0 + kBlock});
     block.end = (seen_end - key0 + kGroupKeys - 1) / kGroupKeys * kGroupKeys;
     block.partial = tile.all.begin > key0 + block.begin || tile.all.end < key0 + block.end;
-    block.fresh =
-        key0 == std::max({tile.any.begin, seen.begin, split_begin}) / kBlock * kBlock;
+    block.fresh = key0 == std::max({tile.any.begin, seen.begin, split_begin}) / kBlock * kBlock;
     return block;
   }
 
