@@ -172,7 +172,7 @@ def test_indices_have_no_derivative():
     (lambda x: riffle.jax.top_k(x, 1, axis=2), ValueError, "axis = 2"),
     (lambda x: riffle.jax.top_k(x, 1, axis=-3), ValueError, "axis = -3"),
     (lambda x: riffle.jax.top_k(x[0, 0], 1), ValueError, "axis = -1"),
-    (lambda x: riffle.jax.top_k([[1.0]], 1), TypeError, r"must be an array, not \[\[1.0\]\]"),
+    (lambda x: riffle.jax.top_k([[1.0]], 1), TypeError, "must be an array, not ..1.0..$"),
     (lambda x: jax.jit(riffle.jax.top_k)(x, 2), TypeError, "k must be an int"),
 ])
 def test_bad_top_k(call, error, text):
