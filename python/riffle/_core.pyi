@@ -60,7 +60,8 @@ def paged_attention(
     q: Array, keys: Array, values: Array, kv_lens: Array, page_table: Array, cu_q_lens: Array | None, layout: str,
     scale: float | None, causal: bool, window: int | None, soft_cap: float | None, sinks: Array | None,
     mask_value: float | None, out: Array | None, return_lse: bool, key_scales: float | Array | None,
-    value_scales: float | Array | None, window_right: int | None = None, /,
+    value_scales: float | Array | None, window_right: int | None = None, key_format: str | None = None,
+    value_format: str | None = None, /,
 ) -> Any: ...  # out, or (out, lse)
 def merge_states(outs: Sequence[Array], lses: Sequence[Array], /) -> tuple[Array, Array]: ...
 

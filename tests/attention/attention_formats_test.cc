@@ -342,7 +342,7 @@ TEST_F(Formats, EveryCodeOfABlockIsExact) {
           for (int i = 0; i < 1024; ++i) {
             const double expected = DecodeElement(coding, call.pool.Row(s, 0, 0), i);
             // The result is rounded to bf16, f32 holds it.
-            const double half_place = q_dtype == DType::kBF16 ? 0x1p-9 * std::abs(expected) : 0;
+            const double half_place = q_dtype == DType::kBF16 ? 0x1p-8 * std::abs(expected) : 0;
             ASSERT_LE(std::abs(call.Out(s, i) - expected), half_place)
                 << Name(coding.format) << " element " << i << " on " << target;
           }

@@ -112,9 +112,9 @@ def _direct(*args):
     return _attend(*args) if plain(*tensors) and in_cpu_memory(args[0]) else None
 
 
-def _fake(q, *args):
+def _fake(q, keys, values, *args):
     torch._check(q.dim() == 3, lambda: f"q has {q.dim()} axes; it must be [tokens, q_heads, head_dim]")
-    return q.new_empty(q.shape), q.new_empty(q.shape[:2], dtype=torch.float32)
+    return q.new_empty((*q.shape[:2], values.shape[-1])), q.new_empty(q.shape[:2], dtype=torch.float32)
 
 
 LIBRARY.define(
