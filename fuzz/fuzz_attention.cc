@@ -11,14 +11,28 @@
 #include "fuzz/bytes.h"
 #include "riffle/attention.h"
 #include "riffle/error.h"
+#include "testing/kv_codes.h"
 
 namespace {
 
 using riffle::DType;
+using riffle::KvFormat;
 using riffle::PagedKv;
 using riffle::fuzz::Bytes;
+using riffle::test::KvCoding;
+using riffle::test::Scaling;
 
 constexpr int kDim = 32;
+
+const KvCoding kCodings[] = {
+    {.dtype = DType::kF32},
+    {.dtype = DType::kF16},
+    {.dtype = DType::kE4M3},
+    {.dtype = DType::kE5M2, .scaling = Scaling::kRow, .scale_dtype = DType::kE8M0},
+    {.dtype = DType::kI8, .scaling = Scaling::kRow},
+    {.dtype = DType::kU8, .format = KvFormat::kQ8_0},
+    {.dtype = DType::kU8, .format = KvFormat::kQ4_1},
+    {.dtype = DType::kU8, .format = KvFormat::kQ5_0}};
 constexpr float kUntouched = -77.0f;
 
 void Expect(bool ok) {
@@ -31,6 +45,53 @@ float Noise(uint32_t i) {
   i = (i ^ (i >> 4)) * 0x27d4eb2du;
   return static_cast<float>(static_cast<int32_t>((i ^ (i >> 15)) & 0xffffu) - 0x8000) / 0x8000;
 }
+
+// The rows of keys or of values: coded, and what they stand for. Rows that FillPool leaves alone
+// are NaN.
+struct Pool {
+  KvCoding coding;
+  int dim = 0;
+  std::vector<uint8_t> rows;
+  std::vector<uint8_t> scales;
+  std::vector<double> content;  // [rows][dim]
+
+  int64_t RowUnits() const {
+    return coding.format == KvFormat::kPlain ? dim : dim / 32 * BlockBytes(coding.format);
+  }
+  void Reserve(size_t count) {
+    rows.assign(count * static_cast<size_t>(RowUnits()) * SizeOf(coding.dtype), 0xff);
+    if (coding.scaling == Scaling::kRow) {
+      scales.assign(count * SizeOf(coding.scale_dtype), 0xff);
+    }
+    content.assign(count * static_cast<size_t>(dim), std::numeric_limits<double>::quiet_NaN());
+  }
+
+  // Row `row`, of Noise from `seed` on.
+  void Put(size_t row, uint32_t seed) {
+    double x[2 * kDim];
+    for (int i = 0; i < dim; ++i)
+      x[i] = static_cast<double>(Noise(seed + static_cast<uint32_t>(i)));
+    uint8_t* at = rows.data() + row * static_cast<size_t>(RowUnits()) * SizeOf(coding.dtype);
+    double scale = 1;
+    if (coding.format != KvFormat::kPlain) {
+      for (int i = 0; i < dim; i += 32) {
+        riffle::test::EncodeBlock(coding.format, x + i, at + i / 32 * BlockBytes(coding.format));
+      }
+    } else {
+      if (coding.scaling == Scaling::kRow) {
+        scale = riffle::test::EncodeScale(coding.scale_dtype,
+                                          1 / riffle::test::LargestCode(coding.dtype),
+                                          scales.data() + row * SizeOf(coding.scale_dtype));
+      }
+      for (int i = 0; i < dim; ++i) {
+        riffle::test::EncodeElement(coding.dtype, x[i] / scale, at, i);
+      }
+    }
+    const auto decoded = riffle::test::DecodeRow(coding, at, dim, [scale](int) { return scale; });
+    std::copy(decoded.begin(), decoded.end(),
+              content.begin() + static_cast<std::ptrdiff_t>(row) * dim);
+  }
+};
 
 class Call {
  public:
@@ -47,7 +108,7 @@ class Call {
     for (size_t i = 0; i < n * kDim; ++i) {
       q_.push_back(4 * Noise(static_cast<uint32_t>(i) + 1000000));
     }
-    out_.assign(n * kDim, kUntouched);
+    out_.assign(n * static_cast<size_t>(values_.dim), kUntouched);
     lse_.assign(n, kUntouched);
   }
 
@@ -61,8 +122,8 @@ class Call {
     if (wide_) {
       batch = {cu, lens, table.data(), max_pages_, max_pages_};
     }
-    const riffle::AttentionOut out{out_.data(), int64_t{heads()} * kDim, kDim, lse_.data(),
-                                   heads()};
+    const riffle::AttentionOut out{out_.data(), int64_t{heads()} * values_.dim, values_.dim,
+                                   lse_.data(), heads()};
     bool accepted = true;
     try {
       if (planned_) {
@@ -125,22 +186,37 @@ class Call {
     if (bytes_.OneIn(50)) options_.window_right = bytes_.Take<int64_t>();
     wide_ = bytes_.OneIn(3);
     planned_ = bytes_.OneIn(3);
+    keys_.coding = bytes_.OneIn(2) ? kCodings[0] : kCodings[bytes_.Between(0, 7)];
+    values_.coding = bytes_.OneIn(2) ? kCodings[0] : kCodings[bytes_.Between(0, 7)];
+    keys_.dim = kDim;
+    values_.dim = bytes_.OneIn(4) ? 2 * kDim : kDim;
   }
 
-  PagedKv View(const std::vector<float>& data) const {
-    PagedKv kv{data.data(), DType::kF32, num_pages_, page_size_, kv_heads_, kDim};
-    kv.token_stride = layout_ == 1 ? int64_t{kv_heads_} * kDim : kDim;
-    kv.head_stride = layout_ == 0   ? int64_t{page_size_} * kDim
-                     : layout_ == 1 ? kDim
-                                    : int64_t{num_pages_} * page_size_ * kDim;
-    kv.page_stride = int64_t{page_size_} * kDim * (layout_ == 2 ? 1 : kv_heads_);
+  PagedKv View(const Pool& pool) const {
+    PagedKv kv{pool.rows.data(), pool.coding.dtype, num_pages_, page_size_, kv_heads_, pool.dim};
+    kv.format = pool.coding.format;
+    const int64_t unit = pool.RowUnits();
+    kv.token_stride = TokenRows() * unit;
+    kv.head_stride = HeadRows() * unit;
+    kv.page_stride = PageRows() * unit;
+    if (!pool.scales.empty()) {
+      kv.scales = {.data = pool.scales.data(),
+                   .dtype = pool.coding.scale_dtype,
+                   .page_stride = PageRows(),
+                   .token_stride = TokenRows(),
+                   .head_stride = HeadRows()};
+    }
     return kv;
   }
 
-  size_t Offset(int32_t page, int token, int head) const {
-    const PagedKv kv = View(keys_);
-    return static_cast<size_t>(page * kv.page_stride + token * kv.token_stride +
-                               head * kv.head_stride);
+  // In rows, from a token, a head or a page to the next.
+  int64_t TokenRows() const { return layout_ == 1 ? kv_heads_ : 1; }
+  int64_t HeadRows() const {
+    return layout_ == 0 ? page_size_ : layout_ == 1 ? 1 : int64_t{num_pages_} * page_size_;
+  }
+  int64_t PageRows() const { return int64_t{page_size_} * (layout_ == 2 ? 1 : kv_heads_); }
+  size_t Row(int32_t page, int token, int head) const {
+    return static_cast<size_t>(page * PageRows() + token * TokenRows() + head * HeadRows());
   }
 
   // The contract, in the caller's terms.
@@ -170,18 +246,16 @@ class Call {
   }
 
   void FillPool() {
-    const auto n = static_cast<size_t>(num_pages_) * page_size_ * kv_heads_ * kDim;
-    keys_.assign(n, std::numeric_limits<float>::quiet_NaN());
-    values_ = keys_;
+    const auto rows = static_cast<size_t>(num_pages_) * page_size_ * kv_heads_;
+    keys_.Reserve(rows);
+    values_.Reserve(rows);
     if (!Valid()) return;
     for (int b = 0; b < sequences(); ++b) {
       for (int j = 0; j < kv_lens_[static_cast<size_t>(b)]; ++j) {
         for (int h = 0; h < kv_heads_; ++h) {
-          const size_t at = Offset(Page(b, j / page_size_), j % page_size_, h);
-          for (size_t i = at; i < at + kDim; ++i) {
-            keys_[i] = Noise(static_cast<uint32_t>(i));
-            values_[i] = Noise(static_cast<uint32_t>(i) + 500000);
-          }
+          const size_t row = Row(Page(b, j / page_size_), j % page_size_, h);
+          keys_.Put(row, static_cast<uint32_t>(row) * 64);
+          values_.Put(row, static_cast<uint32_t>(row) * 64 + 500000);
         }
       }
     }
@@ -208,26 +282,29 @@ class Call {
     const int64_t begin =
         options_.window && *options_.window <= position ? position - *options_.window + 1 : 0;
     double weight = 0;
-    double value[kDim] = {};
+    const auto value_dim = static_cast<size_t>(values_.dim);
+    std::vector<double> value(value_dim);
     for (int64_t j = begin; j < end; ++j) {
-      const size_t at = Offset(Page(b, static_cast<int>(j / page_size_)),
-                               static_cast<int>(j % page_size_), head / group_);
+      const size_t at = Row(Page(b, static_cast<int>(j / page_size_)),
+                            static_cast<int>(j % page_size_), head / group_);
       double x = 0;
-      for (size_t i = 0; i < kDim; ++i) x += double{q_[row * kDim + i]} * keys_[at + i];
+      for (size_t i = 0; i < kDim; ++i) {
+        x += double{q_[row * kDim + i]} * keys_.content[at * kDim + i];
+      }
       x /= std::sqrt(double{kDim});
       if (options_.soft_cap) x = *options_.soft_cap * std::tanh(x / *options_.soft_cap);
       const double w = std::exp(x);  // |x| < 23
       weight += w;
-      for (size_t i = 0; i < kDim; ++i) value[i] += w * values_[at + i];
+      for (size_t i = 0; i < value_dim; ++i) value[i] += w * values_.content[at * value_dim + i];
     }
     if (weight == 0) {
       Expect(lse_[row] == -std::numeric_limits<float>::infinity());
-      for (size_t i = 0; i < kDim; ++i) Expect(out_[row * kDim + i] == 0);
+      for (size_t i = 0; i < value_dim; ++i) Expect(out_[row * value_dim + i] == 0);
       return;
     }
     Expect(std::abs(lse_[row] - std::log(weight)) < 1e-4);
-    for (size_t i = 0; i < kDim; ++i) {
-      Expect(std::abs(out_[row * kDim + i] - value[i] / weight) < 1e-4);
+    for (size_t i = 0; i < value_dim; ++i) {
+      Expect(std::abs(out_[row * value_dim + i] - value[i] / weight) < 1e-4);
     }
   }
 
@@ -238,7 +315,8 @@ class Call {
   bool planned_ = false;  // by an AttentionPlan
   int64_t tokens_ = 0;
   std::vector<int32_t> cu_q_lens_, kv_lens_, table_;
-  std::vector<float> keys_, values_, q_, out_, lse_;
+  Pool keys_, values_;
+  std::vector<float> q_, out_, lse_;
   riffle::AttentionOptions options_;
 };
 

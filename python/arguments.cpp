@@ -63,6 +63,9 @@ DType SelectionDType(const Array& x) {
       return DType::kI64;
     case Element::kU64:
       return DType::kU64;
+    case Element::kE4M3:
+    case Element::kE5M2:
+    case Element::kE8M0:
     case Element::kOther:
       break;
   }

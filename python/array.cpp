@@ -94,6 +94,17 @@ Element ElementOfDLPack(nb::dlpack::dtype dtype) {
     case nb::dlpack::dtype_code::Bool:
       return dtype.bits == 8 ? Element::kBool : Element::kOther;
     default:
+      break;
+  }
+  // DLPack 1.1's 8-bit floats, which nanobind does not name.
+  switch (dtype.code) {
+    case 10:
+      return Element::kE4M3;
+    case 12:
+      return Element::kE5M2;
+    case 14:
+      return Element::kE8M0;
+    default:
       return Element::kOther;
   }
 }
@@ -192,22 +203,23 @@ void Array::ReadBuffer(nb::handle object, Access access) {
 }
 
 void Array::ReadNumPy(nb::object array, Access access) {
-  const bool bfloat16 = ElementOfNumPy(Get(array, known().dtype)) == Element::kBF16;
+  const Element element = ElementOfNumPy(Get(array, known().dtype));
+  const bool viewed = IsMlDType(element);
   try {
-    // ml_dtypes exports neither a buffer nor DLPack.
-    owner_ = bfloat16 ? CallMethod(array, known().view, known().numpy_uint16) : array;
+    const nb::handle plain = SizeOf(element) == 1 ? known().numpy_uint8 : known().numpy_uint16;
+    owner_ = viewed ? CallMethod(array, known().view, plain) : array;
     ReadBuffer(owner_, access);
   } catch (nb::python_error& error) {
     if (access == Access::kWrite && !IsTrue(array.attr("flags").attr("writeable"))) {
       ThrowReadOnly(name_);
     }
-    // Dates, float8 and the like have no buffer; the caller refuses the dtype by its name.
+    // Dates and the like have no buffer; the caller refuses the dtype by its name.
     if (!error.matches(PyExc_ValueError)) {
       throw;
     }
   }
-  if (bfloat16) {
-    element_ = Element::kBF16;
+  if (viewed) {
+    element_ = element;
   }
 }
 
@@ -217,6 +229,10 @@ void Array::ReadJax(Access access) {
     // Not nanobind's call of it: an interpreter that exits would end the process there.
     owner_ = CallMethod(object_, known().dlpack);
   } catch (nb::python_error& error) {
+    if (IsMlDType(ElementNamed(DTypeName()))) {  // 8-bit floats, which its DLPack may not know
+      ReadNumPy(nb::module_::import_("numpy").attr("asarray")(object_), access);
+      return;
+    }
     PyObject* arguments[] = {object_.ptr()};
     nb::object gathered = Call(known().Jax().attr("gathered"), arguments);
     if (gathered.is_none()) {  // it is on one device
@@ -258,6 +274,14 @@ void Array::ReadTorch(Access access) {
     }
     tensor = tensor.attr("detach")();  // __dlpack__ refuses what requires grad
   } catch (nb::python_error& error) {  // another device's, sparse, functorch's wrappers, ...
+    const Element element = ElementNamed(DTypeName());
+    if (IsMlDType(element) && SizeOf(element) == 1 && IsTrue(Get(object_, known().is_cpu))) {
+      // 8-bit floats, which older releases do not export.
+      owner_ = CallMethod(tensor, known().view, TorchDType(Element::kU8));
+      ReadDLPack(owner_, access);
+      element_ = element;
+      return;
+    }
     if (!IsTrue(Get(object_, known().is_cpu))) {
       ThrowNotOnCpu(name_, "device " + Text(object_.attr("device")));
     }

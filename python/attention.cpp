@@ -5,13 +5,13 @@
 #include <deque>
 #include <optional>
 #include <string>
-#include <string_view>
 #include <vector>
 
 #include "arguments.h"
 #include "array.h"
 #include "bindings.h"
 #include "kernel_scope.h"
+#include "kv_arguments.h"
 
 namespace riffle::python {
 namespace {
@@ -23,98 +23,6 @@ HeadsView Heads(const Array& x) {
   return {x.data(),         dtype,           x.axis(0).size, x.axis(1).size, x.axis(2).size,
           x.axis(0).stride, x.axis(1).stride};
 }
-
-// Where a layout has the axes of pages, tokens and heads.
-struct Layout {
-  int page, token, head;
-  const char* form;
-
-  static Layout Of(nb::handle name) {
-    std::string_view text;
-    if (nb::try_cast(name, text)) {
-      if (text == "HND") return {0, 2, 1, "[pages, kv_heads, page_size, head_dim]"};
-      if (text == "NHD") return {0, 1, 2, "[pages, page_size, kv_heads, head_dim]"};
-      if (text == "JAX") return {1, 2, 0, "[kv_heads, pages, page_size, head_dim]"};
-    }
-    ThrowValueError("layout = " + Repr(name) + " is none of 'HND', 'NHD', 'JAX'");
-  }
-};
-
-PagedKv Pages(const Array& x, const Layout& layout, const char* scales) {
-  if (x.element() == Element::kI8) {
-    ThrowTypeError(std::string(x.name()) + " has dtype int8 but " + scales + " is None");
-  }
-  const DType dtype = FloatingDType(x);
-  CheckAxes(x, 4, layout.form);
-  CheckLastAxisContiguous(x);
-  const Axis &page = x.axis(layout.page), &token = x.axis(layout.token),
-             &head = x.axis(layout.head);
-  return {x.data(),       dtype,       page.size,    token.size, head.size,
-          x.axis(3).size, page.stride, token.stride, head.stride};
-}
-
-std::optional<float> OptionalFloat(nb::handle value, const char* name) {
-  if (value.is_none()) {
-    return std::nullopt;
-  }
-  return static_cast<float>(Double(value, name, "a number or None"));
-}
-
-// int8 pages and their scales: one number, or an array that is broadcast to `pages` without its
-// last axis, as NumPy broadcasts. An element stands for itself times its scale.
-class Scales {
- public:
-  Scales(nb::handle object, const char* name) : name_(name) {
-    if (object.is_none()) {
-      return;
-    }
-    if (IsArray(object)) {
-      array_.emplace(object, name);
-    } else {
-      number_ = *OptionalFloat(object, name);
-      given_ = true;
-    }
-  }
-
-  explicit operator bool() const { return given_ || array_; }
-
-  PagedKv Apply(const Array& pages, const Layout& layout) const {
-    if (pages.element() != Element::kI8) {
-      ThrowTypeError(std::string(pages.name()) + " has dtype " + pages.DTypeName() + "; with " +
-                     name_ + " it must be int8");
-    }
-    CheckAxes(pages, 4, layout.form);
-    CheckLastAxisContiguous(pages);
-    const Axis &page = pages.axis(layout.page), &token = pages.axis(layout.token),
-               &head = pages.axis(layout.head);
-    PagedKv kv{pages.data(),       DType::kI8,  page.size,    token.size, head.size,
-               pages.axis(3).size, page.stride, token.stride, head.stride};
-    kv.scales.data = &number_;
-    if (array_) {
-      kv.scales = {array_->data(), FloatingDType(*array_), Stride(pages, layout.page),
-                   Stride(pages, layout.token), Stride(pages, layout.head)};
-    }
-    return kv;
-  }
-
- private:
-  // Of the scales along axis `axis` of the pages.
-  int64_t Stride(const Array& pages, int axis) const {
-    const int own = axis - 3 + array_->ndim();
-    if (array_->ndim() > 3 || (own >= 0 && array_->axis(own).size != 1 &&
-                               array_->axis(own).size != pages.axis(axis).size)) {
-      ThrowValueError(std::string(array_->name()) + " has shape " + array_->Shape() +
-                      "; it must broadcast to that of " + pages.name() + ", " + pages.Shape() +
-                      ", without its last axis");
-    }
-    return own < 0 || array_->axis(own).size == 1 ? 0 : array_->axis(own).stride;
-  }
-
-  const char* name_;
-  std::optional<Array> array_;
-  float number_ = 0;
-  bool given_ = false;
-};
 
 // The lse of a part, [tokens, heads], whose rows are contiguous or have been made so.
 class Lse {
@@ -170,8 +78,9 @@ std::vector<float> Floats(nb::handle object, const char* name) {
 // The results of a call on x: `out`, given or new, and lse if wanted.
 class Results {
  public:
-  Results(const Array& x, nb::handle given, bool want_lse) : like_(x) {
-    const int64_t shape[] = {x.axis(0).size, x.axis(1).size, x.axis(2).size};
+  // [tokens, heads, head_dim], the first two as x has them.
+  Results(const Array& x, int64_t head_dim, nb::handle given, bool want_lse) : like_(x) {
+    const int64_t shape[] = {x.axis(0).size, x.axis(1).size, head_dim};
     if (given.is_none()) {
       fresh_ = NewArrayLike(x, x.element(), shape);
       view_ = {fresh_.data, shape[1] * shape[2], shape[2], nullptr, 0};
@@ -211,16 +120,15 @@ nb::object PyPagedAttention(nb::handle q_object, nb::handle keys_object, nb::han
                             nb::handle cu_q_lens_object, nb::handle layout_name, nb::handle scale,
                             nb::handle causal, nb::handle window, nb::handle window_right,
                             nb::handle soft_cap, nb::handle sinks, nb::handle key_scales_object,
-                            nb::handle value_scales_object, nb::handle out, nb::handle return_lse) {
-  const Array q(q_object, "q"), keys(keys_object, "keys"), values(values_object, "values");
+                            nb::handle value_scales_object, nb::handle key_format,
+                            nb::handle value_format, nb::handle out, nb::handle return_lse) {
+  const Array q(q_object, "q");
   const Layout layout = Layout::Of(layout_name);
   const HeadsView q_view = Heads(q);
-  const Scales key_scales(key_scales_object, "key_scales");
-  const Scales value_scales(value_scales_object, "value_scales");
-  const PagedKv keys_view =
-      key_scales ? key_scales.Apply(keys, layout) : Pages(keys, layout, "key_scales");
-  const PagedKv values_view =
-      value_scales ? value_scales.Apply(values, layout) : Pages(values, layout, "value_scales");
+  const KvPagesArgument keys(keys_object, "keys", key_scales_object, "key_scales", key_format,
+                             "key_format", layout);
+  const KvPagesArgument values(values_object, "values", value_scales_object, "value_scales",
+                               value_format, "value_format", layout);
   const Indices kv_lens(kv_lens_object, "kv_lens", 1, "1-dimensional");
   const Indices page_table(page_table_object, "page_table", 2, "[sequences, max_pages]");
   PagedBatch batch;
@@ -259,10 +167,10 @@ nb::object PyPagedAttention(nb::handle q_object, nb::handle keys_object, nb::han
     }
     options.sinks = sink_logits;
   }
-  Results results(q, out, Bool(return_lse, "return_lse"));
+  Results results(q, values.view().head_dim, out, Bool(return_lse, "return_lse"));
   {
     const KernelScope scope;
-    PagedAttention(q_view, keys_view, values_view, batch, results.view(), options);
+    PagedAttention(q_view, keys.view(), values.view(), batch, results.view(), options);
   }
   return results.Finish();
 }
@@ -291,7 +199,7 @@ nb::object PyMergeStates(nb::handle outs_object, nb::handle lses_object) {
     CheckShape(lses[i].array(), shape);
     parts.push_back({view, lses[i].data(), lses[i].stride()});
   }
-  Results results(outs.front(), nb::none(), true);
+  Results results(outs.front(), outs.front().axis(2).size, nb::none(), true);
   {
     const KernelScope scope;
     MergeStates(parts, results.view());
@@ -304,7 +212,7 @@ nb::object PyMergeStates(nb::handle outs_object, nb::handle lses_object) {
 void BindAttention(nb::module_& m) {
   const auto any = nb::arg().none();  // what None means is for the functions to say
   m.def("paged_attention", &PyPagedAttention, any, any, any, any, any, any, any, any, any, any, any,
-        any, any, any, any, any, any);
+        any, any, any, any, any, any, any, any);
   m.def("merge_states", &PyMergeStates, any, any);
 }
 

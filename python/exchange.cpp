@@ -80,6 +80,12 @@ int32_t ScalarType(Element element) {
       return 28;
     case Element::kU64:
       return 29;
+    case Element::kE5M2:
+      return 23;
+    case Element::kE4M3:
+      return 24;
+    case Element::kE8M0:
+      return 44;
   }
   return 4;
 }

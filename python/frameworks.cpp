@@ -10,8 +10,9 @@ namespace riffle::python {
 namespace {
 
 constexpr const char* kElementNames[kElements] = {
-    "float32", "float16", "bfloat16", "int32",  "int64",  "float64", "int8",
-    "uint8",   "int16",   "uint16",   "uint32", "uint64", "bool"};
+    "float32", "float16",       "bfloat16",    "int32",         "int64",  "float64",
+    "int8",    "uint8",         "int16",       "uint16",        "uint32", "uint64",
+    "bool",    "float8_e4m3fn", "float8_e5m2", "float8_e8m0fnu"};
 
 // An imported module, or null: asking for JAX must not import JAX.
 nb::object ImportedModule(const char* name) {
@@ -56,8 +57,9 @@ Known::Known() {
   numpy_empty = numpy.attr("empty");
   numpy_bool = numpy.attr("bool_");
   numpy_uint16 = numpy.attr("dtype")("uint16");
+  numpy_uint8 = numpy.attr("dtype")("uint8");
   for (int i = 0; i < kElements; ++i) {
-    if (static_cast<Element>(i) != Element::kBF16) {
+    if (!IsMlDType(static_cast<Element>(i))) {
       numpy_dtypes[i] = numpy.attr("dtype")(kElementNames[i]);
     }
   }
@@ -124,7 +126,7 @@ nb::handle NumPyDType(Element element) {
   nb::object& dtype = known().numpy_dtypes[static_cast<int>(element)];
   if (!dtype.is_valid()) {
     dtype = nb::module_::import_("numpy").attr("dtype")(
-        nb::module_::import_("ml_dtypes").attr("bfloat16"));
+        nb::module_::import_("ml_dtypes").attr(kElementNames[static_cast<int>(element)]));
   }
   return dtype;
 }
@@ -143,11 +145,25 @@ Element ElementOfNumPy(nb::handle dtype) {
       return static_cast<Element>(i);
     }
   }
-  if (Text(dtype) != "bfloat16") {
+  const Element element = ElementNamed(Text(dtype));
+  if (!IsMlDType(element)) {
     return Element::kOther;
   }
-  known().numpy_dtypes[static_cast<int>(Element::kBF16)] = nb::borrow(dtype);
-  return Element::kBF16;
+  known().numpy_dtypes[static_cast<int>(element)] = nb::borrow(dtype);
+  return element;
+}
+
+Element ElementNamed(std::string_view name) {
+  constexpr std::string_view kTorch = "torch.";
+  if (name.starts_with(kTorch)) {
+    name.remove_prefix(kTorch.size());
+  }
+  for (int i = 0; i < kElements; ++i) {
+    if (name == kElementNames[i]) {
+      return static_cast<Element>(i);
+    }
+  }
+  return Element::kOther;
 }
 
 Element ElementOf(DType dtype) {
@@ -161,6 +177,9 @@ int64_t SizeOf(Element element) {
     case Element::kI8:
     case Element::kU8:
     case Element::kBool:
+    case Element::kE4M3:
+    case Element::kE5M2:
+    case Element::kE8M0:
       return 1;
     case Element::kF16:
     case Element::kBF16:

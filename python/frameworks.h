@@ -9,6 +9,7 @@
 #include <cstdint>
 #include <span>
 #include <string>
+#include <string_view>
 #include <utility>
 #include <vector>
 
@@ -44,11 +45,21 @@ enum class Element : uint8_t {
   kU32,
   kU64,
   kBool,
+  kE4M3,
+  kE5M2,
+  kE8M0,
   kOther
 };
 inline constexpr int kElements = static_cast<int>(Element::kOther);
 
 const char* Name(Element element);
+// Whether NumPy has the dtype from ml_dtypes only, which exports neither a buffer nor DLPack.
+constexpr bool IsMlDType(Element element) {
+  return element == Element::kBF16 || element == Element::kE4M3 || element == Element::kE5M2 ||
+         element == Element::kE8M0;
+}
+// The element of this name, as str() of a dtype gives it, "torch." before it or not; else kOther.
+Element ElementNamed(std::string_view name);
 int64_t SizeOf(Element element);
 Element ElementOf(DType dtype);
 // kOther for what is none of them by identity: NumPy's dtypes may also be equal without being one.
@@ -65,8 +76,8 @@ struct Known {
           block_until_ready = Intern("block_until_ready"), dlpack = Intern("__dlpack__");
   nb::object dtype_keyword = nb::make_tuple(dtype);  // names of keyword arguments
 
-  nb::object numpy_array, numpy_empty, numpy_uint16, numpy_bool;
-  nb::object numpy_dtypes[kElements];                      // bfloat16: null until an array has it
+  nb::object numpy_array, numpy_empty, numpy_uint16, numpy_uint8, numpy_bool;
+  nb::object numpy_dtypes[kElements];                      // ml_dtypes': null until an array has it
   nb::object jax;                                          // null until an array comes
   nb::object torch_dtypes[kElements];                      // null until a tensor comes
   std::vector<std::pair<PyTypeObject*, Framework>> types;  // held

@@ -28,6 +28,8 @@ def paged_attention(
     mask_value: float | None = None,
     key_scales: float | Array | None = None,
     value_scales: float | Array | None = None,
+    key_format: str | None = None,
+    value_format: str | None = None,
     out: Array | None = None,
     return_lse: bool = False,
 ) -> Array | tuple[Array, Array]:
@@ -40,9 +42,11 @@ def paged_attention(
 
     Args:
       q: [tokens, q_heads, head_dim] float32, float16 or bfloat16; the queries of the sequences one after another. head_dim
-        is a multiple of 8 from 32 to 512 and contiguous; other axes may have any strides.
-      keys, values: the pages, float32, float16 or bfloat16 (both the same, q may differ), any strides with head_dim
-        contiguous; nothing is copied. q_heads is a multiple of kv_heads, page_size 1 to 256. See layout.
+        is a multiple of 8 from 8 to 1024 and contiguous; other axes may have any strides.
+      keys, values: the pages, each in its own dtype: float32, float16, bfloat16, float8_e4m3fn, float8_e5m2 (of
+        ml_dtypes, torch, jax), int8, or uint8 with a format. Any strides with head_dim contiguous; nothing is copied.
+        q_heads is a multiple of kv_heads; page_size has no limit. See layout. values may have another head_dim, which out
+        has then, or be a view of keys (keys[..., :512], as MLA has it), and are read with them.
       kv_lens: int32 or int64 [B], tokens of each sequence, its queries included; 0 gives zeros.
       page_table: int32 or int64 [B, max_pages], each sequence's pages in order. What stands behind its last page is not
         read.
@@ -58,10 +62,12 @@ def paged_attention(
       sinks: [q_heads] float32, float16 or bfloat16: a logit for each head, neither scaled nor capped, that takes part in
         the softmax and in lse but has no value.
       mask_value: for the sake of published signatures; at most -1e30, without effect, as masked keys are skipped.
-      key_scales, value_scales: for int8 keys and values, which count as an element times its scale, in float32: a number,
-        or float32, float16 or bfloat16 that broadcasts to keys.shape[:-1] in the layout given, read where it lies; both
-        or neither, of one dtype (a number is float32).
-      out: to write into, of the shape and dtype of q, NumPy or PyTorch, any strides with head_dim contiguous, sharing no
+      key_scales, value_scales: for 8-bit floats and int8, which count as an element times its scale, in float32: a
+        number, or float32, float16, bfloat16 or float8_e8m0fnu that broadcasts to keys.shape[:-1] in the layout given, or
+        has one more axis: a scale for each 32, 64 or 128 elements along head_dim. Read where it lies; None: 1.
+      key_format, value_format: "q8_0", "q4_0", "q4_1", "q5_0", "q5_1" or "iq4_nl": rows are GGUF's blocks of 32 elements,
+        the pages uint8 with the bytes of a row as their last axis.
+      out: to write into, [tokens, q_heads, head_dim of values] of q's dtype, NumPy or PyTorch, any strides with head_dim contiguous, sharing no
         memory with the other arguments. It is what is returned.
       return_lse: also return lse.
 
@@ -90,7 +96,8 @@ def paged_attention(
     causal, return_lse = as_bool("causal", causal), as_bool("return_lse", return_lse)
     check_mask_value(mask_value)
     return _core.paged_attention(q, keys, values, kv_lens, page_table, cu_q_lens, layout, scale, causal, window,
-                                 window_right, soft_cap, sinks, key_scales, value_scales, out, return_lse)
+                                 window_right, soft_cap, sinks, key_scales, value_scales, key_format, value_format,
+                                 out, return_lse)
 
 
 def merge_states(outs: Sequence[Array], lses: Sequence[Array]) -> tuple[Array, Array]:

@@ -59,8 +59,8 @@ def sample(
 def paged_attention(
     q: Array, keys: Array, values: Array, kv_lens: Array, page_table: Array, cu_q_lens: Array | None, layout: str,
     scale: float | None, causal: bool, window: int | None, window_right: int | None, soft_cap: float | None,
-    sinks: Array | None, key_scales: float | Array | None, value_scales: float | Array | None, out: Array | None,
-    return_lse: bool, /,
+    sinks: Array | None, key_scales: float | Array | None, value_scales: float | Array | None, key_format: str | None,
+    value_format: str | None, out: Array | None, return_lse: bool, /,
 ) -> Any: ...  # out, or (out, lse)
 def merge_states(outs: Sequence[Array], lses: Sequence[Array], /) -> tuple[Array, Array]: ...
 

@@ -229,10 +229,10 @@ def _check_pages(q, k_pages, v_pages, axes):
     kv_heads, _, page_size, head_dim = k_pages.shape
     if q.shape[2] != head_dim:
         raise ValueError(f"q has head_dim {q.shape[2]} but k_pages have {head_dim}")
-    if not 32 <= head_dim <= 512 or head_dim % 8:
-        raise ValueError(f"head_dim = {head_dim} is not a multiple of 8 from 32 to 512")
-    if not 1 <= page_size <= 256:
-        raise ValueError(f"page_size = {page_size} is not in 1..256")
+    if not 8 <= head_dim <= 1024 or head_dim % 8:
+        raise ValueError(f"head_dim = {head_dim} is not a multiple of 8 from 8 to 1024")
+    if page_size < 1:
+        raise ValueError(f"page_size = {page_size} is not at least 1")
     if kv_heads == 0 or q.shape[1] == 0 or q.shape[1] % kv_heads:
         raise ValueError(f"q_heads = {q.shape[1]} is not a positive multiple of kv_heads = {kv_heads}")
     for name, scale in zip(("k_pages.scales", "v_pages.scales"), scales):
@@ -323,10 +323,10 @@ def paged_attention(
     pages is one call. There is no derivative.
 
     Args:
-      q: [sequences, q_heads, head_dim] float32, float16 or bfloat16; head_dim a multiple of 8 from 32 to 512.
+      q: [sequences, q_heads, head_dim] float32, float16 or bfloat16; head_dim a multiple of 8 from 8 to 1024.
       k_pages, v_pages: [kv_heads, pages, page_size, head_dim] of one of these dtypes, q's or another; or both a
         QuantizedTensor, int8 with a scale for each token, which counts as weight * scales / 127.5 in float32. q_heads
-        is a multiple of kv_heads, page_size 1 to 256.
+        is a multiple of kv_heads, page_size at least 1.
       lengths: int32 or int64 [sequences], tokens of each; 0 gives zeros.
       page_indices: int32 or int64 [sequences, pages_per_sequence]; what stands behind a sequence's last page is not read.
       sm_scale: what q k^T is multiplied by.

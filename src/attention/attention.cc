@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <bit>
 #include <chrono>
 #include <cmath>
 #include <memory>
@@ -84,6 +85,8 @@ attention::AttentionArgs PoolArgs(const PagedKv& keys, const PagedKv& values,
   args.values_in_keys = InsideOf(args.keys, args.values);
   // A page that is longer than any sequence is as good as the longest.
   args.page_size = static_cast<int>(std::min<int64_t>(keys.page_size, INT32_MAX));
+  const auto size = static_cast<uint32_t>(args.page_size);
+  args.page_shift = std::has_single_bit(size) ? std::countr_zero(size) : -1;
   args.page_numbers = batch.page_numbers.data();
   args.page_begin = batch.page_begin.data();
   args.kv_lens = batch.kv_lens.data();

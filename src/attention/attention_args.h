@@ -41,6 +41,7 @@ struct AttentionArgs {
   KvPages values;
   bool values_in_keys;  // every value is a part of its key's row: read with it, not again
   int page_size;
+  int page_shift;  // log2 of page_size, or -1 if it is no power of two
 
   const int32_t* page_numbers;  // of all sequences; those of b from page_begin[b] on
   const int64_t* page_begin;    // [B]

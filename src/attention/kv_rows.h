@@ -41,10 +41,39 @@ inline void PrefetchRows(const KvRows& rows, size_t bytes) {
   }
 }
 
+// The page that holds a position. Pages of a power of two, the usual ones, need no division.
+inline int PageOf(const AttentionArgs& args, int position) {
+  return args.page_shift >= 0 ? position >> args.page_shift : position / args.page_size;
+}
+
+// Rows [begin, begin + 16) of KV head `head` of sequence `seq` where one page holds them all and
+// all are in `keys`, as most groups are: row i at data + i * stride. Else data is null.
+struct RowRun {
+  const uint8_t* data;
+  int64_t stride;
+};
+inline RowRun FindRun(const AttentionArgs& args, const KvBytes& kv, int seq, int head, int begin,
+                      KeyRange keys) {
+  const int page = PageOf(args, begin);
+  const int token = begin - page * args.page_size;
+  if (begin < keys.begin || begin + kGroupKeys > keys.end || args.page_size - token < kGroupKeys) {
+    return {nullptr, 0};
+  }
+  const int64_t number = args.page_numbers[args.page_begin[seq] + page];
+  return {kv.data + head * kv.head_stride + number * kv.page_stride + token * kv.token_stride,
+          kv.token_stride};
+}
+
 // Rows [begin, begin + 16) of KV head `head` of sequence `seq`; those outside `keys` are zeros.
 inline KvRows FindRows(const AttentionArgs& args, const KvBytes& kv, int seq, int head, int begin,
                        KeyRange keys) {
   KvRows rows;
+  if (const RowRun run = FindRun(args, kv, seq, head, begin, keys); run.data != nullptr) {
+    for (int i = 0; i < kGroupKeys; ++i) {
+      rows.row[i] = run.data + i * run.stride;
+    }
+    return rows;
+  }
   const int32_t* pages = args.page_numbers + args.page_begin[seq];
   const uint8_t* base = kv.data + head * kv.head_stride;
   const int from = std::max(begin, keys.begin);
@@ -53,7 +82,7 @@ inline KvRows FindRows(const AttentionArgs& args, const KvBytes& kv, int seq, in
   for (; i < from - begin && i < kGroupKeys; ++i) {
     rows.row[i] = kZeroRow;
   }
-  int page = from / args.page_size;
+  int page = PageOf(args, from);
   int token = from - page * args.page_size;
   while (i < to - begin) {
     const uint8_t* data = base + pages[page] * kv.page_stride + token * kv.token_stride;

@@ -65,7 +65,7 @@ class KvSource {
   // Those of group `group` of a block, where groups() > 0.
   void FindScales(const RowsAt& at, int group) const {
     if (groups() > 0) {
-      LoadScales(kv_, Find(kv_.scales, at), kBlock, scales_ + group * kGroupKeys);
+      FindScalesIn(at, kBlock, scales_ + group * kGroupKeys);
     }
   }
 
@@ -90,7 +90,7 @@ class KvSource {
       decode_(kv_, Rows(at), stride, to);
     } else {
       if (kv_.groups > 0) {
-        LoadScales(kv_, Find(kv_.scales, at), kGroupKeys, scales_);
+        FindScalesIn(at, kGroupKeys, scales_);
       }
       decode_(kv_, Rows(at), scales_, stride, to);
     }
@@ -107,6 +107,21 @@ class KvSource {
   }
 
  private:
+  void FindScalesIn(const RowsAt& at, int stride, float* to) const {
+    const RowRun run = FindRun(args_, kv_.scales, at.seq, at.head, at.begin, at.seen);
+    if (run.data != nullptr) {
+      const bool of_blocks = IsBlocks(kv_.code);
+      LoadScales(kv_, stride, to, [&](int64_t offset, float* numbers) HWY_ATTR {
+        LoadNumbersOfRun(kv_.scale_dtype, of_blocks, run, offset, numbers);
+      });
+      return;
+    }
+    const KvRows rows = Find(kv_.scales, at);
+    LoadScales(kv_, stride, to, [&](int64_t offset, float* numbers) HWY_ATTR {
+      LoadNumbers(kv_.scale_dtype, rows, offset, numbers);
+    });
+  }
+
   KvRows Find(const KvBytes& bytes, const RowsAt& at) const {
     return FindRows(args_, bytes, at.seq, at.head, at.begin, at.seen);
   }

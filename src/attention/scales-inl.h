@@ -19,12 +19,19 @@ HWY_BEFORE_NAMESPACE();
 namespace riffle::attention::HWY_NAMESPACE {
 namespace hn = hwy::HWY_NAMESPACE;
 using core::HWY_NAMESPACE::FromF16;
+using core::HWY_NAMESPACE::LoadAny;
 
-// The scale at rows.row[i] + offset, for each of 16 rows. Any address.
+// The row's scale at `offset`. Rows that no query sees have scales of 0 wherever they are looked
+// for.
+HWY_INLINE const uint8_t* ScaleAddress(const KvRows& rows, int i, int64_t offset) {
+  return rows.row[i] == kZeroRow ? kZeroRow : rows.row[i] + offset;
+}
+
+// to[i] = the T at ScaleAddress, for each of 16 rows.
 template <typename T>
 HWY_INLINE void GatherRows(const KvRows& rows, int64_t offset, T* HWY_RESTRICT to) {
   for (int i = 0; i < kGroupKeys; ++i) {
-    std::memcpy(to + i, rows.row[i] + offset, sizeof(T));
+    std::memcpy(to + i, ScaleAddress(rows, i, offset), sizeof(T));
   }
 }
 
@@ -33,7 +40,7 @@ HWY_INLINE uint32_t E8M0Bits(uint8_t code) {
   return code == 0 ? 0x00400000u : code == 255 ? 0x7fc00000u : uint32_t{code} << 23;
 }
 
-// to[i] = the number of `dtype` at rows.row[i] + offset, as f32.
+// to[i] = the number of `dtype` at ScaleAddress, as f32.
 HWY_INLINE void LoadNumbers(DType dtype, const KvRows& rows, int64_t offset,
                             float* HWY_RESTRICT to) {
   const FloatTag<16> df;
@@ -43,7 +50,7 @@ HWY_INLINE void LoadNumbers(DType dtype, const KvRows& rows, int64_t offset,
     GatherRows(rows, offset, to);
   } else if (dtype == DType::kE8M0) {
     for (int i = 0; i < kGroupKeys; ++i) {
-      const uint32_t bits = E8M0Bits(rows.row[i][offset]);
+      const uint32_t bits = E8M0Bits(*ScaleAddress(rows, i, offset));
       std::memcpy(to + i, &bits, sizeof(bits));
     }
   } else if (dtype == DType::kBF16) {
@@ -64,14 +71,49 @@ HWY_INLINE void LoadNumbers(DType dtype, const KvRows& rows, int64_t offset,
   }
 }
 
+// The same where the rows lie in one page: no pointer to each of them, nor small stores that a
+// vector load must wait for.
+HWY_INLINE void LoadNumbersOfRun(DType dtype, [[maybe_unused]] bool of_blocks, const RowRun& run,
+                                 int64_t offset, float* HWY_RESTRICT to) {
+  const FloatTag<16> df;
+  constexpr int kN = static_cast<int>(hn::MaxLanes(df));
+  const uint8_t* from = run.data + offset;
+  if (dtype == DType::kF32 && run.stride == sizeof(float)) {
+    for (int i = 0; i < kGroupKeys; i += kN) {
+      hn::Store(LoadAny(df, from + static_cast<size_t>(i) * sizeof(float)), df, to + i);
+    }
+    return;
+  }
+#if HWY_CAP_GE512
+  // The scales of blocks: the two bytes after each are the block's too, and read beside it.
+  if (of_blocks && run.stride > -(1 << 26) && run.stride < (1 << 26)) {
+    const hn::RebindToSigned<decltype(df)> di;
+    const hn::Rebind<uint16_t, decltype(df)> du16;
+    const hn::Rebind<hwy::float16_t, decltype(df)> df16;
+    const auto at = hn::Mul(hn::Iota(di, 0), hn::Set(di, static_cast<int32_t>(run.stride)));
+    const auto words = hn::GatherOffset(di, reinterpret_cast<const int32_t*>(from), at);
+    const auto halves =
+        hn::TruncateTo(du16, hn::BitCast(hn::RebindToUnsigned<decltype(df)>(), words));
+    hn::Store(FromF16(df, hn::BitCast(df16, halves)), df, to);
+    return;
+  }
+#endif
+  KvRows rows;
+  for (int i = 0; i < kGroupKeys; ++i) {
+    rows.row[i] = run.data + i * run.stride;
+  }
+  LoadNumbers(dtype, rows, offset, to);
+}
+
 // to[g * stride + i] = scale g of row i, divided by its divisor, for all groups of a row; then, of
-// block formats that have them, the offsets likewise. `rows` are those of the scales.
-HWY_INLINE void LoadScales(const KvPages& kv, const KvRows& rows, int stride,
-                           float* HWY_RESTRICT to) {
+// block formats that have them, the offsets likewise. load(offset, to) loads 16 numbers.
+template <class Load>
+HWY_INLINE void LoadScales(const KvPages& kv, int stride, float* HWY_RESTRICT to,
+                           const Load& load) {
   const FloatTag<16> df;
   constexpr int kN = static_cast<int>(hn::MaxLanes(df));
   for (int g = 0; g < kv.groups; ++g, to += stride) {
-    LoadNumbers(kv.scale_dtype, rows, g * kv.scale_group_stride, to);
+    load(g * kv.scale_group_stride, to);
     if (kv.scale_divisor != 1.0f) {
       const auto divisor = hn::Set(df, kv.scale_divisor);
       for (int i = 0; i < kGroupKeys; i += kN) {
@@ -80,7 +122,7 @@ HWY_INLINE void LoadScales(const KvPages& kv, const KvRows& rows, int stride,
     }
   }
   for (int g = 0; HasOffsets(kv.code) && g < kv.groups; ++g, to += stride) {
-    LoadNumbers(kv.scale_dtype, rows, g * kv.scale_group_stride + 2, to);
+    load(g * kv.scale_group_stride + 2, to);
   }
 }
 

@@ -38,6 +38,10 @@ def paged_attention(
     soft_cap: float | None = None,
     sinks: Tensor | None = None,
     mask_value: float | None = None,
+    key_scales: float | Tensor | None = None,
+    value_scales: float | Tensor | None = None,
+    key_format: str | None = None,
+    value_format: str | None = None,
     out: Tensor | None = None,
     return_lse: bool = False,
 ) -> Tensor | tuple[Tensor, Tensor]:
@@ -55,13 +59,16 @@ def paged_attention(
       TypeError: q, keys, values or a list is not a tensor.
     """
     options = scale, causal, window, window_right, soft_cap, sinks, mask_value
+    coding = dict(key_scales=_scales(key_scales), value_scales=_scales(value_scales), key_format=key_format,
+                  value_format=value_format)
     tensors = q, keys, values, kv_lens, page_table
-    if not is_compiling() and plain(*tensors, optional=(cu_q_lens, sinks)) and in_cpu_memory(q):
-        return _attend(*tensors, cu_q_lens, layout, *options, out=out, return_lse=return_lse)
-    optional = dict(cu_q_lens=cu_q_lens, sinks=sinks)
+    optional = dict(cu_q_lens=cu_q_lens, sinks=sinks, key_scales=coding["key_scales"],
+                    value_scales=coding["value_scales"])
+    if not is_compiling() and plain(*tensors, optional=tuple(optional.values())) and in_cpu_memory(q):
+        return _attend(*tensors, cu_q_lens, layout, *options, **coding, out=out, return_lse=return_lse)
     names = "q", "keys", "values", "kv_lens", "page_table"
     check_tensors("paged_attention", dict(zip(names, tensors)), optional)
-    result, lse = torch.ops.riffle.paged_attention(*tensors, cu_q_lens, layout, *_options(*options))
+    result, lse = torch.ops.riffle.paged_attention(*tensors, cu_q_lens, layout, *_options(*options), **coding)
     if out is not None:
         result = out.copy_(result)
     return (result, lse) if return_lse else result
@@ -89,13 +96,23 @@ def _number(name, value):
     return value if value is None else call(as_float, name, value, "a number or None")
 
 
+def _scales(scales):
+    """Scales as a tensor: a number is one of a single element."""
+    if scales is None or isinstance(scales, Tensor) or hasattr(type(scales), "__torch_function__"):
+        return scales
+    if not is_compiling():
+        scales = _number("scales", scales)
+    return number_as_tensor(scales).float()
+
+
 def _contiguous_heads(x: Tensor) -> Tensor:
     return x.contiguous() if x.dim() > 0 and x.stride(-1) != 1 and x.shape[-1] > 1 else x
 
 
 def _attend(
     q, keys, values, kv_lens, page_table, cu_q_lens=None, layout="HND", scale=None, causal=True, window=None,
-    window_right=None, soft_cap=None, sinks=None, mask_value=None, scale_tensor=None, soft_cap_tensor=None, *, out=None, return_lse=True,
+    window_right=None, soft_cap=None, sinks=None, mask_value=None, scale_tensor=None, soft_cap_tensor=None, key_scales=None,
+    value_scales=None, key_format=None, value_format=None, *, out=None, return_lse=True,
 ):  # fmt: skip
     if scale_tensor is not None:
         scale = scale_tensor.item()
@@ -104,25 +121,33 @@ def _attend(
     return call(
         riffle.paged_attention,
         _contiguous_heads(q), _contiguous_heads(keys), _contiguous_heads(values), kv_lens, page_table,
-        cu_q_lens=cu_q_lens, layout=layout, scale=scale, causal=causal, window=window,
-        window_right=window_right, soft_cap=soft_cap, sinks=sinks, mask_value=mask_value, out=out, return_lse=return_lse,
+        cu_q_lens=cu_q_lens, layout=layout, scale=scale, causal=causal, window=window, window_right=window_right,
+        soft_cap=soft_cap, sinks=sinks, mask_value=mask_value, key_scales=key_scales, value_scales=value_scales,
+        key_format=key_format, value_format=value_format, out=out, return_lse=return_lse,
     )  # fmt: skip
 
 
-def _direct(*args):
-    tensors = [arg for arg in args if isinstance(arg, Tensor)]
-    return _attend(*args) if plain(*tensors) and in_cpu_memory(args[0]) else None
+def _direct(*args, **options):
+    tensors = [arg for arg in (*args, *options.values()) if isinstance(arg, Tensor)]
+    return _attend(*args, **options) if plain(*tensors) and in_cpu_memory(args[0]) else None
 
 
-def _fake(q, *args):
+_BLOCK_BYTES = {"q8_0": 34, "q4_0": 18, "q4_1": 20, "q5_0": 22, "q5_1": 24, "iq4_nl": 18}
+
+
+def _fake(q, keys, values, *args, value_format=None, **options):
     torch._check(q.dim() == 3, lambda: f"q has {q.dim()} axes; it must be [tokens, q_heads, head_dim]")
-    return q.new_empty(q.shape), q.new_empty(q.shape[:2], dtype=torch.float32)
+    head_dim = values.shape[-1]
+    if value_format in _BLOCK_BYTES:
+        head_dim = head_dim // _BLOCK_BYTES[value_format] * 32
+    return q.new_empty((*q.shape[:2], head_dim)), q.new_empty(q.shape[:2], dtype=torch.float32)
 
 
 LIBRARY.define(
     "paged_attention(Tensor q, Tensor keys, Tensor values, Tensor kv_lens, Tensor page_table, Tensor? cu_q_lens=None, "
     'str layout="HND", float? scale=None, bool causal=True, SymInt? window=None, SymInt? window_right=None, '
-    "float? soft_cap=None, Tensor? sinks=None, float? mask_value=None, Tensor? scale_tensor=None, Tensor? soft_cap_tensor=None) "
+    "float? soft_cap=None, Tensor? sinks=None, float? mask_value=None, Tensor? scale_tensor=None, Tensor? soft_cap_tensor=None, "
+    "Tensor? key_scales=None, Tensor? value_scales=None, str? key_format=None, str? value_format=None) "
     "-> (Tensor out, Tensor lse)",
     tags=(torch.Tag.pt2_compliant_tag,),
 )

@@ -1,0 +1,164 @@
+#include "kv_arguments.h"
+
+#include <string>
+#include <string_view>
+
+namespace riffle::python {
+namespace {
+
+std::string Repr(nb::handle object) { return nb::cast<std::string>(nb::repr(object)); }
+
+DType PageDType(const Array& x) {
+  switch (x.element()) {
+    case Element::kF32:
+      return DType::kF32;
+    case Element::kF16:
+      return DType::kF16;
+    case Element::kBF16:
+      return DType::kBF16;
+    case Element::kE4M3:
+      return DType::kE4M3;
+    case Element::kE5M2:
+      return DType::kE5M2;
+    case Element::kI8:
+      return DType::kI8;
+    default:
+      ThrowTypeError(std::string(x.name()) + " has dtype " + x.DTypeName() +
+                     "; float32, float16, bfloat16, float8_e4m3fn, float8_e5m2 and int8 are "
+                     "accepted, and uint8 with a format");
+  }
+}
+
+DType ScaleDType(const Array& x) {
+  switch (x.element()) {
+    case Element::kF32:
+      return DType::kF32;
+    case Element::kF16:
+      return DType::kF16;
+    case Element::kBF16:
+      return DType::kBF16;
+    case Element::kE8M0:
+      return DType::kE8M0;
+    default:
+      ThrowTypeError(std::string(x.name()) + " has dtype " + x.DTypeName() +
+                     "; float32, float16, bfloat16 and float8_e8m0fnu are accepted");
+  }
+}
+
+}  // namespace
+
+Layout Layout::Of(nb::handle name) {
+  std::string_view text;
+  if (nb::try_cast(name, text)) {
+    if (text == "HND") return {0, 2, 1, "[pages, kv_heads, page_size, head_dim]"};
+    if (text == "NHD") return {0, 1, 2, "[pages, page_size, kv_heads, head_dim]"};
+    if (text == "JAX") return {1, 2, 0, "[kv_heads, pages, page_size, head_dim]"};
+  }
+  ThrowValueError("layout = " + Repr(name) + " is none of 'HND', 'NHD', 'JAX'");
+}
+
+std::optional<float> OptionalFloat(nb::handle value, const char* name) {
+  if (value.is_none()) {
+    return std::nullopt;
+  }
+  return static_cast<float>(Double(value, name, "a number or None"));
+}
+
+KvPagesArgument::KvPagesArgument(nb::handle pages, const char* name, nb::handle scales,
+                                 const char* scales_name, nb::handle format,
+                                 const char* format_name, const Layout& layout)
+    : pages_(pages, name) {
+  CheckAxes(pages_, 4, layout.form);
+  CheckLastAxisContiguous(pages_);
+  const Axis &page = pages_.axis(layout.page), &token = pages_.axis(layout.token),
+             &head = pages_.axis(layout.head);
+  view_.data = pages_.data();
+  view_.num_pages = page.size;
+  view_.page_size = token.size;
+  view_.kv_heads = head.size;
+  view_.page_stride = page.stride;
+  view_.token_stride = token.stride;
+  view_.head_stride = head.stride;
+  view_.head_dim = pages_.axis(3).size;
+  if (format.is_none()) {
+    view_.dtype = PageDType(pages_);
+  } else {
+    SetFormat(format, format_name);
+  }
+  if (!scales.is_none()) {
+    SetScales(scales, scales_name, layout);
+  }
+}
+
+void KvPagesArgument::SetFormat(nb::handle format, const char* format_name) {
+  std::string_view text;
+  if (!nb::try_cast(format, text)) {
+    ThrowTypeError(std::string(format_name) + " must be a str or None, not " + Repr(format));
+  }
+  for (int i = 1; i < kNumKvFormats; ++i) {
+    if (text == Name(static_cast<KvFormat>(i))) {
+      view_.format = static_cast<KvFormat>(i);
+    }
+  }
+  if (view_.format == KvFormat::kPlain) {
+    ThrowValueError(std::string(format_name) + " = " + Repr(format) +
+                    " is none of 'q8_0', 'q4_0', 'q4_1', 'q5_0', 'q5_1', 'iq4_nl'");
+  }
+  CheckElement(pages_, Element::kU8);
+  view_.dtype = DType::kU8;
+  const int64_t bytes = pages_.axis(3).size;
+  const int64_t block = BlockBytes(view_.format);
+  if (bytes % block != 0) {
+    ThrowValueError(std::string(pages_.name()) + " has shape " + pages_.Shape() + ": rows of " +
+                    std::to_string(bytes) + " bytes are no whole blocks of " + Name(view_.format) +
+                    ", " + std::to_string(block) + " bytes each");
+  }
+  view_.head_dim = bytes / block * 32;
+}
+
+void KvPagesArgument::SetScales(nb::handle scales, const char* scales_name, const Layout& layout) {
+  if (!IsArray(scales)) {
+    number_ = *OptionalFloat(scales, scales_name);
+    view_.scales.data = &number_;
+    return;
+  }
+  const Array& x = scales_.emplace(scales, scales_name);
+  const auto refuse = [&] {
+    ThrowValueError(std::string(x.name()) + " has shape " + x.Shape() +
+                    "; it must broadcast to that of " + pages_.name() + ", " + pages_.Shape() +
+                    ", without its last axis, or have one more axis: a scale for each 32, 64 or "
+                    "128 elements");
+  };
+  if (x.ndim() > 4) {
+    refuse();
+  }
+  view_.scales.data = x.data();
+  view_.scales.dtype = ScaleDType(x);
+  const bool grouped = x.ndim() == 4;
+  for (int axis = 0; axis < 3; ++axis) {
+    const int own = axis - (grouped ? 4 : 3) + x.ndim();
+    if (own >= 0 && x.axis(own).size != 1 && x.axis(own).size != pages_.axis(axis).size) {
+      refuse();
+    }
+  }
+  if (grouped && x.axis(3).size != 1) {
+    const int64_t groups = x.axis(3).size;
+    const int64_t group = groups > 0 ? view_.head_dim / groups : 0;
+    if (group * groups != view_.head_dim || (group != 32 && group != 64 && group != 128)) {
+      refuse();
+    }
+    view_.scales.group = group;
+    view_.scales.group_stride = x.axis(3).stride;
+  }
+  view_.scales.page_stride = ScaleStride(layout.page);
+  view_.scales.token_stride = ScaleStride(layout.token);
+  view_.scales.head_stride = ScaleStride(layout.head);
+}
+
+// Of the scales along axis `axis` of the pages.
+int64_t KvPagesArgument::ScaleStride(int axis) const {
+  const int own = axis - (scales_->ndim() == 4 ? 4 : 3) + scales_->ndim();
+  return own < 0 || scales_->axis(own).size == 1 ? 0 : scales_->axis(own).stride;
+}
+
+}  // namespace riffle::python
