@@ -112,9 +112,8 @@ void WriteScaled(const WriteArgs& args, const TokenRows& token) {
         std::memset(out + i, 0, n);
         continue;
       }
-      const VF divisor = hn::Set(DF(), scale);
       WriteRow<kIn, kOut>(from, out + i, n,
-                          [divisor](VF x) HWY_ATTR { return hn::Div(x, divisor); });
+                          [scale](VF x) HWY_ATTR { return hn::Div(x, hn::Set(DF(), scale)); });
     }
   }
 }

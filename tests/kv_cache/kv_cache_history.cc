@@ -205,11 +205,12 @@ void History::Write() {
   }
 }
 
-// A key for each full page, made of all stamps up to its end.
+// A key for each full page, made of its place and its stamps.
 std::vector<BlockKey> History::KeysOf(const Sequence& sequence) const {
   std::vector<BlockKey> keys;
-  Key key = 0x9e3779b97f4a7c15u;
+  Key key = 0;
   for (int64_t p = 0; p < sequence.length; ++p) {
+    if (p % options_.page_size == 0) key = static_cast<Key>(p) + 1;
     for (const auto& stamps : sequence.stamps) {
       key = Rng(key ^ stamps[static_cast<size_t>(p)]).Next();
     }

@@ -92,7 +92,8 @@ TEST_P(KvCacheModelTest, RandomHistory) {
 
 std::string CaseName(const testing::TestParamInfo<Case>& info) {
   const KvCacheOptions& o = info.param.options;
-  return Concat(Name(o.dtype), "_", Name(o.format), "_", o.pages, "_pages_of_", o.page_size);
+  return Concat(Name(o.dtype), "_", Name(o.format), "_", o.pages, "_pages_of_", o.page_size,
+                "_seed_", info.param.seed);
 }
 
 INSTANTIATE_TEST_SUITE_P(, KvCacheModelTest, testing::ValuesIn(Cases()), CaseName);
