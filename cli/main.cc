@@ -71,6 +71,7 @@ int Main(int argc, char** argv) {
   AddBenchAttentionCommand(*bench);
   AddBenchLinearCommand(*bench);
   AddBenchSampleCommand(*bench);
+  AddBenchWriteCommand(*bench);
   try {
     std::vector<std::string> arguments = ReversedArguments(argc, argv);
     app.parse(arguments);

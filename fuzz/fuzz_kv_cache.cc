@@ -2,7 +2,9 @@
 // what is accepted does what a vector per sequence would, and pages are never lost.
 #include <cstdint>
 #include <cstdlib>
+#include <iterator>
 #include <map>
+#include <utility>
 #include <vector>
 
 #include "fuzz/bytes.h"
@@ -11,6 +13,7 @@
 
 namespace {
 
+using riffle::BlockKey;
 using riffle::HeadsView;
 using riffle::KvBatch;
 using riffle::KvCache;
@@ -56,14 +59,75 @@ class Session {
     return options;
   }
 
+  // Of sequences that are in the pool.
   std::vector<int64_t> Ids() const {
     std::vector<int64_t> ids;
-    for (const auto& [id, tokens] : model_) ids.push_back(id);
+    for (const auto& [id, tokens] : model_) {
+      if (!images_.contains(id)) ids.push_back(id);
+    }
     return ids;
   }
 
+  // A key for each full page: a hash of its place and tokens.
+  std::vector<BlockKey> KeysOf(const std::vector<float>& tokens) const {
+    const auto page_size = static_cast<size_t>(cache_.options().page_size);
+    std::vector<BlockKey> keys;
+    for (size_t begin = 0; begin + page_size <= tokens.size(); begin += page_size) {
+      uint64_t hash = 1469598103934665603u;
+      for (size_t p = begin; p < begin + page_size; ++p) {
+        hash = (hash ^ static_cast<uint64_t>(tokens[p])) * 1099511628211u;
+      }
+      keys.push_back({{hash, begin}});
+    }
+    return keys;
+  }
+
+  void SetBlockKeys(int64_t id) {
+    std::vector<BlockKey> keys = model_.contains(id) ? KeysOf(model_[id]) : std::vector<BlockKey>();
+    if (bytes_.OneIn(16)) keys.push_back({{bytes_.Take<uint64_t>(), 0}});
+    cache_.SetBlockKeys(id, keys);
+    Expect(model_.contains(id));
+    const int64_t page_size = cache_.options().page_size;
+    for (size_t i = 0; i < keys.size(); ++i) {
+      const auto begin = model_[id].begin() + static_cast<int64_t>(i) * page_size;
+      known_[{keys[i].words[0], keys[i].words[1]}].assign(begin, begin + page_size);
+    }
+  }
+
+  void CreateFrom(int64_t id) {
+    if (model_.size() >= 12) return;
+    std::vector<BlockKey> keys;
+    if (model_.contains(id)) keys = KeysOf(model_[id]);
+    const int64_t length = cache_.Lookup(keys), page_size = cache_.options().page_size;
+    Expect(length % page_size == 0 && length <= static_cast<int64_t>(keys.size()) * page_size);
+    const int64_t created = cache_.Create(keys);
+    Expect(!model_.contains(created) && cache_.Length(created) == length);
+    std::vector<float>& tokens = model_[created];
+    for (size_t i = 0; static_cast<int64_t>(tokens.size()) < length; ++i) {
+      const std::vector<float>& block = known_.at({keys[i].words[0], keys[i].words[1]});
+      tokens.insert(tokens.end(), block.begin(), block.end());
+    }
+  }
+
+  void SwapOut(int64_t id) {
+    std::vector<uint8_t> memory(model_.contains(id) ? static_cast<size_t>(cache_.SwapBytes(id))
+                                                    : 9);
+    if (bytes_.OneIn(16) && !memory.empty()) memory.pop_back();
+    cache_.SwapOut(id, memory);
+    Expect(model_.contains(id));
+    images_[id] = memory;
+  }
+
+  void SwapIn() {
+    if (images_.empty()) return;
+    auto image = images_.begin();
+    std::advance(image, bytes_.Take<uint8_t>() % images_.size());
+    cache_.SwapIn(image->first, image->second);
+    images_.erase(image);
+  }
+
   void Call() {
-    const uint8_t op = bytes_.Take<uint8_t>() % 8;
+    const uint8_t op = bytes_.Take<uint8_t>() % 13;
     if (op == 0 && model_.size() < 12) {
       model_[cache_.Create()];
       return;
@@ -84,11 +148,20 @@ class Session {
     } else if (op == 4) {
       cache_.Free(id);
       Expect(model_.erase(id) == 1);
+      images_.erase(id);
     } else if (op == 5) {
       const int64_t tokens = Amount(bytes_);
       cache_.Extend(id, tokens);
       Expect(known);
       model_[id].resize(model_[id].size() + static_cast<size_t>(tokens), kUnwritten);
+    } else if (op == 8) {
+      SetBlockKeys(id);
+    } else if (op == 9) {
+      CreateFrom(id);
+    } else if (op == 10) {
+      SwapOut(id);
+    } else if (op == 11) {
+      SwapIn();
     } else {
       Write(id);
     }
@@ -112,13 +185,15 @@ class Session {
   }
 
   void Compare() const {
-    const KvBatch batch = cache_.Batch(Ids());
+    const std::vector<int64_t> ids = Ids();
+    const KvBatch batch = cache_.Batch(ids);
     const PagedKv keys = cache_.Keys(0), values = cache_.Values(0);
     const auto* const k = static_cast<const float*>(keys.data);
     const auto* const v = static_cast<const float*>(values.data);
     std::map<int32_t, int> references;
     size_t s = 0;
-    for (const auto& [id, tokens] : model_) {
+    for (const int64_t id : ids) {
+      const std::vector<float>& tokens = model_.at(id);
       Expect(batch.kv_lens[s] == static_cast<int64_t>(tokens.size()));
       const int32_t* row = batch.page_table.data() + s * static_cast<size_t>(batch.max_pages);
       for (size_t p = 0; p < tokens.size(); ++p) {
@@ -141,7 +216,9 @@ class Session {
 
   Bytes bytes_;
   KvCache cache_;
-  std::map<int64_t, std::vector<float>> model_;  // the keys of each sequence
+  std::map<int64_t, std::vector<float>> model_;                        // the keys of each sequence
+  std::map<std::pair<uint64_t, uint64_t>, std::vector<float>> known_;  // blocks by their keys
+  std::map<int64_t, std::vector<uint8_t>> images_;  // of sequences that are swapped out
   float stamp_ = 0;
 };
 

@@ -3,7 +3,9 @@
 // A page holds page_size tokens of one sequence in every layer; its number is the same in all of
 // them. Per layer the pool is [pages, keys and values, kv_heads, page_size, head_dim] (FlashInfer's
 // combined HND layout): a (page, head) tile is contiguous, and a page's values follow its keys,
-// which reads 5 to 7 % faster than two pools apart (16-token pages in random order, 537 MB).
+// which reads 5 to 7 % faster than two pools apart (16-token pages in random order, 537 MB). Where
+// keys and values are kept in different ways or have scales, a page is [keys, their scales, values,
+// their scales], each [kv_heads, page_size, ...] at a multiple of 64 bytes.
 //
 // Sequences made by Fork share pages, each counted by its references (copy-on-write as in vLLM's
 // PagedAttention, Kwon et al. 2023, arXiv 2309.06180). A page of more than one reference is never
@@ -19,6 +21,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <span>
 #include <vector>
 
@@ -35,7 +38,40 @@ struct KvCacheOptions {
   int64_t head_dim = 128;  // PagedAttention takes 32 to 512, multiples of 8
   int64_t pages = 0;       // 1 to 2^31 - 1; of each layer
   int64_t page_size = 16;  // tokens; PagedAttention takes up to 256
+  // How keys are kept: f32, f16, bf16; e4m3, e5m2 and i8 with scales; or blocks of a format other
+  // than kPlain, of which dtype says nothing. See riffle/write_kv.h.
   DType dtype = DType::kBF16;
+  KvFormat format = KvFormat::kPlain;
+
+  // How values are kept, where that differs from keys. A value_dtype without a value_format means
+  // kPlain.
+  int64_t value_dim = 0;  // 0: head_dim
+  std::optional<DType> value_dtype = {};
+  std::optional<KvFormat> value_format = {};
+
+  // Of e4m3, e5m2 and i8. Write computes them: one for each row of head_dim elements, or for each
+  // group of 32, 64 or 128 elements of it.
+  DType scale_dtype = DType::kF32;  // f32, f16, bf16 or e8m0
+  int64_t scale_group = 0;          // 0: the row
+};
+
+// The caller's name for the contents of a page: a hash of its tokens and of all tokens before it
+// (and of whatever else keys and values depend on). Equal keys mean equal contents, so the hash
+// must not collide.
+struct BlockKey {
+  uint64_t words[2] = {};
+  friend bool operator==(const BlockKey&, const BlockKey&) = default;
+};
+
+// Counts since the cache was made, but for the last one.
+struct KvCacheStats {
+  int64_t blocks_wanted = 0;      // keys that Create was given
+  int64_t blocks_found = 0;       // pages that it shared for them
+  int64_t pages_evicted = 0;      // that had a key and were taken for other contents
+  int64_t pages_copied = 0;       // shared ones, before new contents
+  int64_t pages_swapped_out = 0;  // copied to the caller's memory
+  int64_t pages_swapped_in = 0;   // and back
+  int64_t pages_reusable = 0;     // now: without a sequence, but with a key
 };
 
 // Where sequences lie; right until one of them is extended, written, truncated or freed.
@@ -65,6 +101,36 @@ class RIFFLE_API KvCache {
   // A sequence of the same length and contents that shares all pages of `seq`. Takes no page.
   int64_t Fork(int64_t seq);
 
+  // A sequence that begins with the longest prefix of these blocks that the cache has: it shares
+  // their pages, and its length is Lookup(keys). Keys stand for page_size tokens each, in order.
+  int64_t Create(std::span<const BlockKey> keys);
+
+  // Tokens of the longest prefix of these blocks that the cache has: up to the first key that no
+  // page has.
+  int64_t Lookup(std::span<const BlockKey> keys) const;
+
+  // Gives the first keys.size() pages of `seq` their keys, so that Create finds them, after the end
+  // of `seq` too: a page with a key that no sequence has any more stays as it is until another page
+  // is needed and none is free; then the one that was given up longest ago is taken, and of a
+  // sequence its last one first. All that these pages hold must have been written, in every layer.
+  // A page whose key another page has already goes without. Writing to a page takes its key away,
+  // and so does extending a sequence into it.
+  // Throws Error: kBadRange if they are more than the full pages of `seq`, kBadOption if a page has
+  // another key already, kOutOfMemory.
+  void SetBlockKeys(int64_t seq, std::span<const BlockKey> keys);
+
+  // Copies the pages of `seq` into the caller's memory of at least SwapBytes(seq) bytes, and
+  // releases them. The sequence keeps its id and length, but until SwapIn brings it back every call
+  // but Length, SwapBytes and Free throws Error(kBadSequence) for it.
+  //   pool  whose threads take part; null: DefaultPool()
+  // Throws Error: kBadShape for memory that is null or too small, kOverlap for the cache's own.
+  void SwapOut(int64_t seq, std::span<uint8_t> memory, const CallOptions& options = {});
+
+  // Takes pages for `seq` and copies back what SwapOut left in this memory. Throws Error:
+  // kBadSequence if it is not swapped out, kBadShape and kOverlap as SwapOut, kOutOfPages.
+  void SwapIn(int64_t seq, std::span<const uint8_t> memory, const CallOptions& options = {});
+  int64_t SwapBytes(int64_t seq) const;
+
   // Makes `seq` longer by `tokens` >= 0, whose keys and values are unspecified until written: takes
   // the pages for them, and one more to copy the last page if new positions lie in it and it is
   // shared. So writing the new positions needs no page, unless `seq` has been forked since.
@@ -72,10 +138,10 @@ class RIFFLE_API KvCache {
   // more.
   void Extend(int64_t seq, int64_t tokens);
 
-  // Writes keys and values of the positions from `position` on in one layer. Pages among them that
-  // are shared are copied first, in all layers. Elements are of the cache's dtype, or f32, which is
-  // rounded to the nearest (ties to even, subnormals kept).
-  //   keys, values  [tokens, kv_heads, head_dim]; neither may lie in the cache's own storage
+  // Writes keys and values of the positions from `position` on in one layer, as WriteKv does. Pages
+  // among them that are shared are copied first, in all layers.
+  //   keys, values  [tokens, kv_heads, head_dim or value_dim] of f32, f16 or bf16; neither may lie
+  //                 in the cache's own storage
   //   options       the pool's threads take part in large writes
   // Throws Error: kBadRange for a layer or positions that do not exist, kBadShape, kBadDType,
   // kOverlap, kOutOfPages.
@@ -96,16 +162,18 @@ class RIFFLE_API KvCache {
   KvBatch Batch(std::span<const int64_t> seqs) const;
   void Batch(std::span<const int64_t> seqs, KvBatch& batch) const;
 
-  // A layer's keys and values [pages, kv_heads, page_size, head_dim], read-only, valid as long as
-  // the cache. Throws Error(kBadRange) unless 0 <= layer < layers.
+  // A layer's keys and values [pages, kv_heads, page_size, head_dim or value_dim], with their
+  // scales if there are any, read-only, valid as long as the cache. Throws Error(kBadRange) unless
+  // 0 <= layer < layers.
   PagedKv Keys(int64_t layer) const;
   PagedKv Values(int64_t layer) const;
 
   int64_t sequences() const;
-  int64_t pages_free() const;
+  int64_t pages_free() const;    // without a sequence, those that have a key among them
   int64_t pages_used() const;    // by one sequence or more: pages - pages_free
   int64_t pages_shared() const;  // by two or more
   int64_t bytes() const;         // of storage, pages of all layers
+  KvCacheStats stats() const;
 
  private:
   class Impl;

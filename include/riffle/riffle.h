@@ -12,3 +12,4 @@
 #include "riffle/topk.h"
 #include "riffle/types.h"
 #include "riffle/version.h"
+#include "riffle/write_kv.h"

@@ -53,6 +53,26 @@ struct SubRegion {
 
 int64_t FloorDiv(int64_t a, int64_t b) { return a / b - (a % b < 0 ? 1 : 0); }
 
+bool Meet(SubRegion a, SubRegion b);
+
+// Sub-region i of a meets sub-region j of b if it does so for any other pair i - j apart, so a step
+// for each distance will do, of which few are short enough: as of two pools in the pages of one.
+bool MeetAtEqualStrides(SubRegion a, SubRegion b) {
+  const int64_t stride = a.nest->stride[a.fixed];
+  const int64_t a_extent = a.nest->extent[a.fixed + 1];
+  const int64_t b_extent = b.nest->extent[b.fixed + 1];
+  const int64_t first =
+      std::max(1 - b.nest->size[b.fixed], FloorDiv(b.begin - a.begin - a_extent, stride) + 1);
+  const int64_t last =
+      std::min(a.nest->size[a.fixed] - 1, FloorDiv(b.begin + b_extent - 1 - a.begin, stride));
+  for (int64_t i = first; i <= last; ++i) {
+    if (Meet({a.nest, a.fixed + 1, a.begin + i * stride}, {b.nest, b.fixed + 1, b.begin})) {
+      return true;
+    }
+  }
+  return false;
+}
+
 // Takes the larger one apart and looks only at the parts whose hull meets the other. As long as
 // sub-regions of one region do not interleave with each other, each meets one or two of the other's
 // on average, so that the steps grow with the number of rows, not with its square.
@@ -62,6 +82,9 @@ bool Meet(SubRegion a, SubRegion b) {
   }
   if (a.solid() && b.solid()) {
     return true;
+  }
+  if (!a.solid() && !b.solid() && a.nest->stride[a.fixed] == b.nest->stride[b.fixed]) {
+    return MeetAtEqualStrides(a, b);
   }
   if (a.solid() || (!b.solid() && b.extent() > a.extent())) {
     std::swap(a, b);

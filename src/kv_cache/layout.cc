@@ -1,8 +1,10 @@
 #include "kv_cache/layout.h"
 
 #include <limits>
+#include <string>
 
 #include "core/check.h"
+#include "kv_cache/write_check.h"
 
 namespace riffle::kv_cache {
 namespace {
@@ -12,6 +14,52 @@ constexpr int64_t kMaxBytes = std::numeric_limits<int64_t>::max();
 void CheckDimension(const char* name, int64_t value) {
   core::Check(value >= 1, Code::kBadShape, name, " = ", value, " is not 1 or more");
 }
+
+bool HasScales(DType dtype) {
+  return dtype == DType::kE4M3 || dtype == DType::kE5M2 || dtype == DType::kI8;
+}
+
+SideLayout Side(const char* name, const KvCacheOptions& options, int64_t head_dim, DType dtype,
+                KvFormat format) {
+  CheckDimension(name[0] == 'k' ? "head_dim" : "value_dim", head_dim);
+  SideLayout side;
+  side.format = format;
+  side.dtype = format == KvFormat::kPlain ? dtype : DType::kU8;
+  side.head_dim = head_dim;
+  PagedKvOut like;  // of which CheckFormat looks at this much
+  like.dtype = side.dtype;
+  like.format = format;
+  like.head_dim = head_dim;
+  if (format == KvFormat::kPlain && HasScales(dtype)) {
+    like.scales = {name, options.scale_dtype, 0, 0, 0, 0, options.scale_group, 1.0f};
+    side.groups = 1;
+  }
+  CheckFormat(name, like);
+  if (side.groups > 0 && options.scale_group > 0) {
+    side.groups = (head_dim - 1) / options.scale_group + 1;
+  }
+  return side;
+}
+
+// Multiplies and adds up to a size in memory.
+class Size {
+ public:
+  int64_t Times(int64_t a, int64_t b) {
+    int64_t product = 0;
+    fits_ = !__builtin_mul_overflow(a, b, &product) && fits_;
+    return product;
+  }
+  int64_t Plus(int64_t a, int64_t b) {
+    int64_t sum = 0;
+    fits_ = !__builtin_add_overflow(a, b, &sum) && fits_;
+    return sum;
+  }
+  int64_t RoundUp(int64_t a, int64_t unit) { return Plus(a, unit - 1) / unit * unit; }
+  bool fits() const { return fits_; }
+
+ private:
+  bool fits_ = true;
+};
 
 }  // namespace
 
@@ -24,32 +72,67 @@ KvLayout KvLayout::Of(const KvCacheOptions& options) {
   constexpr int64_t kMaxPages = std::numeric_limits<int32_t>::max();
   core::Check(options.pages <= kMaxPages, Code::kBadShape, "pages = ", options.pages, " is above ",
               kMaxPages);
-  core::Check(
-      options.dtype == DType::kF32 || options.dtype == DType::kF16 || options.dtype == DType::kBF16,
-      Code::kBadDType, "dtype = ", static_cast<int>(options.dtype),
-      " is none of float32, float16, bfloat16");
-
-  bool fits = true;
-  const auto times = [&fits](int64_t a, int64_t b) {
-    int64_t product = 0;
-    fits = fits && !__builtin_mul_overflow(a, b, &product);
-    return product;
-  };
+  const int64_t value_dim = options.value_dim == 0 ? options.head_dim : options.value_dim;
+  const KvFormat value_format =
+      options.value_format.value_or(options.value_dtype ? KvFormat::kPlain : options.format);
   KvLayout layout;
-  layout.token = times(options.head_dim, static_cast<int64_t>(SizeOf(options.dtype)));
-  layout.head = times(layout.token, options.page_size);
-  layout.values = times(layout.head, options.kv_heads);
-  layout.page = times(layout.values, 2);
-  const int64_t used = times(layout.page, options.pages);
-  fits = fits && used <= kMaxBytes - 63;
-  layout.layer = fits ? (used + 63) / 64 * 64 : 0;
-  layout.total = times(layout.layer, options.layers);
-  core::Check(fits, Code::kOutOfMemory,
+  layout.keys = Side("keys", options, options.head_dim, options.dtype, options.format);
+  layout.values =
+      Side("values", options, value_dim, options.value_dtype.value_or(options.dtype), value_format);
+
+  // Elements of one dtype are one array; what else may follow needs alignment.
+  const bool is_plain = layout.keys.groups == 0 && layout.values.groups == 0 &&
+                        layout.keys.dtype == layout.values.dtype;
+  const int64_t unit = is_plain ? 1 : 64;
+  const auto scale_bytes = static_cast<int64_t>(SizeOf(options.scale_dtype));
+  Size size;
+  for (SideLayout* side : {&layout.keys, &layout.values}) {
+    side->row = side->format == KvFormat::kPlain
+                    ? size.Times(side->head_dim, static_cast<int64_t>(SizeOf(side->dtype)))
+                    : size.Times(side->head_dim / 32, BlockBytes(side->format));
+    side->head = size.Times(side->row, options.page_size);
+    side->begin = layout.page;
+    side->scales =
+        size.RoundUp(size.Plus(side->begin, size.Times(side->head, options.kv_heads)), unit);
+    const int64_t row_scales = size.Times(side->groups, scale_bytes);
+    const int64_t rows = size.Times(options.page_size, options.kv_heads);
+    layout.page = size.RoundUp(size.Plus(side->scales, size.Times(row_scales, rows)), unit);
+  }
+  layout.layer = size.RoundUp(size.Times(layout.page, options.pages), 64);
+  layout.total = size.Times(layout.layer, options.layers);
+  core::Check(size.fits(), Code::kOutOfMemory,
               "layers x pages x 2 x kv_heads x page_size x head_dim = ", options.layers, " x ",
               options.pages, " x 2 x ", options.kv_heads, " x ", options.page_size, " x ",
-              options.head_dim, " elements of ", SizeOf(options.dtype), " bytes are more than ",
+              options.head_dim, " elements of ", SizeOf(layout.keys.dtype), " bytes are more than ",
               kMaxBytes, " bytes");
   return layout;
+}
+
+PagedKvOut KvLayout::View(const KvCacheOptions& options, const SideLayout& side,
+                          uint8_t* data) const {
+  const auto element = static_cast<int64_t>(SizeOf(side.dtype));
+  PagedKvOut view;
+  view.data = data + side.begin;
+  view.dtype = side.dtype;
+  view.format = side.format;
+  view.num_pages = options.pages;
+  view.page_size = options.page_size;
+  view.kv_heads = options.kv_heads;
+  view.head_dim = side.head_dim;
+  view.page_stride = page / element;
+  view.token_stride = side.row / element;
+  view.head_stride = side.head / element;
+  if (side.groups > 0) {
+    view.computed_scales = data + side.scales;
+    view.scales.data = view.computed_scales;
+    view.scales.dtype = options.scale_dtype;
+    view.scales.page_stride = page / static_cast<int64_t>(SizeOf(options.scale_dtype));
+    view.scales.token_stride = side.groups;
+    view.scales.head_stride = options.page_size * side.groups;
+    view.scales.group_stride = side.groups > 1 ? 1 : 0;
+    view.scales.group = options.scale_group;
+  }
+  return view;
 }
 
 }  // namespace riffle::kv_cache

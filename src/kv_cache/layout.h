@@ -5,20 +5,38 @@
 #include <cstdint>
 
 #include "riffle/kv_cache.h"
+#include "riffle/write_kv.h"
 
 namespace riffle::kv_cache {
 
-// Bytes. Per layer [pages, keys and values, kv_heads, page_size, head_dim].
+// The keys, or the values, of a page: [kv_heads, page_size] rows, then as many rows' scales.
+struct SideLayout {
+  DType dtype = DType::kF32;  // kU8 of a block format
+  KvFormat format = KvFormat::kPlain;
+  int64_t head_dim = 0;
+  int64_t groups = 0;  // scales of a row; 0: none
+
+  // Bytes.
+  int64_t row = 0;     // one token of one head
+  int64_t head = 0;    // one tile: page_size rows
+  int64_t begin = 0;   // from the start of a page
+  int64_t scales = 0;  // the first scale, from the start of a page
+};
+
 struct KvLayout {
-  int64_t token = 0;   // one token of one head: head_dim elements
-  int64_t head = 0;    // one tile: page_size tokens
-  int64_t values = 0;  // from a page's keys to its values
-  int64_t page = 0;    // from a page to the next: keys and values
-  int64_t layer = 0;   // from a layer to the next, a multiple of 64
+  SideLayout keys;
+  SideLayout values;
+  // Bytes.
+  int64_t page = 0;   // from a page to the next: keys and values
+  int64_t layer = 0;  // from a layer to the next, a multiple of 64
   int64_t total = 0;
 
-  // Throws Error: kBadShape, kBadOption, kOutOfMemory if the total is beyond the address space.
+  // Throws Error: kBadShape, kBadDType, kBadOption, kOutOfMemory if the total is beyond the address
+  // space.
   static KvLayout Of(const KvCacheOptions& options);
+
+  // The pages of a layer whose memory begins at `data`, for writing. Computed scales.
+  PagedKvOut View(const KvCacheOptions& options, const SideLayout& side, uint8_t* data) const;
 };
 
 }  // namespace riffle::kv_cache

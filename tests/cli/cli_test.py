@@ -170,7 +170,7 @@ class TopK(Cli):
 
 class Usage(Cli):
     def test_help_and_version(self):
-        for args in (["--help"], ["topk", "--help"], ["plan", "--help"], ["info", "--help"], ["make-logits", "--help"], ["bench", "topk", "--help"], ["bench", "linear", "--help"], ["bench", "attention", "--help"], ["bench", "sample", "--help"]):
+        for args in (["--help"], ["topk", "--help"], ["plan", "--help"], ["info", "--help"], ["make-logits", "--help"], ["bench", "topk", "--help"], ["bench", "linear", "--help"], ["bench", "attention", "--help"], ["bench", "sample", "--help"], ["bench", "write", "--help"]):
             with self.subTest(args=args):
                 self.assertIn("--help", self.output(*args))
         self.assertIn("Examples:", self.output("topk", "--help"))
@@ -208,6 +208,7 @@ class Usage(Cli):
             (("bench", "attention", "--only", "nothing-is-called-so"), ["nothing-is-called-so", "D1-page128"]),
             (("bench", "attention", "--only", "D3", "--target", "ABACUS"), ["ABACUS"]),
             (("bench", "sample", "--only", "nothing-is-called-so"), ["nothing-is-called-so", "top-p-wide"]),
+            (("bench", "write", "--only", "nothing-is-called-so"), ["nothing-is-called-so", "bf16-2048"]),
             (("make-logits", "x.npy", "--vocab", "0"), ["--vocab 0"]),
             (("make-logits", "x.npy", "--rows", "4611686018427387904"), ["--rows"]),
         ):
@@ -271,6 +272,13 @@ class OtherCommands(Cli):
         self.assertEqual(line["bytes"], 32 * 262144 * 4)
         self.assertGreater(line["read_share"], 0)
         self.assertNotIn("peak_share", line)
+
+    def test_bench_write(self):
+        result = json.loads(self.output("bench", "write", "--only", "-1", "--min-time", "0.001", "--json"))
+        self.assertEqual([line["name"] for line in result["lines"]], ["bf16-1", "e4m3-1"])
+        for line in result["lines"]:
+            self.assertEqual((line["tokens"], line["kv_heads"], line["bytes"]), (1, 8, 2 * 8 * 128 * 2))
+            self.assertGreater(line["read_share"], 0)
 
     def test_bench(self):
         result = json.loads(self.output("bench", "topk", "--quick", "--only", "per-row-1", "--min-time", "0.001", "--json"))

@@ -218,8 +218,9 @@ TEST(KvCache, RefusesBadInputs) {
   bad.data = nullptr;
   ExpectError(Code::kBadShape, "values is null", write(0, good.view, bad));
   bad = good.view;
-  bad.dtype = DType::kF16;
-  ExpectError(Code::kBadDType, "keys is float16 but the cache takes bfloat16 or float32",
+  bad.dtype = DType::kE4M3;
+  ExpectError(Code::kBadDType,
+              "keys is float8_e4m3fn but the cache takes float32, float16 or bfloat16",
               write(0, bad, good.view));
   for (const int64_t stride : {kMax, -kMax}) {
     bad = good.view;

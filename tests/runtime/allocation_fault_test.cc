@@ -226,6 +226,23 @@ TEST_F(AllocationFaults, Attention) {
   EXPECT_EQ(FailAtEach("ReadMax", {}, [&] { ReadMax(pages.data(), 4096); }), 0);  // takes none
 }
 
+TEST_F(AllocationFaults, WriteKv) {
+  const std::vector<float> x = Numbers(3000 * 32);
+  std::vector<float> keys(3008 * 32), values(keys.size());
+  std::vector<int64_t> slots(3000);
+  for (size_t t = 0; t < slots.size(); ++t) slots[t] = static_cast<int64_t>(t * 7 % 3008);
+  Outputs outputs;
+  outputs.Add(keys.data(), keys.size() * 4);
+  outputs.Add(values.data(), values.size() * 4);
+  const PagedKvOut key_pages{keys.data(), DType::kF32, 188, 16, 1, 32, 512, 32, 32};
+  PagedKvOut value_pages = key_pages;
+  value_pages.data = values.data();
+  const HeadsView view{x.data(), DType::kF32, 3000, 1, 32, 32, 32};
+  EXPECT_GT(FailAtEach("WriteKv", outputs,
+                       [&] { riffle::WriteKv(view, view, slots, key_pages, value_pages); }),
+            0);
+}
+
 TEST_F(AllocationFaults, KvCache) {
   KvCacheOptions options;
   options.head_dim = 32;
@@ -258,6 +275,14 @@ TEST_F(AllocationFaults, KvCache) {
     const std::vector<int64_t> both = {first, second};
     const KvBatch batch = step([&] { return cache.Batch(both); });
     EXPECT_EQ(batch.kv_lens, (std::vector<int32_t>{1500, 1517}));
+    const std::vector<BlockKey> keys = {{{1, 2}}, {{3, 4}}};
+    step([&] { cache.SetBlockKeys(first, keys); });
+    const int64_t third = step([&] { return cache.Create(keys); });
+    EXPECT_EQ(cache.Length(third), 32);
+    std::vector<uint8_t> memory(static_cast<size_t>(cache.SwapBytes(third)));
+    step([&] { cache.SwapOut(third, memory); });
+    step([&] { cache.SwapIn(third, memory); });
+    cache.Free(third);
     step([&] { cache.Free(first); });
     EXPECT_EQ(cache.pages_used(), 95);
     return failures;

@@ -7,6 +7,7 @@
 #include "riffle/linear_topk.h"
 #include "riffle/sampling.h"
 #include "riffle/topk.h"
+#include "riffle/write_kv.h"
 #include "testing/allocation_counter.h"
 #include "testing/topk_check.h"
 
@@ -122,6 +123,33 @@ TEST_F(SteadyState, KvCacheWrite) {
   };
   for (const int64_t tokens : {1, 2000}) {
     EXPECT_EQ(AllocationsOf([&] { write(tokens); }), 0) << tokens;
+  }
+}
+
+// By slots, of few tokens and of many, from one of which the last two slots are equal.
+TEST_F(SteadyState, WriteKv) {
+  const std::vector<float> ones(size_t{2000} * 128, 1.0f);
+  std::vector<uint8_t> pages(2 * 2048 * 128), scales(2 * 2048 * 4);
+  std::vector<int32_t> slots;
+  for (int32_t t = 0; t < 2000; ++t) slots.push_back(t % 1999);
+  for (const int threads : {1, 3}) {
+    ThreadPool pool(threads);
+    const auto write = [&](int64_t tokens) {
+      const HeadsView view{ones.data(), DType::kF32, tokens, 1, 128, 128, 128};
+      PagedKvOut keys{pages.data(), DType::kE4M3, 128, 16, 1, 128, 2048, 128, 128};
+      keys.scales.page_stride = 16;
+      keys.scales.token_stride = 1;
+      keys.computed_scales = scales.data();
+      PagedKvOut values = keys;
+      values.data = pages.data() + 2048 * 128;
+      values.computed_scales = scales.data() + 2048 * 4;
+      riffle::WriteKv(view, view, IndexSpan(slots.data(), static_cast<size_t>(tokens)), keys,
+                      values, {&pool});
+    };
+    EXPECT_GT(AllocationsOf([&] { write(2000); }), 0) << "the counter does not count";
+    for (const int64_t tokens : {2000, 1, 100, 300}) {
+      EXPECT_EQ(AllocationsOf([&] { write(tokens); }), 0) << tokens << ", " << threads;
+    }
   }
 }
 

@@ -191,6 +191,25 @@ TEST_P(FloatEnvironments, KvCache) {
   });
 }
 
+// Rounding to float8 with computed scales, and to blocks.
+TEST_P(FloatEnvironments, WriteKv) {
+  const std::vector<float> x = Numbers(100 * 32, GetParam());
+  ExpectSame("WriteKv", [&] {
+    std::vector<uint8_t> bytes(112 * 32 + 112 * 4 + 112 * 20);
+    PagedKvOut keys{bytes.data(), DType::kE4M3, 7, 16, 1, 32, 512, 32, 32};
+    keys.scales.page_stride = 16;
+    keys.scales.token_stride = 1;
+    keys.computed_scales = bytes.data() + 112 * 32;
+    const PagedKvOut values{bytes.data() + 112 * 36, DType::kU8, 7, 16, 1, 32, 320, 20, 20, {},
+                            KvFormat::kQ4_1};
+    std::vector<int32_t> slots(100);
+    for (size_t t = 0; t < slots.size(); ++t) slots[t] = static_cast<int32_t>(t);
+    const HeadsView view{x.data(), DType::kF32, 100, 1, 32, 32, 32};
+    riffle::WriteKv(view, view, slots, keys, values);
+    return bytes;
+  });
+}
+
 // Tasks of the user's run under it too, on every thread.
 TEST_P(FloatEnvironments, ParallelFor) {
   ExpectSame("ParallelFor", [] {

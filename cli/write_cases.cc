@@ -1,0 +1,251 @@
+#include "cli/write_cases.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <bit>
+#include <cmath>
+#include <cstring>
+#include <random>
+#include <span>
+#include <stdexcept>
+
+#include "cli/huge_buffer.h"
+
+namespace riffle::cli {
+namespace {
+
+constexpr int64_t kPageSize = 16;
+constexpr int64_t kPoolPages = 2048;
+constexpr int64_t kCopyBytes = 64 << 10;  // of a task of the copy
+
+float HalfToFloat(uint16_t bits) {
+  const int exponent = bits >> 10 & 31;
+  const float fraction = static_cast<float>(bits & 0x3ff);
+  const float magnitude =
+      exponent == 0 ? std::ldexp(fraction, -24) : std::ldexp(1024 + fraction, exponent - 25);
+  return (bits & 0x8000) != 0 ? -magnitude : magnitude;
+}
+
+// One call's arrays: both pools lie in one buffer, as both inputs do.
+class Write {
+ public:
+  explicit Write(const WriteCase& what)
+      : what_(what),
+        row_(what.format == KvFormat::kPlain
+                 ? what.head_dim * static_cast<int64_t>(SizeOf(what.dtype))
+                 : what.head_dim / 32 * BlockBytes(what.format)),
+        input_(static_cast<size_t>(2 * InputBytes())),
+        pool_(static_cast<size_t>(2 * PoolBytes())) {
+    std::mt19937_64 generator(7);
+    std::normal_distribution<float> normal;
+    const auto elements = static_cast<size_t>(2 * what.tokens * what.kv_heads * what.head_dim);
+    for (size_t i = 0; i < elements; ++i) {
+      const auto bits = std::bit_cast<uint32_t>(normal(generator)) & 0xffff0000u;  // bf16's
+      if (what.from == DType::kF32) {
+        std::memcpy(input_.data() + 4 * i, &bits, 4);
+      } else {
+        const auto upper = static_cast<uint16_t>(bits >> 16);
+        std::memcpy(input_.data() + 2 * i, &upper, 2);
+      }
+    }
+    for (int64_t page = 0; page < kPoolPages; ++page) {
+      pages_.push_back(page);
+    }
+    std::shuffle(pages_.begin(), pages_.end(), generator);
+    slots_.resize(static_cast<size_t>(what.tokens));
+    if (what.dtype == DType::kI8 || what.dtype == DType::kE4M3) {
+      scales_.resize(static_cast<size_t>(2 * kPoolPages * kPageSize * what.kv_heads));
+    }
+  }
+
+  // A call that writes the tokens from position `first` on of a sequence whose pages are shuffled.
+  void Call(int64_t first, ThreadPool* threads) {
+    for (int64_t t = 0; t < what_.tokens; ++t) {
+      const int64_t position = (first + t) % (kPoolPages * kPageSize);
+      slots_[static_cast<size_t>(t)] =
+          pages_[static_cast<size_t>(position / kPageSize)] * kPageSize + position % kPageSize;
+    }
+    WriteKv(In(0), In(1), slots_, Out(0), Out(1), {threads});
+  }
+
+  // The copy that writing is compared with: of the input, to memory of its size.
+  void Copy(uint8_t* to, ThreadPool* threads) const {
+    const int64_t bytes = 2 * InputBytes();
+    if (bytes <= kCopyBytes) {
+      std::memcpy(to, input_.data(), static_cast<size_t>(bytes));
+      return;
+    }
+    ParallelFor((bytes + kCopyBytes - 1) / kCopyBytes,
+                [&](int64_t i) {
+                  const int64_t size = std::min(kCopyBytes, bytes - i * kCopyBytes);
+                  std::memcpy(to + i * kCopyBytes, input_.data() + i * kCopyBytes,
+                              static_cast<size_t>(size));
+                },
+                threads);
+  }
+
+  // Throws unless what the last call has written stands for the tokens.
+  void Check() const {
+    for (int side = 0; side < 2; ++side) {
+      for (int64_t t = 0; t < what_.tokens; ++t) {
+        for (int64_t h = 0; h < what_.kv_heads; ++h) {
+          CheckRow(side, t, h);
+        }
+      }
+    }
+  }
+
+  int64_t InputBytes() const {
+    return what_.tokens * what_.kv_heads * what_.head_dim *
+           static_cast<int64_t>(SizeOf(what_.from));
+  }
+  const HugeBuffer& pool() const { return pool_; }
+
+ private:
+  int64_t PoolBytes() const { return kPoolPages * kPageSize * what_.kv_heads * row_; }
+
+  HeadsView In(int side) const {
+    return {input_.data() + side * InputBytes(),
+            what_.from,
+            what_.tokens,
+            what_.kv_heads,
+            what_.head_dim,
+            what_.kv_heads * what_.head_dim,
+            what_.head_dim};
+  }
+
+  PagedKvOut Out(int side) {
+    const bool is_block = what_.format != KvFormat::kPlain;
+    const int64_t row = is_block ? row_ : what_.head_dim;
+    PagedKvOut out{pool_.data() + side * PoolBytes(),
+                   is_block ? DType::kU8 : what_.dtype,
+                   kPoolPages,
+                   kPageSize,
+                   what_.kv_heads,
+                   what_.head_dim,
+                   row * kPageSize * what_.kv_heads,
+                   row,
+                   row * kPageSize,
+                   {},
+                   what_.format};
+    if (!scales_.empty()) {
+      out.computed_scales = scales_.data() + static_cast<size_t>(side) * scales_.size() / 2;
+      out.scales.page_stride = kPageSize * what_.kv_heads;
+      out.scales.token_stride = 1;
+      out.scales.head_stride = kPageSize;
+    }
+    return out;
+  }
+
+  float Input(int side, int64_t token, int64_t head, int64_t i) const {
+    const int64_t at = (token * what_.kv_heads + head) * what_.head_dim + i;
+    const uint8_t* const data = input_.data() + side * InputBytes();
+    uint32_t bits = 0;
+    if (what_.from == DType::kF32) {
+      std::memcpy(&bits, data + 4 * at, 4);
+    } else {
+      std::memcpy(reinterpret_cast<uint8_t*>(&bits) + 2, data + 2 * at, 2);
+    }
+    return std::bit_cast<float>(bits);
+  }
+
+  // Element i of a row, and how far it may be from what was written.
+  std::pair<float, float> Element(const uint8_t* row, float scale, int64_t i) const {
+    if (what_.dtype == DType::kI8) {
+      return {static_cast<float>(static_cast<int8_t>(row[i])) * scale, 0.501f * scale};
+    }
+    if (what_.dtype == DType::kE4M3) {
+      const int exponent = row[i] >> 3 & 15;
+      const float magnitude = exponent == 0
+                                  ? std::ldexp(static_cast<float>(row[i] & 7), -9)
+                                  : std::ldexp(static_cast<float>(8 + (row[i] & 7)), exponent - 10);
+      const float value = (row[i] & 0x80 ? -magnitude : magnitude) * scale;
+      return {value, 0.0626f * std::fabs(value) + scale * 0x1p-9f};
+    }
+    if (what_.format == KvFormat::kPlain) {
+      uint16_t bits;
+      std::memcpy(&bits, row + 2 * i, 2);
+      return {std::bit_cast<float>(static_cast<uint32_t>(bits) << 16), 0.0f};
+    }
+    const uint8_t* const block = row + i / 32 * BlockBytes(what_.format);
+    const auto d = HalfToFloat(static_cast<uint16_t>(block[0] | block[1] << 8));
+    const auto at = static_cast<size_t>(i % 32);
+    const int code = what_.format == KvFormat::kQ8_0 ? static_cast<int8_t>(block[2 + at])
+                     : at < 16                       ? (block[2 + at] & 15) - 8
+                                                     : (block[2 + at - 16] >> 4) - 8;
+    return {static_cast<float>(code) * d, 1.01f * std::fabs(d)};
+  }
+
+  void CheckRow(int side, int64_t token, int64_t head) const {
+    const int64_t slot = slots_[static_cast<size_t>(token)];
+    const int64_t row = (slot / kPageSize * what_.kv_heads + head) * kPageSize + slot % kPageSize;
+    const uint8_t* const data = pool_.data() + side * PoolBytes() + row * row_;
+    const float scale =
+        scales_.empty()
+            ? 1.0f
+            : scales_[static_cast<size_t>(side) * scales_.size() / 2 + static_cast<size_t>(row)];
+    for (int64_t i = 0; i < what_.head_dim; ++i) {
+      const auto [value, bound] = Element(data, scale, i);
+      const float expected = Input(side, token, head, i);
+      if (!(std::fabs(value - expected) <= bound)) {
+        throw std::runtime_error(fmt::format("{}: token {}, head {}, element {} is {}, not {}",
+                                             what_.name, token, head, i, value, expected));
+      }
+    }
+  }
+
+  const WriteCase what_;
+  const int64_t row_;
+  HugeBuffer input_;
+  HugeBuffer pool_;
+  std::vector<int64_t> pages_;
+  std::vector<int64_t> slots_;
+  std::vector<float> scales_;
+};
+
+}  // namespace
+
+std::vector<WriteCase> WriteCases() {
+  return {{.name = "bf16-1", .tokens = 1},
+          {.name = "bf16-32", .tokens = 32},
+          {.name = "bf16-2048"},
+          {.name = "f32-bf16-2048", .from = DType::kF32},
+          {.name = "e4m3-1", .tokens = 1, .dtype = DType::kE4M3},
+          {.name = "e4m3-2048", .dtype = DType::kE4M3},
+          {.name = "int8-2048", .dtype = DType::kI8},
+          {.name = "q8_0-2048", .format = KvFormat::kQ8_0},
+          {.name = "q4_0-2048", .format = KvFormat::kQ4_0}};
+}
+
+RooflineLine RunWriteCase(const WriteCase& what, double min_seconds, ThreadPool* pool) {
+  Write write(what);
+  write.Call(5, pool);
+  write.Check();
+  // Small calls are timed together, each at its own place of the pool.
+  const int calls = what.tokens < 1024 ? 256 : 1;
+  const HugeBuffer copy(static_cast<size_t>(2 * write.InputBytes() * calls));
+  int64_t first = 0;
+  RooflineCase roofline;
+  roofline.name = what.name;
+  roofline.pages = PagesOf(write.pool().data(), write.pool().bytes());
+  roofline.bytes = static_cast<double>(2 * write.InputBytes());
+  roofline.call = [&] {
+    for (int i = 0; i < calls; ++i, first += what.tokens) {
+      write.Call(first, pool);
+    }
+  };
+  roofline.read = [&] {
+    for (int i = 0; i < calls; ++i) {
+      write.Copy(copy.data() + 2 * i * write.InputBytes(), pool);
+    }
+  };
+  RooflineLine line = MeasureRoofline(roofline, min_seconds, pool);
+  for (Timing* timing : {&line.time, &*line.read}) {
+    timing->median /= calls;
+    timing->min /= calls;
+  }
+  return line;
+}
+
+}  // namespace riffle::cli

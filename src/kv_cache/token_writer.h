@@ -1,0 +1,60 @@
+// One side of a write: tokens of keys, or of values, into a pool.
+#pragma once
+
+#include <hwy/base.h>
+
+#include <algorithm>
+#include <cstdint>
+
+#include "core/strided.h"
+#include "kv_cache/write_kernels.h"
+#include "riffle/write_kv.h"
+
+namespace riffle::kv_cache {
+
+class TokenWriter {
+ public:
+  // Pre: CheckWrite has accepted the two; EnsureTarget() has been called.
+  TokenWriter(const WriteKernels& kernels, const HeadsView& in, const PagedKvOut& pages);
+
+  // Writes a token of `in` to a slot of a page. May run beside writes to other slots.
+  void Write(int64_t token, int64_t page, int64_t offset) const {
+    HWY_DASSERT(token >= 0 && token < tokens_);
+    HWY_DASSERT(page >= 0 && page < num_pages_ && offset >= 0 && offset < page_size_);
+    TokenRows rows{in_ + token * in_token_, out_ + page * out_page_ + offset * out_token_};
+    const int64_t scale = page * scale_page_ + offset * scale_token_;
+    if (computed_scales_ != nullptr) {
+      rows.computed_scales = computed_scales_ + scale;
+    } else if (scales_ != nullptr) {
+      rows.scales = scales_ + scale;
+    }
+    write_(args_, rows);
+  }
+
+  // Of memory that writing a token reads or writes, the larger.
+  int64_t token_bytes() const { return token_bytes_; }
+
+ private:
+  WriteToken write_;
+  WriteArgs args_;
+  const uint8_t* in_;
+  uint8_t* out_;
+  const uint8_t* scales_;
+  uint8_t* computed_scales_;
+  // In bytes. A stride that is never taken may be anything, so none is multiplied before it is.
+  int64_t in_token_;
+  int64_t out_page_;
+  int64_t out_token_;
+  int64_t scale_page_;
+  int64_t scale_token_;
+  int64_t token_bytes_;
+  [[maybe_unused]] int64_t tokens_;  // these three are only asserted
+  [[maybe_unused]] int64_t num_pages_;
+  [[maybe_unused]] int64_t page_size_;
+};
+
+// Bytes of writes from which on threads pay, and what a thread writes at once.
+inline constexpr int64_t kThreadsBytes = 256 * 1024;
+inline constexpr int64_t kTaskBytes = 64 * 1024;
+
+}  // namespace riffle::kv_cache
