@@ -22,8 +22,7 @@ bool IsScaled(DType dtype) {
 
 void CheckCode(const char* name, const PagedKv& kv) {
   const int format = static_cast<int>(kv.format);
-  core::Check(format < kNumKvFormats, Code::kBadDType, name, ".format = ", format,
-              " is unknown");
+  core::Check(format < kNumKvFormats, Code::kBadDType, name, ".format = ", format, " is unknown");
   if (kv.format == KvFormat::kPlain) {
     core::Check(kv.dtype <= DType::kBF16 || IsScaled(kv.dtype), Code::kBadDType, name, " are ",
                 Name(kv.dtype),
@@ -32,9 +31,9 @@ void CheckCode(const char* name, const PagedKv& kv) {
   }
   core::Check(kv.dtype == DType::kU8, Code::kBadDType, name, " of format ", Name(kv.format),
               " are ", Name(kv.dtype), ", not uint8, the bytes of its blocks");
-  core::Check(kv.head_dim % kBlockElements == 0, Code::kBadShape, name,
-              ".head_dim = ", kv.head_dim, " is not a multiple of ", kBlockElements,
-              ", the elements of a block of ", Name(kv.format));
+  core::Check(kv.head_dim % kBlockElements == 0, Code::kBadShape, name, ".head_dim = ", kv.head_dim,
+              " is not a multiple of ", kBlockElements, ", the elements of a block of ",
+              Name(kv.format));
 }
 
 void CheckScales(const char* name, const PagedKv& kv) {
@@ -44,8 +43,8 @@ void CheckScales(const char* name, const PagedKv& kv) {
   if (scales.data == nullptr && scales.divisor == 1.0f) {
     return;
   }
-  core::Check(kv.format == KvFormat::kPlain, Code::kBadDType, name, " of format ",
-              Name(kv.format), " have scales in their blocks; they take no others");
+  core::Check(kv.format == KvFormat::kPlain, Code::kBadDType, name, " of format ", Name(kv.format),
+              " have scales in their blocks; they take no others");
   core::Check(IsScaled(kv.dtype), Code::kBadDType, name, " are ", Name(kv.dtype),
               " and have scales; only float8_e4m3fn, float8_e5m2 and int8 take them");
   core::Check(scales.dtype <= DType::kBF16 || scales.dtype == DType::kE8M0, Code::kBadDType, name,
@@ -116,12 +115,13 @@ core::Strided KvScaleBytes(const PagedKv& kv) {
   }
   const auto unit = static_cast<int64_t>(SizeOf(scales.dtype));
   const int64_t groups = scales.group == 0 ? 1 : kv.head_dim / scales.group;
-  const int64_t last = core::SaturatingMul(core::SaturatingMul(scales.group_stride, unit), groups - 1);
+  const int64_t last =
+      core::SaturatingMul(core::SaturatingMul(scales.group_stride, unit), groups - 1);
   constexpr int64_t kMaxExtent = std::numeric_limits<int64_t>::max() / 4;
   core::Check(last > -kMaxExtent && last < kMaxExtent, Code::kBadShape,
               "scales.group_stride = ", scales.group_stride, " does not fit an address");
-  const auto address = reinterpret_cast<uintptr_t>(scales.data) +
-                       static_cast<uintptr_t>(std::min<int64_t>(last, 0));
+  const auto address =
+      reinterpret_cast<uintptr_t>(scales.data) + static_cast<uintptr_t>(std::min<int64_t>(last, 0));
   return {reinterpret_cast<const void*>(address),
           {kv.page_size, kv.num_pages, kv.kv_heads},
           {core::SaturatingMul(scales.token_stride, unit),

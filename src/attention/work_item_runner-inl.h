@@ -1,5 +1,5 @@
-// A work item of attention: some queries of a sequence, some KV heads, some KV splits. Included once
-// per SIMD target.
+// A work item of attention: some queries of a sequence, some KV heads, some KV splits. Included
+// once per SIMD target.
 #if defined(RIFFLE_ATTENTION_WORK_ITEM_RUNNER_INL_H_) == defined(HWY_TARGET_TOGGLE)
 #ifdef RIFFLE_ATTENTION_WORK_ITEM_RUNNER_INL_H_
 #undef RIFFLE_ATTENTION_WORK_ITEM_RUNNER_INL_H_
@@ -41,8 +41,8 @@ class WorkItemRunner {
     const WorkItem& item = *context_.item;
     const WorkItemShape& shape = context_.shape;
     const WorkItemScratch<Math>& at = context_.at;
-    float* slot = partial_states +
-                  PartialStateFloats(std::max<int64_t>(item.slot, 0), shape.columns);
+    float* slot =
+        partial_states + PartialStateFloats(std::max<int64_t>(item.slot, 0), shape.columns);
     const int64_t slot_floats =
         PartialStateFloats(PartialStateRows(shape.heads, shape.rows), shape.columns);
     // Merging one KV split into nothing would change no result.
@@ -73,14 +73,15 @@ class WorkItemRunner {
 
   template <class Strategy>
   void RunSplit(Strategy& strategy, int split, TileCursor& ahead) {
-    context_.at.span.Clear(context_.shape);
-    context_.split_begin = split * kKvSplit;
+    context_.BeginSplit(split * kKvSplit);
     const int begin = std::max(context_.seen.begin, split * kKvSplit) / kBlock * kBlock;
     const int end = std::min(context_.seen.end, (split + 1) * kKvSplit);
     for (int key0 = begin; key0 < end; key0 += kBlock) {
       for (int head = 0; head < context_.shape.heads; ++head) {
-        strategy.RunBlock(head, key0, ahead);
-        ahead.Next();
+        if (!IsHidden(context_.args, *context_.item, context_.item->head_begin + head, key0)) {
+          strategy.RunBlock(head, key0, ahead);
+          ahead.Next();
+        }
       }
     }
   }
