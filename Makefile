@@ -41,7 +41,7 @@ test-transformers: setup ## riffle.transformers on every type of causal language
 	@$(STAGE) venv "Python environment" scripts/venv.sh
 	@$(STAGE) package "Python package" scripts/python_package.sh
 	@$(STAGE) transformers "every type of causal language model" env RIFFLE_TEST_ALL_MODELS=1 \
-	  .venv/bin/python -P -m pytest python/tests/test_transformers_models.py
+	  .venv/bin/python -P -m pytest python/tests/test_transformers_models.py python/tests/test_transformers_padding.py
 test-asan: setup ## C++ tests under AddressSanitizer and UBSan
 	@$(STAGE) asan "C++ tests under AddressSanitizer and UBSan" scripts/ctest.sh asan
 test-tsan: setup ## pool and concurrent callers under ThreadSanitizer

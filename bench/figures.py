@@ -99,8 +99,8 @@ def limit(case):
 
 def ratio(cell, own):
     """How often the time of riffle in the same run goes into another's."""
-    time = seconds(cell)
-    return f"{float(f'{time / seconds(own):.3g}'):g} x" if time else cell.lstrip("- ").strip("()") or "-"
+    time, base = seconds(cell), seconds(own)
+    return f"{float(f'{time / base:.3g}'):g} x" if time and base else cell.lstrip("- ").strip("()") or "-"
 
 
 def attention_table(names):

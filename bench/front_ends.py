@@ -23,6 +23,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from typing import Any
 
 import numpy as np
 
@@ -82,7 +83,7 @@ def arrays_of(call, dtype, numbers):
     }  # fmt: skip
 
 
-def sampling(numbers):
+def sampling(numbers) -> dict[str, Any]:
     _, _, top_k, greedy = numbers
     return dict(temperature=0.0, seed=1) if greedy else dict(top_k=top_k, top_p=0.95, seed=1)
 
@@ -118,9 +119,8 @@ def riffle_call(call, dtype, numbers, a):
 
 def torch_call(front_end, call, dtype, numbers, a):
     """riffle.torch's functions; None where there is none."""
-    import torch
-
     import riffle.torch
+    import torch
 
     if call == "kv_write":
         return riffle_call(call, dtype, numbers, a) if front_end == "eager" else None
@@ -177,7 +177,6 @@ def operator_call(call, numbers, a):
 
 def jax_call(call, dtype, numbers, a):
     import jax
-
     import riffle.jax
 
     if call in ("sample", "linear_top_k", "kv_write"):
@@ -230,7 +229,7 @@ def torch_int16():
 
 def check_reference(call, dtype, numbers, results):
     """What riffle makes of NumPy's arrays against NumPy's own work in float32 and float64."""
-    a = {name: x.astype(np.float32) if x.dtype != np.int32 else x for name, x in arrays_of(call, dtype, numbers).items()}
+    a: dict[str, Any] = {name: x.astype(np.float32) if x.dtype != np.int32 else x for name, x in arrays_of(call, dtype, numbers).items()}
     results = [np.asarray(x) for x in results]
     if call in ("top_k", "top_k_per_row"):
         order = np.argsort(-a["x"], axis=1, kind="stable")[:, : numbers[2]]
@@ -283,7 +282,8 @@ def checked_call(front_end, name, directory):
         return None
     results = [bits(x) for x in call()]
     if front_end == "numpy":
-        check_reference(*CASES[name], call())
+        of_call, dtype, numbers = CASES[name]
+        check_reference(of_call, dtype, numbers, call())
         np.savez(file_of(directory, name), *results)
     check_bits(directory, name, results)
     return call
@@ -328,7 +328,7 @@ class Worker:
     def __init__(self, front_end, directory, seconds):
         command = [sys.executable, "-P", "-W", "ignore", __file__, "--worker", front_end, directory, "--seconds", str(seconds)]
         environment = os.environ | {"RIFFLE_NUM_THREADS": str(THREADS), "OMP_NUM_THREADS": str(THREADS)}
-        self.process = subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        self.process: Any = subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
     def ask(self, name):
         self.process.stdin.write(json.dumps(name) + "\n")
@@ -371,7 +371,8 @@ def main():
     parser.add_argument("--worker", nargs=2, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.worker:
-        work(*arguments.worker, arguments.seconds)
+        front_end, directory = arguments.worker
+        work(front_end, directory, arguments.seconds)
         return
     if not PROGRAM.exists():
         sys.exit(f"{PROGRAM} is not there: scripts/build.sh release --target bench_front_ends")

@@ -18,10 +18,15 @@ struct AttentionCase {
   int group = 4;  // query heads of a KV head
   int head_dim = 128;
   int page_size = 16;
-  DType dtype = DType::kBF16;  // of q, keys and values
+  DType q_dtype = DType::kBF16;
+  DType dtype = DType::kBF16;  // of keys and values
+  KvFormat format = KvFormat::kPlain;
+  bool row_scales = false;  // an f32 for each row of 8-bit elements
+  int value_dim = 0;        // > 0: values are the first elements of their keys, as in MLA
 
-  bool decode() const;        // one query a sequence
-  double bytes() const;       // of keys and values
+  bool decode() const;  // one query a sequence
+  int values_dim() const { return value_dim > 0 ? value_dim : head_dim; }
+  double bytes() const;       // of keys and values, without scales that are apart
   double operations() const;  // multiplications and additions; the causal half counted once
 };
 

@@ -27,7 +27,14 @@ constexpr const char* kDetails =
     "of\n"
     "2048, 8 heads on 1, head_dim 256; D4: 64 of 1 to 4096. P1: prefill of 2048 tokens, causal; "
     "P2:\n"
-    "512 tokens after 8192. A sample of every answer is first held against a softmax in double.\n"
+    "512 tokens after 8192. D1 and D2 also over pages of e4m3, e5m2, int8 (a scale for each row), "
+    "Q8_0\n"
+    "and Q4_0, and with f32 queries over f16 (f32-f16). MLA16, MLA128: decode of 32 sequences of "
+    "4096\n"
+    "keys, 16 or 128 query heads on one KV head of head_dim 576 whose first 512 elements are the "
+    "value;\n"
+    "long: one sequence of 65536. A sample of every answer is first held against a softmax in "
+    "double.\n"
     "`read` is a maximum over the same pages in the same order with the same prefetching, "
     "measured\n"
     "in turn with the call; `share` is read / time. `peak` is dot products on registers, measured\n"
@@ -56,10 +63,17 @@ std::vector<AttentionCase> Choose(const BenchArguments& arguments) {
 }
 
 nlohmann::ordered_json ToJson(const AttentionCase& what) {
-  return {{"name", what.name},           {"sequences", what.kv_lens.size()},
-          {"decode", what.decode()},     {"kv_heads", what.kv_heads},
-          {"group", what.group},         {"head_dim", what.head_dim},
-          {"page_size", what.page_size}, {"dtype", Name(what.dtype)}};
+  return {{"name", what.name},
+          {"sequences", what.kv_lens.size()},
+          {"decode", what.decode()},
+          {"kv_heads", what.kv_heads},
+          {"group", what.group},
+          {"head_dim", what.head_dim},
+          {"page_size", what.page_size},
+          {"q_dtype", Name(what.q_dtype)},
+          {"dtype", Name(what.dtype)},
+          {"format", Name(what.format)},
+          {"value_dim", what.values_dim()}};
 }
 
 void Run(const BenchArguments& arguments) {

@@ -38,35 +38,37 @@ Rng VectorRng(const AttentionSpec& spec, int kind, int seq, int position, int he
   return Rng(key);
 }
 
-float Element(const AttentionSpec& spec, bool value, int seq, int kv_len, int position, int i,
-              Rng& rng) {
+// Of keys and values before they are coded.
+double Element(const AttentionSpec& spec, bool value, int seq, int kv_len, int position, int i,
+               Rng& rng) {
   const double x = Normal(rng);
+  const DType dtype = (value ? ValueCoding(spec) : KeyCoding(spec)).dtype;
   switch (spec.data) {
     case KvData::kHugeLogits:
-      return Rounded(spec.kv_dtype, value ? x : 400 * x);
+      return value ? x : 400 * x;
     case KvData::kOneHotKey:
-      return Rounded(spec.kv_dtype, !value && position == 37 * (seq + 1) % kv_len ? 40 * x : x);
+      return !value && position == 37 * (seq + 1) % kv_len ? 40 * x : x;
     case KvData::kEqualKeys:
-      return Rounded(spec.kv_dtype, value ? x : 0.25);
+      return value ? x : 0.25;
     case KvData::kConstant:
-      return Rounded(spec.kv_dtype, value ? 0.1 : 0.0);
+      return value ? 0.1 : 0.0;
     case KvData::kTiny:
-      return Rounded(spec.kv_dtype, value ? x * (spec.kv_dtype == DType::kF16 ? 1e-6 : 3e-38) : x);
+      return value ? x * (dtype == DType::kF16 ? 1e-6 : 3e-38) : x;
     case KvData::kVisibleNaN:
       if (position % 53 == 50 && (value ? i == 5 : seq % 2 == 1 && i == 0)) {
-        return std::numeric_limits<float>::quiet_NaN();
+        return std::numeric_limits<double>::quiet_NaN();
       }
-      return Rounded(spec.kv_dtype, x);
+      return x;
     case KvData::kInfiniteLater:
       if (value && position == kv_len - 1) {
-        return i % 2 == 0 ? -std::numeric_limits<float>::infinity()
-                          : std::numeric_limits<float>::infinity();
+        return i % 2 == 0 ? -std::numeric_limits<double>::infinity()
+                          : std::numeric_limits<double>::infinity();
       }
-      return Rounded(spec.kv_dtype, x);
+      return x;
     case KvData::kNormal:
       break;
   }
-  return Rounded(spec.kv_dtype, x);
+  return x;
 }
 
 void PutElement(DType dtype, float value, uint8_t* at) {
@@ -78,6 +80,42 @@ void PutElement(DType dtype, float value, uint8_t* at) {
 
 }  // namespace
 
+KvCoding KeyCoding(const AttentionSpec& spec) {
+  if (spec.keys) {
+    return *spec.keys;
+  }
+  KvCoding coding{.dtype = spec.kv_dtype};
+  if (spec.int8) {  // as JAX's quantised pages have it
+    coding = {.dtype = DType::kI8,
+              .scaling = Scaling::kRow,
+              .scale_dtype = spec.kv_dtype,
+              .divisor = 127.5f};
+  }
+  return coding;
+}
+
+KvCoding ValueCoding(const AttentionSpec& spec) {
+  if (spec.value_offset >= 0) {
+    return KeyCoding(spec);
+  }
+  if (spec.values) {
+    return *spec.values;
+  }
+  AttentionSpec like_keys = spec;
+  like_keys.keys.reset();
+  return KeyCoding(like_keys);
+}
+
+namespace {
+
+std::string Describe(const KvCoding& coding) {
+  return Concat(Name(coding.dtype), " ", Name(coding.format), " scaling ",
+                static_cast<int>(coding.scaling), " of ", coding.group, " by ",
+                Name(coding.scale_dtype), " / ", coding.divisor);
+}
+
+}  // namespace
+
 std::string Describe(const AttentionSpec& spec) {
   std::string lens;
   for (size_t b = 0; b < std::min<size_t>(spec.kv_lens.size(), 6); ++b) {
@@ -85,7 +123,8 @@ std::string Describe(const AttentionSpec& spec) {
   }
   return Concat("q/kv lens", lens, spec.kv_lens.size() > 6 ? "..." : "", ", ", spec.kv_heads, "x",
                 spec.group, " heads of ", spec.dim, ", page ", spec.page_size, ", q ",
-                Name(spec.q_dtype), ", kv ", spec.int8 ? "int8 by " : "", Name(spec.kv_dtype),
+                Name(spec.q_dtype), ", keys ", Describe(KeyCoding(spec)), ", values ",
+                Describe(ValueCoding(spec)), " of ", ValueDim(spec), " from ", spec.value_offset,
                 ", layout ", static_cast<int>(spec.layout), ", data ", static_cast<int>(spec.data),
                 ", scale ", spec.scale.value_or(-99), ", causal ", spec.causal, ", window ",
                 spec.window.value_or(0), ", right ", spec.window_right.value_or(-1), ", cap ",
@@ -143,109 +182,41 @@ AttentionCase::AttentionCase(const AttentionSpec& spec) : spec_(spec) {
     sinks_.push_back(static_cast<float>(head % 5) - 1.0f);
   }
   FillPool();
+  FillQueries();
 }
 
-int64_t AttentionCase::KvOffset(int page, int token, int head) const {
-  const PagedKv kv = keys();
-  return page * kv.page_stride + token * kv.token_stride + head * kv.head_stride;
-}
-
-PagedKv AttentionCase::Kv(const GuardedBuffer& buffer, const GuardedBuffer* scales) const {
-  PagedKv kv{buffer.data(),
-             spec_.int8 ? DType::kI8 : spec_.kv_dtype,
-             pages_,
-             spec_.page_size,
-             spec_.kv_heads,
-             spec_.dim,
-             0,
-             0,
-             0};
-  const int64_t d = spec_.dim;
-  if (spec_.layout == Layout::kHND) {
-    kv.token_stride = d;
-    kv.head_stride = spec_.page_size * d;
-    kv.page_stride = spec_.kv_heads * kv.head_stride;
-  } else if (spec_.layout == Layout::kNHD) {
-    kv.head_stride = d;
-    kv.token_stride = spec_.kv_heads * d + 8;  // with a gap
-    kv.page_stride = spec_.page_size * kv.token_stride;
-  } else {
-    kv.token_stride = d;
-    kv.page_stride = spec_.page_size * d;
-    kv.head_stride = pages_ * kv.page_stride;
+PagedKv AttentionCase::values() const {
+  if (spec_.value_offset < 0) {
+    return values_->view();
   }
-  if (scales != nullptr) {
-    // In an order of their own: [heads, pages, page_size] or [pages, page_size, heads].
-    const bool heads_first = spec_.layout == Layout::kJAX;
-    kv.scales = {.data = scales->data(),
-                 .dtype = spec_.kv_dtype,
-                 .token_stride = heads_first ? 1 : spec_.kv_heads,
-                 .head_stride = heads_first ? int64_t{pages_} * spec_.page_size : 1,
-                 .divisor = 127.5f};
-    kv.scales.page_stride = spec_.page_size * kv.scales.token_stride;
-  }
+  PagedKv kv = keys_->view();
+  const KvCoding coding = KeyCoding(spec_);
+  const int64_t bytes = coding.format == KvFormat::kPlain
+                            ? spec_.value_offset * static_cast<int64_t>(SizeOf(coding.dtype))
+                            : spec_.value_offset / 32 * BlockBytes(coding.format);
+  kv.data = static_cast<const uint8_t*>(kv.data) + bytes;
+  kv.head_dim = ValueDim(spec_);
   return kv;
 }
 
-void AttentionCase::PutVector(bool value, int page, int token, int head, std::vector<float>& x) {
-  uint8_t* const to =
-      (value ? values_ : keys_)->data() +
-      static_cast<size_t>(KvOffset(page, token, head)) * (spec_.int8 ? 1 : SizeOf(spec_.kv_dtype));
-  if (!spec_.int8) {
-    for (size_t i = 0; i < x.size(); ++i) {
-      PutElement(spec_.kv_dtype, x[i], to + i * SizeOf(spec_.kv_dtype));
-    }
-    return;
+std::vector<double> AttentionCase::Content(bool value, int seq, int kv_len, int position,
+                                           int head) const {
+  Rng rng = VectorRng(spec_, value ? 1 : 0, seq, position, head);
+  std::vector<double> x;
+  for (int i = 0; i < (value ? ValueDim(spec_) : spec_.dim); ++i) {
+    x.push_back(Element(spec_, value, seq, kv_len, position, i, rng));
   }
-  float largest = 0;
-  for (const float v : x) {
-    largest = std::isnan(v) || std::abs(v) > largest ? std::abs(v) : largest;
-  }
-  const KvScales scales = (value ? values() : keys()).scales;
-  const int64_t at =
-      page * scales.page_stride + token * scales.token_stride + head * scales.head_stride;
-  const float scale = std::isfinite(largest) ? Rounded(spec_.kv_dtype, largest) : largest;
-  PutElement(spec_.kv_dtype, scale,
-             (value ? value_scales_ : key_scales_)->data() +
-                 static_cast<size_t>(at) * SizeOf(spec_.kv_dtype));
-  for (size_t i = 0; i < x.size(); ++i) {
-    const double steps = scale == 0 ? 0.0 : std::nearbyint(x[i] / double{scale} * 127.5);
-    // Without a number of steps (all is NaN or infinite) the sign is what is left.
-    const int stored = std::isfinite(scale) ? static_cast<int>(std::clamp(steps, -128.0, 127.0))
-                                            : (x[i] < 0 ? -1 : 1);
-    to[i] = static_cast<uint8_t>(stored);
-    x[i] = static_cast<float>(stored * double{scale} / 127.5);
-  }
+  return x;
 }
 
 void AttentionCase::FillPool() {
-  const size_t element = spec_.int8 ? 1 : SizeOf(spec_.kv_dtype);
-  const int64_t gap = spec_.layout == Layout::kNHD ? 8 : 0;
-  const auto total = static_cast<size_t>(int64_t{pages_} * spec_.page_size *
-                                         (int64_t{spec_.kv_heads} * spec_.dim + gap));
-  keys_ = std::make_shared<GuardedBuffer>(total * element + static_cast<size_t>(spec_.shift),
-                                          spec_.shift == 0);
-  values_ = std::make_shared<GuardedBuffer>(total * element + static_cast<size_t>(spec_.shift),
-                                            spec_.shift == 0);
-  for (const GuardedBuffer* buffer : {&*keys_, &*values_}) {
-    for (size_t i = 0; i < total; ++i) {
-      if (spec_.int8) {
-        buffer->data()[i] = 0x80;
-      } else {
-        Store(spec_.kv_dtype, NaN(spec_.kv_dtype, 0), buffer->data() + i * element);
-      }
-    }
-  }
-  if (spec_.int8) {
-    const auto tokens = static_cast<size_t>(pages_ * spec_.page_size * spec_.kv_heads);
-    for (std::shared_ptr<GuardedBuffer>* scales : {&key_scales_, &value_scales_}) {
-      *scales = std::make_shared<GuardedBuffer>(
-          tokens * SizeOf(spec_.kv_dtype) + static_cast<size_t>(spec_.shift), spec_.shift == 0);
-      for (size_t i = 0; i < tokens; ++i) {
-        Store(spec_.kv_dtype, NaN(spec_.kv_dtype, 0),
-              (*scales)->data() + i * SizeOf(spec_.kv_dtype));
-      }
-    }
+  const bool apart = spec_.value_offset < 0;
+  CodedPoolShape shape{pages_,    spec_.page_size, spec_.kv_heads,
+                       spec_.dim, spec_.layout,    spec_.shift};
+  keys_ = std::make_shared<CodedPool>(KeyCoding(spec_), shape);
+  if (apart) {
+    shape.dim = ValueDim(spec_);
+    values_ = std::make_shared<CodedPool>(ValueCoding(spec_), shape);
   }
   for (size_t b = 0; b < kv_lens_.size(); ++b) {
     const int seq = static_cast<int>(b) + spec_.first_sequence;
@@ -255,24 +226,32 @@ void AttentionCase::FillPool() {
       const int32_t page = table_[b * static_cast<size_t>(max_pages_ + kTableGap) +
                                   static_cast<size_t>(position / spec_.page_size)];
       for (int head = 0; head < spec_.kv_heads; ++head) {
-        for (const bool value : {false, true}) {
-          Rng rng = VectorRng(spec_, value ? 1 : 0, seq, position, head);
-          std::vector<float> x;
-          for (int i = 0; i < spec_.dim; ++i) {
-            x.push_back(Element(spec_, value, seq, kv_lens_[b], position, i, rng));
-          }
-          PutVector(value, page, position % spec_.page_size, head, x);
-          std::vector<float>& all = (value ? v_ : k_).back();
-          all.insert(all.end(), x.begin(), x.end());
+        std::vector<double> key = Content(false, seq, kv_lens_[b], position, head);
+        keys_->Put(page, position % spec_.page_size, head, key);
+        k_.back().insert(k_.back().end(), key.begin(), key.end());
+        if (apart) {
+          std::vector<double> value = Content(true, seq, kv_lens_[b], position, head);
+          values_->Put(page, position % spec_.page_size, head, value);
+          v_.back().insert(v_.back().end(), value.begin(), value.end());
+        } else {
+          const auto first = key.begin() + spec_.value_offset;
+          v_.back().insert(v_.back().end(), first, first + ValueDim(spec_));
         }
       }
     }
   }
-  const size_t q_element = SizeOf(spec_.q_dtype);
-  q_bytes_ = std::make_shared<GuardedBuffer>(
-      static_cast<size_t>(tokens_) * heads() * spec_.dim * q_element +
-          static_cast<size_t>(spec_.shift),
-      spec_.shift == 0);
+  keys_->MakeReadOnly();
+  if (apart) {
+    values_->MakeReadOnly();
+  }
+}
+
+void AttentionCase::FillQueries() {
+  const size_t element = SizeOf(spec_.q_dtype);
+  q_bytes_ =
+      std::make_shared<GuardedBuffer>(static_cast<size_t>(tokens_) * heads() * spec_.dim * element +
+                                          static_cast<size_t>(spec_.shift),
+                                      spec_.shift == 0);
   for (size_t b = 0; b < kv_lens_.size(); ++b) {
     for (int query = 0; query < spec_.q_lens[b]; ++query) {
       const int position = kv_lens_[b] - spec_.q_lens[b] + query;
@@ -280,19 +259,13 @@ void AttentionCase::FillPool() {
         Rng rng = VectorRng(spec_, 2, static_cast<int>(b) + spec_.first_sequence, position, head);
         for (int i = 0; i < spec_.dim; ++i) {
           const float x = Rounded(spec_.q_dtype, Normal(rng));
-          PutElement(spec_.q_dtype, x, q_bytes_->data() + q_.size() * q_element);
+          PutElement(spec_.q_dtype, x, q_bytes_->data() + q_.size() * element);
           q_.push_back(x);
         }
       }
     }
   }
-  keys_->MakeReadOnly();
-  values_->MakeReadOnly();
   q_bytes_->MakeReadOnly();
-  if (spec_.int8) {
-    key_scales_->MakeReadOnly();
-    value_scales_->MakeReadOnly();
-  }
 }
 
 HeadsView AttentionCase::q() const {
@@ -327,7 +300,8 @@ AttentionOptions AttentionCase::options() const {
 AttentionResult AttentionCase::Run(ThreadPool* pool) const {
   const size_t element = SizeOf(spec_.q_dtype);
   // Gaps between heads and between tokens, patterned, as is everything before results are written.
-  const int64_t head_stride = spec_.dim + 3;
+  const int dim = ValueDim(spec_);
+  const int64_t head_stride = dim + 3;
   const int64_t token_stride = heads() * head_stride + 5;
   const int64_t lse_stride = heads() + 2;
   std::vector<uint8_t> out(static_cast<size_t>(tokens_ * token_stride + 64) * element, kPattern);
@@ -341,9 +315,9 @@ AttentionResult AttentionCase::Run(ThreadPool* pool) const {
   AttentionResult result;
   result.tokens = tokens_;
   result.heads = heads();
-  result.dim = spec_.dim;
+  result.dim = dim;
   result.dtype = spec_.q_dtype;
-  const size_t row_bytes = static_cast<size_t>(spec_.dim) * element;
+  const size_t row_bytes = static_cast<size_t>(dim) * element;
   for (int64_t token = 0; token < tokens_; ++token) {
     for (int64_t head = 0; head < heads(); ++head) {
       uint8_t* row = out.data() + spec_.shift +

@@ -10,10 +10,10 @@
 
 #include "riffle/attention.h"
 #include "testing/buffers.h"
+#include "testing/coded_pool.h"
+#include "testing/kv_codes.h"
 
 namespace riffle::test {
-
-enum class Layout : uint8_t { kHND, kNHD, kJAX };
 
 enum class KvData : uint8_t {
   kNormal,
@@ -34,8 +34,12 @@ struct AttentionSpec {
   int dim = 64;
   int page_size = 16;
   DType q_dtype = DType::kF32;
-  DType kv_dtype = DType::kF32;  // of the scales if int8
-  bool int8 = false;
+  DType kv_dtype = DType::kF32;         // of keys and values; of their scales if int8
+  bool int8 = false;                    // with a scale for each row
+  std::optional<KvCoding> keys = {};    // instead of these two
+  std::optional<KvCoding> values = {};  // likewise
+  int value_dim = 0;                    // 0: dim
+  int value_offset = -1;  // >= 0: values are the elements of their keys from this one on
   Layout layout = Layout::kHND;
   KvData data = KvData::kNormal;
   std::optional<float> scale = {};
@@ -50,6 +54,12 @@ struct AttentionSpec {
   uint64_t page_seed = 1;        // of the order of pages
   int first_sequence = 0;        // sequence i has the content of sequence first_sequence + i
 };
+
+KvCoding KeyCoding(const AttentionSpec& spec);
+KvCoding ValueCoding(const AttentionSpec& spec);
+inline int ValueDim(const AttentionSpec& spec) {
+  return spec.value_dim > 0 ? spec.value_dim : spec.dim;
+}
 
 std::string Describe(const AttentionSpec& spec);
 
@@ -79,8 +89,8 @@ class AttentionCase {
   int heads() const { return spec_.kv_heads * spec_.group; }
 
   HeadsView q() const;
-  PagedKv keys() const { return Kv(*keys_, key_scales_.get()); }
-  PagedKv values() const { return Kv(*values_, value_scales_.get()); }
+  PagedKv keys() const { return keys_->view(); }
+  PagedKv values() const;
   PagedBatch batch() const;
   AttentionOptions options() const;
 
@@ -94,11 +104,9 @@ class AttentionCase {
 
  private:
   struct Row;  // a query head's logits, weights and bounds
-  PagedKv Kv(const GuardedBuffer& buffer, const GuardedBuffer* scales) const;
-  // Writes a vector of keys or values and puts what was written, exactly, in its place.
-  void PutVector(bool value, int page, int token, int head, std::vector<float>& x);
-  int64_t KvOffset(int page, int token, int head) const;  // elements
+  std::vector<double> Content(bool value, int seq, int kv_len, int position, int head) const;
   void FillPool();
+  void FillQueries();
   Row Reference(int seq, int query, int head) const;
   Expected Output(const Row& row, int seq, int kv_head, int i) const;
   Expected Lse(const Row& row) const;
@@ -113,11 +121,11 @@ class AttentionCase {
   std::vector<int32_t> cu_q_lens_, kv_lens_, table_;
   std::vector<float> sinks_;
   // Exact contents, [seq][position][kv_head][dim] and [token][head][dim].
-  std::vector<std::vector<float>> k_, v_;
+  std::vector<std::vector<double>> k_, v_;
   std::vector<float> q_;
   mutable std::vector<Expected> expected_;
-  std::shared_ptr<GuardedBuffer> q_bytes_, keys_, values_;  // read-only
-  std::shared_ptr<GuardedBuffer> key_scales_, value_scales_;
+  std::shared_ptr<GuardedBuffer> q_bytes_;    // read-only
+  std::shared_ptr<CodedPool> keys_, values_;  // read-only; no values where they lie in keys
 };
 
 }  // namespace riffle::test

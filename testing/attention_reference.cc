@@ -8,9 +8,8 @@
 //   weights and weighted values are summed in chains of at most 512 keys, 2 n / 512 + 8 states are
 //     merged: relative error gamma = (512 + n / 64 + 64) u of the sum of magnitudes
 //   where q and KV are bf16, weights may be rounded to bf16 before they multiply values: 2^-8
-//   a score or a weight times the scale / 127.5 of int8 is rounded twice, and the test's exact
-//   value
-//     once; weights times scales may underflow before they multiply integers of up to 128
+//   an element of a code with scales is rounded up to three times as it is decoded, or its score or
+//     weight is: 4 u; weights times scales may underflow before they multiply codes
 //   the result is rounded to its dtype.
 #include <algorithm>
 #include <cmath>
@@ -25,8 +24,23 @@ namespace {
 constexpr double kU = 0x1p-24;
 constexpr double kInf = std::numeric_limits<double>::infinity();
 
-// The relative error of an element of keys and values.
-double Dequantisation(const AttentionSpec& spec) { return spec.int8 ? 4 * kU : 0; }
+// The relative error of an element of keys or values: f32 holds what a code of at most 8 bits times
+// a scale of 16 bits is; a scale of f32, its divisor and the product are rounded.
+double Dequantisation(const KvCoding& coding) {
+  return coding.scaling == Scaling::kNone && coding.format == KvFormat::kPlain ? 0 : 4 * kU;
+}
+
+// Whether bf16 holds the elements without their scales, so that weights may be rounded to bf16.
+bool FitsBF16(const KvCoding& coding) {
+  return coding.format != KvFormat::kQ4_1 && coding.format != KvFormat::kQ5_1 &&
+         coding.dtype != DType::kF32 && coding.dtype != DType::kF16;
+}
+
+// The largest code that a weight times a scale multiplies: what such a product may lose when it
+// falls below the least normal number.
+double LargestMultiplied(const KvCoding& coding) {
+  return coding.dtype == DType::kE5M2 ? 0x1p16 : coding.dtype == DType::kE4M3 ? 0x1p9 : 0x1p7;
+}
 
 }  // namespace
 
@@ -67,7 +81,7 @@ AttentionCase::Row AttentionCase::Reference(int seq, int query, int head) const 
     const float* q =
         q_.data() + (static_cast<size_t>(cu_q_lens_[b] + query) * heads() + head) * spec_.dim;
     for (int j = row.begin; j < end; ++j) {
-      const float* k =
+      const double* k =
           k_[b].data() + (static_cast<size_t>(j) * spec_.kv_heads + head / spec_.group) * spec_.dim;
       double dot = 0;
       double magnitude = 0;
@@ -76,7 +90,8 @@ AttentionCase::Row AttentionCase::Reference(int seq, int query, int head) const 
         magnitude += std::abs(static_cast<double>(q[i]) * k[i]);
       }
       const double error_of_sum = (2 * spec_.dim + 8) * kU;
-      double error = (error_of_sum + Dequantisation(spec_)) * magnitude * std::abs(scale);
+      double error =
+          (error_of_sum + Dequantisation(KeyCoding(spec_))) * magnitude * std::abs(scale);
       double x = dot * scale;
       if (spec_.soft_cap) {
         const double cap = *spec_.soft_cap;
@@ -106,7 +121,8 @@ Expected AttentionCase::Output(const Row& row, int seq, int kv_head, int i) cons
   if (row.weight.empty()) {
     return {0, 0};
   }
-  const bool bf16 = spec_.q_dtype == DType::kBF16 && spec_.kv_dtype == DType::kBF16;
+  const KvCoding coding = ValueCoding(spec_);
+  const bool bf16 = spec_.q_dtype == DType::kBF16 && FitsBF16(KeyCoding(spec_)) && FitsBF16(coding);
   const double p_rounding = bf16 ? 0x1p-8 : 0;
   double value = 0;
   double error = 0;
@@ -114,17 +130,17 @@ Expected AttentionCase::Output(const Row& row, int seq, int kv_head, int i) cons
   for (size_t j = 0; j < row.weight.size(); ++j) {
     const double v =
         v_[static_cast<size_t>(seq)]
-          [((static_cast<size_t>(row.begin) + j) * spec_.kv_heads + kv_head) * spec_.dim +
+          [((static_cast<size_t>(row.begin) + j) * spec_.kv_heads + kv_head) * ValueDim(spec_) +
            static_cast<size_t>(i)];
     value += row.weight[j] * v;
     magnitude += row.weight[j] * std::abs(v);
     // Weights below 2^-126 become 0, and so do bf16 products and sums below it.
     error += row.weight[j] * std::abs(v) * (row.delta[j] + p_rounding) + 0x1p-125 * std::abs(v) +
-             (spec_.int8 ? 0x1p-119 : 0x1p-124);
+             (Dequantisation(coding) > 0 ? 0x1p-126 * LargestMultiplied(coding) : 0x1p-124);
   }
   value /= row.sum;
   double bound = (error + magnitude * row.gamma) / row.sum + std::abs(value) * row.sum_delta +
-                 4 * kU * std::abs(value) + Dequantisation(spec_) * magnitude / row.sum;
+                 4 * kU * std::abs(value) + Dequantisation(coding) * magnitude / row.sum;
   const double rounding = spec_.q_dtype == DType::kF32   ? 0x1p-24
                           : spec_.q_dtype == DType::kF16 ? 0x1p-11
                                                          : 0x1p-8;
@@ -150,7 +166,7 @@ void AttentionCase::FindExpected() const {
     for (int query = 0; query < spec_.q_lens[static_cast<size_t>(seq)]; ++query) {
       for (int head = 0; head < heads(); ++head) {
         const Row row = Reference(seq, query, head);
-        for (int i = 0; i < spec_.dim; ++i) {
+        for (int i = 0; i < ValueDim(spec_); ++i) {
           expected_.push_back(Output(row, seq, head / spec_.group, i));
         }
         expected_.push_back(Lse(row));
@@ -166,7 +182,7 @@ void AttentionCase::Compare(const AttentionResult& result, const F& f) const {
   size_t next = 0;
   for (int token = 0; token < tokens_; ++token) {
     for (int head = 0; head < heads(); ++head) {
-      for (int i = 0; i < spec_.dim; ++i) {
+      for (int i = 0; i < ValueDim(spec_); ++i) {
         f([&] { return Concat("token ", token, ", head ", head, ", element ", i); },
           result.Value(token, head, i), expected_[next++]);
       }

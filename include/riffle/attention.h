@@ -25,14 +25,15 @@ struct HeadsView {
   DType dtype = DType::kF32;
   int64_t tokens = 0;
   int64_t heads = 0;
-  int64_t head_dim = 0;      // 32 to 512, a multiple of 8
+  int64_t head_dim = 0;      // 8 to 1024, a multiple of 8
   int64_t token_stride = 0;  // elements from a token to the next; zero and negative are legal
   int64_t head_stride = 0;   // elements from a head to the next; zero and negative are legal
 };
 
 // Scales of elements: element (page, token, head, i) stands for itself times
 // scale(page, token, head, i / group) / divisor, in f32. Without data every scale is 1. Strides of
-// 0 make one scale serve a whole axis: all four 0 is one for the tensor.
+// 0 make one scale serve a whole axis: all four 0 is one for the tensor. A NaN scale makes NaN of
+// the results that see it.
 struct KvScales {
   const void* data = nullptr;
   DType dtype = DType::kF32;  // f32, f16, bf16 or e8m0
@@ -40,7 +41,8 @@ struct KvScales {
   int64_t token_stride = 0;
   int64_t head_stride = 0;
   int64_t group_stride = 0;
-  int64_t group = 0;     // elements of a row that share a scale: 32, 64 or 128; 0: the whole row
+  int64_t group = 0;     // elements of a row that share a scale: 32, 64 or 128, a divisor of
+                         // head_dim; 0: the whole row
   float divisor = 1.0f;  // positive; JAX's quantization_utils has 127.5
 };
 
@@ -66,12 +68,13 @@ constexpr const char* Name(KvFormat format) {
 // page * page_stride + token * token_stride + head * head_stride + i, so the layouts in use are all
 // views: HND [pages, kv_heads, page_size, d] (vLLM CPU, FlashInfer), NHD [pages, page_size,
 // kv_heads, d] (FlashInfer, sglang) and [kv_heads, pages, page_size, d] (JAX). Of a block format
-// dtype is kU8: the strides are in bytes, and a row is head_dim / 32 blocks.
+// dtype is kU8: the strides are in bytes, and a row is head_dim / 32 blocks at any address.
 struct PagedKv {
   const void* data = nullptr;
   DType dtype = DType::kF32;  // f32, f16, bf16, e4m3, e5m2 or i8; u8 of a block format
   int64_t num_pages = 0;
-  int64_t page_size = 0;  // tokens of a page, 1 to 256
+  int64_t page_size = 0;  // tokens of a page, at least 1; a contiguous cache [B, S, heads, d] is
+                          // a page of S tokens for each sequence
   int64_t kv_heads = 0;
   int64_t head_dim = 0;
   int64_t page_stride = 0;  // the three strides are in elements
@@ -137,7 +140,7 @@ struct AttentionOptions {
   ThreadPool* pool = nullptr;  // null: DefaultPool()
 };
 
-// Results [tokens, q_heads, head_dim] in the dtype of q, and their log-sum-exp.
+// Results [tokens, q_heads, head_dim of values] in the dtype of q, and their log-sum-exp.
 struct AttentionOut {
   void* data = nullptr;
   int64_t token_stride = 0;      // elements
@@ -148,17 +151,21 @@ struct AttentionOut {
 
 // Softmax(scale * q K^T) V per query head; KV head h serves the q_heads / kv_heads query heads from
 // h * q_heads / kv_heads on.
-//   q       [tokens, q_heads, head_dim] f32|f16|bf16; tokens and B may be 0
-//   keys, values  same shape of pool, f32|f16|bf16 or int8 with scales, the same dtype
+//   q       [tokens, q_heads, head_dim of keys] f32|f16|bf16; tokens and B may be 0
+//   keys, values  pools of the same pages, tokens and heads; head_dim, dtype, scales, format and
+//                 strides are each its own. Values may be a part of their keys (MLA: the same
+//                 strides, dtype and format, data inside of a key's row): memory is read once then.
 // A query that sees no key (kv_len = 0, whatever its q_len) gets zeros and lse = -inf, or lse = the
-// sink. Slots beyond kv_len are never read. Accumulation and softmax are in f32; where q and KV are
-// both bf16 and the target has bf16 dot products, probabilities are rounded to bf16 before they
-// multiply values. A NaN that a query sees makes its result NaN; sums of products and logits that
-// overflow f32 do too. Any positive soft_cap is right: a tiny one makes all logits equal, a huge
-// one leaves them as they are. Throws Error: kBadShape, kBadDType, kBadOption, kBadRange (lengths),
-// kBadPage, kOverlap, kOutOfMemory. Nothing is written on error. Allocates nothing once the pool's
-// scratch has grown. Source of the method: Kwon et al. 2023 (paged attention), Milakov and
-// Gimelshein 2018 (online softmax), Dao 2023 (split-KV).
+// sink. Slots beyond kv_len are never read. Accumulation and softmax are in f32; where q is
+// bf16, keys and values have elements that bf16 holds (bf16, e4m3, e5m2, int8, Q8_0, Q4_0, Q5_0,
+// IQ4_NL) and the target has bf16 dot products, probabilities, times the scales of values if there
+// are any, are rounded to bf16 before they multiply values; elements are never rounded. A NaN that
+// a query sees makes its result NaN; sums of products and logits that overflow f32 do too. Any
+// positive soft_cap is right: a tiny one makes all logits equal, a huge one leaves them as they
+// are. Throws Error: kBadShape, kBadDType, kBadOption, kBadRange (lengths), kBadPage, kOverlap,
+// kOutOfMemory. Nothing is written on error. Allocates nothing once the pool's scratch has grown.
+// Source of the method: Kwon et al. 2023 (paged attention), Milakov and Gimelshein 2018 (online
+// softmax), Dao 2023 (split-KV).
 RIFFLE_API void PagedAttention(const HeadsView& q, const PagedKv& keys, const PagedKv& values,
                                const PagedBatch& batch, const AttentionOut& out,
                                const AttentionOptions& options = {});
@@ -176,11 +183,10 @@ RIFFLE_API void PagedAttention(const HeadsView& q, const PagedKv& keys, const Pa
 class RIFFLE_API AttentionPlan {
  public:
   AttentionPlan();  // of no batch: for Make
-  // Of q and keys the shapes count, not the data and the dtype; of the options causal, window,
-  // window_right, the mask and the pool, whose number of threads decides how work is cut, not the
-  // results. Of the mask it is found here which blocks it hides; calls are given the same mask,
-  // whose elements have not changed since.
-  // Throws Error as PagedAttention does.
+  // Of q and keys the shapes count, not the data and the dtype, of values nothing; of the options
+  // causal, window, window_right, the mask and the pool, whose number of threads decides how work is
+  // cut, not the results. Of the mask it is found here which blocks it hides; calls are given the
+  // same mask, whose elements have not changed since. Throws Error as PagedAttention does.
   AttentionPlan(const HeadsView& q, const PagedKv& keys, const PagedBatch& batch,
                 const AttentionOptions& options = {});
   ~AttentionPlan();

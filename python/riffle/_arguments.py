@@ -8,7 +8,6 @@ from typing import Any
 import numpy
 
 
-
 def shown(value: Any) -> str:
     """repr(value) for the text of an error, at most 200 characters; where it has none, its type."""
     try:

@@ -42,9 +42,9 @@ class _Memory:
     """Tokens [batch, heads, tokens, head_dim] with room behind them."""
 
     def __init__(self) -> None:
-        self.tokens: torch.Tensor | None = None
+        self.tokens: Any = None  # a tensor, once there are some
 
-    def append(self, old: torch.Tensor, new: torch.Tensor) -> torch.Tensor:
+    def append(self, old: Any, new: torch.Tensor) -> torch.Tensor:
         """torch.cat([old, new], 2), in place where `old` is, or is a part of, what this returned before."""
         before, added = (0 if old.numel() == 0 else old.shape[2]), new.shape[2]
         start = self._start(old, new)
@@ -66,7 +66,7 @@ class _Memory:
         if old.untyped_storage().data_ptr() != memory.untyped_storage().data_ptr():
             return None
         # The same strides: it is a slice along tokens, if nothing of another axis was left out.
-        start, rest = divmod(old.storage_offset(), memory.shape[3])
+        start, rest = divmod(int(old.storage_offset()), memory.shape[3])
         fits = rest == 0 and all(old.shape[i] == memory.shape[i] == new.shape[i] for i in (0, 1, 3))
         return start if fits and start + old.shape[2] <= memory.shape[2] else None
 

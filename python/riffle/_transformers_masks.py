@@ -96,7 +96,7 @@ class Mask(torch.Tensor):
     slices it, or adds to it, does with it what it does there, and hands on a plain tensor.
     """
 
-    __torch_function__ = torch._C._disabled_torch_function_impl
+    __torch_function__ = torch._C._disabled_torch_function_impl  # pyright: ignore[reportAssignmentType]
 
     @staticmethod
     def __new__(cls, request: dict[str, Any], dtype: torch.dtype, device: Any) -> Mask:
@@ -106,7 +106,7 @@ class Mask(torch.Tensor):
     def __init__(self, request: dict[str, Any], dtype: torch.dtype, device: Any) -> None:
         self.request = request
         self.structure = structure_of(request["mask_function"])
-        self._visible: torch.Tensor | None = None
+        self._visible: Any = None  # a tensor, once it is asked for
         self._keys: dict[int, Keys] = {}
 
     @classmethod
@@ -150,9 +150,10 @@ class Mask(torch.Tensor):
         mask = self.request["attention_mask"]
         padded = False
         if mask is not None:
-            mask = masking_utils.prepare_padding_mask(mask, kv_len, kv_offset)[:, kv_offset : kv_offset + seen].bool()
+            prepared: Any = masking_utils.prepare_padding_mask(mask, kv_len, kv_offset)
+            mask = prepared[:, kv_offset : kv_offset + seen].bool()
             padded = not bool(mask.all())
-        if padded:
+        if mask is not None and padded:
             padding = (~mask).sum(1)
             if not known.causal or not bool((mask == (torch.arange(seen) >= padding[:, None])).all()):
                 return None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from transformers import LogitsProcessor
 
@@ -25,9 +27,9 @@ class Sampler(LogitsProcessor):
     """
 
     def __init__(self, *, temperature=1.0, top_k=0, top_p=1.0, min_p=0.0, seed: int = 0) -> None:
-        self._parameters = dict(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, seed=seed)
+        self._parameters: dict[str, Any] = dict(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, seed=seed)
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         """scores [rows, vocab] with +inf at the tokens drawn; written in place."""
-        tokens = riffle.sample(scores, position=input_ids.shape[-1], **self._parameters)
+        tokens: Any = riffle.sample(scores, position=input_ids.shape[-1], **self._parameters)
         return scores.scatter_(1, tokens.to(torch.int64)[:, None], float("inf"))

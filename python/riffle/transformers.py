@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import functools
 import weakref
-from typing import Any
+from typing import Any, Literal
 
 try:
     import torch
@@ -84,7 +84,7 @@ def register() -> None:
             return check(self, model, *args, **kwargs)
         check_interface(model.config.get_text_config())  # here an error reaches the caller
 
-    switch_to_cb_friendly_attn.knows_riffle = True
+    setattr(switch_to_cb_friendly_attn, "knows_riffle", True)  # noqa: B010
     ContinuousBatchingManager.switch_to_cb_friendly_attn = switch_to_cb_friendly_attn
 
 
@@ -100,7 +100,7 @@ def _check_models() -> None:
             check_interface(self.config, type(self).__module__)
         return choose(self, requested_attention, *args, **kwargs)
 
-    get_correct_attn_implementation.knows_riffle = True
+    setattr(get_correct_attn_implementation, "knows_riffle", True)  # noqa: B010
     PreTrainedModel.get_correct_attn_implementation = get_correct_attn_implementation
 
 
@@ -232,7 +232,7 @@ def attention(
     return _plain(module, query, key, value, attention_mask, options), None
 
 
-def _chosen(module: Any, mask: torch.Tensor, indices: torch.Tensor, q_len: int, kv_len: int) -> torch.Tensor:
+def _chosen(module: Any, mask: Any, indices: torch.Tensor, q_len: int, kv_len: int) -> torch.Tensor:
     """bool: what the mask shows of the keys that an indexer chose."""
     if indices.ndim != 3 or indices.shape[1] != q_len or mask.ndim != 4 or mask.shape[3] != kv_len:
         raise _refuse(module, f"its indices of keys are of shape {tuple(indices.shape)}, its mask of {tuple(mask.shape)}")
@@ -311,7 +311,7 @@ def _keys(module: Any, mask: torch.Tensor | None, shape: tuple[int, ...], row: i
     return keys[0] if len(keys) == 1 else keys
 
 
-def _attend(q, keys, values, where: Keys, layout: str, options) -> torch.Tensor:
+def _attend(q, keys, values, where: Keys, layout: Literal["HND", "NHD"], options) -> Any:
     options = {"causal": where.causal, "window": where.window, **options}
     return riffle.paged_attention(
         q, keys, values, where.kv_lens, where.page_table, cu_q_lens=where.cu_q_lens, layout=layout, **options
@@ -357,14 +357,14 @@ def _paged(module, query, key, value, mask, cache, options, kwargs) -> torch.Ten
             tokens.index_copy_(0, write, new)
         # The values' view starts later in the same memory.
         whole = min(len(tokens) for tokens in caches) // page * page
-        pages = [tokens[:whole].unflatten(0, (-1, page)) for tokens in caches]
+        keys, values = (tokens[:whole].unflatten(0, (-1, page)) for tokens in caches)
         # A ring of keys is no sequence: what it holds is the window.
-        out = _attend(q, *pages, where, "NHD", options)
+        out = _attend(q, keys, values, where, "NHD", options)
     else:
         # Nothing cached yet: the new ones. Or chunks that overwrite what their first queries see: gathered before that.
         key, value = allocator.update(key, value, module.layer_idx, read, write)
-        pages = [_tokens(x.transpose(0, 1)[None]) for x in (key, value)]
-        out = _attend(q, *pages, where._replace(window=window), "HND", options)
+        keys, values = (_tokens(x.transpose(0, 1)[None]) for x in (key, value))
+        out = _attend(q, keys, values, where._replace(window=window), "HND", options)
     return out[None]
 
 

@@ -52,4 +52,4 @@ def test_imported_at_first_use(name):
 
 def test_other_names_are_attribute_errors():
     with pytest.raises(AttributeError, match="module 'riffle' has no attribute 'tensorflow'"):
-        riffle.tensorflow
+        _ = riffle.tensorflow

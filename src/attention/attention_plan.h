@@ -26,7 +26,7 @@ inline constexpr int kItemRows = 256;
 
 struct AttentionShape {
   int kv_heads;
-  int group;  // query heads of a KV head
+  int group;         // query heads of a KV head
   int head_dim;      // of queries and keys
   int window;        // a query at p sees no key before p - window + 1; 0: all of them
   int window_right;  // and none after p + window_right; < 0: all of them
@@ -93,11 +93,11 @@ struct KvSplit {
 struct Plan {
   int64_t items = 0;
   int64_t splits = 0;
-  int64_t shares = 0;        // tasks; share s is work items [share_begin[s], share_begin[s + 1])
-  int64_t state_rows = 0;    // of all states (PartialStateRows)
-  int max_rows = 0;          // of a work item
-  int max_head_rows = 0;     // KV heads times rows of a work item, the largest
-  int max_head_lanes = 0;    // KV heads times WorkItemLanes(rows), the largest
+  int64_t shares = 0;      // tasks; share s is work items [share_begin[s], share_begin[s + 1])
+  int64_t state_rows = 0;  // of all states (PartialStateRows)
+  int max_rows = 0;        // of a work item
+  int max_head_rows = 0;   // KV heads times rows of a work item, the largest
+  int max_head_lanes = 0;  // KV heads times WorkItemLanes(rows), the largest
 };
 
 // Where the plan is written; sizes from a first call with empty spans. Nothing is written behind

@@ -34,8 +34,7 @@ constexpr uint16_t BF16BitsOf(int magnitude, int exponent) {
   while (magnitude >> (bits + 1) != 0) {
     ++bits;
   }
-  return static_cast<uint16_t>((127 + bits + exponent) << 7 |
-                               ((magnitude << (7 - bits)) & 0x7f));
+  return static_cast<uint16_t>((127 + bits + exponent) << 7 | ((magnitude << (7 - bits)) & 0x7f));
 }
 
 // The bf16 of the code with these 7 lower bits, for codes whose highest bit is a sign; of int8 that
@@ -122,9 +121,8 @@ HWY_INLINE void DecodeBlock(const uint8_t* block, uint8_t* HWY_RESTRICT to) {
   const hn::CappedTag<uint16_t, 32> d;
   const hn::Half<decltype(d)> half;
   const hn::Repartition<uint8_t, decltype(d)> d8;
-  const auto bytes =
-      hn::PromoteTo(half, LoadAny(hn::Rebind<uint8_t, decltype(half)>(),
-                                  block + kBlockHeader<kCode>));
+  const auto bytes = hn::PromoteTo(
+      half, LoadAny(hn::Rebind<uint8_t, decltype(half)>(), block + kBlockHeader<kCode>));
   auto codes = hn::Combine(d, hn::ShiftRight<4>(bytes), bytes);
   codes = hn::And(codes, hn::Set(d, 15));
   if constexpr (kCode == RowCode::kQ5_0) {
@@ -166,9 +164,8 @@ HWY_INLINE void DecodeRowBF16(const uint8_t* from, int dim, uint8_t* HWY_RESTRIC
       std::memcpy(to + 2 * i, last, 64);
     }
   } else if constexpr (IsBlocks(kCode)) {
-    constexpr int kBytes = static_cast<int>(
-        BlockBytes(static_cast<KvFormat>(static_cast<int>(kCode) -
-                                         static_cast<int>(RowCode::kQ8_0) + 1)));
+    constexpr int kBytes = static_cast<int>(BlockBytes(
+        static_cast<KvFormat>(static_cast<int>(kCode) - static_cast<int>(RowCode::kQ8_0) + 1)));
     for (int i = 0; i < dim; i += kBlockElements, from += kBytes) {
       DecodeBlock<kCode>(from, to + 2 * i);
     }

@@ -49,8 +49,7 @@ HWY_INLINE hn::Vec<DF> LoadElements(DF df, const uint8_t* from) {
     const auto code = hn::PromoteTo(du16, LoadAny(hn::Rebind<uint8_t, DF>(), from));
     return FromF16(df, hn::BitCast(hn::Rebind<hwy::float16_t, DF>(), hn::ShiftLeft<8>(code)));
   } else {
-    const auto x =
-        hn::PromoteTo(hn::RebindToSigned<DF>(), LoadAny(hn::Rebind<int8_t, DF>(), from));
+    const auto x = hn::PromoteTo(hn::RebindToSigned<DF>(), LoadAny(hn::Rebind<int8_t, DF>(), from));
     return hn::ConvertTo(df, x);
   }
 }
@@ -71,7 +70,9 @@ HWY_INLINE void ForElements(int begin, int end, const F& f) {
 }
 
 template <RowCode kCode>
-constexpr int kElementBytes = kCode == RowCode::kF32 ? 4 : kCode <= RowCode::kBF16 ? 2 : 1;
+constexpr int kElementBytes = kCode == RowCode::kF32    ? 4
+                              : kCode <= RowCode::kBF16 ? 2
+                                                        : 1;
 
 // out[0, n) = n elements of f32, f16 or bf16 as f32; n is a multiple of 8, out aligned.
 HWY_INLINE void ToF32(DType dtype, const uint8_t* from, int n, float* HWY_RESTRICT out) {
@@ -150,9 +151,8 @@ void DecodeF32(const KvPages& kv, const KvRows& rows, const float* scales, int s
     const uint8_t* from = rows.row[row];
     if constexpr (IsBlocks(kCode)) {
       alignas(16) uint8_t integers[kBlockElements];
-      constexpr int64_t kBytes =
-          BlockBytes(static_cast<KvFormat>(static_cast<int>(kCode) -
-                                           static_cast<int>(RowCode::kQ8_0) + 1));
+      constexpr int64_t kBytes = BlockBytes(
+          static_cast<KvFormat>(static_cast<int>(kCode) - static_cast<int>(RowCode::kQ8_0) + 1));
       for (int g = 0; g < kv.groups; ++g, from += kBytes) {
         const uint8_t* x = BlockIntegers<kCode>(from, integers);
         const float scale = scales[g * kGroupKeys + row];

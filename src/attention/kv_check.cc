@@ -14,6 +14,7 @@ namespace riffle::attention {
 namespace {
 
 constexpr int64_t kMaxHeads = 1 << 16;
+constexpr int64_t kMaxGroupStride = int64_t{1} << 48;  // so that a row's extent is an int64
 constexpr int64_t kMaxInt = std::numeric_limits<int32_t>::max();
 
 bool IsScaled(DType dtype) {
@@ -23,6 +24,8 @@ bool IsScaled(DType dtype) {
 void CheckCode(const char* name, const PagedKv& kv) {
   const int format = static_cast<int>(kv.format);
   core::Check(format < kNumKvFormats, Code::kBadDType, name, ".format = ", format, " is unknown");
+  const int dtype = static_cast<int>(kv.dtype);
+  core::Check(dtype < kNumDTypes, Code::kBadDType, name, " has the unknown dtype ", dtype);
   if (kv.format == KvFormat::kPlain) {
     core::Check(kv.dtype <= DType::kBF16 || IsScaled(kv.dtype), Code::kBadDType, name, " are ",
                 Name(kv.dtype),
@@ -55,6 +58,9 @@ void CheckScales(const char* name, const PagedKv& kv) {
               ".scales.group = ", group, " is not 0 (a row has one scale), 32, 64 or 128");
   core::Check(group == 0 || kv.head_dim % group == 0, Code::kBadShape, name,
               ".scales.group = ", group, " does not divide ", name, ".head_dim = ", kv.head_dim);
+  core::Check(scales.group_stride > -kMaxGroupStride && scales.group_stride < kMaxGroupStride,
+              Code::kBadShape, name, ".scales.group_stride = ", scales.group_stride,
+              " does not fit an address");
 }
 
 // Strides of a block format are in bytes: rows that share bytes are a mistake, as where they have
@@ -115,11 +121,7 @@ core::Strided KvScaleBytes(const PagedKv& kv) {
   }
   const auto unit = static_cast<int64_t>(SizeOf(scales.dtype));
   const int64_t groups = scales.group == 0 ? 1 : kv.head_dim / scales.group;
-  const int64_t last =
-      core::SaturatingMul(core::SaturatingMul(scales.group_stride, unit), groups - 1);
-  constexpr int64_t kMaxExtent = std::numeric_limits<int64_t>::max() / 4;
-  core::Check(last > -kMaxExtent && last < kMaxExtent, Code::kBadShape,
-              "scales.group_stride = ", scales.group_stride, " does not fit an address");
+  const int64_t last = scales.group_stride * unit * (groups - 1);
   const auto address =
       reinterpret_cast<uintptr_t>(scales.data) + static_cast<uintptr_t>(std::min<int64_t>(last, 0));
   return {reinterpret_cast<const void*>(address),

@@ -87,11 +87,11 @@ class ManyTiles {
     for (int key = block.begin; key < block.end; key += kGroupKeys) {
       const int group0 = block.key0 + key;
       // The kernels of a last tile of up to 16 lanes prefetch: here a row of zeros.
-      Scores16<Math>(c.queries.Packed(block.head, tile), tile.lanes,
-                     {c.at.keys + key * c.key_stride, c.key_stride, begin, end},
-                     {std::max(0, tile.any.begin - group0),
-                      std::min(kGroupKeys, tile.any.end - group0)},
-                     scores + key * tile.lanes, {no_rows_.row, 0});
+      Scores16<Math>(
+          c.queries.Packed(block.head, tile), tile.lanes,
+          {c.at.keys + key * c.key_stride, c.key_stride, begin, end},
+          {std::max(0, tile.any.begin - group0), std::min(kGroupKeys, tile.any.end - group0)},
+          scores + key * tile.lanes, {no_rows_.row, 0});
     }
   }
 

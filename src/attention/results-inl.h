@@ -77,7 +77,7 @@ HWY_INLINE void WriteRow(const AttentionArgs& args, int64_t token, int64_t head,
 }
 
 void MergeSplitStates(const AttentionArgs& args, const KvSplit& split, int head,
-                        float* partial_states) {
+                      float* partial_states) {
   const WorkItem& item = split.whole;
   const int columns = PaddedDim(args.values.dim);
   const int heads = item.head_end - item.head_begin;
@@ -101,8 +101,8 @@ void MergeSplitStates(const AttentionArgs& args, const KvSplit& split, int head,
 }
 
 // Row [dim] of `dtype`: sum of weights[i] * rows[i] in order; rows of weight 0 are not read.
-void SumWeighted(DType dtype, const uint8_t* const* rows, const float* weights, int64_t n,
-                     int dim, uint8_t* out) {
+void SumWeighted(DType dtype, const uint8_t* const* rows, const float* weights, int64_t n, int dim,
+                 uint8_t* out) {
   const Tag8 df;
   alignas(64) float sum[kMaxHeadDim] = {};
   alignas(64) float row[kMaxHeadDim];

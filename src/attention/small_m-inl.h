@@ -171,8 +171,8 @@ struct ValueLoader<F32Math, kCode, kVecs> {
 
   HWY_INLINE void Load(const uint8_t* const* rows, int column) {
     for (int i = 0; i < kVecs; ++i) {
-      x[i] = LoadElements<kCode>(FloatTag<16>(),
-                                 rows[0] + kElementBytes<kCode> * (column + 16 * i));
+      x[i] =
+          LoadElements<kCode>(FloatTag<16>(), rows[0] + kElementBytes<kCode> * (column + 16 * i));
     }
   }
 };

@@ -29,9 +29,9 @@ struct ValueProduct {
   const Word* v;  // [steps][stride], aligned
   int stride;
   int steps;
-  float* sums;              // [rows][columns], aligned
-  int columns;              // a multiple of 32
-  int begin_column;         // of them the columns [begin_column, end_column), multiples of 32
+  float* sums;       // [rows][columns], aligned
+  int columns;       // a multiple of 32
+  int begin_column;  // of them the columns [begin_column, end_column), multiples of 32
   int end_column;
   bool fresh;               // sums are written, not added to: the first keys of a span
   const float* correction;  // [rows] or null: what earlier sums are multiplied with first

@@ -145,8 +145,7 @@ struct KeptWeights {
 //   scores  [kBlock][lanes], masked
 template <class Math, class DF>
 HWY_INLINE void ScaleKeptWeights(DF df, int lanes, int begin, int end, const float* weights,
-                                 const float* scores, const float* scales,
-                                 typename Math::Word* p) {
+                                 const float* scores, const float* scales, typename Math::Word* p) {
   const ScaledWeights<Math> to{p, scales};
 #if HWY_CAP_GE512
   if constexpr (hn::MaxLanes(DF()) == 4) {

@@ -8,8 +8,8 @@
 
 namespace riffle::topk {
 
-// Bucket maxima for k of n elements. Bucket b holds the elements [b * size, min(n, (b + 1) *
-// size)).
+// Bucket maxima for k of n elements, in buckets of `size` neighbours; BucketBounds has where they
+// begin.
 struct BucketPlan {
   int64_t size = 0;     // a power of two, kMinBucket to kMaxBucket
   int64_t buckets = 0;  // ceil(n / size); 0: the row is too short or k too large for a first pass

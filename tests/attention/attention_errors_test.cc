@@ -86,9 +86,9 @@ TEST_F(AttentionErrors, TheRightCallIsRight) {
 }
 
 TEST_F(AttentionErrors, Shapes) {
-  Expect(Code::kBadShape, {"q.head_dim", "24", "8"}, [](auto& a) { a.q.head_dim = 24; });
+  Expect(Code::kBadShape, {"q.head_dim", "4", "8"}, [](auto& a) { a.q.head_dim = 4; });
   Expect(Code::kBadShape, {"q.head_dim", "36"}, [](auto& a) { a.q.head_dim = 36; });
-  Expect(Code::kBadShape, {"q.head_dim", "520", "512"}, [](auto& a) { a.q.head_dim = 520; });
+  Expect(Code::kBadShape, {"q.head_dim", "1032", "1024"}, [](auto& a) { a.q.head_dim = 1032; });
   Expect(Code::kBadShape, {"q.head_dim", "40", "keys.head_dim", "32"},
          [](auto& a) { a.q.head_dim = 40; });
   Expect(Code::kBadShape, {"q.heads", "5", "2"}, [](auto& a) { a.q.heads = 5; });
@@ -96,8 +96,6 @@ TEST_F(AttentionErrors, Shapes) {
   Expect(Code::kBadShape, {"q.tokens", "-1"}, [](auto& a) { a.q.tokens = -1; });
   Expect(Code::kBadShape, {"q.data", "null"}, [](auto& a) { a.q.data = nullptr; });
   Expect(Code::kBadShape, {"keys.data", "null"}, [](auto& a) { a.keys.data = nullptr; });
-  Expect(Code::kBadShape, {"keys.page_size", "257", "256"},
-         [](auto& a) { a.keys.page_size = 257; });
   Expect(Code::kBadShape, {"keys.page_size", "0"}, [](auto& a) { a.keys.page_size = 0; });
   Expect(Code::kBadShape, {"keys.kv_heads", "0"}, [](auto& a) { a.keys.kv_heads = 0; });
   Expect(Code::kBadShape, {"keys.num_pages", "-3"}, [](auto& a) { a.keys.num_pages = -3; });
@@ -105,7 +103,13 @@ TEST_F(AttentionErrors, Shapes) {
          [](auto& a) { a.values.num_pages = 4; });
   Expect(Code::kBadShape, {"values.page_size"}, [](auto& a) { a.values.page_size = 4; });
   Expect(Code::kBadShape, {"values.kv_heads"}, [](auto& a) { a.values.kv_heads = 1; });
-  Expect(Code::kBadShape, {"values.head_dim"}, [](auto& a) { a.values.head_dim = 40; });
+  Expect(Code::kBadShape, {"values.head_dim", "36"}, [](auto& a) { a.values.head_dim = 36; });
+  Expect(Code::kBadShape, {"values.head_dim", "1032"}, [](auto& a) { a.values.head_dim = 1032; });
+  Expect(Code::kOverlap, {"out", "itself"}, [](auto& a) { a.values.head_dim = 40; });
+  Expect(Code::kBadShape, {"keys", "address"}, [](auto& a) {
+    a.keys.page_size = a.values.page_size = kHuge;
+    a.keys.token_stride = 1 << 20;
+  });
   Expect(Code::kBadShape, {"keys", "address"}, [](auto& a) { a.keys.page_stride = kHuge / 8; });
   Expect(Code::kBadShape, {"q", "address"}, [](auto& a) { a.q.token_stride = -kHuge; });
   Expect(Code::kBadShape, {"out.data", "null"}, [](auto& a) { a.out.data = nullptr; });
@@ -120,8 +124,10 @@ TEST_F(AttentionErrors, Shapes) {
 }
 
 TEST_F(AttentionErrors, DTypes) {
-  Expect(Code::kBadDType, {"keys", "float32", "values", "float16"},
-         [](auto& a) { a.values.dtype = DType::kF16; });
+  Expect(Code::kBadDType, {"values", "float64", "float8_e4m3fn"},
+         [](auto& a) { a.values.dtype = DType::kF64; });
+  Expect(Code::kBadDType, {"keys", "uint8", "float16"}, [](auto& a) { a.keys.dtype = DType::kU8; });
+  Expect(Code::kBadDType, {"keys", "77"}, [](auto& a) { a.keys.dtype = static_cast<DType>(77); });
   Expect(Code::kBadDType, {"q", "77"}, [](auto& a) { a.q.dtype = static_cast<DType>(77); });
 }
 
@@ -194,14 +200,29 @@ TEST_F(AttentionErrors, Int8) {
   Expect(Code::kBadDType, {"keys", "float32", "scales"}, [&](auto& a) { a.keys.scales = scales; });
   Expect(Code::kBadDType, {"values", "float32", "scales"},
          [&](auto& a) { a.values.scales = scales; });
-  Expect(Code::kBadDType, {"values", "int8", "no scales"}, [&](auto& a) {
+  Expect(Code::kBadDType, {"keys.scales", "float64", "float8_e8m0fnu"}, [&](auto& a) {
     int8(a);
-    a.values.scales = {};
+    a.keys.scales.dtype = DType::kF64;
   });
-  Expect(Code::kBadDType, {"keys.scales", "float32", "values.scales", "float16"}, [&](auto& a) {
+  Expect(Code::kBadShape, {"keys.scales.group = 48", "32, 64 or 128"}, [&](auto& a) {
     int8(a);
-    a.values.scales.dtype = DType::kF16;
+    a.keys.scales.group = 48;
   });
+  Expect(Code::kBadShape, {"values.scales.group = 64", "values.head_dim = 32"}, [&](auto& a) {
+    int8(a);
+    a.values.scales.group = 64;
+  });
+  Expect(Code::kBadShape, {"keys.scales.group_stride", "address"}, [&](auto& a) {
+    int8(a);
+    a.keys.scales.group = 32;
+    a.keys.scales.group_stride = std::numeric_limits<int64_t>::min();
+  });
+  for (const float divisor : {0.0f, -1.0f, INFINITY, NAN}) {
+    Expect(Code::kBadOption, {"keys.scales.divisor"}, [&](auto& a) {
+      int8(a);
+      a.keys.scales.divisor = divisor;
+    });
+  }
   Expect(Code::kBadShape, {"keys.scales", "address"}, [&](auto& a) {
     int8(a);
     a.keys.scales.page_stride = kHuge / 3;
@@ -213,6 +234,48 @@ TEST_F(AttentionErrors, Int8) {
   Expect(Code::kOverlap, {"out", "values.scales"}, [&](auto& a) {
     int8(a);
     a.out.data = At(57344 - 4);
+  });
+}
+
+TEST_F(AttentionErrors, BlockFormats) {
+  const auto blocks = [](PagedKv& kv) {
+    kv.dtype = DType::kU8;
+    kv.format = KvFormat::kQ8_0;
+    kv.token_stride = 34;
+    kv.head_stride = 8 * 34;
+    kv.page_stride = 2 * 8 * 34;
+  };
+  Arguments right = Right();
+  right.batch = {{}, {}, right.table.data(), 3, 3};
+  blocks(right.keys);
+  EXPECT_NO_THROW(right.Run());
+  Expect(Code::kBadDType, {"keys", "q8_0", "int8", "uint8"}, [&](auto& a) {
+    blocks(a.keys);
+    a.keys.dtype = DType::kI8;
+  });
+  Expect(Code::kBadShape, {"values.head_dim = 40", "32", "q8_0"}, [&](auto& a) {
+    blocks(a.values);
+    a.values.head_dim = 40;
+  });
+  Expect(Code::kBadDType, {"values", "q8_0", "scales"}, [&](auto& a) {
+    blocks(a.values);
+    a.values.scales.data = At(49152);
+  });
+  Expect(Code::kBadDType, {"keys.format = 99"}, [&](auto& a) {
+    blocks(a.keys);
+    a.keys.format = static_cast<KvFormat>(99);
+  });
+  Expect(Code::kBadShape, {"keys.token_stride = 32", "34 bytes"}, [&](auto& a) {
+    blocks(a.keys);
+    a.keys.token_stride = 32;
+  });
+  Expect(Code::kBadShape, {"values.page_stride = -33", "34 bytes"}, [&](auto& a) {
+    blocks(a.values);
+    a.values.page_stride = -33;
+  });
+  Expect(Code::kOverlap, {"out", "keys"}, [&](auto& a) {
+    blocks(a.keys);
+    a.out.data = At(16384 + 5 * 2 * 8 * 34 - 1);
   });
 }
 

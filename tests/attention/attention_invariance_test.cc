@@ -8,6 +8,7 @@
 
 #include "riffle/attention.h"
 #include "testing/attention_case.h"
+#include "testing/kv_codings.h"
 
 namespace riffle::test {
 namespace {
@@ -38,6 +39,21 @@ std::vector<Kind> Kinds() {
   add("window 513", {.group = 2, .window = 513});
   add("huge logits", {.data = KvData::kHugeLogits});
   add("tiny values", {.data = KvData::kTiny});
+  for (const KvCoding& coding : AllKvCodings()) {
+    AttentionSpec spec{.group = 4, .q_dtype = DType::kBF16, .keys = coding, .values = coding};
+    kinds.push_back({Name(coding.format), spec});
+    spec.q_dtype = DType::kF32;
+    spec.group = 3;
+    kinds.push_back({Name(coding.format), spec});
+  }
+  kinds.push_back({"values in keys",
+                   {.kv_heads = 1,
+                    .group = 16,
+                    .dim = 96,
+                    .q_dtype = DType::kBF16,
+                    .kv_dtype = DType::kBF16,
+                    .value_dim = 64,
+                    .value_offset = 0}});
   add("NaN", {.data = KvData::kVisibleNaN});
   add("infinities", {.data = KvData::kInfiniteLater});
   return kinds;
@@ -54,7 +70,7 @@ class Invariance : public testing::Test {
       const auto check = f(kind.spec);
       for (const std::string& target : Targets()) {
         SetTarget(target);
-        SCOPED_TRACE(kind.name + std::string(" ") + Name(kind.spec.q_dtype) + " on " + target);
+        SCOPED_TRACE(kind.name + std::string(": ") + Describe(kind.spec) + " on " + target);
         check();
         if (HasFatalFailure()) {
           return;

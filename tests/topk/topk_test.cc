@@ -87,6 +87,19 @@ TEST_P(TopKTest, Smallest) {
   }
 }
 
+// Buckets begin at cache lines, so rows begin anywhere before one, and the last bucket may be empty
+// or hold but one element.
+TEST_P(TopKTest, AnyElementOfALine) {
+  const auto element = static_cast<int64_t>(SizeOf(dtype()));
+  for (const int64_t n : {2049, 4096, 4097, 4159}) {
+    for (int64_t shift = 0; shift < 64; shift += element < 4 ? 5 * element : element) {
+      for (const int64_t k : {2, 20}) {  // even: without statistics
+        ASSERT_NO_FATAL_FAILURE(CheckRow(n, k, shift, shift % 3 != 0));
+      }
+    }
+  }
+}
+
 std::string ParamName(const testing::TestParamInfo<TopKTest::ParamType>& info) {
   std::string name = Concat(Name(std::get<0>(info.param)), '_', Name(std::get<1>(info.param)));
   std::ranges::replace(name, '-', 'n');

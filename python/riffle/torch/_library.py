@@ -6,6 +6,8 @@ no transform, mode or trace that wants to see it, goes straight to riffle; all o
 
 from __future__ import annotations
 
+from typing import Any, Sequence
+
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
@@ -38,7 +40,7 @@ def transformed() -> bool:
     return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
 
 
-def plain(*tensors: Tensor, optional: tuple = ()) -> bool:
+def plain(*tensors: Tensor, optional: Sequence = ()) -> bool:
     """Whether these are tensors, not of a subclass, that no gradient is wanted for, in an unobserved call.
 
     Those in `optional` may be None too.
@@ -71,8 +73,8 @@ def kind_of(value) -> str:
     return kind.__name__ if kind.__module__ in ("builtins", "torch") else f"{kind.__module__}.{kind.__name__}"
 
 
-def integer(name: str, value) -> int:
-    """An int argument of an operator, with riffle's own text where it is none."""
+def integer(name: str, value) -> Any:
+    """An int argument of an operator, or a SymInt, with riffle's own text where it is none."""
     if isinstance(value, (int, torch.SymInt)):
         return value
     return call(as_int, name, value)

@@ -70,8 +70,8 @@ def topk(
     tensor([[2., 1., 1., 1., 2.]])
     """
     if is_compiling():
-        k, dim = _checked_arguments(input, k, dim, largest, sorted, out)
-        result = _Result(torch.ops.riffle.topk(input, k, dim, largest, sorted))
+        numbers = _checked_arguments(input, k, dim, largest, sorted, out)
+        result = _Result(torch.ops.riffle.topk(input, *numbers, largest, sorted))
         return result if out is None else _write(out, result)
     if type(input) is Tensor and out is None and not input.requires_grad and unobserved():
         answer = _core.torch_topk(input, k, dim, largest, sorted, _Result)

@@ -17,6 +17,7 @@
 #include <type_traits>
 
 #include "core/order-inl.h"
+#include "topk/bucket_maxima/bucket_plan.h"
 #include "topk/topk_kernels.h"
 
 HWY_BEFORE_NAMESPACE();
@@ -232,31 +233,38 @@ HWY_INLINE TI ShortBucket(L& leaves, const TI* from, size_t count) {
   return hn::ReduceMax(d, max);
 }
 
-// Maxima of the buckets [begin, end) of row[0, n). Returns whether the row may be ordered by what
-// the leaves compare.
+// Maxima of the buckets [begin, end) of a row; of an empty one, the lowest integer. Returns whether
+// the row may be ordered by what the leaves compare.
 template <class L, typename TI>
-bool BucketMaxima(L leaves, const TI* row, size_t n, size_t size, size_t begin, size_t end,
+bool BucketMaxima(L leaves, const TI* row, const BucketBounds& buckets, size_t begin, size_t end,
                   typename L::Key* maxima) {
+  const size_t size = buckets.size();
+  const size_t lead = buckets.lead();
   HWY_DASSERT(size % hn::Lanes(leaves.d) == 0 && begin <= end);
-  const size_t whole = std::min(end, n / size);
+  const size_t whole = std::min(end, (buckets.n() - lead) / size);
   size_t bucket = begin;
   switch (size / hn::Lanes(leaves.d)) {
     case 1:
-      bucket = Superblocks<1>(leaves, row, bucket, whole, size, maxima);
+      bucket = Superblocks<1>(leaves, row + lead, bucket, whole, size, maxima);
       break;
     case 2:
-      bucket = Superblocks<2>(leaves, row, bucket, whole, size, maxima);
+      bucket = Superblocks<2>(leaves, row + lead, bucket, whole, size, maxima);
       break;
     case 4:
-      bucket = Superblocks<4>(leaves, row, bucket, whole, size, maxima);
+      bucket = Superblocks<4>(leaves, row + lead, bucket, whole, size, maxima);
       break;
     default:
-      bucket = Superblocks<0>(leaves, row, bucket, whole, size, maxima);
+      bucket = Superblocks<0>(leaves, row + lead, bucket, whole, size, maxima);
       break;
   }
+  if (begin == 0 && bucket > 0 && lead > 0) {
+    maxima[0] = std::max<typename L::Key>(maxima[0], ShortBucket(leaves, row, lead));
+  }
   for (; bucket < end; ++bucket) {
-    const size_t from = bucket * size;
-    maxima[bucket] = ShortBucket(leaves, row + from, std::min(size, n - from));
+    const size_t from = buckets.Begin(bucket);
+    const size_t count = buckets.End(bucket) - from;
+    maxima[bucket] =
+        count == 0 ? hwy::LimitsMin<typename L::Key>() : ShortBucket(leaves, row + from, count);
   }
   return leaves.InOrder();
 }

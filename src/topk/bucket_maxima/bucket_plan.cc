@@ -45,7 +45,10 @@ BucketScratch PlanBucketScratch(const RowTask& task) {
   const auto limit = static_cast<int64_t>(BucketLimit(k));
   const int64_t buckets = task.plan.buckets;
   const int64_t candidates =
-      buckets == 0 ? task.n : std::max(buckets, std::min(task.n, limit * task.plan.size));
+      buckets == 0
+          ? task.n
+          : std::max(buckets,
+                     std::min(task.n, limit * task.plan.size + int64_t{BucketBounds::kMaxLead}));
   const auto sorted = static_cast<int64_t>(
       std::max(select::SortLimit(k, /*sorted=*/true), select::SortLimit(k, /*sorted=*/false)));
   const auto key = static_cast<int64_t>(core::KeyBytes(task.dtype));

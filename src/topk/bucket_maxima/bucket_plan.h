@@ -1,6 +1,7 @@
 // Limits and scratch of bucket maxima: pure functions of shapes, the same on every SIMD target.
 #pragma once
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 
@@ -19,6 +20,39 @@ constexpr size_t MaximaGroup(size_t buckets, size_t k) {
   const size_t group = buckets / (8 * k);
   return group < 16 ? group : 16;
 }
+
+// Where a row's buckets are. They begin at cache lines, so that no vector of the first pass crosses
+// one and a second look at a bucket touches no line that it shares: with rows 16 bytes past a line,
+// as NumPy's arrays lie, the whole call took 1.3 times as long (docs/lab/top-k.md). Bucket 0 also
+// holds what lies before the first line; the last bucket may be empty. Statistics must not depend
+// on an address, so where they are wanted the buckets begin with the row.
+class BucketBounds {
+ public:
+  explicit BucketBounds(const RowTask& task)
+      : n_(static_cast<size_t>(task.n)), size_(static_cast<size_t>(task.plan.size)) {
+    const size_t element = SizeOf(task.dtype);
+    const size_t past = reinterpret_cast<uintptr_t>(task.x) % kLine;
+    if (task.stats == nullptr && past % element == 0) {
+      lead_ = std::min(n_, (kLine - past) % kLine / element);
+    }
+  }
+
+  size_t n() const { return n_; }
+  size_t size() const { return size_; }
+  size_t lead() const { return lead_; }  // elements before the first line
+  size_t Begin(size_t bucket) const {
+    return bucket == 0 ? 0 : std::min(n_, lead_ + bucket * size_);
+  }
+  size_t End(size_t bucket) const { return std::min(n_, lead_ + (bucket + 1) * size_); }
+
+  static constexpr size_t kLine = 64;  // bytes
+  static constexpr size_t kMaxLead = kLine - 1;
+
+ private:
+  size_t n_;
+  size_t size_;
+  size_t lead_ = 0;
+};
 
 // A sample of a row: `count` elements, kMinBucket in a row at 0, stride, 2 * stride, ...; of the k
 // best of a row in random order fewer than `k` are expected among them, by four standard

@@ -26,10 +26,10 @@ using core::HWY_NAMESPACE::Tag;
 template <class F>
 void Collect(Row<F>& row, const typename F::Key* maxima, typename F::Key bound, bool exact) {
   using TI = typename F::Key;
-  constexpr size_t kLine = 64 / sizeof(typename F::Element);
+  constexpr size_t kLine = BucketBounds::kLine / sizeof(typename F::Element);
   constexpr size_t kAhead = 32;
   const Tag<TI> d;
-  const size_t size = static_cast<size_t>(row.task.plan.size);
+  const BucketBounds bounds(row.task);
   const size_t buckets = static_cast<size_t>(row.task.plan.buckets);
   const auto limit = hn::Set(d, bound);
   size_t found = 0;
@@ -40,10 +40,9 @@ void Collect(Row<F>& row, const typename F::Key* maxima, typename F::Key bound, 
     }
   }
   const auto prefetch = [&](size_t i) {
-    const typename F::Element* bucket =
-        row.x + static_cast<size_t>(row.buckets[std::min(i, found - 1)]) * size;
-    for (size_t j = 0; j < size; j += kLine) {
-      hwy::Prefetch(bucket + j);
+    const auto bucket = static_cast<size_t>(row.buckets[std::min(i, found - 1)]);
+    for (size_t j = bounds.Begin(bucket); j < bounds.End(bucket); j += kLine) {
+      hwy::Prefetch(row.x + j);
     }
   };
   for (size_t i = 0; i < std::min(found, kAhead); ++i) {
@@ -51,8 +50,8 @@ void Collect(Row<F>& row, const typename F::Key* maxima, typename F::Key bound, 
   }
   for (size_t i = 0; i < found; ++i) {
     prefetch(i + kAhead);
-    const size_t begin = static_cast<size_t>(row.buckets[i]) * size;
-    AppendRange(row, begin, std::min(row.n, begin + size), bound, exact);
+    const auto bucket = static_cast<size_t>(row.buckets[i]);
+    AppendRange(row, bounds.Begin(bucket), bounds.End(bucket), bound, exact);
   }
 }
 
@@ -64,20 +63,20 @@ void CollectTies(Row<F>& row, const typename F::Key* maxima, typename F::Key key
   using TI = typename F::Key;
   const Tag<TI> d;
   const auto equal = hn::Set(d, key);
-  const size_t size = static_cast<size_t>(row.task.plan.size);
+  const BucketBounds bounds(row.task);
   size_t taken = 0;
   const size_t buckets = static_cast<size_t>(row.task.plan.buckets);
   for (size_t b = 0; taken < wanted && b < buckets; ++b) {
     if (maxima[b] < key) {
       continue;
     }
-    const size_t end = std::min(row.n, (b + 1) * size);
-    for (size_t i = b * size; i < end && taken < wanted; i += hn::Lanes(d)) {
+    const size_t end = bounds.End(b);
+    for (size_t i = bounds.Begin(b); i < end && taken < wanted; i += hn::Lanes(d)) {
       const Loaded<TI> loaded = LoadRow(row, i, end);
       const auto mask = hn::And(loaded.valid, hn::Eq(loaded.keys, equal));
       taken += CompressIndices(d, mask, static_cast<int32_t>(i), row.ties + taken);
     }
-    row.examined += end - b * size;
+    row.examined += end - bounds.Begin(b);
   }
   for (; taken < wanted; ++taken) {
     row.ties[taken] = 0;

@@ -23,9 +23,8 @@ using select::HWY_NAMESPACE::Pad;
 template <typename TI, FirstPass kPass>
 bool FirstOf(const RowTask& task, int64_t begin, int64_t end, core::Format<TI> format, TI* maxima) {
   const auto run = [&](auto leaves) {
-    return BucketMaxima(leaves, static_cast<const TI*>(task.x), static_cast<size_t>(task.n),
-                        static_cast<size_t>(task.plan.size), static_cast<size_t>(begin),
-                        static_cast<size_t>(end), maxima);
+    return BucketMaxima(leaves, static_cast<const TI*>(task.x), BucketBounds(task),
+                        static_cast<size_t>(begin), static_cast<size_t>(end), maxima);
   };
   return task.largest ? run(Leaves<TI, kPass, false>(format))
                       : run(Leaves<TI, kPass, true>(format));
@@ -49,9 +48,8 @@ template <typename TElement, typename TKey>
 bool First(const RowTask& task, int64_t begin, int64_t end, FirstPass /*pass*/,
            core::IntegerFormat<TElement, TKey> format, TKey* maxima) {
   return BucketMaxima(IntegerLeaves<core::IntegerFormat<TElement, TKey>>(format),
-                      static_cast<const TElement*>(task.x), static_cast<size_t>(task.n),
-                      static_cast<size_t>(task.plan.size), static_cast<size_t>(begin),
-                      static_cast<size_t>(end), maxima);
+                      static_cast<const TElement*>(task.x), BucketBounds(task),
+                      static_cast<size_t>(begin), static_cast<size_t>(end), maxima);
 }
 
 // How many of the maxima are >= bound.

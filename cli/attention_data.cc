@@ -1,0 +1,194 @@
+#include "cli/attention_data.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <numeric>
+
+namespace riffle::cli {
+namespace {
+
+constexpr float kRowScale = 0x1p-6f;  // of int8
+
+double Ldexp8(int code, int places, int bias) {
+  const int exponent = (code & 0x7f) >> places;
+  const int fraction = code & ((1 << places) - 1);
+  const double magnitude = exponent == 0
+                               ? std::ldexp(fraction, 1 - bias - places)
+                               : std::ldexp(fraction + (1 << places), exponent - bias - places);
+  return code & 0x80 ? -magnitude : magnitude;
+}
+
+double HalfAt(const uint8_t* from) {  // of normal numbers
+  uint16_t bits;
+  std::memcpy(&bits, from, 2);
+  const double magnitude = std::ldexp((bits & 0x3ff) + 1024, (bits >> 10 & 31) - 25);
+  return bits & 0x8000 ? -magnitude : magnitude;
+}
+
+// What random bits are made of: those that stay, and what is added, so that a number of the dtype
+// has an exponent of -1 or 0.
+struct RandomBits {
+  uint64_t keep;
+  uint64_t add;
+};
+RandomBits BitsOf(DType dtype) {
+  switch (dtype) {
+    case DType::kF32:
+      return {0x80ffffff80ffffffu, 0x3f0000003f000000u};
+    case DType::kF16:
+      return {0x87ff87ff87ff87ffu, 0x3800380038003800u};
+    case DType::kBF16:
+      return {0x81ff81ff81ff81ffu, 0x3e003e003e003e00u};
+    case DType::kE4M3:
+      return {0x8f8f8f8f8f8f8f8fu, 0x3030303030303030u};
+    case DType::kE5M2:
+      return {0x8787878787878787u, 0x3838383838383838u};
+    default:
+      return {~uint64_t{0}, 0};
+  }
+}
+
+void Fill(HugeBuffer& memory, DType dtype, uint64_t& state) {
+  const RandomBits of = BitsOf(dtype);
+  for (size_t i = 0; i + 8 <= memory.bytes(); i += 8) {
+    const uint64_t bits = (NextRandom(state) & of.keep) + of.add;
+    std::memcpy(memory.data() + i, &bits, 8);
+  }
+}
+
+// Random codes under one scale, a power of two.
+void FillBlocks(HugeBuffer& memory, KvFormat format, uint64_t& state) {
+  Fill(memory, DType::kU8, state);
+  const auto block = static_cast<size_t>(BlockBytes(format));
+  const uint16_t scale = format == KvFormat::kQ8_0 ? 0x2400 : 0x3400;  // 2^-6, 2^-2
+  for (size_t i = 0; i + block <= memory.bytes(); i += block) {
+    std::memcpy(memory.data() + i, &scale, 2);
+  }
+}
+
+double BlockElement(KvFormat format, const uint8_t* row, int i) {
+  const uint8_t* block = row + i / 32 * BlockBytes(format);
+  const int in_block = i % 32;
+  if (format == KvFormat::kQ8_0) {
+    return HalfAt(block) * static_cast<int8_t>(block[2 + in_block]);
+  }
+  const int byte = block[2 + in_block % 16];
+  return HalfAt(block) * ((in_block < 16 ? byte & 15 : byte >> 4) - 8);
+}
+
+}  // namespace
+
+uint64_t NextRandom(uint64_t& state) {
+  uint64_t z = (state += 0x9e3779b97f4a7c15u);
+  z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9u;
+  z = (z ^ (z >> 27)) * 0x94d049bb133111ebu;
+  return z ^ (z >> 31);
+}
+
+double NumberAt(DType dtype, const void* data, int64_t i) {
+  const auto* bytes = static_cast<const uint8_t*>(data) + i * static_cast<int64_t>(SizeOf(dtype));
+  if (dtype == DType::kF16) {
+    return HalfAt(bytes);
+  }
+  uint32_t bits = 0;
+  std::memcpy(&bits, bytes, SizeOf(dtype));
+  bits <<= dtype == DType::kBF16 ? 16 : 0;
+  float value;
+  std::memcpy(&value, &bits, sizeof(value));
+  return value;
+}
+
+void AttentionData::DealPages(uint64_t& state) {
+  for (size_t b = 0; b < what.kv_lens.size(); ++b) {
+    cu_q_lens.push_back(cu_q_lens.back() + what.q_lens[b]);
+    const int32_t pages = (what.kv_lens[b] + what.page_size - 1) / what.page_size;
+    total_pages += pages;
+    max_pages = std::max(max_pages, pages);
+  }
+  tokens = cu_q_lens.back();
+  std::vector<int32_t> order(static_cast<size_t>(total_pages));
+  std::iota(order.begin(), order.end(), 0);
+  for (size_t i = order.size(); i > 1; --i) {
+    std::swap(order[i - 1], order[NextRandom(state) % i]);
+  }
+  table.assign(what.kv_lens.size() * static_cast<size_t>(max_pages), -1);
+  size_t next = 0;
+  for (size_t b = 0; b < what.kv_lens.size(); ++b) {
+    const int32_t pages = (what.kv_lens[b] + what.page_size - 1) / what.page_size;
+    std::copy_n(order.begin() + static_cast<std::ptrdiff_t>(next), pages,
+                table.begin() + static_cast<std::ptrdiff_t>(b) * max_pages);
+    next += static_cast<size_t>(pages);
+  }
+}
+
+AttentionData::AttentionData(const AttentionCase& the_case) : what(the_case) {
+  uint64_t state = 7;
+  DealPages(state);
+  keys.dtype = what.dtype;
+  keys.format = what.format;
+  keys.num_pages = total_pages;
+  keys.page_size = what.page_size;
+  keys.kv_heads = what.kv_heads;
+  keys.head_dim = what.head_dim;
+  // HND; strides of block formats are in bytes.
+  keys.token_stride = RowBytes(keys) / static_cast<int64_t>(SizeOf(what.dtype));
+  keys.head_stride = what.page_size * keys.token_stride;
+  keys.page_stride = what.kv_heads * keys.head_stride;
+  const auto bytes = static_cast<size_t>(total_pages * keys.page_stride) * SizeOf(what.dtype);
+  keys_memory = HugeBuffer(bytes);
+  values_memory = HugeBuffer(what.value_dim > 0 ? 64 : bytes);
+  const int heads = what.kv_heads * what.group;
+  const size_t element = SizeOf(what.q_dtype);
+  q_memory = HugeBuffer(static_cast<size_t>(tokens * heads * what.head_dim) * element);
+  out_memory = HugeBuffer(static_cast<size_t>(tokens * heads * what.values_dim()) * element);
+  for (HugeBuffer* memory : {&keys_memory, &values_memory}) {
+    if (what.format == KvFormat::kPlain) {
+      Fill(*memory, what.dtype, state);
+    } else {
+      FillBlocks(*memory, what.format, state);
+    }
+  }
+  Fill(q_memory, what.q_dtype, state);
+  keys.data = keys_memory.data();
+  if (what.row_scales) {
+    const int64_t rows = int64_t{total_pages} * what.kv_heads * what.page_size;
+    scales_memory = HugeBuffer(static_cast<size_t>(rows) * sizeof(float));
+    std::fill_n(reinterpret_cast<float*>(scales_memory.data()), rows, kRowScale);
+    keys.scales = {.data = scales_memory.data(),
+                   .page_stride = int64_t{what.kv_heads} * what.page_size,
+                   .token_stride = 1,
+                   .head_stride = what.page_size};
+  }
+  values = keys;
+  values.head_dim = what.values_dim();
+  values.data = what.value_dim > 0 ? keys.data : values_memory.data();
+  q = {q_memory.data(), what.q_dtype,          tokens,       heads,
+       what.head_dim,   heads * what.head_dim, what.head_dim};
+  batch = {cu_q_lens, what.kv_lens, table.data(), max_pages, max_pages};
+  out = {out_memory.data(), int64_t{heads} * what.values_dim(), what.values_dim(), nullptr, 0};
+}
+
+double AttentionData::Element(const PagedKv& kv, size_t b, int position, int head, int i) const {
+  const int32_t page =
+      table[b * static_cast<size_t>(max_pages) + static_cast<size_t>(position / what.page_size)];
+  const auto* row = static_cast<const uint8_t*>(kv.data) +
+                    (page * kv.page_stride + position % what.page_size * kv.token_stride +
+                     head * kv.head_stride) *
+                        static_cast<int64_t>(SizeOf(kv.dtype));
+  if (kv.format != KvFormat::kPlain) {
+    return BlockElement(kv.format, row, i);
+  }
+  switch (kv.dtype) {
+    case DType::kE4M3:
+      return Ldexp8(row[i], 3, 7);
+    case DType::kE5M2:
+      return Ldexp8(row[i], 2, 15);
+    case DType::kI8:
+      return double{kRowScale} * static_cast<int8_t>(row[i]);
+    default:
+      return NumberAt(kv.dtype, row, i);
+  }
+}
+
+}  // namespace riffle::cli

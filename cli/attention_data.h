@@ -1,0 +1,41 @@
+// The arrays of a case of `riffle bench attention`.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "cli/attention_cases.h"
+#include "cli/huge_buffer.h"
+
+namespace riffle::cli {
+
+uint64_t NextRandom(uint64_t& state);  // SplitMix64 (Steele, Lea, Flood 2014)
+
+// Number i of an array of f32, f16 or bf16.
+double NumberAt(DType dtype, const void* data, int64_t i);
+
+// Pages are dealt in a random order: a pool that has been in use for a while. Elements are of both
+// signs, with magnitudes around 1.
+struct AttentionData {
+  explicit AttentionData(const AttentionCase& the_case);
+
+  // Element i of a position's key or value, with its scale.
+  double Element(const PagedKv& kv, size_t b, int position, int head, int i) const;
+
+  const AttentionCase& what;
+  std::vector<int32_t> cu_q_lens = {0};
+  std::vector<int32_t> table;
+  int32_t max_pages = 0;
+  int32_t total_pages = 0;
+  int64_t tokens = 0;
+  HugeBuffer keys_memory, values_memory, scales_memory, q_memory, out_memory;
+  HeadsView q;
+  PagedKv keys, values;
+  PagedBatch batch;
+  AttentionOut out;
+
+ private:
+  void DealPages(uint64_t& state);
+};
+
+}  // namespace riffle::cli

@@ -1,0 +1,49 @@
+// A pool of keys or values in any code and layout, in guarded memory of which every byte that must
+// not matter is NaN.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <vector>
+
+#include "riffle/attention.h"
+#include "testing/buffers.h"
+#include "testing/kv_codes.h"
+
+namespace riffle::test {
+
+enum class Layout : uint8_t { kHND, kNHD, kJAX };
+
+struct CodedPoolShape {
+  int pages = 1;
+  int page_size = 16;
+  int heads = 1;
+  int dim = 64;
+  Layout layout = Layout::kHND;
+  int shift = 0;  // bytes by which its arrays are misaligned
+};
+
+class CodedPool {
+ public:
+  CodedPool(const KvCoding& coding, const CodedPoolShape& shape);
+
+  PagedKv view() const;
+
+  // Writes a row and puts what was written, exactly, in its place.
+  void Put(int page, int token, int head, std::vector<double>& x);
+  // The bytes of a row, to be written as they are; the scales stay what they were.
+  uint8_t* Row(int page, int token, int head);
+
+  void MakeReadOnly();
+
+ private:
+  uint8_t* Scale(int page, int token, int head, int group);
+  double MakeScale(int page, int token, int head, int begin, int end, const std::vector<double>& x);
+
+  KvCoding coding_;
+  CodedPoolShape shape_;
+  std::unique_ptr<GuardedBuffer> rows_;
+  std::unique_ptr<GuardedBuffer> scales_;
+};
+
+}  // namespace riffle::test
