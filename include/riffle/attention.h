@@ -103,6 +103,22 @@ struct PagedBatch {
   int64_t page_table_stride = 0;  // elements from a row to the next
 };
 
+// Which keys queries see, and what is added to their logits, beside the options below: a key counts
+// if all of them let it. Element (token, head, key) is at token * token_stride + head * head_stride
+// + key * key_stride; keys go by their position in the sequence.
+struct AttentionMask {
+  const void* data = nullptr;  // null: no mask
+  // f32, f16 or bf16: added to the scaled and capped logit; -inf: not seen, whatever the key and
+  // the value are. u8: not added; 0: not seen (bool arrays have this form).
+  DType dtype = DType::kF32;
+  int64_t tokens = 0;        // those of q, or 1: one for all
+  int64_t heads = 0;         // those of q, or 1: one for all
+  int64_t keys = 0;          // at least the largest kv_len
+  int64_t token_stride = 0;  // elements; any value
+  int64_t head_stride = 0;
+  int64_t key_stride = 1;
+};
+
 struct AttentionOptions {
   std::optional<float> scale = {};  // of the logits; default 1 / sqrt(head_dim)
   bool causal = true;               // a query at position p sees keys 0..p; else all keys
@@ -116,6 +132,11 @@ struct AttentionOptions {
   // [q_heads] or empty: a raw logit per head, neither scaled nor capped, that takes part in the
   // softmax and in lse but has no value.
   std::span<const float> sinks = {};
+  // Blocks of 64 keys of which no query of a work item sees any are neither read nor computed.
+  AttentionMask mask;
+  // [q_heads] or empty: slope * (key position - query position) is added to scaled and capped
+  // logits (ALiBi, Press et al. 2022).
+  std::span<const float> alibi_slopes;
   ThreadPool* pool = nullptr;  // null: DefaultPool()
 };
 
@@ -163,8 +184,9 @@ class RIFFLE_API AttentionPlan {
  public:
   AttentionPlan();  // of no batch: for Make
   // Of q and keys the shapes count, not the data and the dtype, of values nothing; of the options
-  // causal, window, window_right and the pool, whose number of threads decides how work is cut, not
-  // the results. Throws Error as PagedAttention does.
+  // causal, window, window_right, the mask and the pool, whose number of threads decides how work is
+  // cut, not the results. Of the mask it is found here which blocks it hides; calls are given the
+  // same mask, whose elements have not changed since. Throws Error as PagedAttention does.
   AttentionPlan(const HeadsView& q, const PagedKv& keys, const PagedBatch& batch,
                 const AttentionOptions& options = {});
   ~AttentionPlan();

@@ -121,6 +121,8 @@ attention::AttentionArgs MakeArgs(const HeadsView& q, const PagedKv& keys, const
       options.scale.value_or(static_cast<float>(1.0 / std::sqrt(static_cast<double>(q.head_dim))));
   args.soft_cap = options.soft_cap.value_or(0.0f);
   args.sinks = options.sinks.empty() ? nullptr : options.sinks.data();
+  args.mask = batch.mask;
+  args.slopes = options.alibi_slopes.empty() ? nullptr : options.alibi_slopes.data();
   args.out = static_cast<uint8_t*>(out.data);
   args.out_token_stride = out.token_stride * element;
   args.out_head_stride = out.head_stride * element;
@@ -187,6 +189,9 @@ struct RIFFLE_LOCAL AttentionPlan::Impl {
                 ", window = ", call.window, " and window_right = ", call.window_right,
                 " (0 and -1: none) but the plan is for ", shape.window, " and ",
                 shape.window_right);
+    core::Check(options.mask.data == batch.mask.data, Code::kBadOption,
+                batch.mask.data == nullptr ? "there is a mask but the plan is for none"
+                                           : "the mask is not the one that the plan is for");
   }
 };
 
@@ -211,9 +216,10 @@ void AttentionPlan::Make(const HeadsView& q, const PagedKv& keys, const PagedBat
   attention::CheckBatch(batch, keys, q.tokens, options);
   ThreadPool& pool = options.pool != nullptr ? *options.pool : DefaultPool();
   impl_->shape = MakeShape(q, keys, options);
+  core::Lease lease(options.pool);
   const attention::BatchPlanner planner(impl_->shape, keys, batch, q.tokens, options,
                                         pool.threads());
-  impl_->batch = planner.Place(impl_->memory.Get(planner.bytes()));
+  impl_->batch = planner.Place(impl_->memory.Get(planner.bytes()), lease);
   impl_->num_pages = keys.num_pages;
   impl_->page_size = keys.page_size;
   impl_->tokens = q.tokens;
@@ -255,7 +261,7 @@ void PagedAttention(const HeadsView& q, const PagedKv& keys, const PagedKv& valu
   core::Lease lease(options.pool);
   const attention::BatchPlanner planner(shape, keys, batch, q.tokens, options, lease.threads());
   uint8_t* memory = lease.Shared(planner.bytes() + StateBytes(planner.plan(), values));
-  const attention::PlannedBatch planned = planner.Place(memory);
+  const attention::PlannedBatch planned = planner.Place(memory, lease);
   if (q.tokens == 0) {
     return;
   }
@@ -280,7 +286,7 @@ uint8_t ReadPages(const PagedKv& keys, const PagedKv& values, const PagedBatch& 
                                            static_cast<int>(keys.head_dim), 0, 0};
   core::Lease lease(options.pool);
   const attention::BatchPlanner planner(shape, keys, decode, tokens, defaults, lease.threads());
-  const attention::PlannedBatch planned = planner.Place(lease.Shared(planner.bytes()));
+  const attention::PlannedBatch planned = planner.Place(lease.Shared(planner.bytes()), lease);
   const attention::AttentionArgs args = PoolArgs(keys, values, shape, planned);
   lease.ReserveScratch(64);
   std::atomic<int> largest{0};

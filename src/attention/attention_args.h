@@ -5,6 +5,7 @@
 #include <cstdint>
 
 #include "attention/attention_plan.h"
+#include "attention/mask_args.h"
 #include "attention/row_code.h"
 #include "riffle/types.h"
 
@@ -53,6 +54,8 @@ struct AttentionArgs {
   float scale;         // of the logits
   float soft_cap;      // 0: none
   const float* sinks;  // [q_heads] or null
+  MaskArgs mask;
+  const float* slopes;  // [q_heads] or null
 
   uint8_t* out;  // strides in bytes, dtype of q
   int64_t out_token_stride;
@@ -60,6 +63,8 @@ struct AttentionArgs {
   float* lse;  // or null
   int64_t lse_token_stride;
 
+  // Whether anything is added to logits.
+  bool biased() const { return mask.data != nullptr || slopes != nullptr; }
   // Bytes that a key and its value take in memory.
   size_t kv_row_bytes() const { return keys.row_bytes + (values_in_keys ? 0 : values.row_bytes); }
   int first_token(int seq) const { return cu_q_lens != nullptr ? cu_q_lens[seq] : seq; }

@@ -1,8 +1,10 @@
 #include "attention/attention_batch.h"
 
+#include <algorithm>
 #include <limits>
 
 #include "attention/attention_check.h"
+#include "attention/mask.h"
 #include "core/check.h"
 
 namespace riffle::attention {
@@ -33,13 +35,14 @@ class Taker {
   size_t used_ = 0;
 };
 
-size_t TakeArrays(const PagedBatch& batch, size_t pages, const Plan& plan, uint8_t* memory,
-                  PlannedBatch* to) {
+size_t TakeArrays(const PagedBatch& batch, size_t pages, size_t mask_codes, const Plan& plan,
+                  uint8_t* memory, PlannedBatch* to) {
   Taker taker(memory);
   taker.Take(batch.kv_lens.size(), &to->kv_lens);
   taker.Take(batch.cu_q_lens.size(), &to->cu_q_lens);
   taker.Take(batch.kv_lens.size(), &to->page_begin);
   taker.Take(pages, &to->page_numbers);
+  taker.Take(mask_codes, &to->mask_codes);
   taker.Take(static_cast<size_t>(plan.items), &to->out.items);
   taker.Take(static_cast<size_t>(plan.splits), &to->out.splits);
   taker.Take(static_cast<size_t>(plan.shares) + 1, &to->out.share_begin);
@@ -72,9 +75,11 @@ BatchPlanner::BatchPlanner(const AttentionShape& shape, const PagedKv& keys,
       plan_(PlanAttention(shape, batch.cu_q_lens, batch.kv_lens, threads, {})) {
   for (size_t b = 0; b < batch.kv_lens.size(); ++b) {
     pages_ += PagesOf(batch.kv_lens[b], keys);
+    longest_ = std::max<int64_t>(longest_, batch.kv_lens[b]);
   }
+  mask_codes_ = MaskCodeCount(options.mask, longest_);
   PlannedBatch unplaced;
-  bytes_ = TakeArrays(batch, pages_, plan_, nullptr, &unplaced);
+  bytes_ = TakeArrays(batch, pages_, mask_codes_, plan_, nullptr, &unplaced);
 }
 
 void BatchPlanner::Copy(const PlannedBatch& to) const {
@@ -99,15 +104,19 @@ void BatchPlanner::Copy(const PlannedBatch& to) const {
   }
 }
 
-PlannedBatch BatchPlanner::Place(uint8_t* memory) const {
+PlannedBatch BatchPlanner::Place(uint8_t* memory, core::Lease& lease) const {
   PlannedBatch planned;
-  TakeArrays(batch_, pages_, plan_, memory, &planned);
+  TakeArrays(batch_, pages_, mask_codes_, plan_, memory, &planned);
   Copy(planned);
   planned.plan = PlanAttention(shape_, std::span<const int32_t>(planned.cu_q_lens),
                                std::span<const int32_t>(planned.kv_lens), threads_, planned.out);
   CheckUnchanged(planned.plan.items == plan_.items && planned.plan.splits == plan_.splits &&
                  planned.plan.shares == plan_.shares &&
                  planned.plan.state_rows == plan_.state_rows);
+  for (const int32_t kv_len : planned.kv_lens) {
+    CheckUnchanged(kv_len <= longest_);
+  }
+  planned.mask = FindMaskCodes(options_.mask, longest_, planned.mask_codes, lease);
   return planned;
 }
 

@@ -5,6 +5,8 @@
 #include <cstdint>
 
 #include "attention/attention_plan.h"
+#include "attention/mask_args.h"
+#include "core/lease.h"
 #include "riffle/attention.h"
 
 namespace riffle::attention {
@@ -18,6 +20,8 @@ struct PlannedBatch {
   std::span<int32_t> cu_q_lens;     // [sequences + 1], or empty: one query a sequence
   std::span<int64_t> page_begin;    // [sequences]: the first of a sequence's page_numbers
   std::span<int32_t> page_numbers;  // of all sequences, one after the other
+  std::span<uint8_t> mask_codes;    // room for FindMaskCodes
+  MaskArgs mask;                    // once that has found them
 
   const WorkItem* ShareBegin(int64_t share) const {
     return out.items.data() + out.share_begin[static_cast<size_t>(share)];
@@ -35,9 +39,9 @@ class BatchPlanner {
   size_t bytes() const { return bytes_; }  // a multiple of 64
   const Plan& plan() const { return plan_; }
 
-  // Pre: `memory` has bytes() bytes, 64-byte aligned. Throws Error: kBadPage; kBadRange if lengths
-  // have changed since they were checked.
-  PlannedBatch Place(uint8_t* memory) const;
+  // Pre: `memory` has bytes() bytes, 64-byte aligned. The mask's codes are found by the lease's
+  // threads. Throws Error: kBadPage; kBadRange if lengths have changed since they were checked.
+  PlannedBatch Place(uint8_t* memory, core::Lease& lease) const;
 
  private:
   void Copy(const PlannedBatch& to) const;
@@ -50,6 +54,8 @@ class BatchPlanner {
   int threads_;
   Plan plan_;
   size_t pages_ = 0;
+  size_t mask_codes_ = 0;
+  int64_t longest_ = 0;  // of kv_lens
   size_t bytes_ = 0;
 };
 

@@ -57,11 +57,33 @@ void CheckOptions(const AttentionOptions& options, int64_t heads) {
   if (!options.sinks.empty()) {
     CheckSame("the number of sinks", static_cast<int64_t>(options.sinks.size()), "q.heads", heads);
   }
+  if (!options.alibi_slopes.empty()) {
+    CheckSame("the number of alibi_slopes", static_cast<int64_t>(options.alibi_slopes.size()),
+              "q.heads", heads);
+  }
+  for (size_t i = 0; i < options.alibi_slopes.size(); ++i) {
+    core::Check(std::isfinite(options.alibi_slopes[i]), Code::kBadOption, "alibi_slopes[", i,
+                "] = ", options.alibi_slopes[i], " is not finite");
+  }
   for (size_t i = 0; i < options.sinks.size(); ++i) {
     const float sink = options.sinks[i];
     core::Check(sink < std::numeric_limits<float>::infinity(), Code::kBadOption, "sinks[", i,
                 "] = ", sink, " is not below +inf");
   }
+}
+
+void CheckMask(const AttentionMask& mask, const HeadsView& q) {
+  if (mask.data == nullptr) {
+    return;
+  }
+  core::Check(mask.dtype <= DType::kBF16 || mask.dtype == DType::kU8, Code::kBadDType,
+              "mask is of ", Name(mask.dtype),
+              "; float32, float16 and bfloat16 (added) and uint8 (0: not seen) are possible");
+  core::Check(mask.tokens == 1 || mask.tokens == q.tokens, Code::kBadShape,
+              "mask.tokens = ", mask.tokens, " is neither 1 nor q.tokens = ", q.tokens);
+  core::Check(mask.heads == 1 || mask.heads == q.heads, Code::kBadShape,
+              "mask.heads = ", mask.heads, " is neither 1 nor q.heads = ", q.heads);
+  CheckIn("mask.keys", mask.keys, 0, kMaxInt);
 }
 
 // Of sequence b; also that they are in range and ascend.
@@ -92,13 +114,15 @@ void CheckQueryLengths(const PagedBatch& batch, int64_t tokens) {
               "] = ", batch.cu_q_lens.back(), " is not the number of tokens of q, ", tokens);
 }
 
-void CheckKvLengths(const PagedBatch& batch, const PagedKv& keys) {
+void CheckKvLengths(const PagedBatch& batch, const PagedKv& keys, const AttentionMask& mask) {
   const int64_t longest = std::min(kMaxKvLen, core::SaturatingMul(batch.max_pages, keys.page_size));
   for (size_t b = 0; b < batch.kv_lens.size(); ++b) {
     const int64_t kv_len = batch.kv_lens[b];
     core::Check(kv_len >= 0 && kv_len <= longest, Code::kBadRange, "kv_lens[", b, "] = ", kv_len,
                 " is not in 0..", longest, "; the table has ", batch.max_pages, " pages of ",
                 keys.page_size, " for it");
+    core::Check(mask.data == nullptr || kv_len <= mask.keys, Code::kBadShape,
+                "mask.keys = ", mask.keys, " is less than kv_lens[", b, "] = ", kv_len);
   }
 }
 
@@ -134,6 +158,22 @@ core::Strided Table(const PagedBatch& batch) {
           {static_cast<int64_t>(batch.kv_lens.size()), 1, 1},
           {core::SaturatingMul(batch.page_table_stride, element), 0, 0},
           core::SaturatingMul(batch.max_pages, element)};
+}
+
+core::Strided Mask(const AttentionMask& mask) {
+  const auto element = static_cast<int64_t>(SizeOf(mask.dtype));
+  const int64_t keys = mask.data == nullptr ? 0 : mask.keys;
+  const bool contiguous = mask.key_stride == 1;
+  return {mask.data,
+          {contiguous ? 1 : keys, mask.tokens, mask.heads},
+          {core::SaturatingMul(mask.key_stride, element),
+           core::SaturatingMul(mask.token_stride, element),
+           core::SaturatingMul(mask.head_stride, element)},
+          contiguous ? keys * element : element};
+}
+
+core::Strided Floats(std::span<const float> x) {
+  return Array(x.data(), static_cast<int64_t>(x.size_bytes()));
 }
 
 struct Named {
@@ -179,7 +219,7 @@ void CheckPool(const PagedKv& keys, const PagedKv& values) {
 void CheckLengths(const PagedBatch& batch, const PagedKv& keys, int64_t tokens,
                   const AttentionOptions& options) {
   CheckQueryLengths(batch, tokens);
-  CheckKvLengths(batch, keys);
+  CheckKvLengths(batch, keys, options.mask);
   // Without positions that matter there may be more queries than keys: cross attention.
   const bool anywhere = !options.causal && !options.window && !options.window_right;
   for (size_t b = 0; b < batch.kv_lens.size(); ++b) {
@@ -198,6 +238,8 @@ void CheckShapes(const HeadsView& q, const PagedKv& keys, const AttentionOptions
   core::Check(q.heads % keys.kv_heads == 0, Code::kBadShape, "q.heads = ", q.heads,
               " is not a multiple of keys.kv_heads = ", keys.kv_heads);
   CheckOptions(options, q.heads);
+  CheckMask(options.mask, q);
+  core::CheckAddressable("mask", Mask(options.mask));
 }
 
 void CheckBatch(const PagedBatch& batch, const PagedKv& keys, int64_t tokens,
@@ -217,16 +259,17 @@ void CheckData(const HeadsView& q, const PagedKv& keys, const PagedKv& values,
   CheckPool(keys, values);
   core::CheckAddressable("q", Heads(q));
   const PagedBatch of = batch != nullptr ? *batch : PagedBatch();
-  const Named inputs[] = {
-      {"q", Heads(q)},
-      {"keys", KvRowBytes(keys)},
-      {"values", KvRowBytes(values)},
-      {"keys.scales", KvScaleBytes(keys)},
-      {"values.scales", KvScaleBytes(values)},
-      {"cu_q_lens", Array(of.cu_q_lens)},
-      {"kv_lens", Array(of.kv_lens)},
-      {"page_table", Table(of)},
-      {"sinks", Array(options.sinks.data(), static_cast<int64_t>(options.sinks.size_bytes()))}};
+  const Named inputs[] = {{"q", Heads(q)},
+                          {"keys", KvRowBytes(keys)},
+                          {"values", KvRowBytes(values)},
+                          {"keys.scales", KvScaleBytes(keys)},
+                          {"values.scales", KvScaleBytes(values)},
+                          {"cu_q_lens", Array(of.cu_q_lens)},
+                          {"kv_lens", Array(of.kv_lens)},
+                          {"page_table", Table(of)},
+                          {"mask", Mask(options.mask)},
+                          {"alibi_slopes", Floats(options.alibi_slopes)},
+                          {"sinks", Floats(options.sinks)}};
   CheckOutputs(q, values.head_dim, out, inputs);
 }
 

@@ -8,6 +8,7 @@
 
 #include <hwy/highway.h>
 
+#include <algorithm>
 #include <cstdint>
 
 #include "attention/dot-inl.h"
@@ -29,7 +30,19 @@ HWY_INLINE bool AnyNonFinite(F32Math, const float* values, int n) {
   return !hn::AllTrue(df, finite);
 }
 
+// A key's values, packed for the value product, become 0.
+HWY_INLINE void ClearPackedKey(F32Math, int key, int stride, float* values) {
+  std::fill_n(values + key * stride, stride, 0.0f);
+}
+
 #if HWY_NATIVE_DOT_BF16 && HWY_ARCH_X86
+HWY_INLINE void ClearPackedKey(BF16Math, int key, int stride, uint32_t* values) {
+  const uint32_t other = key % 2 == 0 ? 0xffff0000u : 0x0000ffffu;  // the even key's half is low
+  for (int i = 0; i < stride; ++i) {
+    values[key / 2 * stride + i] &= other;
+  }
+}
+
 // Rows 2i and 2i + 1 of bf16 are interleaved: values[8][stride] pairs; columns from dim on stay as
 // they are.
 HWY_INLINE void InterleaveRows(const KvRows& rows, int dim, int stride,

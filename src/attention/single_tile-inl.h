@@ -65,13 +65,17 @@ class SingleTile {
     }
     if constexpr (Math::kDirect) {
       // Rows of one query see the same keys, so no value needs to be looked at.
-      if (c.args.values.dim == c.shape.columns &&
-          (!block.partial || c.item->query_end - c.item->query_begin == 1)) {
+      if (c.args.values.dim == c.shape.columns && (!block.partial || SeeTheSame(block))) {
         this->AddInPlace(block, tile);
         return;
       }
     }
     AddPacked(block, tile);
+  }
+
+  bool SeeTheSame(const TileBlock& block) const {
+    return context_.item->query_end - context_.item->query_begin == 1 &&
+           !(block.masked && context_.args.mask.by_head);
   }
 
   RowsAt Group(const TileBlock& block, int group) const {
@@ -153,6 +157,11 @@ class SingleTile {
     const int words = c.shape.columns / Math::kPerOperand;
     for (int group = block.begin / kGroupKeys; group < block.end / kGroupKeys; ++group) {
       rows[group] = ReadableValues(Group(block, group), group, words);
+      for (int i = 0; block.masked && i < kGroupKeys; ++i) {
+        if (c.Hides(block, group * kGroupKeys + i, 0, tile.lanes)) {
+          rows[group].row[i] = kZeroRow;
+        }
+      }
     }
     DirectValues values = {
         .rows = rows[0].row + block.begin,

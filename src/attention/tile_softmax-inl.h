@@ -11,6 +11,7 @@
 #include <cmath>
 #include <cstdint>
 
+#include "attention/bias-inl.h"
 #include "attention/kv_source-inl.h"
 #include "attention/query_tiles-inl.h"
 #include "attention/softmax-inl.h"
@@ -32,6 +33,7 @@ struct TileBlock {
   int key0;        // the block's first key
   int begin, end;  // relative to it: the groups of 16 keys of which any row of the tile sees a key
   bool partial;    // some row does not see some of these keys
+  bool masked;     // the mask hides some of them from some row, or adds to a logit
   bool fresh;      // these are the tile's first keys of the KV split
 };
 
@@ -40,20 +42,28 @@ class TileSoftmax {
  public:
   TileSoftmax(const AttentionArgs& args, const WorkItemScratch<Math>& at,
               const KvSource<Math>& keys, const KvSource<Math>& values)
-      : scale_(std::abs(args.scale)),
+      : biased_(args.biased()),
+        scale_(std::abs(args.scale)),
         soft_cap_(args.soft_cap),
         wide_logits_(NeedsWideLogits(args.scale, args.soft_cap)),
         // After a soft cap scores are logits in units of log2 already.
         factor_(args.soft_cap > 0 || args.scale == 0 || wide_logits_ ? 1.0f : scale_ * kLog2E),
+        slopes_(args.slopes != nullptr),
+        weight_factor_(biased_ ? 1.0f : factor_),
         at_(at),
         keys_(keys),
         values_(values) {}
 
-  // Scores become probabilities, or weights that ForColumnGroups scales; the states take them up.
-  // Whether any correction is not 1.
+  // Where anything is added to logits, at.bias holds it (FillBias) if block.masked or there are
+  // slopes. Scores become probabilities, or weights that ForColumnGroups scales; the states take
+  // them up. Whether any correction is not 1.
   bool Run(const TileBlock& block, const Tile& tile, const TileState& states) const {
     return WithLanes(tile.lanes, [&](auto df) HWY_ATTR {
       MakeLogits(df, block, tile);
+      if (biased_) {
+        AddBias(df, tile.lanes, block.begin, block.end, factor_,
+                block.masked || slopes_ ? at_.bias : nullptr, at_.scores);
+      }
       Mask(df, block, tile);
       return MakeWeights(df, block, tile, states);
     });
@@ -122,16 +132,20 @@ class TileSoftmax {
                         const TileState& states) const {
 #if HWY_CAP_GE512
     if constexpr (hn::MaxLanes(DF()) == 4) {
-      return SoftmaxOf4Rows(block.begin, block.end, factor_, at_.scores, to, states);
+      return SoftmaxOf4Rows(block.begin, block.end, weight_factor_, at_.scores, to, states);
     }
 #endif
-    return SoftmaxBlock(df, tile.lanes, block.begin, block.end, factor_, at_.scores, to, states);
+    return SoftmaxBlock(df, tile.lanes, block.begin, block.end, weight_factor_, at_.scores, to,
+                        states);
   }
 
+  const bool biased_;
   const float scale_;
   const float soft_cap_;
   const bool wide_logits_;
   const float factor_;
+  const bool slopes_;
+  const float weight_factor_;  // of logits, once biases have been added to them
   const WorkItemScratch<Math>& at_;
   const KvSource<Math>& keys_;
   const KvSource<Math>& values_;

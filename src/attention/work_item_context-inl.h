@@ -67,11 +67,26 @@ struct WorkItemContext {
     block.end = (seen_end - key0 + kGroupKeys - 1) / kGroupKeys * kGroupKeys;
     block.partial = tile.all.begin > key0 + block.begin || tile.all.end < key0 + block.end;
     block.fresh = key0 == std::max({tile.any.begin, seen.begin, split_begin}) / kBlock * kBlock;
+    if (args.mask.data != nullptr && block.begin < block.end) {
+      ApplyMask(block, tile);
+    }
     return block;
+  }
+
+  // Before the first block of a KV split.
+  void BeginSplit(int first_key) {
+    split_begin = first_key;
+    at.span.Clear(shape);
+    if (args.mask.data != nullptr) {  // which block is a row's first one is not known
+      std::fill_n(at.span.sums, int64_t{shape.heads} * shape.rows * shape.columns, 0.0f);
+    }
   }
 
   // Scores -> probabilities and states; whether earlier sums are to be corrected.
   bool Softmax(const TileBlock& block, const Tile& tile) const {
+    if (block.masked || args.slopes != nullptr) {
+      MakeBias(block, tile);
+    }
     const int state = block.head * shape.lanes + tile.row;
     const bool changed =
         softmax.Run(block, tile, {at.span.max + state, at.span.weight + state, at.correction});
@@ -113,6 +128,9 @@ struct WorkItemContext {
       const KeyRange range{std::max(at.first[tile.row + row], seen.begin),
                            std::min(at.last[tile.row + row], seen.end)};
       PackValues(block.head, block.key0, first_group, last_group, range, v);
+      if (block.masked) {
+        ClearHidden(begin, end, tile.lanes, row, v);
+      }
       ValueProduct<Math> of_row = product;
       of_row.p += row;
       of_row.sums += row * shape.columns;
@@ -138,7 +156,48 @@ struct WorkItemContext {
   WorkItemShape shape;
   int split_begin = 0;  // the first key of the KV split in hand
 
+  // Whether the mask hides a key of the block from a row of the tile; once MakeBias has run.
+  bool Hides(const TileBlock& block, int key, int row, int lanes) const {
+    return block.masked && at.bias[key * lanes + row] == kMinusInf;
+  }
+
  private:
+  void ApplyMask(TileBlock& block, const Tile& tile) const {
+    const int group = args.shape.group;
+    const int first = item->query_begin + tile.row / group;
+    const int last = item->query_begin + (tile.row + tile.rows - 1) / group;
+    const uint8_t code =
+        MaskCodeOf(args, item->seq, first, last + 1, item->head_begin + block.head, block.key0);
+    block.masked = code == kMaskBoth;
+    block.partial |= block.masked;
+    block.fresh = false;
+    if (code == kMaskHides) {
+      block.end = block.begin;
+    }
+  }
+
+  void MakeBias(const TileBlock& block, const Tile& tile) const {
+    const int kv_len = args.kv_lens[item->seq];
+    const int first = kv_len - args.q_len(item->seq) + item->query_begin;
+    FillBias(
+        args.mask, block.masked, args.slopes, block.key0, block.begin, block.end,
+        kv_len - block.key0, tile.rows, tile.lanes,
+        [&](int row) {
+          return BiasRow{queries.Token(tile.row + row), queries.Head(block.head, tile.row + row),
+                         first + (tile.row + row) / args.shape.group};
+        },
+        at.bias);
+  }
+
+  // Packed values of keys [begin, end), of which those that the mask hides from a row become 0.
+  void ClearHidden(int begin, int end, int lanes, int row, Word* v) const {
+    for (int key = begin; key < end; ++key) {
+      if (at.bias[key * lanes + row] == kMinusInf) {
+        ClearPackedKey(Math(), key - begin, value_stride, v);
+      }
+    }
+  }
+
   static WorkItemScratch<Math> Placed(const AttentionArgs& call, const Plan& plan,
                                       uint8_t* scratch) {
     WorkItemScratch<Math> placed;

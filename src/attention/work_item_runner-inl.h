@@ -73,14 +73,15 @@ class WorkItemRunner {
 
   template <class Strategy>
   void RunSplit(Strategy& strategy, int split, TileCursor& ahead) {
-    context_.at.span.Clear(context_.shape);
-    context_.split_begin = split * kKvSplit;
+    context_.BeginSplit(split * kKvSplit);
     const int begin = std::max(context_.seen.begin, split * kKvSplit) / kBlock * kBlock;
     const int end = std::min(context_.seen.end, (split + 1) * kKvSplit);
     for (int key0 = begin; key0 < end; key0 += kBlock) {
       for (int head = 0; head < context_.shape.heads; ++head) {
-        strategy.RunBlock(head, key0, ahead);
-        ahead.Next();
+        if (!IsHidden(context_.args, *context_.item, context_.item->head_begin + head, key0)) {
+          strategy.RunBlock(head, key0, ahead);
+          ahead.Next();
+        }
       }
     }
   }

@@ -36,6 +36,7 @@ struct WorkItemScratch {
   Word* p;              // [kBlock / kPerOperand][lanes]: probabilities
   float* scores;        // [kBlock][lanes]
   float* parts;         // [kBlock][lanes]: scores of a group of a row's elements; then weights
+  float* bias;          // [kBlock][lanes]: what is added to logits, if anything is
   float* correction;    // [lanes]: what a block multiplies earlier sums with
   int32_t* first;       // [lanes]: the keys [first, last) that a row sees
   int32_t* last;        // [lanes]
@@ -61,6 +62,7 @@ struct WorkItemScratch {
     take(p, kBlock / Math::kPerOperand * kTileRows);
     take(scores, kBlock * kTileRows);
     take(parts, kBlock * kTileRows);
+    take(bias, args.biased() ? kBlock * kTileRows : 0);
     take(correction, kTileRows);
     take(first, plan.max_head_lanes);
     take(last, plan.max_head_lanes);

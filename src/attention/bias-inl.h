@@ -1,0 +1,140 @@
+// What masks and slopes add to the logits of a tile. Included once per SIMD target.
+#if defined(RIFFLE_ATTENTION_BIAS_INL_H_) == defined(HWY_TARGET_TOGGLE)
+#ifdef RIFFLE_ATTENTION_BIAS_INL_H_
+#undef RIFFLE_ATTENTION_BIAS_INL_H_
+#else
+#define RIFFLE_ATTENTION_BIAS_INL_H_
+#endif
+
+#include <hwy/highway.h>
+
+#include <algorithm>
+#include <cstring>
+#include <limits>
+
+#include "attention/attention_plan.h"
+#include "attention/dot-inl.h"
+#include "attention/mask_args.h"
+#include "attention/softmax-inl.h"
+#include "core/load-inl.h"
+
+HWY_BEFORE_NAMESPACE();
+namespace riffle::attention::HWY_NAMESPACE {
+namespace hn = hwy::HWY_NAMESPACE;
+
+constexpr float kMinusInf = -std::numeric_limits<float>::infinity();
+
+// Elements of a mask's row for keys [0, n), n <= kBlock, as they are.
+inline void CopyMaskRow(const MaskArgs& mask, const uint8_t* row, int n, uint8_t* to) {
+  const size_t element = SizeOf(mask.dtype);
+  if (mask.key_stride == static_cast<int64_t>(element)) {
+    std::memcpy(to, row, static_cast<size_t>(n) * element);
+    return;
+  }
+  for (int i = 0; i < n; ++i) {
+    std::memcpy(to + static_cast<size_t>(i) * element, row + i * mask.key_stride, element);
+  }
+}
+
+// What is added to a logit, in units of log2. A finite element stays finite, so that it does not
+// hide its key.
+template <class DF, class V = hn::Vec<DF>>
+HWY_INLINE V MaskBias(DF df, V element) {
+  const V lowest = hn::Set(df, std::numeric_limits<float>::lowest());
+  const V minus_inf = hn::Set(df, kMinusInf);
+  const V scaled = hn::Mul(element, hn::Set(df, kLog2E));
+  const V finite = hn::IfThenElse(hn::Lt(scaled, lowest), lowest, scaled);  // a NaN stays one
+  return hn::IfThenElse(hn::Eq(element, minus_inf), minus_inf, finite);
+}
+
+// line[0, n) = the bias of keys whose elements begin at `row`.
+HWY_INLINE void MakeMaskLine(const MaskArgs& mask, const uint8_t* row, int n, float* line) {
+  alignas(64) uint8_t elements[kBlock * 4] = {};
+  CopyMaskRow(mask, row, n, elements);
+  const FloatTag<4> df;
+  const auto make = [&](const auto& load) HWY_ATTR {
+    for (int i = 0; i < n; i += 4) {
+      hn::Store(MaskBias(df, load(i)), df, line + i);
+    }
+  };
+  if (mask.dtype == DType::kF32) {
+    make([&](int i) HWY_ATTR { return core::HWY_NAMESPACE::LoadAny(df, elements + 4 * i); });
+  } else if (mask.dtype == DType::kBF16) {
+    const hn::Rebind<hwy::bfloat16_t, FloatTag<4>> dh;
+    make([&](int i) HWY_ATTR {
+      return hn::PromoteTo(df, core::HWY_NAMESPACE::LoadAny(dh, elements + 2 * i));
+    });
+  } else if (mask.dtype == DType::kF16) {
+    const hn::Rebind<hwy::float16_t, FloatTag<4>> dh;
+    make([&](int i) HWY_ATTR {
+      return core::HWY_NAMESPACE::FromF16(df, core::HWY_NAMESPACE::LoadAny(dh, elements + 2 * i));
+    });
+  } else {
+    for (int i = 0; i < n; ++i) {
+      line[i] = elements[i] != 0 ? 0.0f : kMinusInf;
+    }
+  }
+}
+
+// A row of a tile: where its bias comes from.
+struct BiasRow {
+  int64_t token;  // of q
+  int64_t head;   // of q
+  int position;   // of the query, in its sequence
+};
+
+// bias[key][lane], for keys [begin, end) of the block at `key0`. Keys from `known` on are behind
+// the sequence's last one, which masks need not have; they and lanes without a row get 0.
+//   masked  whether the mask is to be read; else it adds nothing here
+template <class F>
+HWY_INLINE void FillBias(const MaskArgs& mask, bool masked, const float* slopes, int key0,
+                         int begin, int end, int known, int rows, int lanes, const F& row_at,
+                         float* bias) {
+  alignas(64) float line[kBlock] = {};
+  const uint8_t* last = nullptr;
+  for (int lane = 0; lane < lanes; ++lane) {
+    if (lane >= rows) {
+      for (int key = begin; key < end; ++key) {
+        bias[key * lanes + lane] = 0;
+      }
+      continue;
+    }
+    const BiasRow row = row_at(lane);
+    if (masked) {
+      const uint8_t* from = mask.Row(row.token, row.head) + (key0 + begin) * mask.key_stride;
+      if (lane == 0 || from != last) {  // rows of a group share theirs, as a rule
+        const int n = std::min(end, known) - begin;
+        MakeMaskLine(mask, from, n, line + begin);
+        std::fill(line + begin + n, line + end, 0.0f);
+        last = from;
+      }
+    }
+    const float slope = slopes != nullptr ? slopes[row.head] * kLog2E : 0;
+    for (int key = begin; key < end; ++key) {
+      const float from_slope = slope * static_cast<float>(key0 + key - row.position);
+      bias[key * lanes + lane] = slopes != nullptr ? line[key] + from_slope : line[key];
+    }
+  }
+}
+
+// scores[key][lane] = that times `factor`, plus its bias, for keys [begin, end) of the block; -inf
+// where the bias is, whatever the score. A null `bias` adds nothing.
+template <class DF>
+HWY_INLINE void AddBias(DF df, int lanes, int begin, int end, float factor, const float* bias,
+                        float* scores) {
+  const auto f = hn::Set(df, factor);
+  const auto minus_inf = hn::Set(df, kMinusInf);
+  for (int i = begin * lanes; i < end * lanes; i += static_cast<int>(hn::MaxLanes(df))) {
+    auto logit = hn::Mul(hn::Load(df, scores + i), f);
+    if (bias != nullptr) {
+      const auto b = hn::Load(df, bias + i);
+      logit = hn::IfThenElse(hn::Eq(b, minus_inf), minus_inf, hn::Add(logit, b));
+    }
+    hn::Store(logit, df, scores + i);
+  }
+}
+
+}  // namespace riffle::attention::HWY_NAMESPACE
+HWY_AFTER_NAMESPACE();
+
+#endif  // per-target include guard

@@ -1,0 +1,140 @@
+#include "attention/mask.h"
+
+#include <algorithm>
+#include <cstring>
+
+#include "attention/attention_plan.h"
+#include "core/strided.h"
+
+namespace riffle::attention {
+namespace {
+
+int64_t Blocks(int64_t longest) { return (longest + kBlock - 1) / kBlock; }
+
+// Elements as bits: those that hide a key, and what is left of those that change nothing.
+template <DType kDType>
+struct Bits;
+template <>
+struct Bits<DType::kF32> {
+  using Word = uint32_t;
+  static constexpr Word kHides = 0xff800000, kMagnitude = 0x7fffffff;
+};
+template <>
+struct Bits<DType::kF16> {
+  using Word = uint16_t;
+  static constexpr Word kHides = 0xfc00, kMagnitude = 0x7fff;
+};
+template <>
+struct Bits<DType::kBF16> {
+  using Word = uint16_t;
+  static constexpr Word kHides = 0xff80, kMagnitude = 0x7fff;
+};
+
+// Which kinds of elements are among n that lie `stride` bytes apart.
+struct Kinds {
+  bool hides = false;
+  bool shows = false;
+  bool adds = false;
+
+  uint8_t Code() const {
+    if (adds || (hides && shows)) {
+      return kMaskBoth;
+    }
+    return shows ? kMaskShows : kMaskHides;
+  }
+};
+
+template <DType kDType>
+Kinds FindKinds(const uint8_t* row, int64_t stride, int64_t n) {
+  if constexpr (kDType == DType::kU8) {
+    Kinds kinds;
+    for (int64_t i = 0; i < n; ++i) {
+      kinds.hides |= row[i * stride] == 0;
+      kinds.shows |= row[i * stride] != 0;
+    }
+    return kinds;
+  } else {
+    using Word = typename Bits<kDType>::Word;
+    Word hides = 0;  // without branches, so that the compiler makes vectors of it
+    Word shows = 0;
+    Word adds = 0;
+    for (int64_t i = 0; i < n; ++i) {
+      Word x;
+      std::memcpy(&x, row + i * stride, sizeof(x));
+      const bool hidden = x == Bits<kDType>::kHides;
+      const bool zero = (x & Bits<kDType>::kMagnitude) == 0;
+      hides |= static_cast<Word>(hidden);
+      shows |= static_cast<Word>(zero);
+      adds |= static_cast<Word>(!hidden & !zero);
+    }
+    return {hides != 0, shows != 0, adds != 0};
+  }
+}
+
+template <DType kDType>
+void FindCodes(const MaskArgs& mask, const uint8_t* row, int64_t keys, uint8_t* codes) {
+  constexpr auto kSize = static_cast<int64_t>(SizeOf(kDType));
+  for (int64_t key = 0; key < keys; key += kBlock) {
+    const int64_t n = std::min<int64_t>(kBlock, keys - key);
+    const uint8_t* from = row + key * mask.key_stride;
+    // A stride that the compiler knows.
+    const Kinds kinds = mask.key_stride == kSize ? FindKinds<kDType>(from, kSize, n)
+                                                 : FindKinds<kDType>(from, mask.key_stride, n);
+    codes[key / kBlock] = kinds.Code();
+  }
+}
+
+void FindCodes(const MaskArgs& mask, const uint8_t* row, int64_t keys, uint8_t* codes) {
+  switch (mask.dtype) {
+    case DType::kF16:
+      return FindCodes<DType::kF16>(mask, row, keys, codes);
+    case DType::kBF16:
+      return FindCodes<DType::kBF16>(mask, row, keys, codes);
+    case DType::kU8:
+      return FindCodes<DType::kU8>(mask, row, keys, codes);
+    default:
+      return FindCodes<DType::kF32>(mask, row, keys, codes);
+  }
+}
+
+// Elements that a task of FindMaskCodes reads, about.
+constexpr int64_t kTaskElements = 1 << 16;
+
+}  // namespace
+
+size_t MaskCodeCount(const AttentionMask& mask, int64_t longest) {
+  return mask.data == nullptr
+             ? 0
+             : static_cast<size_t>(core::SaturatingMul(mask.tokens * mask.heads, Blocks(longest)));
+}
+
+MaskArgs FindMaskCodes(const AttentionMask& mask, int64_t longest, std::span<uint8_t> codes,
+                       core::Lease& lease) {
+  MaskArgs args;
+  if (mask.data == nullptr) {
+    return args;
+  }
+  const auto element = static_cast<int64_t>(SizeOf(mask.dtype));
+  const int64_t blocks = Blocks(longest);
+  args.data = static_cast<const uint8_t*>(mask.data);
+  args.dtype = mask.dtype;
+  args.token_stride = mask.tokens > 1 ? mask.token_stride * element : 0;
+  args.head_stride = mask.heads > 1 ? mask.head_stride * element : 0;
+  args.key_stride = mask.key_stride * element;
+  args.by_head = mask.heads > 1;
+  args.codes = codes.data();
+  args.code_token_stride = mask.tokens > 1 ? mask.heads * blocks : 0;
+  args.code_head_stride = mask.heads > 1 ? blocks : 0;
+  const int64_t rows = mask.tokens * mask.heads;
+  const int64_t rows_of_task = std::max<int64_t>(1, kTaskElements / std::max<int64_t>(longest, 1));
+  lease.Run((rows + rows_of_task - 1) / rows_of_task, [&](int64_t task, uint8_t*) {
+    const int64_t end = std::min(rows, (task + 1) * rows_of_task);
+    for (int64_t row = task * rows_of_task; row < end; ++row) {
+      FindCodes(args, args.Row(row / mask.heads, row % mask.heads), longest,
+                codes.data() + row * blocks);
+    }
+  });
+  return args;
+}
+
+}  // namespace riffle::attention

@@ -1,0 +1,38 @@
+// Masks as kernels read them.
+#pragma once
+
+#include <cstdint>
+
+#include "riffle/types.h"
+
+namespace riffle::attention {
+
+// What a row of a mask does to a block of keys. The bits of several rows are joined by `or`.
+enum MaskCode : uint8_t {
+  kMaskHides = 1,  // every key is hidden
+  kMaskShows = 2,  // every key is seen and 0 is added to its logit
+  kMaskBoth = 3,   // anything else
+};
+
+// AttentionMask in bytes, with the code of each block of each of its rows.
+struct MaskArgs {
+  const uint8_t* data = nullptr;  // null: no mask
+  DType dtype = DType::kF32;
+  int64_t token_stride = 0;  // 0 if one row serves all tokens
+  int64_t head_stride = 0;   // 0 if one row serves all heads
+  int64_t key_stride = 0;
+  bool by_head = false;  // heads have rows of their own
+  const uint8_t* codes = nullptr;
+  int64_t code_token_stride = 0;  // as above
+  int64_t code_head_stride = 0;
+
+  // The codes of a row's blocks.
+  const uint8_t* Codes(int64_t token, int64_t head) const {
+    return codes + token * code_token_stride + head * code_head_stride;
+  }
+  const uint8_t* Row(int64_t token, int64_t head) const {
+    return data + token * token_stride + head * head_stride;
+  }
+};
+
+}  // namespace riffle::attention
