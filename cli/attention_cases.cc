@@ -9,6 +9,7 @@
 #include <stdexcept>
 
 #include "cli/huge_buffer.h"
+#include "cli/numbers.h"
 
 namespace riffle::cli {
 namespace {
@@ -36,12 +37,7 @@ std::vector<int32_t> Repeat(int32_t value, int times) {
   return std::vector<int32_t>(static_cast<size_t>(times), value);
 }
 
-float ToFloat(uint16_t bf16) {
-  const uint32_t bits = static_cast<uint32_t>(bf16) << 16;
-  float value;
-  std::memcpy(&value, &bits, sizeof(value));
-  return value;
-}
+float BF16At(const uint16_t* at) { return LoadFloat(at, DType::kBF16, 0); }
 
 // A case's arrays. Pages are dealt in a random order: a pool that has been in use for a while.
 struct Data {
@@ -116,7 +112,7 @@ double Element(const Data& data, const PagedKv& kv, size_t b, int position, int 
                                   static_cast<size_t>(position / data.what.page_size)];
   const int64_t at = page * kv.page_stride + position % data.what.page_size * kv.token_stride +
                      head * kv.head_stride + i;
-  return ToFloat(static_cast<const uint16_t*>(kv.data)[at]);
+  return BF16At(static_cast<const uint16_t*>(kv.data) + at);
 }
 
 // Holds one query head's result against a softmax in double. Weights and the result are rounded to
@@ -132,7 +128,7 @@ void CheckRow(const Data& data, size_t b, int query, int head) {
   for (int j = 0; j <= position; ++j) {
     double logit = 0;
     for (int i = 0; i < what.head_dim; ++i) {
-      logit += ToFloat(q[i]) * Element(data, data.keys, b, j, head / what.group, i);
+      logit += BF16At(q + i) * Element(data, data.keys, b, j, head / what.group, i);
     }
     weights.push_back(logit / std::sqrt(what.head_dim));
     largest = std::max(largest, weights.back());
@@ -152,7 +148,7 @@ void CheckRow(const Data& data, size_t b, int query, int head) {
       magnitude += std::abs(part);
     }
     const double bound = 0x1p-8 * (magnitude + std::abs(expected)) + 1e-4 * magnitude;
-    const double got = ToFloat(out[i]);
+    const double got = BF16At(out + i);
     if (!(std::abs(got - expected) <= bound)) {
       throw std::runtime_error(
           fmt::format("{}: sequence {}, query {}, head {}, element {} is {} but should be {} +- {}",

@@ -39,6 +39,7 @@ class Chooser {
  private:
   void FromTopK(int32_t k);
   void FromLogits();
+  void CapLogits();
   void Draw(const MatrixView& logits, std::span<const int64_t> rows);
   void DrawEach(const MatrixView& logits, const SampleOptions& options);
 

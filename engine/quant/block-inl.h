@@ -8,11 +8,14 @@
 
 #include <hwy/highway.h>
 
+#include "core/load-inl.h"
 #include "engine/quant/matrix.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace riffle::engine::HWY_NAMESPACE {
 namespace hn = hwy::HWY_NAMESPACE;
+using core::HWY_NAMESPACE::FromF16;
+using core::HWY_NAMESPACE::LoadAny;
 
 using DI = hn::CappedTag<int32_t, 16>;
 using DF = hn::RebindToFloat<DI>;
@@ -116,9 +119,8 @@ HWY_INLINE VI ZeroOf(const VI8* codes) {
 }
 
 HWY_INLINE VF LoadHalf(const uint8_t* from, size_t lane) {
-  const DF df;
   const hn::Rebind<hwy::float16_t, DF> df16;
-  return hn::PromoteTo(df, hn::LoadU(df16, reinterpret_cast<const hwy::float16_t*>(from) + lane));
+  return FromF16(DF(), LoadAny(df16, from + 2 * lane));
 }
 template <typename T>
 HWY_INLINE VF LoadFactor(const T* from) {

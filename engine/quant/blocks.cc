@@ -1,10 +1,13 @@
 #include "engine/quant/blocks.h"
 
-#include <bit>
 #include <cstring>
+
+#include "core/order.h"
 
 namespace riffle::engine {
 namespace {
+
+float FromF16(uint16_t bits) { return core::ToFloat(bits, DType::kF16); }
 
 uint16_t Load16(const uint8_t* p) { return static_cast<uint16_t>(p[0] | p[1] << 8); }
 
@@ -67,19 +70,6 @@ void UnpackQ6K(const uint8_t* p, Block* out) {
 }
 
 }  // namespace
-
-float FromF16(uint16_t bits) {
-  const uint32_t sign = static_cast<uint32_t>(bits & 0x8000) << 16;
-  const uint32_t magnitude = bits & 0x7fff;
-  if (magnitude >= 0x7c00) {  // infinity and NaN
-    return std::bit_cast<float>(sign | 0x7f800000u | (magnitude & 0x3ff) << 13);
-  }
-  if (magnitude < 0x400) {  // zero and subnormals: multiples of 2^-24
-    const float value = static_cast<float>(magnitude) * 0x1p-24f;
-    return sign != 0 ? -value : value;
-  }
-  return std::bit_cast<float>(sign | ((magnitude << 13) + (112u << 23)));
-}
 
 float Block::scale(int half) const { return FromF16(d) * static_cast<float>(factor[half]); }
 float Block::minimum() const { return FromF16(dmin) * static_cast<float>(minimum_factor); }

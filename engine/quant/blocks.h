@@ -32,6 +32,4 @@ void UnpackRow(TensorType type, const uint8_t* row, int64_t values, Block* block
 // dequantize_row_*, bit for bit.
 void DequantizeRow(TensorType type, const uint8_t* row, int64_t values, float* out);
 
-float FromF16(uint16_t bits);
-
 }  // namespace riffle::engine

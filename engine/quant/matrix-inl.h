@@ -176,7 +176,7 @@ void MultiplyPanelOf(const Activations& x, int64_t tile, const Product& product,
 }
 
 void MultiplyGatedPanelOf(const Activations& x, int64_t tile, const Matrix& gate, const Matrix& up,
-                          int64_t panel, Activations& out) {
+                          Activation activation, int64_t panel, Activations& out) {
   static_assert(kPanel == kBlock);  // a panel's outputs are rounded together
   const DRow df;
   HWY_ALIGN float gates[kRowTile * kPanel];
@@ -186,8 +186,18 @@ void MultiplyGatedPanelOf(const Activations& x, int64_t tile, const Matrix& gate
   const int64_t first = tile * kRowTile;
   const int64_t rows = std::min(kRowTile, x.rows() - first);
   // Apart from rounding, whose blocks are chains of steps that wait for each other.
-  for (int64_t i = 0; i < rows * kPanel; i += static_cast<int64_t>(hn::Lanes(df))) {
-    hn::Store(hn::Mul(Gelu(hn::Load(df, gates + i)), hn::Load(df, ups + i)), df, gates + i);
+  const auto activate = [&](const auto& function) HWY_ATTR {
+    for (int64_t i = 0; i < rows * kPanel; i += static_cast<int64_t>(hn::Lanes(df))) {
+      hn::Store(hn::Mul(function(hn::Load(df, gates + i)), hn::Load(df, ups + i)), df, gates + i);
+    }
+  };
+  switch (activation) {
+    case Activation::kGelu:
+      activate([](VRow gated) HWY_ATTR { return Gelu(gated); });
+      break;
+    case Activation::kSilu:
+      activate([](VRow gated) HWY_ATTR { return Silu(gated); });
+      break;
   }
   RoundBlocks([&](int64_t row, int i) HWY_ATTR { return hn::Load(df, gates + row * kPanel + i); },
               rows, out.At(panel, first), 1, out);

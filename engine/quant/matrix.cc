@@ -62,12 +62,12 @@ void PackBlock(Packing packing, const Block& from, int64_t lane, uint8_t* block)
   }
 }
 
-void PackPanel(const Matrix& matrix, const Tensor& tensor, int64_t index) {
+void PackPanel(const Matrix& matrix, const Tensor& tensor, RowOrder order, int64_t index) {
   uint8_t* panel = matrix.data.get() + index * matrix.panel_bytes();
   std::memset(panel, 0, static_cast<size_t>(matrix.panel_bytes()));
   std::vector<Block> blocks(static_cast<size_t>(matrix.blocks()));
   for (int64_t lane = 0; lane < kPanel && index * kPanel + lane < matrix.outputs; ++lane) {
-    const uint8_t* row = tensor.data + (index * kPanel + lane) * tensor.row_bytes();
+    const uint8_t* row = tensor.data + order.Source(index * kPanel + lane) * tensor.row_bytes();
     UnpackRow(tensor.type, row, matrix.inputs, blocks.data());
     for (int64_t b = 0; b < matrix.blocks(); ++b) {
       PackBlock(matrix.packing, blocks[static_cast<size_t>(b)], lane,
@@ -97,7 +97,7 @@ constexpr int64_t kFewRows = 4;
 
 }  // namespace
 
-Matrix Pack(const GgufFile& file, const Tensor& tensor, ThreadPool* pool) {
+Matrix Pack(const GgufFile& file, const Tensor& tensor, RowOrder order, ThreadPool* pool) {
   if (!CanUnpack(tensor.type)) {
     file.Fail("tensor " + std::string(tensor.name) + " is " + NameOf(tensor.type) +
               "; this program multiplies Q8_0, Q5_0, Q4_K and Q6_K");
@@ -112,7 +112,7 @@ Matrix Pack(const GgufFile& file, const Tensor& tensor, ThreadPool* pool) {
                                         std::string(tensor.name) + ", " +
                                         std::to_string(matrix.bytes()) + " bytes");
   }
-  const auto pack = [&](int64_t panel) { PackPanel(matrix, tensor, panel); };
+  const auto pack = [&](int64_t panel) { PackPanel(matrix, tensor, order, panel); };
   ParallelFor(matrix.panels(), std::ref(pack), pool);
   return matrix;
 }
@@ -149,10 +149,10 @@ void Multiply(const Activations& x, std::span<const Product> products, ThreadPoo
   });
 }
 
-void MultiplyGated(const Activations& x, const Matrix& gate, const Matrix& up, Activations& out,
-                   ThreadPool* pool) {
+void MultiplyGated(const Activations& x, const Matrix& gate, const Matrix& up,
+                   Activation activation, Activations& out, ThreadPool* pool) {
   ForPanels(x.tiles(), gate.panels(), x.rows() <= kFewRows, pool, [&](int64_t tile, int64_t panel) {
-    MultiplyGatedPanel(x, tile, gate, up, panel, out);
+    MultiplyGatedPanel(x, tile, gate, up, activation, panel, out);
   });
 }
 

@@ -15,6 +15,7 @@
 #include <cstdint>
 #include <span>
 
+#include "engine/arch/model_spec.h"
 #include "engine/gguf/gguf.h"
 #include "riffle/runtime.h"
 
@@ -63,9 +64,25 @@ struct Matrix {
   int64_t bytes() const { return panels() * panel_bytes(); }
 };
 
+// Which row of a file's tensor becomes a row in memory.
+struct RowOrder {
+  // 0: rows stay in their order. Else row i of every `head` rows is the file's 2 i, and row
+  // i + head / 2 the file's 2 i + 1: the two elements that RoPE turns together are apart by half a
+  // head then, as kernels have them.
+  int64_t head = 0;
+
+  int64_t Source(int64_t row) const {
+    if (head == 0) {
+      return row;
+    }
+    const int64_t i = row % head;
+    return row - i + (i < head / 2 ? 2 * i : 2 * i - head + 1);
+  }
+};
+
 // Repacks a tensor of one of the types that UnpackRow takes. Throws BadModel for others, and for
 // rows that are no multiple of 32, and Error(kOutOfMemory).
-Matrix Pack(const GgufFile& file, const Tensor& tensor, ThreadPool* pool);
+Matrix Pack(const GgufFile& file, const Tensor& tensor, RowOrder order, ThreadPool* pool);
 
 constexpr int kZeroPoint = 32768;  // of the planes of activations: high = 128, low = 0 stand for 0
 
@@ -112,10 +129,10 @@ struct Product {
 // Several products of the same x, in one parallel loop.
 void Multiply(const Activations& x, std::span<const Product> products, ThreadPool* pool);
 
-// out = gelu(x gatet) * (x upt), rounded: what a gated feed-forward network has between its
-// products. gelu by its tanh formula. Pre: gate and up have the same shape, a multiple of 32
-// outputs; out has been resized to it.
-void MultiplyGated(const Activations& x, const Matrix& gate, const Matrix& up, Activations& out,
-                   ThreadPool* pool);
+// out = activation(x gatet) * (x upt), rounded: what a gated feed-forward network has between its
+// products. Pre: gate and up have the same shape, a multiple of 32 outputs; out has been resized to
+// it.
+void MultiplyGated(const Activations& x, const Matrix& gate, const Matrix& up,
+                   Activation activation, Activations& out, ThreadPool* pool);
 
 }  // namespace riffle::engine

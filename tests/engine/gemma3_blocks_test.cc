@@ -9,6 +9,7 @@
 #include <string>
 #include <vector>
 
+#include "core/order.h"
 #include "engine/default_model.h"
 
 namespace riffle::engine {
@@ -57,15 +58,15 @@ TEST(Gemma3Blocks, ExpandAsThePythonPackageDoes) {
 }
 
 TEST(Gemma3Blocks, F16) {
-  EXPECT_EQ(FromF16(0x3c00), 1.0f);
-  EXPECT_EQ(FromF16(0xc000), -2.0f);
-  EXPECT_EQ(FromF16(0x7bff), 65504.0f);
-  EXPECT_EQ(FromF16(0x0001), 0x1p-24f);
-  EXPECT_EQ(FromF16(0x83ff), -1023 * 0x1p-24f);
-  EXPECT_EQ(FromF16(0x0400), 0x1p-14f);
-  EXPECT_TRUE(std::signbit(FromF16(0x8000)));
-  EXPECT_TRUE(std::isinf(FromF16(0x7c00)));
-  EXPECT_TRUE(std::isnan(FromF16(0x7e00)));
+  EXPECT_EQ(core::ToFloat(0x3c00, DType::kF16), 1.0f);
+  EXPECT_EQ(core::ToFloat(0xc000, DType::kF16), -2.0f);
+  EXPECT_EQ(core::ToFloat(0x7bff, DType::kF16), 65504.0f);
+  EXPECT_EQ(core::ToFloat(0x0001, DType::kF16), 0x1p-24f);
+  EXPECT_EQ(core::ToFloat(0x83ff, DType::kF16), -1023 * 0x1p-24f);
+  EXPECT_EQ(core::ToFloat(0x0400, DType::kF16), 0x1p-14f);
+  EXPECT_TRUE(std::signbit(core::ToFloat(0x8000, DType::kF16)));
+  EXPECT_TRUE(std::isinf(core::ToFloat(0x7c00, DType::kF16)));
+  EXPECT_TRUE(std::isnan(core::ToFloat(0x7e00, DType::kF16)));
 }
 
 }  // namespace

@@ -125,11 +125,11 @@ TEST(Gemma3Greedy, FollowsTheReference) {
 // Gaps of the two best logits after the reference's own tokens, where nothing but the arithmetic
 // differs: 0.0013 off in the mean, at most 0.011.
 TEST(Gemma3Greedy, GapsAreNearlyThoseOfTheReference) {
-  const Config& config = Gemma().config();
+  const ModelSpec& spec = Gemma().spec();
   KvCacheOptions options;
-  options.layers = config.layers;
-  options.kv_heads = config.kv_heads;
-  options.head_dim = config.head_dim;
+  options.layers = spec.layer_count();
+  options.kv_heads = spec.kv_heads;
+  options.head_dim = spec.head_dim;
   options.pages = 200;
   options.dtype = kCacheDType;
   KvCache cache(options);
@@ -152,8 +152,8 @@ TEST(Gemma3Greedy, GapsAreNearlyThoseOfTheReference) {
       cache.Extend(slice.sequence, static_cast<int64_t>(slice.tokens.size()));
     }
     const std::span<const float> hidden = forward.Run(batch);
-    const MatrixView x = {hidden.data(), DType::kF32, rows, config.hidden_size, config.hidden_size};
-    LinearTopK(x, Gemma().weights().embedding, 2, {values.data(), 2, indices.data(), 2});
+    const MatrixView x = {hidden.data(), DType::kF32, rows, spec.hidden_size, spec.hidden_size};
+    LinearTopK(x, Gemma().weights().head, 2, {values.data(), 2, indices.data(), 2});
     for (size_t c = 0; c < batch.size(); ++c) {
       const Case& expected = *cases[c];
       const size_t at = std::min(step, expected.tokens.size() - 1);
