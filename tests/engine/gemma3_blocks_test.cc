@@ -11,27 +11,12 @@
 
 #include "core/order.h"
 #include "engine/default_model.h"
+#include "testing/crc32.h"
 
 namespace riffle::engine {
 namespace {
 
-uint32_t Crc32(const uint8_t* data, size_t size) {
-  static const std::vector<uint32_t> table = [] {
-    std::vector<uint32_t> entries(256);
-    for (uint32_t i = 0; i < 256; ++i) {
-      entries[i] = i;
-      for (int bit = 0; bit < 8; ++bit) {
-        entries[i] = entries[i] >> 1 ^ (entries[i] & 1 ? 0xedb88320u : 0);
-      }
-    }
-    return entries;
-  }();
-  uint32_t crc = ~0u;
-  for (size_t i = 0; i < size; ++i) {
-    crc = crc >> 8 ^ table[(crc ^ data[i]) & 255];
-  }
-  return ~crc;
-}
+using riffle::testing::Crc32;
 
 TEST(Gemma3Blocks, ExpandAsThePythonPackageDoes) {
   const GgufFile file = GgufFile::Open(DefaultModelPath());
@@ -50,8 +35,7 @@ TEST(Gemma3Blocks, ExpandAsThePythonPackageDoes) {
       DequantizeRow(tensor->type, tensor->data + row * tensor->row_bytes(), size,
                     rows.data() + row * size);
     }
-    EXPECT_EQ(Crc32(reinterpret_cast<const uint8_t*>(rows.data()), rows.size() * sizeof(float)),
-              std::stoul(crc, nullptr, 16));
+    EXPECT_EQ(Crc32(rows.data(), rows.size() * sizeof(float)), std::stoul(crc, nullptr, 16));
     ++tensors;
   }
   EXPECT_EQ(tensors, 28);
