@@ -7,7 +7,6 @@
 #include "engine/stopwatch.h"
 #include "engine/weights.h"
 #include "riffle/error.h"
-#include "riffle/linear_topk.h"
 #include "riffle/sampling.h"
 
 namespace riffle::engine {
@@ -73,12 +72,9 @@ void Chooser::FromTopK(int32_t k) {
   const int64_t best = std::min<int64_t>(k, spec.vocab_size);
   values_.resize(static_cast<size_t>(rows * best));
   candidates_.resize(static_cast<size_t>(rows * best));
-  LinearOptions options;
-  options.pool = pool_;
-  LinearTopK({states_.data(), DType::kF32, rows, spec.hidden_size, spec.hidden_size},
-             model_.weights().head, best, {values_.data(), best, candidates_.data(), best},
-             options);
-  CapLogits();
+  model_.weights().head.TopK(states_.data(), rows, best, values_.data(), candidates_.data(),
+                             scratch_, pool_);
+  CapLogits(values_);
   lm_head_seconds_ += watch.seconds();
   // Greedy rows too: a row of NaN is found there.
   Draw({values_.data(), DType::kF32, rows, best, best}, rows_);
@@ -94,24 +90,19 @@ void Chooser::FromLogits() {
   for (size_t first = 0; first < rows_.size(); first += kStoredRows) {
     const Stopwatch watch;
     const size_t count = std::min<size_t>(kStoredRows, rows_.size() - first);
-    const int64_t rows = static_cast<int64_t>(count);
-    values_.resize(count * static_cast<size_t>(spec.vocab_size));
-    const MatrixView states = {states_.data() + first * static_cast<size_t>(spec.hidden_size),
-                               DType::kF32, rows, spec.hidden_size, spec.hidden_size};
-    LinearOptions options;
-    options.pool = pool_;
-    Linear(states, model_.weights().head, {values_.data(), spec.vocab_size}, options);
-    CapLogits();
+    const float* states = states_.data() + first * static_cast<size_t>(spec.hidden_size);
+    const MatrixView logits =
+        model_.weights().head.Logits(states, static_cast<int64_t>(count), scratch_, pool_);
+    CapLogits(scratch_.logits);
     lm_head_seconds_ += watch.seconds();
-    Draw({values_.data(), DType::kF32, rows, spec.vocab_size, spec.vocab_size},
-         std::span(rows_).subspan(first, count));
+    Draw(logits, std::span(rows_).subspan(first, count));
   }
 }
 
-// The logits in values_ as the model's soft cap has them, which keeps their order.
-void Chooser::CapLogits() {
+// Logits as the model's soft cap has them, which keeps their order.
+void Chooser::CapLogits(std::span<float> logits) const {
   if (const std::optional<float> cap = model_.spec().logit_soft_cap) {
-    SoftCapRow(*cap, static_cast<int64_t>(values_.size()), values_.data());
+    SoftCapRow(*cap, static_cast<int64_t>(logits.size()), logits.data());
   }
 }
 

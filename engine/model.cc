@@ -30,9 +30,6 @@ class WeightReader {
     }
     const std::array<int64_t, 1> shape = {size};
     const Tensor& tensor = file_.Get(name, shape);
-    if (tensor.type != TensorType::kF32) {
-      file_.Fail("tensor " + name + " is " + NameOf(tensor.type) + "; norms and biases are F32");
-    }
     std::vector<float> values(static_cast<size_t>(size)), ordered(values.size());
     DequantizeRow(tensor.type, tensor.data, size, values.data());
     for (int64_t i = 0; i < size; ++i) {
@@ -79,31 +76,15 @@ Layer WeightReader::ReadLayer(const LayerTensors& names) const {
   return layer;
 }
 
-const Tensor& ReadEmbedding(const GgufFile& file, const std::string& name, const ModelSpec& spec) {
+const Tensor& ReadVocabulary(const GgufFile& file, const std::string& name, const ModelSpec& spec) {
   const std::array<int64_t, 2> shape = {spec.hidden_size, spec.vocab_size};
-  const Tensor& tensor = file.Get(name, shape);
-  if (tensor.type != TensorType::kQ8_0) {
-    file.Fail("tensor " + name + " is " + NameOf(tensor.type) +
-              "; this program takes embeddings and LM heads in Q8_0");
-  }
-  return tensor;
-}
-
-WeightView HeadView(const Tensor& tensor) {
-  WeightView view;
-  view.data = tensor.data;
-  view.format = WeightFormat::kQ8_0;
-  view.rows = tensor.shape[1];
-  view.cols = tensor.shape[0];
-  view.row_stride = tensor.shape[0] / kQ8Block;
-  view.col_stride = 1;
-  return view;
+  return file.Get(name, shape);
 }
 
 }  // namespace
 
 int64_t Weights::bytes() const {
-  int64_t bytes = head.rows * head.row_stride * kQ8BlockBytes;
+  int64_t bytes = head.bytes();
   for (const Layer& layer : layers) {
     for (const Matrix* matrix :
          {&layer.q, &layer.k, &layer.v, &layer.o, &layer.gate, &layer.up, &layer.down}) {
@@ -116,8 +97,8 @@ int64_t Weights::bytes() const {
 Model::Model(const GgufFile& file, ThreadPool* pool)
     : file_(file), spec_(ReadSpec(file)), weights_(std::make_unique<Weights>()) {
   const WeightReader reader(file_, spec_, pool);
-  weights_->embedding = &ReadEmbedding(file_, spec_.embedding, spec_);
-  weights_->head = HeadView(ReadEmbedding(file_, spec_.head, spec_));
+  weights_->embedding = &ReadVocabulary(file_, spec_.embedding, spec_);
+  weights_->head = LmHead(file_, ReadVocabulary(file_, spec_.head, spec_), pool);
   weights_->output_norm = reader.Vector(spec_.output_norm, spec_.hidden_size);
   for (const RopeSpec& rope : spec_.ropes) {
     weights_->rope_factors.push_back(reader.Vector(rope.factors, spec_.head_dim / 2));

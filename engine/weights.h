@@ -5,8 +5,8 @@
 #include <vector>
 
 #include "engine/gguf/gguf.h"
+#include "engine/lm_head.h"
 #include "engine/quant/matrix.h"
-#include "riffle/linear_topk.h"
 
 namespace riffle::engine {
 
@@ -24,7 +24,7 @@ struct Weights {
   std::vector<std::vector<float>> rope_factors;  // of ModelSpec::ropes, [head_dim / 2] or empty
   std::vector<float> output_norm;                // [hidden]
   const Tensor* embedding = nullptr;             // [vocab, hidden], in the file's mapping
-  WeightView head;                               // the LM head, in the file's mapping
+  LmHead head;
 
   int64_t bytes() const;  // what a token's computation reads
 };

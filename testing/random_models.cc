@@ -2,6 +2,7 @@
 
 #include <cmath>
 #include <functional>
+#include <iterator>
 #include <random>
 #include <stdexcept>
 
@@ -26,8 +27,11 @@ struct Kind {
   int64_t head_dim = 64;
   bool tied = true;
   bool qkv_bias = false;
+  bool qk_norms = false;
+  bool post_norms = false;
   std::function<void(GgufWriter&)> metadata = [](GgufWriter&) {};
   std::vector<float> rope_factors = {};
+  bool all_types = false;  // every weight of another type than the one before
 };
 
 // The factors of Llama 3 for angles of base 10000: 8 for long waves, 1 for short ones, and between
@@ -63,6 +67,33 @@ std::vector<Kind> Kinds() {
                    .head_dim = 64,
                    .tied = false,
                    .rope_factors = Llama3Factors(64)});
+  kinds.push_back({.name = "llama-formats",
+                   .architecture = "llama",
+                   .layers = 6,
+                   .tied = false,
+                   .all_types = true});
+  kinds.push_back({.name = "qwen2", .architecture = "qwen2", .tied = false, .qkv_bias = true});
+  kinds.push_back({.name = "qwen3", .architecture = "qwen3", .head_dim = 96, .qk_norms = true});
+  kinds.push_back({.name = "gemma2",
+                   .architecture = "gemma2",
+                   .layers = 4,
+                   .post_norms = true,
+                   .metadata = [](GgufWriter& writer) {
+                     const auto number = GgufWriter::kF32;
+                     writer.Add("gemma2.attention.sliding_window", GgufWriter::kU32, uint32_t{24});
+                     writer.Add("gemma2.attn_logit_softcapping", number, 3.0f);
+                     writer.Add("gemma2.final_logit_softcapping", number, 4.0f);
+                   }});
+  kinds.push_back({.name = "gemma3",
+                   .architecture = "gemma3",
+                   .layers = 7,
+                   .qk_norms = true,
+                   .post_norms = true,
+                   .metadata = [](GgufWriter& writer) {
+                     writer.Add("gemma3.attention.sliding_window", GgufWriter::kU32, uint32_t{24});
+                     writer.AddString("gemma3.rope.scaling.type", "linear");
+                     writer.Add("gemma3.rope.scaling.factor", GgufWriter::kF32, 8.0f);
+                   }});
   return kinds;
 }
 
@@ -120,6 +151,14 @@ class ModelWriter {
     Weight(prefix + "ffn_down", kInner, kind_.hidden, wide);
     Vector(prefix + "attn_norm.weight", kind_.hidden, 1);
     Vector(prefix + "ffn_norm.weight", kind_.hidden, 1);
+    if (kind_.qk_norms) {
+      Vector(prefix + "attn_q_norm.weight", kind_.head_dim, 1);
+      Vector(prefix + "attn_k_norm.weight", kind_.head_dim, 1);
+    }
+    if (kind_.post_norms) {
+      Vector(prefix + "post_attention_norm.weight", kind_.hidden, 1);
+      Vector(prefix + "post_ffw_norm.weight", kind_.hidden, 1);
+    }
     if (kind_.qkv_bias) {
       Vector(prefix + "attn_q.bias", queries, 0);
       Vector(prefix + "attn_k.bias", keys, 0);
@@ -128,7 +167,17 @@ class ModelWriter {
   }
 
   void Weight(const std::string& name, int64_t in, int64_t out, TensorType type) {
-    Place(name + ".weight", {in, out}, type, RandomTensor(type, in * out, 0.1f, random_));
+    if (kind_.all_types) type = kAllTypes[next_type_++ % std::size(kAllTypes)];
+    std::string bytes = RandomTensor(type, in * out, 0.1f, random_);
+    if (type == TensorType::kF32) bytes = RandomFloats(in * out);  // of both signs
+    Place(name + ".weight", {in, out}, type, bytes);
+  }
+  std::string RandomFloats(int64_t values) {
+    std::string bytes;
+    for (int64_t i = 0; i < values; ++i) {
+      bytes += GgufWriter::Raw((static_cast<float>(random_() & 0xffff) - 0x8000) * 0x1p-18f);
+    }
+    return bytes;
   }
   // Numbers up to 0.5 from `middle`.
   void Vector(const std::string& name, int64_t size, float middle) {
@@ -154,6 +203,7 @@ class ModelWriter {
   std::mt19937 random_;
   GgufWriter writer_;
   std::string data_;
+  size_t next_type_ = 12;  // Q6_K: the embedding
 };
 
 }  // namespace
@@ -169,6 +219,18 @@ std::vector<uint8_t> RandomModelFile(const std::string& name) {
     if (kind.name == name) return ModelWriter(kind).Write();
   }
   throw std::invalid_argument("there is no random model " + name);
+}
+
+std::vector<uint8_t> RandomFormatsFile() {
+  GgufWriter writer;
+  std::mt19937 random(5);
+  std::string data;
+  for (const TensorType type : kAllTypes) {
+    writer.AddTensor(engine::NameOf(type), {512, 40}, static_cast<uint32_t>(type), data.size());
+    data += RandomTensor(type, 512 * 40, 0.1f, random);
+    data.resize((data.size() + 31) / 32 * 32);
+  }
+  return writer.Finish(data);
 }
 
 }  // namespace riffle::testing

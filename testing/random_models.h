@@ -13,4 +13,7 @@ std::vector<std::string> RandomModelNames();
 // The bytes of the file of that name.
 std::vector<uint8_t> RandomModelFile(const std::string& name);
 
+// A file of one tensor [40, 512] of each type, named by it.
+std::vector<uint8_t> RandomFormatsFile();
+
 }  // namespace riffle::testing

@@ -12,8 +12,8 @@ struct Architecture {
   ModelSpec (*read)(const SpecReader& reader);
 };
 constexpr Architecture kArchitectures[] = {
-    {"gemma3", ReadGemma3},
-    {"llama", ReadLlama},
+    {"gemma2", ReadGemma2}, {"gemma3", ReadGemma3}, {"llama", ReadLlama},
+    {"qwen2", ReadQwen2},   {"qwen3", ReadQwen3},
 };
 
 // A model in several files: only the first one has the metadata, and none has all tensors.

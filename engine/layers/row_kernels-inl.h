@@ -62,18 +62,22 @@ HWY_INLINE void RoundBlock(const VRow (&values)[8], int64_t at, Activations& out
   const VRow step = PowerOfTwoFrom(hn::Mul(most, hn::Set(df, 1 / kLargest)));
   const VRow inverse = Inverse(step);
   uint8_t* planes = out.planes() + at * 2 * kBlock;
-  VRow total = hn::Zero(df);  // exact: integers below 2^24
+  VRow first = hn::Zero(df), second = hn::Zero(df);  // exact: integers below 2^24
   for (int i = 0; i < 32 / lanes; i += 2) {
     const VRow a = hn::MulAdd(values[i], inverse, origin);
     const VRow b = hn::MulAdd(values[i + 1], inverse, origin);
-    total = hn::Add(total, hn::Add(hn::Sub(a, origin), hn::Sub(b, origin)));
+    (i * lanes < 16 ? first : second) =
+        hn::Add(i * lanes < 16 ? first : second, hn::Sub(a, origin));
+    const bool b_first = (i + 1) * lanes < 16;
+    (b_first ? first : second) = hn::Add(b_first ? first : second, hn::Sub(b, origin));
     const auto q = hn::OrderedTruncate2To(du16, hn::BitCast(du, a), hn::BitCast(du, b));
     hn::StoreU(hn::TruncateTo(du8, hn::ShiftRight<8>(q)), du8, planes + i * lanes);
     hn::StoreU(hn::TruncateTo(du8, q), du8, planes + kBlock + i * lanes);
   }
   const float valid = hn::GetLane(hn::IfThenElse(hn::IsFinite(most), step, hn::NaN(df)));
   out.step()[at] = valid;
-  out.sum()[at] = valid * hn::ReduceSum(df, total);
+  out.sum()[at] = valid * hn::ReduceSum(df, hn::Add(first, second));
+  out.first_sum()[at] = valid * hn::ReduceSum(df, first);
 }
 
 // Rounds `count` blocks to places at, at + pitch, ...; value(b, i) are the values of block b from i

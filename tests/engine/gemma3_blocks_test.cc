@@ -6,28 +6,34 @@
 
 #include <cmath>
 #include <fstream>
+#include <iterator>
 #include <string>
 #include <vector>
 
 #include "core/order.h"
 #include "engine/default_model.h"
 #include "testing/crc32.h"
+#include "testing/random_models.h"
+#include "testing/tiny_model.h"
 
 namespace riffle::engine {
 namespace {
 
 using riffle::testing::Crc32;
 
-TEST(Gemma3Blocks, ExpandAsThePythonPackageDoes) {
-  const GgufFile file = GgufFile::Open(DefaultModelPath());
-  std::ifstream fixture(std::string(RIFFLE_TEST_DATA) + "/gemma3_dequantized.txt");
+// Checks the tensors of a fixture; returns how many.
+int ExpectExpandedAs(const std::string& fixture, const GgufFile& file) {
+  std::ifstream lines(std::string(RIFFLE_TEST_DATA) + "/" + fixture);
   std::string name, type, crc;
   int64_t values = 0;
   int tensors = 0;
-  while (fixture >> name >> type >> values >> crc) {
+  while (lines >> name >> type >> values >> crc) {
     SCOPED_TRACE(name);
     const Tensor* tensor = file.Find(name);
-    ASSERT_NE(tensor, nullptr);
+    if (tensor == nullptr) {
+      ADD_FAILURE() << "the file has no such tensor";
+      continue;
+    }
     EXPECT_EQ(NameOf(tensor->type), type);
     const int64_t size = tensor->shape[0];
     std::vector<float> rows(static_cast<size_t>(values));
@@ -38,7 +44,17 @@ TEST(Gemma3Blocks, ExpandAsThePythonPackageDoes) {
     EXPECT_EQ(Crc32(rows.data(), rows.size() * sizeof(float)), std::stoul(crc, nullptr, 16));
     ++tensors;
   }
-  EXPECT_EQ(tensors, 28);
+  return tensors;
+}
+
+TEST(Gemma3Blocks, ExpandAsThePythonPackageDoes) {
+  EXPECT_EQ(ExpectExpandedAs("gemma3_dequantized.txt", GgufFile::Open(DefaultModelPath())), 28);
+}
+
+TEST(Blocks, EveryTypeExpandsAsThePythonPackageDoes) {
+  const std::vector<uint8_t> bytes = riffle::testing::RandomFormatsFile();
+  const auto types = static_cast<int>(std::size(riffle::testing::kAllTypes));
+  EXPECT_EQ(ExpectExpandedAs("formats_dequantized.txt", GgufFile::Parse(bytes, "formats")), types);
 }
 
 TEST(Gemma3Blocks, F16) {

@@ -86,6 +86,7 @@ TEST(Gemma3Greedy, GapsAreNearlyThoseOfTheReference) {
   const int64_t rows = static_cast<int64_t>(batch.size());
   std::vector<float> values(batch.size() * 2);
   std::vector<int32_t> indices(batch.size() * 2);
+  LmHeadScratch scratch;
   double sum = 0, largest = 0;
   int64_t steps = 0;
   for (size_t step = 0; step < kSteps; ++step) {
@@ -93,8 +94,8 @@ TEST(Gemma3Greedy, GapsAreNearlyThoseOfTheReference) {
       cache.Extend(slice.sequence, static_cast<int64_t>(slice.tokens.size()));
     }
     const std::span<const float> hidden = forward.Run(batch);
-    const MatrixView x = {hidden.data(), DType::kF32, rows, spec.hidden_size, spec.hidden_size};
-    LinearTopK(x, Gemma().weights().head, 2, {values.data(), 2, indices.data(), 2});
+    Gemma().weights().head.TopK(hidden.data(), rows, 2, values.data(), indices.data(), scratch,
+                                nullptr);
     for (size_t c = 0; c < batch.size(); ++c) {
       const Case& expected = *cases[c];
       const size_t at = std::min(step, expected.tokens.size() - 1);

@@ -86,8 +86,7 @@ std::vector<double> Value(const Activations& x, int64_t row) {
 TEST(Gemma3Matrix, ProductsAreThoseOfTheWeights) {
   ForTargets([] {
     std::mt19937 random(1);
-    for (const TensorType type :
-         {TensorType::kQ8_0, TensorType::kQ5_0, TensorType::kQ4_K, TensorType::kQ6_K}) {
+    for (const TensorType type : riffle::testing::kAllTypes) {
       for (const int64_t outputs : {32, 40}) {
         SCOPED_TRACE(NameOf(type));
         const int64_t inputs = 512;
@@ -133,8 +132,7 @@ TEST(Gemma3Matrix, ARowIsTheSameAloneAndAmongOthers) {
   ForTargets([] {
     std::mt19937 random(2);
     ThreadPool three(3);
-    for (const TensorType type :
-         {TensorType::kQ8_0, TensorType::kQ5_0, TensorType::kQ4_K, TensorType::kQ6_K}) {
+    for (const TensorType type : riffle::testing::kAllTypes) {
       const OneTensor one(type, 256, 96, random);
       const GgufFile file = GgufFile::Parse(one.bytes, "one");
       const Matrix matrix = Pack(file, *file.Find("w"), {}, &three);

@@ -49,7 +49,7 @@ def common_config(file):
         "num_hidden_layers": file.get("block_count"),
         "num_attention_heads": file.get("attention.head_count"),
         "num_key_value_heads": file.get("attention.head_count_kv"),
-        "head_dim": file.get("attention.key_length"),
+        "head_dim": file.get("attention.key_length", file.get("embedding_length") // file.get("attention.head_count")),
         "max_position_embeddings": file.get("context_length"),
         "rms_norm_eps": file.get("attention.layer_norm_rms_epsilon"),
         "tie_word_embeddings": "output.weight" not in file.tensors,
@@ -68,7 +68,32 @@ def llama_config(file):
     return transformers.LlamaConfig(**common_config(file), rope_parameters=rope, attention_bias=bias)
 
 
-CONFIGS = {"llama": llama_config}
+def qwen_config(file):
+    qwen3 = file.architecture == "qwen3"
+    kind = transformers.Qwen3Config if qwen3 else transformers.Qwen2Config
+    return kind(**common_config(file), rope_parameters={"rope_type": "default", "rope_theta": file.get("rope.freq_base")})
+
+
+def gemma_config(file):
+    base = {"rope_type": "default", "rope_theta": file.get("rope.freq_base")}
+    gemma = {
+        "sliding_window": file.get("attention.sliding_window"),
+        "query_pre_attn_scalar": file.get("attention.key_length"),
+        "final_logit_softcapping": file.get("final_logit_softcapping"),
+        "attn_logit_softcapping": file.get("attn_logit_softcapping"),
+    }
+    if file.architecture == "gemma2":
+        return transformers.Gemma2Config(**common_config(file), **gemma, rope_parameters=base)
+    ropes = {
+        "sliding_attention": {"rope_type": "default", "rope_theta": 10000.0},
+        "full_attention": base | {"rope_type": "linear", "factor": file.get("rope.scaling.factor")},
+    }
+    return transformers.Gemma3TextConfig(**common_config(file), **gemma, rope_parameters=ropes)
+
+
+CONFIGS = {
+    "gemma2": gemma_config, "gemma3": gemma_config, "llama": llama_config, "qwen2": qwen_config, "qwen3": qwen_config,
+}  # fmt: skip
 
 
 def adjacent_to_halves(rows, heads):
@@ -110,18 +135,24 @@ def load(file):
 
 
 @torch.inference_mode()
-def generate(model, prompt, stop):
+def generate(model, prompt, stop, new_tokens=NEW_TOKENS):
     tokens, gaps = [], []
-    while len(tokens) < NEW_TOKENS and stop not in tokens:
-        best = torch.topk(model(torch.tensor([prompt + tokens]), use_cache=False).logits[0, -1].double(), 2)
+    cache = transformers.DynamicCache(config=model.config)
+    feed = prompt
+    while len(tokens) < new_tokens and stop not in tokens:
+        logits = model(torch.tensor([feed]), past_key_values=cache, use_cache=True, logits_to_keep=1).logits
+        best = torch.topk(logits[0, -1].double(), 2)
         tokens.append(best.indices[0].item())
         gaps.append(round((best.values[0] - best.values[1]).item(), 4))
+        feed = tokens[-1:]
     return tokens, gaps
 
 
 def main(folder, out):
     results = {}
     for path in sorted(pathlib.Path(folder).glob("*.gguf")):
+        if path.stem == "formats":  # no model
+            continue
         file = File(path)
         model = load(file)
         numbers = random.Random(path.stem)
