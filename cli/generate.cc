@@ -5,7 +5,6 @@
 #include <CLI/CLI.hpp>
 #include <algorithm>
 #include <cerrno>
-#include <chrono>
 #include <cmath>
 #include <cstring>
 #include <fstream>
@@ -20,9 +19,11 @@
 #include "cli/mapped_files.h"
 #include "cli/options.h"
 #include "cli/streams.h"
+#include "engine/arch/architectures.h"
 #include "engine/default_model.h"
 #include "engine/engine.h"
 #include "engine/model.h"
+#include "engine/stopwatch.h"
 #include "engine/tokenizer/tokenizer.h"
 #include "engine/tokenizer/utf8.h"
 #include "riffle/riffle.h"
@@ -31,7 +32,7 @@ namespace riffle::cli {
 namespace {
 
 constexpr const char* kDescription =
-    "Text from a Gemma 3 model in a GGUF file, all prompts together";
+    "Text from a language model in a GGUF file, all prompts together";
 
 constexpr const char* kDetails =
     "A prompt is BOS and its text, no chat template; control tokens that it spells out, such as\n"
@@ -149,12 +150,12 @@ engine::GgufFile OpenModel(const std::string& named) {
 }
 
 // Enough pages for all requests at once, within limits; in any case for the longest.
-int64_t Pages(const std::vector<engine::Request>& requests, const engine::Config& config,
+int64_t Pages(const std::vector<engine::Request>& requests, const engine::ModelSpec& spec,
               int64_t page_size) {
   int64_t longest = 0, all = 0;
   for (const engine::Request& request : requests) {
     const auto prompt = static_cast<int64_t>(request.prompt.size());
-    const int64_t room = std::max<int64_t>(config.context_length - prompt, 1);
+    const int64_t room = std::max<int64_t>(spec.context_length - prompt, 1);
     const int64_t tokens = prompt + std::min(request.max_new_tokens, room);
     const int64_t rounded = (tokens / page_size + 2) * page_size;
     longest = std::max(longest, rounded);
@@ -164,15 +165,11 @@ int64_t Pages(const std::vector<engine::Request>& requests, const engine::Config
   return (tokens + page_size - 1) / page_size;
 }
 
-double Since(std::chrono::steady_clock::time_point start) {
-  return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
-}
-
 void Generate(const Arguments& arguments, const std::vector<Prompt>& prompts) {
-  const auto start = std::chrono::steady_clock::now();
+  const engine::Stopwatch watch;
   const engine::GgufFile file = OpenModel(arguments.model);
   const MappedFile mapped(file.path(), file.bytes().data(), file.bytes().size());
-  const engine::Config config = engine::ReadConfig(file);
+  const engine::ModelSpec spec = engine::ReadSpec(file);
   const engine::Tokenizer tokenizer(file);
   std::vector<engine::Request> requests;
   std::vector<Generation> generations;
@@ -182,9 +179,9 @@ void Generate(const Arguments& arguments, const std::vector<Prompt>& prompts) {
     request.max_new_tokens = arguments.max_new_tokens;
     request.sampling = arguments.sampling;
     const auto tokens = static_cast<int64_t>(request.prompt.size());
-    if (tokens > config.context_length) {
+    if (tokens > spec.context_length) {
       FailInput("{} has {} tokens, but the model's context holds {}", prompt.source, tokens,
-                config.context_length);
+                spec.context_length);
     }
     requests.push_back(std::move(request));
     generations.push_back({prompt.text, tokens, engine::StreamDecoder(tokenizer)});
@@ -195,10 +192,10 @@ void Generate(const Arguments& arguments, const std::vector<Prompt>& prompts) {
   const engine::Model model(file);
   engine::EngineOptions options;
   options.seed = arguments.seed;
-  options.pages = Pages(requests, config, options.page_size);
+  options.pages = Pages(requests, spec, options.page_size);
   engine::Engine engine(model, options);
   for (engine::Request& request : requests) engine.Submit(std::move(request));
-  const double load_seconds = Since(start);
+  const double load_seconds = watch.seconds();
   while (!engine.done()) {
     for (const engine::Generated& token : engine.Step()) {
       generations[static_cast<size_t>(token.request)].Add(token);
@@ -237,7 +234,9 @@ void AddGenerateCommand(CLI::App& parent) {
   auto arguments = std::make_shared<Arguments>();
   Arguments& a = *arguments;
   command->footer(kDetails);
-  command->add_option("--model", a.model, "the model, a Gemma 3 as a GGUF file")
+  command
+      ->add_option("--model", a.model,
+                   "the model, a GGUF file; architectures: " + engine::ArchitectureNames())
       ->type_name("FILE.gguf")
       ->check(CheckGiven);
   a.prompt = command->add_option("--prompt", "a text to continue; several may follow")

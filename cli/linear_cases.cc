@@ -9,6 +9,7 @@
 #include <stdexcept>
 
 #include "cli/huge_buffer.h"
+#include "cli/numbers.h"
 #include "riffle/roofline.h"
 #include "riffle/runtime.h"
 
@@ -25,28 +26,13 @@ uint64_t Next(uint64_t& state) {  // xorshift64 (Marsaglia 2003)
   return state;
 }
 
-uint16_t ToBF16(float value) {  // of normal numbers
-  uint32_t bits;
-  std::memcpy(&bits, &value, sizeof(bits));
-  return static_cast<uint16_t>((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
-}
-
-float FromBF16(const uint8_t* at) {
-  uint16_t half;
-  std::memcpy(&half, at, sizeof(half));
-  const uint32_t bits = static_cast<uint32_t>(half) << 16;
-  float value;
-  std::memcpy(&value, &bits, sizeof(value));
-  return value;
-}
-
 // Normally distributed bf16 numbers to draw from.
 std::vector<uint16_t> NormalTable(float deviation) {
   std::mt19937_64 generator(7);
   std::normal_distribution<float> normal(0, deviation);
   std::vector<uint16_t> table(1 << 16);
-  for (uint16_t& value : table) {
-    value = ToBF16(normal(generator));
+  for (size_t i = 0; i < table.size(); ++i) {
+    StoreFloat(normal(generator), table.data(), DType::kBF16, static_cast<int64_t>(i));
   }
   return table;
 }
@@ -105,7 +91,7 @@ struct Head {
         weight_value = std::ldexp(1024 + (scale & 0x3ff), (scale >> 10) - 25) *
                        static_cast<int8_t>(block[2 + i % kQ8Block]);
       } else {
-        weight_value = FromBF16(row + 2 * i);
+        weight_value = LoadFloat(row, DType::kBF16, i);
       }
       const double term = weight_value * double{x[i]};
       sum += term;
@@ -128,8 +114,8 @@ struct Inputs {
     FillBF16(bytes, 2 * rows * what.d, 1.0f, 2);
     const bool single = what.x_dtype == DType::kF32;
     for (size_t i = 0; i < count; ++i) {
-      const float more = single ? FromBF16(bytes + 2 * (count + i)) * 0x1p-9f : 0.0f;
-      values.push_back(FromBF16(bytes + 2 * i) + more);
+      const float more = single ? LoadFloat(bytes, DType::kBF16, count + i) * 0x1p-9f : 0.0f;
+      values.push_back(LoadFloat(bytes, DType::kBF16, i) + more);
     }
     view = {single ? static_cast<const void*>(values.data()) : bf16.data(), what.x_dtype, rows,
             what.d, what.d};

@@ -47,17 +47,28 @@ if(RIFFLE_SANITIZE MATCHES "thread")
   string(APPEND riffle_disabled_targets "|HWY_AVX3|HWY_AVX3_ZEN4")
 endif()
 
-# Highway's headers alone: for tests that include the library's own headers.
+# No kernel can hold the vectors of scalable targets in arrays.
+if(CMAKE_SYSTEM_PROCESSOR MATCHES "^(aarch64|arm64)")
+  string(APPEND riffle_disabled_targets "|HWY_ALL_SVE")
+endif()
+
+# What kernels are made of, for the library, the engine, tests and benchmarks: Highway's headers, its
+# targets, and the helpers of src/core and its neighbours, which are headers too. Never installed.
+add_library(riffle_simd INTERFACE)
+target_compile_definitions(riffle_simd INTERFACE
+  "HWY_DISABLED_TARGETS=(${riffle_disabled_targets})")
+if(hwy_FOUND)
+  set(riffle_highway hwy::hwy)
+else()
+  set(riffle_highway hwy)
+endif()
+target_include_directories(riffle_simd SYSTEM INTERFACE
+  $<TARGET_PROPERTY:${riffle_highway},INTERFACE_INCLUDE_DIRECTORIES>)
+target_include_directories(riffle_simd INTERFACE ${CMAKE_CURRENT_SOURCE_DIR}/src)
+
+# For programs that include the library's own headers.
 function(riffle_use_highway_headers target)
-  target_compile_definitions(${target} PRIVATE
-    "HWY_DISABLED_TARGETS=(${riffle_disabled_targets})")
-  if(hwy_FOUND)
-    set(highway hwy::hwy)
-  else()
-    set(highway hwy)
-  endif()
-  target_include_directories(${target} SYSTEM PRIVATE
-    $<BUILD_INTERFACE:$<TARGET_PROPERTY:${highway},INTERFACE_INCLUDE_DIRECTORIES>>)
+  target_link_libraries(${target} PRIVATE $<BUILD_INTERFACE:riffle_simd>)
 endfunction()
 
 function(riffle_use_highway target)

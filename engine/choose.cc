@@ -1,26 +1,21 @@
 #include "engine/choose.h"
 
 #include <algorithm>
-#include <chrono>
 #include <limits>
 
+#include "engine/layers/row_kernels.h"
+#include "engine/stopwatch.h"
 #include "engine/weights.h"
 #include "riffle/error.h"
-#include "riffle/linear_topk.h"
 #include "riffle/sampling.h"
 
 namespace riffle::engine {
 namespace {
 
 // Above it the logits are stored and sampled from instead of fused with a top-k.
-constexpr int32_t kMostFused = 1024;
+constexpr int32_t kMaxFused = 1024;
 // Rows of stored logits at a time: 1 MB each.
 constexpr int64_t kStoredRows = 16;
-
-using Clock = std::chrono::steady_clock;
-double Since(Clock::time_point start) {
-  return std::chrono::duration<double>(Clock::now() - start).count();
-}
 
 // What rows are chosen together by: 1 for greedy ones, else k, 0 for no or a large one. Rows of
 // different k never share a call, which makes the sums of a row's draw independent of the others.
@@ -28,7 +23,7 @@ int32_t FusedK(const SamplingParams& sampling) {
   if (sampling.temperature == 0) {
     return 1;
   }
-  return sampling.top_k > kMostFused ? 0 : sampling.top_k;
+  return sampling.top_k > kMaxFused ? 0 : sampling.top_k;
 }
 
 }  // namespace
@@ -55,7 +50,7 @@ void Chooser::Choose(std::span<const float> hidden, std::span<const Choice> choi
     if (rows_.empty()) {
       continue;
     }
-    const size_t size = static_cast<size_t>(model_.config().hidden_size);
+    const size_t size = static_cast<size_t>(model_.spec().hidden_size);
     states_.clear();
     for (const int64_t row : rows_) {
       const auto state = hidden.subspan(static_cast<size_t>(row) * size, size);
@@ -71,18 +66,16 @@ void Chooser::Choose(std::span<const float> hidden, std::span<const Choice> choi
 
 // Draws from the k best logits.
 void Chooser::FromTopK(int32_t k) {
-  const auto start = Clock::now();
-  const Config& config = model_.config();
+  const Stopwatch watch;
+  const ModelSpec& spec = model_.spec();
   const int64_t rows = static_cast<int64_t>(rows_.size());
-  const int64_t best = std::min<int64_t>(k, config.vocab_size);
+  const int64_t best = std::min<int64_t>(k, spec.vocab_size);
   values_.resize(static_cast<size_t>(rows * best));
   candidates_.resize(static_cast<size_t>(rows * best));
-  LinearOptions options;
-  options.pool = pool_;
-  LinearTopK({states_.data(), DType::kF32, rows, config.hidden_size, config.hidden_size},
-             model_.weights().embedding, best, {values_.data(), best, candidates_.data(), best},
-             options);
-  lm_head_seconds_ += Since(start);
+  model_.weights().head.TopK(states_.data(), rows, best, values_.data(), candidates_.data(),
+                             scratch_, pool_);
+  CapLogits(values_);
+  lm_head_seconds_ += watch.seconds();
   // Greedy rows too: a row of NaN is found there.
   Draw({values_.data(), DType::kF32, rows, best, best}, rows_);
   for (int64_t i = 0; i < rows; ++i) {
@@ -93,26 +86,29 @@ void Chooser::FromTopK(int32_t k) {
 
 // Draws from all logits, a few rows at a time.
 void Chooser::FromLogits() {
-  const Config& config = model_.config();
+  const ModelSpec& spec = model_.spec();
   for (size_t first = 0; first < rows_.size(); first += kStoredRows) {
-    const auto start = Clock::now();
+    const Stopwatch watch;
     const size_t count = std::min<size_t>(kStoredRows, rows_.size() - first);
-    const int64_t rows = static_cast<int64_t>(count);
-    values_.resize(count * static_cast<size_t>(config.vocab_size));
-    const MatrixView states = {states_.data() + first * static_cast<size_t>(config.hidden_size),
-                               DType::kF32, rows, config.hidden_size, config.hidden_size};
-    LinearOptions options;
-    options.pool = pool_;
-    Linear(states, model_.weights().embedding, {values_.data(), config.vocab_size}, options);
-    lm_head_seconds_ += Since(start);
-    Draw({values_.data(), DType::kF32, rows, config.vocab_size, config.vocab_size},
-         std::span(rows_).subspan(first, count));
+    const float* states = states_.data() + first * static_cast<size_t>(spec.hidden_size);
+    const MatrixView logits =
+        model_.weights().head.Logits(states, static_cast<int64_t>(count), scratch_, pool_);
+    CapLogits(scratch_.logits);
+    lm_head_seconds_ += watch.seconds();
+    Draw(logits, std::span(rows_).subspan(first, count));
+  }
+}
+
+// Logits as the model's soft cap has them, which keeps their order.
+void Chooser::CapLogits(std::span<float> logits) const {
+  if (const std::optional<float> cap = model_.spec().logit_soft_cap) {
+    SoftCapRow(*cap, static_cast<int64_t>(logits.size()), logits.data());
   }
 }
 
 // Leaves the columns drawn in tokens_ of the rows.
 void Chooser::Draw(const MatrixView& logits, std::span<const int64_t> rows) {
-  const auto start = Clock::now();
+  const Stopwatch watch;
   std::vector<float> temperature, top_p, min_p;
   std::vector<int32_t> top_k;
   std::vector<int64_t> stream, position;
@@ -146,7 +142,7 @@ void Chooser::Draw(const MatrixView& logits, std::span<const int64_t> rows) {
   for (size_t i = 0; i < rows.size(); ++i) {
     tokens_[static_cast<size_t>(rows[i])] = drawn_[i];
   }
-  sampling_seconds_ += Since(start);
+  sampling_seconds_ += watch.seconds();
 }
 
 // Some row has NaN: row by row, so that it alone has no token.

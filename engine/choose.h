@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "engine/engine.h"
+#include "engine/lm_head.h"
 #include "engine/model.h"
 #include "riffle/sampling.h"
 #include "riffle/types.h"
@@ -39,6 +40,7 @@ class Chooser {
  private:
   void FromTopK(int32_t k);
   void FromLogits();
+  void CapLogits(std::span<float> logits) const;
   void Draw(const MatrixView& logits, std::span<const int64_t> rows);
   void DrawEach(const MatrixView& logits, const SampleOptions& options);
 
@@ -54,9 +56,10 @@ class Chooser {
   std::span<int32_t> tokens_;
   std::vector<int64_t> rows_;
   std::vector<float> states_;
-  std::vector<float> values_;        // logits
+  std::vector<float> values_;        // the k best logits of each
   std::vector<int32_t> candidates_;  // their tokens, if they are the k best
   std::vector<int32_t> drawn_;
+  LmHeadScratch scratch_;
 };
 
 }  // namespace riffle::engine

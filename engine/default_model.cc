@@ -23,13 +23,16 @@ std::string Home() {
 
 }  // namespace
 
-std::string DefaultModelPath() {
+std::string ModelFolder() {
   std::string cache = Environment("RIFFLE_CACHE");
   if (cache.empty()) {
     const std::string base = Environment("XDG_CACHE_HOME");
     cache = (base.empty() ? Home() + "/.cache" : base) + "/riffle";
   }
-  return cache + "/models/gemma-3-270m-q4_k_m.gguf";
+  return cache + "/models";
 }
+
+std::string DefaultModelPath() { return ModelFolder() + "/gemma-3-270m-q4_k_m.gguf"; }
+std::string ChatModelPath() { return ModelFolder() + "/smollm2-135m-instruct-q4_1.gguf"; }
 
 }  // namespace riffle::engine

@@ -1,7 +1,6 @@
 #include "engine/engine.h"
 
 #include <algorithm>
-#include <chrono>
 #include <cmath>
 #include <new>
 #include <string>
@@ -10,6 +9,7 @@
 #include "engine/choose.h"
 #include "engine/forward.h"
 #include "engine/scheduler.h"
+#include "engine/stopwatch.h"
 #include "riffle/error.h"
 #include "riffle/kv_cache.h"
 
@@ -51,12 +51,12 @@ void CheckOptions(const EngineOptions& options) {
   // page_size is the cache's to check.
 }
 
-KvCacheOptions CacheOptions(const Config& config, const EngineOptions& options) {
+KvCacheOptions CacheOptions(const ModelSpec& spec, const EngineOptions& options) {
   CheckOptions(options);
   KvCacheOptions cache;
-  cache.layers = config.layers;
-  cache.kv_heads = config.kv_heads;
-  cache.head_dim = config.head_dim;
+  cache.layers = spec.layer_count();
+  cache.kv_heads = spec.kv_heads;
+  cache.head_dim = spec.head_dim;
   cache.pages = options.pages == 0 ? kDefaultPages : options.pages;
   cache.page_size = options.page_size;
   cache.dtype = kCacheDType;
@@ -69,7 +69,7 @@ class Engine::Impl {
  public:
   Impl(const Model& model, const EngineOptions& options)
       : model_(model),
-        cache_(CacheOptions(model.config(), options)),
+        cache_(CacheOptions(model.spec(), options)),
         scheduler_(cache_, {options.max_running, options.prefill_chunk, options.share_prefixes}),
         forward_(model, cache_, options.pool),
         chooser_(model, options.seed, options.pool) {}
@@ -109,21 +109,21 @@ class Engine::Impl {
 };
 
 void Engine::Impl::Check(const Request& request) const {
-  const Config& config = model_.config();
+  const ModelSpec& spec = model_.spec();
   const int64_t size = static_cast<int64_t>(request.prompt.size());
   if (size == 0) {
     Fail(Code::kBadShape, "the prompt is empty");
   }
-  if (size > config.context_length) {
+  if (size > spec.context_length) {
     Fail(Code::kBadRange, "the prompt has " + std::to_string(size) +
                               " tokens but the model's context holds " +
-                              std::to_string(config.context_length));
+                              std::to_string(spec.context_length));
   }
   for (size_t i = 0; i < request.prompt.size(); ++i) {
-    if (request.prompt[i] < 0 || request.prompt[i] >= config.vocab_size) {
+    if (request.prompt[i] < 0 || request.prompt[i] >= spec.vocab_size) {
       Fail(Code::kBadRange,
            "prompt[" + std::to_string(i) + "] = " + std::to_string(request.prompt[i]) +
-               " is not in the vocabulary of " + std::to_string(config.vocab_size) + " tokens");
+               " is not in the vocabulary of " + std::to_string(spec.vocab_size) + " tokens");
     }
   }
   if (request.max_new_tokens < 1) {
@@ -132,7 +132,7 @@ void Engine::Impl::Check(const Request& request) const {
   }
   CheckSampling(request.sampling);
   // The last new token takes no room: nothing follows it.
-  const int64_t most = size + std::min(request.max_new_tokens - 1, config.context_length - size);
+  const int64_t most = size + std::min(request.max_new_tokens - 1, spec.context_length - size);
   const KvCacheOptions& cache = cache_.options();
   if (most > cache.pages * cache.page_size) {
     Fail(Code::kOutOfPages, "a prompt of " + std::to_string(size) + " tokens and " +
@@ -173,7 +173,7 @@ const std::vector<Generated>& Engine::Impl::Step() {
 }
 
 void Engine::Impl::RunStep() {
-  const auto start = std::chrono::steady_clock::now();
+  const Stopwatch watch;
   const std::span<const Scheduler::Part> parts = scheduler_.Next();
   stats_.pages_peak = std::max(stats_.pages_peak, cache_.pages_used());
   generated_.reserve(parts.size());
@@ -195,14 +195,13 @@ void Engine::Impl::RunStep() {
       Take(part.request, tokens_[next++]);
     }
   }
-  const std::chrono::duration<double> seconds = std::chrono::steady_clock::now() - start;
-  AddSeconds(parts, seconds.count());
+  AddSeconds(parts, watch.seconds());
 }
 
 // Leaves the tokens of the parts that are last in tokens_.
 void Engine::Impl::ChooseTokens(std::span<const Scheduler::Part> parts,
                                 std::span<const float> hidden) {
-  const size_t size = static_cast<size_t>(model_.config().hidden_size);
+  const size_t size = static_cast<size_t>(model_.spec().hidden_size);
   ready_.clear();
   choices_.clear();
   for (size_t i = 0; i < parts.size(); ++i) {
@@ -224,8 +223,8 @@ void Engine::Impl::ChooseTokens(std::span<const Scheduler::Part> parts,
 
 // What Append and the list of tokens need has been reserved.
 void Engine::Impl::Take(int64_t request, int32_t token) noexcept {
-  const Config& config = model_.config();
-  const std::vector<int32_t>& stops = config.stop_tokens;
+  const ModelSpec& spec = model_.spec();
+  const std::vector<int32_t>& stops = spec.stop_tokens;
   if (token != kNoToken) {
     scheduler_.Append(request, token);
     ++progress_.new_tokens;
@@ -238,7 +237,7 @@ void Engine::Impl::Take(int64_t request, int32_t token) noexcept {
   } else if (std::find(stops.begin(), stops.end(), token) != stops.end()) {
     finish = Finish::kStop;
   } else if (size - entry.prompt_tokens >= limits_[static_cast<size_t>(request)].max_new_tokens ||
-             size > config.context_length) {
+             size > spec.context_length) {
     finish = Finish::kLength;
   }
   generated_.push_back({request, token, finish});

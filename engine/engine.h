@@ -27,7 +27,7 @@ struct SamplingParams {
 struct Request {
   std::vector<int32_t> prompt;  // token ids, BOS included; 1 to the model's context length
   int64_t max_new_tokens = 16;  // at least 1; the context's end stops a request too
-  SamplingParams sampling;
+  SamplingParams sampling = {};
   // Names the request's random numbers, together with the engine's seed; -1: the request's id.
   int64_t stream = -1;
 };

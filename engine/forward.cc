@@ -1,24 +1,16 @@
 #include "engine/forward.h"
 
 #include <algorithm>
-#include <chrono>
-#include <cmath>
-#include <cstring>
 #include <functional>
 #include <numeric>
 
 #include "engine/layers/row_kernels.h"
 #include "engine/quant/blocks.h"
-#include "engine/weights.h"
+#include "engine/stopwatch.h"
 #include "riffle/attention.h"
 
 namespace riffle::engine {
 namespace {
-
-using Clock = std::chrono::steady_clock;
-double Since(Clock::time_point start) {
-  return std::chrono::duration<double>(Clock::now() - start).count();
-}
 
 // Rows a task takes: a row's norms take 0.3 to 2 us.
 constexpr int64_t kRowsPerTask = 4;
@@ -29,21 +21,40 @@ void Grow(std::vector<float>& values, int64_t size) {
   }
 }
 
-HeadsView Heads(const std::vector<float>& data, int64_t rows, int64_t heads, int64_t head_dim) {
-  return {data.data(), DType::kF32, rows, heads, head_dim, heads * head_dim, head_dim};
+HeadsView Heads(const float* data, int64_t rows, int64_t heads, int64_t head_dim) {
+  return {data, DType::kF32, rows, heads, head_dim, heads * head_dim, head_dim};
 }
 
 }  // namespace
 
 Forward::Forward(const Model& model, KvCache& cache, ThreadPool* pool)
-    : model_(model),
-      cache_(cache),
-      pool_(pool),
-      local_(model.config().head_dim, model.config().rope_base_local),
-      global_(model.config().head_dim, model.config().rope_base_global) {
+    : model_(model), spec_(model.spec()), cache_(cache), pool_(pool) {
+  for (size_t i = 0; i < spec_.ropes.size(); ++i) {
+    angles_.emplace_back(spec_.head_dim, spec_.ropes[i], model.weights().rope_factors[i]);
+  }
+  for (const LayerSpec& layer : spec_.layers) {
+    size_t plan = 0;
+    while (plan < plans_.size() && plans_[plan].window != layer.window) {
+      ++plan;
+    }
+    if (plan == plans_.size()) {
+      plans_.emplace_back().window = layer.window;
+    }
+    plan_of_layer_.push_back(plan);
+  }
   [[maybe_unused]] const std::string target = Target();  // applies RIFFLE_TARGET
 }
 Forward::~Forward() = default;
+
+const Layer& Forward::WeightsOf(int64_t index) const {
+  return model_.weights().layers[static_cast<size_t>(index)];
+}
+const LayerSpec& Forward::SpecOf(int64_t index) const {
+  return spec_.layers[static_cast<size_t>(index)];
+}
+Norm Forward::NormOf(const std::vector<float>& weight) const {
+  return {weight.data(), spec_.rms_epsilon};
+}
 
 template <typename Task>
 void Forward::ForRows(const Task& task) {
@@ -57,7 +68,6 @@ void Forward::ForRows(const Task& task) {
 }
 
 void Forward::Prepare(std::span<const Slice> batch) {
-  const Config& config = model_.config();
   batch_ = batch;
   tokens_.clear();
   positions_.clear();
@@ -73,132 +83,136 @@ void Forward::Prepare(std::span<const Slice> batch) {
   }
   rows_ = static_cast<int64_t>(tokens_.size());
   const int64_t last = *std::max_element(positions_.begin(), positions_.end());
-  local_.Grow(last);
-  global_.Grow(last);
-
-  const int64_t queries = config.q_heads * config.head_dim;
-  const int64_t keys = config.kv_heads * config.head_dim;
-  Grow(hidden_, rows_ * config.hidden_size);
-  Grow(out_, rows_ * config.hidden_size);
-  Grow(q_, rows_ * queries);
-  Grow(attended_, rows_ * queries);
-  Grow(k_, rows_ * keys);
-  Grow(v_, rows_ * keys);
+  for (RopeAngles& angles : angles_) {
+    angles.Grow(last);
+  }
+  Grow(hidden_, rows_ * spec_.hidden_size);
+  Grow(out_, rows_ * spec_.hidden_size);
+  Grow(q_, rows_ * spec_.query_size());
+  Grow(attended_, rows_ * spec_.query_size());
+  Grow(k_, rows_ * spec_.key_size());
+  Grow(v_, rows_ * spec_.key_size());
   ResizeRounded();
 }
 
 void Forward::ResizeRounded() {
-  const Config& config = model_.config();
-  narrow_.Resize(rows_, config.hidden_size);
-  queries_.Resize(rows_, config.q_heads * config.head_dim);
-  wide_.Resize(rows_, config.intermediate_size);
+  narrow_.Resize(rows_, spec_.hidden_size);
+  queries_.Resize(rows_, spec_.query_size());
+  wide_.Resize(rows_, spec_.intermediate_size);
 }
 
 void Forward::Embed() {
-  const Config& config = model_.config();
-  const WeightView& embedding = model_.weights().embedding;
-  const float scale = std::sqrt(static_cast<float>(config.hidden_size));
-  const int64_t row_bytes = embedding.row_stride * kQ8BlockBytes;
+  const Tensor& embedding = *model_.weights().embedding;
+  const int64_t hidden = spec_.hidden_size;
   ForRows([&](int64_t row) {
-    float* to = hidden_.data() + row * config.hidden_size;
-    DequantizeRow(TensorType::kQ8_0,
-                  static_cast<const uint8_t*>(embedding.data) + tokens_[row] * row_bytes,
-                  config.hidden_size, to);
-    for (int64_t i = 0; i < config.hidden_size; ++i) {
-      to[i] *= scale;
+    float* to = hidden_.data() + row * hidden;
+    DequantizeRow(embedding.type, embedding.data + tokens_[row] * embedding.row_bytes(), hidden,
+                  to);
+    for (int64_t i = 0; i < hidden && spec_.embedding_scale != 1; ++i) {
+      to[i] *= spec_.embedding_scale;
     }
   });
 }
 
 void Forward::NormRoundRows(const std::vector<float>& weight) {
-  const Config& config = model_.config();
-  const Norm norm = {weight.data(), static_cast<float>(config.rms_epsilon)};
+  const Norm norm = NormOf(weight);
   ForRows([&](int64_t row) {
-    NormRoundRow(hidden_.data() + row * config.hidden_size, norm, row, narrow_);
+    NormRoundRow(hidden_.data() + row * spec_.hidden_size, norm, row, narrow_);
   });
 }
 
-void Forward::NormRopeRows(int64_t index, const std::vector<float>& weight, int64_t heads,
-                           std::vector<float>& x) {
-  const Config& config = model_.config();
-  const int64_t size = config.head_dim;
-  const Norm norm = {weight.data(), static_cast<float>(config.rms_epsilon)};
-  const RopeAngles& angles = config.IsGlobal(index) ? global_ : local_;
+// x [rows, heads, head_dim]: what the layer does to queries or keys behind their product.
+void Forward::FinishHeads(int64_t index, const std::vector<float>& bias,
+                          const std::vector<float>& weight, int64_t heads, std::vector<float>& x) {
+  const int64_t size = spec_.head_dim;
+  const RopeAngles& angles = angles_[SpecOf(index).rope];
+  const Norm norm = NormOf(weight);
   ForRows([&](int64_t row) {
-    for (int64_t head = 0; head < heads; ++head) {
-      NormRopeRow(norm, angles.At(positions_[row]), size, x.data() + (row * heads + head) * size);
+    float* at = x.data() + row * heads * size;
+    if (!bias.empty()) {
+      AddRow(bias.data(), heads * size, at);
+    }
+    const float* turn = angles.At(positions_[row]);
+    for (int64_t head = 0; head < heads; ++head, at += size) {
+      if (weight.empty()) {
+        RopeRow(turn, size, at);
+      } else {
+        NormRopeRow(norm, turn, size, at);
+      }
     }
   });
 }
 
 void Forward::WriteKeysAndValues(int64_t index) {
-  const auto start = Clock::now();
-  const Config& config = model_.config();
-  const int64_t keys = config.kv_heads * config.head_dim;
+  const Stopwatch watch;
   for (size_t i = 0; i < batch_.size(); ++i) {
-    const int64_t count = static_cast<int64_t>(batch_[i].tokens.size());
-    HeadsView k = Heads(k_, count, config.kv_heads, config.head_dim);
-    HeadsView v = Heads(v_, count, config.kv_heads, config.head_dim);
-    k.data = k_.data() + cu_q_lens_[i] * keys;
-    v.data = v_.data() + cu_q_lens_[i] * keys;
-    cache_.Write(index, batch_[i].sequence, batch_[i].start, k, v, {.pool = pool_});
+    const auto count = static_cast<int64_t>(batch_[i].tokens.size());
+    const int64_t first = cu_q_lens_[i] * spec_.key_size();
+    cache_.Write(index, batch_[i].sequence, batch_[i].start,
+                 Heads(k_.data() + first, count, spec_.kv_heads, spec_.head_dim),
+                 Heads(v_.data() + first, count, spec_.kv_heads, spec_.head_dim), {.pool = pool_});
   }
   if (index == 0) {  // now, since the first write copies the pages that are shared
     cache_.Batch(sequences_, kv_batch_);
     ForgetPlans();
   }
-  attention_seconds_ += Since(start);
+  attention_seconds_ += watch.seconds();
 }
 
 void Forward::Attend(int64_t index) {
-  const auto start = Clock::now();
-  const Config& config = model_.config();
-  const HeadsView q = Heads(q_, rows_, config.q_heads, config.head_dim);
+  const Stopwatch watch;
+  const LayerSpec& layer = SpecOf(index);
+  const HeadsView q = Heads(q_.data(), rows_, spec_.q_heads, spec_.head_dim);
   AttentionOptions options;
-  if (!config.IsGlobal(index)) {
-    options.window = config.sliding_window;
-  }
+  options.scale = layer.attention_scale;
+  options.soft_cap = layer.attention_soft_cap;
+  options.window = layer.window;
   options.pool = pool_;
-  LayerPlan& layer = config.IsGlobal(index) ? global_plan_ : local_plan_;
-  if (!layer.made) {
-    layer.plan.Make(q, cache_.Keys(index),
-                    {cu_q_lens_, kv_batch_.kv_lens, kv_batch_.page_table.data(),
-                     kv_batch_.max_pages, kv_batch_.max_pages},
-                    options);
-    layer.made = true;
+  SharedPlan& shared = plans_[plan_of_layer_[static_cast<size_t>(index)]];
+  if (!shared.made) {
+    shared.plan.Make(q, cache_.Keys(index),
+                     {cu_q_lens_, kv_batch_.kv_lens, kv_batch_.page_table.data(),
+                      kv_batch_.max_pages, kv_batch_.max_pages},
+                     options);
+    shared.made = true;
   }
-  PagedAttention(q, cache_.Keys(index), cache_.Values(index), layer.plan,
-                 {attended_.data(), config.q_heads * config.head_dim, config.head_dim}, options);
-  attention_seconds_ += Since(start);
+  PagedAttention(q, cache_.Keys(index), cache_.Values(index), shared.plan,
+                 {attended_.data(), spec_.query_size(), spec_.head_dim}, options);
+  attention_seconds_ += watch.seconds();
 }
 
 void Forward::Attention(int64_t index) {
-  const Config& config = model_.config();
-  const Layer& layer = model_.weights().layers[static_cast<size_t>(index)];
-  const bool last = index == config.layers - 1;
+  const Layer& layer = WeightsOf(index);
+  const bool last = index == spec_.layer_count() - 1;
   NormRoundRows(layer.attention_norm);
-  const int64_t keys = config.kv_heads * config.head_dim;
+  const int64_t keys = spec_.key_size();
   const Product products[] = {{&layer.k, k_.data(), keys},
                               {&layer.v, v_.data(), keys},
-                              {&layer.q, q_.data(), config.q_heads * config.head_dim}};
+                              {&layer.q, q_.data(), spec_.query_size()}};
   Multiply(narrow_, std::span(products).first(last ? 2 : 3), pool_);
-  NormRopeRows(index, layer.k_norm, config.kv_heads, k_);
+  FinishHeads(index, layer.k_bias, layer.k_norm, spec_.kv_heads, k_);
+  if (!layer.v_bias.empty()) {
+    ForRows([&](int64_t row) { AddRow(layer.v_bias.data(), keys, v_.data() + row * keys); });
+  }
   WriteKeysAndValues(index);
   if (last) {
     KeepLast();
     NormRoundRows(layer.attention_norm);
     Multiply(narrow_, std::span(products).subspan(2), pool_);
   }
-  NormRopeRows(index, layer.q_norm, config.q_heads, q_);
+  FinishHeads(index, layer.q_bias, layer.q_norm, spec_.q_heads, q_);
   Attend(index);
 }
 
-void Forward::ForgetPlans() { local_plan_.made = global_plan_.made = false; }
+void Forward::ForgetPlans() {
+  for (SharedPlan& shared : plans_) {
+    shared.made = false;
+  }
+}
 
 // Only the last token of each slice goes on.
 void Forward::KeepLast() {
-  const Config& config = model_.config();
-  const int64_t hidden = config.hidden_size;
+  const int64_t hidden = spec_.hidden_size;
   rows_ = static_cast<int64_t>(batch_.size());
   for (int64_t i = 0; i < rows_; ++i) {
     const int64_t row = cu_q_lens_[i + 1] - 1;
@@ -210,45 +224,52 @@ void Forward::KeepLast() {
   ResizeRounded();
 }
 
+// The residual stream of a row += x, normed if the layer does that.
+void Forward::AddToStream(const std::vector<float>& post_norm, int64_t row) {
+  const int64_t hidden = spec_.hidden_size;
+  const float* x = out_.data() + row * hidden;
+  float* stream = hidden_.data() + row * hidden;
+  if (post_norm.empty()) {
+    AddRow(x, hidden, stream);
+  } else {
+    AddNormRow(x, NormOf(post_norm), hidden, stream);
+  }
+}
+
 // From the attention's result to the end of the layer.
 void Forward::FeedForward(int64_t index) {
-  const Config& config = model_.config();
-  const Layer& layer = model_.weights().layers[static_cast<size_t>(index)];
-  const int64_t hidden = config.hidden_size;
-  const int64_t queries = config.q_heads * config.head_dim;
-  const float epsilon = static_cast<float>(config.rms_epsilon);
+  const Layer& layer = WeightsOf(index);
+  const int64_t hidden = spec_.hidden_size;
+  const int64_t queries = spec_.query_size();
   ForRows([&](int64_t row) { RoundRow(attended_.data() + row * queries, row, queries_); });
   const Product output[] = {{&layer.o, out_.data(), hidden}};
   Multiply(queries_, output, pool_);
   ForRows([&](int64_t row) {
-    float* stream = hidden_.data() + row * hidden;
-    AddNormRow(out_.data() + row * hidden, {layer.post_attention_norm.data(), epsilon}, hidden,
-               stream);
-    NormRoundRow(stream, {layer.ffn_norm.data(), epsilon}, row, narrow_);
+    if (!layer.o_bias.empty()) {
+      AddRow(layer.o_bias.data(), hidden, out_.data() + row * hidden);
+    }
+    AddToStream(layer.post_attention_norm, row);
+    NormRoundRow(hidden_.data() + row * hidden, NormOf(layer.ffn_norm), row, narrow_);
   });
-  MultiplyGated(narrow_, layer.gate, layer.up, wide_, pool_);
+  MultiplyGated(narrow_, layer.gate, layer.up, SpecOf(index).activation, wide_, pool_);
   const Product down[] = {{&layer.down, out_.data(), hidden}};
   Multiply(wide_, down, pool_);
-  ForRows([&](int64_t row) {
-    AddNormRow(out_.data() + row * hidden, {layer.post_ffn_norm.data(), epsilon}, hidden,
-               hidden_.data() + row * hidden);
-  });
+  ForRows([&](int64_t row) { AddToStream(layer.post_ffn_norm, row); });
 }
 
 std::span<const float> Forward::Run(std::span<const Slice> batch) {
-  const Config& config = model_.config();
   Prepare(batch);
   Embed();
-  for (int64_t layer = 0; layer < config.layers; ++layer) {
+  for (int64_t layer = 0; layer < spec_.layer_count(); ++layer) {
     Attention(layer);
     FeedForward(layer);
   }
-  const Norm norm = {model_.weights().output_norm.data(), static_cast<float>(config.rms_epsilon)};
+  const Norm norm = NormOf(model_.weights().output_norm);
+  const int64_t hidden = spec_.hidden_size;
   ForRows([&](int64_t row) {
-    NormRow(hidden_.data() + row * config.hidden_size, norm, config.hidden_size,
-            out_.data() + row * config.hidden_size);
+    NormRow(hidden_.data() + row * hidden, norm, hidden, out_.data() + row * hidden);
   });
-  return {out_.data(), static_cast<size_t>(rows_ * config.hidden_size)};
+  return {out_.data(), static_cast<size_t>(rows_ * hidden)};
 }
 
 }  // namespace riffle::engine

@@ -1,20 +1,25 @@
-// The forward pass: a ragged batch of tokens through all layers.
+// The forward pass: a ragged batch of tokens through all layers, as the model's spec says. It knows
+// no architecture.
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <span>
 #include <vector>
 
 #include "engine/layers/rope.h"
+#include "engine/layers/row_kernels.h"
 #include "engine/model.h"
 #include "engine/quant/matrix.h"
+#include "engine/weights.h"
 #include "riffle/attention.h"
 #include "riffle/kv_cache.h"
 
 namespace riffle::engine {
 
-// What keys and values are rounded to in the cache. bf16 moved the gap of the two best logits by up
-// to 0.063, f16 by up to 0.0076 (README.md); the largest of them was 132, far from f16's limit.
+// What keys and values are rounded to in the cache. bf16 moved the gap of Gemma 3's two best logits
+// by up to 0.063, f16 by up to 0.0076 (README.md); the largest of them was 132, far from f16's
+// limit.
 constexpr DType kCacheDType = DType::kF16;
 
 // Consecutive tokens of a sequence: their keys and values are written at positions start and on,
@@ -43,17 +48,22 @@ class Forward {
   void Embed();
   void Attention(int64_t layer);  // leaves only the last tokens after the last layer
   void NormRoundRows(const std::vector<float>& weight);
-  void NormRopeRows(int64_t layer, const std::vector<float>& weight, int64_t heads,
-                    std::vector<float>& x);
+  void FinishHeads(int64_t layer, const std::vector<float>& bias, const std::vector<float>& weight,
+                   int64_t heads, std::vector<float>& x);
   void WriteKeysAndValues(int64_t layer);
   void Attend(int64_t layer);
   void FeedForward(int64_t layer);
+  void AddToStream(const std::vector<float>& post_norm, int64_t row);
   void KeepLast();
   void ForgetPlans();
+  const Layer& WeightsOf(int64_t layer) const;
+  const LayerSpec& SpecOf(int64_t layer) const;
+  Norm NormOf(const std::vector<float>& weight) const;
   template <typename Task>
   void ForRows(const Task& task);
 
   const Model& model_;
+  const ModelSpec& spec_;  // the model's
   KvCache& cache_;
   ThreadPool* pool_;
   double attention_seconds_ = 0;
@@ -66,14 +76,16 @@ class Forward {
   std::vector<int64_t> sequences_;  // [slices]
   KvBatch kv_batch_;
 
-  // The batch as layers attend to it, planned by the first one of each kind.
-  struct LayerPlan {
+  // The batch as layers attend to it, planned by the first layer of each window.
+  struct SharedPlan {
+    std::optional<int64_t> window;
     AttentionPlan plan;
     bool made = false;
   };
-  LayerPlan local_plan_, global_plan_;
+  std::vector<SharedPlan> plans_;
+  std::vector<size_t> plan_of_layer_;
 
-  RopeAngles local_, global_;  // of those layers
+  std::vector<RopeAngles> angles_;  // of ModelSpec::ropes
 
   std::vector<float> hidden_;            // [rows, hidden]: the residual stream
   std::vector<float> q_;                 // [rows, q_heads * head_dim], then the attention's result

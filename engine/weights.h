@@ -1,28 +1,30 @@
-// The weights of a Gemma 3 in memory.
+// The weights of a model in memory.
 #pragma once
 
 #include <cstdint>
 #include <vector>
 
+#include "engine/gguf/gguf.h"
+#include "engine/lm_head.h"
 #include "engine/quant/matrix.h"
-#include "riffle/linear_topk.h"
 
 namespace riffle::engine {
 
+// As LayerTensors names them; empty where a layer has none.
 struct Layer {
-  Matrix q, k, v, o;      // o: the attention's output
-  Matrix gate, up, down;  // the feed-forward network
-  // Root mean square norms, as the file has them: 1 is added to the checkpoint's already.
-  std::vector<float> attention_norm, post_attention_norm;  // [hidden]
-  std::vector<float> ffn_norm, post_ffn_norm;              // [hidden]
-  std::vector<float> q_norm, k_norm;                       // [head_dim]
+  Matrix q, k, v, o;
+  std::vector<float> q_bias, k_bias, v_bias, o_bias;
+  Matrix gate, up, down;
+  std::vector<float> attention_norm, post_attention_norm, ffn_norm, post_ffn_norm;
+  std::vector<float> q_norm, k_norm;
 };
 
 struct Weights {
   std::vector<Layer> layers;
-  std::vector<float> output_norm;  // [hidden]
-  // [vocabulary, hidden] Q8_0, in the file's mapping: both the embedding and the LM head.
-  WeightView embedding;
+  std::vector<std::vector<float>> rope_factors;  // of ModelSpec::ropes, [head_dim / 2] or empty
+  std::vector<float> output_norm;                // [hidden]
+  const Tensor* embedding = nullptr;             // [vocab, hidden], in the file's mapping
+  LmHead head;
 
   int64_t bytes() const;  // what a token's computation reads
 };

@@ -11,7 +11,7 @@ set -euo pipefail
 
 build_packages=(
   g++ make cmake ninja-build ccache
-  libcli11-dev libfmt-dev nlohmann-json3-dev librandom123-dev
+  libcli11-dev libfmt-dev nlohmann-json3-dev librandom123-dev libutf8proc-dev
   python3 python3-dev python3-venv
   libgtest-dev libgmock-dev libbenchmark-dev # the release preset looks for them
 )

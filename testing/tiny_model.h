@@ -27,6 +27,10 @@ inline std::string RandomTensor(engine::TensorType type, int64_t values, float s
     std::frexp(scale, &exponent);
     return GgufWriter::Raw(static_cast<uint16_t>((exponent + 14) << 10 | (random() & 1023)));
   };
+  const auto negative = [](std::string raw) {
+    raw[1] = static_cast<char>(raw[1] ^ 0x80);
+    return raw;
+  };
   if (type == TensorType::kF32) {
     for (int64_t i = 0; i < values; ++i) {
       bytes += GgufWriter::Raw(0.5f + static_cast<float>(random() & 1023) / 1024.0f);
@@ -35,16 +39,43 @@ inline std::string RandomTensor(engine::TensorType type, int64_t values, float s
   }
   const engine::BlockSize block = engine::BlockSizeOf(type);
   for (int64_t i = 0; i < values; i += block.values) {
-    std::string scales, rest;
+    std::string scales, rest;  // before and behind random bytes
     switch (type) {
+      case TensorType::kF16:
+      case TensorType::kBF16: {
+        const uint32_t sign = (random() & 1) << 15;
+        const uint32_t bits = type == TensorType::kF16 ? 0x2c00 | (random() & 0x7ff)  // 1/16 to 1/4
+                                                       : 0x3d80 | (random() & 0xff);
+        scales = GgufWriter::Raw(static_cast<uint16_t>(sign | bits));
+        break;
+      }
       case TensorType::kQ8_0:
+      case TensorType::kIQ4_NL:
         scales = half(size / 128);
+        break;
+      case TensorType::kQ4_0:
+        scales = half(size / 8);
         break;
       case TensorType::kQ5_0:
         scales = half(size / 16);
         break;
+      case TensorType::kQ4_1:
+        scales = half(size / 8) + negative(half(size));
+        break;
+      case TensorType::kQ5_1:
+        scales = half(size / 16) + negative(half(size));
+        break;
       case TensorType::kQ4_K:
         scales = half(size / 256) + half(size / 512);
+        break;
+      case TensorType::kQ5_K:
+        scales = half(size / 512) + half(size / 512);
+        break;
+      case TensorType::kQ2_K:
+        rest = half(size / 16) + half(size / 16);
+        break;
+      case TensorType::kQ3_K:
+        rest = half(size / 64);
         break;
       default:
         rest = half(size / 1024);
@@ -58,6 +89,14 @@ inline std::string RandomTensor(engine::TensorType type, int64_t values, float s
   }
   return bytes;
 }
+
+// All types, one after another.
+inline constexpr engine::TensorType kAllTypes[] = {
+    engine::TensorType::kF32,  engine::TensorType::kF16,   engine::TensorType::kBF16,
+    engine::TensorType::kQ4_0, engine::TensorType::kQ4_1,  engine::TensorType::kQ5_0,
+    engine::TensorType::kQ5_1, engine::TensorType::kQ8_0,  engine::TensorType::kQ2_K,
+    engine::TensorType::kQ3_K, engine::TensorType::kQ4_K,  engine::TensorType::kQ5_K,
+    engine::TensorType::kQ6_K, engine::TensorType::kIQ4_NL};
 
 // The file of a model of 7 layers (the sixth is global), 2 query heads, 1 KV head of 32 and 128
 // tokens of vocabulary, and the model.

@@ -30,10 +30,17 @@ class BadModel : public std::runtime_error {
 enum class TensorType : uint32_t {
   kF32 = 0,
   kF16 = 1,
+  kQ4_0 = 2,   // 32 values: f16 scale, 16 bytes of nibbles
+  kQ4_1 = 3,   // 32 values: f16 scale, f16 minimum, 16 bytes of nibbles
   kQ5_0 = 6,   // 32 values: f16 scale, 4 bytes of high bits, 16 bytes of low nibbles
+  kQ5_1 = 7,   // 32 values: f16 scale, f16 minimum, 4 bytes of high bits, 16 of low nibbles
   kQ8_0 = 8,   // 32 values: f16 scale, 32 int8
+  kQ2_K = 10,  // 256 values: 16 bytes of 4-bit scales and minima, 64 of pairs of bits, f16, f16
+  kQ3_K = 11,  // 256 values: 32 bytes of high bits, 64 of low pairs, 12 of 6-bit scales, f16 scale
   kQ4_K = 12,  // 256 values: f16 scale, f16 minimum, 12 bytes of 6-bit scales, 128 of nibbles
+  kQ5_K = 13,  // 256 values: as Q4_K, with 32 bytes of high bits before the nibbles
   kQ6_K = 14,  // 256 values: 128 bytes of low nibbles, 64 of high bits, 16 int8 scales, f16 scale
+  kIQ4_NL = 20,  // 32 values: f16 scale, 16 bytes of nibbles, which number 16 integers
   kBF16 = 30,
 };
 

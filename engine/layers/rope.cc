@@ -9,11 +9,13 @@ constexpr int64_t kNear = 64;
 
 }  // namespace
 
-RopeAngles::RopeAngles(int64_t head_dim, double base) : head_dim_(head_dim) {
+RopeAngles::RopeAngles(int64_t head_dim, const RopeSpec& spec, std::span<const float> factors)
+    : head_dim_(head_dim) {
   const int64_t half = head_dim / 2;
   for (int64_t i = 0; i < half; ++i) {
-    frequency_.push_back(
-        std::pow(base, -2.0 * static_cast<double>(i) / static_cast<double>(head_dim)));
+    const double exponent = -2.0 * static_cast<double>(i) / static_cast<double>(head_dim);
+    const double factor = factors.empty() ? 1.0 : factors[static_cast<size_t>(i)];
+    frequency_.push_back(spec.scale * std::pow(spec.base, exponent) / factor);
   }
   for (int64_t position = 0; position < kNear; ++position) {
     for (int64_t i = 0; i < half; ++i) {

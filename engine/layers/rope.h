@@ -2,15 +2,19 @@
 #pragma once
 
 #include <cstdint>
+#include <span>
 #include <vector>
+
+#include "engine/arch/model_spec.h"
 
 namespace riffle::engine {
 
-// Cosines and sines of position * base^(-2 i / head_dim), i < head_dim / 2, for all positions so
-// far.
+// Cosines and sines of position * scale * base^(-2 i / head_dim) / factor[i], i < head_dim / 2, for
+// all positions so far.
 class RopeAngles {
  public:
-  RopeAngles(int64_t head_dim, double base);
+  // `factors` [head_dim / 2] of spec.factors, or empty.
+  RopeAngles(int64_t head_dim, const RopeSpec& spec, std::span<const float> factors);
 
   // Adds positions up to `last`. A position's values depend on nothing but the position.
   void Grow(int64_t last);

@@ -8,14 +8,18 @@
 
 #include <hwy/highway.h>
 
+#include <algorithm>
 #include <cmath>
 #include <limits>
 
+#include "core/exp-inl.h"
 #include "engine/layers/row_kernels.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace riffle::engine::HWY_NAMESPACE {
 namespace hn = hwy::HWY_NAMESPACE;
+using core::HWY_NAMESPACE::Exp2;
+using core::HWY_NAMESPACE::Tanh;
 
 using DRow = hn::CappedTag<float, 16>;
 using VRow = hn::Vec<DRow>;
@@ -58,18 +62,22 @@ HWY_INLINE void RoundBlock(const VRow (&values)[8], int64_t at, Activations& out
   const VRow step = PowerOfTwoFrom(hn::Mul(most, hn::Set(df, 1 / kLargest)));
   const VRow inverse = Inverse(step);
   uint8_t* planes = out.planes() + at * 2 * kBlock;
-  VRow total = hn::Zero(df);  // exact: integers below 2^24
+  VRow first = hn::Zero(df), second = hn::Zero(df);  // exact: integers below 2^24
   for (int i = 0; i < 32 / lanes; i += 2) {
     const VRow a = hn::MulAdd(values[i], inverse, origin);
     const VRow b = hn::MulAdd(values[i + 1], inverse, origin);
-    total = hn::Add(total, hn::Add(hn::Sub(a, origin), hn::Sub(b, origin)));
+    (i * lanes < 16 ? first : second) =
+        hn::Add(i * lanes < 16 ? first : second, hn::Sub(a, origin));
+    const bool b_first = (i + 1) * lanes < 16;
+    (b_first ? first : second) = hn::Add(b_first ? first : second, hn::Sub(b, origin));
     const auto q = hn::OrderedTruncate2To(du16, hn::BitCast(du, a), hn::BitCast(du, b));
     hn::StoreU(hn::TruncateTo(du8, hn::ShiftRight<8>(q)), du8, planes + i * lanes);
     hn::StoreU(hn::TruncateTo(du8, q), du8, planes + kBlock + i * lanes);
   }
   const float valid = hn::GetLane(hn::IfThenElse(hn::IsFinite(most), step, hn::NaN(df)));
   out.step()[at] = valid;
-  out.sum()[at] = valid * hn::ReduceSum(df, total);
+  out.sum()[at] = valid * hn::ReduceSum(df, hn::Add(first, second));
+  out.first_sum()[at] = valid * hn::ReduceSum(df, first);
 }
 
 // Rounds `count` blocks to places at, at + pitch, ...; value(b, i) are the values of block b from i
@@ -136,13 +144,21 @@ void AddNormRowOf(const float* x, const Norm& norm, int64_t size, float* hidden)
   }
 }
 
-void NormRopeRowOf(const Norm& norm, const float* turn, int64_t size, float* x) {
+void AddRowOf(const float* x, int64_t size, float* sum) {
   const DRow df;
-  const VRow inverse = hn::Set(df, InverseRms(x, size, norm.epsilon));
+  for (int64_t i = 0; i < size; i += static_cast<int64_t>(hn::Lanes(df))) {
+    hn::StoreU(hn::Add(hn::LoadU(df, sum + i), hn::LoadU(df, x + i)), df, sum + i);
+  }
+}
+
+// x [size] = value turned, where value(i) are its elements from i on.
+template <class Value>
+HWY_INLINE void Turn(const Value& value, const float* turn, int64_t size, float* x) {
+  const DRow df;
   const int64_t half = size / 2;
   for (int64_t i = 0; i < half; i += static_cast<int64_t>(hn::Lanes(df))) {
-    const VRow a = Normed(x, norm, inverse, i);
-    const VRow b = Normed(x, norm, inverse, half + i);
+    const VRow a = value(i);
+    const VRow b = value(half + i);
     const VRow cosine = hn::LoadU(df, turn + i);
     const VRow sine = hn::LoadU(df, turn + half + i);
     hn::StoreU(hn::NegMulAdd(b, sine, hn::Mul(a, cosine)), df, x + i);
@@ -150,32 +166,48 @@ void NormRopeRowOf(const Norm& norm, const float* turn, int64_t size, float* x) 
   }
 }
 
-// 2^x for -126 <= x <= 126, within 2.3e-7 of it: by its Taylor series at the nearest integer.
-HWY_INLINE VRow PowerOfTwo(VRow x) {
-  const DRow df;
-  const hn::RebindToSigned<DRow> di;
-  const VRow whole = hn::Round(x);
-  const VRow rest = hn::Sub(x, whole);  // exact; powers of ln 2 over factorials
-  VRow y = hn::MulAdd(rest, hn::Set(df, 1.5403530e-4f), hn::Set(df, 1.3333558e-3f));
-  y = hn::MulAdd(y, rest, hn::Set(df, 9.6181291e-3f));
-  y = hn::MulAdd(y, rest, hn::Set(df, 5.5504109e-2f));
-  y = hn::MulAdd(y, rest, hn::Set(df, 2.4022651e-1f));
-  y = hn::MulAdd(y, rest, hn::Set(df, 6.9314718e-1f));
-  y = hn::MulAdd(y, rest, hn::Set(df, 1.0f));
-  const auto exponent = hn::ShiftLeft<23>(hn::ConvertTo(di, whole));
-  return hn::BitCast(df, hn::Add(hn::BitCast(di, y), exponent));
+void NormRopeRowOf(const Norm& norm, const float* turn, int64_t size, float* x) {
+  const VRow inverse = hn::Set(DRow(), InverseRms(x, size, norm.epsilon));
+  Turn([&](int64_t i) HWY_ATTR { return Normed(x, norm, inverse, i); }, turn, size, x);
 }
+
+void RopeRowOf(const float* turn, int64_t size, float* x) {
+  Turn([&](int64_t i) HWY_ATTR { return hn::LoadU(DRow(), x + i); }, turn, size, x);
+}
+
+void SoftCapRowOf(float cap, int64_t size, float* x) {
+  const hn::CappedTag<float, 16> full;
+  const auto soft_cap = [&](auto d, float* at, size_t count) HWY_ATTR {
+    const auto value = hn::LoadN(d, at, count);
+    const auto capped = Tanh(d, hn::Div(value, hn::Set(d, cap)));
+    hn::StoreN(hn::Mul(capped, hn::Set(d, cap)), d, at, count);
+  };
+  const auto lanes = static_cast<int64_t>(hn::Lanes(full));
+  for (int64_t i = 0; i < size; i += lanes) {
+    soft_cap(full, x + i, static_cast<size_t>(std::min(lanes, size - i)));
+  }
+}
+
+// x / (1 + 2^exponent). From 2^126 on the quotient is below 2^-120 times x, as good as 0.
+HWY_INLINE VRow Gated(VRow x, VRow exponent) {
+  const DRow df;
+  const VRow power = Exp2(df, hn::Min(exponent, hn::Set(df, 126.0f)));
+  return hn::Div(x, hn::Add(power, hn::Set(df, 1.0f)));
+}
+
+constexpr float kLog2E = 1.4426950409f;
 
 // x / 2 * (1 + tanh(sqrt(2 / pi) * (x + 0.044715 x^3))), where (1 + tanh(y)) / 2 = 1 / (1 + e^-2y).
 HWY_INLINE VRow Gelu(VRow x) {
   const DRow df;
-  constexpr float kFactor = -2 * 0.7978845608f * 1.4426950409f;  // of x, as an exponent of 2
+  constexpr float kFactor = -2 * 0.7978845608f * kLog2E;
   const VRow factor =
       hn::MulAdd(hn::Mul(x, x), hn::Set(df, 0.044715f * kFactor), hn::Set(df, kFactor));
-  const VRow most = hn::Set(df, 126.0f);
-  const VRow exponent = hn::Max(hn::Min(hn::Mul(x, factor), most), hn::Neg(most));
-  return hn::Div(x, hn::Add(PowerOfTwo(exponent), hn::Set(df, 1.0f)));
+  return Gated(x, hn::Mul(x, factor));
 }
+
+// x / (1 + e^-x).
+HWY_INLINE VRow Silu(VRow x) { return Gated(x, hn::Mul(x, hn::Set(DRow(), -kLog2E))); }
 
 }  // namespace riffle::engine::HWY_NAMESPACE
 HWY_AFTER_NAMESPACE();

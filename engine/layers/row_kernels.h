@@ -10,13 +10,13 @@ namespace riffle::engine {
 
 // A panel of x Wt, of the rows of a tile.
 void MultiplyPanel(const Activations& x, int64_t tile, const Product& product, int64_t panel);
-// Block `panel` of the rows of a tile of out = gelu(x gatet) * (x upt), rounded.
+// Block `panel` of the rows of a tile of out = activation(x gatet) * (x upt), rounded.
 void MultiplyGatedPanel(const Activations& x, int64_t tile, const Matrix& gate, const Matrix& up,
-                        int64_t panel, Activations& out);
+                        Activation activation, int64_t panel, Activations& out);
 
 // Root mean square norm: x / sqrt(mean(x^2) + epsilon) * weight.
 struct Norm {
-  const float* weight;  // [size]; 1 + w of the checkpoint, as the file has it
+  const float* weight;  // [size]
   float epsilon;
 };
 
@@ -31,5 +31,11 @@ void AddNormRow(const float* x, const Norm& norm, int64_t size, float* hidden);
 // x [size] = rope(norm(x)): pairs (i, i + size / 2) turn by an angle whose cosines and sines are
 // turn[0, size / 2) and turn[size / 2, size). size is a multiple of 32.
 void NormRopeRow(const Norm& norm, const float* turn, int64_t size, float* x);
+// x [size] = rope(x), the same without a norm.
+void RopeRow(const float* turn, int64_t size, float* x);
+// sum [size] += x. size is a multiple of 32.
+void AddRow(const float* x, int64_t size, float* sum);
+// x [size] = cap * tanh(x / cap), for any size. Pre: cap > 0.
+void SoftCapRow(float cap, int64_t size, float* x);
 
 }  // namespace riffle::engine

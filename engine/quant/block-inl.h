@@ -8,11 +8,16 @@
 
 #include <hwy/highway.h>
 
+#include <type_traits>
+
+#include "core/load-inl.h"
 #include "engine/quant/matrix.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace riffle::engine::HWY_NAMESPACE {
 namespace hn = hwy::HWY_NAMESPACE;
+using core::HWY_NAMESPACE::FromF16;
+using core::HWY_NAMESPACE::LoadAny;
 
 using DI = hn::CappedTag<int32_t, 16>;
 using DF = hn::RebindToFloat<DI>;
@@ -28,10 +33,10 @@ using VF = hn::Vec<DF>;
 struct BlockVector {
   VI8 codes[8];  // of a quarter each
   // -128 times the sum of the codes, which the high plane's zero point adds to their dot product:
-  // of all inputs, or of the first 16 and of the others (kQ6).
+  // of all inputs, or of the first 16 and of the others.
   VI zero[2];
-  VF scale;
-  VF second;  // of inputs 16 and on (kQ6), or the minimum (kQ4)
+  VF scale[2];    // likewise
+  VF minimum[2];  // likewise
 };
 
 template <int kBits>
@@ -64,6 +69,15 @@ HWY_INLINE void LoadCodes(const uint8_t* block, size_t lane, VI8 (&out)[8]) {
     for (size_t i = 0; i < 8; ++i) {
       codes[i] = hn::Load(d, from + i * kPitch);
     }
+  } else if constexpr (kPacking == Packing::kQ2) {
+    const VU8 three = hn::Set(d, 3);
+    for (size_t half = 0; half < 2; ++half) {
+      const VU8 bits = hn::Load(d, from + half * kPitch);
+      codes[4 * half] = hn::And(bits, three);
+      codes[4 * half + 1] = hn::And(ShiftRightBits<2>(bits), three);
+      codes[4 * half + 2] = hn::And(ShiftRightBits<4>(bits), three);
+      codes[4 * half + 3] = hn::And(ShiftRightBits<6>(bits), three);
+    }
   } else {
     for (size_t i = 0; i < 4; ++i) {
       const VU8 pair = hn::Load(d, from + i * kPitch);
@@ -71,7 +85,7 @@ HWY_INLINE void LoadCodes(const uint8_t* block, size_t lane, VI8 (&out)[8]) {
       codes[i + 4] = hn::And(ShiftRightBits<4>(pair), hn::Set(d, 15));
     }
   }
-  if constexpr (kPacking == Packing::kQ5) {
+  if constexpr (kPacking == Packing::kQ5 || kPacking == Packing::kQ5Minimum) {
     const VU8 bits = hn::Load(d, from + 4 * kPitch);
     AddBits<0>(bits, 16, codes[0]);
     AddBits<1>(bits, 16, codes[1]);
@@ -98,27 +112,32 @@ HWY_INLINE void LoadCodes(const uint8_t* block, size_t lane, VI8 (&out)[8]) {
   }
 }
 
-// -128 times the sum of the codes of kCount quarters. Eight codes of 4 or 5 bits and four of 6 add
-// up to a byte.
+// How many codes add up to at most 127.
+template <Packing kPacking>
+constexpr int kCodesOfAByte = kPacking == Packing::kQ8          ? 1
+                              : kPacking == Packing::kQ5Minimum ? 4
+                              : kPacking == Packing::kQ6        ? 4
+                                                                : 8;
+
+// -128 times the sum of the codes of kCount quarters.
 template <Packing kPacking, int kCount>
 HWY_INLINE VI ZeroOf(const VI8* codes) {
   const VU8 factor = hn::Set(DU8(), 128);
-  VI8 bytes = codes[0];
+  constexpr int kStep = HWY_MIN(kCodesOfAByte<kPacking>, kCount);
   VI sum = hn::Zero(DI());
-  for (int i = 1; i < kCount; ++i) {
-    if constexpr (kPacking == Packing::kQ8) {
-      sum = hn::SumOfMulQuadAccumulate(DI(), factor, codes[i], sum);
-    } else {
-      bytes = hn::Add(bytes, codes[i]);
+  for (int i = 0; i < kCount; i += kStep) {
+    VI8 bytes = codes[i];
+    for (int j = 1; j < kStep; ++j) {
+      bytes = hn::Add(bytes, codes[i + j]);
     }
+    sum = hn::SumOfMulQuadAccumulate(DI(), factor, bytes, sum);
   }
-  return hn::Neg(hn::SumOfMulQuadAccumulate(DI(), factor, bytes, sum));
+  return hn::Neg(sum);
 }
 
 HWY_INLINE VF LoadHalf(const uint8_t* from, size_t lane) {
-  const DF df;
   const hn::Rebind<hwy::float16_t, DF> df16;
-  return hn::PromoteTo(df, hn::LoadU(df16, reinterpret_cast<const hwy::float16_t*>(from) + lane));
+  return FromF16(DF(), LoadAny(df16, from + 2 * lane));
 }
 template <typename T>
 HWY_INLINE VF LoadFactor(const T* from) {
@@ -128,28 +147,44 @@ HWY_INLINE VF LoadFactor(const T* from) {
 
 template <Packing kPacking>
 HWY_INLINE BlockVector LoadBlock(const uint8_t* block, size_t lane) {
+  using Factor = std::conditional_t<kPacking == Packing::kQ6, int8_t, uint8_t>;
+  constexpr size_t kHalves = HasHalves(kPacking) ? 2 : 1;
   BlockVector out;
   LoadCodes<kPacking>(block, lane, out.codes);
-  if constexpr (kPacking == Packing::kQ6) {
-    out.zero[0] = ZeroOf<kPacking, 4>(out.codes);
-    out.zero[1] = ZeroOf<kPacking, 4>(out.codes + 4);
-  } else {
-    out.zero[0] = ZeroOf<kPacking, 8>(out.codes);
-  }
   const uint8_t* scales = block + CodeBytes(kPacking);
+  const uint8_t* factors = block + FactorsAt(kPacking) + lane;
   const VF d = LoadHalf(scales, lane);
-  out.scale = out.second = d;
-  if constexpr (kPacking == Packing::kQ4) {
-    const uint8_t* factors = scales + 4 * kPanel + lane;
-    out.scale = hn::Mul(d, LoadFactor(factors));
-    out.second = hn::Mul(LoadHalf(scales + 2 * kPanel, lane), LoadFactor(factors + kPanel));
+  for (size_t half = 0; half < 2; ++half) {
+    out.zero[half] = hn::Zero(DI());
+    out.scale[half] = d;
+    out.minimum[half] = hn::Zero(DF());
   }
-  if constexpr (kPacking == Packing::kQ6) {
-    const auto* factors = reinterpret_cast<const int8_t*>(scales + 2 * kPanel) + lane;
-    out.scale = hn::Mul(d, LoadFactor(factors));
-    out.second = hn::Mul(d, LoadFactor(factors + kPanel));
+  for (size_t half = 0; half < kHalves; ++half) {
+    out.zero[half] = ZeroOf<kPacking, 8 / kHalves>(out.codes + half * 4);
+    if constexpr (HasHalves(kPacking) || HasMinimum(kPacking)) {
+      const auto* factor = reinterpret_cast<const Factor*>(factors + half * kPanel);
+      out.scale[half] = hn::Mul(d, LoadFactor(factor));
+    }
+    if constexpr (HasMinimum(kPacking)) {
+      out.minimum[half] = hn::Mul(LoadHalf(scales + 2 * kPanel, lane),
+                                  LoadFactor(factors + (kHalves + half) * kPanel));
+    }
   }
   return out;
+}
+
+// A vector of elements without blocks.
+template <Packing kPacking>
+HWY_INLINE VF LoadDense(const uint8_t* from) {
+  const DF df;
+  if constexpr (kPacking == Packing::kF32) {
+    return LoadAny(df, from);
+  } else if constexpr (kPacking == Packing::kF16) {
+    return FromF16(df, LoadAny(hn::Rebind<hwy::float16_t, DF>(), from));
+  } else {
+    const auto bits = LoadAny(hn::Rebind<uint16_t, DF>(), from);
+    return hn::BitCast(df, hn::ShiftLeft<16>(hn::PromoteTo(hn::RebindToUnsigned<DF>(), bits)));
+  }
 }
 
 }  // namespace riffle::engine::HWY_NAMESPACE

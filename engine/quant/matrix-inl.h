@@ -83,7 +83,7 @@ HWY_INLINE void AddRows(const Activations& x, const BlockVector (&blocks)[kVecto
   const uint8_t* planes = x.planes() + at * 2 * kBlock;
   const float* step = x.step() + at;
   VI dots[kRows][kVectors], others[kRows][kVectors];
-  if constexpr (kPacking == Packing::kQ6) {
+  if constexpr (HasHalves(kPacking)) {
     DotPlanes<0, 4>(blocks, planes, others);
     DotPlanes<4, 8>(blocks, planes, dots);
   } else {
@@ -94,16 +94,46 @@ HWY_INLINE void AddRows(const Activations& x, const BlockVector (&blocks)[kVecto
     for (size_t v = 0; v < kVectors; ++v) {
       float* to = sums + row * kPanel + v * hn::Lanes(df);
       VF y = hn::Load(df, to);
-      if constexpr (kPacking == Packing::kQ6) {
-        y = hn::MulAdd(hn::ConvertTo(df, others[row][v]), Scaled(blocks[v].scale, unit), y);
-        y = hn::MulAdd(hn::ConvertTo(df, dots[row][v]), Scaled(blocks[v].second, unit), y);
+      if constexpr (HasHalves(kPacking)) {
+        y = hn::MulAdd(hn::ConvertTo(df, others[row][v]), Scaled(blocks[v].scale[0], unit), y);
+        y = hn::MulAdd(hn::ConvertTo(df, dots[row][v]), Scaled(blocks[v].scale[1], unit), y);
       } else {
-        y = hn::MulAdd(hn::ConvertTo(df, dots[row][v]), Scaled(blocks[v].scale, unit), y);
+        y = hn::MulAdd(hn::ConvertTo(df, dots[row][v]), Scaled(blocks[v].scale[0], unit), y);
       }
-      if constexpr (kPacking == Packing::kQ4) {
-        y = hn::NegMulAdd(blocks[v].second, hn::Set(df, x.sum()[at + row]), y);
+      if constexpr (HasMinimum(kPacking)) {
+        const float sum = x.sum()[at + row];
+        const float first = HasHalves(kPacking) ? x.first_sum()[at + row] : sum;
+        y = hn::NegMulAdd(blocks[v].minimum[0], hn::Set(df, first), y);
+        if constexpr (HasHalves(kPacking)) {
+          y = hn::NegMulAdd(blocks[v].minimum[1], hn::Set(df, sum - first), y);
+        }
       }
       hn::Store(y, df, to);
+    }
+  }
+}
+
+// The same for a block of elements without scales: input by input, in f32.
+template <Packing kPacking>
+HWY_INLINE void AddDense(const Activations& x, const uint8_t* block, int64_t at, int64_t rows,
+                         float* HWY_RESTRICT sums) {
+  const DF df;
+  const size_t lanes = hn::Lanes(df);
+  constexpr size_t kElement = CodeBytes(kPacking) / (kBlock * kPanel);
+  for (int64_t row = 0; row < rows; ++row, sums += kPanel) {
+    const uint8_t* planes = x.planes() + (at + row) * 2 * kBlock;
+    float values[kBlock];  // of the row, exactly
+    for (int64_t i = 0; i < kBlock; ++i) {
+      const int integer = 256 * planes[i] + planes[kBlock + i] - kZeroPoint;
+      values[i] = x.step()[at + row] * static_cast<float>(integer);
+    }
+    for (size_t lane = 0; lane < kPanel; lane += lanes) {
+      VF y = hn::Load(df, sums + lane);
+      for (size_t i = 0; i < kBlock; ++i) {
+        const VF weight = LoadDense<kPacking>(block + (i * kPanel + lane) * kElement);
+        y = hn::MulAdd(weight, hn::Set(df, values[i]), y);
+      }
+      hn::Store(y, df, sums + lane);
     }
   }
 }
@@ -112,17 +142,21 @@ HWY_INLINE void AddRows(const Activations& x, const BlockVector (&blocks)[kVecto
 template <Packing kPacking>
 HWY_INLINE void AddBlock(const Activations& x, const uint8_t* block, int64_t at, int64_t rows,
                          float* HWY_RESTRICT sums) {
-  const size_t lanes = hn::Lanes(DI());
-  for (size_t lane = 0; lane < kPanel; lane += kVectors * lanes) {
-    const BlockVector blocks[kVectors] = {LoadBlock<kPacking>(block, lane),
-                                          LoadBlock<kPacking>(block, lane + lanes)};
-    float* to = sums + lane;
-    int64_t row = 0;
-    for (; row + 4 <= rows; row += 4, to += 4 * kPanel) {
-      AddRows<kPacking, 4>(x, blocks, at + row, to);
-    }
-    for (; row < rows; ++row, to += kPanel) {
-      AddRows<kPacking, 1>(x, blocks, at + row, to);
+  if constexpr (IsDense(kPacking)) {
+    return AddDense<kPacking>(x, block, at, rows, sums);
+  } else {
+    const size_t lanes = hn::Lanes(DI());
+    for (size_t lane = 0; lane < kPanel; lane += kVectors * lanes) {
+      const BlockVector blocks[kVectors] = {LoadBlock<kPacking>(block, lane),
+                                            LoadBlock<kPacking>(block, lane + lanes)};
+      float* to = sums + lane;
+      int64_t row = 0;
+      for (; row + 4 <= rows; row += 4, to += 4 * kPanel) {
+        AddRows<kPacking, 4>(x, blocks, at + row, to);
+      }
+      for (; row < rows; ++row, to += kPanel) {
+        AddRows<kPacking, 1>(x, blocks, at + row, to);
+      }
     }
   }
 }
@@ -149,8 +183,20 @@ HWY_INLINE void SumPanel(const Activations& x, int64_t tile, const Matrix& weigh
                          float* HWY_RESTRICT sums) {
   const uint8_t* data = weight.data.get() + panel * weight.panel_bytes();
   switch (weight.packing) {
+    case Packing::kQ2:
+      return SumPanelOf<Packing::kQ2>(x, tile, data, sums);
     case Packing::kQ4:
       return SumPanelOf<Packing::kQ4>(x, tile, data, sums);
+    case Packing::kQ4Minimum:
+      return SumPanelOf<Packing::kQ4Minimum>(x, tile, data, sums);
+    case Packing::kQ5Minimum:
+      return SumPanelOf<Packing::kQ5Minimum>(x, tile, data, sums);
+    case Packing::kF32:
+      return SumPanelOf<Packing::kF32>(x, tile, data, sums);
+    case Packing::kF16:
+      return SumPanelOf<Packing::kF16>(x, tile, data, sums);
+    case Packing::kBF16:
+      return SumPanelOf<Packing::kBF16>(x, tile, data, sums);
     case Packing::kQ5:
       return SumPanelOf<Packing::kQ5>(x, tile, data, sums);
     case Packing::kQ6:
@@ -176,7 +222,7 @@ void MultiplyPanelOf(const Activations& x, int64_t tile, const Product& product,
 }
 
 void MultiplyGatedPanelOf(const Activations& x, int64_t tile, const Matrix& gate, const Matrix& up,
-                          int64_t panel, Activations& out) {
+                          Activation activation, int64_t panel, Activations& out) {
   static_assert(kPanel == kBlock);  // a panel's outputs are rounded together
   const DRow df;
   HWY_ALIGN float gates[kRowTile * kPanel];
@@ -186,8 +232,18 @@ void MultiplyGatedPanelOf(const Activations& x, int64_t tile, const Matrix& gate
   const int64_t first = tile * kRowTile;
   const int64_t rows = std::min(kRowTile, x.rows() - first);
   // Apart from rounding, whose blocks are chains of steps that wait for each other.
-  for (int64_t i = 0; i < rows * kPanel; i += static_cast<int64_t>(hn::Lanes(df))) {
-    hn::Store(hn::Mul(Gelu(hn::Load(df, gates + i)), hn::Load(df, ups + i)), df, gates + i);
+  const auto activate = [&](const auto& function) HWY_ATTR {
+    for (int64_t i = 0; i < rows * kPanel; i += static_cast<int64_t>(hn::Lanes(df))) {
+      hn::Store(hn::Mul(function(hn::Load(df, gates + i)), hn::Load(df, ups + i)), df, gates + i);
+    }
+  };
+  switch (activation) {
+    case Activation::kGelu:
+      activate([](VRow gated) HWY_ATTR { return Gelu(gated); });
+      break;
+    case Activation::kSilu:
+      activate([](VRow gated) HWY_ATTR { return Silu(gated); });
+      break;
   }
   RoundBlocks([&](int64_t row, int i) HWY_ATTR { return hn::Load(df, gates + row * kPanel + i); },
               rows, out.At(panel, first), 1, out);

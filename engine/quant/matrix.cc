@@ -15,10 +15,33 @@ namespace riffle::engine {
 namespace {
 
 Packing PackingOf(TensorType type) {
-  return type == TensorType::kQ4_K   ? Packing::kQ4
-         : type == TensorType::kQ5_0 ? Packing::kQ5
-         : type == TensorType::kQ6_K ? Packing::kQ6
-                                     : Packing::kQ8;
+  switch (type) {
+    case TensorType::kF32:
+      return Packing::kF32;
+    case TensorType::kF16:
+      return Packing::kF16;
+    case TensorType::kBF16:
+      return Packing::kBF16;
+    case TensorType::kQ2_K:
+      return Packing::kQ2;
+    case TensorType::kQ4_0:
+      return Packing::kQ4;
+    case TensorType::kQ4_1:
+    case TensorType::kQ4_K:
+      return Packing::kQ4Minimum;
+    case TensorType::kQ5_0:
+      return Packing::kQ5;
+    case TensorType::kQ5_1:
+    case TensorType::kQ5_K:
+      return Packing::kQ5Minimum;
+    case TensorType::kQ3_K:
+    case TensorType::kQ6_K:
+      return Packing::kQ6;
+    case TensorType::kQ8_0:
+    case TensorType::kIQ4_NL:
+      return Packing::kQ8;
+  }
+  return Packing::kF32;
 }
 
 // `codes` [32] of output `lane`, weights + Bias(packing), into a block.
@@ -34,8 +57,12 @@ void PackCodes(Packing packing, const uint8_t* codes, int64_t lane, uint8_t* blo
       at(quarter) = codes[i];
       continue;
     }
+    if (packing == Packing::kQ2) {
+      add(quarter / 4, codes[i] << (quarter % 4 * 2));
+      continue;
+    }
     add(quarter % 4, (codes[i] & 15) << (quarter / 4 * 4));
-    if (packing == Packing::kQ5) {
+    if (packing == Packing::kQ5 || packing == Packing::kQ5Minimum) {
       add(4, codes[i] >> 4 << quarter);
     } else if (packing == Packing::kQ6) {
       add(4 + quarter / 4, codes[i] >> 4 << (quarter % 4 * 2));
@@ -52,22 +79,39 @@ void PackBlock(Packing packing, const Block& from, int64_t lane, uint8_t* block)
   PackCodes(packing, codes, lane, block);
   uint8_t* scales = block + CodeBytes(packing);
   std::memcpy(scales + 2 * lane, &from.d, 2);
-  if (packing == Packing::kQ4) {
+  uint8_t* factors = block + FactorsAt(packing) + lane;
+  const int halves = HasHalves(packing) ? 2 : 1;
+  if (HasMinimum(packing) || HasHalves(packing)) {
+    for (int half = 0; half < halves; ++half, factors += kPanel) {
+      *factors = static_cast<uint8_t>(from.factor[half]);
+    }
+  }
+  if (HasMinimum(packing)) {
     std::memcpy(scales + 2 * kPanel + 2 * lane, &from.dmin, 2);
-    scales[4 * kPanel + lane] = static_cast<uint8_t>(from.factor[0]);
-    scales[5 * kPanel + lane] = from.minimum_factor;
-  } else if (packing == Packing::kQ6) {
-    scales[2 * kPanel + lane] = static_cast<uint8_t>(from.factor[0]);
-    scales[3 * kPanel + lane] = static_cast<uint8_t>(from.factor[1]);
+    for (int half = 0; half < halves; ++half, factors += kPanel) {
+      *factors = from.minimum_factor[half];
+    }
   }
 }
 
-void PackPanel(const Matrix& matrix, const Tensor& tensor, int64_t index) {
+// The elements of output `lane`, of all inputs, into a panel without blocks.
+void PackDense(const Matrix& matrix, const uint8_t* row, int64_t lane, uint8_t* panel) {
+  const int64_t size = matrix.packing == Packing::kF32 ? 4 : 2;
+  for (int64_t i = 0; i < matrix.inputs; ++i) {
+    std::memcpy(panel + (i * kPanel + lane) * size, row + i * size, static_cast<size_t>(size));
+  }
+}
+
+void PackPanel(const Matrix& matrix, const Tensor& tensor, RowOrder order, int64_t index) {
   uint8_t* panel = matrix.data.get() + index * matrix.panel_bytes();
   std::memset(panel, 0, static_cast<size_t>(matrix.panel_bytes()));
   std::vector<Block> blocks(static_cast<size_t>(matrix.blocks()));
   for (int64_t lane = 0; lane < kPanel && index * kPanel + lane < matrix.outputs; ++lane) {
-    const uint8_t* row = tensor.data + (index * kPanel + lane) * tensor.row_bytes();
+    const uint8_t* row = tensor.data + order.Source(index * kPanel + lane) * tensor.row_bytes();
+    if (IsDense(matrix.packing)) {
+      PackDense(matrix, row, lane, panel);
+      continue;
+    }
     UnpackRow(tensor.type, row, matrix.inputs, blocks.data());
     for (int64_t b = 0; b < matrix.blocks(); ++b) {
       PackBlock(matrix.packing, blocks[static_cast<size_t>(b)], lane,
@@ -97,11 +141,7 @@ constexpr int64_t kFewRows = 4;
 
 }  // namespace
 
-Matrix Pack(const GgufFile& file, const Tensor& tensor, ThreadPool* pool) {
-  if (!CanUnpack(tensor.type)) {
-    file.Fail("tensor " + std::string(tensor.name) + " is " + NameOf(tensor.type) +
-              "; this program multiplies Q8_0, Q5_0, Q4_K and Q6_K");
-  }
+Matrix Pack(const GgufFile& file, const Tensor& tensor, RowOrder order, ThreadPool* pool) {
   Matrix matrix;
   matrix.inputs = tensor.shape[0];
   matrix.outputs = tensor.shape[1];
@@ -112,7 +152,7 @@ Matrix Pack(const GgufFile& file, const Tensor& tensor, ThreadPool* pool) {
                                         std::string(tensor.name) + ", " +
                                         std::to_string(matrix.bytes()) + " bytes");
   }
-  const auto pack = [&](int64_t panel) { PackPanel(matrix, tensor, panel); };
+  const auto pack = [&](int64_t panel) { PackPanel(matrix, tensor, order, panel); };
   ParallelFor(matrix.panels(), std::ref(pack), {.pool = pool});
   return matrix;
 }
@@ -125,7 +165,8 @@ void Activations::Resize(int64_t rows, int64_t inputs) {
     planes_ = hwy::AllocateAligned<uint8_t>(needed * 2 * kBlock);
     step_ = hwy::AllocateAligned<float>(needed);
     sum_ = hwy::AllocateAligned<float>(needed);
-    if (planes_ == nullptr || step_ == nullptr || sum_ == nullptr) {
+    first_sum_ = hwy::AllocateAligned<float>(needed);
+    if (planes_ == nullptr || step_ == nullptr || sum_ == nullptr || first_sum_ == nullptr) {
       capacity_ = 0;
       throw std::bad_alloc();
     }
@@ -149,10 +190,10 @@ void Multiply(const Activations& x, std::span<const Product> products, ThreadPoo
   });
 }
 
-void MultiplyGated(const Activations& x, const Matrix& gate, const Matrix& up, Activations& out,
-                   ThreadPool* pool) {
+void MultiplyGated(const Activations& x, const Matrix& gate, const Matrix& up,
+                   Activation activation, Activations& out, ThreadPool* pool) {
   ForPanels(x.tiles(), gate.panels(), x.rows() <= kFewRows, pool, [&](int64_t tile, int64_t panel) {
-    MultiplyGatedPanel(x, tile, gate, up, panel, out);
+    MultiplyGatedPanel(x, tile, gate, up, activation, panel, out);
   });
 }
 

@@ -15,6 +15,7 @@
 #include <cstdint>
 #include <span>
 
+#include "engine/arch/model_spec.h"
 #include "engine/gguf/gguf.h"
 #include "riffle/runtime.h"
 
@@ -24,30 +25,81 @@ constexpr int64_t kPanel = 32;    // outputs that lie side by side
 constexpr int64_t kBlock = 32;    // inputs that share a scale
 constexpr int64_t kRowTile = 64;  // rows of activations that lie together
 
-// A weight's types, and how a block of 32 inputs and 32 outputs of it lies in memory: codes, then
-// scales. Four inputs of an output lie side by side, quarter q of a block is the inputs 4 q and on.
+// How a block of 32 inputs and 32 outputs of a weight lies in memory: codes, then scales. Four
+// inputs of an output lie side by side, quarter q of a block is the inputs 4 q and on.
 //   kQ8  [8 quarters][32 outputs][4] i8
-//   else, of weight + Bias, the low 4 bits, [4][32][4] u8, of quarters q and q + 4, then
-//   kQ5  the fifth bits [32][4] u8, bit q that of quarter q
-//   kQ6  the upper two bits [2][32][4] u8, in byte h bits 2 i and 2 i + 1 those of quarter 4 h + i
-// and the scales:
-//   all  d [32] f16
-//   kQ4  dmin [32] f16, factor [32] u8, minimum_factor [32] u8
-//   kQ6  factor [2][32] i8
-// So a token reads about as much as the file has: 5.5, 5.5, 7 and 8.5 bits a weight.
-enum class Packing : uint8_t { kQ4, kQ5, kQ6, kQ8 };
+//   kQ2  [2][32][4] u8, in byte h bits 2 i and 2 i + 1 the codes of quarter 4 h + i
+//   else, of code + Bias, the low 4 bits, [4][32][4] u8, of quarters q and q + 4, then
+//   kQ5, kQ5Minimum  the fifth bits [32][4] u8, bit q that of quarter q
+//   kQ6              the upper two bits [2][32][4] u8, as kQ2's
+// and the scales, of which those with a minimum have two, and those with halves two of each:
+//   all                   d [32] f16
+//   minimum               dmin [32] f16
+//   minimum or halves     factor [1 or 2][32] u8, kQ6's i8
+//   minimum               minimum_factor [1 or 2][32] u8
+// So a token reads about as much as the file has, 4.5 to 8.5 bits a weight. What has no blocks lies
+// as [32 inputs][32 outputs] of its own elements.
+enum class Packing : uint8_t {
+  kQ2,         // Q2_K: halves, minimum
+  kQ4,         // Q4_0
+  kQ4Minimum,  // Q4_1, Q4_K
+  kQ5,         // Q5_0
+  kQ5Minimum,  // Q5_1, Q5_K
+  kQ6,         // Q3_K, Q6_K: halves
+  kQ8,         // Q8_0, IQ4_NL
+  kF32,
+  kF16,
+  kBF16,
+};
+constexpr bool IsDense(Packing packing) { return packing >= Packing::kF32; }
+constexpr bool HasMinimum(Packing packing) {
+  return packing == Packing::kQ2 || packing == Packing::kQ4Minimum ||
+         packing == Packing::kQ5Minimum;
+}
+constexpr bool HasHalves(Packing packing) {
+  return packing == Packing::kQ2 || packing == Packing::kQ6;
+}
 constexpr int Bias(Packing packing) {
-  return packing == Packing::kQ5 ? 16 : packing == Packing::kQ6 ? 32 : 0;
+  return packing == Packing::kQ4   ? 8
+         : packing == Packing::kQ5 ? 16
+         : packing == Packing::kQ6 ? 32
+                                   : 0;
 }
 constexpr int64_t CodeBytes(Packing packing) {
-  return packing == Packing::kQ4   ? 512
-         : packing == Packing::kQ5 ? 640
-         : packing == Packing::kQ6 ? 768
-                                   : 1024;
+  switch (packing) {
+    case Packing::kQ2:
+      return 256;
+    case Packing::kQ4:
+    case Packing::kQ4Minimum:
+      return 512;
+    case Packing::kQ5:
+    case Packing::kQ5Minimum:
+      return 640;
+    case Packing::kQ6:
+      return 768;
+    case Packing::kQ8:
+      return 1024;
+    case Packing::kF32:
+      return 4096;
+    case Packing::kF16:
+    case Packing::kBF16:
+      return 2048;
+  }
+  return 0;
+}
+// Where the factors of a block are, behind its codes.
+constexpr int64_t FactorsAt(Packing packing) {
+  return CodeBytes(packing) + (HasMinimum(packing) ? 4 : 2) * kPanel;
 }
 constexpr int64_t BlockBytes(Packing packing) {  // a multiple of 64
-  const bool factors = packing == Packing::kQ4 || packing == Packing::kQ6;
-  return CodeBytes(packing) + 64 + (factors ? 64 : 0) + (packing == Packing::kQ4 ? 64 : 0);
+  if (IsDense(packing)) {
+    return CodeBytes(packing);
+  }
+  const int64_t factors = (HasHalves(packing)    ? 2
+                           : HasMinimum(packing) ? 1
+                                                 : 0) *
+                          (HasMinimum(packing) ? 2 : 1);
+  return FactorsAt(packing) + factors * kPanel;
 }
 
 // A weight [outputs, inputs] as panels of 32 outputs (the last one filled up with zeros) of blocks.
@@ -63,9 +115,24 @@ struct Matrix {
   int64_t bytes() const { return panels() * panel_bytes(); }
 };
 
-// Repacks a tensor of one of the types that UnpackRow takes. Throws BadModel for others, and for
-// rows that are no multiple of 32, and Error(kOutOfMemory).
-Matrix Pack(const GgufFile& file, const Tensor& tensor, ThreadPool* pool);
+// Which row of a file's tensor becomes a row in memory.
+struct RowOrder {
+  // 0: rows stay in their order. Else row i of every `head` rows is the file's 2 i, and row
+  // i + head / 2 the file's 2 i + 1: the two elements that RoPE turns together are apart by half a
+  // head then, as kernels have them.
+  int64_t head = 0;
+
+  int64_t Source(int64_t row) const {
+    if (head == 0) {
+      return row;
+    }
+    const int64_t i = row % head;
+    return row - i + (i < head / 2 ? 2 * i : 2 * i - head + 1);
+  }
+};
+
+// Repacks a tensor of any type. Pre: its rows are a multiple of 32. Throws Error(kOutOfMemory).
+Matrix Pack(const GgufFile& file, const Tensor& tensor, RowOrder order, ThreadPool* pool);
 
 constexpr int kZeroPoint = 32768;  // of the planes of activations: high = 128, low = 0 stand for 0
 
@@ -86,12 +153,14 @@ class Activations {
   }
 
   // At that place:
-  uint8_t* planes() { return planes_.get(); }  // [64]: 32 high, 32 low
-  float* step() { return step_.get(); }        // a power of two; NaN if a value is not finite
-  float* sum() { return sum_.get(); }          // of the 32 rounded values
+  uint8_t* planes() { return planes_.get(); }      // [64]: 32 high, 32 low
+  float* step() { return step_.get(); }            // a power of two; NaN if a value is not finite
+  float* sum() { return sum_.get(); }              // of the 32 rounded values
+  float* first_sum() { return first_sum_.get(); }  // of the first 16
   const uint8_t* planes() const { return planes_.get(); }
   const float* step() const { return step_.get(); }
   const float* sum() const { return sum_.get(); }
+  const float* first_sum() const { return first_sum_.get(); }
 
  private:
   int64_t rows_ = 0;
@@ -100,6 +169,7 @@ class Activations {
   hwy::AlignedFreeUniquePtr<uint8_t[]> planes_;
   hwy::AlignedFreeUniquePtr<float[]> step_;
   hwy::AlignedFreeUniquePtr<float[]> sum_;
+  hwy::AlignedFreeUniquePtr<float[]> first_sum_;
 };
 
 // A weight and where x Wt goes: y[row * stride + output], outputs rounded up to whole panels.
@@ -112,10 +182,10 @@ struct Product {
 // Several products of the same x, in one parallel loop.
 void Multiply(const Activations& x, std::span<const Product> products, ThreadPool* pool);
 
-// out = gelu(x gatet) * (x upt), rounded: what a gated feed-forward network has between its
-// products. gelu by its tanh formula. Pre: gate and up have the same shape, a multiple of 32
-// outputs; out has been resized to it.
-void MultiplyGated(const Activations& x, const Matrix& gate, const Matrix& up, Activations& out,
-                   ThreadPool* pool);
+// out = activation(x gatet) * (x upt), rounded: what a gated feed-forward network has between its
+// products. Pre: gate and up have the same shape, a multiple of 32 outputs; out has been resized to
+// it.
+void MultiplyGated(const Activations& x, const Matrix& gate, const Matrix& up,
+                   Activation activation, Activations& out, ThreadPool* pool);
 
 }  // namespace riffle::engine

@@ -1,23 +1,17 @@
-// The tokenizer of a GGUF file whose tokenizer.ggml.model is "llama": SentencePiece's byte-pair
-// encoding by score. Spaces become U+2581. The text is cut at the user-defined and control tokens
-// it contains (the longest first); what lies between starts as characters, and the adjacent pair
-// whose union is the token of the highest score (the leftmost of equals) is merged until none is
-// left. Characters that are no token become one byte token per byte.
-//
-// Source of the method: SentencePiece's bpe_model.cc, and llama.cpp's SPM tokenizer for what a GGUF
-// file adds (add_bos_token, add_space_prefix).
+// The tokenizer of a GGUF file: SentencePiece (tokenizer.ggml.model "llama") or byte-level BPE
+// ("gpt2"). A text is cut at the user-defined and control tokens that it contains (the longest
+// first); what lies between is encoded by the method, in a file of its own.
 #pragma once
 
-#include <array>
 #include <cstdint>
-#include <functional>
+#include <memory>
 #include <stdexcept>
 #include <string>
 #include <string_view>
-#include <unordered_map>
 #include <vector>
 
 #include "engine/gguf/gguf.h"
+#include "engine/tokenizer/fragment_encoder.h"
 #include "engine/tokenizer/special_tokens.h"
 
 namespace riffle::engine {
@@ -33,8 +27,10 @@ class Tokenizer {
   // Copies what it needs of `file`. Throws BadModel if the file's tokenizer is of another kind or
   // contradicts itself.
   explicit Tokenizer(const GgufFile& file);
+  ~Tokenizer();
+  Tokenizer(Tokenizer&&) noexcept;
 
-  int64_t vocab() const { return static_cast<int64_t>(tokens_.size()); }
+  int64_t vocab() const { return static_cast<int64_t>(pieces_.size()); }
 
   // The tokens of `text`, after BOS if the file asks for it. Control tokens that the text spells
   // out, such as <start_of_turn>, become those tokens. Throws BadText unless `text` is UTF-8.
@@ -45,37 +41,19 @@ class Tokenizer {
   std::string_view Piece(int32_t token) const;
 
   // The text of `tokens`; bytes that are not UTF-8 as U+FFFD. Decode(Encode(text)) == text, except
-  // that U+2581 comes back as a space and control tokens come back as nothing.
+  // that control tokens come back as nothing, SentencePiece's U+2581 as a space, and what a
+  // pre-tokenizer composes (Qwen 2's does) as composed.
   std::string Decode(const std::vector<int32_t>& tokens) const;
 
  private:
-  enum class Type : int32_t { kNormal = 1, kUnknown, kControl, kUserDefined, kUnused, kByte };
-  struct Token {
-    std::string piece;
-    float score;
-    Type type;
-  };
-  // So that a string_view is looked up without a copy.
-  struct Hash : std::hash<std::string_view> {
-    using is_transparent = void;
-  };
-  using TokenOfText = std::unordered_map<std::string, int32_t, Hash, std::equal_to<>>;
-
-  void ReadTokens(const GgufFile& file);
-  void ReadByteToken(const GgufFile& file, int32_t token, std::string_view text);
+  static std::vector<TokenType> ReadTypes(const GgufFile& file, size_t tokens);
   void ReadSettings(const GgufFile& file);
-  void EncodeFragment(std::string_view fragment, std::vector<int32_t>* out) const;
-  void EncodeSymbol(std::string_view symbol, std::vector<int32_t>* out) const;
 
-  std::vector<Token> tokens_;
-  // Normal tokens, as they stand in the file (U+2581 for a space).
-  TokenOfText normal_;
-  SpecialTokens special_;  // user-defined and control tokens, spaces as U+2581
-  std::array<int32_t, 256> byte_tokens_;
-  int32_t unknown_ = -1;
-  int32_t bos_ = -1;  // -1: none is put before a text
-  int32_t eos_ = -1;  // -1: none is put after a text
-  bool space_prefix_ = false;
+  std::unique_ptr<FragmentEncoder> encoder_;
+  std::vector<std::string> pieces_;  // of each token
+  SpecialTokens special_;            // user-defined and control tokens
+  int32_t bos_ = -1;                 // -1: none is put before a text
+  int32_t eos_ = -1;                 // -1: none is put after a text
 };
 
 // Text from tokens as they come, always whole characters.

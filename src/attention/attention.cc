@@ -5,7 +5,6 @@
 #include <algorithm>
 #include <atomic>
 #include <bit>
-#include <chrono>
 #include <cmath>
 #include <memory>
 #include <new>
@@ -17,6 +16,7 @@
 #include "core/check.h"
 #include "core/entry_point.h"
 #include "core/lease.h"
+#include "core/stopwatch.h"
 #include "core/targets.h"
 
 namespace riffle {
@@ -305,20 +305,16 @@ double DotPeak(DType dtype, double seconds, const CallOptions& options) try {
   core::Check(seconds > 0 && seconds <= 10, Code::kBadOption, "seconds = ", seconds,
               " is not in 0..10");
   core::EnsureTarget();
-  using Clock = std::chrono::steady_clock;
   core::Lease lease(options.pool);
   const int64_t threads = lease.threads();
   std::atomic<int64_t> operations{0};
-  const auto start = Clock::now();
-  const auto elapsed = [&start] {
-    return std::chrono::duration<double>(Clock::now() - start).count();
-  };
+  const core::Stopwatch watch;
   lease.Run(threads, [&](int64_t, uint8_t*) {
-    while (elapsed() < seconds) {
+    while (watch.seconds() < seconds) {
       operations += static_cast<int64_t>(attention::SpinDots(dtype, 4096));
     }
   });
-  return static_cast<double>(operations.load()) / elapsed();
+  return static_cast<double>(operations.load()) / watch.seconds();
 } catch (...) {
   core::RethrowAsError();
 }

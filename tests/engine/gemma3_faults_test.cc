@@ -228,7 +228,7 @@ TEST(Gemma3Faults, EachStopTokenEndsARequest) {
         writer.Add<int32_t>(key, Writer::kI32, stop);
       }
     });
-    EXPECT_EQ(model.model().config().stop_tokens, (std::vector<int32_t>{1, stop}));
+    EXPECT_EQ(model.model().spec().stop_tokens, (std::vector<int32_t>{1, stop}));
     const Outcome outcome = RunAll(model.model(), {request}).front();
     EXPECT_EQ(outcome.finish, Finish::kStop) << key;
     EXPECT_EQ(outcome.tokens, std::vector<int32_t>(whole.tokens.begin(), first + 1)) << key;

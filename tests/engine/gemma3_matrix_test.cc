@@ -86,8 +86,7 @@ std::vector<double> Value(const Activations& x, int64_t row) {
 TEST(Gemma3Matrix, ProductsAreThoseOfTheWeights) {
   ForTargets([] {
     std::mt19937 random(1);
-    for (const TensorType type :
-         {TensorType::kQ8_0, TensorType::kQ5_0, TensorType::kQ4_K, TensorType::kQ6_K}) {
+    for (const TensorType type : riffle::testing::kAllTypes) {
       for (const int64_t outputs : {32, 40}) {
         SCOPED_TRACE(NameOf(type));
         const int64_t inputs = 512;
@@ -95,7 +94,7 @@ TEST(Gemma3Matrix, ProductsAreThoseOfTheWeights) {
         const OneTensor one(type, inputs, outputs, random);
         const GgufFile file = GgufFile::Parse(one.bytes, "one");
         const Tensor& tensor = *file.Find("w");
-        const Matrix matrix = Pack(file, tensor, nullptr);
+        const Matrix matrix = Pack(file, tensor, {}, nullptr);
         const std::vector<float> x = RandomRows(rows * inputs, random);
         const std::vector<float> y = Product1(matrix, x, rows);
         std::vector<float> weights(static_cast<size_t>(inputs));
@@ -133,11 +132,10 @@ TEST(Gemma3Matrix, ARowIsTheSameAloneAndAmongOthers) {
   ForTargets([] {
     std::mt19937 random(2);
     ThreadPool three(3);
-    for (const TensorType type :
-         {TensorType::kQ8_0, TensorType::kQ5_0, TensorType::kQ4_K, TensorType::kQ6_K}) {
+    for (const TensorType type : riffle::testing::kAllTypes) {
       const OneTensor one(type, 256, 96, random);
       const GgufFile file = GgufFile::Parse(one.bytes, "one");
-      const Matrix matrix = Pack(file, *file.Find("w"), &three);
+      const Matrix matrix = Pack(file, *file.Find("w"), {}, &three);
       const int64_t rows = 131;
       const std::vector<float> x = RandomRows(rows * 256, random);
       const std::vector<float> all = Product1(matrix, x, rows, &three);
@@ -156,7 +154,7 @@ TEST(Gemma3Matrix, NothingFiniteComesOfNaN) {
     std::mt19937 random(3);
     const OneTensor one(TensorType::kQ8_0, 64, 16, random);
     const GgufFile file = GgufFile::Parse(one.bytes, "one");
-    const Matrix matrix = Pack(file, *file.Find("w"), nullptr);
+    const Matrix matrix = Pack(file, *file.Find("w"), {}, nullptr);
     for (const float bad :
          {std::numeric_limits<float>::quiet_NaN(), std::numeric_limits<float>::infinity()}) {
       for (const size_t at : {size_t{0}, size_t{40}, size_t{63}}) {
@@ -201,7 +199,7 @@ TEST(Gemma3Matrix, EveryWeightMeetsItsInput) {
       }
       const std::vector<uint8_t> bytes = writer.Finish(data);
       const GgufFile file = GgufFile::Parse(bytes, "one");
-      const Matrix matrix = Pack(file, *file.Find("w"), nullptr);
+      const Matrix matrix = Pack(file, *file.Find("w"), {}, nullptr);
       std::vector<float> x(static_cast<size_t>(inputs));
       for (size_t i = 0; i < x.size(); ++i) {
         x[i] = i % 32 == 0 ? 32767.0f : static_cast<float>(i);  // steps of 1
@@ -223,8 +221,8 @@ TEST(Gemma3Matrix, GatedProductsAreTheirFormula) {
     const OneTensor b(TensorType::kQ8_0, inputs, outputs, random);
     const GgufFile gate_file = GgufFile::Parse(a.bytes, "gate");
     const GgufFile up_file = GgufFile::Parse(b.bytes, "up");
-    const Matrix gate = Pack(gate_file, *gate_file.Find("w"), nullptr);
-    const Matrix up = Pack(up_file, *up_file.Find("w"), nullptr);
+    const Matrix gate = Pack(gate_file, *gate_file.Find("w"), {}, nullptr);
+    const Matrix up = Pack(up_file, *up_file.Find("w"), {}, nullptr);
     std::vector<float> x = RandomRows(rows * inputs, random);
     x[0] = std::numeric_limits<float>::quiet_NaN();  // row 0 alone is spoiled
     Activations rounded, out;
@@ -233,31 +231,35 @@ TEST(Gemma3Matrix, GatedProductsAreTheirFormula) {
     for (int64_t row = 0; row < rows; ++row) {
       RoundRow(x.data() + row * inputs, row, rounded);
     }
-    MultiplyGated(rounded, gate, up, out, &three);
     const std::vector<float> gates = Product1(gate, x, rows), ups = Product1(up, x, rows);
-    for (int64_t row = 0; row < rows; ++row) {
-      const std::vector<double> values = Value(out, row);
-      for (int64_t i = 0; i < outputs; ++i) {
-        const double g = gates[static_cast<size_t>(row * outputs + i)];
-        const double u = ups[static_cast<size_t>(row * outputs + i)];
-        const double gelu =
-            g / 2 * (1 + std::tanh(std::sqrt(2 / M_PI) * (g + 0.044715 * g * g * g)));
-        if (row == 0) {
-          ASSERT_TRUE(std::isnan(values[static_cast<size_t>(i)]));
-          continue;
+    for (const Activation activation : {Activation::kGelu, Activation::kSilu}) {
+      MultiplyGated(rounded, gate, up, activation, out, &three);
+      for (int64_t row = 0; row < rows; ++row) {
+        const std::vector<double> values = Value(out, row);
+        for (int64_t i = 0; i < outputs; ++i) {
+          const double g = gates[static_cast<size_t>(row * outputs + i)];
+          const double u = ups[static_cast<size_t>(row * outputs + i)];
+          const double activated =
+              activation == Activation::kGelu
+                  ? g / 2 * (1 + std::tanh(std::sqrt(2 / M_PI) * (g + 0.044715 * g * g * g)))
+                  : g / (1 + std::exp(-g));
+          if (row == 0) {
+            ASSERT_TRUE(std::isnan(values[static_cast<size_t>(i)]));
+            continue;
+          }
+          ASSERT_NEAR(values[static_cast<size_t>(i)], activated * u,
+                      out.step()[out.At(i / 32, row)] * 0.501 + 1e-6 * std::abs(g * u))
+              << "row " << row << " output " << i << " gate " << g;
         }
-        ASSERT_NEAR(values[static_cast<size_t>(i)], gelu * u,
-                    out.step()[out.At(i / 32, row)] * 0.501 + 1e-6 * std::abs(g * u))
-            << "row " << row << " output " << i << " gate " << g;
-      }
-      // Alone as among others, bit for bit.
-      Activations alone, alone_out;
-      alone.Resize(1, inputs);
-      alone_out.Resize(1, outputs);
-      RoundRow(x.data() + row * inputs, 0, alone);
-      MultiplyGated(alone, gate, up, alone_out, nullptr);
-      if (row > 0) {
-        ASSERT_EQ(Value(alone_out, 0), values);
+        // Alone as among others, bit for bit.
+        Activations alone, alone_out;
+        alone.Resize(1, inputs);
+        alone_out.Resize(1, outputs);
+        RoundRow(x.data() + row * inputs, 0, alone);
+        MultiplyGated(alone, gate, up, activation, alone_out, nullptr);
+        if (row > 0) {
+          ASSERT_EQ(Value(alone_out, 0), values);
+        }
       }
     }
   });
@@ -265,16 +267,23 @@ TEST(Gemma3Matrix, GatedProductsAreTheirFormula) {
 
 TEST(Gemma3Rope, AnglesAreTheirFormula) {
   const int64_t size = 48;
-  for (const double base : {10000.0, 1000000.0}) {
-    RopeAngles at_once(size, base), piecewise(size, base);
+  std::vector<float> factors;
+  for (int64_t i = 0; i < size / 2; ++i) {
+    factors.push_back(i < 10 ? 1.0f : 8.0f);
+  }
+  for (const RopeSpec& spec :
+       {RopeSpec{10000.0, 1, ""}, RopeSpec{1000000.0, 0.125, ""}, RopeSpec{500000.0, 1, "f"}}) {
+    const std::span<const float> used(factors.data(), spec.factors.empty() ? 0 : factors.size());
+    RopeAngles at_once(size, spec, used), piecewise(size, spec, used);
     at_once.Grow(40000);
     for (int64_t last : {0, 5, 63, 64, 64, 200, 40000}) {
       piecewise.Grow(last);
     }
     for (int64_t position = 0; position <= 40000; position += position < 300 ? 1 : 331) {
       for (int64_t i = 0; i < size / 2; ++i) {
-        const double angle =
-            static_cast<double>(position) * std::pow(base, -2.0 * static_cast<double>(i) / size);
+        const double factor = used.empty() ? 1.0 : factors[static_cast<size_t>(i)];
+        const double angle = static_cast<double>(position) * spec.scale / factor *
+                             std::pow(spec.base, -2.0 * static_cast<double>(i) / size);
         const float* row = at_once.At(position);
         ASSERT_NEAR(row[i], std::cos(angle), 6e-8) << position << " " << i;
         ASSERT_NEAR(row[size / 2 + i], std::sin(angle), 6e-8) << position << " " << i;
@@ -322,6 +331,20 @@ TEST(Gemma3Rows, AreTheirFormulas) {
       const double a = plain[i], b = plain[i + size / 2], c = turn[i], s = turn[i + size / 2];
       ASSERT_NEAR(turned[i], a * c - b * s, 1e-6 * (std::abs(a) + std::abs(b)));
       ASSERT_NEAR(turned[i + size / 2], b * c + a * s, 1e-6 * (std::abs(a) + std::abs(b)));
+    }
+    std::vector<float> only_turned = plain;
+    RopeRow(turn.data(), size, only_turned.data());
+    ASSERT_EQ(only_turned, turned);
+    std::vector<float> sum = x;
+    AddRow(other.data(), size, sum.data());
+    for (const int64_t capped_size : {size, int64_t{1}, int64_t{77}}) {
+      std::vector<float> capped = x;
+      SoftCapRow(3.5f, capped_size, capped.data());
+      for (size_t i = 0; i < x.size(); ++i) {
+        ASSERT_EQ(sum[i], x[i] + other[i]);
+        const bool inside = i < static_cast<size_t>(capped_size);
+        ASSERT_NEAR(capped[i], inside ? 3.5 * std::tanh(x[i] / 3.5) : x[i], inside ? 3e-6 : 0);
+      }
     }
   });
 }

@@ -1,0 +1,43 @@
+// Gemma 3 (text only). Five layers of six see a window and turn by angles of base 10000; the sixth
+// sees everything, with the file's base and scaling. Every norm's weight is 1 + that of the
+// checkpoint, as the file has it already.
+//
+// Source: Gemma Team, "Gemma 3 Technical Report" (2025).
+#include <cmath>
+
+#include "engine/arch/architectures.h"
+
+namespace riffle::engine {
+
+ModelSpec ReadGemma3(const SpecReader& reader) {
+  constexpr int64_t kGlobalEvery = 6;
+  constexpr int64_t kLayersOf27B = 62;
+  ModelSpec spec = reader.ReadCommon();
+  spec.embedding_scale = std::sqrt(static_cast<float>(spec.hidden_size));
+  spec.logit_soft_cap = reader.OptionalPositive("final_logit_softcapping");
+  spec.ropes = {RopeSpec(), reader.ReadRope()};
+  const int64_t window = reader.Number("attention.sliding_window", 1, kMaxSize);
+  const auto soft_cap = reader.OptionalPositive("attn_logit_softcapping");
+  for (int64_t i = 0; i < spec.layer_count(); ++i) {
+    LayerSpec& layer = spec.layers[static_cast<size_t>(i)];
+    const bool global = (i + 1) % kGlobalEvery == 0;
+    layer.rope = global ? 1 : 0;
+    if (!global) {
+      layer.window = window;
+    }
+    layer.activation = Activation::kGelu;
+    layer.attention_soft_cap = soft_cap;
+    if (spec.layer_count() == kLayersOf27B) {  // another scale, which the file does not tell
+      layer.attention_scale =
+          1.0f / std::sqrt(static_cast<float>(spec.hidden_size) / static_cast<float>(spec.q_heads));
+    }
+    const std::string prefix = "blk." + std::to_string(i) + ".";
+    layer.tensors.q_norm = prefix + "attn_q_norm.weight";
+    layer.tensors.k_norm = prefix + "attn_k_norm.weight";
+    layer.tensors.post_attention_norm = prefix + "post_attention_norm.weight";
+    layer.tensors.post_ffn_norm = prefix + "post_ffw_norm.weight";
+  }
+  return spec;
+}
+
+}  // namespace riffle::engine

@@ -1,0 +1,52 @@
+// What the files of architectures have in common: checked reads of metadata, and the sizes and
+// tensor names that most of them share.
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <string>
+
+#include "engine/arch/model_spec.h"
+#include "engine/gguf/gguf.h"
+
+namespace riffle::engine {
+
+// Keys are named without the architecture: "block_count" is "llama.block_count" in a Llama. All
+// functions throw BadModel, naming key and value.
+class SpecReader {
+ public:
+  explicit SpecReader(const GgufFile& file);
+
+  const std::string& architecture() const { return architecture_; }
+  const GgufFile& file() const { return file_; }
+  std::string Key(const std::string& name) const { return architecture_ + "." + name; }
+  bool Has(const std::string& name) const { return file_.Has(Key(name)); }
+  [[noreturn]] void Fail(const std::string& name, const std::string& text) const;
+
+  int64_t Number(const std::string& name, int64_t min, int64_t max) const;
+  int64_t MultipleOf32(const std::string& name, int64_t max) const;
+  double Positive(const std::string& name) const;
+  std::optional<float> OptionalPositive(const std::string& name) const;
+  // Throws if the key is there and not 0: what it stands for is not supported.
+  void RefuseNumber(const std::string& name) const;
+
+  // All but ropes, the layers' windows, scales and activations, and what few architectures have.
+  // A layer's tensors are those of attention, of a gated feed-forward network and of the norms
+  // before both, and the biases that the file has. attention_scale is 1 / sqrt(head_dim).
+  ModelSpec ReadCommon() const;
+  // RoPE with base `rope.freq_base` and scaling of the kinds none, linear and, where there is a
+  // tensor rope_freqs.weight, by its factors.
+  RopeSpec ReadRope() const;
+
+ private:
+  void ReadHeads(ModelSpec& spec) const;
+  void ReadVocabulary(ModelSpec& spec) const;
+  LayerTensors Tensors(int64_t layer) const;
+
+  const GgufFile& file_;
+  std::string architecture_;
+};
+
+constexpr int64_t kMaxSize = 1 << 20;  // of hidden states, contexts, windows
+
+}  // namespace riffle::engine

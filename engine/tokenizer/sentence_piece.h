@@ -1,0 +1,44 @@
+// SentencePiece's byte-pair encoding by score, tokenizer.ggml.model "llama". Spaces become U+2581.
+// A fragment starts as characters, and the adjacent pair whose union is the token of the highest
+// score (the leftmost of equals) is merged until none is left. Characters that are no token become
+// one byte token per byte.
+//
+// Source of the method: SentencePiece's bpe_model.cc, and llama.cpp's SPM tokenizer for what a GGUF
+// file adds (add_space_prefix).
+#pragma once
+
+#include <array>
+#include <cstdint>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "engine/gguf/gguf.h"
+#include "engine/tokenizer/fragment_encoder.h"
+
+namespace riffle::engine {
+
+class SentencePiece final : public FragmentEncoder {
+ public:
+  // Of the tokens `texts` of the file, and their types. Throws BadModel.
+  SentencePiece(const GgufFile& file, const std::vector<std::string_view>& texts,
+                const std::vector<TokenType>& types);
+
+  std::string Spell(std::string_view text) const override;
+  void Encode(std::string_view fragment, std::vector<int32_t>* out) const override;
+  std::string Piece(std::string_view text, TokenType type) const override;
+  bool adds_space() const override { return space_prefix_; }
+  bool adds_bos() const override { return true; }
+
+ private:
+  void ReadByteToken(const GgufFile& file, int32_t token, std::string_view text);
+  void EncodeSymbol(std::string_view symbol, std::vector<int32_t>* out) const;
+
+  TokenOfText normal_;  // as they stand in the file
+  std::vector<float> scores_;
+  std::array<int32_t, 256> byte_tokens_;
+  int32_t unknown_ = -1;
+  bool space_prefix_ = false;
+};
+
+}  // namespace riffle::engine

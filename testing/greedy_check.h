@@ -1,0 +1,34 @@
+// Greedy tokens of the engine against those of another implementation.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "engine/engine.h"
+#include "engine/model.h"
+
+namespace riffle::testing {
+
+struct GreedyCase {
+  std::string name;
+  std::vector<int32_t> prompt;
+  std::vector<int32_t> tokens;  // by the other implementation
+  std::vector<double> gaps;     // between its two best logits, before each of them
+};
+
+// Where the best logits are closer than this, rounding may choose: activations are not float32
+// everywhere.
+constexpr double kCloseLogits = 0.05;
+
+// Fails the test where a token differs although the gap is larger than kCloseLogits. Returns how
+// many tokens were compared at such gaps. At most `max_steps` of a case.
+size_t ExpectSameGreedyTokens(const engine::Model& model, const std::vector<GreedyCase>& cases,
+                              size_t max_steps);
+
+// The tokens of all requests, run together.
+std::vector<std::vector<int32_t>> RunRequests(const engine::Model& model,
+                                              const std::vector<engine::Request>& requests,
+                                              uint64_t seed = 0);
+
+}  // namespace riffle::testing
