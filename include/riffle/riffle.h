@@ -3,6 +3,7 @@
 
 #include "riffle/attention.h"
 #include "riffle/error.h"
+#include "riffle/indexer.h"
 #include "riffle/indices.h"
 #include "riffle/kv_cache.h"
 #include "riffle/linear_topk.h"
