@@ -10,6 +10,7 @@
 #include "riffle/roofline.h"
 #include "riffle/runtime.h"
 #include "riffle/sampling.h"
+#include "riffle/sparse_attention.h"
 #include "riffle/topk.h"
 #include "riffle/types.h"
 #include "riffle/version.h"
