@@ -1,0 +1,221 @@
+// The indexer of sparse attention: a small score for every (query, key), and the exact top-k of
+// them, by which attention then reads a few thousand keys of a long context (DeepSeek's DSA, and
+// its relatives). sparse_attention.h has that attention.
+//
+//   I[t, s] = scale(s) * sum over heads h of  w[t, h] * act(q[t, h] . k[s])
+//
+// One key serves all heads. A query at position p sees the keys s < (p + 1) / ratio: with ratio 1
+// its own position and those before it; with ratio 4 or 128, where a key stands for so many tokens,
+// those whose tokens are complete.
+//
+// Arithmetic. A score is a pure function of its query and its key: bitwise the same whatever the
+// batch, threads, page size or SIMD vector length. The sum over heads is in f32, in ascending order
+// of h, each product rounded before it is added; the key's scale is multiplied last. A NaN score is
+// the quiet NaN 0x7fc00000.
+//   int8 keys   q . k is an exact integer, so scores have the same bits on every SIMD target. q
+//   that
+//               is not int8 is rounded to int8, each head with a scale of its own, max|q| / 127,
+//               which is multiplied into w first.
+//   others      f32 accumulation in a chain over head_dim: of bf16 pairs (VDPBF16PS) where q and
+//               keys are exact in bf16 (bf16, e4m3, int8) and the target has them, which takes
+//               denormals for zeros; else of fused multiply-adds in f32. The same bits on every run
+//               of a target.
+// int8 after a Hadamard transform (WriteIndexKeys, Hadamard) is 4.2 times more precise than e4m3
+// with power-of-two scales at the same number of bytes, and twice as fast: docs/sparse.md.
+#pragma once
+
+#include <cstdint>
+#include <span>
+
+#include "riffle/attention.h"
+#include "riffle/export.h"
+#include "riffle/indices.h"
+#include "riffle/runtime.h"
+#include "riffle/types.h"
+
+namespace riffle {
+
+// How the index keys of a page lie in memory.
+enum class IndexKeyFormat : uint8_t {
+  kPlain,     // rows of a dtype, with strides; scales elsewhere
+  kDeepGemm,  // page_size rows of e4m3, then page_size f32 scales: DeepGEMM's and vLLM's cache
+};
+inline constexpr int kNumIndexKeyFormats = 2;
+
+constexpr const char* Name(IndexKeyFormat format) {
+  return format == IndexKeyFormat::kPlain      ? "plain"
+         : format == IndexKeyFormat::kDeepGemm ? "deepgemm"
+                                               : "an unknown format";
+}
+
+// Scales of index keys: of key `token` of page `page` data[page * page_stride + token *
+// token_stride]. Without data every scale is 1.
+template <typename T>
+struct IndexScales {
+  T* data = nullptr;
+  int64_t page_stride = 0;  // elements
+  int64_t token_stride = 0;
+};
+
+// The index keys of every page of a pool: key `token` of page `page` is head_dim elements from
+// page * page_stride + token * token_stride on. A matrix of keys is a pool of one page.
+struct IndexKeys {
+  const void* data = nullptr;
+  DType dtype = DType::kF32;  // kPlain: f32, f16, bf16, e4m3 or i8; kDeepGemm: u8
+  int64_t num_pages = 0;
+  int64_t page_size = 0;                 // keys of a page, at least 1
+  int64_t head_dim = 0;                  // 32 to 256, a multiple of 16
+  int64_t page_stride = 0;               // elements
+  int64_t token_stride = 0;              // elements; kDeepGemm: without effect
+  IndexScales<const float> scales = {};  // kPlain; int8 must have them
+  IndexKeyFormat format = IndexKeyFormat::kPlain;
+};
+
+// w [tokens, heads], heads contiguous; without data all weights are 1.
+struct IndexWeights {
+  const float* data = nullptr;
+  int64_t token_stride = 0;  // elements
+};
+
+enum class IndexActivation : uint8_t { kRelu, kNone };
+
+struct IndexerOptions {
+  IndexActivation activation = IndexActivation::kRelu;
+  int64_t ratio = 1;           // tokens that a key stands for, at least 1
+  ThreadPool* pool = nullptr;  // null: DefaultPool()
+};
+
+// A matrix of scores [tokens, cols].
+struct IndexLogitsOut {
+  float* data = nullptr;
+  int64_t cols = 0;
+  int64_t row_stride = 0;  // elements
+};
+
+// Scores of every key that a query sees; -inf in the columns behind them.
+//   q      [tokens, heads, head_dim] f32|f16|bf16|e4m3|i8, 1 to 128 heads
+//   batch  riffle/attention.h; kv_lens are in tokens, page_table is of key pages: sequence b has
+//          kv_lens[b] / ratio keys. There may be more queries than tokens: a query before position
+//          0 sees no key.
+//   out    column s is key s of the query's sequence; cols is at least the most keys that a query
+//          sees (MaxIndexKeys)
+// Throws Error: kBadShape, kBadDType, kBadOption, kBadRange, kBadPage, kOverlap, kOutOfMemory.
+// Nothing is written on error. Allocates nothing once the pool's scratch has grown.
+// Source of the method: DeepSeek-V3.2 (lightning indexer), DeepGEMM (its layout).
+RIFFLE_API void IndexerLogits(const HeadsView& q, const IndexWeights& weights,
+                              const IndexKeys& keys, const PagedBatch& batch,
+                              const IndexLogitsOut& out, const IndexerOptions& options = {});
+
+// The same over a matrix of keys, keys.num_pages = 1, of which query t sees [starts[t], ends[t]):
+// DeepGEMM's form for prefill, where the keys of sequences lie one behind the other. Column s is
+// key s; columns outside of the range are -inf. options.ratio must be 1.
+RIFFLE_API void IndexerLogits(const HeadsView& q, const IndexWeights& weights,
+                              const IndexKeys& keys, std::span<const int32_t> starts,
+                              std::span<const int32_t> ends, const IndexLogitsOut& out,
+                              const IndexerOptions& options = {});
+
+// The most keys that a query of the batch sees.
+RIFFLE_API int64_t MaxIndexKeys(const PagedBatch& batch, int64_t ratio = 1);
+
+// How the scores of a block of keys become one. A block of fewer keys, the last one, is of those.
+enum class BlockScore : uint8_t {
+  kMax,   // the first in the order of riffle/topk.h
+  kMean,  // their sum in ascending order of keys, in f32, divided by their number
+};
+
+struct IndexTopKOptions {
+  IndexActivation activation = IndexActivation::kRelu;
+  int64_t ratio = 1;
+  // Keys of a block: what is selected are blocks, of which a query that sees n keys has
+  // ceil(n / block). 1: keys.
+  int64_t block = 1;
+  BlockScore block_score = BlockScore::kMax;
+  // Forced members: selected first, in ascending order, without a look at their scores. Together at
+  // most k.
+  int64_t first_blocks = 0;
+  int64_t local_blocks = 0;      // the last ones that the query sees
+  bool incomplete_tail = false;  // the last block if it has fewer than `block` keys
+  // [tokens, candidate_cols] int32: only these blocks, and the forced ones, may be selected. In any
+  // order; -1, blocks that the query does not see and repetitions are ignored.
+  const int32_t* candidates = nullptr;
+  int64_t candidate_cols = 0;
+  int64_t candidate_stride = 0;  // elements from a token to the next
+  // A candidate stands for so many neighbours: candidate c for blocks [c * candidate_span,
+  // (c + 1) * candidate_span). DeepSeek-V4.1's second level selects keys in blocks of 8.
+  int64_t candidate_span = 1;
+  bool slots = false;  // page * page_size + offset in place of positions; block must be 1
+  ThreadPool* pool = nullptr;
+};
+
+// The k best keys, or blocks of keys, of each query, best first, then -1: the bits of TopKPerRow
+// with index_order_if_short over the result of IndexerLogits, whose ties go to the lower position.
+// Scores are not stored: tiles of keys are scored, compared with a bound that k scores are known to
+// reach, and forgotten. Where what may be selected is no more than k, nothing is scored: the answer
+// is in ascending order.
+//   indices  [tokens, k] int32
+// Throws Error: kBadK unless 1 <= k < 2^31 - 1, and as IndexerLogits.
+RIFFLE_API void IndexerTopK(const HeadsView& q, const IndexWeights& weights, const IndexKeys& keys,
+                            const PagedBatch& batch, int64_t k, const OutView<int32_t>& indices,
+                            const IndexTopKOptions& options = {});
+
+// Index keys of a pool that are written.
+struct IndexKeysOut {
+  void* data = nullptr;
+  DType dtype = DType::kF32;  // kPlain: f32, f16, bf16, e4m3 or i8; kDeepGemm: u8
+  int64_t num_pages = 0;
+  int64_t page_size = 0;
+  int64_t head_dim = 0;
+  int64_t page_stride = 0;  // elements
+  int64_t token_stride = 0;
+  IndexScales<float> scales = {};  // kPlain: of e4m3 and i8, which must have them, and of no other
+  IndexKeyFormat format = IndexKeyFormat::kPlain;
+};
+
+struct WriteIndexKeysOptions {
+  // The keys are transformed first. Then the queries have to be too (Hadamard): q . k stays, and
+  // what is large in few elements is spread over all, which int8 keeps better. A power of two.
+  bool hadamard = true;
+  // Of e4m3: scales are rounded up to powers of two, as DeepSeek's ("ue8m0") are.
+  bool power_of_two_scales = true;
+  ThreadPool* pool = nullptr;
+};
+
+// Writes keys x [tokens, head_dim] f32|f16|bf16 (RoPE is the caller's) to slots = page * page_size
+// + offset; -1 skips a key; of equal slots the later one stays.
+//   int8  scale = max|x| / 127, code = x * (127 / max|x|) to the nearest even
+//   e4m3  scale = max(max|x|, 1e-4) / 448, code = x / scale to the nearest even
+// all in f32. A key that is not finite gets the scale NaN, so that its scores are NaN. Throws Error
+// as IndexerLogits.
+RIFFLE_API void WriteIndexKeys(const MatrixView& x, IndexSpan slots, const IndexKeysOut& keys,
+                               const WriteIndexKeysOptions& options = {});
+
+// out = H x of each row, H the orthonormal Walsh-Hadamard matrix (Sylvester's order); columns are a
+// power of two, 1 to 32768. Sums in f32, the same bits on every SIMD target; out has x's dtype,
+// f32, f16 or bf16, and may be x itself.
+RIFFLE_API void Hadamard(const MatrixView& x, const OutView<void>& out,
+                         const CallOptions& options = {});
+
+struct PositionsView {
+  const int32_t* data = nullptr;
+  int64_t tokens = 0;
+  int64_t cols = 0;
+  int64_t row_stride = 0;  // elements
+};
+struct PageTableView {
+  IndexPointer data;  // [sequences, max_pages]
+  int64_t sequences = 0;
+  int64_t max_pages = 0;
+  int64_t row_stride = 0;  // elements
+  int64_t page_size = 0;
+};
+
+// slots[t, i] = page_table[b, p / page_size] * page_size + p % page_size of p = positions[t, i],
+// where b is the sequence of token t; -1 where p is negative, past the table's pages, or of a page
+// that is negative there (where a table is not filled).
+//   positions, slots  [tokens, cols] int32; they may be the same memory
+//   cu_q_lens         empty: one token a sequence; its last element is the number of tokens
+// Throws Error: kBadShape, kBadRange, kOverlap; kBadPage where a slot is beyond int32.
+RIFFLE_API void PositionsToSlots(const PositionsView& positions, const PageTableView& table,
+                                 IndexSpan cu_q_lens, const OutView<int32_t>& slots);
+
+}  // namespace riffle

@@ -1,0 +1,87 @@
+// Attention of each query over rows that it names: what follows an indexer (riffle/indexer.h).
+//
+// One row serves all heads; it is the key, and its first value_dim elements are the value, as in
+// multi-head latent attention (DeepSeek-V3.2: 576 and 512) or where keys are values (DeepSeek-V4:
+// 512 and 512).
+//
+// Bitwise invariance, per SIMD target: what a query gets does not depend on the batch, the threads,
+// or the order in which its rows are named: they are taken in ascending order of slot, scope by
+// scope, in blocks of 128.
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <span>
+
+#include "riffle/attention.h"
+#include "riffle/export.h"
+#include "riffle/runtime.h"
+#include "riffle/types.h"
+
+namespace riffle {
+
+enum class SparseRowFormat : uint8_t {
+  kPlain,   // row_dim elements of a dtype
+  kMla656,  // DeepSeek-V3.2: 512 e4m3, 4 f32 scales, one for each 128 of them, 64 bf16: 576
+            // elements
+  kMla584,  // DeepSeek-V4: pages of page_size x (448 e4m3, 64 bf16), then page_size x (7 e8m0
+            // scales, one for each 64, and a byte that pads): 512 elements
+};
+
+constexpr const char* Name(SparseRowFormat format) {
+  return format == SparseRowFormat::kPlain    ? "plain"
+         : format == SparseRowFormat::kMla656 ? "mla656"
+         : format == SparseRowFormat::kMla584 ? "mla584"
+                                              : "an unknown format";
+}
+
+// A pool of rows. Slot s is row s % page_size of page s / page_size: row_stride and page_stride
+// elements apart (bytes where dtype is u8).
+struct SparseRows {
+  const void* data = nullptr;
+  DType dtype = DType::kF32;  // kPlain: f32, f16 or bf16; else u8
+  int64_t slots = 0;          // rows of the pool
+  int64_t row_dim = 0;        // elements of a row: 32 to 1024, a multiple of 16; 576; 512
+  int64_t row_stride = 0;     // kMla584: without effect
+  int64_t page_size = 0;      // 0: one page of all rows (not for kMla584)
+  int64_t page_stride = 0;
+  SparseRowFormat format = SparseRowFormat::kPlain;
+};
+
+// Rows of one pool that the queries name.
+struct SparseScope {
+  SparseRows rows;
+  const int32_t* slots = nullptr;  // [tokens, cols]; -1: none. A slot named twice counts twice
+  int64_t cols = 0;
+  int64_t slots_stride = 0;          // elements from a token to the next
+  const int32_t* lengths = nullptr;  // [tokens], 0..cols: slots behind are not read; null: all
+};
+
+struct SparseAttentionOptions {
+  std::optional<float> scale = {};  // of the logits; default 1 / sqrt(row_dim)
+  int64_t value_dim = 0;            // a multiple of 16, at most row_dim; 0: row_dim
+  // [heads] or empty: a raw logit per head that takes part in the softmax but has no value; -inf
+  // changes nothing, +inf leaves zeros.
+  std::span<const float> sinks = {};
+  bool lse_with_sinks = true;
+  bool ignore_invalid = false;  // slots below -1 or past the pool: skipped, not an error
+  ThreadPool* pool = nullptr;   // null: DefaultPool()
+};
+
+// out[t, h] = softmax over the named rows r of (scale * q[t, h] . r) times r[:value_dim].
+//   q       [tokens, heads, row_dim] f32|f16|bf16, 1 to 1024 heads
+//   scopes  one or more, of one row_dim; DeepSeek-V4 has two: a window and compressed entries
+//   out     [tokens, heads, value_dim] in the dtype of q; lse as PagedAttention's
+// A query that names no row gets zeros and lse = -inf, or lse = the sink. Rows that nobody names
+// are never read. f32 accumulation and softmax; where q is bf16, rows are bf16 or coded, and the
+// target has bf16 dot products, rows are decoded to bf16 (exact where their scales are powers of
+// two) and probabilities rounded to bf16, else everything is f32. A NaN that a query names makes
+// its result NaN. Throws Error: kBadShape, kBadDType, kBadOption, kBadRange (lengths), kBadPage
+// (slots), kOverlap, kOutOfMemory. Nothing is written on error. Allocates nothing once the pool's
+// scratch has grown. Source of the method: DeepSeek-V3.2, FlashMLA (its layouts); Milakov and
+// Gimelshein 2018.
+RIFFLE_API void SparseAttention(const HeadsView& q, std::span<const SparseScope> scopes,
+                                const AttentionOut& out,
+                                const SparseAttentionOptions& options = {});
+
+}  // namespace riffle

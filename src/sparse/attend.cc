@@ -1,0 +1,251 @@
+// The entry point of sparse attention: check, plan, run.
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <string>
+
+#include "core/check.h"
+#include "core/entry_point.h"
+#include "core/lease.h"
+#include "core/targets.h"
+#include "riffle/sparse_attention.h"
+#include "sparse/attend_args.h"
+#include "sparse/indexer_check.h"
+
+namespace riffle {
+namespace sparse {
+
+AttendScratch PlanAttendScratch(const AttendArgs& args, int heads) {
+  core::ScratchLayout layout;
+  AttendScratch plan;
+  constexpr int kMaxHeadGroup = 8;
+  const int64_t words = args.row_words();
+  int64_t named = 0;
+  int64_t widest = 0;
+  for (const SparseScope& scope : args.scopes) {
+    named += scope.cols;
+    widest = std::max(widest, scope.cols + 1);
+  }
+  plan.padded_dim = (args.value_dim + kColumnChunk - 1) / kColumnChunk * kColumnChunk;
+  plan.rows = layout.Place<const uint8_t*>(named);
+  plan.formats = layout.Place<uint8_t>(named);
+  plan.slots = layout.Place<int32_t>(2 * widest);
+  plan.q = layout.Place<uint32_t>((heads + kMaxHeadGroup) / kMaxHeadGroup * kMaxHeadGroup * words);
+  plan.decoded = layout.Place<uint32_t>(kAttendBlock * words);
+  plan.keys = layout.Place<uint32_t>(kAttendBlock * words);
+  plan.values = layout.Place<uint32_t>(plan.padded_dim * kAttendBlock);
+  plan.scores = layout.Place<float>(int64_t{heads} * kAttendBlock);
+  plan.sums = layout.Place<float>(heads * plan.padded_dim);
+  plan.max = layout.Place<float>(heads);
+  plan.weight = layout.Place<float>(heads);
+  plan.correction = layout.Place<float>(heads);
+  plan.bytes = layout.bytes();
+  return plan;
+}
+
+}  // namespace sparse
+
+namespace {
+
+using sparse::AttendArgs;
+using sparse::NamedBytes;
+
+constexpr int64_t kMaxInt = std::numeric_limits<int32_t>::max();
+constexpr int64_t kMaxHeads = 1024;
+
+core::Strided RowsOf(const SparseRows& rows) {
+  const auto element = static_cast<int64_t>(SizeOf(rows.dtype));
+  const int64_t page = rows.page_size == 0 ? std::max<int64_t>(rows.slots, 1) : rows.page_size;
+  const int64_t pages = (rows.slots + page - 1) / page;
+  if (rows.format == SparseRowFormat::kMla584) {
+    return {rows.data, {pages, 1, 1}, {rows.page_stride, 0, 0}, core::SaturatingMul(page, 584)};
+  }
+  const int64_t bytes = rows.format == SparseRowFormat::kMla656 ? 656 : rows.row_dim * element;
+  return {rows.data,
+          {std::min(page, rows.slots), pages, 1},
+          {core::SaturatingMul(rows.row_stride, element),
+           core::SaturatingMul(rows.page_stride, element), 0},
+          bytes};
+}
+
+void CheckRows(const std::string& name, const SparseRows& rows, int64_t row_dim) {
+  core::Check(rows.format <= SparseRowFormat::kMla584, Code::kBadOption, name,
+              ".format = ", static_cast<int>(rows.format), " is unknown");
+  if (rows.format == SparseRowFormat::kPlain) {
+    core::Check(rows.dtype <= DType::kBF16, Code::kBadDType, name, " are ", Name(rows.dtype),
+                ", not float32, float16 or bfloat16");
+  } else {
+    core::Check(rows.dtype == DType::kU8, Code::kBadDType, name, " are ", Name(rows.dtype),
+                "; the format ", Name(rows.format), " has uint8");
+    const int64_t dim = rows.format == SparseRowFormat::kMla656 ? 576 : 512;
+    core::Check(rows.row_dim == dim, Code::kBadShape, name, ".row_dim = ", rows.row_dim,
+                "; the format ", Name(rows.format), " has ", dim, " elements");
+  }
+  sparse::CheckSame((name + ".row_dim").c_str(), rows.row_dim, "q.head_dim", row_dim);
+  sparse::CheckIn((name + ".slots").c_str(), rows.slots, 0, kMaxInt);
+  sparse::CheckIn((name + ".page_size").c_str(), rows.page_size,
+                  rows.format == SparseRowFormat::kMla584 ? 1 : 0, kMaxInt);
+  if (rows.format == SparseRowFormat::kMla584) {
+    core::Check(rows.page_stride >= core::SaturatingMul(rows.page_size, 584), Code::kBadShape, name,
+                ".page_stride = ", rows.page_stride, " is less than the ", rows.page_size,
+                " rows of 584 bytes of a page");
+  }
+  core::Check(rows.data != nullptr || rows.slots == 0, Code::kBadShape, name, ".data is null");
+  core::CheckAddressable(name.c_str(), RowsOf(rows));
+}
+
+void CheckSlots(const std::string& name, const SparseScope& scope, int64_t tokens, bool ignore) {
+  sparse::CheckIn((name + ".cols").c_str(), scope.cols, 0, kMaxInt / 8);
+  if (tokens == 0 || scope.cols == 0) {
+    return;
+  }
+  core::Check(scope.slots != nullptr, Code::kBadShape, name, ".slots is null");
+  core::CheckAddressable((name + ".slots").c_str(),
+                         sparse::RowsBytes(scope.slots, tokens, scope.slots_stride, scope.cols, 4));
+  for (int64_t t = 0; t < tokens; ++t) {
+    const int64_t length = scope.lengths == nullptr ? scope.cols : scope.lengths[t];
+    core::Check(length >= 0 && length <= scope.cols, Code::kBadRange, name, ".lengths[", t,
+                "] = ", length, " is not in 0..", scope.cols);
+    const int32_t* slots = scope.slots + t * scope.slots_stride;
+    for (int64_t i = 0; i < length && !ignore; ++i) {
+      core::Check(slots[i] >= -1 && slots[i] < scope.rows.slots, Code::kBadPage, name, ".slots[", t,
+                  ",", i, "] = ", slots[i], " is not -1 or in 0..", scope.rows.slots - 1,
+                  "; ignore_invalid skips it");
+    }
+  }
+}
+
+void CheckScopes(const HeadsView& q, std::span<const SparseScope> scopes,
+                 const SparseAttentionOptions& options) {
+  core::Check(!scopes.empty() && scopes.size() <= sparse::kMaxScopes, Code::kBadShape,
+              "scopes has ", scopes.size(), " elements, not 1 to ", sparse::kMaxScopes);
+  for (size_t s = 0; s < scopes.size(); ++s) {
+    const std::string name = core::Concat("scopes[", s, "]");
+    CheckRows(name + ".rows", scopes[s].rows, q.head_dim);
+    CheckSlots(name, scopes[s], q.tokens, options.ignore_invalid);
+  }
+}
+
+void CheckQuery(const HeadsView& q, const SparseAttentionOptions& options) {
+  core::Check(q.dtype <= DType::kBF16, Code::kBadDType, "q is ", Name(q.dtype),
+              ", not float32, float16 or bfloat16");
+  sparse::CheckIn("q.tokens", q.tokens, 0, kMaxInt);
+  sparse::CheckIn("q.heads", q.heads, 1, kMaxHeads);
+  sparse::CheckIn("q.head_dim", q.head_dim, 32, sparse::kMaxRowDim);
+  core::Check(q.head_dim % 16 == 0, Code::kBadShape, "q.head_dim = ", q.head_dim,
+              " is not a multiple of 16");
+  core::Check(q.data != nullptr || q.tokens == 0, Code::kBadShape, "q.data is null");
+  core::CheckAddressable("q", sparse::HeadsBytes(q));
+  core::Check(
+      options.value_dim >= 0 && options.value_dim <= q.head_dim && options.value_dim % 16 == 0,
+      Code::kBadOption, "value_dim = ", options.value_dim, " is not a multiple of 16 in 0..",
+      q.head_dim);
+  const float scale = options.scale.value_or(1.0f);
+  core::Check(std::isfinite(scale), Code::kBadOption, "scale = ", scale, " is not finite");
+  core::Check(options.sinks.empty() || static_cast<int64_t>(options.sinks.size()) == q.heads,
+              Code::kBadShape, "sinks has ", options.sinks.size(), " elements for ", q.heads,
+              " heads");
+  for (size_t h = 0; h < options.sinks.size(); ++h) {
+    core::Check(!std::isnan(options.sinks[h]), Code::kBadOption, "sinks[", h, "] is NaN");
+  }
+}
+
+void CheckOut(const HeadsView& q, std::span<const SparseScope> scopes, const AttentionOut& out,
+              const SparseAttentionOptions& options) {
+  if (q.tokens == 0) {
+    return;
+  }
+  core::Check(out.data != nullptr, Code::kBadShape, "out.data is null");
+  HeadsView shape = q;
+  shape.data = out.data;
+  shape.head_dim = options.value_dim != 0 ? options.value_dim : q.head_dim;
+  shape.token_stride = out.token_stride;
+  shape.head_stride = out.head_stride;
+  const NamedBytes outputs[] = {
+      {"out", sparse::HeadsBytes(shape)},
+      {"lse", sparse::RowsBytes(out.lse, q.tokens, out.lse_token_stride, q.heads, 4)}};
+  for (const NamedBytes& output : outputs) {
+    const NamedBytes inputs[] = {{"q", sparse::HeadsBytes(q)},
+                                 {"sinks",
+                                  {options.sinks.data(),
+                                   {1, 1, 1},
+                                   {0, 0, 0},
+                                   static_cast<int64_t>(options.sinks.size_bytes())}}};
+    sparse::CheckOutput(output, inputs);
+    for (const SparseScope& scope : scopes) {
+      const NamedBytes of_scope[] = {
+          {"rows", RowsOf(scope.rows)},
+          {"slots", sparse::RowsBytes(scope.slots, q.tokens, scope.slots_stride, scope.cols, 4)},
+          {"lengths", sparse::RowsBytes(scope.lengths, 1, 0, q.tokens, 4)}};
+      sparse::CheckOutput(output, of_scope);
+    }
+  }
+  core::Check(!core::Overlaps(outputs[0].bytes, outputs[1].bytes), Code::kOverlap,
+              "out shares memory with lse");
+}
+
+AttendArgs MakeArgs(const HeadsView& q, std::span<const SparseScope> scopes,
+                    const AttentionOut& out, const SparseAttentionOptions& options) {
+  const auto element = static_cast<int64_t>(SizeOf(q.dtype));
+  AttendArgs args;
+  args.q = static_cast<const uint8_t*>(q.data);
+  args.q_dtype = q.dtype;
+  args.q_token_stride = q.token_stride * element;
+  args.q_head_stride = q.head_stride * element;
+  args.heads = static_cast<int>(q.heads);
+  args.row_dim = static_cast<int>(q.head_dim);
+  args.value_dim = static_cast<int>(options.value_dim != 0 ? options.value_dim : q.head_dim);
+  args.scale =
+      options.scale.value_or(static_cast<float>(1.0 / std::sqrt(static_cast<double>(q.head_dim))));
+  args.sinks = options.sinks.empty() ? nullptr : options.sinks.data();
+  args.lse_with_sinks = options.lse_with_sinks;
+  args.bf16 = q.dtype == DType::kBF16 && sparse::HasBF16Attend() &&
+              std::all_of(scopes.begin(), scopes.end(), [](const SparseScope& scope) {
+                return scope.rows.dtype == DType::kBF16 || scope.rows.dtype == DType::kU8;
+              });
+  args.scopes = scopes;
+  args.out = static_cast<uint8_t*>(out.data);
+  args.out_token_stride = out.token_stride * element;
+  args.out_head_stride = out.head_stride * element;
+  args.lse = out.lse;
+  args.lse_token_stride = out.lse_token_stride;
+  return args;
+}
+
+// Heads of a work item: all, up to 128, where there are tokens for every thread; else fewer, in
+// eights, since every item decodes the rows.
+int HeadsOfItem(int64_t tokens, int heads, int threads) {
+  const int64_t parts = tokens >= 2 * threads ? 1 : (threads + tokens - 1) / tokens;
+  const int64_t each = (heads + parts - 1) / parts;
+  return static_cast<int>(std::min<int64_t>(128, (each + 7) / 8 * 8));
+}
+
+}  // namespace
+
+void SparseAttention(const HeadsView& q, std::span<const SparseScope> scopes,
+                     const AttentionOut& out, const SparseAttentionOptions& options) try {
+  const core::EntryPoint entry;
+  CheckQuery(q, options);
+  CheckScopes(q, scopes, options);
+  CheckOut(q, scopes, out, options);
+  core::EnsureTarget();
+  if (q.tokens == 0) {
+    return;
+  }
+  const AttendArgs args = MakeArgs(q, scopes, out, options);
+  const sparse::AttendKernels& kernels = sparse::GetAttendKernels(args.bf16);
+  core::Lease lease(options.pool);
+  const int heads = HeadsOfItem(q.tokens, args.heads, lease.threads());
+  const sparse::AttendScratch layout = sparse::PlanAttendScratch(args, heads);
+  lease.ReserveScratch(layout.bytes);
+  const int64_t parts = (args.heads + heads - 1) / heads;
+  lease.Run(q.tokens * parts, [&](int64_t task, uint8_t* scratch) {
+    const int begin = static_cast<int>(task % parts) * heads;
+    const sparse::AttendItem item{task / parts, begin, std::min(args.heads, begin + heads)};
+    kernels.attend(args, item, layout, scratch);
+  });
+} catch (...) {
+  core::RethrowAsError();
+}
+
+}  // namespace riffle

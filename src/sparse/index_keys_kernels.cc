@@ -1,0 +1,153 @@
+#include "sparse/index_keys_kernels.h"
+
+#undef HWY_TARGET_INCLUDE
+#define HWY_TARGET_INCLUDE "sparse/index_keys_kernels.cc"
+#include <hwy/foreach_target.h>  // includes this file once per target
+// clang-format off
+#include <hwy/highway.h>
+// clang-format on
+#include <algorithm>
+#include <bit>
+#include <cmath>
+
+#include "core/dispatch.h"
+#include "core/element.h"
+#include "core/round-inl.h"
+#include "sparse/indexer_args.h"
+#include "sparse/lanes-inl.h"
+
+HWY_BEFORE_NAMESPACE();
+namespace riffle::sparse::HWY_NAMESPACE {
+namespace hn = hwy::HWY_NAMESPACE;
+
+// x[i], x[i + half] = their sum, their difference, for halves 1, 2, 4 ...; then times cols^-1/2.
+// Every element is a sum in the same tree on every target.
+void Transform(float* x, int64_t cols) {
+  const LaneF32 df;
+  for (int64_t half = 1; half < cols; half *= 2) {
+    for (int64_t i = 0; i < cols; i += 2 * half) {
+      int64_t j = i;
+      for (; j + kLanes <= i + half; j += kLanes) {
+        const auto a = hn::LoadU(df, x + j);
+        const auto b = hn::LoadU(df, x + j + half);
+        hn::StoreU(hn::Add(a, b), df, x + j);
+        hn::StoreU(hn::Sub(a, b), df, x + j + half);
+      }
+      for (; j < i + half; ++j) {
+        const float a = x[j];
+        const float b = x[j + half];
+        x[j] = a + b;
+        x[j + half] = a - b;
+      }
+    }
+  }
+  const auto scale = static_cast<float>(1.0 / std::sqrt(static_cast<double>(cols)));
+  for (int64_t i = 0; i < cols; ++i) {
+    x[i] *= scale;
+  }
+}
+
+void StoreRow(DType dtype, const float* x, int64_t cols, uint8_t* to) {
+  const LaneF32 df;
+  const hn::Rebind<uint16_t, LaneF32> du16;
+  const auto element = static_cast<int64_t>(SizeOf(dtype));
+  alignas(64) float part[kLanes];
+  alignas(64) uint8_t bytes[4 * kLanes];
+  for (int64_t i = 0; i < cols; i += kLanes) {
+    const auto count = std::min<int64_t>(kLanes, cols - i);
+    std::memcpy(part, x + i, static_cast<size_t>(count) * sizeof(float));
+    std::fill(part + count, part + kLanes, 0.0f);
+    const auto value = hn::Load(df, part);
+    if (dtype == DType::kF32) {
+      hn::Store(value, df, reinterpret_cast<float*>(bytes));
+    } else if (dtype == DType::kF16) {
+      hn::Store(core::HWY_NAMESPACE::RoundToF16(df, value), du16,
+                reinterpret_cast<uint16_t*>(bytes));
+    } else {
+      hn::Store(core::HWY_NAMESPACE::RoundToBF16(df, value), du16,
+                reinterpret_cast<uint16_t*>(bytes));
+    }
+    std::memcpy(to + i * element, bytes, static_cast<size_t>(count * element));
+  }
+}
+
+void HadamardRow(DType dtype, const uint8_t* from, uint8_t* to, int64_t cols, float* scratch) {
+  HWY_DASSERT(std::has_single_bit(static_cast<uint64_t>(cols)));
+  const auto element = static_cast<int64_t>(SizeOf(dtype));
+  for (int64_t i = 0; i < cols; ++i) {
+    scratch[i] = core::LoadElement(dtype, from + i * element);
+  }
+  Transform(scratch, cols);
+  StoreRow(dtype, scratch, cols, to);
+}
+
+// |x| <= 448 as an e4m3 code, to the nearest, ties to the even code.
+uint8_t E4M3Code(float x) {
+  const auto bits = std::bit_cast<uint32_t>(x);
+  const auto sign = static_cast<uint8_t>(bits >> 24 & 0x80);
+  const float magnitude = std::min(std::fabs(x), 448.0f);
+  if (magnitude < 0x1p-6f) {  // subnormal: in steps of 2^-9; 2^23 more leaves them as last places
+    const float shifted = magnitude * 0x1p9f + 0x1p23f;
+    return static_cast<uint8_t>(sign | (std::bit_cast<uint32_t>(shifted) & 0xf));
+  }
+  const uint32_t wide = std::bit_cast<uint32_t>(magnitude) - (120u << 23);
+  return static_cast<uint8_t>(sign | (wide + 0x7ffff + (wide >> 20 & 1)) >> 20);
+}
+
+// Codes of a row and the scale of which they are multiples.
+float QuantizeE4M3(const float* x, int count, bool power_of_two, uint8_t* codes) {
+  const float max = MaxMagnitude(x, count);
+  if (!(max <= hwy::HighestValue<float>())) {
+    std::memset(codes, 0, static_cast<size_t>(count));
+    return __builtin_nanf("");
+  }
+  float scale = std::max(max, 1e-4f) / 448.0f;
+  if (power_of_two) {  // up
+    const auto bits = std::bit_cast<uint32_t>(scale);
+    scale = std::bit_cast<float>((bits + 0x7fffff) & 0xff800000u);
+  }
+  for (int i = 0; i < count; ++i) {
+    codes[i] = E4M3Code(x[i] / scale);
+  }
+  return scale;
+}
+
+void WriteRow(const IndexRow& row) {
+  HWY_DASSERT(row.dim % 16 == 0 && row.dim <= kMaxIndexDim);
+  float x[kMaxIndexDim];
+  RowToF32(row.from_dtype, row.from, row.dim, x);
+  if (row.hadamard) {
+    Transform(x, row.dim);
+  }
+  float scale = 1;
+  if (row.to_dtype == DType::kI8) {
+    int8_t codes[kMaxIndexDim];
+    scale = QuantizeInt8(x, row.dim, codes);
+    std::memcpy(row.to, codes, static_cast<size_t>(row.dim));
+  } else if (row.to_dtype == DType::kE4M3) {
+    scale = QuantizeE4M3(x, row.dim, row.power_of_two_scale, row.to);
+  } else {
+    StoreRow(row.to_dtype, x, row.dim, row.to);
+    return;
+  }
+  std::memcpy(row.scale, &scale, sizeof(scale));
+}
+
+const IndexKeysKernels* IndexKeysKernelsForTarget() {
+  static constexpr IndexKeysKernels kKernels = {WriteRow, HadamardRow};
+  return &kKernels;
+}
+
+}  // namespace riffle::sparse::HWY_NAMESPACE
+HWY_AFTER_NAMESPACE();
+
+#if HWY_ONCE
+namespace riffle::sparse {
+HWY_EXPORT(IndexKeysKernelsForTarget);
+
+const IndexKeysKernels& GetIndexKeysKernels() {
+  return *(*core::ForTarget(HWY_DISPATCH_TABLE(IndexKeysKernelsForTarget)))();
+}
+
+}  // namespace riffle::sparse
+#endif  // HWY_ONCE

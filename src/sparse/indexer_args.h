@@ -1,0 +1,144 @@
+// What the indexer's kernels are given: checked once at the entry point, trusted below it.
+#pragma once
+
+#include <algorithm>
+#include <atomic>
+#include <cstdint>
+
+#include "core/scratch_layout.h"
+#include "riffle/indexer.h"
+
+namespace riffle::sparse {
+
+inline constexpr int kTileKeys = 64;    // keys that are packed and scored at a time
+inline constexpr int kQueryBlock = 16;  // queries of a work item: they share the packed keys
+inline constexpr int kMaxIndexHeads = 128;
+inline constexpr int kMaxIndexDim = 256;
+
+// What q . k is made of. A word is 32 bits of a row of q or of a key: one f32, two bf16 or four
+// int8.
+enum class Product : uint8_t { kF32, kBF16, kInt8 };
+
+constexpr int ElementsPerWord(Product product) {
+  return product == Product::kF32 ? 1 : product == Product::kBF16 ? 2 : 4;
+}
+
+// The keys that a query may see: [begin, end) of its sequence; with candidates, of the list of
+// their keys.
+struct QueryRange {
+  int32_t seq;
+  int32_t begin;
+  int32_t end;
+};
+
+struct IndexerArgs {
+  const uint8_t* q = nullptr;
+  DType q_dtype = DType::kF32;
+  int64_t q_token_stride = 0;  // bytes
+  int64_t q_head_stride = 0;   // bytes
+  int heads = 0;
+  int head_dim = 0;
+  const float* weights = nullptr;  // null: all 1
+  int64_t weight_stride = 0;       // elements
+  bool relu = true;
+
+  const uint8_t* keys = nullptr;
+  DType key_dtype = DType::kF32;
+  int64_t page_size = 1;
+  int64_t page_stride = 0;                // bytes
+  int64_t token_stride = 0;               // bytes
+  const uint8_t* scales = nullptr;        // f32 of any alignment; null: all 1
+  int64_t scale_page_stride = 0;          // bytes
+  int64_t scale_token_stride = 0;         // bytes
+  const int32_t* page_numbers = nullptr;  // of all sequences; those of b from page_begin[b] on
+  const int64_t* page_begin = nullptr;    // [B]
+
+  const QueryRange* ranges = nullptr;  // [tokens]
+  // The keys that may be selected, where they are not all: blocks [tokens][candidate_stride] of
+  // candidate_block keys, ascending. Key i of a query is then key i % candidate_block of the block
+  // candidates[i / candidate_block].
+  const int32_t* candidates = nullptr;
+  int64_t candidate_stride = 0;
+  int64_t candidate_block = 1;
+  Product product = Product::kF32;
+
+  int words() const { return head_dim / ElementsPerWord(product); }
+};
+
+// Queries of one sequence whose keys are scored together.
+struct QueryGroup {
+  int32_t begin = 0;  // tokens
+  int32_t end = 0;
+};
+
+// A part of a group's keys.
+struct IndexerItem {
+  QueryGroup queries;
+  int32_t begin = 0;  // keys
+  int32_t end = 0;
+  int64_t number = 0;  // group * splits + split
+};
+
+// A thread's memory while it scores.
+struct ScoreScratch {
+  core::ScratchArray<uint32_t> q;      // [kQueryBlock][head groups][words][heads of a group]
+  core::ScratchArray<float> weights;   // [kQueryBlock][kMaxIndexHeads]
+  core::ScratchArray<int32_t> starts;  // likewise; int8: what the sums begin with
+  core::ScratchArray<uint32_t> tile;   // [panels][words][keys of a panel]
+  core::ScratchArray<uint32_t> rows;   // [kTileKeys][words]: keys that had to be converted
+  core::ScratchArray<float> scales;    // [kTileKeys]
+  core::ScratchArray<float> logits;    // [kTileKeys]
+  int64_t query_words = 0;             // words of a query
+  size_t bytes = 0;
+};
+ScoreScratch PlanScoreScratch(int heads, int words);
+
+// What IndexerTopK selects.
+struct SelectArgs {
+  int64_t k = 0;
+  int64_t block = 1;
+  BlockScore block_score = BlockScore::kMax;
+  int64_t first_blocks = 0;
+  int64_t local_blocks = 0;
+  bool incomplete_tail = false;
+  bool slots = false;
+  const int32_t* visible = nullptr;  // [tokens] keys that the query sees
+  OutView<int32_t> indices;
+
+  int64_t Blocks(int64_t token) const { return (visible[token] + block - 1) / block; }
+  // Forced members of a query: blocks [0, Head) and [Blocks - Tail, Blocks).
+  int64_t Head(int64_t token) const { return std::min(first_blocks, Blocks(token)); }
+  int64_t Tail(int64_t token) const {
+    const int64_t tail = incomplete_tail && visible[token] % block != 0
+                             ? std::max<int64_t>(local_blocks, 1)
+                             : local_blocks;
+    return std::min(tail, Blocks(token) - Head(token));
+  }
+};
+
+// The lists of candidates for the answer that a thread keeps while it scores an item, behind its
+// ScoreScratch, and what sorting takes.
+struct SelectScratch {
+  int64_t limit = 0;                        // at most so many candidates of a query survive an item
+  int64_t capacity = 0;                     // of the list while the item runs
+  core::ScratchArray<int32_t> keys;         // [kQueryBlock][stride]
+  core::ScratchArray<int32_t> blocks;       // likewise
+  core::ScratchArray<int64_t> counts;       // [kQueryBlock]
+  core::ScratchArray<int32_t> bounds;       // [kQueryBlock]
+  core::ScratchArray<uint64_t> pairs;       // of the sort
+  core::ScratchArray<int32_t> merged_keys;  // where items of one query are merged
+  core::ScratchArray<int32_t> merged_blocks;
+  int64_t stride = 0;
+  size_t bytes = 0;
+};
+SelectScratch PlanSelectScratch(int64_t k, int64_t max_blocks, int64_t splits, size_t begin);
+
+// What items of split groups leave in shared memory.
+struct KeptLists {
+  int64_t* counts = nullptr;               // [items][kQueryBlock]
+  std::atomic<int32_t>* bounds = nullptr;  // [tokens] a key that k scores are known to reach
+  int32_t* keys = nullptr;                 // [items][kQueryBlock][limit]
+  int32_t* blocks = nullptr;               // likewise
+};
+
+}  // namespace riffle::sparse

@@ -1,0 +1,14 @@
+// The kernels' view of a checked call of the indexer.
+#pragma once
+
+#include "riffle/indexer.h"
+#include "sparse/indexer_args.h"
+#include "sparse/indexer_plan.h"
+
+namespace riffle::sparse {
+
+// Pre: EnsureTarget, since the target decides what q . k is made of.
+IndexerArgs MakeIndexerArgs(const HeadsView& q, const IndexWeights& weights, const IndexKeys& keys,
+                            IndexActivation activation, const PlannedIndex& plan);
+
+}  // namespace riffle::sparse

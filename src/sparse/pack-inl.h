@@ -1,0 +1,185 @@
+// Packed operands of the indexer: words of 16 or more keys side by side, and of the heads of a
+// query. Included once per SIMD target.
+#if defined(RIFFLE_SPARSE_PACK_INL_H_) == defined(HWY_TARGET_TOGGLE)
+#ifdef RIFFLE_SPARSE_PACK_INL_H_
+#undef RIFFLE_SPARSE_PACK_INL_H_
+#else
+#define RIFFLE_SPARSE_PACK_INL_H_
+#endif
+
+#include <hwy/highway.h>
+
+#include <cstring>
+
+#include "sparse/indexer_args.h"
+#include "sparse/lanes-inl.h"
+
+HWY_BEFORE_NAMESPACE();
+namespace riffle::sparse::HWY_NAMESPACE {
+namespace hn = hwy::HWY_NAMESPACE;
+
+// Keys of a panel and heads of a group: their sums take 16 of 32 registers, or 8 of 16.
+constexpr int kPanel = 2 * kLanes;
+constexpr int kHeadGroup = HWY_CAP_GE512 ? 8 : 4;
+static_assert(kTileKeys % kPanel == 0);
+
+// 16 bytes of each of rows 0, 4, 8 ..., one row to a 16-byte block of the vector.
+HWY_INLINE VecU32 LoadFourthRows(const uint8_t* const* row, int64_t offset) {
+  const hn::Repartition<uint8_t, LaneU32> d;
+  const hn::CappedTag<uint8_t, 16> d16;
+  auto v = hn::ResizeBitCast(d, hn::LoadU(d16, row[0] + offset));
+  if constexpr (kLanes >= 8) {
+    v = hn::InsertBlock<1>(v, hn::LoadU(d16, row[4] + offset));
+  }
+  if constexpr (kLanes >= 16) {
+    v = hn::InsertBlock<2>(v, hn::LoadU(d16, row[8] + offset));
+    v = hn::InsertBlock<3>(v, hn::LoadU(d16, row[12] + offset));
+  }
+  return hn::BitCast(LaneU32(), v);
+}
+
+// Transposes rows of `words` words, a multiple of 4, into the panels of a tile; each word is xored
+// with `flip`. Reads and writes whole panels: `rows` has pointers for all of their keys.
+HWY_INLINE void PackTile(const uint8_t* const* rows, int panels, int words, uint32_t flip,
+                         uint32_t* tile) {
+  HWY_DASSERT(words % 4 == 0);
+  const LaneU32 d;
+  const auto mask = hn::Set(d, flip);
+  for (int panel = 0; panel < panels; ++panel, tile += words * kPanel) {
+    for (int half = 0; half < kPanel; half += kLanes) {
+      const uint8_t* const* row = rows + panel * kPanel + half;
+      uint32_t* to = tile + half;
+      for (int word = 0; word < words; word += 4, to += 4 * kPanel) {
+        const auto r0 = LoadFourthRows(row, 4 * word);
+        const auto r1 = LoadFourthRows(row + 1, 4 * word);
+        const auto r2 = LoadFourthRows(row + 2, 4 * word);
+        const auto r3 = LoadFourthRows(row + 3, 4 * word);
+        const auto a = hn::InterleaveLower(d, r0, r2);
+        const auto b = hn::InterleaveLower(d, r1, r3);
+        const auto c = hn::InterleaveUpper(d, r0, r2);
+        const auto e = hn::InterleaveUpper(d, r1, r3);
+        hn::Store(hn::Xor(hn::InterleaveLower(d, a, b), mask), d, to);
+        hn::Store(hn::Xor(hn::InterleaveUpper(d, a, b), mask), d, to + kPanel);
+        hn::Store(hn::Xor(hn::InterleaveLower(d, c, e), mask), d, to + 2 * kPanel);
+        hn::Store(hn::Xor(hn::InterleaveUpper(d, c, e), mask), d, to + 3 * kPanel);
+      }
+    }
+  }
+}
+
+// e4m3 as bf16, exact. NaN codes become NaN.
+HWY_INLINE void E4M3ToBF16(const uint8_t* from, int count, uint16_t* to) {
+#if HWY_TARGET <= HWY_AVX3_ZEN4 && HWY_ARCH_X86
+  // Both bytes of the result by tables of 128: 6 operations for 64 elements, where arithmetic takes
+  // 30.
+  struct Tables {
+    alignas(64) uint8_t low[128] = {};
+    alignas(64) uint8_t high[128] = {};
+    constexpr Tables() {
+      // m * 2^-9 for the subnormal codes m = 0..7.
+      constexpr uint16_t kSubnormal[8] = {0,      0x3b00, 0x3b80, 0x3bc0,
+                                          0x3c00, 0x3c20, 0x3c40, 0x3c60};
+      for (int code = 0; code < 128; ++code) {
+        const int bits = code == 127 ? 0x7fc0 : code < 8 ? kSubnormal[code] : (code << 4) + 0x3c00;
+        low[code] = static_cast<uint8_t>(bits & 255);
+        high[code] = static_cast<uint8_t>(bits >> 8);
+      }
+    }
+  };
+  static constexpr Tables kTables;
+  const hn::CappedTag<uint8_t, 64> d;
+  const hn::Repartition<uint16_t, decltype(d)> d16;
+  const auto low0 = hn::Load(d, kTables.low);
+  const auto low1 = hn::Load(d, kTables.low + 64);
+  const auto high0 = hn::Load(d, kTables.high);
+  const auto high1 = hn::Load(d, kTables.high + 64);
+  const auto sign = hn::Set(d, uint8_t{0x80});
+  for (int i = 0; i < count; i += 64) {
+    const auto codes = hn::LoadN(d, from + i, static_cast<size_t>(count - i));
+    const auto index = hn::IndicesFromVec(d, hn::AndNot(sign, codes));
+    const auto low = hn::TwoTablesLookupLanes(d, low0, low1, index);
+    const auto high =
+        hn::Or(hn::TwoTablesLookupLanes(d, high0, high1, index), hn::And(codes, sign));
+    const auto left = static_cast<size_t>(count - i);
+    hn::StoreN(hn::BitCast(d16, hn::InterleaveWholeLower(d, low, high)), d16, to + i, left);
+    if (left > 32) {
+      hn::StoreN(hn::BitCast(d16, hn::InterleaveWholeUpper(d, low, high)), d16, to + i + 32,
+                 left - 32);
+    }
+  }
+#else
+  float wide[kMaxIndexDim];
+  RowToF32(DType::kE4M3, from, count, wide);
+  ExactBF16(wide, count, to);
+#endif
+}
+
+// A row of keys as words of the product; where they have that form already, where they are.
+HWY_INLINE const uint8_t* KeyWords(const IndexerArgs& args, const uint8_t* row, uint32_t* to) {
+  if (args.product == Product::kF32 && args.key_dtype != DType::kF32) {
+    RowToF32(args.key_dtype, row, args.head_dim, reinterpret_cast<float*>(to));
+    return reinterpret_cast<const uint8_t*>(to);
+  }
+  if (args.product == Product::kBF16 && args.key_dtype == DType::kE4M3) {
+    E4M3ToBF16(row, args.head_dim, reinterpret_cast<uint16_t*>(to));
+    return reinterpret_cast<const uint8_t*>(to);
+  }
+  return row;
+}
+
+// One head of a query as words. *weight is multiplied by the scale that int8 has; *start is what
+// the sums of int8 products begin with, since keys are packed as code + 128.
+HWY_INLINE void HeadWords(const IndexerArgs& args, const uint8_t* head, uint32_t* words,
+                          float* weight, int32_t* start) {
+  const int dim = args.head_dim;
+  if (args.product == Product::kInt8) {
+    auto* codes = reinterpret_cast<int8_t*>(words);
+    if (args.q_dtype == DType::kI8) {
+      std::memcpy(codes, head, static_cast<size_t>(dim));
+    } else {
+      float x[kMaxIndexDim];
+      RowToF32(args.q_dtype, head, dim, x);
+      *weight *= QuantizeInt8(x, dim, codes);
+    }
+    int32_t sum = 0;
+    for (int i = 0; i < dim; ++i) {
+      sum += codes[i];
+    }
+    *start = -128 * sum;
+    return;
+  }
+  if (args.product == Product::kF32) {
+    RowToF32(args.q_dtype, head, dim, reinterpret_cast<float*>(words));
+  } else if (args.q_dtype == DType::kBF16) {
+    std::memcpy(words, head, static_cast<size_t>(dim) * 2);
+  } else {
+    float x[kMaxIndexDim];
+    RowToF32(args.q_dtype, head, dim, x);
+    ExactBF16(x, dim, reinterpret_cast<uint16_t*>(words));
+  }
+  *start = 0;
+}
+
+// Query `query` of an item to scratch.
+HWY_INLINE void PackQuery(const IndexerArgs& args, int64_t token, int query,
+                          const ScoreScratch& layout, uint8_t* scratch) {
+  const int words = args.words();
+  uint32_t* q = layout.q.At(scratch) + query * layout.query_words;
+  float* weights = layout.weights.At(scratch) + query * kMaxIndexHeads;
+  int32_t* starts = layout.starts.At(scratch) + query * kMaxIndexHeads;
+  for (int h = 0; h < args.heads; ++h) {
+    alignas(64) uint32_t row[kMaxIndexDim];
+    weights[h] = args.weights != nullptr ? args.weights[token * args.weight_stride + h] : 1.0f;
+    HeadWords(args, args.q + token * args.q_token_stride + h * args.q_head_stride, row, weights + h,
+              starts + h);
+    uint32_t* to = q + h / kHeadGroup * words * kHeadGroup + h % kHeadGroup;
+    for (int word = 0; word < words; ++word) {
+      to[word * kHeadGroup] = row[word];
+    }
+  }
+}
+
+}  // namespace riffle::sparse::HWY_NAMESPACE
+HWY_AFTER_NAMESPACE();
+
+#endif  // per-target include guard

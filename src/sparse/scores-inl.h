@@ -1,0 +1,235 @@
+// Scores of a tile of keys for a query. Included once per SIMD target.
+#if defined(RIFFLE_SPARSE_SCORES_INL_H_) == defined(HWY_TARGET_TOGGLE)
+#ifdef RIFFLE_SPARSE_SCORES_INL_H_
+#undef RIFFLE_SPARSE_SCORES_INL_H_
+#else
+#define RIFFLE_SPARSE_SCORES_INL_H_
+#endif
+
+#include <hwy/highway.h>
+
+#include <algorithm>
+#include <cstring>
+
+#include "core/dot_operands-inl.h"
+#include "sparse/pack-inl.h"
+
+HWY_BEFORE_NAMESPACE();
+namespace riffle::sparse::HWY_NAMESPACE {
+namespace hn = hwy::HWY_NAMESPACE;
+
+// One f32 a word; a step is one fused multiply-add.
+struct F32Words {
+  using Sum = VecF32;
+  static HWY_INLINE Sum Start(int32_t) { return hn::Zero(LaneF32()); }
+  static HWY_INLINE Sum Step(uint32_t q, VecU32 key, Sum sum) {
+    const LaneF32 df;
+    return hn::MulAdd(hn::BitCast(df, hn::Set(LaneU32(), q)), hn::BitCast(df, key), sum);
+  }
+  static HWY_INLINE VecF32 Score(Sum sum, bool relu) {
+    return relu ? hn::IfThenZeroElse(hn::Lt(sum, hn::Zero(LaneF32())), sum) : sum;  // NaN stays
+  }
+};
+
+#if HWY_NATIVE_DOT_BF16 && HWY_ARCH_X86
+// Two bf16 a word, the first in the low half.
+struct BF16Words : F32Words {
+  static HWY_INLINE Sum Step(uint32_t q, VecU32 key, Sum sum) {
+    return core::HWY_NAMESPACE::BF16PairDot::Step(LaneF32(), q, key, sum);
+  }
+};
+#endif
+
+// Four int8 a word, those of keys as code + 128. |sum| <= 256 * 128 * 128 = 2^22, so it is exact in
+// f32 too.
+struct Int8Words {
+  using Sum = VecI32;
+  static HWY_INLINE Sum Start(int32_t start) { return hn::Set(LaneI32(), start); }
+  static HWY_INLINE Sum Step(uint32_t q, VecU32 key, Sum sum) {
+    const hn::Repartition<uint8_t, LaneI32> du8;
+    const hn::Repartition<int8_t, LaneI32> di8;
+    return hn::SumOfMulQuadAccumulate(LaneI32(), hn::BitCast(du8, key),
+                                      hn::BitCast(di8, hn::Set(LaneU32(), q)), sum);
+  }
+  static HWY_INLINE VecF32 Score(Sum sum, bool relu) {
+    return hn::ConvertTo(LaneF32(), relu ? hn::Max(sum, hn::Zero(LaneI32())) : sum);
+  }
+};
+
+// Adds the scores of kHeads heads, in ascending order, to the totals of a panel's keys.
+template <class Words, int kHeads>
+HWY_INLINE void AddHeads(const uint32_t* HWY_RESTRICT q, const float* HWY_RESTRICT weights,
+                         const int32_t* HWY_RESTRICT starts, const uint32_t* HWY_RESTRICT panel,
+                         int words, bool relu, VecF32 (&total)[2]) {
+  const LaneU32 du;
+  typename Words::Sum sum[kHeads][2];
+  for (int h = 0; h < kHeads; ++h) {
+    sum[h][0] = sum[h][1] = Words::Start(starts[h]);
+  }
+  for (int word = 0; word < words; ++word, q += kHeadGroup, panel += kPanel) {
+    const auto k0 = hn::Load(du, panel);
+    const auto k1 = hn::Load(du, panel + kLanes);
+    for (int h = 0; h < kHeads; ++h) {
+      sum[h][0] = Words::Step(q[h], k0, sum[h][0]);
+      sum[h][1] = Words::Step(q[h], k1, sum[h][1]);
+    }
+  }
+  const LaneF32 df;
+  for (int h = 0; h < kHeads; ++h) {
+    const auto weight = hn::Set(df, weights[h]);
+    total[0] = hn::Add(total[0], hn::Mul(weight, Words::Score(sum[h][0], relu)));
+    total[1] = hn::Add(total[1], hn::Mul(weight, Words::Score(sum[h][1], relu)));
+  }
+}
+
+// AddHeads for `heads` of a group, at most kHeads.
+template <class Words, int kHeads>
+HWY_INLINE void AddSomeHeads(int heads, const uint32_t* q, const float* weights,
+                             const int32_t* starts, const uint32_t* panel, int words, bool relu,
+                             VecF32 (&total)[2]) {
+  if constexpr (kHeads > 1) {
+    if (heads < kHeads) {
+      return AddSomeHeads<Words, kHeads - 1>(heads, q, weights, starts, panel, words, relu, total);
+    }
+  }
+  AddHeads<Words, kHeads>(q, weights, starts, panel, words, relu, total);
+}
+
+// Scores of an item's queries, a tile of keys at a time.
+template <class Words>
+class Scorer {
+ public:
+  Scorer(const IndexerArgs& args, const IndexerItem& item, const ScoreScratch& layout,
+         uint8_t* scratch)
+      : args_(args), item_(item), layout_(layout), scratch_(scratch) {
+    for (int32_t token = item.queries.begin; token < item.queries.end; ++token) {
+      PackQuery(args, token, static_cast<int>(token - item.queries.begin), layout, scratch);
+    }
+    FindRows(item.begin, next_);
+  }
+
+  // Packs keys [begin, begin + kTileKeys) of the item, as far as there are; tiles come in order.
+  void Pack(int32_t begin) {
+    std::copy(std::begin(next_), std::end(next_), rows_);
+    std::copy(std::begin(next_scales_), std::end(next_scales_), layout_.scales.At(scratch_));
+    count_ = std::min(kTileKeys, item_.end - begin);
+    // The next tile is on its way while this one is scored.
+    if (begin + kTileKeys < item_.end) {
+      FindRows(begin + kTileKeys, next_);
+      PrefetchRows();
+    }
+    const int words = args_.words();
+    panels_ = (count_ + kPanel - 1) / kPanel;
+    uint32_t* converted = layout_.rows.At(scratch_);
+    const uint8_t* rows[kTileKeys];
+    for (int i = 0; i < panels_ * kPanel; ++i) {
+      rows[i] = KeyWords(args_, rows_[i], converted + i * words);
+    }
+    PackTile(rows, panels_, words, args_.product == Product::kInt8 ? 0x80808080u : 0,
+             layout_.tile.At(scratch_));
+  }
+
+  // Scores of the packed keys, kTileKeys of them, those behind the tile's keys without meaning.
+  const float* Run(int query) {
+    const LaneF32 df;
+    const int words = args_.words();
+    const float* weights = layout_.weights.At(scratch_) + query * kMaxIndexHeads;
+    const int32_t* starts = layout_.starts.At(scratch_) + query * kMaxIndexHeads;
+    const float* scales = layout_.scales.At(scratch_);
+    float* logits = layout_.logits.At(scratch_);
+    const uint32_t* panel = layout_.tile.At(scratch_);
+    for (int p = 0; p < panels_; ++p, panel += words * kPanel) {
+      const uint32_t* q = layout_.q.At(scratch_) + query * layout_.query_words;
+      VecF32 total[2] = {hn::Zero(df), hn::Zero(df)};
+      int h = 0;
+      for (; h + kHeadGroup <= args_.heads; h += kHeadGroup, q += words * kHeadGroup) {
+        AddHeads<Words, kHeadGroup>(q, weights + h, starts + h, panel, words, args_.relu, total);
+      }
+      if (h < args_.heads) {
+        AddSomeHeads<Words, kHeadGroup - 1>(args_.heads - h, q, weights + h, starts + h, panel,
+                                            words, args_.relu, total);
+      }
+      for (int i = 0; i < 2; ++i) {
+        const int at = p * kPanel + i * kLanes;
+        const auto score = hn::Mul(total[i], hn::Load(df, scales + at));
+        const auto nan = hn::BitCast(df, hn::Set(LaneU32(), 0x7fc00000u));
+        hn::Store(hn::IfThenElse(hn::IsNaN(score), nan, score), df, logits + at);
+      }
+    }
+    return logits;
+  }
+
+  int count() const { return count_; }
+
+ private:
+  // Rows and scales of keys from `begin` on; past the item's end the last one again.
+  void FindRows(int32_t begin, const uint8_t** rows) {
+    const int32_t seq = args_.ranges[item_.queries.begin].seq;
+    const int32_t* pages = args_.page_numbers + args_.page_begin[seq];
+    const int count = std::min(kTileKeys, item_.end - begin);
+    int64_t position = Position(begin);
+    int64_t page = position / args_.page_size;
+    int64_t offset = position % args_.page_size;
+    for (int i = 0; i < count; ++i) {
+      rows[i] = args_.keys + pages[page] * args_.page_stride + offset * args_.token_stride;
+      next_scales_[i] = ScaleAt(pages[page], offset);
+      if (i + 1 == count) {
+        break;
+      }
+      const int64_t next = Position(begin + i + 1);
+      offset += next - position;  // most keys follow each other
+      position = next;
+      if (offset >= args_.page_size) {
+        page += offset / args_.page_size;
+        offset %= args_.page_size;
+      }
+    }
+    for (int i = count; i < kTileKeys; ++i) {
+      rows[i] = rows[count - 1];
+      next_scales_[i] = next_scales_[count - 1];
+    }
+  }
+
+  HWY_INLINE float ScaleAt(int64_t page, int64_t offset) const {
+    float scale = 1.0f;
+    if (args_.scales != nullptr) {
+      std::memcpy(&scale,
+                  args_.scales + page * args_.scale_page_stride + offset * args_.scale_token_stride,
+                  sizeof(scale));
+    }
+    return scale;
+  }
+
+  HWY_INLINE int64_t Position(int32_t key) const {
+    if (args_.candidates == nullptr) {
+      return key;
+    }
+    const int64_t block = args_.candidate_block;
+    const int32_t* list = args_.candidates + int64_t{item_.queries.begin} * args_.candidate_stride;
+    return list[key / block] * block + key % block;
+  }
+
+  void PrefetchRows() const {
+    const auto bytes = args_.head_dim * static_cast<int>(SizeOf(args_.key_dtype));
+    for (const uint8_t* row : next_) {
+      for (int i = 0; i < bytes; i += 64) {
+        __builtin_prefetch(row + i, 0, 2);
+      }
+    }
+  }
+
+  const IndexerArgs& args_;
+  const IndexerItem& item_;
+  const ScoreScratch& layout_;
+  uint8_t* const scratch_;
+  int count_ = 0;
+  int panels_ = 0;
+  const uint8_t* rows_[kTileKeys];
+  const uint8_t* next_[kTileKeys];
+  float next_scales_[kTileKeys];
+};
+
+}  // namespace riffle::sparse::HWY_NAMESPACE
+HWY_AFTER_NAMESPACE();
+
+#endif  // per-target include guard
