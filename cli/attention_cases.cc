@@ -29,8 +29,8 @@ std::vector<int32_t> Repeat(int32_t value, int times) {
   return std::vector<int32_t>(static_cast<size_t>(times), value);
 }
 
-// Holds one query head's result against a softmax in double. Weights and the result are rounded to
-// bf16, 2^-8 each; the rest leaves room for f32 (docs/attention.md).
+// Checks one query head's result against a softmax in double. Weights and the result are rounded to
+// bf16, with an error of 2^-8 each; the rest of the tolerance is for f32 (docs/attention.md).
 void CheckRow(const AttentionData& data, size_t b, int query, int head) {
   const AttentionCase& what = data.what;
   const int position = what.kv_lens[b] - what.q_lens[b] + query;
@@ -100,7 +100,7 @@ double AttentionCase::bytes() const {
 }
 
 double AttentionCase::operations() const {
-  double pairs = 0;  // of a query and a key that it sees
+  double pairs = 0;  // a pair is a query and a key that it sees
   for (size_t b = 0; b < kv_lens.size(); ++b) {
     const double q = q_lens[b];
     pairs += q * (kv_lens[b] - q) + q * (q + 1) / 2;
@@ -110,7 +110,7 @@ double AttentionCase::operations() const {
 
 namespace {
 
-// D1 and D2 over pages of other dtypes and formats.
+// Adds cases D1 and D2 with pages of other dtypes and formats.
 void AddFormats(std::vector<AttentionCase>* cases) {
   for (const char* name : {"D1", "D2"}) {
     const bool many = name[1] == '1';
@@ -135,7 +135,7 @@ void AddFormats(std::vector<AttentionCase>* cases) {
   }
 }
 
-// DeepSeek's latent attention: one KV head, values are the first 512 elements of their keys.
+// DeepSeek's latent attention: one KV head, whose values are the first 512 elements of its keys.
 void AddLatent(std::vector<AttentionCase>* cases) {
   for (const bool many : {true, false}) {
     for (const int group : {16, 128}) {
@@ -193,7 +193,7 @@ RooflineLine RunAttentionCase(const AttentionCase& what, double min_seconds, Thr
   roofline.call = [&] {
     PagedAttention(data.q, data.keys, data.values, data.batch, data.out, options);
   };
-  if (what.decode()) {  // prefill is bound by arithmetic; reading beside it would be waited for
+  if (what.decode()) {  // prefill is bound by arithmetic: not worth timing a read beside it
     roofline.read = [&] { ReadPages(data.keys, data.values, data.batch, {.pool = pool}); };
   }
   roofline.call();

@@ -19,15 +19,15 @@ double Ldexp8(int code, int places, int bias) {
   return code & 0x80 ? -magnitude : magnitude;
 }
 
-double HalfAt(const uint8_t* from) {  // of normal numbers
+double HalfAt(const uint8_t* from) {  // expects a normal number
   uint16_t bits;
   std::memcpy(&bits, from, 2);
   const double magnitude = std::ldexp((bits & 0x3ff) + 1024, (bits >> 10 & 31) - 25);
   return bits & 0x8000 ? -magnitude : magnitude;
 }
 
-// What random bits are made of: those that stay, and what is added, so that a number of the dtype
-// has an exponent of -1 or 0.
+// How to make elements from random bits: which bits are kept and what is added, so that the
+// exponent of the number is -1 or 0.
 struct RandomBits {
   uint64_t keep;
   uint64_t add;
@@ -57,7 +57,7 @@ void Fill(HugeBuffer& memory, DType dtype, uint64_t& state) {
   }
 }
 
-// Random codes under one scale, a power of two.
+// Fills blocks with random codes under one scale, a power of two.
 void FillBlocks(HugeBuffer& memory, KvFormat format, uint64_t& state) {
   Fill(memory, DType::kU8, state);
   const auto block = static_cast<size_t>(BlockBytes(format));
@@ -131,7 +131,7 @@ AttentionData::AttentionData(const AttentionCase& the_case) : what(the_case) {
   keys.page_size = what.page_size;
   keys.kv_heads = what.kv_heads;
   keys.head_dim = what.head_dim;
-  // HND; strides of block formats are in bytes.
+  // HND. The strides of block formats are in bytes.
   keys.token_stride = RowBytes(keys) / static_cast<int64_t>(SizeOf(what.dtype));
   keys.head_stride = what.page_size * keys.token_stride;
   keys.page_stride = what.kv_heads * keys.head_stride;

@@ -11,15 +11,15 @@ namespace riffle::cli {
 
 uint64_t NextRandom(uint64_t& state);  // SplitMix64 (Steele, Lea, Flood 2014)
 
-// Number i of an array of f32, f16 or bf16.
+// Element i of an array of f32, f16 or bf16.
 double NumberAt(DType dtype, const void* data, int64_t i);
 
-// Pages are dealt in a random order: a pool that has been in use for a while. Elements are of both
-// signs, with magnitudes around 1.
+// Pages are in random order, like those of a pool that has been in use for a while. Elements have
+// both signs, and magnitudes around 1.
 struct AttentionData {
   explicit AttentionData(const AttentionCase& the_case);
 
-  // Element i of a position's key or value, with its scale.
+  // Element i of a key or value at a position of sequence b, times its scale.
   double Element(const PagedKv& kv, size_t b, int position, int head, int i) const;
 
   const AttentionCase& what;

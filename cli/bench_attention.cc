@@ -1,5 +1,5 @@
-// riffle bench attention: times of paged attention, decode beside the time of reading the same
-// pages, prefill beside the peak of dot products.
+// riffle bench attention: times of paged attention: decode beside reading the same pages, prefill
+// beside the peak of dot products.
 #include <fmt/format.h>
 
 #include <CLI/CLI.hpp>

@@ -1,5 +1,5 @@
-// riffle bench linear: times of the fused LM head, beside the time of reading its weights and the
-// peak of dot products.
+// riffle bench linear: times of the fused LM head, beside reading its weights and the peak of dot
+// products.
 #include <fmt/format.h>
 
 #include <CLI/CLI.hpp>

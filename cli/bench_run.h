@@ -1,4 +1,4 @@
-// What every `riffle bench` command takes, and what it prints around its lines.
+// The options that every `riffle bench` command has, and the output around its lines.
 #pragma once
 
 #include <CLI/CLI.hpp>
@@ -18,10 +18,10 @@ struct BenchArguments {
   std::string only;
   std::string target;
   int threads = 0;
-  double min_time = 0;  // seconds for each case; 0: the command's own
+  double min_time = 0;  // seconds per case; 0: the command's default
 };
 
-// What a command says of itself, and how long it measures a case.
+// A command's description, and how long it measures a case.
 struct BenchCommand {
   const char* name;
   const char* description;
@@ -32,7 +32,7 @@ struct BenchCommand {
   int name_width = 12;  // of the table
 };
 
-// The target and the threads that the arguments ask for, and the results as they come.
+// Sets the target and the threads that the arguments ask for, and shows the results as they come.
 class BenchRun {
  public:
   // Prints the first line, unless JSON is asked for.
@@ -42,9 +42,10 @@ class BenchRun {
   double min_seconds() const { return min_seconds_; }
   bool json() const { return json_asked_; }
   void Add(nlohmann::ordered_json line) { json_["lines"].push_back(std::move(line)); }
-  // Adds a line to the JSON, `fields` first, or prints it, the head of the table before the first.
+  // Adds a line to the JSON, `fields` first, or prints it; before the first line, prints the
+  // table's head.
   void Show(nlohmann::ordered_json fields, const RooflineLine& line);
-  void Finish() const;  // prints the JSON, if asked for
+  void Finish() const;  // prints the JSON, if it was asked for
 
  private:
   std::unique_ptr<ThreadPool> pool_;

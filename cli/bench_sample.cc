@@ -1,4 +1,4 @@
-// riffle bench sample: times of drawing tokens, beside the time of reading the logits.
+// riffle bench sample: times of drawing tokens, beside reading the logits.
 #include <CLI/CLI.hpp>
 #include <nlohmann/json.hpp>
 #include <string>

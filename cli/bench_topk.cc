@@ -1,4 +1,4 @@
-// riffle bench topk: times of top-k, each beside the time of reading the same bytes.
+// riffle bench topk: times of top-k, each beside reading the same bytes.
 #include <fmt/format.h>
 #include <unistd.h>
 
@@ -37,7 +37,7 @@ constexpr BenchCommand kCommand = {"topk",   kDescription,
                                    kDetails, "short measurements, no matrix larger than the caches",
                                    0.3,      0.05};
 
-// A line on stderr that overwrites itself, if a person is watching.
+// A line on stderr that overwrites itself; nothing unless stderr is a terminal.
 class Progress {
  public:
   Progress() : watched_(isatty(STDERR_FILENO) != 0) {}

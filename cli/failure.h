@@ -1,4 +1,4 @@
-// How a command fails: an exception whose text main() prints as `riffle: error: TEXT`.
+// How commands fail: by an exception, whose text main() prints as `riffle: error: TEXT`.
 #pragma once
 
 #include <fmt/format.h>
@@ -12,8 +12,8 @@
 
 namespace riffle::cli {
 
-// Bad usage or bad input, which the caller can mend: exit code 2. Every other exception is a
-// failure of the run: exit code 1.
+// Bad usage or bad input, which the user can correct: exit code 2. Every other exception means that
+// the run failed: exit code 1.
 class BadInput : public std::runtime_error {
  public:
   using std::runtime_error::runtime_error;
@@ -29,7 +29,7 @@ template <typename... Args>
   throw std::runtime_error(fmt::format(format, std::forward<Args>(args)...));
 }
 
-// Zeros, or an error: what there is no memory for, and what helps.
+// Allocates zeros, or throws an error that says what there is no memory for and what would help.
 template <typename T>
 std::vector<T> Allocate(size_t count, const char* what, const char* remedy) {
   try {

@@ -1,4 +1,4 @@
-// riffle generate: texts that a model continues, all of them together.
+// riffle generate: continues texts with a model, all of them at once.
 #include <fmt/format.h>
 #include <sys/stat.h>
 
@@ -53,10 +53,11 @@ constexpr const char* kDetails =
     "  riffle generate --prompt \"Once upon a time\" --temperature 0.8 --top-k 64 --top-p 0.95 "
     "--seed 7";
 
-// No option asks for more prompts than this, and CLI11 takes a larger limit for "any number", which
-// makes it read "[a, b]" as a list.
+// No option takes more prompts than this: CLI11 would take a larger limit for "any number", and
+// then read "[a, b]" as a list.
 constexpr int kMaxPrompts = 1 << 20;
-// Tokens that the pages hold at least and, unless one request needs more, at most.
+// The pages hold at least kMinPoolTokens tokens, and at most kMaxPoolTokens unless one request
+// needs more.
 constexpr int64_t kMinPoolTokens = 1024;
 constexpr int64_t kMaxPoolTokens = 65536;
 
@@ -75,7 +76,7 @@ struct Arguments {
 
 struct Prompt {
   std::string text;
-  std::string source;  // for errors: "--prompt 2", "prompts.txt: line 3"
+  std::string source;  // names the prompt in errors: "--prompt 2", "prompts.txt: line 3"
 };
 
 void CheckArguments(const Arguments& a) {
@@ -90,7 +91,7 @@ void CheckArguments(const Arguments& a) {
   if (a.threads < 0 || a.threads > 1024) FailInput("--threads {} is not 0 to 1024", a.threads);
 }
 
-// One prompt a line. A byte order mark and the empty lines at the end are no part of them.
+// Reads one prompt per line. A byte order mark and empty lines at the end are ignored.
 std::vector<Prompt> ReadPrompts(const std::string& path) {
   struct ::stat status {};
   std::ifstream file;
@@ -118,7 +119,7 @@ std::vector<Prompt> ReadPrompts(const std::string& path) {
 std::vector<Prompt> Prompts(const Arguments& arguments) {
   std::vector<Prompt> prompts;
   if (arguments.prompt->count() > 0) {
-    // Not through CLI11's conversion to a vector, which takes "{}" for an empty one.
+    // Not by CLI11's conversion to a vector, which takes "{}" for an empty vector.
     for (const std::string& text : arguments.prompt->results()) {
       prompts.push_back({text, fmt::format("--prompt {}", prompts.size() + 1)});
     }
@@ -149,7 +150,7 @@ engine::GgufFile OpenModel(const std::string& named) {
   return engine::GgufFile::Open(path);
 }
 
-// Enough pages for all requests at once, within limits; in any case for the longest.
+// Enough pages for all requests at once, within the limits; always enough for the longest one.
 int64_t Pages(const std::vector<engine::Request>& requests, const engine::ModelSpec& spec,
               int64_t page_size) {
   int64_t longest = 0, all = 0;

@@ -107,7 +107,7 @@ void GenerateOutput::Update(const engine::Progress& p, const engine::EngineStats
   } else {
     StreamText();
   }
-  // Streamed text is its own progress, and a line would be written into it.
+  // Streamed text shows progress by itself, and a progress line would be printed into it.
   if (terminal_ && started_) return;
   if (p.prompt_tokens_prefilled < p.prompt_tokens) {
     line_.Show(fmt::format("prefill: {} of {} prompt tokens; {} waiting, {} running, {} done",
@@ -135,7 +135,8 @@ void GenerateOutput::Finish(const engine::EngineStats& stats, double load_second
   }
 }
 
-// The first unfinished request as its tokens come; those behind it once it is done.
+// Prints the first unfinished request's tokens as they come, and those of later requests once it is
+// done.
 void GenerateOutput::StreamText() {
   for (; head_ < generations_.size(); ++head_, started_ = false, printed_ = 0) {
     const Generation& head = generations_[head_];
@@ -170,7 +171,7 @@ void GenerateOutput::PrintFinished() {
   }
 }
 
-// A model may write anything, a terminal's commands included.
+// A model may write anything, including control sequences of terminals.
 std::string GenerateOutput::ForTerminal(std::string_view text) const {
   std::string safe;
   for (const char c : text) {

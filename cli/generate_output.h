@@ -1,5 +1,5 @@
-// What `riffle generate` shows: texts as they come or JSON lines, in the order of the requests, and
-// a line of progress on a terminal.
+// The output of `riffle generate`: texts as they come or JSON lines, in the order of the requests,
+// and a progress line on a terminal.
 #pragma once
 
 #include <chrono>
@@ -18,13 +18,13 @@ struct Generation {
   int64_t prompt_tokens;
   engine::StreamDecoder decoder;
   std::vector<int32_t> tokens{};  // generated
-  std::string text{};             // of these
+  std::string text{};             // the text of these tokens
   std::optional<engine::Finish> finish{};
 
   void Add(const engine::Generated& generated);
 };
 
-// One line on stderr that is written over; nothing unless stderr is a terminal.
+// A line on stderr that overwrites itself; nothing unless stderr is a terminal.
 class ProgressLine {
  public:
   ProgressLine();
@@ -40,7 +40,7 @@ class ProgressLine {
 class GenerateOutput {
  public:
   GenerateOutput(const std::vector<Generation>& generations, bool json);
-  // Prints what there is to print by now.
+  // Prints what can be printed by now.
   void Update(const engine::Progress& progress, const engine::EngineStats& stats);
   void Finish(const engine::EngineStats& stats, double load_seconds);
 
@@ -54,9 +54,9 @@ class GenerateOutput {
   const std::vector<Generation>& generations_;
   bool json_;
   bool terminal_;         // stdout is one
-  size_t head_ = 0;       // the first generation that is not printed to its end
-  bool started_ = false;  // its prompt is printed
-  size_t printed_ = 0;    // bytes of its text
+  size_t head_ = 0;       // the first generation that is not completely printed
+  bool started_ = false;  // whether its prompt has been printed
+  size_t printed_ = 0;    // how many bytes of its text have been printed
   ProgressLine line_;
 };
 

@@ -25,12 +25,12 @@ HugeBuffer::HugeBuffer(size_t bytes, PageKind pages) : bytes_(bytes) {
     mapping_ = nullptr;
     FailRun("no memory for a buffer of {} bytes: {}", bytes, std::strerror(errno));
   }
-  // A refusal leaves small pages, which PagesOf reports.
+  // If the kernel refuses, the pages stay small, and PagesOf reports that.
   madvise(mapping_, mapped_bytes_, pages == PageKind::kHuge ? MADV_HUGEPAGE : MADV_NOHUGEPAGE);
   const size_t misaligned = reinterpret_cast<uintptr_t>(mapping_) % kHugePage;
   data_ = static_cast<uint8_t*>(mapping_) + (misaligned == 0 ? 0 : kHugePage - misaligned);
   if (pages == PageKind::kOrdinary) {
-    data_ += 16;  // where malloc, and with it NumPy, puts a large array: in no line of its own
+    data_ += 16;  // malloc, and so NumPy, puts a large array 16 bytes past the start of a line
   }
 }
 

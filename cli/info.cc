@@ -1,4 +1,4 @@
-// riffle info: what runs here.
+// riffle info: the version, the SIMD targets and the machine.
 #include <fmt/format.h>
 #include <fmt/ranges.h>
 

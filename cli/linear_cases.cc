@@ -26,7 +26,7 @@ uint64_t Next(uint64_t& state) {  // xorshift64 (Marsaglia 2003)
   return state;
 }
 
-// Normally distributed bf16 numbers to draw from.
+// A table of normally distributed bf16 numbers to draw from.
 std::vector<uint16_t> NormalTable(float deviation) {
   std::mt19937_64 generator(7);
   std::normal_distribution<float> normal(0, deviation);
@@ -45,7 +45,7 @@ void FillBF16(uint8_t* to, int64_t count, float deviation, uint64_t seed) {
   }
 }
 
-// Uniform integers, scales of 0.0039 to 0.0078.
+// Blocks of uniformly distributed integers with scales of 0.0039 to 0.0078.
 void FillQ8(uint8_t* to, int64_t blocks) {
   uint64_t state = 3;
   for (int64_t block = 0; block < blocks; ++block, to += kQ8BlockBytes) {
@@ -58,7 +58,7 @@ void FillQ8(uint8_t* to, int64_t blocks) {
   }
 }
 
-// An LM head in memory.
+// The weights of an LM head in memory.
 struct Head {
   LinearMatrix what;
   HugeBuffer memory;
@@ -75,7 +75,8 @@ struct Head {
     weight = {memory.data(), what.format, what.vocab, what.d, q8 ? what.d / kQ8Block : what.d, 1};
   }
 
-  // x . W[token], exactly but for the rounding of doubles; *magnitude: the sum of magnitudes.
+  // x . W[token], exact up to the rounding of doubles. *magnitude: the sum of the products'
+  // magnitudes.
   double Logit(const float* x, int64_t token, double* magnitude) const {
     double sum = 0;
     *magnitude = 0;
@@ -84,7 +85,7 @@ struct Head {
     const uint8_t* row = memory.data() + token * row_bytes;
     for (int64_t i = 0; i < what.d; ++i) {
       double weight_value = 0;
-      if (q8) {  // scales are normal numbers
+      if (q8) {  // the scales are normal numbers
         const uint8_t* block = row + i / kQ8Block * kQ8BlockBytes;
         uint16_t scale;
         std::memcpy(&scale, block, sizeof(scale));
@@ -101,10 +102,10 @@ struct Head {
   }
 };
 
-// Rows of bf16 or f32, normally distributed.
+// Rows of normally distributed bf16 or f32.
 struct Inputs {
   std::vector<float> values;   // [rows][d]
-  std::vector<uint16_t> bf16;  // likewise, if they are bf16
+  std::vector<uint16_t> bf16;  // the same numbers, if x is bf16
   MatrixView view;
 
   Inputs(const LinearMatrix& what, int64_t rows) {
@@ -127,7 +128,7 @@ struct Answer {
   std::vector<int32_t> indices;
 };
 
-// Row `row` of the answer; in `whole`, also that no other token is better than the last.
+// Checks row `row` of the answer; if `whole`, also that no other token is better than the last one.
 void CheckRow(const Head& head, const float* x, int64_t row, const Answer& answer, bool whole) {
   const int64_t k = head.what.k;
   const float* values = answer.values.data() + row * k;

@@ -1,4 +1,4 @@
-// What `riffle bench linear` measures, and how the cases of one matrix are run.
+// The cases that `riffle bench linear` measures, and how to run those of one matrix.
 #pragma once
 
 #include <cstdint>
@@ -11,7 +11,7 @@
 
 namespace riffle::cli {
 
-// An LM head and the numbers of rows it is multiplied with.
+// The weights of an LM head, and the numbers of rows to multiply by them.
 struct LinearMatrix {
   std::string name;
   int64_t vocab = 0;
@@ -24,13 +24,12 @@ struct LinearMatrix {
   double bytes() const;  // of the weights
 };
 
-// Matrices with the rows whose name contains `part`; `quick` leaves out what needs more than
-// 200 MB.
+// The matrices and rows whose names contain `part`. `quick` leaves out what takes more than 200 MB.
 std::vector<LinearMatrix> LinearMatrices(bool quick, const std::string& part);
 std::string CaseName(const LinearMatrix& what, int64_t rows);
 
-// Makes the weights, holds answers against sums in double, then measures; `done` hears of each
-// line. Throws std::runtime_error when an answer is wrong: what is wrong is not timed.
+// Makes the weights, checks answers against sums in double, then measures; calls `done` with each
+// line. Throws std::runtime_error if an answer is wrong: wrong results are not timed.
 void RunLinearCases(const LinearMatrix& what, double min_seconds, ThreadPool* pool,
                     const std::function<void(int64_t rows, const RooflineLine&)>& done);
 

@@ -6,14 +6,14 @@ namespace riffle::cli {
 namespace {
 
 // The finaliser of SplitMix64 (Steele, Lea, Flood 2014): every bit of the result depends on every
-// bit of the word.
+// bit of the argument.
 uint64_t Mix(uint64_t word) {
   word = (word ^ (word >> 30)) * 0xbf58476d1ce4e5b9u;
   word = (word ^ (word >> 27)) * 0x94d049bb133111ebu;
   return word ^ (word >> 31);
 }
 
-// A random word of its own for each (seed, row, token, draw).
+// A different random number for each (seed, row, token, draw).
 uint64_t Draw(uint64_t seed, uint64_t row, uint64_t token, uint64_t draw) {
   constexpr uint64_t kGolden = 0x9e3779b97f4a7c15u;
   uint64_t word = Mix(seed + kGolden);
@@ -54,7 +54,7 @@ float MakeLogit(uint64_t seed, uint64_t row, uint64_t token) {
   double lift = 0;
   if (word % 8192 == 0) {
     const double u = static_cast<double>(word >> 32) / 4294967296.0;
-    lift = 12.0 * u * u;  // few are sharp
+    lift = 12.0 * u * u;  // only a few rows are sharply peaked
   }
   return static_cast<float>(bias + 2.2 * Noise(seed, row, token) + lift);
 }

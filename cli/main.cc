@@ -1,4 +1,4 @@
-// The `riffle` command. Exit codes: 0 done, 1 the run failed, 2 bad usage or bad input.
+// The `riffle` command. Exit codes: 0 success, 1 the run failed, 2 bad usage or bad input.
 #include <fmt/format.h>
 
 #include <CLI/CLI.hpp>
@@ -32,7 +32,7 @@ constexpr const char* kFooter =
     "Exit codes: 0 done, 1 the run failed, 2 bad usage or bad input. Errors go to stderr.\n"
     "RIFFLE_TARGET and RIFFLE_NUM_THREADS: see `riffle info`.";
 
-// Called in handlers of exceptions: it throws none, and allocates nothing.
+// Called in exception handlers, so it neither throws nor allocates.
 int Fail(int code, std::string_view text) noexcept {
   PrintToStderr("riffle: error: ");
   PrintToStderr(text);
@@ -47,7 +47,7 @@ std::string Explain(const CLI::App& app, const CLI::ParseError& error) {
     command = command->get_subcommands()[0];
     path += " " + command->get_name();
   }
-  // CLI11 would speak of the command that is missing, not of the word in its place.
+  // CLI11's text would be about the missing command instead of the unknown word.
   const std::vector<std::string> unknown = command->remaining();
   const bool no_command = command->get_require_subcommand_min() > 0 && !unknown.empty();
   return fmt::format("{}\nTry `{} --help`.",
@@ -101,7 +101,7 @@ int main(int argc, char** argv) {
     return Fail(callers ? riffle::cli::kBadUsage : riffle::cli::kRunFailed, error.what());
   } catch (const std::bad_alloc&) {
     return Fail(riffle::cli::kRunFailed, kOutOfMemory);
-  } catch (const std::length_error&) {  // more elements than a container can have
+  } catch (const std::length_error&) {  // a container cannot have that many elements
     return Fail(riffle::cli::kRunFailed, kOutOfMemory);
   } catch (const std::exception& error) {
     return Fail(riffle::cli::kRunFailed, error.what());

@@ -1,4 +1,4 @@
-// riffle make-logits: a file to try the other commands on.
+// riffle make-logits: writes a file to try the other commands on.
 #include <fmt/format.h>
 
 #include <CLI/CLI.hpp>

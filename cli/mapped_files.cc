@@ -15,9 +15,9 @@ namespace {
 constexpr int kSlots = 4;  // the command maps one file
 constexpr size_t kMaxName = 1024;
 
-// What the handler reads: no memory is allocated, nothing is locked.
+// What the signal handler reads: it must not allocate or lock.
 struct Slot {
-  std::atomic<uintptr_t> begin{0};  // 0: not in use
+  std::atomic<uintptr_t> begin{0};  // 0: the slot is free
   std::atomic<uintptr_t> end{0};
   char name[kMaxName] = {};
 };
@@ -35,7 +35,7 @@ void Write(std::string_view text) {
 
 void OnBusError(int signal, siginfo_t* info, void*) {
   if (info->si_code != BUS_ADRERR) {
-    ::signal(signal, SIG_DFL);  // the instruction runs again, and ends the command
+    ::signal(signal, SIG_DFL);  // the instruction is repeated and then ends the command
     return;
   }
   const auto address = reinterpret_cast<uintptr_t>(info->si_addr);
@@ -68,7 +68,7 @@ MappedFile::MappedFile(const std::string& path, const void* data, size_t bytes) 
     }
   }
   if (slot_ < 0) {
-    return;  // the error names no file then
+    return;  // then errors do not name the file
   }
   Slot& slot = slots[slot_];
   const size_t length = std::min(path.size(), kMaxName - 1);

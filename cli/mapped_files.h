@@ -1,5 +1,5 @@
-// Files that are mapped into memory and become shorter while they are read: the system raises
-// SIGBUS at the next look behind their end.
+// Mapped files that another process shortens while they are read: the system raises SIGBUS at the
+// next read past their end.
 #pragma once
 
 #include <cstddef>
@@ -7,11 +7,11 @@
 
 namespace riffle::cli {
 
-// From now on such a signal ends the command with exit code 1 and an error on stderr, which names
-// the file if a MappedFile knows it. Every other SIGBUS does what it did.
+// From now on that signal ends the command with exit code 1 and an error on stderr, which names the
+// file if a MappedFile has registered it. Every other SIGBUS does what it did before.
 void CatchShrinkingFiles();
 
-// Says which file lies at [data, data + bytes), as long as it lives.
+// Registers the file mapped at [data, data + bytes) while it lives.
 class MappedFile {
  public:
   MappedFile(const std::string& path, const void* data, size_t bytes);

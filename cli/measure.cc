@@ -6,7 +6,8 @@
 namespace riffle::cli {
 namespace {
 
-// A visit is long enough for its first calls, which still warm the caches, to carry no weight.
+// Enough timed calls per visit that the first ones, which still warm the caches, carry little
+// weight.
 constexpr int kTimedPerVisit = 5;
 constexpr double kVisitSeconds = 0.005;
 
@@ -16,7 +17,7 @@ double Seconds(const std::function<void()>& call) {
   return std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
 }
 
-// The times of one call.
+// The measured times of one call.
 struct Samples {
   std::vector<double> seconds;
   double total = 0;
@@ -54,7 +55,7 @@ void Visit(const Group& group, std::vector<Samples>& samples) {
   }
 }
 
-// The share of a group's work that is done.
+// The fraction of a group's measurements that is done.
 double Done(const std::vector<Samples>& samples, double min_seconds) {
   double least = 1;
   for (const Samples& call : samples) {

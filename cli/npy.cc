@@ -28,7 +28,7 @@ class FileDescriptor {
   int fd_;
 };
 
-// The element type of a file, or an error that says what would help.
+// The element type of a file. If it is unknown, throws an error that says what would help.
 DType ResolveDType(const std::string& descr, std::optional<DType> wanted, const std::string& path) {
   if (descr.starts_with('>')) {
     FailInput("{}: big-endian elements ('{}'); convert with x.astype('<{}')", path, descr,
@@ -63,7 +63,7 @@ DType ResolveDType(const std::string& descr, std::optional<DType> wanted, const 
   return *stored;
 }
 
-// Elements of an array, each dimension checked against what a file can hold.
+// The number of elements of an array; checks each dimension against what a file can hold.
 int64_t CountElements(std::span<const int64_t> shape, const std::string& path) {
   int64_t count = 1;
   bool overflow = false;
@@ -83,7 +83,7 @@ int64_t CountElements(std::span<const int64_t> shape, const std::string& path) {
 }  // namespace
 
 NpyMatrix::NpyMatrix(const std::string& path, std::optional<DType> dtype) {
-  // O_NONBLOCK: a named pipe must be an error, not a wait.
+  // Without O_NONBLOCK, opening a named pipe would wait instead of failing.
   const int opened = open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK);
   if (opened < 0) {
     FailInput("{}: cannot open: {}", path, std::strerror(errno));

@@ -13,14 +13,14 @@
 
 namespace riffle::cli {
 
-// An array of float32 ('<f4'), float16 ('<f2') or bfloat16 (16-bit words, '<u2', or '|V2' as
-// ml_dtypes saves it) in C order, as a matrix of rows x last axis.
+// A file of float32 ('<f4'), float16 ('<f2') or bfloat16 (16-bit integers '<u2', or '|V2' as
+// ml_dtypes writes it) in C order, as a matrix of rows x last axis.
 class NpyMatrix {
  public:
-  // Reads the file through a mapping: if it becomes shorter meanwhile, the system raises SIGBUS,
-  // which mapped_files.h turns into an error. `dtype` says what the elements are where the file
-  // cannot: bfloat16. Throws BadInput, naming the path, what is wrong and the remedy, for anything
-  // but an array as above of exactly that size.
+  // Reads the file through a mapping. If another process shortens it meanwhile, the system raises
+  // SIGBUS, which mapped_files.h turns into an error. `dtype` names the element type where the file
+  // cannot: bfloat16. Throws BadInput, naming the path, the fault and the remedy, unless the file
+  // is an array as described above and has exactly its size.
   NpyMatrix(const std::string& path, std::optional<DType> dtype);
   ~NpyMatrix();
   NpyMatrix(const NpyMatrix&) = delete;
@@ -30,7 +30,7 @@ class NpyMatrix {
   std::span<const int64_t> shape() const { return shape_; }
   size_t bytes() const;
 
-  // Whether `path` names this very file.
+  // Whether `path` names the file that was read.
   bool IsFile(const std::string& path) const;
 
  private:
@@ -45,7 +45,7 @@ class NpyMatrix {
   MatrixView view_;
 };
 
-// Type strings of what is written: values as they are read, bfloat16 as '<u2'.
+// The type string for writing: that of the input, and '<u2' for bfloat16.
 const char* NpyDescr(DType dtype);
 constexpr const char* kNpyInt32 = "<i4";
 

@@ -13,9 +13,9 @@ namespace {
 
 constexpr std::string_view kMagic = "\x93NUMPY";
 constexpr std::string_view kSaveAgain = "save it again with numpy.save";
-constexpr size_t kMostAxes = 64;  // NumPy's own limit
+constexpr size_t kMostAxes = 64;  // the same limit as NumPy's
 
-// Text of a file for a terminal: short, and nothing that is not printable ASCII.
+// Text from a file, made safe for a terminal: short, and printable ASCII only.
 std::string Quote(std::string_view text) {
   constexpr size_t kLongest = 40;
   std::string quoted = "'";
@@ -26,7 +26,8 @@ std::string Quote(std::string_view text) {
   return quoted + (text.size() > kLongest ? "...'" : "'");
 }
 
-// The header is a Python dictionary of three known keys. This reads that dictionary, not Python.
+// A parser for the header, a Python dictionary with three known keys. It does not parse Python in
+// general.
 class DictParser {
  public:
   DictParser(std::string_view text, const std::string& path) : text_(text), path_(path) {}
@@ -78,7 +79,7 @@ class DictParser {
     }
   }
 
-  // The next character that is not space; 0 at the end.
+  // The next character that is not a space; 0 at the end.
   char Peek() {
     SkipSpace();
     return position_ < text_.size() ? text_[position_] : '\0';
@@ -156,7 +157,7 @@ class DictParser {
     if (position_ == begin) {
       Fail("a dimension");
     }
-    if (position_ < text_.size() && text_[position_] == 'L') {  // written by Python 2
+    if (position_ < text_.size() && text_[position_] == 'L') {  // Python 2 wrote integers as 32L
       ++position_;
     }
     return value;

@@ -18,7 +18,7 @@ bool ParseWhole(const std::string& text, T* value) {
   return error == std::errc() && parsed == end;
 }
 
-// What CLI11 takes for an option behind another one's values.
+// Whether CLI11 would take the text for an option, after the values of another one.
 bool IsOption(const std::string& text) {
   const auto starts_name = [](char c) { return c != '-' && c != '!' && c != ' ' && c != '\n'; };
   if (text.size() < 2 || text[0] != '-') {
@@ -45,7 +45,7 @@ std::string CheckSeconds(const std::string& text) {
 
 std::string CheckGiven(const std::string& text) { return text.empty() ? "is empty" : ""; }
 
-// CLI11 would wrap -1 around to 2^64 - 1, and take 2^64 for it too.
+// CLI11 would wrap -1 around to 2^64 - 1, and would accept 2^64 as well.
 std::string CheckSeed(const std::string& text) {
   uint64_t seed = 0;
   return ParseWhole(text, &seed) ? "" : text + " is not an integer from 0 to 2^64 - 1";
@@ -60,11 +60,11 @@ std::vector<std::string> ReversedArguments(int argc, char** argv) {
       continue;
     }
     arguments.pop_back();
-    // The first text may be anything, the others end at the next option.
+    // The first text may be anything; the others end at the next option.
     const int first = i + 1;
     for (; i + 1 < argc && (i + 1 == first || !IsOption(argv[i + 1])); ++i) {
       const std::string text = argv[i + 1];
-      if (text.empty()) {  // --prompt= would take what follows
+      if (text.empty()) {  // --prompt= would take the next argument as its value
         arguments.push_back(kPrompt);
         arguments.push_back(text);
       } else {

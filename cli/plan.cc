@@ -1,4 +1,4 @@
-// riffle plan: what top-k would do for a shape, without data.
+// riffle plan: what top-k would do for a shape; takes no data.
 #include <fmt/format.h>
 #include <fmt/ranges.h>
 
@@ -38,7 +38,7 @@ struct Arguments {
   int k = 0;
   int lanes = 128;
   int64_t rows = 1;
-  int threads = 0;  // 0: those of the default pool
+  int threads = 0;  // 0: as many as the default pool has
   std::string dtype = "f32";
   std::vector<int> depth_schedule;
   bool json = false;
@@ -47,12 +47,12 @@ struct Arguments {
 // One line of the table.
 struct Depth {
   int depth;
-  double probability;  // that a row's depth is this
-  double row_done;     // that a row's depth is at most this
-  double batch_done;   // that no row's is more
+  double probability;  // P(a row's depth is this)
+  double row_done;     // P(a row's depth is at most this)
+  double batch_done;   // P(the depth of every row is at most this)
 };
 
-// Depths until the batch is as good as certainly done; the rest has no weight.
+// The depths up to the one at which the batch is almost certainly done; later ones do not matter.
 std::vector<Depth> Depths(const Arguments& arguments) {
   constexpr double kNegligible = 1e-12;
   std::vector<Depth> depths;

@@ -1,4 +1,4 @@
-// What commands print: times and sizes for readers, and results as JSON.
+// What commands print: times and sizes for people, results as JSON.
 #pragma once
 
 #include <memory>
@@ -16,18 +16,19 @@ double Gigabytes(double bytes);
 
 const char* Name(Algorithm algorithm);  // "auto", "bucket_maxima", "lane_sort"
 
-// A value as JSON: a number, or the texts "nan", "inf" and "-inf", for which JSON has no numbers.
+// A value as JSON: a number, or a text for "nan", "inf" and "-inf", which JSON numbers cannot
+// express.
 nlohmann::ordered_json JsonValue(float value);
 nlohmann::ordered_json JsonStats(const TopKStats& stats);
 
-// Indented by `indent`, -1 for one line. Paths and variables are bytes; those that are no UTF-8 are
-// shown with replacement characters.
+// Indented by `indent`; -1 means one line. Paths and environment variables may be any bytes: those
+// that are not UTF-8 become replacement characters.
 std::string Dump(const nlohmann::ordered_json& json, int indent);
 
-// "AMD EPYC", from the operating system; "unknown CPU" where it does not say.
+// "AMD EPYC", as the operating system names it; "unknown CPU" if it does not.
 std::string CpuName();
 
-// A pool of `threads`; null, which means the library's own, for 0.
+// A pool of `threads` threads; null, which means the library's own pool, for 0.
 std::unique_ptr<ThreadPool> MakePool(int threads);
 
 }  // namespace riffle::cli

@@ -1,4 +1,4 @@
-// A call beside the two limits of a machine: reading its bytes, and dot products on registers.
+// A call beside the two limits of a machine: reading its bytes, and the peak of dot products.
 #pragma once
 
 #include <functional>
@@ -14,12 +14,12 @@ namespace riffle::cli {
 
 struct RooflineCase {
   std::string name;
-  std::string pages;           // memory pages of what is read
-  double bytes = 0;            // that the call must read
-  double operations = 0;       // 0: not compared with dot products
-  DType dtype = DType::kBF16;  // of the dot products of the peak
-  std::function<void()> call;  // checked already
-  std::function<void()> read;  // of the same bytes; none: the call is not compared with reading
+  std::string pages;           // kind of the memory pages read
+  double bytes = 0;            // how many the call must read
+  double operations = 0;       // 0: no comparison with dot products
+  DType dtype = DType::kBF16;  // of the dot products that the peak is measured for
+  std::function<void()> call;  // its answer has been checked
+  std::function<void()> read;  // reads the same bytes; none: no comparison with reading
 };
 
 struct RooflineLine {

@@ -9,7 +9,8 @@
 namespace riffle::cli {
 namespace {
 
-// A file by its device and number; one that does not exist, by those of its folder and its name.
+// Identifies a file by its device and number; if it does not exist, by those of its folder and its
+// name.
 struct FileId {
   bool known = false;
   uint64_t device = 0;
@@ -20,7 +21,7 @@ struct FileId {
 };
 
 FileId Identify(std::filesystem::path path) {
-  constexpr int kMaxLinks = 40;  // as Linux
+  constexpr int kMaxLinks = 40;  // Linux has the same limit
   struct stat status;
   for (int links = 0; links < kMaxLinks; ++links) {
     if (::stat(path.c_str(), &status) == 0) {
@@ -29,7 +30,7 @@ FileId Identify(std::filesystem::path path) {
     if (::lstat(path.c_str(), &status) != 0) {
       break;
     }
-    // A link to what does not exist yet.
+    // A link may point to a file that does not exist yet.
     std::error_code error;
     const std::filesystem::path target = std::filesystem::read_symlink(path, error);
     if (error) {

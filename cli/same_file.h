@@ -5,8 +5,8 @@
 
 namespace riffle::cli {
 
-// Through "./f", symbolic and hard links, and links to what does not exist yet. Devices, such as
-// /dev/null, are no files in this sense.
+// Recognises "./f", symbolic and hard links, and links to files that do not exist yet. A device,
+// such as /dev/null, is never the same file.
 bool IsSameFile(const std::string& a, const std::string& b);
 
 }  // namespace riffle::cli

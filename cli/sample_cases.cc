@@ -17,9 +17,9 @@ namespace riffle::cli {
 namespace {
 
 constexpr int64_t kCheckedRows = 4;
-constexpr int64_t kCheckedDraws = 16;  // of each
+constexpr int64_t kCheckedDraws = 16;  // of each case
 
-// What a row leaves to be drawn, by a full sort in double.
+// The columns of a row that may be drawn, found by a full sort in double.
 class Allowed {
  public:
   Allowed(std::span<const float> x, const SampleCase& what) : x_(x) {
@@ -38,7 +38,7 @@ class Allowed {
     for (const int32_t column : order) {
       kept += Weight(column);
     }
-    // Weights are summed in f32 and double elsewhere: the column that crosses may be a neighbour.
+    // The call sums weights in f32 and double, so the column that crosses may differ by one here.
     const double mass = (static_cast<double>(what.top_p) + 1e-6) * kept;
     double reached = 0;
     for (const int32_t column : order) {

@@ -1,4 +1,4 @@
-// What `riffle bench sample` measures, and how a case of it is run.
+// The cases that `riffle bench sample` measures, and how to run one.
 #pragma once
 
 #include <cstdint>
@@ -22,9 +22,9 @@ struct SampleCase {
 
 std::vector<SampleCase> SampleCases();
 
-// Makes logits, holds the tokens of some draws against the columns that a full sort in double
-// leaves to be drawn, and log-probabilities against double, then measures. Throws
-// std::runtime_error when an answer is wrong: what is wrong is not timed.
+// Makes logits, checks the tokens of some draws against the columns that a full sort in double
+// allows, and log-probabilities against double, then measures. Throws std::runtime_error if an
+// answer is wrong: wrong results are not timed.
 RooflineLine RunSampleCase(const SampleCase& what, double min_seconds, ThreadPool* pool);
 
 }  // namespace riffle::cli

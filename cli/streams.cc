@@ -12,8 +12,8 @@
 namespace riffle::cli {
 
 void OpenStandardStreams() {
-  // The lowest free number is the one that open() takes. Standard output is opened for reading:
-  // each write to it fails.
+  // open() returns the lowest free number, so this fills the numbers in order. Standard output is
+  // opened for reading, so that every write to it fails.
   constexpr int kModes[] = {O_RDONLY, O_RDONLY, O_WRONLY};
   for (int stream = STDIN_FILENO; stream <= STDERR_FILENO; ++stream) {
     if (::fcntl(stream, F_GETFD) >= 0 || errno != EBADF) {

@@ -63,7 +63,7 @@ struct Arguments {
   std::string out_indices;
 };
 
-// Results of one call, [rows, k].
+// The results of one call, [rows, k].
 struct Results {
   std::vector<uint8_t> values;
   std::vector<int32_t> indices;
@@ -110,7 +110,7 @@ void CheckOutputs(const Arguments& arguments, const NpyMatrix& input) {
 Speed MeasureSpeed(const NpyMatrix& input, const Arguments& arguments, const TopKOut& out) {
   volatile uint8_t sink;
   const MatrixView& x = input.view();
-  // Statistics are not part of the job: counting ties reads every row once more.
+  // Statistics are not timed: counting ties reads every row once more.
   TopKOut timed = out;
   timed.stats = nullptr;
   const Group group{
@@ -120,7 +120,7 @@ Speed MeasureSpeed(const NpyMatrix& input, const Arguments& arguments, const Top
   return {timings[0][0], timings[0][1]};
 }
 
-// Holds the answer against one that was found without the library.
+// Checks the answer against one that was found without the library.
 void CheckAnswer(const NpyMatrix& input, const Arguments& arguments, const Results& results) {
   const MatrixView& x = input.view();
   const std::vector<int32_t> reference = ReferenceTopK(x, arguments.k);
@@ -181,7 +181,7 @@ void PrintText(const Arguments& arguments, const NpyMatrix& input, const Results
   }
 }
 
-// One row at a time: a document of millions of results must not stand in memory twice.
+// Prints one row at a time: a document with millions of results must not be in memory twice.
 void PrintJson(const Arguments& arguments, const NpyMatrix& input, const Results& results,
                const std::optional<Speed>& speed) {
   const MatrixView& x = input.view();
@@ -246,7 +246,7 @@ void Run(Arguments arguments) {
 
   const NpyMatrix input(arguments.file, ParseDTypeOption(arguments.dtype));
   const MatrixView& x = input.view();
-  // Before anything of that size is allocated.
+  // Checked before anything of that size is allocated.
   if (arguments.k < 1 || arguments.k > x.cols) {
     FailInput("-k {} is not in 1..{}, the length of a row of {}", arguments.k, x.cols,
               arguments.file);

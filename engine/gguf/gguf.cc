@@ -44,7 +44,7 @@ const TypeInfo* Find(TensorType type) {
   return nullptr;
 }
 
-// The bytes of a file, unmapped with the last copy.
+// Maps a file; its bytes are unmapped when the last copy of the result is gone.
 std::shared_ptr<const void> Map(const std::string& path, std::span<const uint8_t>* bytes) {
   const auto fail = [&path](const std::string& why) -> BadModel {
     return BadModel(fmt::format("{}: {}", path, why));
@@ -55,7 +55,7 @@ std::shared_ptr<const void> Map(const std::string& path, std::span<const uint8_t
       if (number >= 0) ::close(number);
     }
   };
-  // Without O_NONBLOCK a pipe would wait for a writer.
+  // Without O_NONBLOCK, opening a pipe would wait for a writer.
   const Descriptor file{::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK)};
   struct ::stat status {};
   if (file.number < 0 || ::fstat(file.number, &status) != 0) {
@@ -186,7 +186,7 @@ void GgufFile::Contents::PlaceTensors(std::span<const uint8_t> data, uint64_t al
   for (size_t i = 0; i < tensors.size(); ++i) {
     Tensor& tensor = tensors[i];
     const BlockSize block = BlockSizeOf(tensor.type);
-    if (block.values == 0) continue;  // Get() speaks of it
+    if (block.values == 0) continue;  // Get() throws for this tensor
     const auto fail = [&](const std::string& text) {
       Fail(fmt::format("tensor \"{}\" of type {} and shape {} {}", Printable(tensor.name),
                        NameOf(tensor.type), ShapeText(tensor.shape), text));
@@ -201,7 +201,7 @@ void GgufFile::Contents::PlaceTensors(std::span<const uint8_t> data, uint64_t al
       overflow |= __builtin_mul_overflow(elements, tensor.shape[d], &elements);
       overflow |= d > 0 && __builtin_mul_overflow(size, tensor.shape[d], &size);
     }
-    overflow &= !HasZero(tensor.shape);  // 2^62 x 8 x 0 is nothing
+    overflow &= !HasZero(tensor.shape);  // an empty tensor is no overflow, even 2^62 x 8 x 0
     const uint64_t offset = offsets[i];
     if (offset % alignment != 0) {
       fail(fmt::format("starts at offset {}, which is no multiple of the alignment {}", offset,

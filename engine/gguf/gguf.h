@@ -1,10 +1,10 @@
 // Reads GGUF, the file format of ggml and llama.cpp (versions 2 and 3, little endian): named
-// metadata, then named tensors. The file is mapped into memory, nothing of a tensor is copied.
+// metadata, then named tensors. The file is mapped into memory; no tensor is copied.
 //
-// Files are not trusted: every count, length, offset and shape is checked against the bytes there
-// are before anything is read through it, so a truncated or lying file gives a BadModel. If another
-// process makes the file shorter while it is mapped, reading what is gone raises SIGBUS, here and
-// in the tensors' data; `riffle generate` has a handler that ends it with exit code 1.
+// Files are not trusted. Every count, length, offset and shape is checked against the size of the
+// file before it is used, so a truncated or malformed file throws BadModel. If another process
+// shortens the file while it is mapped, reading the lost part raises SIGBUS, here and in the
+// tensors' data; `riffle generate` has a handler that then exits with code 1.
 //
 // Source of the format: ggml's docs/gguf.md; block sizes from ggml's ggml-common.h.
 #pragma once
@@ -20,13 +20,14 @@
 
 namespace riffle::engine {
 
-// A model file that cannot be used. The text names the file and what is wrong in it.
+// A model file that cannot be used. The text names the file and its fault.
 class BadModel : public std::runtime_error {
  public:
   using std::runtime_error::runtime_error;
 };
 
-// The numbers are ggml's. A file may hold types that are not listed; its other tensors can be used.
+// The numbers are ggml's. A file may contain types that are not listed; its other tensors can be
+// used.
 enum class TensorType : uint32_t {
   kF32 = 0,
   kF16 = 1,
@@ -44,7 +45,7 @@ enum class TensorType : uint32_t {
   kBF16 = 30,
 };
 
-// What a block of a type holds; {0, 0} for a type that is not listed above.
+// The contents of a block of a type; {0, 0} for a type that is not listed above.
 struct BlockSize {
   int64_t values;
   int64_t bytes;
@@ -56,8 +57,8 @@ std::string NameOf(TensorType type);
 struct Tensor {
   std::string_view name;
   TensorType type;
-  // ggml's order: shape[0] is contiguous; a weight is [in, out]. A tensor that nothing needs may
-  // have no dimensions (one value), or one of 0.
+  // In ggml's order: shape[0] is contiguous; a weight is [in, out]. A tensor that nobody uses may
+  // have no dimensions (it is one value) or a dimension of 0.
   std::vector<int64_t> shape;
   const uint8_t* data;  // aligned to general.alignment (32 unless the file says otherwise)
   int64_t bytes;
@@ -67,30 +68,31 @@ struct Tensor {
   int64_t row_bytes() const;   // of row_values() values
 };
 
-// Copies share the mapping.
+// All copies share the mapping.
 class GgufFile {
  public:
   // Maps `path`. Throws BadModel if it cannot be opened or is not GGUF,
   // Error(kOutOfMemory) if there is no memory to map it.
   static GgufFile Open(const std::string& path);
-  // The same of bytes in memory, which must outlive the result and be aligned to 32 bytes for
-  // `data` to be. `name` stands for the path in errors.
+  // The same for bytes in memory, which must outlive the result. They must be aligned to 32 bytes
+  // if `data` of tensors is to be. `name` replaces the path in errors.
   static GgufFile Parse(std::span<const uint8_t> bytes, const std::string& name);
 
   const std::string& path() const;
   std::span<const uint8_t> bytes() const;  // the whole file
   int64_t version() const;
-  // In the order of the file; types that are not listed above have data == nullptr, bytes == 0.
+  // In file order. Tensors of types that are not listed above have data == nullptr and bytes == 0.
   const std::vector<Tensor>& tensors() const;
-  // nullptr if there is none of the name.
+  // nullptr if there is no tensor of that name.
   const Tensor* Find(std::string_view name) const;
-  // Throws BadModel if there is none of the name, if its type is not listed above, or if its shape
-  // is another one.
+  // Throws BadModel if there is no tensor of that name, or its type is not listed above, or its
+  // shape differs.
   const Tensor& Get(std::string_view name, std::span<const int64_t> shape) const;
 
-  // Metadata. All throw BadModel, naming the key, if it is not there or holds something else.
+  // Metadata. All of these throw BadModel, naming the key, if the key is missing or has another
+  // type.
   bool Has(std::string_view key) const;
-  // Any integer type, not negative.
+  // A value of any integer type; it must not be negative.
   int64_t Integer(std::string_view key) const;
   double Float(std::string_view key) const;  // float32 or float64
   bool Bool(std::string_view key) const;
@@ -111,7 +113,8 @@ class GgufFile {
   std::shared_ptr<const Contents> contents_;
 };
 
-// `text` for a message: control characters and bytes outside ASCII escaped, 80 characters at most.
+// `text` as part of a message: control characters and bytes outside ASCII escaped, at most 80
+// characters.
 std::string Printable(std::string_view text);
 
 }  // namespace riffle::engine

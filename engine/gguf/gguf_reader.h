@@ -1,4 +1,5 @@
-// How gguf.cc reads the head of a file: bounds first. Internal.
+// Reads the head of a file for gguf.cc; every read is checked against the end of the file.
+// Internal.
 #pragma once
 
 #include <fmt/format.h>
@@ -34,7 +35,7 @@ enum class ValueType : uint32_t {
   kF64,
 };
 inline constexpr uint32_t kValueTypes = 13;
-// Bytes of a value; 0: its length is in the file.
+// Bytes of a value; 0 if the file states its length.
 inline constexpr uint64_t kValueBytes[kValueTypes] = {1, 1, 2, 2, 4, 4, 4, 1, 0, 0, 8, 8, 8};
 inline constexpr const char* kValueNames[kValueTypes] = {
     "uint8",   "int8",   "uint16", "int16",  "uint32", "int32",  "float32",
@@ -43,9 +44,9 @@ inline constexpr const char* kValueNames[kValueTypes] = {
 inline uint64_t BytesOf(ValueType type) { return kValueBytes[static_cast<uint32_t>(type)]; }
 
 struct Value {
-  ValueType type;  // of the value; of the elements, if it is an array
+  ValueType type;  // of the value; for an array, of its elements
   bool is_array;
-  uint64_t count;                  // 1, or the elements of the array
+  uint64_t count;                  // 1; for an array, its number of elements
   std::span<const uint8_t> bytes;  // from the first element on
 };
 
@@ -56,7 +57,7 @@ T Load(const uint8_t* at) {
   return value;
 }
 
-// Pre: checked by the Reader.
+// Pre: the Reader has checked the string.
 inline std::string_view StringAt(const uint8_t* at) {
   return {reinterpret_cast<const char*>(at + sizeof(uint64_t)), Load<uint64_t>(at)};
 }
@@ -119,7 +120,8 @@ class Reader {
   }
 
   void SkipValues(ValueType type, uint64_t count, std::string_view what, int depth) {
-    // Every value takes a byte or more: this bounds the loops below and the product.
+    // Every element takes at least a byte. This bounds the loops below and prevents overflow of the
+    // product.
     if (count > remaining()) {
       Fail(fmt::format(
           "{} has {} elements, but only {} bytes follow: the file is truncated, or lies", what,

@@ -1,10 +1,10 @@
-// Attention over keys and values that lie in pages of a shared pool: decode, prefill, chunked
-// prefill and mixed ragged batches are one operation.
+// Attention over keys and values in pages of a shared pool. Decode, prefill, chunked prefill and
+// mixed ragged batches are one operation.
 //
-// Bitwise invariance: what a query gets does not depend on the batch it is in, the thread count,
-// the page size, the layout, or whether it came by decode or by prefill; per SIMD target the bits
-// are the same. Everything per (query, head) is computed in an order fixed by absolute key
-// positions (docs/attention.md).
+// Bitwise invariance: a query's result does not depend on the batch it is in, the thread count, the
+// page size, the layout, or on decode or prefill; on one SIMD target it always has the same bits.
+// Everything per (query, head) is computed in an order fixed by absolute key positions
+// (docs/attention.md).
 #pragma once
 
 #include <cstdint>
@@ -30,10 +30,10 @@ struct HeadsView {
   int64_t head_stride = 0;   // elements from a head to the next; zero and negative are legal
 };
 
-// Scales of elements: element (page, token, head, i) stands for itself times
-// scale(page, token, head, i / group) / divisor, in f32. Without data every scale is 1. Strides of
-// 0 make one scale serve a whole axis: all four 0 is one for the tensor. A NaN scale makes NaN of
-// the results that see it.
+// Scales of elements: the value of element (page, token, head, i) is the element times scale(page,
+// token, head, i / group) / divisor, in f32. Without data every scale is 1. A stride of 0 makes one
+// scale serve a whole axis; with all four 0 there is one for the tensor. A NaN scale makes the
+// results that use it NaN.
 struct KvScales {
   const void* data = nullptr;
   DType dtype = DType::kF32;  // f32, f16, bf16 or e8m0
@@ -43,15 +43,15 @@ struct KvScales {
   int64_t group_stride = 0;
   int64_t group = 0;     // elements of a row that share a scale: 32, 64 or 128, a divisor of
                          // head_dim; 0: the whole row
-  float divisor = 1.0f;  // positive; JAX's quantization_utils has 127.5
+  float divisor = 1.0f;  // positive; JAX's quantization_utils uses 127.5
 };
 
-// How the rows of a pool are coded: elements of a dtype, or blocks of 32 elements as GGUF names and
-// lays them out, each with a scale (and some with an offset) of its own.
+// The format of a pool's rows: elements of a dtype, or GGUF's blocks of 32 elements, each block
+// with its own scale (and some with an offset).
 enum class KvFormat : uint8_t { kPlain, kQ8_0, kQ4_0, kQ4_1, kQ5_0, kQ5_1, kIQ4NL };
 inline constexpr int kNumKvFormats = 7;
 
-// Bytes of a block of 32 elements; of kPlain 0.
+// Bytes of a block of 32 elements; 0 for kPlain.
 constexpr int64_t BlockBytes(KvFormat format) {
   constexpr int64_t kBytes[kNumKvFormats] = {0, 34, 18, 20, 22, 24, 18};
   return kBytes[static_cast<int>(format)];
@@ -67,8 +67,8 @@ constexpr const char* Name(KvFormat format) {
 // The keys, or the values, of every page of the pool. Element (page, token, head, i) is at
 // page * page_stride + token * token_stride + head * head_stride + i, so the layouts in use are all
 // views: HND [pages, kv_heads, page_size, d] (vLLM CPU, FlashInfer), NHD [pages, page_size,
-// kv_heads, d] (FlashInfer, sglang) and [kv_heads, pages, page_size, d] (JAX). Of a block format
-// dtype is kU8: the strides are in bytes, and a row is head_dim / 32 blocks at any address.
+// kv_heads, d] (FlashInfer, sglang) and [kv_heads, pages, page_size, d] (JAX). In a block
+// format dtype is kU8: the strides are in bytes, and a row is head_dim / 32 blocks at any address.
 struct PagedKv {
   const void* data = nullptr;
   DType dtype = DType::kF32;  // f32, f16, bf16, e4m3, e5m2 or i8; u8 of a block format
@@ -90,13 +90,13 @@ constexpr int64_t RowBytes(const PagedKv& kv) {
                                        : kv.head_dim / 32 * BlockBytes(kv.format);
 }
 
-// B sequences. The q_len = cu_q_lens[b+1] - cu_q_lens[b] queries of sequence b are its last
-// positions: query i stands at kv_lens[b] - q_len + i. There may be more queries than keys where
-// these positions do not matter: not causal and no window (cross attention), or no key at all.
+// B sequences. The q_len = cu_q_lens[b+1] - cu_q_lens[b] queries of sequence b are its last tokens:
+// query i is at position kv_lens[b] - q_len + i. There may be more queries than keys only where
+// positions do not matter: without causal and window (cross attention), or without any key.
 struct PagedBatch {
   IndexSpan cu_q_lens;      // [B + 1], from 0 to the number of tokens; empty: one query a sequence
                             // (decode). These three: int32 or int64 each
-  IndexSpan kv_lens;        // [B], tokens of each sequence, its queries included
+  IndexSpan kv_lens;        // [B], the length of each sequence, its queries included
   IndexPointer page_table;  // [B, max_pages]; entries past ceil(kv_len / page_size) of a row are
                             // ignored
   int64_t max_pages = 0;
@@ -122,14 +122,14 @@ struct AttentionMask {
 struct AttentionOptions {
   std::optional<float> scale = {};  // of the logits; default 1 / sqrt(head_dim)
   bool causal = true;               // a query at position p sees keys 0..p; else all keys
-  // w >= 1: a query at position p sees no key before p-w+1; without window_right none after p
-  // either, causal or not.
+  // w >= 1: a query at position p sees no key before p-w+1 and, unless window_right is set, none
+  // after p (causal or not).
   std::optional<int64_t> window = {};
-  // r >= 0: a query at position p sees keys up to p+r, at most the last one, with or without a
-  // window. Must be 0 or unset where causal is set, which means 0.
+  // r >= 0: a query at position p sees no key after p+r, with or without a window. If causal is
+  // set, window_right must be 0 or unset, which then means 0.
   std::optional<int64_t> window_right = {};
   std::optional<float> soft_cap = {};  // c > 0: a scaled logit x becomes c * tanh(x / c)
-  // [q_heads] or empty: a raw logit per head, neither scaled nor capped, that takes part in the
+  // [q_heads] or empty: one raw logit per head, neither scaled nor capped, that counts in the
   // softmax and in lse but has no value.
   std::span<const float> sinks = {};
   // Blocks of 64 keys of which no query of a work item sees any are neither read nor computed.
@@ -149,8 +149,8 @@ struct AttentionOut {
   int64_t lse_token_stride = 0;  // elements; heads are contiguous
 };
 
-// Softmax(scale * q K^T) V per query head; KV head h serves the q_heads / kv_heads query heads from
-// h * q_heads / kv_heads on.
+// Softmax(scale * q K^T) V for each query head. KV head h serves q_heads / kv_heads query heads,
+// from number h * q_heads / kv_heads on.
 //   q       [tokens, q_heads, head_dim of keys] f32|f16|bf16; tokens and B may be 0
 //   keys, values  pools of the same pages, tokens and heads; head_dim, dtype, scales, format and
 //                 strides are each its own. Values may be a part of their keys (MLA: the same
@@ -170,19 +170,18 @@ RIFFLE_API void PagedAttention(const HeadsView& q, const PagedKv& keys, const Pa
                                const PagedBatch& batch, const AttentionOut& out,
                                const AttentionOptions& options = {});
 
-// What calls on one batch share: the batch, checked and copied, and how its work is cut. Made once
-// for a batch and used by the call of every layer, it saves each call the reading of the page table
-// and the planning:
+// What calls on one batch share: the batch, checked and copied, and the division of its work. Made
+// once per batch and passed to every layer's call, it saves each call reading the page table and
+// planning:
 //
 //   AttentionPlan plan(q, cache.Keys(0), batch, options);
 //   for (layer ...) PagedAttention(q, cache.Keys(layer), cache.Values(layer), plan, out, options);
 //
-// Results have the bits of the calls without a plan. The caller's arrays may change or go
-// afterwards; the plan stays that of the batch as it was. One plan may be used by several calls at
-// a time.
+// Results have the same bits as without a plan. The caller's arrays may change or disappear
+// afterwards; the plan keeps the batch as it was. Several calls may use one plan at the same time.
 class RIFFLE_API AttentionPlan {
  public:
-  AttentionPlan();  // of no batch: for Make
+  AttentionPlan();  // a plan of no batch, for Make
   // Of q and keys the shapes count, not the data and the dtype, of values nothing; of the options
   // causal, window, window_right, the mask and the pool, whose number of threads decides how work is
   // cut, not the results. Of the mask it is found here which blocks it hides; calls are given the
@@ -193,7 +192,7 @@ class RIFFLE_API AttentionPlan {
   AttentionPlan(AttentionPlan&&) noexcept;
   AttentionPlan& operator=(AttentionPlan&&) noexcept;
 
-  // The plan of another batch, in the memory of the last one. After an error it is of no batch.
+  // Plans another batch in the memory of the last one. After an error the plan is of no batch.
   void Make(const HeadsView& q, const PagedKv& keys, const PagedBatch& batch,
             const AttentionOptions& options = {});
 
@@ -205,24 +204,24 @@ class RIFFLE_API AttentionPlan {
   std::unique_ptr<Impl> impl_;
 };
 
-// PagedAttention on the batch of a plan. Throws Error(kBadShape) where tokens, heads, head_dim,
-// pages or their size are not those of the plan, Error(kBadOption) where causal or a window is not.
+// PagedAttention on the batch of a plan. Throws Error: kBadShape if tokens, heads, head_dim, pages
+// or their size differ from the plan's, kBadOption if causal or a window does.
 RIFFLE_API void PagedAttention(const HeadsView& q, const PagedKv& keys, const PagedKv& values,
                                const AttentionPlan& plan, const AttentionOut& out,
                                const AttentionOptions& options = {});
 
-// A result over a part of the keys.
+// A result over some of the keys.
 struct AttentionPart {
   HeadsView out;
   const float* lse = nullptr;    // [tokens, heads], natural log; -inf or +inf: it saw no key
   int64_t lse_token_stride = 0;  // elements; heads are contiguous
 };
 
-// What one call over all keys would have given (up to rounding), from results over disjoint parts
-// of the keys: sharded and cascaded attention. Parts have one shape and one dtype, which is out's.
-// An lse of -inf, or of +inf as some engines write it, marks an empty part, which contributes
-// nothing whatever stands in its out; all parts empty gives zeros and -inf. Parts are merged in
-// their order. Sinks, if any, belong into exactly one part.
+// What one call over all keys would have given, up to rounding, from results over disjoint parts of
+// the keys: sharded and cascaded attention. All parts have the same shape, and out's dtype. An lse
+// of -inf, or of +inf as some engines write it, marks an empty part, whose out is ignored. If all
+// parts are empty the result is zeros and -inf. Parts are merged in their order. Sinks, if any,
+// belong in exactly one part.
 // Throws Error: kBadShape (no part, shapes that differ), kBadDType, kOverlap. Nothing is written on
 // error.
 RIFFLE_API void MergeStates(std::span<const AttentionPart> parts, const AttentionOut& out,

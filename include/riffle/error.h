@@ -16,13 +16,13 @@ enum class Code {
   kBadK,         // k outside its limits
   kBadRange,     // start, end or length outside the row
   kBadOption,    // an option outside its limits
-  kBadDType,     // an element type that the call does not take
+  kBadDType,     // an element type the call does not support
   kBadPage,      // a page number outside the pool
-  kBadSequence,  // an id of no sequence of the KV cache
-  kBadValue,     // elements that have no answer, such as a NaN among logits to sample from
+  kBadSequence,  // an id that is not a sequence of the KV cache
+  kBadValue,     // input with no answer, such as a NaN among logits to sample from
   kOverlap,      // an output that overlaps itself or an input
   kOutOfPages,   // the KV cache's pool is full
-  kOutOfMemory,  // memory or a thread that the call needs could not be had
+  kOutOfMemory,  // the system did not grant memory or a thread
 };
 
 // what() names the argument, its value and the limit.
@@ -32,8 +32,8 @@ class RIFFLE_API Error : public std::runtime_error {
       : std::runtime_error(what), code_(code), argument_size_(argument_size) {}
   Code code() const { return code_; }
 
-  // The argument that is wrong, with which what() begins: "kv_lens" of "kv_lens[1] = -1 is not in
-  // 0..32"; empty if the text begins otherwise. For callers whose arguments have other names.
+  // The name of the wrong argument, with which what() begins: "kv_lens" in "kv_lens[1] = -1 is not
+  // in 0..32". Empty if the text begins otherwise. For callers whose arguments have other names.
   std::string_view argument() const { return {what(), argument_size_}; }
 
  private:

@@ -1,4 +1,4 @@
-// Lengths and page numbers as callers have them: int32 or int64.
+// Lengths and page numbers in the caller's type: int32 or int64.
 #pragma once
 
 #include <concepts>
@@ -12,7 +12,7 @@ namespace riffle {
 class IndexPointer {
  public:
   constexpr IndexPointer() = default;
-  // Implicit, so that a call takes either pointer.
+  // Implicit, so that a call accepts either pointer.
   constexpr IndexPointer(std::nullptr_t) {}                               // NOLINT
   constexpr IndexPointer(const int32_t* data) : data_(data) {}            // NOLINT
   constexpr IndexPointer(const int64_t* data) : data_(data), size_(8) {}  // NOLINT
@@ -41,7 +41,7 @@ class IndexSpan {
  public:
   constexpr IndexSpan() = default;
   constexpr IndexSpan(IndexPointer data, size_t size) : data_(data), size_(size) {}
-  // Anything that converts to a span of one of the types: spans, vectors, arrays.
+  // From anything that converts to a span of either type: spans, vectors, arrays.
   template <typename Range>
   requires std::convertible_to<const Range&, std::span<const int32_t>>
   constexpr IndexSpan(const Range& range)  // NOLINT(google-explicit-constructor)

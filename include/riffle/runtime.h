@@ -1,15 +1,16 @@
-// Version, SIMD targets, threads, scratch, and the roofline every timing is held against.
+// Version, SIMD targets, threads and scratch.
 //
 // Every task of every call, on whatever thread, runs under one floating-point environment: rounding
-// to nearest (ties to even), subnormals kept, no traps. So results do not depend on what the caller
-// has set, as by fesetround() or to flush subnormals to zero; on return the caller's is as it was.
+// to nearest (ties to even), subnormals kept, no traps. So results do not depend on the caller's
+// settings, such as fesetround() or flushing subnormals to zero. On return the caller's environment
+// is as before.
 //
-// A forked child may make any call. Its calls run on the calling thread alone, until SetNumThreads
-// gives it workers of its own; pools that it makes itself have theirs. So may destructors of static
-// and thread_local objects.
+// A forked child may make any call. Its calls run on the calling thread alone until SetNumThreads
+// gives it workers of its own; pools that the child makes have workers. Destructors of static and
+// thread_local objects may make any call too.
 //
-// Memory that calls read belongs to the caller and must not be written meanwhile: results are
-// unspecified if it is, but no call reads or writes outside of what it was given.
+// Memory that a call reads belongs to the caller, who must not write to it meanwhile. If it is
+// written, results are unspecified, but no call reads or writes outside the memory it was given.
 #pragma once
 
 #include <cstddef>
@@ -26,32 +27,32 @@ namespace riffle {
 
 RIFFLE_API std::string_view Version();
 
-// SIMD targets this machine can run, best first, by Highway's names ("AVX3_ZEN4", "AVX2", ...).
+// The SIMD targets that this machine can run, best first, by Highway's names ("AVX3_ZEN4", "AVX2",
+// ...).
 RIFFLE_API std::vector<std::string> Targets();
 
-// The target that kernels run on now.
+// The target that kernels run on at present.
 RIFFLE_API std::string Target();
 
-// Forces a target for all later calls in the process; "" returns to the best. The environment
-// variable RIFFLE_TARGET does the same at the first call. Calls that run go on with the target they
-// began with. Other users of Highway in the process, another copy of Riffle among them, keep
-// theirs. Throws Error(kBadOption) for a name that is not in Targets().
+// Sets the target of all later calls in the process; "" means the best one. The environment
+// variable RIFFLE_TARGET does the same at the first call. A running call stays on the target it
+// began with. Other users of Highway in the process keep theirs, as does another copy of Riffle.
+// Throws Error(kBadOption) for a name that is not in Targets().
 RIFFLE_API void SetTarget(std::string_view name);
 
-// The target that kernels run on now and the slower ones of this machine, as bits of Highway's
-// (HWY_AVX2, ...), for kernels outside of the library that follow SetTarget. In a task: of the call
-// that the task belongs to.
+// The current target and the slower ones of this machine, as bits of Highway (HWY_AVX2, ...), for
+// kernels outside the library that follow SetTarget. In a task it is the target of the task's call.
 RIFFLE_API int64_t TargetMask();
 
-// A fixed set of threads. A call that finds its pool busy, from another thread or from inside a
-// task, runs on the calling thread alone, so callers need no lock. Thread counts never change a bit
-// of a result. Workers spin for some tens of microseconds after a call before they sleep: LLM steps
-// come in bursts, and waking a sleeping thread costs as much as a small top-k. When the constructor
-// throws, no thread is left behind.
+// A fixed set of threads. A call that finds its pool busy, with another thread's call or because it
+// is made in a task, runs on the calling thread alone; so callers need no lock. Thread counts never
+// change a bit of a result. After a call, workers spin for some tens of microseconds before they
+// sleep: LLM steps come in bursts, and waking a sleeping thread takes as long as a small top-k. If
+// the constructor throws, it leaves no thread behind.
 class RIFFLE_API ThreadPool {
  public:
-  // `threads` counts the caller too; 0 = the CPUs this process may use. Throws Error(kBadOption)
-  // unless 0 <= threads <= 1024.
+  // `threads` includes the caller; 0 means the CPUs that this process may use. Throws
+  // Error(kBadOption) unless 0 <= threads <= 1024.
   explicit ThreadPool(int threads = 0);
   ~ThreadPool();
   ThreadPool(const ThreadPool&) = delete;
@@ -66,46 +67,44 @@ class RIFFLE_API ThreadPool {
   std::unique_ptr<Impl> impl_;
 };
 
-// The options of calls that have no others.
+// Options of calls that have no options of their own.
 struct CallOptions {
   ThreadPool* pool = nullptr;  // null: DefaultPool()
 };
 
-// task(i) for i in [0, tasks), each once, on any thread of the pool; returns when all are done. Use
-// it for loops between Riffle's calls: the workers are still spinning. `task` must not throw.
-// Throws Error: kBadShape for tasks < 0, kBadOption for an empty task.
+// Calls task(i) for i in [0, tasks), each once, on any thread of the pool; returns when all are
+// done. Use it for loops between Riffle calls: the workers are still spinning. `task` must not
+// throw. Throws Error: kBadShape for tasks < 0, kBadOption for an empty task.
 RIFFLE_API void ParallelFor(int64_t tasks, const std::function<void(int64_t)>& task,
                             const CallOptions& options = {});
 
-// The pool that calls use when their options name none. Its size comes from RIFFLE_NUM_THREADS
-// (1 to 1024), else from the CPUs this process may use. Its workers end with the library: at the
-// end of the process, after the destructors of static objects, or when a plugin that contains
-// Riffle is unloaded, which may not happen during a call. Calls after that run on the calling
-// thread alone.
+// The pool of calls whose options name none. Its size is RIFFLE_NUM_THREADS (1 to 1024), or else
+// the number of CPUs that this process may use. Its workers end with the library: at the end of the
+// process, after the destructors of static objects, or when a plugin that contains Riffle is
+// unloaded, which must not happen during a call. Later calls run on the calling thread alone.
 RIFFLE_API ThreadPool& DefaultPool();
 RIFFLE_API int NumThreads();
 
-// Resizes the default pool. Waits for a running call to end. Throws Error: kBadOption unless
-// 1 <= threads <= 1024, or in a task of that pool, which would wait for itself; kOutOfMemory when
-// so many threads cannot be had. Then the pool is as it was.
+// Resizes the default pool. Waits for a running call to end. Throws Error: kBadOption unless 1 <=
+// threads <= 1024, and in a task of that pool, which would wait for itself; kOutOfMemory if the
+// system does not grant that many threads. On error the pool stays as it was.
 RIFFLE_API void SetNumThreads(int threads);
 
-// Threads that another library keeps: calls body(data) on the calling thread and on up to
-// `threads` - 1 more, once on each, and returns when all have returned. It is the signature of
-// GOMP_parallel (flags = 0), by which GNU's and LLVM's OpenMP start a parallel region.
+// Runs code on threads of another library: calls body(data) once on the calling thread and once on
+// each of up to `threads` - 1 more, and returns when all have returned. The signature is that of
+// GOMP_parallel (flags = 0), which starts a parallel region in the OpenMP of GNU and LLVM.
 using ParallelRegion = void (*)(void (*body)(void*), void* data, unsigned threads, unsigned flags);
 
-// Makes the default pool run on such threads in place of its own, or with null on its own again.
-// Where a program spends most of its time in the other library, whose idle threads spin on the
-// CPUs, two pools wait for each other. Waits for a running call to end, and throws as SetNumThreads
-// does.
+// Makes the default pool run on such threads instead of its own; null returns to its own. In a
+// program that spends most of its time in the other library, whose idle threads spin, two pools
+// compete for the CPUs. Waits for a running call to end; throws as SetNumThreads does.
 RIFFLE_API void SetParallelRegion(ParallelRegion region);
 
-// Frees the scratch that the pool of the options and the calling thread keep from call to
-// call. Each of their buffers is as large as its largest call needed, up to 128 MiB: larger ones
-// are given back when their call ends. A call that finds no scratch makes its own, which takes
-// time: about twice that of the call where it is tens of megabytes. Waits for a running call of the
-// pool to end. Throws Error(kBadOption) in a task of the pool, which would wait for itself.
+// Frees the scratch that the pool of the options and the calling thread keep from call to call.
+// Each buffer is as large as its largest call needed, up to 128 MiB; larger ones are freed when
+// their call ends. A call that finds no scratch allocates it, which about doubles its time if it
+// needs tens of megabytes. Waits for a running call of the pool to end. Throws Error(kBadOption) in
+// a task of the pool, which would wait for itself.
 RIFFLE_API void ReleaseScratch(const CallOptions& options = {});
 
 }  // namespace riffle

@@ -11,49 +11,49 @@
 
 namespace riffle {
 
-// Each list has one element a row, or a single one for all rows, or none: its default.
+// Each list has one element per row, or one for all rows, or none, which means the default.
 struct SampleOptions {
   std::span<const float> temperature = {};  // default 1; 0: greedy; finite, >= 0
-  std::span<const int32_t> top_k = {};      // default 0: off; so is more than there are columns
-  std::span<const float> top_p = {};        // default 1: off; 0 to 1
-  std::span<const float> min_p = {};        // default 0: off; 0 to 1
+  std::span<const int32_t> top_k = {};  // default 0: off, as is any k above the number of columns
+  std::span<const float> top_p = {};    // default 1: off; 0 to 1
+  std::span<const float> min_p = {};    // default 0: off; 0 to 1
   uint64_t seed = 0;
-  // The number of the draw is (seed, stream, position): two rows with the same three and the same
-  // logits draw the same token.
+  // A draw is numbered by (seed, stream, position): two rows with the same three numbers and the
+  // same logits draw the same token.
   std::span<const int64_t> stream = {};    // default: the row's number. Request ids make a
                                            // request's tokens independent of its batch
   std::span<const int64_t> position = {};  // default 0; the position of the token in its sequence
   ThreadPool* pool = nullptr;              // null: DefaultPool()
 };
 
-// tokens[r] = a column of logits[r], drawn with the probabilities that are left by, in this order:
-//   temperature  softmax(logits / temperature); 0 takes the best column (equal values: the lower
-//                one) and ignores the filters
-//   top_k        the k best columns, in Riffle's order (equal values: the lower column first)
-//   top_p        of those, renormalised: the smallest prefix in that order whose mass reaches
-//                top_p, the column that crosses it included; at least one column
-//   min_p        of those: columns at least min_p times as probable as the best one
-//   renormalise and draw
+// tokens[r] = a column of logits[r], drawn with the probabilities that are left after these steps:
+//   temperature  softmax(logits / temperature); 0 takes the best column (of equal ones the lower)
+//                and ignores the filters
+//   top_k        keeps the k best columns, in Riffle's order (equal values: the lower column first)
+//   top_p        of these, renormalised, keeps the smallest prefix in that order whose mass reaches
+//                top_p, including the column that crosses it; at least one column
+//   min_p        of these, keeps the columns at least min_p times as probable as the best one
+//   then renormalises and draws
 //   logits    [rows, n]  f32|f16|bf16, 1 <= n < 2^31; rows may be 0
 //   tokens    [rows]
-//   logprobs  [rows] or empty: log-softmax of the raw logits (no temperature, no filter), natural
-//             log, at the token drawn
-// Top-p is exact over all columns though they are never sorted: the best ones are selected, more
-// and more of them, until their mass certifies top_p.
+//   logprobs  [rows] or empty: the log-softmax of the raw logits (no temperature, no filter) at the
+//             token drawn, natural log
+// Top-p is exact over all columns, though they are never sorted: more and more of the best columns
+// are selected, until their mass proves that they contain the prefix.
 //
-// Weights 2^((x - max) * log2(e) / temperature) are computed in f32 (2 ulp) and summed in double in
-// an order fixed by the columns alone. So results do not depend on the thread count, the batch or
-// the layout; per SIMD target they are the same bits. The random numbers are Philox4x32-10's
-// (Salmon et al. 2011, Random123), 53 bits a draw.
+// The weights 2^((x - max) * log2(e) / temperature) are computed in f32 (2 ulp) and summed in
+// double, in an order fixed by the columns alone. So results do not depend on the thread count, the
+// batch or the layout; on one SIMD target they have the same bits. The random numbers are those of
+// Philox4x32-10 (Salmon et al. 2011, Random123), 53 bits per draw.
 //
-// A logit of +inf is the limit: if a row has some, they share the whole mass equally. -inf has
-// none. Throws Error: kBadValue for a row with a NaN or with nothing above -inf, naming the row
-// (the first one); kBadShape, kBadDType, kBadOption, kOverlap, kOutOfMemory. Nothing is written on
-// error. Allocates nothing once scratch has grown to the shape.
+// Logits of +inf are taken as a limit: if a row has some, they share the whole mass equally. Those
+// of -inf have none. Throws Error: kBadValue for a row with a NaN or with nothing above -inf,
+// naming the first such row; kBadShape, kBadDType, kBadOption, kOverlap, kOutOfMemory. Nothing is
+// written on error. Allocates nothing once scratch has grown to the shape.
 RIFFLE_API void Sample(const MatrixView& logits, std::span<int32_t> tokens,
                        std::span<float> logprobs, const SampleOptions& options = {});
 
-// Without log-probabilities, which cost a pass over the logits.
+// Without log-probabilities, which take a pass over the logits.
 inline void Sample(const MatrixView& logits, std::span<int32_t> tokens,
                    const SampleOptions& options = {}) {
   Sample(logits, tokens, std::span<float>(), options);

@@ -1,8 +1,8 @@
 // Exact top-k of the rows of a matrix, and of ranges of its rows.
 //
-// Order, here and everywhere in Riffle: descending by value; NaN of either sign above +inf, all
-// NaNs equal; -0 equals +0; of equal values the lower index first. Results are a pure function of
-// the input: bitwise the same for any thread count, SIMD target, algorithm and batch.
+// The order, here and everywhere in Riffle: descending by value; NaN of either sign above +inf, all
+// NaNs equal; -0 equals +0; equal values by ascending index. Results are a pure function of the
+// input: they have the same bits for any thread count, SIMD target, algorithm and batch.
 #pragma once
 
 #include <cstdint>
@@ -15,7 +15,7 @@
 
 namespace riffle {
 
-// Dtypes of selection: the first ones of DType.
+// Selection supports the first dtypes of DType, this many.
 inline constexpr int kNumTopKDTypes = 12;
 
 enum class Algorithm : uint8_t {
@@ -27,7 +27,7 @@ enum class Algorithm : uint8_t {
                   // float16 and bfloat16 only
 };
 
-// Payload ids of the columns of x: the index returned for column c of row r is element (r, c).
+// Ids of the columns of x: instead of column c of row r, the call returns id (r, c).
 struct IdsView {
   const void* data = nullptr;  // [rows, n], columns contiguous; null: columns are their own ids
   IndexType type = IndexType::kInt32;
@@ -37,26 +37,27 @@ struct IdsView {
 struct TopKOptions {
   Algorithm algorithm = Algorithm::kAuto;
   bool sorted = true;  // false: the same set in an unspecified, still deterministic order
-  // false: the k smallest, ascending, in the reverse order of values: NaN is the last to be taken,
-  // -0 equals +0, of equal values the lower index comes first. Padding is then +inf.
+  // false: the k smallest, ascending, in the reverse order of values: NaNs come last, -0 equals +0,
+  // equal values are in ascending order of index. Padding is then +inf.
   bool largest = true;
   int lanes = 128;  // lane sort: a power of two, 1 to 4096; column c belongs to lane c % lanes
-  // Lane sort: strictly increasing depths m to try in turn; empty: the planner's. When the last one
-  // does not suffice the row goes on with doubled depths, so every row is answered.
+  // Lane sort: the depths m to try in turn, strictly increasing; empty: the planner chooses. If the
+  // last one does not suffice for a row, doubled depths follow, so every row is answered.
   std::span<const int> depth_schedule = {};
   ThreadPool* pool = nullptr;  // null: DefaultPool()
-  // TopK only: what is returned as indices, of the type that the output has. Ties still go to the
-  // lower column. Shards of a row merge so: their values side by side, and the ids of those.
+  // TopK only: ids to return instead of columns, of the output's index type. Ties still go to the
+  // lower column. This merges shards of a row: give their values side by side as x, and their
+  // indices as ids.
   IdsView ids = {};
-  // TopKPerRow and its decode form only: a range of at most k elements is answered by 0, 1, ... in
-  // this order, then -1, without a look at its elements, as FlashInfer and vLLM do.
+  // TopKPerRow and TopKPerRowDecode only: for a range of at most k elements the answer is 0, 1, ...
+  // in this order, then -1, without reading its elements, as in FlashInfer and vLLM.
   bool index_order_if_short = false;
 };
 
-// What a row cost and how its k-th place stands.
+// What selecting in a row took, and the ties at its k-th place.
 struct TopKStats {
-  double kth_value = 0;           // the k-th value; NaN stays NaN, integers beyond 2^53 are rounded
-  int64_t ties_at_kth = 0;        // elements of the whole row that equal it
+  double kth_value = 0;           // NaN stays NaN; integers beyond 2^53 are rounded
+  int64_t ties_at_kth = 0;        // elements of the whole row equal to the k-th value
   int64_t elements_examined = 0;  // elements read beyond the first pass
   int32_t depth = 0;  // lane sort: m - 1 for the schedule step m whose certificate held;
                       // bucket maxima: 1
@@ -80,15 +81,17 @@ inline TopKOut View(void* values, int64_t* indices, int64_t k) {
 
 // The k best of each row.
 //   x    [rows, n]  any dtype, 1 <= n < 2^31; rows may be 0
-//   out  values [rows, k] bits as they stand in x, indices [rows, k]
-// Throws Error: kBadK unless 1 <= k <= n; kBadShape, kBadDType (lane sort of a dtype that it does
-// not support; ids of another type than the indices), kBadOption, kOverlap; kOutOfMemory. Nothing
-// is written on error. Allocates nothing once the pool's scratch has grown to the shape.
+//   out  values [rows, k] with the bits that they have in x, indices [rows, k]
+// Throws Error: kBadK unless 1 <= k <= n; kBadShape; kBadDType for lane sort of a dtype that it
+// does not support and for ids of another type than the indices; kBadOption, kOverlap,
+// kOutOfMemory. Nothing is written on error. Allocates nothing once the pool's scratch has grown to
+// the shape.
 RIFFLE_API void TopK(const MatrixView& x, int64_t k, const TopKOut& out,
                      const TopKOptions& options = {});
 
-// One k per row, k[r] in 1..n; columns k[r] and beyond, up to the largest k, are padded with -inf
-// and -1; integers with the lowest value of their dtype (beside the smallest: the highest).
+// The same with one k per row, k[r] in 1..n. Columns k[r] and beyond, up to the largest k, are
+// padded with -inf and -1; values of integers with the lowest of their dtype (selecting the
+// smallest: the highest).
 RIFFLE_API void TopK(const MatrixView& x, std::span<const int32_t> k, const TopKOut& out,
                      const TopKOptions& options = {});
 
@@ -102,33 +105,33 @@ RIFFLE_API void TopKPerRow(const MatrixView& x, std::span<const int32_t> starts,
                            std::span<const int32_t> ends, int64_t k,
                            const OutView<int32_t>& indices, const TopKOptions& options = {});
 
-// The decode form (vLLM's top_k_per_row_decode): x [batch * next_n, n]; row r sees the columns
-// [0, seq_lens[r / next_n] - next_n + r % next_n + 1). A length of which nothing is left (<= 0) is
-// an empty range.
+// The form for decoding (vLLM's top_k_per_row_decode). x is [batch * next_n, n]; row r sees the
+// columns [0, seq_lens[r / next_n] - next_n + r % next_n + 1). If that leaves no column the range
+// is empty.
 RIFFLE_API void TopKPerRowDecode(const MatrixView& x, std::span<const int32_t> seq_lens, int next_n,
                                  int64_t k, const OutView<int32_t>& indices,
                                  const TopKOptions& options = {});
 
-// P(depth = m), m = 1..k (element m - 1), where depth is the largest number of the k best that
-// share one of `lanes` lanes when they fall at random: from P(depth <= m) = k!/lanes^k [x^k]
-// (sum_{j<=m} x^j/j!)^lanes. Throws Error(kBadK) unless 1 <= k <= 65536, kBadOption unless
-// 1 <= lanes <= 2^20.
+// P(depth = m) for m = 1..k, as element m - 1. The depth is the largest number of the k best that
+// share one of `lanes` lanes if they fall at random. It follows from P(depth <= m) = k!/lanes^k
+// [x^k] (sum_{j<=m} x^j/j!)^lanes. Throws Error: kBadK unless 1 <= k <= 65536, kBadOption unless 1
+// <= lanes <= 2^20.
 RIFFLE_API std::vector<double> DepthProbabilities(int k, int lanes = 128);
 
-// How a call is spread over threads.
+// How a call is divided among threads.
 struct TopKExecution {
   enum class Way : uint8_t {
     kRows,    // a task takes whole rows, one after another
-    kSplit,   // the first pass of each row is split into a chunk for every thread
-    kNarrow,  // rows of few columns: a vector's lanes are as many rows
+    kSplit,   // the first pass of each row is split into one chunk per thread
+    kNarrow,  // rows of few columns: as many rows at once as a vector has lanes
   };
   Way way = Way::kRows;
   int64_t rows_per_task = 1;
-  int64_t tasks = 0;  // at most 1: the calling thread alone
+  int64_t tasks = 0;  // at most 1: only the calling thread works
 };
 
-// What TopK with the bucket maxima would do for a shape (k the same for all rows, no statistics) on
-// `threads` threads and vectors of `vector_bytes`; pure. Throws as TopK does.
+// What TopK with bucket maxima does for a shape (the same k for all rows, no statistics) on
+// `threads` threads with vectors of `vector_bytes`. Pure. Throws as TopK does.
 RIFFLE_API TopKExecution PlanTopKExecution(int64_t rows, int64_t n, int64_t k, DType dtype,
                                            int threads, int vector_bytes = 64);
 
@@ -142,8 +145,8 @@ struct TopKPlan {
   double expected_batch_depth = 0;  // mean of the largest depth among the rows
 };
 
-// What TopK would do for a shape; a pure function of its arguments and of nothing else (bucket
-// sizes are in elements of f32). Throws as TopK does.
+// What TopK does for a shape: a pure function of its arguments (bucket sizes are in elements of
+// f32). Throws as TopK does.
 RIFFLE_API TopKPlan PlanTopK(int64_t n, int64_t k, int64_t rows = 1, int lanes = 128,
                              std::span<const int> depth_schedule = {});
 

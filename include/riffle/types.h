@@ -8,8 +8,9 @@
 namespace riffle {
 
 // Element types. f16 is IEEE binary16, bf16 the upper half of an f32; e4m3 (finite only, `e4m3fn`)
-// and e5m2 are the 8-bit floats of OCP, e8m0 a power of two, 2^(code - 127), as scales have it.
-// Selection supports those before e4m3, products and attention the ones that their headers name.
+// and e5m2 are the 8-bit floats of OCP; e8m0 is a power of two, 2^(code - 127), as used for scales.
+// Selection supports the dtypes before e4m3; products and attention support those that their
+// headers name.
 enum class DType : uint8_t {
   kF32,
   kF16,
@@ -43,7 +44,7 @@ constexpr const char* Name(DType dtype) {
                                               : "an unknown dtype";
 }
 
-// The dtype of float, double and the integers.
+// The dtype of float, double or an integer type.
 template <typename T>
 constexpr DType DTypeOf() {
   static_assert(std::is_arithmetic_v<T> && sizeof(T) <= 8, "no dtype has elements of this type");
@@ -73,8 +74,8 @@ struct MatrixView {
   int64_t row_stride = 0;  // elements from a row to the next; zero and negative are legal
 };
 
-// A matrix of contiguous rows. `View(data, rows, cols)` deduces the dtype of C++'s own types; f16
-// and bf16, which have none, name it.
+// A matrix of contiguous rows. `View(data, rows, cols)` deduces the dtype of C++'s own types; for
+// f16 and bf16, which C++ does not have, name it.
 constexpr MatrixView View(const void* data, DType dtype, int64_t rows, int64_t cols) {
   return {data, dtype, rows, cols, cols};
 }
@@ -83,7 +84,7 @@ constexpr MatrixView View(const T* data, int64_t rows, int64_t cols) {
   return View(data, DTypeOf<T>(), rows, cols);
 }
 
-// Types of indices that callers choose between.
+// Index types that callers may choose between.
 enum class IndexType : uint8_t { kInt32, kInt64 };
 
 constexpr size_t SizeOf(IndexType type) { return type == IndexType::kInt32 ? 4 : 8; }

@@ -1,20 +1,20 @@
-// What the calling thread does for Riffle at the moment.
+// What the current thread is doing for Riffle.
 #pragma once
 
 #include <cstdint>
 
 namespace riffle::core {
 
-// A pool that this thread is inside of: it holds a lease of the pool, or runs one of its tasks.
+// A pool that this thread is inside: it holds a lease of the pool, or runs one of its tasks.
 struct PoolFrame {
   const void* pool;
-  const PoolFrame* outer;  // null: none; of a worker: the frames of the thread it works for
+  const PoolFrame* outer;  // null: none; in a worker: the frames of the calling thread
 };
 
-// Trivially destructible, so it can be used from destructors of thread_local and static objects.
+// Trivially destructible, so that destructors of thread_local and static objects can use it.
 struct CallContext {
   int entries = 0;                    // entry points that have not returned
-  int64_t targets = 0;                // SIMD targets of the call (targets.h); 0: not asked for yet
+  int64_t targets = 0;                // SIMD targets of the call (targets.h); 0: not chosen yet
   const PoolFrame* frames = nullptr;  // innermost first
 
   bool InsideOf(const void* pool) const {
@@ -27,7 +27,7 @@ struct CallContext {
   }
 };
 
-// constinit here too, so that no use goes through a function that might have to initialise it.
+// constinit here too, so that the compiler emits no initialisation check at each use.
 extern constinit thread_local CallContext call_context;
 
 }  // namespace riffle::core

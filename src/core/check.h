@@ -1,4 +1,4 @@
-// Checks at the door. The text is built only when a check fails.
+// Checks at an entry point. The text is built only when a check fails.
 #pragma once
 
 #include <cctype>
@@ -17,8 +17,9 @@ std::string Concat(const Parts&... parts) {
   return text.str();
 }
 
-// The size of the name with which a text begins if it is of an argument, which the text's form
-// tells: "k = ...", "kv_lens[1] = ...", "keys.num_pages = ...", "x has ...", "q's ...". Else 0.
+// The length of the argument's name at the start of an error text; 0 if the text does not begin
+// with one. What follows a name tells: "k = ...", "kv_lens[1] = ...", "keys.num_pages = ...", "x
+// has ...", "q's ...".
 inline size_t ArgumentSize(std::string_view text) {
   size_t size = 0;
   while (size < text.size() &&

@@ -12,8 +12,8 @@ namespace riffle::core {
 
 // The function for TargetMask() in a table that HWY_EXPORT made:
 //   (*ForTarget(HWY_DISPATCH_TABLE(Function)))(arguments);
-// In place of HWY_DYNAMIC_DISPATCH, which goes by the target that all users of Highway in the
-// process share. The first entry of a table is what Highway calls while it has chosen none.
+// It replaces HWY_DYNAMIC_DISPATCH, which follows a target that all users of Highway in the process
+// share. Entry 0 of a table is the function that Highway calls before it has chosen a target.
 template <typename Function, size_t kSize>
 Function* ForTarget(Function* const (&table)[kSize]) {
   if constexpr (kSize == 1) {  // compiled for one target alone

@@ -11,8 +11,8 @@
 namespace riffle {
 namespace {
 
-// Made while there is memory, when the library is loaded; a copy of it takes none. Never destroyed:
-// memory may run out in destructors of static objects too.
+// Made when the library is loaded, while there is memory; copying it allocates nothing. Never
+// destroyed, because memory may run out in destructors of static objects too.
 const Error& NoMemory() {
   alignas(Error) static unsigned char memory[sizeof(Error)];
   static const Error* const error =

@@ -16,9 +16,9 @@
 
 namespace riffle::core {
 
-// Lives as long as the call. The calling thread computes under the library's floating-point
-// environment, the whole call on the SIMD target that it began with, and the thread's scratch is
-// cut back at the end.
+// Lives as long as the call. While it does, the calling thread runs under the library's
+// floating-point environment and the whole call stays on the SIMD target that it began with. At the
+// end, scratch of the thread that is too large to keep is freed.
 class EntryPoint {
  public:
   EntryPoint() : targets_(call_context.targets) { ++call_context.entries; }
@@ -33,11 +33,11 @@ class EntryPoint {
 
  private:
   FloatEnvironment environment_;
-  int64_t targets_;  // of the call that this one is part of
+  int64_t targets_;  // of the enclosing call
 };
 
-// Throws the exception that is being handled; where it says that memory ran out, an
-// Error(kOutOfMemory), which takes no memory. Called in a catch clause.
+// Rethrows the exception being handled; std::bad_alloc and std::length_error become an
+// Error(kOutOfMemory), which is made without allocating. Call it in a catch clause.
 [[noreturn]] void RethrowAsError();
 
 }  // namespace riffle::core

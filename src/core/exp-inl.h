@@ -1,5 +1,5 @@
-// 2^x and tanh on vectors of f32. Element for element the same bits on vectors of any length.
-// Included once per SIMD target.
+// 2^x and tanh on vectors of f32. An element's result has the same bits whatever the length of the
+// vector. Included once per SIMD target.
 #if defined(RIFFLE_CORE_EXP_INL_H_) == defined(HWY_TARGET_TOGGLE)
 #ifdef RIFFLE_CORE_EXP_INL_H_
 #undef RIFFLE_CORE_EXP_INL_H_
@@ -13,12 +13,13 @@ HWY_BEFORE_NAMESPACE();
 namespace riffle::core::HWY_NAMESPACE {
 namespace hn = hwy::HWY_NAMESPACE;
 
-// 2^x for x <= 127, within 1.5 ulp; 0 below -126.5; NaN of NaN; exactly 1 of 0. The polynomial is
-// the minimax fit of 2^f on [-1/2, 1/2] with constant 1: relative error 1.6e-8 in f32 coefficients.
+// 2^x for x <= 127, within 1.5 ulp. Below -126.5 the result is 0; NaN stays NaN; 2^0 is exactly 1.
+// The polynomial is the minimax fit of 2^f on [-1/2, 1/2] with constant 1: relative error 1.6e-8 in
+// f32 coefficients.
 template <class D, class V = hn::Vec<D>>
 HWY_INLINE V Exp2(D d, V x) {
   const hn::RebindToUnsigned<D> du;
-  // The order of the operands keeps a NaN on x86, where Max returns its second one.
+  // The order of the operands keeps a NaN on x86, where Max returns its second operand then.
   x = hn::Max(hn::Set(d, -127.0f), x);
   // Adding 1.5 * 2^23 + 127 leaves round(x) + 127, the exponent of 2^round(x), in the low bits.
   const V magic = hn::Set(d, 12582912.0f + 127.0f);
@@ -34,8 +35,8 @@ HWY_INLINE V Exp2(D d, V x) {
   return hn::Mul(p, scale);
 }
 
-// tanh(x) within 3 ulp; NaN of NaN. Below 0.625 a minimax polynomial (relative error 4.4e-9), above
-// it 1 - 2 / (e^2|x| + 1).
+// tanh(x) within 3 ulp; NaN stays NaN. Below 0.625 it is a minimax polynomial (relative error
+// 4.4e-9), above it 1 - 2 / (e^2|x| + 1).
 template <class D, class V = hn::Vec<D>>
 HWY_INLINE V Tanh(D d, V x) {
   const V magnitude = hn::Abs(x);
@@ -45,7 +46,7 @@ HWY_INLINE V Tanh(D d, V x) {
   p = hn::MulAdd(square, p, hn::Set(d, 0x1.110726p-3f));
   p = hn::MulAdd(square, p, hn::Set(d, -0x1.555532p-2f));
   const V small = hn::MulAdd(hn::Mul(x, square), p, x);
-  // e^(2|x|) = 2^(|x| * 2 log2 e); at 10 tanh is 1 to the last bit.
+  // e^(2|x|) = 2^(|x| * 2 log2 e). From 10 on, tanh is 1 to the last bit.
   const V exponent = hn::Mul(hn::Min(hn::Set(d, 10.0f), magnitude), hn::Set(d, 0x1.715476p+1f));
   const V e = Exp2(d, exponent);
   const V one = hn::Set(d, 1.0f);

@@ -1,6 +1,6 @@
-// The floating-point environment that every task of a call runs under: rounding to nearest, no
-// subnormal flushed to zero, no trap. Results are functions of the input, so they may not depend on
-// what the caller, or whoever started a worker, has set.
+// The floating-point environment that every task of a call runs under: rounding to nearest,
+// subnormals not flushed to zero, no traps. Results are functions of the input, so they may not
+// depend on what the caller, or whoever started a worker, has set.
 #pragma once
 
 #include <cstdint>
@@ -15,9 +15,9 @@ namespace riffle::core {
 
 #if defined(__x86_64__) || (defined(__i386__) && defined(__SSE__))
 
-// MXCSR rules SSE and AVX; the control word of x87 rules long double, which lane sort's schedule is
-// computed in. Both are read always and written only if they differ: writing MXCSR drains the
-// pipeline. The status flags, the low six bits of MXCSR, are no part of the environment.
+// MXCSR governs SSE and AVX; the x87 control word governs long double, in which lane sort's
+// schedule is computed. Both are always read, but written only if they differ: writing MXCSR drains
+// the pipeline. The status flags, the low six bits of MXCSR, are not part of the environment.
 class FloatEnvironment {
  public:
   FloatEnvironment() : mxcsr_(_mm_getcsr()) {
@@ -38,9 +38,9 @@ class FloatEnvironment {
 
  private:
   static constexpr uint32_t kStatus = 0x3f;
-  static constexpr uint32_t kStandard = 0x1f80;         // exceptions masked, to nearest
+  static constexpr uint32_t kStandard = 0x1f80;         // exceptions masked, rounding to nearest
   static constexpr uint16_t kControl = 0x0f3f;          // rounding, precision, exception masks
-  static constexpr uint16_t kStandardControl = 0x033f;  // to nearest, 64 bits, all masked
+  static constexpr uint16_t kStandardControl = 0x033f;  // rounding to nearest, 64 bits, all masked
   static constexpr uint16_t kX87Default = 0x037f;
 
   static void Set(uint32_t mxcsr, uint16_t control_word) {
@@ -59,7 +59,7 @@ class FloatEnvironment {
  public:
   FloatEnvironment() {
     asm volatile("mrs %0, fpcr" : "=r"(fpcr_));
-    if (fpcr_ != 0) [[unlikely]] {  // 0: to nearest, subnormals kept, no trap
+    if (fpcr_ != 0) [[unlikely]] {  // 0: rounding to nearest, subnormals kept, no traps
       Set(0);
     }
   }

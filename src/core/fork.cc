@@ -8,9 +8,9 @@
 namespace riffle::core {
 
 struct ForkHandler {
-  static std::mutex list_mutex;  // first to be locked, last to be unlocked
+  static std::mutex list_mutex;  // locked first, unlocked last
   static ForkSafeMutex* first;
-  static std::atomic<pid_t> process_id;  // 0: there is no handler
+  static std::atomic<pid_t> process_id;  // 0: the handler is not registered
 
   static void Before() {
     list_mutex.lock();
@@ -26,10 +26,10 @@ struct ForkHandler {
   }
   static void InChild() {
     process_id.store(getpid(), std::memory_order_relaxed);
-    InParent();  // the one thread of the child is the one that locked them
+    InParent();  // the child's only thread is the one that locked them
   }
 
-  // When the library is loaded; calls from constructors of static objects may come before.
+  // Runs when the library is loaded; constructors of static objects may make calls before that.
   static bool Register() {
     if (pthread_atfork(Before, InParent, InChild) != 0) {
       return false;

@@ -1,5 +1,5 @@
-// fork() and what must not be left behind by it: a child has only the thread that forked, so a lock
-// that another thread held would never be given back there.
+// Locks and fork(): a child has only the thread that forked, so a lock that another thread held at
+// that moment would never be released there.
 #pragma once
 
 #include <sys/types.h>
@@ -8,15 +8,16 @@
 
 namespace riffle::core {
 
-// getpid(), which is a system call (0.2 us on a virtual machine, half of a short top-k), kept up to
-// date by the handler that runs in a forked child.
+// The result of getpid(), cached: the system call takes 0.2 us on a virtual machine, half the time
+// of a short top-k. A handler updates it in a forked child.
 pid_t ProcessId();
 
-// A mutex that is free in a forked child, with what it guards in order: fork() waits until nobody
-// holds it. All locks of the library are of this class, for one handler of fork() takes them all.
-// (Atomics do for the rest: the pool knows by ProcessId() that it is in a child, and what is made
-// once is made by whoever comes first and thrown away by the others.)
-// To be held briefly, and never while fork() is called.
+// A mutex that is free in a forked child, with the data it guards consistent: fork() waits until
+// nobody holds it. All locks of the library are of this class, because one handler of fork() takes
+// them all. Everything else uses atomics: the pool learns from ProcessId() that it is in a child,
+// and when several threads create a shared object at once, the first one to finish publishes its
+// object and the others discard theirs.
+// Hold it briefly, and never call fork() while holding it.
 class ForkSafeMutex {
  public:
   ForkSafeMutex();
@@ -31,7 +32,7 @@ class ForkSafeMutex {
  private:
   friend struct ForkHandler;
   std::mutex mutex_;
-  ForkSafeMutex* before_ = nullptr;  // in the list of all
+  ForkSafeMutex* before_ = nullptr;  // in the list of all such mutexes
   ForkSafeMutex* behind_ = nullptr;
 };
 

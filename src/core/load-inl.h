@@ -14,16 +14,16 @@ HWY_BEFORE_NAMESPACE();
 namespace riffle::core::HWY_NAMESPACE {
 namespace hn = hwy::HWY_NAMESPACE;
 
-// Elements at any address: Highway's unaligned loads, without a misaligned typed pointer for
-// sanitizers to find.
+// Elements at any address. Highway's unaligned loads take a typed pointer, which sanitizers report
+// when it is misaligned; bytes have no alignment.
 template <class D>
 HWY_INLINE hn::Vec<D> LoadAny(D d, const uint8_t* p) {
   const hn::Repartition<uint8_t, D> d8;
   return hn::BitCast(d, hn::LoadU(d8, p));
 }
 
-// Exact, subnormals, infinities and NaNs too: Highway's emulation for targets without a conversion
-// makes numbers of infinities.
+// f16 to f32, exactly, subnormals, infinities and NaNs included. On targets without a conversion
+// Highway's emulation would turn infinities into finite numbers.
 template <class DF, class VH>
 HWY_INLINE hn::Vec<DF> FromF16(DF df, VH half) {
 #if HWY_ARCH_X86 && HWY_TARGET > HWY_AVX2
@@ -32,7 +32,7 @@ HWY_INLINE hn::Vec<DF> FromF16(DF df, VH half) {
   const auto bits = hn::PromoteTo(du, hn::BitCast(du16, half));
   const auto sign = hn::ShiftLeft<16>(hn::And(bits, hn::Set(du, 0x8000)));
   const auto magnitude = hn::ShiftLeft<13>(hn::And(bits, hn::Set(du, 0x7fff)));
-  // The exponent's bias grows from 15 to 127.
+  // The multiplication raises the exponent's bias from 15 to 127.
   const auto finite = hn::BitCast(du, hn::Mul(hn::BitCast(df, magnitude), hn::Set(df, 0x1p112f)));
   const auto special = hn::Ge(magnitude, hn::Set(du, 31u << 23));
   const auto wide = hn::IfThenElse(special, hn::Or(finite, hn::Set(du, 0x7f800000u)), finite);

@@ -1,4 +1,4 @@
-// order.h on vectors. Included once per SIMD target.
+// The order of order.h on vectors. Included once per SIMD target.
 #if defined(RIFFLE_CORE_ORDER_INL_H_) == defined(HWY_TARGET_TOGGLE)
 #ifdef RIFFLE_CORE_ORDER_INL_H_
 #undef RIFFLE_CORE_ORDER_INL_H_
@@ -16,7 +16,7 @@ HWY_BEFORE_NAMESPACE();
 namespace riffle::core::HWY_NAMESPACE {
 namespace hn = hwy::HWY_NAMESPACE;
 
-// Whole vectors of at most 64 bytes; 16 where the length is not known when compiling.
+// Whole vectors of at most 64 bytes; of 16 bytes where the length is unknown at compile time.
 #if HWY_HAVE_SCALABLE
 template <typename T>
 using Tag = hn::FixedTag<T, 16 / sizeof(T)>;
@@ -25,8 +25,8 @@ template <typename T>
 using Tag = hn::CappedTag<T, 64 / sizeof(T)>;
 #endif
 
-// from[0, count), count <= Lanes(d), and zeros. Reads nothing else. Unlike LoadN without masked
-// loads it is for any alignment.
+// Loads from[0, count), count <= Lanes(d), followed by zeros. Reads nothing else, and takes any
+// alignment, unlike LoadN on targets without masked loads.
 template <class D, typename T = hn::TFromD<D>>
 HWY_INLINE hn::Vec<D> LoadPart(D d, const T* from, size_t count) {
 #if (HWY_TARGET <= HWY_AVX3 && !HWY_MEM_OPS_MIGHT_FAULT) || HWY_HAVE_SCALABLE
@@ -47,13 +47,14 @@ HWY_INLINE V Keys(D d, V bits, Format<TI> format) {
                         key);
 }
 
-// Elements as keys of their own width.
+// Elements as keys of the same width.
 template <class D, class V = hn::Vec<D>, typename TElement = hn::TFromD<D>, typename TKey>
 HWY_INLINE V Keys(D d, V bits, IntegerFormat<TElement, TKey> format) {
   return hn::Xor(bits, hn::Set(d, format.flip));
 }
 
-// The keys of Lanes(d) elements, or of `count` of them and others that mean nothing.
+// Keys of elements that may be narrower. LoadKeysPart loads `count` of them; the other keys are
+// meaningless.
 template <class D, class F>
 HWY_INLINE hn::Vec<D> WidenedKeys(D d, hn::Vec<hn::Rebind<typename F::Element, D>> bits, F format) {
   const hn::Rebind<typename F::Element, D> elements;

@@ -55,7 +55,8 @@ constexpr Format<TI> Format<TI>::Of(DType dtype, bool smallest) {
   return format;
 }
 
-// Integers. Every key is that of an element: unlike above, none is left below the lowest key.
+// Integer elements. Each integer of their width is the key of an element: unlike above, there is
+// none below the lowest key.
 template <typename TElement, typename TKey = TElement>
 struct IntegerFormat {
   using Element = TElement;
@@ -92,7 +93,7 @@ constexpr TKey Key(TElement bits, IntegerFormat<TElement, TKey> format) {
   return static_cast<TElement>(bits ^ format.flip);
 }
 
-// The bits of an element as an f32.
+// The value of an f16 or bf16 element.
 inline float ToFloat(uint16_t bits, DType dtype) {
   uint32_t wide = static_cast<uint32_t>(bits) << 16;
   if (dtype == DType::kF16) {
@@ -108,7 +109,7 @@ inline float ToFloat(uint16_t bits, DType dtype) {
   return __builtin_bit_cast(float, wide);
 }
 
-// The value of a key: its own inverse but for the signs of zeros and NaNs.
+// The value whose key this is. Key loses nothing but the signs of zeros and NaNs.
 inline float KeyToFloat(int64_t key, DType dtype) {
   const auto bits = static_cast<uint32_t>(key < 0 ? -key : key);
   const float magnitude = dtype == DType::kF32 ? __builtin_bit_cast(float, bits)

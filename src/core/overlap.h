@@ -13,7 +13,7 @@ struct ByteRows {
   int64_t width = 0;
 };
 
-// Exact, so that outputs may be interleaved with each other. Takes O(rows) steps, and only when the
+// Exact, so outputs may be interleaved with each other. Takes O(rows) steps, and only when the
 // regions' hulls intersect.
 bool Overlaps(const ByteRows& a, const ByteRows& b);
 

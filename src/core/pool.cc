@@ -64,8 +64,8 @@ void ThreadPool::Impl::Acquire(const char* function) {
         return;
       }
     } else if (owner != kNobody) {
-      // In a forked child. A call that held the pool at the fork will never give it back, and an
-      // OpenMP of the parent's has no threads here.
+      // In a forked child: a call that held the pool at the fork will never release it, and threads
+      // of the parent's OpenMP do not exist here.
       auto alone = std::make_unique<core::Workers>(1, nullptr);
       if (owner_.compare_exchange_strong(owner, kNobody)) {
         busy_.store(true, std::memory_order_relaxed);
@@ -81,7 +81,7 @@ void ThreadPool::Impl::Acquire(const char* function) {
 
 namespace {
 
-// Gives back what Acquire took.
+// Releases what Acquire took.
 struct Acquired {
   ThreadPool::Impl* impl;
   ~Acquired() { impl->Release(); }
@@ -92,7 +92,7 @@ struct Acquired {
 void ThreadPool::Impl::Resize(int threads) {
   Acquire("SetNumThreads");
   const Acquired acquired{this};
-  // New ones first: where there is no room for them the old ones stay.
+  // The new workers first: if there is no memory for them, the old ones stay.
   workers_ = std::make_unique<core::Workers>(threads, workers_->region());
   threads_.store(threads, std::memory_order_relaxed);
 }
@@ -113,7 +113,7 @@ void ThreadPool::Impl::ReleaseScratch() {
 void ThreadPool::Impl::Close() {
   if (core::ProcessId() != owner_.load(std::memory_order_relaxed) ||
       busy_.exchange(true, std::memory_order_acquire)) {
-    return;  // threads that are not here, or a thread in a call, which the process ends around
+    return;  // the workers are in another process, or a call is still using them
   }
   closed_.store(true, std::memory_order_relaxed);
   threads_.store(1, std::memory_order_relaxed);

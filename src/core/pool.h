@@ -1,4 +1,4 @@
-// Who may use a pool's workers when: one call at a time, in the process that started them.
+// Which call may use a pool's workers: one at a time, in the process that started them.
 #pragma once
 
 #include <atomic>
@@ -24,37 +24,37 @@ class RIFFLE_LOCAL ThreadPool::Impl {
 
   int threads() const { return threads_.load(std::memory_order_relaxed); }
 
-  // False when another call holds the pool, in a forked child, which has no workers, and after
-  // Close().
+  // False when another call holds the pool, after Close(), and in a forked child, which has no
+  // workers.
   bool TryAcquire() {
     return core::ProcessId() == owner_.load(std::memory_order_relaxed) &&
            !busy_.exchange(true, std::memory_order_acquire);
   }
   void Release();
 
-  // All three wait for a running call to end, and throw Error(kBadOption) on a thread that is part
-  // of it, which would wait for itself. `function` is what the error calls it by.
+  // These three wait for a running call to end. On a thread that is part of that call they would
+  // wait for themselves, so there they throw Error(kBadOption).
   void Resize(int threads);
   void Lend(ParallelRegion region);
   void ReleaseScratch();
 
-  // Ends the workers unless a call runs; all calls that follow run on their own threads.
+  // Ends the workers unless a call is running; all later calls run on their own threads.
   void Close();
 
-  // For the call that has acquired the pool.
+  // Only for the call that has acquired the pool.
   uint8_t* Shared(size_t bytes);
   void ReserveScratch(size_t bytes);
   void Run(int64_t tasks, core::FunctionRef<void(int64_t, uint8_t*)> task,
            const core::PoolFrame* frames);
 
  private:
-  static constexpr pid_t kNobody = 0;  // while a forked child makes the pool its own
+  static constexpr pid_t kNobody = 0;  // while a forked child takes the pool over
 
   void Acquire(const char* function);
 
   std::unique_ptr<core::Workers> workers_;
   core::Arena shared_;
-  size_t largest_ = 0;  // bytes of the largest arena of these
+  size_t largest_ = 0;  // bytes of the largest arena among these
   std::atomic<pid_t> owner_;
   std::atomic<int> threads_;
   std::atomic<bool> busy_{false};

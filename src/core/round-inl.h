@@ -1,6 +1,6 @@
-// f32 to the 16-bit formats, to the nearest, ties to even; subnormals kept, NaNs quiet. The same
-// bits on every target: by integer arithmetic, and by a native conversion only where it has them
-// (x86's to bf16 flushes subnormals). Included once per SIMD target.
+// f32 to the 16-bit formats, to nearest, ties to even; subnormals are kept, NaNs become quiet.
+// Every target gives the same bits: the code is integer arithmetic, and a native conversion only
+// where that has these bits too (x86's to bf16 flushes subnormals). Included once per SIMD target.
 #if defined(RIFFLE_CORE_ROUND_INL_H_) == defined(HWY_TARGET_TOGGLE)
 #ifdef RIFFLE_CORE_ROUND_INL_H_
 #undef RIFFLE_CORE_ROUND_INL_H_
@@ -21,14 +21,14 @@ HWY_INLINE hn::Vec<hn::RebindToUnsigned<DF>> BF16Bits(DF /*df*/, VF value) {
   const auto bits = hn::BitCast(du, value);
   const auto upper = hn::ShiftRight<16>(bits);
   const auto odd = hn::And(upper, hn::Set(du, 1));
-  // Below one half of the last place that stays, plus its lowest bit.
+  // Adds just under half of the last place kept, plus that place's bit: ties go to even.
   const auto rounded = hn::ShiftRight<16>(hn::Add(hn::Add(bits, hn::Set(du, 0x7fff)), odd));
   const auto magnitude = hn::And(bits, hn::Set(du, 0x7fffffffu));
   const auto is_nan = hn::Gt(magnitude, hn::Set(du, 0x7f800000u));
   return hn::IfThenElse(is_nan, hn::Or(upper, hn::Set(du, 0x40)), rounded);
 }
 
-// The bits of f16, likewise.
+// The bits of f16, in the same way.
 template <class DF, class VF = hn::Vec<DF>>
 HWY_INLINE hn::Vec<hn::RebindToUnsigned<DF>> F16Bits(DF df, VF value) {
   const hn::RebindToUnsigned<DF> du;
@@ -37,11 +37,11 @@ HWY_INLINE hn::Vec<hn::RebindToUnsigned<DF>> F16Bits(DF df, VF value) {
   const auto magnitude = hn::And(bits, hn::Set(du, 0x7fffffffu));
   const auto upper = hn::ShiftRight<13>(magnitude);
   const auto odd = hn::And(upper, hn::Set(du, 1));
-  // The exponent's bias falls from 127 to 15; what overflows f16 is infinite.
+  // Lowers the exponent's bias from 127 to 15; what overflows f16 becomes infinite.
   const auto rebiased = hn::Sub(magnitude, hn::Set(du, (112u << 23) - 0xfff));
   const auto normal = hn::Min(hn::ShiftRight<13>(hn::Add(rebiased, odd)), hn::Set(du, 0x7c00));
-  // Below 2^-14, the least normal f16: 0.5 more leaves 2^-24, the least subnormal, as the last
-  // place of the sum, so the addition rounds.
+  // Below 2^-14, the smallest normal f16: the last place of x + 0.5 is 2^-24, the smallest
+  // subnormal, so the addition rounds.
   const auto sum = hn::Add(hn::BitCast(df, magnitude), hn::Set(df, 0.5f));
   const auto tiny = hn::Sub(hn::BitCast(du, sum), hn::Set(du, 0x3f000000u));
   const auto nan = hn::Or(hn::And(upper, hn::Set(du, 0x1ff)), hn::Set(du, 0x7e00));
@@ -51,7 +51,7 @@ HWY_INLINE hn::Vec<hn::RebindToUnsigned<DF>> F16Bits(DF df, VF value) {
   return hn::Or(sign, hn::IfThenElse(is_nan, nan, finite));
 }
 
-// f16 as 16-bit lanes. x86's conversion has the bits of F16Bits for each of the 2^32 floats.
+// f16 in 16-bit lanes. x86's conversion agrees with F16Bits on all 2^32 floats.
 template <class DF, class VF = hn::Vec<DF>>
 HWY_INLINE hn::Vec<hn::Rebind<uint16_t, DF>> RoundToF16([[maybe_unused]] DF df, VF value) {
   const hn::Rebind<uint16_t, DF> du16;
@@ -62,7 +62,7 @@ HWY_INLINE hn::Vec<hn::Rebind<uint16_t, DF>> RoundToF16([[maybe_unused]] DF df, 
 #endif
 }
 
-// bf16, likewise.
+// bf16 in 16-bit lanes.
 template <class DF, class VF = hn::Vec<DF>>
 HWY_INLINE hn::Vec<hn::Rebind<uint16_t, DF>> RoundToBF16(DF df, VF value) {
   return hn::TruncateTo(hn::Rebind<uint16_t, DF>(), BF16Bits(df, value));

@@ -32,8 +32,8 @@ int DefaultThreads() {
   return static_cast<int>(count);
 }
 
-// Of two threads that come at once, one makes a pool in vain; a lock would stay locked in a child
-// that is forked meanwhile.
+// If two threads come here at once, one of them discards its pool. A lock would be no better: it
+// would stay locked in a child that is forked meanwhile.
 ThreadPool& MakeDefaultPool() try {
   const core::EntryPoint entry;
   auto made = std::make_unique<ThreadPool>(DefaultThreads());
@@ -46,8 +46,8 @@ ThreadPool& MakeDefaultPool() try {
   core::RethrowAsError();
 }
 
-// After the destructors of static objects at the end of the process, and before the code goes when
-// a plugin that contains the library is unloaded.
+// Runs at the end of the process, after the destructors of static objects, or before a plugin that
+// contains the library is unloaded.
 [[gnu::destructor]] void EndThreads() {
   library_ends.store(true, std::memory_order_relaxed);
   if (const ThreadPool* pool = default_pool.load(std::memory_order_acquire)) {
@@ -106,7 +106,7 @@ void SetParallelRegion(ParallelRegion region) try {
 void ReleaseScratch(const CallOptions& options) try {
   const core::EntryPoint entry;
   (options.pool != nullptr ? *options.pool : DefaultPool()).impl().ReleaseScratch();
-  if (core::call_context.entries == 1) {  // else a call of this thread is at work in it
+  if (core::call_context.entries == 1) {  // otherwise a call of this thread is using it
     core::ThreadScratch::Release();
   }
 } catch (...) {

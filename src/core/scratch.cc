@@ -12,8 +12,8 @@ struct Arenas {
   Arena of[ThreadScratch::kUses];
 };
 
-// These two have no destructor, so they can be used when the owner is gone. A vector or an Arena
-// that were thread_local themselves would be used after they are destroyed.
+// These two have no destructor, so they can be used after the owner is gone. A vector or an Arena
+// that was thread_local itself would be used after its destruction.
 constinit thread_local Arenas* arenas = nullptr;
 constinit thread_local bool thread_ends = false;
 
@@ -34,7 +34,7 @@ Arenas& Make() {
   arenas = new Arenas;
   if (!thread_ends) {
     thread_local Owner owner;
-    [[maybe_unused]] volatile bool made = owner.is_made;  // its destructor is registered
+    [[maybe_unused]] volatile bool made = owner.is_made;  // reading it registers the destructor
   }
   return *arenas;
 }

@@ -22,11 +22,11 @@ struct ScratchArray {
   }
 };
 
-// Places arrays one behind the other, each aligned. A plan holds the ScratchArrays and bytes(), so
-// the code that reserves memory and the kernel that uses it cannot disagree.
+// Places arrays one after another, each aligned. A plan holds the ScratchArrays and bytes(), so the
+// code that reserves memory and the kernel that uses it cannot disagree.
 class ScratchLayout {
  public:
-  // Continues behind the first `begin` bytes.
+  // Starts after the first `begin` bytes.
   explicit ScratchLayout(size_t begin = 0) : end_(begin) {
     HWY_DASSERT(begin % kScratchAlignment == 0);
   }

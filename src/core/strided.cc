@@ -6,14 +6,14 @@
 namespace riffle::core {
 namespace {
 
-// The same bytes as sub-regions of sub-regions: axes of more than one element in descending order
-// of stride, all strides positive, rows that touch or overlap merged into longer ones.
+// A region as nested sub-regions: its axes of more than one element in descending order of stride,
+// all strides positive, with rows that touch or overlap merged into longer ones.
 struct Nest {
   int64_t begin = 0;
   int axes = 0;
   int64_t size[3] = {};
   int64_t stride[3] = {};
-  int64_t extent[4] = {};  // bytes of a sub-region in which the first `axis` indices are fixed
+  int64_t extent[4] = {};  // bytes of a sub-region whose first `axis` indices are fixed
 
   explicit Nest(const Strided& x) {
     Hull hull;
@@ -44,7 +44,7 @@ struct Nest {
 
 struct SubRegion {
   const Nest* nest;
-  int fixed;      // indices that are fixed
+  int fixed;      // how many indices are fixed
   int64_t begin;  // address
 
   int64_t extent() const { return nest->extent[fixed]; }
@@ -73,9 +73,10 @@ bool MeetAtEqualStrides(SubRegion a, SubRegion b) {
   return false;
 }
 
-// Takes the larger one apart and looks only at the parts whose hull meets the other. As long as
-// sub-regions of one region do not interleave with each other, each meets one or two of the other's
-// on average, so that the steps grow with the number of rows, not with its square.
+// Whether two sub-regions share a byte. Takes the larger one apart and looks only at the parts
+// whose hull meets the other. As long as the sub-regions of one region do not interleave with each
+// other, each meets one or two of the other region on average, so the number of steps grows with
+// the number of rows, not with its square.
 bool Meet(SubRegion a, SubRegion b) {
   if (a.begin + a.extent() <= b.begin || b.begin + b.extent() <= a.begin) {
     return false;
@@ -139,8 +140,8 @@ bool OverlapsItself(const Strided& x) {
   if (OverlapsItself(rows)) {
     return true;
   }
-  // Whether two heads share bytes depends on their distance alone: some rows of theirs, `rows`
-  // apart along the first axis, must be closer than a row is wide.
+  // Whether two heads share bytes depends only on the distance between them: they do if a row of
+  // one starts less than a row's width from a row of the other. Rows are `rows.stride` apart.
   const int64_t stride = std::abs(rows.stride);
   for (int64_t head = 1; head < x.size[1]; ++head) {
     const int64_t distance = std::abs(head * x.stride[1]);

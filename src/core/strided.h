@@ -1,4 +1,5 @@
-// Regions of memory with up to three strides: do they fit an address, do they share bytes?
+// Regions of memory with up to three strides: do they fit in the address space, do they share
+// bytes?
 #pragma once
 
 #include <cstdint>
@@ -31,13 +32,13 @@ struct Strided {
   }
 };
 
-// The addresses [begin, end) that hold it; of a region that is addressable.
+// The addresses [begin, end) that an addressable region spans.
 struct Hull {
   int64_t begin = 0;
   int64_t end = 0;
 };
 
-// False when an offset does not fit an address.
+// False when an element's address overflows.
 bool FindHull(const Strided& x, Hull* hull);
 
 // Throws Error(kBadShape) naming `name`.
@@ -48,12 +49,13 @@ inline void CheckAddressable(const char* name, const Strided& x) {
         ", ", x.size[1], ", ", x.size[2], ") do not fit an address");
 }
 
-// Exact. Takes steps only where hulls intersect, and as many as there are rows there where the rows
-// of each region lie in nested axes, as those of tensors do; strides that interleave sub-regions of
-// one region take more. Both are addressable.
+// Exact. Steps are taken only where hulls intersect. They are as many as the rows there if the axes
+// of each region nest, as those of tensors do, and more if strides interleave the sub-regions of
+// one region. Both regions must be addressable.
 bool Overlaps(const Strided& a, const Strided& b);
 
-// Whether two rows share a byte. At most two axes, addressable; takes a step for each head.
+// Whether two rows of a region share a byte. The region is addressable and has at most two axes;
+// takes one step per head.
 bool OverlapsItself(const Strided& x);
 
 }  // namespace riffle::core

@@ -13,8 +13,9 @@
 namespace riffle {
 namespace {
 
-// The generated targets that the machine has, a bit each, the best lowest. Highway notes what it
-// finds for its own dispatch; that is put back to what it was, since it belongs to the process.
+// The targets that were compiled in and that this machine supports, one bit each, the best one
+// lowest. hwy::SupportedTargets also updates Highway's own dispatch; that is restored, because it
+// belongs to the whole process.
 int64_t Detect() {
   hwy::ChosenTarget& of_highway = hwy::GetChosenTarget();
   const bool was_initialized = of_highway.IsInitialized();
@@ -27,8 +28,8 @@ int64_t Detect() {
   return supported & HWY_TARGETS;
 }
 
-// Found once, by whoever comes first: the answer is the same for all, and a lock would stay locked
-// in a child that is forked meanwhile.
+// Detected without a lock, which would stay locked in a child that is forked meanwhile. Several
+// threads may detect at once: all of them find the same answer.
 int64_t Available() {
   constinit static std::atomic<int64_t> available{0};
   int64_t targets = available.load(std::memory_order_relaxed);
@@ -41,10 +42,10 @@ int64_t Available() {
 
 constexpr int64_t Best(int64_t targets) { return targets & -targets; }
 
-// The target that was chosen and those below it; 0: none yet.
+// The chosen target and the slower ones; 0: none chosen yet.
 constinit std::atomic<int64_t> chosen{0};
 
-// `argument` is what the caller knows the name by.
+// `argument`: what error texts call `name`.
 int64_t TargetsFrom(std::string_view argument, std::string_view name) {
   const int64_t all = Available();
   if (name.empty()) {
@@ -67,7 +68,7 @@ int64_t Chosen() {
   if (targets == 0) [[unlikely]] {
     const char* name = std::getenv("RIFFLE_TARGET");
     const int64_t from = TargetsFrom("RIFFLE_TARGET", name != nullptr ? name : "");
-    // Unless SetTarget has been called meanwhile; then `targets` becomes what that chose.
+    // Fails if SetTarget was called meanwhile; `targets` then becomes what that chose.
     if (chosen.compare_exchange_strong(targets, from, std::memory_order_relaxed)) {
       targets = from;
     }
@@ -112,7 +113,7 @@ std::string Target() try {
 
 void SetTarget(std::string_view name) try {
   const core::EntryPoint entry;
-  Chosen();  // a wrong RIFFLE_TARGET is reported
+  Chosen();  // reports a wrong RIFFLE_TARGET
   chosen.store(TargetsFrom("target", name), std::memory_order_relaxed);
 } catch (...) {
   core::RethrowAsError();

@@ -3,8 +3,8 @@
 
 namespace riffle::core {
 
-// Applies RIFFLE_TARGET once, and makes the call that runs on this thread stay on the target that
-// is chosen now. Every entry point calls it before it dispatches. Throws Error(kBadOption) when the
+// Applies RIFFLE_TARGET once, and fixes the target chosen now for the rest of the call that runs on
+// this thread. Every entry point calls it before it dispatches. Throws Error(kBadOption) when the
 // variable names no target of this machine.
 void EnsureTarget();
 

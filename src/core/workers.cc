@@ -140,7 +140,7 @@ void Workers::Loop(Slot& slot, uint32_t epoch) {
   }
 }
 
-// Each thread of the region takes the next slot, so that it does not matter which of them come.
+// Each thread of the region takes the next free slot, so any number of them may take part.
 void Workers::RunOnRegion() {
   joined_.store(0, std::memory_order_relaxed);
   region_(
@@ -154,8 +154,8 @@ void Workers::RunOnRegion() {
       this, static_cast<unsigned>(threads()), 0);
 }
 
-// On any thread: as if it were the caller's, in the caller's floating-point environment, on the
-// caller's SIMD target, inside of the pools that the caller is inside of.
+// Runs tasks on any thread as the calling thread would: in the library's floating-point
+// environment, on the call's SIMD target, and inside the pools that the caller is inside.
 void Workers::WorkForCaller(Slot& slot) {
   const FloatEnvironment environment;
   const CallContext own = call_context;

@@ -14,13 +14,13 @@
 
 namespace riffle::core {
 
-// A job is open while `state_` has kOpen; a worker joins an open job by adding one, and leaves by
-// subtracting it. The caller closes the job when no task is left and waits for those inside, never
-// for a worker that is still waking up.
+// A job is open while `state_` has the bit kOpen. A worker joins an open job by adding one to
+// `state_` and leaves it by subtracting one. When no task is left the caller closes the job and
+// waits for the workers inside, never for one that is still waking up.
 class Workers {
  public:
-  // `count` threads with the caller's, or a region that is lent. Throws Error(kOutOfMemory) or
-  // std::bad_alloc; then no thread is left behind.
+  // `count` threads, the caller's included, or a parallel region that is lent. Throws
+  // Error(kOutOfMemory) or std::bad_alloc; then no thread is left running.
   Workers(int count, ParallelRegion lent);
   ~Workers();  // waits until the threads have ended
   Workers(const Workers&) = delete;
@@ -31,10 +31,12 @@ class Workers {
 
   // Gives every thread `bytes` of its own.
   void ReserveScratch(size_t bytes);
-  // Frees the scratch of those that have more than `most`; tasks get none until the next Reserve.
+  // Frees the scratch of each thread that has more than `most` bytes; tasks get none until the next
+  // ReserveScratch.
   void CutScratch(size_t most);
 
-  // Task i of `tasks` gets a thread's scratch. `frames`: see PoolFrame.
+  // Runs task(i, scratch) for i in [0, tasks), each with its thread's scratch. `frames`: see
+  // PoolFrame.
   void Run(int64_t tasks, FunctionRef<void(int64_t, uint8_t*)> task, const PoolFrame* frames);
 
  private:

@@ -30,10 +30,11 @@ using select::HWY_NAMESPACE::KeepGe;
 using select::HWY_NAMESPACE::Pad;
 using select::HWY_NAMESPACE::SortedIndices;
 
-// In ascending order of column; room for select::kSlack more elements follows each array.
+// The candidates are in ascending order of column. Room for select::kSlack more elements follows
+// each array.
 using Keys32 = Candidates<int32_t>;
 
-// Keeps the candidates above `key` and the first `ties` of those equal to it.
+// Keeps the candidates above `key`, and the first `ties` of those equal to it.
 HWY_INLINE void KeepFirstTies(Keys32& list, int32_t key, size_t ties) {
   size_t kept = 0;
   for (size_t i = 0; i < list.count; ++i) {
@@ -47,8 +48,8 @@ HWY_INLINE void KeepFirstTies(Keys32& list, int32_t key, size_t ties) {
   list.count = kept;
 }
 
-// Prunes the list to between k and `limit` candidates, the k best among them, still in the order of
-// columns. Returns a key that at least k of them reach.
+// Prunes the list to between k and `limit` candidates, among them the k best; the order of columns
+// stays. Returns a key that at least k of them reach.
 HWY_INLINE int32_t Prune(Keys32& list, size_t k, size_t limit) {
   HWY_DASSERT(0 < k && k <= limit && limit < list.count);
   const Tag<int32_t> d;
@@ -57,7 +58,7 @@ HWY_INLINE int32_t Prune(Keys32& list, size_t k, size_t limit) {
       FindBound(list.keys, list.count, k, limit, core::kF32Format.lowest_key(), core::kF32Format);
   if (bound.reached <= limit) {
     KeepGe(list, bound.key);
-  } else {  // more ties than fit; fewer than k candidates are above them
+  } else {  // too many ties at the bound; fewer than k candidates are above it
     const size_t above = CountGe(list.keys, list.count, bound.key + 1);
     KeepFirstTies(list, bound.key, k - above);
   }
@@ -85,7 +86,7 @@ HWY_INLINE void AppendTile(const float* logits, int column, int count, int32_t b
   }
 }
 
-// Sorts a list and writes its `best` best candidates, at any alignment.
+// Sorts a list and writes its `best` best candidates to `values` and `indices`, of any alignment.
 inline void WriteBest(Keys32& list, int64_t best, const SortScratch& layout, uint8_t* scratch,
                       float* values, int32_t* indices) {
   const auto k = static_cast<size_t>(best);
@@ -102,7 +103,7 @@ inline void WriteBest(Keys32& list, int64_t best, const SortScratch& layout, uin
   Keys32 to_sort{list.keys, positions, list.count};
   int32_t ranked[select::kRankLimit];
   const int32_t* sorted = SortedIndices(to_sort, ranked, layout.pairs.At(scratch));
-  for (size_t i = 0; i < k; ++i) {  // logits are canonical, so their bits follow from their keys
+  for (size_t i = 0; i < k; ++i) {  // logits are canonical, so their keys determine their bits
     const int32_t key = list.keys[sorted[i]];
     const uint32_t bits = key == core::kF32Format.nan_key()
                               ? kCanonicalNaN

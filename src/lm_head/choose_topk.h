@@ -1,4 +1,4 @@
-// LinearTopK with a choice of the way, which tests make.
+// LinearTopK with the prefilter on or off, for tests.
 #pragma once
 
 #include <cstdint>
@@ -9,12 +9,12 @@
 namespace riffle::lm_head {
 
 enum class PrefilterMode : uint8_t {
-  kAuto,  // where it pays
+  kAuto,  // where it saves time
   kNever,
   kAlways,  // wherever it is possible, on every SIMD target
 };
 
-// As riffle::LinearTopK, which is this with kAuto. `stats` may be null; it is left alone where the
+// riffle::LinearTopK is this function with kAuto. `stats` may be null; it is not written where the
 // prefilter does not run.
 void LinearTopKWith(PrefilterMode mode, const MatrixView& x, const WeightView& weight, int64_t k,
                     const LinearTopKOut& out, const LinearOptions& options, PrefilterStats* stats);

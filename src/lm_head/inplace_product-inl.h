@@ -1,6 +1,6 @@
 // The product of up to kSmallM rows of x with W in place: W is transposed in registers, which for
-// few rows costs less than packing it. The sums are those of packed_product-inl.h, bit for bit.
-// Included once per SIMD target.
+// few rows costs less than packing it. The sums have the same bits as those of
+// packed_product-inl.h. Included once per SIMD target.
 #if defined(RIFFLE_LM_HEAD_INPLACE_PRODUCT_INL_H_) == defined(HWY_TARGET_TOGGLE)
 #ifdef RIFFLE_LM_HEAD_INPLACE_PRODUCT_INL_H_
 #undef RIFFLE_LM_HEAD_INPLACE_PRODUCT_INL_H_
@@ -16,7 +16,7 @@ HWY_BEFORE_NAMESPACE();
 namespace riffle::lm_head::HWY_NAMESPACE {
 namespace hn = hwy::HWY_NAMESPACE;
 
-// kGroups: groups of kLanes columns whose chains of additions run side by side.
+// kGroups: how many groups of kLanes columns are summed side by side, each in its own chains.
 template <class Source, int kRows, int kGroups>
 HWY_INLINE void InplaceKernel(const KBlockProduct& product, const WeightTile& tile, int column) {
   using Math = typename Source::Math;
@@ -26,7 +26,7 @@ HWY_INLINE void InplaceKernel(const KBlockProduct& product, const WeightTile& ti
   const hn::Rebind<Operand, LaneF32> dw;
   constexpr int kRowOperands = kKBlock / Math::kPerOperand;
   const int operands = tile.inputs / Math::kPerOperand;
-  const int rows = product.rows;  // if fewer than kRows, the first row is computed again
+  const int rows = product.rows;  // if fewer than kRows, the first row is computed again instead
   const Operand* x[kRows];
   for (int r = 0; r < kRows; ++r) {
     x[r] = static_cast<const Operand*>(product.x) + (r < rows ? r : 0) * kRowOperands;
@@ -76,7 +76,8 @@ HWY_INLINE void InplaceKernel(const KBlockProduct& product, const WeightTile& ti
 
 template <class Source, int kRows>
 HWY_INLINE void InplaceColumns(const KBlockProduct& product, const WeightTile& tile) {
-  // Two groups where their sums fit in registers beside the kLanes vectors of W, or a step has two.
+  // Two groups if their sums fit in registers beside the kLanes vectors of W, or if a step packs
+  // two.
   constexpr bool kTwo = kRows * (Source::kQ8 ? 2 : 1) <= (HWY_CAP_GE512 ? 4 : 1);
   constexpr int kGroups = kTwo || PackStep<Source>::kGroups == 2 ? 2 : 1;
   for (int column = 0; column < kTile; column += kGroups * kLanes) {

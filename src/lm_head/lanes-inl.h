@@ -28,7 +28,7 @@ using VecI32 = hn::Vec<LaneI32>;
 using VecU32 = hn::Vec<LaneU32>;
 constexpr int kLanes = static_cast<int>(hn::MaxLanes(LaneF32()));
 
-// Packed operands of W lie in panels of kPanel columns: [kTile / kPanel][operands][kPanel].
+// Packed operands of W are stored in panels of kPanel columns: [kTile / kPanel][operands][kPanel].
 constexpr int kPanel = 2 * kLanes;
 
 // kLanes elements as f32.
@@ -44,10 +44,10 @@ HWY_INLINE VecF32 LoadF32(const uint8_t* from) {
   }
 }
 
-// Transposes a matrix of kLanes x kLanes lanes, a row a vector.
+// Transposes a matrix of kLanes x kLanes lanes; each vector is a row.
 HWY_INLINE void TransposeLanes(VecU32 (&v)[kLanes]) {
   const LaneU32 d;
-  for (int i = 0; i < kLanes; i += 4) {  // 4 x 4 in each 16-byte block
+  for (int i = 0; i < kLanes; i += 4) {  // transposes 4 x 4 lanes in each 16-byte block
     const auto even_low = hn::InterleaveLower(d, v[i], v[i + 2]);
     const auto even_high = hn::InterleaveUpper(d, v[i], v[i + 2]);
     const auto odd_low = hn::InterleaveLower(d, v[i + 1], v[i + 3]);
@@ -57,7 +57,7 @@ HWY_INLINE void TransposeLanes(VecU32 (&v)[kLanes]) {
     v[i + 2] = hn::InterleaveLower(d, even_high, odd_high);
     v[i + 3] = hn::InterleaveUpper(d, even_high, odd_high);
   }
-  if constexpr (kLanes == 8) {  // then the blocks
+  if constexpr (kLanes == 8) {  // then transposes the blocks
     for (int i = 0; i < 4; ++i) {
       const auto low = v[i];
       v[i] = hn::ConcatLowerLower(d, v[i + 4], low);

@@ -1,4 +1,4 @@
-// What the entry points of the linear layer hand to the kernels: checked, planned, and the same for
+// What the entry points of the linear layer pass to the kernels: checked, planned, and the same for
 // every SIMD target.
 #pragma once
 
@@ -18,13 +18,13 @@ inline float BiasAt(const BiasView& bias, int64_t column) {
   return core::LoadElement(bias.dtype, static_cast<const uint8_t*>(bias.data) + column * bytes);
 }
 
-// Rows of x that are multiplied by W together, and W.
+// Rows of x that are multiplied by W in one pass, and W.
 struct LinearArgs {
   // Packed operands of the rows: [k_blocks()][packed_rows][kKBlock] inputs, f32 or (bf16_pairs)
   // bf16.
   const void* x = nullptr;
   int64_t rows = 0;
-  int64_t packed_rows = 0;  // >= rows: `x` may point at some of the rows that were packed together
+  int64_t packed_rows = 0;  // >= rows: `x` may point to a few of the rows packed together
   int64_t d = 0;
   bool bf16_pairs = false;
 

@@ -50,7 +50,7 @@ const LinearArgs& LinearCall::PackRows(const int32_t* row_list, int64_t begin, i
   task.round_to_bf16 = round_to_bf16_;
   task.bf16_pairs = args_.bf16_pairs;
   task.operands = operands;
-  // Waking the threads costs as much as packing 64 Ki elements.
+  // Packing 64 Ki elements takes as long as waking the threads.
   if (rows * args_.d > (1 << 16)) {
     lease.Run(rows, [&](int64_t row, uint8_t*) { pack_.x(task, row); });
   } else {

@@ -1,4 +1,4 @@
-// A checked call of the linear layer: what its kernels are told, and rows of x packed for them.
+// A checked call of the linear layer: the arguments of its kernels, and packing of rows of x.
 #pragma once
 
 #include <cstdint>
@@ -17,12 +17,12 @@ class LinearCall {
   // Bytes of `rows` packed rows.
   size_t PackedXBytes(int64_t rows) const;
 
-  // Packs rows [begin, begin + rows), of the list if there is one, into `operands`, which has
-  // PackedXBytes(rows). Valid until the next call.
+  // Packs rows [begin, begin + rows) of x, or of the rows in the list, into `operands`, which has
+  // PackedXBytes(rows). The result is valid until the next call.
   const LinearArgs& PackRows(const int32_t* row_list, int64_t begin, int64_t rows,
                              uint8_t* operands, core::Lease& lease);
 
-  // Everything but the rows.
+  // The arguments without the rows.
   const LinearArgs& args() const { return args_; }
   int64_t rows() const { return x_.rows; }
 
@@ -33,7 +33,7 @@ class LinearCall {
   LinearArgs args_;
 };
 
-// Multiplies all rows by all of W, into y.
+// Stores the product of all rows and all of W in y.
 void RunLinear(LinearCall& call, const OutView<float>& y, core::Lease& lease);
 
 }  // namespace riffle::lm_head

@@ -61,7 +61,7 @@ void CheckWeight(const WeightView& w) {
               "; along one of its axes it must be contiguous");
 }
 
-// An output [rows, width] against itself and everything that is read.
+// Checks that an output [rows, width] overlaps neither itself nor anything that is read.
 void CheckOutput(const char* name, const core::Strided& out, const MatrixView& x,
                  const WeightView& weight, const BiasView& bias) {
   core::CheckAddressable(name, out);

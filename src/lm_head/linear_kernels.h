@@ -7,7 +7,7 @@
 
 namespace riffle::lm_head {
 
-// Stores logits into y [rows, vocab].
+// Where the logits go: y [rows, vocab].
 struct StoreTask {
   TileScratch layout;
   float* y = nullptr;
@@ -15,7 +15,7 @@ struct StoreTask {
 };
 
 struct LinearKernels {
-  // Tiles [begin, end). `scratch` has layout.bytes.
+  // Computes and stores tiles [begin, end). `scratch` has layout.bytes.
   void (*store_tiles)(const LinearArgs& args, int64_t begin, int64_t end, const StoreTask& task,
                       uint8_t* scratch);
 };

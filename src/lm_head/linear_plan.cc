@@ -10,8 +10,8 @@ ChunkPlan PlanChunks(int64_t vocab, int threads) {
   HWY_DASSERT(vocab > 0 && threads > 0);
   ChunkPlan plan;
   plan.tiles = (vocab + kTile - 1) / kTile;
-  // Several chunks for each thread, so that one slow thread does not delay the call; long enough
-  // that the start of a chunk, which nothing has prefetched, does not matter.
+  // Several chunks per thread, so that one slow thread does not delay the call. Each is long enough
+  // that its first tile, which nothing has prefetched, does not matter.
   constexpr int64_t kMinTiles = 16;
   const int64_t chunks = std::clamp<int64_t>(plan.tiles / kMinTiles, threads, int64_t{8} * threads);
   plan.tiles_per_chunk = (plan.tiles + chunks - 1) / chunks;

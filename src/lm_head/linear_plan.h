@@ -1,4 +1,4 @@
-// Plans that every way through the linear layer shares: pure functions of shapes.
+// Plans that all ways through the linear layer share: pure functions of shapes.
 #pragma once
 
 #include <cstddef>
@@ -11,7 +11,7 @@ namespace riffle::lm_head {
 
 // W is cut into chunks of whole tiles; a chunk is one task of the pool.
 struct ChunkPlan {
-  int64_t tiles = 0;  // of all of W
+  int64_t tiles = 0;  // in all of W
   int64_t chunks = 0;
   int64_t tiles_per_chunk = 0;  // the last chunk may have fewer
 
@@ -23,11 +23,11 @@ struct ChunkPlan {
 };
 ChunkPlan PlanChunks(int64_t vocab, int threads);
 
-// How many rows of x a pass over W takes: the fewest passes of at most `limit` rows, of about equal
-// size.
+// How many rows of x each pass over W takes: there are as few passes as `limit` rows per pass
+// allow, and they take about the same number of rows.
 int64_t RowsPerPass(int64_t rows, int64_t limit);
 inline constexpr int64_t kMaxRowsPerPass = 256;  // a k block of x and a tile's sums stay in L2
-// Candidates of all rows of a pass take at most so many bytes, in each thread and in shared memory.
+// Limits the bytes of the candidates of all rows of a pass, per thread and in shared memory.
 inline constexpr int64_t kCandidateBytes = int64_t{64} << 20;
 
 // What a thread needs to compute tiles of logits.
@@ -42,7 +42,7 @@ struct TileScratch {
 };
 TileScratch PlanTileScratch(int64_t rows);
 
-// What a thread needs to sort one row's candidates, from byte `begin` of its scratch on.
+// What a thread needs to sort one row's candidates, placed from byte `begin` of its scratch on.
 struct SortScratch {
   core::ScratchArray<int32_t> keys;       // [capacity + slack], so that whole vectors may be stored
   core::ScratchArray<int32_t> columns;    // likewise

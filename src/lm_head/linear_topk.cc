@@ -1,4 +1,4 @@
-// The entry points of the linear layer: check, then choose the way.
+// The entry points of the linear layer: they check the arguments, then choose the way.
 #include "riffle/linear_topk.h"
 
 #include <algorithm>
@@ -35,7 +35,7 @@ void RunPlain(LinearCall& call, const PlainTopK& plain, const LinearTopKOut& out
   plain.Run(call, nullptr, call.rows(), out, shared, lease);
 }
 
-// The prefilter, then the plain way for the rows that fell back.
+// Runs the prefilter, then the plain way for the rows that fell back.
 PrefilterStats RunPrefiltered(LinearCall& call, const PlainTopK& plain, int64_t k,
                               const LinearTopKOut& out, core::Lease& lease) {
   const PrefilterTopK prefilter(call, k, lease.threads());

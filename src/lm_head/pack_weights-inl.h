@@ -1,5 +1,5 @@
-// Packs a tile of W as operands, for packed_product-inl.h to read along its columns. Included once
-// per SIMD target.
+// Packs a tile of W into operands that packed_product-inl.h reads in the order of the inputs.
+// Included once per SIMD target.
 #if defined(RIFFLE_LM_HEAD_PACK_WEIGHTS_INL_H_) == defined(HWY_TARGET_TOGGLE)
 #ifdef RIFFLE_LM_HEAD_PACK_WEIGHTS_INL_H_
 #undef RIFFLE_LM_HEAD_PACK_WEIGHTS_INL_H_
@@ -38,8 +38,8 @@ void PackColumns(const WeightTile& tile, int operands, int panel_operands, uint3
   }
 }
 
-// A copy in tile.tails of the inputs past the last whole group, filled with zeros: a k block of one
-// group.
+// Copies the inputs past the last whole group into tile.tails and fills them up with zeros. Returns
+// the copy as a tile of one group.
 template <size_t kElement>
 HWY_INLINE WeightTile TailOf(const WeightTile& tile) {
   WeightTile tail = tile;
@@ -57,7 +57,7 @@ HWY_INLINE WeightTile TailOf(const WeightTile& tile) {
   return tail;
 }
 
-// Packs a tile whose inputs lie side by side.
+// Packs a tile whose inputs are contiguous.
 template <class Source>
 void PackWeights(const WeightTile& tile, uint32_t* operands) {
   HWY_DASSERT(0 < tile.inputs && tile.inputs <= kKBlock);
@@ -74,8 +74,8 @@ void PackWeights(const WeightTile& tile, uint32_t* operands) {
   }
 }
 
-// Packs one operand of each column of a tile from kPerOperand inputs, whose weights for all columns
-// lie side by side at from[0], from[1].
+// Packs one operand for each column of a tile, from kPerOperand inputs. The weights of an input for
+// all columns are contiguous: at from[0] and, for pairs, at from[1].
 template <DType kType, int kPerOperand>
 HWY_INLINE void PackInputs(const uint8_t* const* from, int panel_operands, uint32_t* operands) {
   const LaneU32 d;
@@ -97,7 +97,7 @@ HWY_INLINE void PackInputs(const uint8_t* const* from, int panel_operands, uint3
   }
 }
 
-// Packs a tile whose columns lie side by side.
+// Packs a tile whose columns are contiguous.
 template <class Source>
 void PackTransposed(const WeightTile& tile, uint32_t* operands) {
   HWY_DASSERT(0 < tile.columns && tile.columns <= kTile);
@@ -129,7 +129,7 @@ void PackTransposed(const WeightTile& tile, uint32_t* operands) {
   }
 }
 
-// Reads the scales of the tile's Q8_0 blocks as f32 into tile.scales.
+// Converts the scales of the tile's Q8_0 blocks to f32, into tile.scales.
 inline void LoadScales(const WeightTile& tile) {
   HWY_DASSERT(tile.inputs % static_cast<int>(kQ8Block) == 0 && tile.inputs <= kKBlock);
   const LaneF32 df;

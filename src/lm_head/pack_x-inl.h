@@ -1,4 +1,4 @@
-// Packs rows of x as operands of products. Included once per SIMD target.
+// Packs rows of x into operands of products. Included once per SIMD target.
 #if defined(RIFFLE_LM_HEAD_PACK_X_INL_H_) == defined(HWY_TARGET_TOGGLE)
 #ifdef RIFFLE_LM_HEAD_PACK_X_INL_H_
 #undef RIFFLE_LM_HEAD_PACK_X_INL_H_
@@ -72,7 +72,7 @@ inline void PackRow(const PackXTask& task, int64_t row) {
     case DType::kBF16:
       return PackRowAs<DType::kBF16>(task, row);
     default:
-      HWY_DASSERT(false);  // CheckLinear refuses the others
+      HWY_DASSERT(false);  // CheckLinear rejects the other dtypes
   }
 }
 

@@ -1,6 +1,6 @@
-// The product of packed operands, as register-blocked outer products: every sum is one chain of
-// additions in the order of the inputs, in a lane of its own, whatever the blocking and the length
-// of vectors. Included once per SIMD target.
+// The product of packed operands, as register-blocked outer products. Every sum is one chain of
+// additions in the order of the inputs, in a lane of its own, whatever the blocking and the vector
+// length. Included once per SIMD target.
 #if defined(RIFFLE_LM_HEAD_PACKED_PRODUCT_INL_H_) == defined(HWY_TARGET_TOGGLE)
 #ifdef RIFFLE_LM_HEAD_PACKED_PRODUCT_INL_H_
 #undef RIFFLE_LM_HEAD_PACKED_PRODUCT_INL_H_
@@ -17,20 +17,20 @@ namespace riffle::lm_head::HWY_NAMESPACE {
 namespace hn = hwy::HWY_NAMESPACE;
 using core::HWY_NAMESPACE::PrefetchAt;
 
-// How the kernels prefetch W: while a kernel goes through the operands of one cache line, it
-// fetches that line of `columns` columns (kPerLine of them, spread over its operands), and of those
-// `step` columns further on, `times` in all.
+// Which cache lines of W a kernel prefetches. While it multiplies the operands of one line, it
+// fetches a later line of `line_operands` columns, starting at `column`, one column per operand;
+// and the same of the columns `step` further on, `times` sets in all.
 struct PrefetchPlan {
   const uint8_t* const* column = nullptr;
-  int times = 0;  // 0: none
+  int times = 0;  // 0: prefetches nothing
   int step = 0;
   int line_operands = 0;
   int64_t line_bytes = 0;
   int64_t first_byte = 0;  // of the first operand, from the start of the k block
 };
 
-// Dense weights: sums += one chain over the k block. Q8_0: one chain a block, times its scale. (4 %
-// slower at 256 rows when it is not inlined.)
+// Dense weights: one chain over the k block is added to the sums. Q8_0: one chain per block, times
+// the block's scale. (Not inlined, it was 4 % slower at 256 rows.)
 template <class Math, bool kQ8, bool kPrefetch, int kRows>
 HWY_INLINE void PackedKernel(const KBlockProduct& product, const WeightTile& tile, int row,
                              int column, const PrefetchPlan& plan) {
@@ -43,7 +43,7 @@ HWY_INLINE void PackedKernel(const KBlockProduct& product, const WeightTile& til
   const Operand* HWY_RESTRICT w = reinterpret_cast<const Operand*>(product.w) + column * operands;
   float* HWY_RESTRICT sums = product.sums + row * kTile + column;
   VecF32 sum[kRows][2];
-  VecF32 total[kRows][2];  // Q8_0: in registers all the way
+  VecF32 total[kRows][2];  // Q8_0: stays in registers for the whole k block
   for (int r = 0; r < kRows; ++r) {
     for (int v = 0; v < 2; ++v) {
       sum[r][v] = hn::Zero(df);
@@ -56,7 +56,7 @@ HWY_INLINE void PackedKernel(const KBlockProduct& product, const WeightTile& til
   for (int begin = 0; begin < operands; begin += line, byte += plan.line_bytes) {
     [[maybe_unused]] const int64_t prefetched = tile.Prefetched(byte);
     for (int i = 0; i < line; ++i, w += kPanel, ++x) {
-      if constexpr (kPrefetch) {  // a branch at every operand cost 5 % at 256 rows
+      if constexpr (kPrefetch) {  // a branch at every operand took 5 % at 256 rows
         for (int j = 0; j < plan.times; ++j) {
           PrefetchAt(plan.column[i + j * plan.step], prefetched);
         }
@@ -87,7 +87,7 @@ HWY_INLINE void PackedKernel(const KBlockProduct& product, const WeightTile& til
   }
 }
 
-// Runs the kernel for `rows` rows, at most kRows.
+// Runs the kernel for `rows` rows, at most kRows of them.
 template <class Math, bool kQ8, bool kPrefetch, int kRows>
 HWY_INLINE void PackedRows(const KBlockProduct& product, const WeightTile& tile, int row, int rows,
                            int column, const PrefetchPlan& plan) {
@@ -99,22 +99,23 @@ HWY_INLINE void PackedRows(const KBlockProduct& product, const WeightTile& tile,
   PackedKernel<Math, kQ8, kPrefetch, kRows>(product, tile, row, column, plan);
 }
 
-// All rows and columns. Weight formats that give the same operands share it: it is most of what
-// this file compiles to. `plan`: line_* and first_byte only.
+// Multiplies all rows and columns. Weight formats with the same operands share this function,
+// because it makes up most of this file's compiled code. Of `plan`, only line_* and first_byte are
+// given.
 template <class Math, bool kQ8>
 HWY_NOINLINE void PackedProduct(const KBlockProduct& product, const WeightTile& tile, bool prefetch,
                                 PrefetchPlan plan) {
-  // Sums in registers: 24 of 32, or 12 of 16. Q8_0 keeps two for each result.
+  // The sums take 24 of 32 registers, or 12 of 16. Q8_0 keeps two for each result.
   constexpr int kRows = (HWY_CAP_GE512 ? 12 : 6) / (kQ8 ? 2 : 1);
   const int groups = (product.rows + kRows - 1) / kRows;
-  // The first kernels prefetch. Each covers line_operands columns, or a multiple of them.
+  // Only the first kernels prefetch, each for line_operands columns or a multiple of them.
   const int shares = kTile / plan.line_operands;
   const int kernels = kTile / kPanel * groups;
   const int prefetching = kernels < shares ? kernels : shares;
   plan.step = prefetching * plan.line_operands;
   int kernel = 0;
   for (int column = 0; column < kTile; column += kPanel) {
-    for (int group = 0; group < groups; ++group, ++kernel) {  // of about the same size
+    for (int group = 0; group < groups; ++group, ++kernel) {  // groups are of about the same size
       const int begin = product.rows * group / groups;
       const int rows = product.rows * (group + 1) / groups - begin;
       if (prefetch && kernel < prefetching) {

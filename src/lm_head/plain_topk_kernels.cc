@@ -17,14 +17,14 @@
 HWY_BEFORE_NAMESPACE();
 namespace riffle::lm_head::HWY_NAMESPACE {
 
-// The list of a row in a thread's scratch.
+// A row's list in a thread's scratch.
 HWY_INLINE Keys32 ListOf(const ChunkTask& task, int64_t row, uint8_t* scratch) {
   return {task.lists.keys.At(scratch) + row * task.lists.stride,
           task.lists.columns.At(scratch) + row * task.lists.stride,
           static_cast<size_t>(task.lists.counts.At(scratch)[row])};
 }
 
-// Prunes a list to what a chunk may keep, and raises the row's bound by what that tells.
+// Prunes a list to the limit of a chunk, and raises the row's bound by what pruning proved.
 HWY_INLINE void PruneToLimit(const ChunkTask& task, int64_t row, Keys32& list) {
   const auto limit = static_cast<size_t>(task.plan.limit);
   if (list.count > limit) {

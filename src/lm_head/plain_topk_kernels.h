@@ -8,7 +8,7 @@
 
 namespace riffle::lm_head {
 
-// What the chunks of a pass leave behind, in shared memory.
+// The candidates that the chunks of a pass found, in shared memory.
 struct KeptLists {
   int64_t* counts = nullptr;  // [chunks][rows]
   std::atomic<int32_t>* bounds =
@@ -17,7 +17,7 @@ struct KeptLists {
   int32_t* columns = nullptr;  // likewise
 };
 
-// A chunk of W to be multiplied and searched.
+// A chunk of W to multiply and search.
 struct ChunkTask {
   CandidatePlan plan;
   TileScratch tile;
@@ -27,7 +27,7 @@ struct ChunkTask {
   int64_t chunk = 0;
 };
 
-// A row whose chunks are all done.
+// A row that all chunks have searched.
 struct FinishTask {
   KeptLists kept;
   SortScratch layout;
@@ -41,7 +41,7 @@ struct FinishTask {
 };
 
 struct PlainTopKKernels {
-  // Searches tiles [begin, end) and leaves each row's candidates in task.kept. `scratch` has
+  // Searches tiles [begin, end) and stores each row's candidates in task.kept. `scratch` has
   // task.lists.bytes.
   void (*search_tiles)(const LinearArgs& args, int64_t begin, int64_t end, const ChunkTask& task,
                        uint8_t* scratch);

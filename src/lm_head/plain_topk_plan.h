@@ -9,15 +9,15 @@
 
 namespace riffle::lm_head {
 
-// A chunk's list of a row's candidates grows to `capacity`, then is pruned to `limit`.
+// A chunk's list of a row's candidates may grow to `capacity`; it is then pruned to `limit`.
 struct CandidatePlan {
-  int64_t limit = 0;     // at most so many candidates of a row survive a chunk
-  int64_t capacity = 0;  // of the list while the chunk runs
+  int64_t limit = 0;     // how many candidates of a row a chunk may keep in the end
+  int64_t capacity = 0;  // of the list while the chunk is searched
   int64_t rows = 0;      // in a pass
 };
 CandidatePlan PlanCandidates(int64_t rows, int64_t k, const ChunkPlan& chunks);
 
-// The lists of a thread that runs a chunk, behind its TileScratch.
+// The lists of a thread that searches a chunk, placed after its TileScratch.
 struct ListScratch {
   core::ScratchArray<int32_t> keys;     // [rows][stride]
   core::ScratchArray<int32_t> columns;  // likewise
@@ -27,7 +27,7 @@ struct ListScratch {
 };
 ListScratch PlanLists(const CandidatePlan& plan, size_t begin);
 
-// What all chunks leave in shared memory, from byte `begin` on.
+// What all chunks store in shared memory, placed from byte `begin` on.
 struct KeptLayout {
   core::ScratchArray<int64_t> counts;               // [chunks][rows]
   core::ScratchArray<std::atomic<int32_t>> bounds;  // [rows]

@@ -1,5 +1,5 @@
-// The kernels of products, in three translation units so that none takes minutes to compile. An
-// array is indexed by WeightSource; entries of pairs are null on targets without them.
+// The kernels of products, in three translation units so that none takes minutes to compile. The
+// arrays are indexed by WeightSource; entries for pairs are null on targets without them.
 #pragma once
 
 #include <cstdint>
@@ -8,15 +8,15 @@
 
 namespace riffle::lm_head {
 
-// A row of x to be packed.
+// Rows of x to pack.
 struct PackXTask {
   const uint8_t* x = nullptr;
-  const int32_t* row_list = nullptr;  // [rows] rows of x; null: 0, 1, 2 ...
+  const int32_t* row_list = nullptr;  // [rows] which rows of x; null: 0, 1, 2 ...
   DType dtype = DType::kF32;
   int64_t row_stride = 0;  // bytes
   int64_t rows = 0;
   int64_t d = 0;
-  bool round_to_bf16 = false;  // even where operands are f32
+  bool round_to_bf16 = false;  // also where operands are f32
   bool bf16_pairs = false;
   void* operands = nullptr;  // [k blocks][rows][kKBlock] inputs
 };

@@ -1,4 +1,4 @@
-// Tiles of finished logits. Included once per SIMD target.
+// Computes tiles of logits. Included once per SIMD target.
 #if defined(RIFFLE_LM_HEAD_TILE_RUNNER_INL_H_) == defined(HWY_TARGET_TOGGLE)
 #ifdef RIFFLE_LM_HEAD_TILE_RUNNER_INL_H_
 #undef RIFFLE_LM_HEAD_TILE_RUNNER_INL_H_
@@ -17,7 +17,7 @@ HWY_BEFORE_NAMESPACE();
 namespace riffle::lm_head::HWY_NAMESPACE {
 namespace hn = hwy::HWY_NAMESPACE;
 
-// Computes tiles of logits on one thread, all rows of `args` at once.
+// Computes tiles of logits on one thread, for all rows of `args` at once.
 class TileRunner {
  public:
   // `scratch` has layout.bytes.
@@ -32,7 +32,7 @@ class TileRunner {
     HWY_DASSERT(0 < args.rows && args.rows <= layout.rows);
   }
 
-  // The logits of a tile, [rows][kTile].
+  // Computes the logits of a tile, [rows][kTile].
   const float* Run(int64_t tile) {
     first_ = tile * kTile;
     HWY_DASSERT(0 <= tile && first_ < args_.vocab);
@@ -40,7 +40,7 @@ class TileRunner {
     columns_ = static_cast<int>(std::min<int64_t>(kTile, args_.vocab - first_));
     return RunTile();
   }
-  // The logits of the columns list[0, count).
+  // Computes the logits of the columns list[0, count), [rows][kTile].
   const float* RunColumns(const int32_t* list, int count) {
     HWY_DASSERT(!args_.transposed && 0 < count && count <= kTile);
     first_ = 0;
@@ -97,7 +97,7 @@ class TileRunner {
     }
     if (args_.transposed) {
       run.pack_transposed(tile, operands_);
-      run.multiply_packed(product, tile, /*prefetch=*/false);  // packing has prefetched
+      run.multiply_packed(product, tile, /*prefetch=*/false);  // packing has prefetched already
     } else if (args_.rows <= kSmallM && tile.inputs % kInputGroup == 0) {
       run.multiply_inplace(product, tile);
     } else {
@@ -106,7 +106,7 @@ class TileRunner {
     }
   }
 
-  // Adds the bias, then makes results canonical: +0 for zeros, one NaN for all.
+  // Adds the bias, then makes the results canonical: zeros become +0, NaNs the one quiet NaN.
   void Complete() {
     const LaneF32 df;
     LoadBias();
@@ -137,8 +137,8 @@ class TileRunner {
   float* bias_;
   float* sums_;
   bool q8_;
-  int64_t first_ = 0;                     // the tile's first column, of no use with a list
-  const int32_t* column_list_ = nullptr;  // null: columns that follow one another
+  int64_t first_ = 0;                     // the tile's first column; 0 if there is a list
+  const int32_t* column_list_ = nullptr;  // null: the columns are consecutive
   int columns_ = 0;
 };
 

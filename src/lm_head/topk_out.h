@@ -1,4 +1,4 @@
-// The columns of a row of LinearTopK's outputs, which kernels write as int32.
+// The columns of a row of LinearTopK's output, which kernels write as int32.
 #pragma once
 
 #include <cstdint>
@@ -13,15 +13,16 @@ inline uint8_t* IndicesOf(const LinearTopKOut& out, int64_t row) {
          row * out.indices_stride * static_cast<int64_t>(SizeOf(out.index_type));
 }
 
-// Where a kernel writes the k columns of a row, at any alignment: where they belong, or in the
-// second half of a row of int64, from which WidenColumns takes them.
+// Where a kernel writes the k columns of a row, at any alignment: in place for int32; for int64 in
+// the second half of the row, from where WidenColumns moves them.
 inline int32_t* ColumnsOf(const LinearTopKOut& out, int64_t row, int64_t k) {
   auto* columns = reinterpret_cast<int32_t*>(IndicesOf(out, row));
   return out.index_type == IndexType::kInt64 ? columns + k : columns;
 }
 
-// Finishes a row whose columns a kernel has written. Column i overwrites the places 2i and 2i + 1
-// of int32; those from k on held the columns 2i - k and 2i + 1 - k, which are not behind i.
+// Finishes a row whose columns a kernel has written. Widening column i overwrites the int32 places
+// 2i and 2i + 1. Where these are >= k they held columns 2i - k and 2i + 1 - k, neither of which
+// comes after column i.
 inline void WidenColumns(const LinearTopKOut& out, int64_t row, int64_t k) {
   if (out.index_type != IndexType::kInt64) {
     return;

@@ -1,4 +1,4 @@
-// How weights become operands of products, in registers. Included once per SIMD target.
+// Makes operands of products from weights, in registers. Included once per SIMD target.
 #if defined(RIFFLE_LM_HEAD_WEIGHT_SOURCE_INL_H_) == defined(HWY_TARGET_TOGGLE)
 #ifdef RIFFLE_LM_HEAD_WEIGHT_SOURCE_INL_H_
 #undef RIFFLE_LM_HEAD_WEIGHT_SOURCE_INL_H_
@@ -24,9 +24,9 @@ using core::HWY_NAMESPACE::PrefetchAt;
 using core::HWY_NAMESPACE::BF16PairDot;
 #endif
 
-// Sources of operands. Load makes kLanes operands, from number `operand` of a column on, of the
-// bytes at Offset(operand). kPerLine: operands made of one cache line (Q8_0: of one block), which
-// is prefetched once. kElement: bytes of a weight.
+// Sources of operands. Load makes kLanes operands of a column from the bytes at Offset(operand),
+// where `operand` is the number of the first. kPerLine: how many operands one cache line (Q8_0: one
+// block) gives; each line is prefetched once. kElement: bytes of a weight.
 template <DType kElementType>
 struct F32Source {
   using Math = F32Fma;
@@ -72,7 +72,8 @@ struct Q8BF16PairSource {
   static constexpr int kPerLine = static_cast<int>(kQ8Block) / 2;
   static HWY_INLINE int64_t Offset(int operand) { return Q8F32Source::Offset(2 * operand); }
   static HWY_INLINE VecU32 Load(const uint8_t* from) {
-    // The f32 of an integer up to 128 has zeros in its lower half: the upper half is its bf16.
+    // The f32 of an integer of magnitude up to 128 has zeros in its lower half, so its upper half
+    // is its bf16.
     const hn::Repartition<uint16_t, LaneU32> du16;
     const auto low = Q8F32Source::Load(from);
     const auto high = Q8F32Source::Load(from + kLanes);
@@ -82,13 +83,13 @@ struct Q8BF16PairSource {
 };
 #endif
 
-// A step packs kLanes vectors: kOperands operands of kGroups groups of kLanes columns.
+// A step packs kLanes vectors: kOperands operands for each of kGroups groups of kLanes columns.
 template <class Source>
 struct PackStep {
   static constexpr int kGroups = 1;
   static constexpr int kOperands = kLanes;
 
-  // v[i] = operand `operand` + i of the columns from `column` on.
+  // v[i] = operand `operand` + i of the kLanes columns from `column` on.
   template <bool kPrefetch>
   static HWY_INLINE void Load(const WeightTile& tile, int column, int operand,
                               VecU32 (&v)[kLanes]) {
@@ -105,8 +106,8 @@ struct PackStep {
 };
 
 #if HWY_NATIVE_DOT_BF16 && HWY_ARCH_X86 && HWY_TARGET <= HWY_AVX3_DL
-// Q8_0 to pairs of bf16: half a block of 32 columns is transposed while its elements are bytes,
-// then widened through tables of 128 bytes. Takes half the instructions of the general step.
+// Q8_0 to pairs of bf16: transposes half a block of 32 columns while the elements are bytes, then
+// widens them through tables of 128 bytes. Takes half the instructions of the general step.
 template <>
 struct PackStep<Q8BF16PairSource> {
   static constexpr int kGroups = 2;
@@ -114,9 +115,9 @@ struct PackStep<Q8BF16PairSource> {
   using D8 = hn::CappedTag<uint8_t, 64>;
   using V8 = hn::Vec<D8>;
 
-  // The lower and the upper bytes of the bf16 of 0..127, and the upper ones of -128..-1.
+  // The lower and upper bytes of the bf16 of 0..127, and the upper bytes of those of -128..-1.
   struct Tables {
-    alignas(64) uint8_t low[128];  // by magnitude modulo 128: 128 has the lower byte of 0
+    alignas(64) uint8_t low[128];  // index: magnitude modulo 128; 128 has the lower byte of 0
     alignas(64) uint8_t high[128];
     alignas(64) uint8_t high_negative[128];
 
@@ -138,7 +139,7 @@ struct PackStep<Q8BF16PairSource> {
         _mm512_permutex2var_epi8(hn::Load(d, table).raw, index.raw, hn::Load(d, table + 64).raw)};
   }
 
-  // 16 bytes of four columns, a 16-byte block each.
+  // 16 bytes of each of four columns, each in a 16-byte block of the vector.
   template <bool kPrefetch>
   static HWY_INLINE V8 FourColumns(const uint8_t* const* column, int64_t offset, int64_t ahead) {
     const D8 d;
@@ -155,7 +156,7 @@ struct PackStep<Q8BF16PairSource> {
     return hn::InsertBlock<3>(v, hn::LoadU(d16, column[12] + offset));
   }
 
-  // v[8 g + i] = operand `operand` + i of columns `column` + 16 g + 0..15.
+  // v[8 g + i] = operand `operand` + i of the columns `column` + 16 g + 0..15.
   template <bool kPrefetch>
   static HWY_INLINE void Load(const WeightTile& tile, int column, int operand,
                               VecU32 (&v)[kLanes]) {
@@ -165,8 +166,9 @@ struct PackStep<Q8BF16PairSource> {
     const uint8_t* const* columns = tile.column + column;
     const int64_t offset = Q8BF16PairSource::Offset(operand);
     const int64_t ahead = tile.Prefetched(offset);
-    // 16-byte block b of rows[i] holds column 4 b + i, rows[4..7] those of the second group. Block
-    // b of all rows is an 8 x 8 matrix of byte pairs: transposed, it holds one pair of all columns.
+    // 16-byte block b of rows[i] holds column 4 b + i; rows[4..7] hold the second group of columns.
+    // Block b of all rows is an 8 x 8 matrix of byte pairs. Transposed, each of its rows holds one
+    // pair of all columns.
     V8 rows[8];
     for (int i = 0; i < 8; ++i) {
       const uint8_t* const* four = columns + i / 4 * kLanes + i % 4;

@@ -23,7 +23,7 @@ RowDraw::RowDraw(const SamplingBatch& batch, int64_t row, const Candidates& firs
   HWY_DASSERT(first.count == plan_.first);
 }
 
-// The row's best columns: of the first, or found now.
+// The row's best `count` columns: from those found first if they suffice, else selected now.
 Candidates RowDraw::Best(int64_t count) const {
   Candidates best = count <= plan_.first ? first_ : memory_;
   best.count = count;
@@ -39,7 +39,7 @@ void RowDraw::WeighCandidates(const Candidates& from) const {
   batch_.kernels.weights(weights, nullptr, 0, from.count, weights_);
 }
 
-// Draws from weighed candidates, without those below the plan's min_weight.
+// Draws from weighed candidates, leaving out those below the plan's min_weight.
 int32_t RowDraw::DrawKept(const Candidates& from) const {
   int64_t kept = 1;
   while (kept < from.count && weights_[kept] >= plan_.min_weight) {
@@ -84,7 +84,7 @@ int32_t RowDraw::DrawFromNucleus() const {
   return DrawFromAll(cut, nucleus);
 }
 
-// Draws from the columns that the cut keeps, in order of their number, then from the nucleus' ties.
+// Draws from the columns that the cut keeps, in ascending order, followed by the nucleus's ties.
 int32_t RowDraw::DrawFromAll(const Cut& cut, const Nucleus& nucleus) const {
   double above = 0;
   int64_t last = 0;

@@ -9,12 +9,12 @@ namespace riffle::sampling {
 
 class RowDraw {
  public:
-  // `first`: the plan.first best columns; `sums`: the weight of each block, where the plan needs
-  // all of them; `memory`: the thread's, laid out by `scratch`.
+  // `first`: the row's plan.first best columns. `sums`: the weight of each block, where the plan
+  // needs the sum of all. `memory`: the thread's scratch, laid out as `scratch`.
   RowDraw(const SamplingBatch& batch, int64_t row, const Candidates& first, double* sums,
           const DrawScratch& scratch, uint8_t* memory);
 
-  // Returns the token. Once per row: it may overwrite the sums.
+  // Returns the token. Call it once per row: it may overwrite the sums.
   int32_t Draw();
 
  private:
@@ -30,7 +30,7 @@ class RowDraw {
   const RowPlan plan_;
   const Candidates first_;
   double* const sums_;
-  const Candidates memory_;  // for more candidates than the first
+  const Candidates memory_;  // for more candidates than `first_` has
   float* const weights_;
   uint8_t* const rest_;
   const WeightRow row_weights_;

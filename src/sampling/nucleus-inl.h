@@ -1,5 +1,5 @@
-// The smallest prefix of a row, in the order of its values, that reaches a mass: quickselect by
-// mass, so that nothing is sorted. Included once per SIMD target.
+// Finds the smallest prefix of a row, in the order of its values, that reaches a mass. It is a
+// quickselect by mass, so nothing is sorted. Included once per SIMD target.
 #if defined(RIFFLE_SAMPLING_NUCLEUS_INL_H_) == defined(HWY_TARGET_TOGGLE)
 #ifdef RIFFLE_SAMPLING_NUCLEUS_INL_H_
 #undef RIFFLE_SAMPLING_NUCLEUS_INL_H_
@@ -18,7 +18,7 @@ HWY_BEFORE_NAMESPACE();
 namespace riffle::sampling::HWY_NAMESPACE {
 namespace hn = hwy::HWY_NAMESPACE;
 
-// Elements whose side of the threshold is not known yet. Both arrays have room for a vector more.
+// Elements that may be on either side of the threshold. Both arrays have room for one more vector.
 struct Undecided {
   float* x;
   float* weight;
@@ -34,7 +34,7 @@ struct Undecided {
     count += static_cast<int64_t>(hn::CompressStore(value, keep, d, x + count));
   }
 
-  // f(value, weight, which lanes are elements) for all, a vector at a time.
+  // Calls f(value, weight, mask of the lanes that are elements) for all, one vector at a time.
   template <typename F>
   HWY_INLINE void Visit(const F& f) const {
     const WeightTag d;
@@ -68,7 +68,7 @@ struct Undecided {
     return sum.Sum();
   }
 
-  // Keeps those above the pivot, or those that are not. Writes follow reads.
+  // Keeps the elements above the pivot, or the others. Works in place: writes never overtake reads.
   void Keep(float pivot, bool above) {
     const WeightTag d;
     const WeightVec limit = hn::Set(d, pivot);
@@ -81,8 +81,9 @@ struct Undecided {
   }
 };
 
-// Between the two, the upper one excluded: in the middle of the values, which halves a bell, or of
-// the floats between them, which ends after 32 steps at the latest.
+// A value in [least, largest): the middle of the values, which halves a bell-shaped row, or
+// (of_bits) the middle of the floats between them, with which the search ends after at most 32
+// steps.
 inline float Pivot(Undecided::Range range, bool of_bits) {
   float middle = range.least / 2 + range.largest / 2;
   if (of_bits || !(middle >= range.least && middle < range.largest)) {
@@ -111,7 +112,7 @@ Nucleus NucleusOf(const WeightRow& row, int64_t n, double mass, uint8_t* scratch
   if (undecided.count == 0) {  // another thread wrote to the row after its maximum was found
     return {row.max, 1.0f, 1};
   }
-  double above = 0;  // the mass of what lies above all undecided
+  double above = 0;  // the mass above all undecided elements
   for (bool of_bits = false;;) {
     const int64_t before = undecided.count;
     const Undecided::Range range = undecided.Extremes();
@@ -128,7 +129,7 @@ Nucleus NucleusOf(const WeightRow& row, int64_t n, double mass, uint8_t* scratch
   const float weight = undecided.weight[0];
   const double wanted = std::ceil((mass - above) / static_cast<double>(weight));
   const auto most = static_cast<double>(undecided.count);
-  const double ties = wanted > 1 ? std::min(wanted, most) : 1;  // 1 for NaN, of such a row too
+  const double ties = wanted > 1 ? std::min(wanted, most) : 1;  // NaN in such a row too: 1
   return {undecided.x[0], weight, static_cast<int64_t>(ties)};
 }
 

@@ -1,11 +1,11 @@
-// Running sums of weights: in double, in their order.
+// Running sums of weights, in double and in order.
 #pragma once
 
 #include <cstdint>
 
 namespace riffle::sampling {
 
-// How many of weights[0, count) it takes to reach `mass`, at least one; count + 1: all do not.
+// How many of weights[0, count), at least one, it takes to reach `mass`; count + 1 if all do not.
 inline int64_t Reach(const float* weights, int64_t count, double mass) {
   double sum = 0;
   for (int64_t i = 0; i < count; ++i) {
@@ -25,8 +25,8 @@ inline double Sum(const float* weights, int64_t count) {
   return sum;
 }
 
-// The first element at which the running sum exceeds `place`; rounding may leave it just short,
-// then the last one of any weight.
+// The first element at which the running sum exceeds `place`. If rounding keeps the sum from
+// exceeding it, the last element with a weight above 0.
 inline int64_t Locate(const float* weights, int64_t count, double place) {
   double sum = 0;
   int64_t last = 0;

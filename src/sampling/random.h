@@ -7,8 +7,8 @@
 
 namespace riffle::sampling {
 
-// In [0, 1), 53 bits, a function of its arguments alone: Philox4x32 of ten rounds (Salmon, Moraes,
-// Dror, Shaw: Parallel random numbers: as easy as 1, 2, 3; 2011).
+// A number in [0, 1) of 53 bits, a function of its arguments alone: Philox4x32 with ten rounds
+// (Salmon, Moraes, Dror, Shaw: Parallel random numbers: as easy as 1, 2, 3; 2011).
 inline double Uniform(uint64_t seed, int64_t stream, int64_t position) {
   const auto low = [](uint64_t x) { return static_cast<uint32_t>(x); };
   const auto high = [](uint64_t x) { return static_cast<uint32_t>(x >> 32); };

@@ -1,4 +1,4 @@
-// The entry point of sampling: it checks, then runs.
+// The entry point of sampling: it checks the arguments, then runs the call.
 #include "riffle/sampling.h"
 
 #include "core/entry_point.h"

@@ -8,7 +8,7 @@
 namespace riffle::sampling {
 namespace {
 
-// Parameters are given for each row, once for all of them, or not at all.
+// A parameter is given for each row, once for all rows, or not at all.
 template <typename T>
 T ValueForRow(std::span<const T> list, int64_t row, T otherwise) {
   return list.empty() ? otherwise : list[list.size() == 1 ? 0 : static_cast<size_t>(row)];

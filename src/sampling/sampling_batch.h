@@ -1,4 +1,4 @@
-// A call of sampling, row by row.
+// A call of sampling, seen row by row.
 #pragma once
 
 #include <cstddef>
@@ -18,25 +18,25 @@ struct Candidates {
   int64_t count = 0;
 };
 
-// What a call does to each row; everything in it has been checked.
+// The work of a call for each row. All arguments have been checked.
 struct SamplingBatch {
   MatrixView logits;
   const SampleOptions& options;
   const SamplingKernels& kernels;
   const topk::TopKKernels& topk;
   size_t element;  // bytes
-  int64_t blocks;  // of a row's sums
+  int64_t blocks;  // of each row's sums
 
   SamplingBatch(const MatrixView& call_logits, const SampleOptions& call_options);
 
   RowPlan Plan(int64_t row) const;
-  // The random number of the row's draw, in [0, 1).
+  // The random number, in [0, 1), for the row's draw.
   double Random(int64_t row) const;
   const uint8_t* RowData(int64_t row) const {
     return static_cast<const uint8_t*>(logits.data) +
            row * logits.row_stride * static_cast<int64_t>(element);
   }
-  // Columns [begin, end) of a block.
+  // Block `block` has the columns [BlockBegin, BlockEnd).
   int64_t BlockBegin(int64_t block) const { return block * kSumBlock; }
   int64_t BlockEnd(int64_t block) const;
 

@@ -30,7 +30,7 @@ void CheckLogits(const MatrixView& x) {
               " rows does not fit an address");
 }
 
-// One element a row, one for all, or none.
+// Checks that a list has one element per row, one for all rows, or none.
 template <typename T>
 void CheckList(const char* name, std::span<const T> list, int64_t rows) {
   const auto size = static_cast<int64_t>(list.size());

@@ -1,4 +1,4 @@
-// The checks of the door of sampling.
+// The argument checks of the sampling entry point.
 #pragma once
 
 #include <cstdint>
@@ -8,7 +8,7 @@
 
 namespace riffle::sampling {
 
-// Throws Error; nothing is written, and of the caller's arrays only the options are read.
+// Throws Error before anything is written. Of the caller's arrays it reads only the options.
 void CheckSample(const MatrixView& logits, const SampleOptions& options,
                  std::span<const int32_t> tokens, std::span<const float> logprobs);
 

@@ -15,7 +15,7 @@
 HWY_BEFORE_NAMESPACE();
 namespace riffle::sampling::HWY_NAMESPACE {
 
-// f.template operator()<dtype>().
+// Calls f.template operator()<dtype>().
 template <typename F>
 HWY_INLINE auto ForDType(DType dtype, const F& f) {
   switch (dtype) {

@@ -1,4 +1,4 @@
-// The kernels of sampling, and what they are given.
+// The kernels of sampling and their arguments.
 #pragma once
 
 #include <cstddef>
@@ -8,10 +8,10 @@
 
 namespace riffle::sampling {
 
-// A row of logits without NaN, and its weights: 1 where x == max, else
-// 2^((x * unit - max * unit) * scale). So a largest logit of +inf leaves nothing but the columns
-// that are +inf. The unit is a power of two, 1 unless differences of logits as large as f32 has
-// them count, which would overflow.
+// A row of logits without NaN, and its weights: 1 where x == max, otherwise 2^((x * unit - max *
+// unit) * scale). So if the largest logit is +inf, only the columns that are +inf have a weight.
+// The unit is a power of two. It is 1 unless the temperature is so high that differences as large
+// as f32's range matter, which would overflow.
 struct WeightRow {
   const uint8_t* x = nullptr;  // any alignment
   DType dtype = DType::kF32;
@@ -26,15 +26,15 @@ struct Cut {
   float least = 0;
 };
 
-// The best columns that reach a mass: those of x > threshold, and the first `ties` of those equal
-// to it.
+// The best columns that together reach a mass: those of x > threshold, and the first `ties` columns
+// of x == threshold.
 struct Nucleus {
   float threshold = 0;
   float tie_weight = 0;
   int64_t ties = 0;
 };
 
-// `weights` writes as many more.
+// `weights` may write this many elements more.
 constexpr int64_t kWeightSlack = 16;
 
 // Bytes of scratch of `find_nucleus` for a row of n columns.
@@ -43,23 +43,25 @@ constexpr size_t NucleusScratch(int64_t n) {
 }
 
 struct SamplingKernels {
-  // The sum of weights of columns [begin, end), in an order that depends on end - begin alone; with
-  // a cut, of those that it keeps.
+  // The sum of the weights of columns [begin, end), or of those that the cut keeps. The order of
+  // the additions depends on end - begin alone.
   double (*sum_weights)(const WeightRow& row, const Cut* cut, int64_t begin, int64_t end);
 
-  // out[0, end - begin) = weights, 0 for a column that is cut; kWeightSlack more may be written.
+  // Stores the weights in out[0, end - begin), 0 for a column that the cut drops. May write
+  // kWeightSlack elements more.
   void (*weights)(const WeightRow& row, const Cut* cut, int64_t begin, int64_t end, float* out);
 
-  // The smallest nucleus of row [0, n) whose mass is at least `mass`; all columns of positive
-  // weight if theirs is less. `scratch` has NucleusScratch(n) bytes, aligned to kScratchAlignment.
+  // The smallest nucleus of row [0, n) with a mass of at least `mass`; if the whole row has less,
+  // all columns of positive weight. `scratch` has NucleusScratch(n) bytes, aligned to
+  // kScratchAlignment.
   Nucleus (*find_nucleus)(const WeightRow& row, int64_t n, double mass, uint8_t* scratch);
 
-  // The column of the element number `place`, from 0, of those equal to `value`; the last one where
-  // there are not so many, since another thread wrote to the row.
+  // The column of element number `place` (from 0) among those equal to `value`. If another thread
+  // wrote to the row and there are fewer, the last column.
   int64_t (*find_equal)(const WeightRow& row, int64_t n, float value, int64_t place);
 };
 
-// Those of the target in use.
+// The kernels for the target in use.
 const SamplingKernels& GetSamplingKernels();
 
 }  // namespace riffle::sampling

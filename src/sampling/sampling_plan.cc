@@ -10,15 +10,15 @@ namespace {
 
 constexpr double kLog2E = 1.4426950408889634;
 
-// Infinite for the least temperatures, which leaves the best columns alone.
+// Infinite for the lowest temperatures, so that only the best columns keep a weight.
 float Scale(float temperature, float unit) {
   const double scale = kLog2E / static_cast<double>(temperature) / static_cast<double>(unit);
   constexpr double kMax = std::numeric_limits<float>::max();
   return scale > kMax ? std::numeric_limits<float>::infinity() : static_cast<float>(scale);
 }
 
-// At the highest temperatures even logits count that are farther apart than the largest f32, and
-// the scale itself would be subnormal. There logits are taken in units of 2^64.
+// At the highest temperatures even logits farther apart than the largest f32 have different
+// weights, and the scale itself would be subnormal. Logits are then measured in units of 2^64.
 float Unit(float temperature) { return temperature < 0x1p100f ? 1.0f : 0x1p-64f; }
 
 }  // namespace

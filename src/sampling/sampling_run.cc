@@ -17,8 +17,8 @@ namespace {
 
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
 
-// The three steps of a call: the best columns of every row, by top-k; sums of weights of the rows
-// that need them; the draw.
+// A call has three steps: top-k finds the best columns of every row; weights are summed in the rows
+// that need it; the tokens are drawn.
 class Sampler {
  public:
   Sampler(const SamplingBatch& batch, bool logprobs)
@@ -50,7 +50,7 @@ class Sampler {
   const SamplingBatch& batch_;
   const bool logprobs_;
   bool any_sums_;
-  bool uniform_ = true;        // the same number of first candidates in every row
+  bool uniform_ = true;        // every row's plan has the same number of first candidates
   int64_t width_ = 1;          // columns of first_
   Candidates first_;           // [rows, width_]
   int32_t* counts_ = nullptr;  // [rows], for TopK
@@ -59,7 +59,7 @@ class Sampler {
   double* raw_ = nullptr;      // [rows, blocks], of raw logits
 };
 
-// In an arena of the caller's thread: the pool's own is for TopK.
+// The first candidates are in an arena of the calling thread, because TopK uses the pool's own.
 void Sampler::PlaceFirst() {
   const int64_t rows = batch_.logits.rows;
   for (int64_t row = 0; row < rows; ++row) {
@@ -88,7 +88,7 @@ void Sampler::FindFirst() {
   TopK(logits, std::span<const int32_t>(counts_, static_cast<size_t>(logits.rows)), out, options);
 }
 
-// NaN is above all values, so it shows in the maximum.
+// NaN is above all values, so if there is one it is the maximum.
 void Sampler::CheckMaxima() const {
   for (int64_t row = 0; row < batch_.logits.rows; ++row) {
     const float max = Max(row);
@@ -101,7 +101,7 @@ void Sampler::CheckMaxima() const {
 
 void Sampler::PlanScratch() {
   int64_t candidates = 0;
-  size_t rest = 0;  // of top-k, or of the search for the nucleus
+  size_t rest = 0;  // for top-k, or for the search for the nucleus
   for (int64_t row = 0; row < batch_.logits.rows; ++row) {
     const RowPlan plan = batch_.Plan(row);
     int64_t k = 0;
@@ -141,7 +141,7 @@ void Sampler::SumBlocksOf(int64_t row, int64_t begin, int64_t end) {
   }
 }
 
-// With `find_first` a row's first candidates are found by the task that then sums the whole row.
+// With `find_first`, one task finds a row's first candidates and then sums the whole row.
 void Sampler::SumRows(core::Lease& lease, bool find_first) {
   const int64_t blocks = batch_.blocks;
   const SumsLayout layout = PlanSums(batch_.logits.rows, blocks);
@@ -150,7 +150,7 @@ void Sampler::SumRows(core::Lease& lease, bool find_first) {
   raw_ = layout.raw.At(shared);
   constexpr int64_t kBlocksOfTask = 16;
   const int64_t step = find_first ? blocks : kBlocksOfTask;
-  const int64_t tasks = (blocks + step - 1) / step;  // of a row
+  const int64_t tasks = (blocks + step - 1) / step;  // per row
   lease.Run(batch_.logits.rows * tasks, [&](int64_t i, uint8_t* memory) {
     const int64_t row = i / tasks;
     if (find_first) {
@@ -179,7 +179,7 @@ void Sampler::Run(std::span<int32_t> tokens, std::span<float> logprobs) {
   const int64_t rows = batch_.logits.rows;
   ThreadPool* const pool = batch_.options.pool;
   const int64_t threads = (pool != nullptr ? *pool : DefaultPool()).threads();
-  // Rows that are dealt out whole are summed while they are still in a core's cache.
+  // If tasks take whole rows, each row is summed while it is still in the core's cache.
   const bool together = any_sums_ && (rows % threads == 0 || rows >= 4 * threads);
   if (!together) {
     FindFirst();

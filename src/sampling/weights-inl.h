@@ -1,4 +1,4 @@
-// Weights of a row's columns, and their sums. Included once per SIMD target.
+// The weights of a row's columns and their sums. Included once per SIMD target.
 #if defined(RIFFLE_SAMPLING_WEIGHTS_INL_H_) == defined(HWY_TARGET_TOGGLE)
 #ifdef RIFFLE_SAMPLING_WEIGHTS_INL_H_
 #undef RIFFLE_SAMPLING_WEIGHTS_INL_H_
@@ -25,7 +25,7 @@ using core::HWY_NAMESPACE::LoadAny;
 using WeightTag = hn::CappedTag<float, 16>;
 using WeightVec = hn::Vec<WeightTag>;
 
-// Elements of one dtype as f32.
+// Loads elements of one dtype as f32.
 template <DType kDType>
 struct Elements {
   static constexpr size_t kBytes = SizeOf(kDType);
@@ -43,7 +43,7 @@ struct Elements {
     }
   }
 
-  // The first `count` elements, then -inf, whose weight is 0. Reads nothing else.
+  // Loads `count` elements, followed by -inf, whose weight is 0. Reads nothing else.
   static HWY_INLINE WeightVec LoadFirst(const uint8_t* p, size_t count) {
     const WeightTag d;
     HWY_ALIGN uint8_t part[16 * kBytes] = {};
@@ -53,7 +53,7 @@ struct Elements {
   }
 };
 
-// A row's weights a vector at a time.
+// Reads a row's weights, one vector at a time.
 template <DType kDType, bool kCut>
 struct WeightReader {
   using E = Elements<kDType>;
@@ -71,7 +71,7 @@ struct WeightReader {
 
   HWY_INLINE WeightVec Kept(WeightVec value) const {
     const WeightTag d;
-    // With a unit of 1 the bits are those of value - max.
+    // With a unit of 1 this has the bits of value - max.
     const WeightVec below = hn::MulSub(value, unit, max_units);
     const WeightVec weight =
         hn::IfThenElse(hn::Eq(value, max), hn::Set(d, 1.0f), Exp2(d, hn::Mul(below, scale)));
@@ -89,13 +89,13 @@ struct WeightReader {
   }
 };
 
-// A sum in double of vectors of f32: eight at a time are added in pairs as f32, which costs two
-// conversions for eight vectors and three roundings of f32.
+// A sum of f32 vectors in double. Eight vectors at a time are first added in pairs as f32: that
+// takes two conversions instead of sixteen, and rounds each element's sum three times in f32.
 struct WideSum {
   using D = hn::Repartition<double, WeightTag>;
   hn::Vec<D> lower, upper;
 
-  // Written out: an implicit one would not be compiled for the target.
+  // Explicit, because an implicit constructor would not be compiled for the target.
   HWY_INLINE WideSum() : lower(hn::Zero(D())), upper(hn::Zero(D())) {}
 
   HWY_INLINE void Add(WeightVec v) {

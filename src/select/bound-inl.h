@@ -1,4 +1,4 @@
-// A bound by counting: a key that at least k and not many more of an array of keys reach. Included
+// A bound by counting: a key that at least k keys of an array reach, and not many more. Included
 // once per SIMD target.
 #if defined(RIFFLE_SELECT_BOUND_INL_H_) == defined(HWY_TARGET_TOGGLE)
 #ifdef RIFFLE_SELECT_BOUND_INL_H_
@@ -19,7 +19,7 @@ namespace riffle::select::HWY_NAMESPACE {
 namespace hn = hwy::HWY_NAMESPACE;
 using core::HWY_NAMESPACE::Tag;
 
-// Keys are padded: room for one vector follows them, which Pad fills with the lowest integer.
+// Arrays of keys are padded: Pad fills the room for one vector after them with the lowest integer.
 template <class D, typename TI = hn::TFromD<D>>
 HWY_INLINE void Pad(D d, TI* keys, size_t count) {
   hn::StoreU(hn::Set(d, hwy::LimitsMin<TI>()), d, keys + count);
@@ -41,11 +41,11 @@ HWY_INLINE size_t SumLanes(D d, hn::Vec<D> v) {
   return static_cast<size_t>(hn::ReduceSum(d, v));
 }
 
-// How many of keys[0, count), which are padded, are >= bound.
+// How many of keys[0, count) are >= bound. The keys are padded.
 template <typename TI>
 size_t CountGe(const TI* keys, size_t count, TI bound) {
   HWY_DASSERT(IsPadded(keys, count));
-  if (bound == hwy::LimitsMin<TI>()) {  // the key of an integer; the padding would be counted too
+  if (bound == hwy::LimitsMin<TI>()) {  // a key of integers; it would count the padding too
     return count;
   }
   const Tag<TI> d;
@@ -53,7 +53,7 @@ size_t CountGe(const TI* keys, size_t count, TI bound) {
   const auto limit = hn::Set(d, bound);
   size_t total = 0;
   for (size_t i = 0; i < count;) {
-    const size_t end = std::min(count, i + 16384 * lanes);  // lanes of i16 do not overflow
+    const size_t end = std::min(count, i + 16384 * lanes);  // so many do not overflow lanes of i16
     auto sum0 = hn::Zero(d);
     auto sum1 = sum0;
     for (; i + lanes < end; i += 2 * lanes) {
@@ -69,7 +69,7 @@ size_t CountGe(const TI* keys, size_t count, TI bound) {
   return total;
 }
 
-// The largest of keys[0, count), which are padded.
+// The largest of keys[0, count). The keys are padded.
 template <typename TI>
 TI MaxKey(const TI* keys, size_t count) {
   HWY_DASSERT(count > 0 && IsPadded(keys, count));
@@ -100,13 +100,13 @@ hwy::MakeUnsigned<TI> KeyRange(const TI* keys, size_t count, TI max) {
   return static_cast<TU>(static_cast<TU>(max) - static_cast<TU>(min));
 }
 
-// Differences of keys and what lies one past them.
+// Holds differences of keys, and one more than the largest key.
 __extension__ using Int128 = __int128;
 template <typename TI>
 using WideInt = std::conditional_t<sizeof(TI) == 8, Int128, int64_t>;
 
-// The first step of FindBound below the largest key: an eighth of an octave of floating-point
-// values (a fourth for bf16's 16), a sixteenth of the range of integers.
+// The first step of FindBound below the largest key: for floating-point values an eighth of an
+// octave, for integers a sixteenth of their range.
 template <typename TI, class F>
 WideInt<TI> FirstStep(const TI* keys, size_t count, TI max, F format) {
   if constexpr (F::kInteger) {
@@ -120,7 +120,8 @@ WideInt<TI> FirstStep(const TI* keys, size_t count, TI max, F format) {
   }
 }
 
-// log2 of a positive count, to a tenth: the exponent and, linearly, the mantissa of it as an f32.
+// log2 of a positive count, to within a tenth: the exponent of its f32, and the mantissa as a
+// linear fraction.
 HWY_INLINE double RoughLog2(size_t count) {
   return static_cast<double>(std::bit_cast<int32_t>(static_cast<float>(count))) * 0x1p-23;
 }
@@ -128,15 +129,15 @@ HWY_INLINE double RoughLog2(size_t count) {
 template <typename TI>
 struct Bound {
   TI key;
-  size_t reached;  // how many keys are >= key; 0: fewer than k are >= the floor
+  size_t reached;  // how many keys are >= key; 0: fewer than k reach the floor
 };
 
-// A key not below `floor` that at least k and at most `limit` of keys[0, count), which are padded,
-// reach; where ties forbid that, the k-th largest key itself, which fewer than k keys exceed.
+// A key not below `floor` that at least k and at most `limit` of keys[0, count) reach; where ties
+// forbid that, the k-th largest key itself, which fewer than k keys exceed. The keys are padded.
 // Each step counts the keys that reach a guess, without a branch on the data. The first guesses
-// gallop down from the largest key. Then the counts on both sides are interpolated: the tail of a
-// row falls off about exponentially, so two or three more steps do where bisection takes eight. It
-// still bisects every other step, so that no row is slow.
+// gallop down from the largest key. Later ones interpolate between the counts on both sides: the
+// tail of a row falls off about exponentially, so two or three steps suffice where bisection takes
+// eight. Every other step bisects all the same, so that no row is slow.
 template <typename TI, class F>
 Bound<TI> FindBound(const TI* keys, size_t count, size_t k, size_t limit, TI floor, F format) {
   HWY_DASSERT(count > 0 && 0 < k && k <= limit && IsPadded(keys, count));
@@ -147,8 +148,8 @@ Bound<TI> FindBound(const TI* keys, size_t count, size_t k, size_t limit, TI flo
   Wide step = FirstStep(keys, count, largest, format);
   Wide low = max + 1;
   Wide high = low;
-  size_t reached = 0;       // by low
-  size_t reached_high = 0;  // by high, < k
+  size_t reached = 0;       // keys that reach `low`
+  size_t reached_high = 0;  // keys that reach `high`: fewer than k
   while (reached < k) {
     if (low <= floor) {
       return {floor, 0};

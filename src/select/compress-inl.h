@@ -1,4 +1,4 @@
-// Candidates, and what moves the wanted ones of them together. Included once per SIMD target.
+// Candidates, and how to move the wanted ones together. Included once per SIMD target.
 #if defined(RIFFLE_SELECT_COMPRESS_INL_H_) == defined(HWY_TARGET_TOGGLE)
 #ifdef RIFFLE_SELECT_COMPRESS_INL_H_
 #undef RIFFLE_SELECT_COMPRESS_INL_H_
@@ -18,12 +18,12 @@ namespace riffle::select::HWY_NAMESPACE {
 namespace hn = hwy::HWY_NAMESPACE;
 using core::HWY_NAMESPACE::Tag;
 
-// One bit a lane.
+// The mask as an integer, one bit per lane.
 template <class D>
 HWY_INLINE uint64_t Bits(D d, hn::Mask<D> mask) {
   static_assert(hn::MaxLanes(d) <= 64);
-  uint64_t bits =
-      0;  // what StoreMaskBits writes is read back by one load, forwarded from the store queue
+  // One load reads back what StoreMaskBits wrote, so the store queue can forward it.
+  uint64_t bits = 0;
   if constexpr (hn::MaxLanes(d) <= 8) {
     uint8_t bytes[8];
     hn::StoreMaskBits(d, mask, bytes);
@@ -63,7 +63,7 @@ HWY_INLINE size_t CompressIndices(D d, hn::Mask<D> mask, int32_t base, int32_t* 
   return hn::CountTrue(d, mask);
 }
 
-// Candidates in ascending order of index; both arrays are followed by room for kSlack elements.
+// Candidates in ascending order of index. Room for kSlack elements follows each array.
 template <typename TI>
 struct Candidates {
   TI* keys;
@@ -87,11 +87,12 @@ struct Candidates {
   }
 };
 
-// More elements than this of 64 are moved by vectors, fewer one by one: each compressed vector ends
-// in another cache line than it begins, which for the usual one or two took twice as long.
+// If more than this many of 64 elements are wanted they are moved as vectors, otherwise one by one:
+// a compressed vector usually straddles two cache lines, and storing one for the usual one or two
+// elements took twice as long.
 constexpr int kDense = 12;
 
-// The indices from[0, Lanes(d)) of lanes that are set, in order. Writes whole vectors.
+// Stores the indices from[0, Lanes(d)) whose lanes are set, in order. Writes whole vectors.
 template <class D, typename TI = hn::TFromD<D>>
 HWY_INLINE void CompressStored(D d, hn::Mask<D> mask, const int32_t* from, int32_t* out) {
   if constexpr (sizeof(TI) == 8) {
@@ -111,11 +112,11 @@ HWY_INLINE void CompressStored(D d, hn::Mask<D> mask, const int32_t* from, int32
   }
 }
 
-// Keeps the candidates whose key is >= bound; their keys are padded.
+// Keeps the candidates whose key is >= bound. The keys are padded.
 template <typename TI>
 void KeepGe(Candidates<TI>& candidates, TI bound) {
   HWY_DASSERT(IsPadded(candidates.keys, candidates.count));
-  if (bound == hwy::LimitsMin<TI>()) {  // all of them, and none of the padding
+  if (bound == hwy::LimitsMin<TI>()) {  // all of them reach it, and the padding must not
     return;
   }
   const Tag<TI> d;
@@ -142,7 +143,7 @@ void KeepGe(Candidates<TI>& candidates, TI bound) {
   candidates.count = kept;
 }
 
-// The first `wanted` indices of candidates whose key is `key`; there are as many.
+// Stores the first `wanted` indices of candidates whose key is `key`. There are at least that many.
 template <typename TI>
 void TakeEqual(const Candidates<TI>& candidates, TI key, size_t wanted, int32_t* out) {
   const Tag<TI> d;

@@ -1,4 +1,4 @@
-// Few candidates in order: by rank, or by radix. Included once per SIMD target.
+// Sorting a few candidates, by rank or by radix. Included once per SIMD target.
 #if defined(RIFFLE_SELECT_SORT_INL_H_) == defined(HWY_TARGET_TOGGLE)
 #ifdef RIFFLE_SELECT_SORT_INL_H_
 #undef RIFFLE_SELECT_SORT_INL_H_
@@ -54,10 +54,10 @@ HWY_INLINE void RankTile(const TI* all, size_t count, const TI* keys, TI* ranks)
   }
 }
 
-// order[r] = index of the candidate of rank r. Every pair is compared, without a branch: for up to
-// kRankLimit candidates nothing was faster (docs/lab/top-k.md); to leave out those that do not
-// belong to the k best would be one, mispredicted for every other candidate. Candidates of equal
-// keys share a rank and take places behind it in turn.
+// order[r] = index of the candidate of rank r. Compares every pair without a branch: up to
+// kRankLimit candidates nothing was faster (docs/lab/top-k.md). Skipping candidates that are not
+// among the k best would take a branch, mispredicted for every other candidate. Candidates with
+// equal keys get the same rank and fill the places from it on in turn.
 template <typename TI>
 void RankSort(const Candidates<TI>& candidates, int32_t* order) {
   const size_t lanes = hn::Lanes(Tag<TI>());
@@ -67,7 +67,7 @@ void RankSort(const Candidates<TI>& candidates, int32_t* order) {
   TI ranks[kRankLimit + 4 * hn::MaxLanes(Tag<TI>())];
   for (size_t i = 0; i < count;) {
     const size_t left = count - i;
-    if (left > 2 * lanes) {  // may load a vector past the padding, of no use
+    if (left > 2 * lanes) {  // may load one vector past the padding; its ranks are unused
       RankTile<4>(keys, count, keys + i, ranks + i);
       i += 4 * lanes;
     } else if (left > lanes) {
@@ -85,7 +85,7 @@ void RankSort(const Candidates<TI>& candidates, int32_t* order) {
   }
 }
 
-// What RadixSort moves: the distance of a key from the largest one, and its index.
+// What RadixSort moves: how far a key is below the largest one, and the key's index.
 struct WidePair {
   uint64_t distance;
   uint64_t index;
@@ -95,9 +95,10 @@ HWY_INLINE uint64_t Distance(const WidePair& pair, int shift) { return pair.dist
 HWY_INLINE int32_t Index(uint64_t pair) { return static_cast<int32_t>(pair & 0xffffffffu); }
 HWY_INLINE int32_t Index(const WidePair& pair) { return static_cast<int32_t>(pair.index); }
 
-// Puts candidates.indices in order: by descending key, then as they stand, which is by index. Least
-// significant digit first over the distance from the largest key, whose few bits at the top of a
-// row are shared out over the fewest passes. `memory` has room for 2 * count pairs.
+// Sorts candidates.indices by descending key; equal keys keep their order, which is that of their
+// indices. The digits are those of the distance from the largest key, least significant first. Near
+// the top of a row distances have few bits, which are divided evenly among as few passes as
+// possible. `memory` has room for 2 * count pairs.
 template <typename TI>
 void RadixSort(Candidates<TI>& candidates, uint64_t* memory) {
   using Pair = std::conditional_t<sizeof(TI) == 8, WidePair, uint64_t>;
@@ -147,8 +148,8 @@ void RadixSort(Candidates<TI>& candidates, uint64_t* memory) {
   }
 }
 
-// The indices of candidates in order: by descending key, then as they stand. They are in `ranked`,
-// which has room for kRankLimit, or have taken the place of candidates.indices; `pairs` is as in
+// The candidates' indices sorted by descending key; equal keys keep their order. Returns `ranked`,
+// which has room for kRankLimit, or candidates.indices, sorted in place; `pairs` is the `memory` of
 // RadixSort.
 template <typename TI>
 HWY_INLINE const int32_t* SortedIndices(Candidates<TI>& candidates, int32_t* ranked,

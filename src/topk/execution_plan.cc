@@ -9,30 +9,30 @@
 namespace riffle {
 namespace {
 
-// A row shorter than this is not worth the two synchronisations of splitting it.
+// Splitting a row costs two synchronisations; a shorter row than this is not worth them.
 constexpr int64_t kSplitBytes = 64 * 1024;
 
-// Rows are handed out together until they make this much work, since threads that take one short
-// row after another wait for the counter they share: 32 rows of 64 took 11.5 us on two threads and
-// 7.7 on one. What is less than a few tasks is done by the calling thread.
+// A task takes so many rows that it has about this much work, because threads that fetch short rows
+// one by one contend for the shared counter: 32 rows of 64 took 11.5 us on two threads, 7.7 us on
+// one. The calling thread does less than a few tasks' work alone.
 constexpr int64_t kTaskNs = 2000;
 constexpr int64_t kNarrowTaskNs = 4000;
 constexpr int64_t kSerialNs = 8000;
 
-// Roughly what a row takes (f32, AVX-512).
+// The approximate time of a row (f32, AVX-512).
 int64_t RowNs(int64_t n, int64_t k) { return 100 + n / 2 + 8 * k; }
 
-// Roughly what a tile of `lanes` rows takes (AVX-512).
+// The approximate time of a tile of `lanes` rows (AVX-512).
 int64_t TileNs(int64_t n, int64_t k, int64_t lanes) {
   const int64_t column = k <= static_cast<int64_t>(topk::kNarrowSink) ? 3 + k / 3 : 20;
   return 50 + n * column + lanes * k / 2;
 }
 
-// `narrow_lanes` rows are done in the time of one. That wins up to 16 columns a lane, with eight
-// lanes of float32 up to 256, and for fewer rows than lanes where their columns or k are few
-// (docs/lab/top-k.md). A row comes out in order even if it need not be, as it does the other way
-// where all of its elements are ranked (select::kRankLimit, 256): an answer may not depend on the
-// target or on the rows beside it.
+// `narrow_lanes` rows together take the time of one. That wins up to 16 columns per lane, with
+// eight lanes of float32 up to 256, and also for fewer rows than lanes if the columns or k are few
+// (docs/lab/top-k.md). The narrow way sorts each row even if that is not required. So does the
+// other way for rows this short, whose elements are all ranked (select::kRankLimit, 256): an answer
+// may depend neither on the target nor on the rows beside it.
 bool IsNarrow(const topk::TopKShape& shape) {
   constexpr int64_t kMaxNarrow = 256;
   const int64_t lanes = shape.narrow_lanes;
@@ -42,7 +42,7 @@ bool IsNarrow(const topk::TopKShape& shape) {
          shape.rows >= std::min(rows_that_pay, lanes);
 }
 
-// Pieces of work that take `ns` each, handed out together until they make a task.
+// Puts pieces of work of `ns` each together until they make a task.
 TopKExecution Together(TopKExecution::Way way, int64_t pieces, int64_t ns, int64_t task_ns,
                        int64_t rows_per_piece) {
   const int64_t together =

@@ -1,4 +1,4 @@
-// How a call of top-k is spread over threads: a pure function of its shape.
+// How a call of top-k is divided among threads: a pure function of its shape.
 #pragma once
 
 #include <cstdint>
@@ -10,18 +10,18 @@ namespace riffle::topk {
 struct TopKShape {
   int64_t rows = 0;
   int64_t n = 0;  // columns
-  int64_t k = 0;  // the largest of any row; may exceed n
+  int64_t k = 0;  // the largest of any row; it may exceed n
   DType dtype = DType::kF32;
-  bool uniform = true;       // rows are whole and have the same k
+  bool uniform = true;       // whole rows that all have the same k
   bool stats = false;        // statistics are wanted
-  int64_t narrow_lanes = 0;  // rows that the narrow way does at once on the target; 0: it has none
+  int64_t narrow_lanes = 0;  // rows that the narrow way takes at once on the target; 0: none
 };
 
 constexpr int64_t kMaxSplitRows = 64;
 
 TopKExecution PlanExecution(const TopKShape& shape, int threads);
 
-// The lanes of a vector of packed keys and columns; 0 for dtypes that are not packed.
+// How many lanes a vector of packed keys and columns has; 0 for dtypes that are not packed.
 int64_t NarrowLanes(DType dtype, int vector_bytes);
 
 }  // namespace riffle::topk

@@ -1,4 +1,4 @@
-// The kernels of one format as a table. Included once per SIMD target.
+// Makes a table of the kernels for one format. Included once per SIMD target.
 #if defined(RIFFLE_TOPK_KERNEL_TABLE_INL_H_) == defined(HWY_TARGET_TOGGLE)
 #ifdef RIFFLE_TOPK_KERNEL_TABLE_INL_H_
 #undef RIFFLE_TOPK_KERNEL_TABLE_INL_H_

@@ -1,6 +1,7 @@
-// Many rows of few columns: as many rows at once as a vector has lanes, lane r of every vector for
-// row r. An element becomes one integer, its key above the complement of its column, so that maxima
-// and minima alone put rows in order, ties by the lower column included, and no row needs a branch.
+// Many rows of few columns. A vector takes as many rows at once as it has lanes; lane r of every
+// vector belongs to row r. An element becomes one integer: its key in the upper half, the
+// complement of its column in the lower half. So maxima and minima alone sort the rows, equal
+// values included (lower column first), and no row needs a branch.
 #if defined(RIFFLE_TOPK_NARROW_INL_H_) == defined(HWY_TARGET_TOGGLE)
 #ifdef RIFFLE_TOPK_NARROW_INL_H_
 #undef RIFFLE_TOPK_NARROW_INL_H_
@@ -27,11 +28,11 @@ template <typename TElement>
 constexpr bool kHasNarrow = sizeof(TElement) <= 4;
 template <typename TElement>
 using Packed = std::conditional_t<sizeof(TElement) <= 2, int32_t, int64_t>;
-// The bits below the key.
+// How many bits are below the key.
 template <typename TElement>
 constexpr int kColumnBits = 4 * sizeof(Packed<TElement>);
 
-// Columns [c, c + lanes) of a row as packed integers; those past the n-th are of no use.
+// Columns [c, c + lanes) of a row as packed integers. Those from column n on are meaningless.
 template <class F, typename TI = typename F::Element>
 HWY_INLINE hn::Vec<Tag<Packed<TI>>> Pack(const TI* row, size_t c, size_t n, F format) {
   const Tag<Packed<TI>> d;
@@ -45,7 +46,7 @@ HWY_INLINE hn::Vec<Tag<Packed<TI>>> Pack(const TI* row, size_t c, size_t n, F fo
   return hn::Or(hn::ShiftLeft<kLow>(keys), hn::Sub(hn::Set(d, kMask), columns));
 }
 
-// The 16-byte blocks of v to to[0], to[step], ...
+// Stores the 16-byte blocks of v at to[0], to[step], ...
 template <class D, class V = hn::Vec<D>, typename T = hn::TFromD<D>>
 HWY_INLINE void StoreBlocks(D d, V v, T* to, size_t step) {
   const hn::BlockDFromD<D> block;
@@ -60,8 +61,8 @@ HWY_INLINE void StoreBlocks(D d, V v, T* to, size_t step) {
   }
 }
 
-// Rows into columns: columns[i] is a vector of element i of each row. Rows are taken four (two of
-// float32) at a time, a block of 16 bytes of each; those past `rows` repeat the last.
+// Transposes a tile of rows: columns[i] becomes a vector of element i of each row. It takes four
+// rows (two of float32) at a time, 16 bytes of each; past the last row it repeats that one.
 template <class F, typename TI = typename F::Element>
 HWY_INLINE void PackTile(const NarrowRows& task, const uint8_t* x, size_t rows, F format,
                          Packed<TI>* columns) {
@@ -97,7 +98,7 @@ HWY_INLINE void PackTile(const NarrowRows& task, const uint8_t* x, size_t rows, 
   }
 }
 
-// The kBest largest of what was inserted, in order; in registers.
+// The kBest largest of the vectors inserted, lane by lane and in order; kept in registers.
 template <size_t kBest, typename TP>
 struct Best {
   using D = Tag<TP>;
@@ -121,7 +122,7 @@ struct Best<0, TP> {
   HWY_INLINE void Store(TP*) const {}
 };
 
-// The kBest largest of n columns to the first kBest columns.
+// Moves the kBest largest of n columns, in order, to the first kBest columns.
 template <size_t kBest, typename TP>
 HWY_INLINE void SinkColumns(TP* columns, size_t n) {
   const Tag<TP> d;
@@ -132,7 +133,7 @@ HWY_INLINE void SinkColumns(TP* columns, size_t n) {
   best.Store(columns);
 }
 
-// All columns in order, by Batcher's odd-even merge sort (Sorting networks and their applications,
+// Sorts all columns, by Batcher's odd-even merge sort (Sorting networks and their applications,
 // 1968).
 template <typename TP>
 HWY_INLINE void SortColumns(TP* columns, size_t n) {
@@ -144,7 +145,7 @@ HWY_INLINE void SortColumns(TP* columns, size_t n) {
         const size_t end = std::min(first + apart, n - apart);
         for (size_t i = first; i < end; ++i) {
           if ((i ^ (i + apart)) >= 2 * sorted) {
-            continue;  // of two pairs of runs
+            continue;  // the two are in different pairs of runs
           }
           TP* upper = columns + i * lanes;
           TP* lower = upper + apart * lanes;
@@ -158,8 +159,8 @@ HWY_INLINE void SortColumns(TP* columns, size_t n) {
   }
 }
 
-// The k largest of n columns to the first k. Registers hold 16 vectors, and an insertion costs an
-// eighth of a pair that a network moves through memory.
+// Moves the k largest of n columns, in order, to the first k. Up to 16 vectors stay in registers,
+// where inserting one costs an eighth of a compare-and-swap in memory, as the network does it.
 template <typename TP>
 HWY_INLINE void SelectColumns(TP* columns, size_t n, size_t k) {
   if (k == 1) {
@@ -196,7 +197,7 @@ HWY_INLINE void EmitTile(const NarrowRows& task, const uint8_t* x, size_t first,
   }
 }
 
-// Rows [begin, end). `scratch` has NarrowScratch(n) bytes.
+// Selects in rows [begin, end). `scratch` has NarrowScratch(n) bytes.
 template <class F>
 void SelectNarrow(const NarrowRows& task, size_t begin, size_t end, F format, uint8_t* scratch) {
   using TI = typename F::Element;

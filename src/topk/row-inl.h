@@ -1,5 +1,5 @@
-// A row while its best are found: its elements as keys, its candidates, and how it is answered.
-// What both algorithms share. Included once per SIMD target.
+// A row while its best are selected: its elements as keys, its candidates, and how the answer is
+// written. Shared by both algorithms. Included once per SIMD target.
 #if defined(RIFFLE_TOPK_ROW_INL_H_) == defined(HWY_TARGET_TOGGLE)
 #ifdef RIFFLE_TOPK_ROW_INL_H_
 #undef RIFFLE_TOPK_ROW_INL_H_
@@ -37,7 +37,7 @@ using select::HWY_NAMESPACE::Pad;
 using select::HWY_NAMESPACE::SortedIndices;
 using select::HWY_NAMESPACE::TakeEqual;
 
-// A row and where its finish works.
+// A row, and the arrays that selecting from it works in.
 template <class F>
 struct Row {
   using TI = typename F::Key;
@@ -49,9 +49,9 @@ struct Row {
   size_t k;
   F format;
   Candidates<TI> candidates;
-  int32_t* buckets;  // which to look at again
-  int32_t* ties;     // indices of elements equal to the k-th value, when they are more than fit
-  uint64_t* pairs;   // radix sort
+  int32_t* buckets;  // the buckets to look at again
+  int32_t* ties;     // indices of elements equal to the k-th value, if there are too many
+  uint64_t* pairs;   // for the radix sort
   size_t examined = 0;
 
   Row(const RowTask& row_task, F row_format, const RowScratch& layout, uint8_t* scratch)
@@ -66,14 +66,15 @@ struct Row {
     pairs = layout.pairs.At(scratch);
   }
 
-  Element At(size_t i) const {  // of any alignment
+  Element At(size_t i) const {  // at any alignment
     Element value;
     std::memcpy(&value, static_cast<const uint8_t*>(task.x) + i * sizeof(value), sizeof(value));
     return value;
   }
 };
 
-// Keys of x[i, i + lanes) and which of them are elements; nothing past `end` is read.
+// The keys of x[i, i + lanes), and which of them are elements before `end`. Reads nothing past
+// `end`.
 template <typename TI, class D = Tag<TI>>
 struct Loaded {
   hn::Vec<D> keys;
@@ -88,7 +89,7 @@ HWY_INLINE Loaded<typename F::Key> LoadRow(const Row<F>& row, size_t i, size_t e
   return {LoadKeysPart(d, row.x + i, end - i, row.format), hn::FirstN(d, end - i)};
 }
 
-// Which of x[begin, begin + 64) are before `end` and have a key >= bound, one bit each.
+// Which elements of x[begin, begin + 64) are before `end` and have a key >= bound, one bit each.
 template <class F>
 HWY_INLINE uint64_t ReachBits(const Row<F>& row, size_t begin, size_t end, typename F::Key bound) {
   using TI = typename F::Key;
@@ -102,14 +103,14 @@ HWY_INLINE uint64_t ReachBits(const Row<F>& row, size_t begin, size_t end, typen
   return bits;
 }
 
-// Appends to row.candidates the elements of x[begin, end) whose key is >= bound; where they are
-// many and need not be `exact`, also some below it.
+// Appends the elements of x[begin, end) whose key is >= bound to row.candidates. Unless `exact`, it
+// may also append some below the bound where many reach it.
 template <class F>
 HWY_INLINE void AppendRange(Row<F>& row, size_t begin, size_t end, typename F::Key bound,
                             bool exact) {
   using TI = typename F::Key;
   const Tag<TI> d;
-  Candidates<TI> candidates = row.candidates;  // in registers: the stores may alias the row
+  Candidates<TI> candidates = row.candidates;  // a copy in registers: stores may alias the row
   for (size_t i = begin; i < end; i += 64) {
     uint64_t bits = ReachBits(row, i, end, bound);
     if (HWY_UNLIKELY(std::popcount(bits) > kDense)) {
@@ -134,7 +135,7 @@ HWY_INLINE void AppendRange(Row<F>& row, size_t begin, size_t end, typename F::K
   row.examined += end - begin;
 }
 
-// Writes the answer: the best of the candidates, then ties until there are k.
+// Writes the answer: the best `best` candidates, then `ties` ties, k in all.
 template <class F>
 void Emit(Row<F>& row, size_t best, size_t ties) {
   int32_t* out = row.task.indices;
@@ -149,7 +150,7 @@ void Emit(Row<F>& row, size_t best, size_t ties) {
   }
 }
 
-// Puts the k best of the candidates, all of which belong before `ties` ties, in order and out.
+// Sorts the candidates, all of which are better than the ties, and writes the answer.
 template <class F>
 void SortAndEmit(Row<F>& row, size_t ties) {
   using TI = typename F::Key;
@@ -165,9 +166,9 @@ void SortAndEmit(Row<F>& row, size_t ties) {
   Emit(row, best, ties);
 }
 
-// Narrows the candidates to few enough to sort, and finishes the row. There are at least k, unless
-// another thread wrote to the row after its bound was found: index 0 stands for those that are
-// gone.
+// Prunes the candidates until few enough are left to sort, and finishes the row. There are at least
+// k of them, unless another thread wrote to the row after its bound was found; index 0 then
+// replaces the missing ones.
 template <class F>
 void SelectFromCandidates(Row<F>& row) {
   using TI = typename F::Key;
@@ -186,7 +187,7 @@ void SelectFromCandidates(Row<F>& row) {
   const Bound<TI> bound = FindBound(candidates.keys, candidates.count, row.k, limit,
                                     row.format.lowest_key(), row.format);
   size_t ties = 0;
-  if (bound.reached > limit) {  // more ties than fit: fewer than k are above them
+  if (bound.reached > limit) {  // too many ties; fewer than k candidates are above them
     const bool is_top = bound.key == row.format.top_key();
     const TI above = static_cast<TI>(bound.key + (is_top ? 0 : 1));
     ties = row.k - (is_top ? 0 : CountGe(candidates.keys, candidates.count, above));
@@ -209,7 +210,7 @@ void FillStats(const Row<F>& row) {
     return;
   }
   const Tag<TI> d;
-  // The k-th value is the least of the answer; when it is not sorted that has to be found.
+  // The k-th value is the smallest of the answer, which may be unsorted.
   TI kth = row.format.top_key();
   for (size_t i = 0; i < row.k; ++i) {
     kth = std::min(kth, core::Key(row.At(static_cast<size_t>(row.task.indices[i])), row.format));
@@ -226,8 +227,8 @@ void FillStats(const Row<F>& row) {
   stats.depth = 1;
 }
 
-// Turns the row's int32 indices into int64 where those are wanted. They lie in the second half of
-// what they become, so that going forward none is overwritten before it is read.
+// Widens the row's int32 indices to int64 where those are wanted. The int32 are in the second half
+// of the memory of the int64, so going forward overwrites none before it is read.
 inline void WidenIndices(const RowTask& task) {
   if (task.wide_indices == nullptr) {
     return;

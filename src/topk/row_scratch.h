@@ -1,4 +1,4 @@
-// The arrays that selection in one row works in, placed by the plan of either algorithm.
+// The arrays that selection in one row works in, placed by either algorithm's plan.
 #pragma once
 
 #include <cstdint>

@@ -1,4 +1,4 @@
-// The entry points of top-k: they check, then run.
+// The entry points of top-k: they check the arguments, then run the call.
 #include "riffle/topk.h"
 
 #include <algorithm>
@@ -13,7 +13,7 @@
 namespace riffle {
 namespace {
 
-// What only whole rows, and only ranges of rows, have.
+// Checks options that apply to whole rows only, or to ranges of rows only.
 void CheckWholeRowOptions(const TopKOptions& options) {
   core::Check(!options.index_order_if_short, Code::kBadOption,
               "index_order_if_short = true is for TopKPerRow and TopKPerRowDecode");

@@ -1,4 +1,4 @@
-// What entry points hand to kernels: checked, planned, and the same for every SIMD target.
+// What entry points pass to kernels: checked, planned, and the same for every SIMD target.
 #pragma once
 
 #include <cstddef>
@@ -20,7 +20,7 @@ struct RowTask {
   bool largest = true;
   BucketPlan plan;
   void* values = nullptr;           // [k], null: not wanted
-  int32_t* indices = nullptr;       // [k]; where wide_indices are wanted: their second half
+  int32_t* indices = nullptr;       // [k]; if wide_indices are wanted, their second half
   int64_t* wide_indices = nullptr;  // [k], null: not wanted
   TopKStats* stats = nullptr;       // null: not wanted
 };
@@ -30,7 +30,7 @@ struct LaneOptions {
   std::span<const int> schedule;  // not empty, increasing
 };
 
-// Many rows of few columns. A matrix and where the answers go; strides in bytes.
+// Many rows of few columns: the matrix and where the answers go. Strides are in bytes.
 struct NarrowRows {
   const uint8_t* x = nullptr;  // [rows, n] of dtype
   int64_t row_stride = 0;
@@ -45,9 +45,10 @@ struct NarrowRows {
   int64_t indices_stride = 0;
 };
 
-constexpr size_t kNarrowSink = 16;  // the largest k that needs no sort of the whole rows
+constexpr size_t kNarrowSink = 16;  // the largest k that does not take a sort of all columns
 
-// A vector of 64 bytes for each column: whole vectors of columns, and what kNarrowSink may write.
+// 64 bytes, a vector, for each column. There are whole vectors of columns, and at least kNarrowSink
+// columns, all of which may be written.
 constexpr size_t NarrowScratch(size_t n) { return (n + 15) / 16 * 16 * 64; }
 
 }  // namespace riffle::topk

@@ -5,7 +5,7 @@
 namespace riffle::topk {
 namespace {
 
-// Indices of either type at any alignment.
+// Stores an index of either type at any alignment.
 void StoreIndex(IndexType type, uint8_t* row, int64_t at, int64_t index) {
   const auto size = static_cast<int64_t>(SizeOf(type));
   std::memcpy(row + at * size, &index, static_cast<size_t>(size));  // little-endian

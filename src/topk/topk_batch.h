@@ -1,4 +1,4 @@
-// A call of top-k as the kernels' tasks, row by row.
+// A call of top-k, divided into the kernels' tasks row by row.
 #pragma once
 
 #include <algorithm>
@@ -11,7 +11,7 @@
 
 namespace riffle::topk {
 
-// What a call does to each row; everything in it has been checked.
+// What a call does to each row. All arguments have been checked.
 struct TopKBatch {
   MatrixView x;
   TopKOut out;
@@ -20,7 +20,7 @@ struct TopKBatch {
   std::span<const int32_t> k = {};       // per row; empty: `width` for all
   std::span<const int32_t> starts = {};  // ranges; empty: whole rows
   std::span<const int32_t> ends = {};
-  int next_n = 0;  // > 0: `ends` holds the lengths of decoded sequences
+  int next_n = 0;  // > 0: `ends` holds the lengths of sequences in decoding
 
   struct Range {
     int64_t begin;
@@ -38,18 +38,18 @@ struct TopKBatch {
   // Whether all rows are whole and have the same k.
   bool uniform() const { return k.empty() && ends.empty(); }
 
-  // The work of one row.
+  // The task of one row.
   RowTask Task(int64_t row) const;
 
-  // Whether a kernel is needed for it: not for an empty range, nor for one that is answered in the
-  // order of its columns.
+  // Whether a task needs a kernel: not if its range is empty, nor if the answer is the columns in
+  // their order.
   bool HasWork(const RowTask& task) const { return task.n > 0 && !InIndexOrder(task); }
 
-  // After the kernels: what they do not write of a row. Ids take the place of columns; the columns
-  // past the row's k are padded with -1 and -inf (see PadBits).
+  // Completes a row after the kernels: replaces columns by their ids, and pads the columns past the
+  // row's k with -1 and -inf (see PadBits).
   void FinishRow(int64_t row, const RowTask& task) const;
 
-  // Ids take the place of the columns in a row's indices [0, count).
+  // Replaces columns by their ids in the row's indices [0, count).
   void MapIds(int64_t row, int64_t count) const;
 
   uint8_t* ValuesOf(int64_t row) const {
@@ -67,8 +67,8 @@ struct TopKBatch {
   }
 };
 
-// The bits that pad values: of -inf, or of the lowest integer; beside the smallest of +inf, or of
-// the highest integer.
+// The bits of padding values: those of -inf or the lowest integer; when selecting the smallest,
+// those of +inf or the highest integer.
 uint64_t PadBits(DType dtype, bool largest);
 
 }  // namespace riffle::topk

@@ -12,7 +12,7 @@ namespace {
 constexpr int64_t kLowest = std::numeric_limits<int64_t>::min();
 constexpr int kMaxLanes = 4096;
 
-// Rows of an output may not share bytes, and must lie within 64 bits of addresses.
+// Checks that the rows of an output share no bytes and that every address fits in 64 bits.
 void CheckStride(const char* name, int64_t stride, int64_t rows, int64_t width, int64_t element) {
   int64_t bytes = 0;
   core::Check(!__builtin_mul_overflow(stride, rows, &bytes) &&

@@ -1,4 +1,4 @@
-// What the entry points of top-k refuse.
+// The argument checks of the entry points of top-k.
 #pragma once
 
 #include <cstdint>
@@ -12,13 +12,13 @@ namespace riffle::topk {
 
 inline constexpr int64_t kMaxColumns = std::numeric_limits<int32_t>::max();
 
-// Throw Error: kBadShape, kBadDType, kBadOption.
+// These throw Error: kBadShape, kBadDType, kBadOption.
 void CheckInput(const MatrixView& x);
 void CheckOptions(const TopKOptions& options, DType dtype);
 void CheckLanes(int lanes, std::span<const int> depth_schedule);
 
-// Outputs that are there, whose rows do not overlap each other, the inputs or other outputs. Throws
-// Error: kBadShape, kOverlap.
+// Checks that the outputs exist and that their rows overlap neither each other, nor the inputs, nor
+// other outputs. Throws Error: kBadShape, kOverlap.
 void CheckOutputs(const TopKBatch& batch);
 
 }  // namespace riffle::topk

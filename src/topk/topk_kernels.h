@@ -8,17 +8,21 @@
 
 namespace riffle::topk {
 
-// Bytes of scratch that one call of a kernel needs, and of the maxima of one row.
+// Bytes of scratch for one call of a kernel, and (MaximaBytes) for the maxima of one row.
 size_t BucketMaximaScratch(const RowTask& task);
 size_t MaximaBytes(const RowTask& task);
 size_t LaneSortScratch(const RowTask& task, const LaneOptions& options);
 
-// What the maxima of a first pass are made of; the cheaper two suit some rows only.
+// What the first pass takes maxima of. The two cheaper ones suit only some rows.
 enum class FirstPass : uint8_t {
-  kPositive,  // the bits, in the order of the values where they are positive: where k maxima are
-  kNegative,  // the reverse of it, where not even k buckets have an element with a clear sign bit;
-              // such a bucket's key is 1, above all others
-  kKeyed,     // keys, for any row; the only one of integers
+  // Maxima of the bits as signed integers, which are in the order of the values where these are
+  // positive. Suits rows in which k maxima are positive.
+  kPositive,
+  // Minima of the bits as unsigned integers, as keys; they are in the order of the values where
+  // these are negative. Suits rows in which fewer than k buckets have an element with a clear sign
+  // bit; the maximum of such a bucket is 1, above all others.
+  kNegative,
+  kKeyed,  // maxima of keys; suits any row, and is the only pass for integers
 };
 
 // The kernels of one dtype. `scratch` has the bytes stated above, aligned to kScratchAlignment.
@@ -26,20 +30,21 @@ struct TopKKernels {
   // A whole row on one thread.
   void (*row)(const RowTask& task, uint8_t* scratch);
 
-  // Rows [begin, end) of few columns, `narrow_lanes` at once; 0 for dtypes that have no such way.
+  // Selects in rows [begin, end) of few columns, `narrow_lanes()` rows at once; 0 for dtypes for
+  // which there is no narrow way.
   void (*narrow)(const NarrowRows& rows, size_t begin, size_t end, uint8_t* scratch);
   int64_t (*narrow_lanes)();
 
-  // A row in steps, for those whose first pass is split over threads. `first` computes the maxima
-  // of buckets [begin, end), begin a multiple of kMinBucket, and returns false when the bits are
-  // not in the order of the values: then only kKeyed will do. Integers have but kKeyed, whatever
-  // `pass` is.
+  // A row in steps, if its first pass is split over threads. `first` computes the maxima of buckets
+  // [begin, end), where begin is a multiple of kMinBucket. It returns false when the order of the
+  // bits is not that of the values; then only kKeyed will do. For integers it always makes kKeyed,
+  // whatever `pass` is.
   bool (*first)(const RowTask& task, int64_t begin, int64_t end, FirstPass pass, uint8_t* maxima);
-  // What suits a row whose maxima are those of kPositive.
+  // The pass that suits a row whose maxima are those of kPositive.
   FirstPass (*suited)(const RowTask& task, uint8_t* maxima);
   void (*finish)(const RowTask& task, FirstPass pass, uint8_t* maxima, uint8_t* scratch);
 
-  int64_t target;  // Highway's HWY_TARGET, which these were compiled for
+  int64_t target;  // the HWY_TARGET of Highway for which these were compiled
 };
 
 const TopKKernels& Kernels(DType dtype);

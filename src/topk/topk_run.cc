@@ -13,14 +13,15 @@
 namespace riffle::topk {
 namespace {
 
-// The planner takes milliseconds for a large k; engines ask for the same shape at every step.
+// Kept from call to call: planning takes milliseconds for a large k, and engines ask for the same
+// shape at every step.
 std::span<const int> Schedule(const TopKBatch& batch) {
   if (!batch.options.depth_schedule.empty()) {
     return batch.options.depth_schedule;
   }
   struct Shape {
     int64_t n, k, lanes;
-    int64_t depths;  // that follow it in memory
+    int64_t depths;  // how many depths follow this struct in memory
     bool operator==(const Shape&) const = default;
   };
   static_assert(sizeof(Shape) % alignof(int) == 0);
@@ -57,7 +58,7 @@ void RunLaneSorts(const TopKBatch& batch, core::Lease& lease) {
   });
 }
 
-// Bytes that the rows need, the most of any.
+// The bytes that any row needs at most.
 struct RowBytes {
   size_t scratch = 0;
   size_t maxima = 0;
@@ -75,7 +76,7 @@ RowBytes BytesOfRows(const TopKBatch& batch) {
   return bytes;
 }
 
-// Few rows: the first pass of each is split over the threads.
+// A few rows: the first pass of each is split over the threads.
 class SplitRows {
  public:
   SplitRows(const TopKBatch& batch, core::Lease& lease, size_t maxima_bytes)
@@ -119,11 +120,11 @@ class SplitRows {
     const int64_t per_part = (buckets / parts_ + kMinBucket) / kMinBucket * kMinBucket;
     const int64_t begin = std::min(buckets, part * per_part);
     const int64_t end = std::min(buckets, begin + per_part);
-    in_order_[row * parts_ + part] = buckets == 0 ||  // no first pass: see PlanBuckets
+    in_order_[row * parts_ + part] = buckets == 0 ||  // see PlanBuckets: no first pass
                                      kernels_.first(task, begin, end, pass, MaximaOf(row));
   }
 
-  // Returns whether some row needs another first pass than it had.
+  // Returns whether some row needs a different first pass from the one it had.
   bool ChoosePasses() {
     bool again = false;
     for (int64_t row = 0; row < rows_; ++row) {
@@ -145,7 +146,7 @@ class SplitRows {
   core::Lease& lease_;
   const int64_t rows_;
   const int64_t parts_;
-  const FirstPass first_;  // what each row is tried with
+  const FirstPass first_;  // tried first on each row
   const size_t maxima_bytes_;
   uint8_t* const maxima_;
   uint8_t* const in_order_;  // [rows, parts]

@@ -1,4 +1,5 @@
-// Lists of candidates of which only bounds are known. Included once per SIMD target.
+// Lists of candidates whose exact logits are not known, only bounds of them. Included once per SIMD
+// target.
 #if defined(RIFFLE_LM_HEAD_PREFILTER_CANDIDATE_BOUNDS_INL_H_) == defined(HWY_TARGET_TOGGLE)
 #ifdef RIFFLE_LM_HEAD_PREFILTER_CANDIDATE_BOUNDS_INL_H_
 #undef RIFFLE_LM_HEAD_PREFILTER_CANDIDATE_BOUNDS_INL_H_
@@ -31,12 +32,12 @@ using select::HWY_NAMESPACE::Pad;
 
 // Candidates of a row, in any order. Room for select::kSlack more elements follows each array.
 struct CandidateBounds {
-  int32_t* lowers;  // keys that the exact logits are known to reach
-  float* uppers;    // NaN: unbounded
+  int32_t* lowers;  // keys that the exact logits reach
+  float* uppers;    // values that the exact logits do not exceed; NaN: unknown
   int32_t* columns;
   size_t count;
 
-  // Appends the tile's columns whose upper bound reaches `bound` or is NaN. `column`: of the tile's
+  // Appends the tile's columns whose upper bound reaches `bound` or is NaN. `column` is the tile's
   // first one.
   HWY_INLINE void Append(const TileBounds& tile, int64_t row, int32_t column, float bound) {
     const LaneF32 df;
@@ -75,7 +76,7 @@ struct CandidateBounds {
     count = kept;
   }
 
-  // A key that at least k of the logits are known to reach, if possible at most `limit` of them.
+  // A key that at least k of the logits reach; if ties allow it, at most `limit` lower bounds do.
   int32_t KnownBound(size_t k, size_t limit) {
     HWY_DASSERT(0 < k && k <= count);
     Pad(Tag<int32_t>(), lowers, count);
@@ -83,12 +84,12 @@ struct CandidateBounds {
   }
 };
 
-// What k logits of a row are known to reach, from what all chunks have found so far.
+// A value that k logits of the row reach, by what all chunks have found so far.
 HWY_INLINE float BoundOf(const SharedCandidates& shared, int64_t row) {
   return core::KeyToFloat(shared.bounds[row].load(std::memory_order_relaxed), DType::kF32);
 }
 
-// The list of a row in a thread's scratch.
+// A row's list in a thread's scratch.
 HWY_INLINE CandidateBounds CandidatesOf(const PrefilterChunk& task, int64_t row, uint8_t* scratch) {
   const PrefilterScratch& layout = task.layout;
   const int64_t at = row * layout.stride;
@@ -96,7 +97,7 @@ HWY_INLINE CandidateBounds CandidatesOf(const PrefilterChunk& task, int64_t row,
           layout.columns.At(scratch) + at, static_cast<size_t>(layout.counts.At(scratch)[row])};
 }
 
-// Raises the row's bound by what the list tells, then drops what does not reach the bound.
+// Raises the row's bound by what the list proves, then drops the candidates below the bound.
 inline void TightenAndPrune(const PrefilterChunk& task, int64_t row, CandidateBounds& list) {
   if (list.count >= static_cast<size_t>(task.k)) {
     core::AtomicMax(task.shared.bounds[row], list.KnownBound(static_cast<size_t>(task.k),
@@ -121,8 +122,8 @@ class RowLock {
   std::atomic<int32_t>& lock_;
 };
 
-// Appends a chunk's candidates of a row to those of the other chunks, and raises the bound by all
-// of them. The row falls back if they are too many.
+// Appends a chunk's candidates of a row to those of the other chunks, and raises the bound by what
+// all of them prove. If there are too many, the row falls back.
 inline void MergeIntoShared(const PrefilterChunk& task, int64_t row, CandidateBounds& list) {
   const SharedCandidates& shared = task.shared;
   list.DropBelow(BoundOf(shared, row));

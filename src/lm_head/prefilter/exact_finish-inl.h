@@ -1,4 +1,4 @@
-// The exact answer of a row from its candidates. Included once per SIMD target.
+// The exact answer for a row, from its candidates. Included once per SIMD target.
 #if defined(RIFFLE_LM_HEAD_PREFILTER_EXACT_FINISH_INL_H_) == defined(HWY_TARGET_TOGGLE)
 #ifdef RIFFLE_LM_HEAD_PREFILTER_EXACT_FINISH_INL_H_
 #undef RIFFLE_LM_HEAD_PREFILTER_EXACT_FINISH_INL_H_
@@ -21,7 +21,7 @@ using core::HWY_NAMESPACE::Tag;
 using select::HWY_NAMESPACE::FindBound;
 using select::HWY_NAMESPACE::Pad;
 
-// Stores the columns that may be among the row's k best, in ascending order; returns how many.
+// Stores the columns that may be among the row's k best, in ascending order. Returns their number.
 inline size_t SelectColumns(const PrefilteredRow& task, int32_t* columns) {
   const SharedCandidates& shared = task.shared;
   const int64_t begin = task.row * shared.stride;
@@ -67,7 +67,7 @@ inline int64_t FinishRow(const LinearArgs& args, const PrefilteredRow& task, uin
     PrefetchColumns(args, columns + i + here, std::min(kColumns, count - i - here));
     const float* logits = runner.RunColumns(columns + i, static_cast<int>(here));
     AppendTile(logits, 0, static_cast<int>(here), core::kF32Format.lowest_key(), list);
-    // AppendTile has numbered the columns of the tile; these are the columns of W.
+    // AppendTile stored positions in the tile; replace them by the columns of W.
     std::copy_n(columns + i, here, list.indices + list.count - here);
   }
   WriteBest(list, task.k, task.layout.sort, scratch, task.values, task.indices);

@@ -1,4 +1,4 @@
-// Approximate logits of one to kInplaceRows rows: dot products of int8 run along the columns of W,
+// Approximate logits of one to kInplaceRows rows. The int8 dot products run along the columns of W,
 // which are read in place, because packing W costs more than the products of so few rows. Included
 // once per SIMD target.
 #if defined(RIFFLE_LM_HEAD_PREFILTER_INPLACE_INT8_INL_H_) == defined(HWY_TARGET_TOGGLE)
@@ -21,18 +21,18 @@ namespace hn = hwy::HWY_NAMESPACE;
 using core::HWY_NAMESPACE::FromF16;
 using core::HWY_NAMESPACE::PrefetchAt;
 
-// A lane is four bytes of a column. Two blocks of Q8_0, 68 bytes, take 17 lanes; the ninth holds
-// the last two weights of the first block and the scale of the second, and is counted with the
+// A lane is four bytes of a column. Two blocks of Q8_0, 68 bytes, take 17 lanes. The ninth lane
+// holds the last two weights of the first block and the scale of the second, and belongs to the
 // first.
 constexpr int64_t kPairLanes = 2 * kQ8BlockBytes / 4;
 constexpr int64_t BlockOfLane(int64_t lane) {
   return lane / kPairLanes * 2 + (lane % kPairLanes > kPairLanes / 2 ? 1 : 0);
 }
 
-// Where a line of 16 lanes finds the scales of its lanes: among the 64 halfwords of the line before
-// it and of itself. The pattern repeats every 17 lines.
+// Where a line of 16 lanes finds the scale of each lane: a position among the 64 halfwords of the
+// previous line and of this one. The pattern repeats every 17 lines.
 struct ScalePositions {
-  alignas(64) uint16_t of[kPairLanes][32];  // the upper half is not used
+  alignas(64) uint16_t of[kPairLanes][32];  // the upper half is unused
 
   constexpr ScalePositions() : of() {
     for (int64_t line = 0; line < kPairLanes; ++line) {
@@ -47,16 +47,17 @@ struct ScalePositions {
 struct InplaceTile {
   const uint8_t* const* column;  // [kTile]
   int64_t bytes;                 // of a column
-  int64_t ahead;                 // bytes from a column to the one that is prefetched meanwhile
+  int64_t ahead;                 // bytes from a column to the one that is prefetched with it
   const InplaceLine* x;          // [rows][lines]
   int64_t lines;
 };
 
-constexpr int64_t kInplaceAhead = 16;  // columns: 12 to 32 are as good, 4 half as fast
+constexpr int64_t kInplaceAhead = 16;  // columns; 12 to 32 are as good, 4 takes twice as long
 
 using ColumnBytes = hn::Vec<LaneBytes>;
 
-// The scales for the lanes of vector `number` of a column, whose bytes are `here`.
+// The scales for the lanes of vector `number` of a column. `here` holds its bytes, `before` those
+// of the vector before it.
 HWY_INLINE VecF32 ColumnScales(const InplaceTile& tile, int column, int64_t number,
                                const uint16_t* positions, ColumnBytes before, ColumnBytes here) {
   const LaneF32 df;
@@ -78,8 +79,8 @@ HWY_INLINE VecF32 ColumnScales(const InplaceTile& tile, int column, int64_t numb
   }
 }
 
-// Multiplies kColumns columns by kRows rows. Stores a vector for each sum, whose lanes are still to
-// be added up: sums [kRows][kLanes][kLanes], squares of scales [kLanes][kLanes].
+// Multiplies kColumns columns by kRows rows. Each sum is stored as a vector, whose lanes the caller
+// adds up: sums [kRows][kLanes][kLanes], squares of scales [kLanes][kLanes].
 template <int kRows, int kColumns>
 HWY_INLINE void InplaceInt8Kernel(const InplaceTile& tile, int first, float* HWY_RESTRICT sums,
                                   float* HWY_RESTRICT squares) {
@@ -109,7 +110,7 @@ HWY_INLINE void InplaceInt8Kernel(const InplaceTile& tile, int first, float* HWY
                                        : hn::LoadN(d8, from, static_cast<size_t>(tile.bytes - at));
     }
     VecF32 scale[kColumns];
-    ColumnBytes weight[kColumns];  // + 128
+    ColumnBytes weight[kColumns];  // weight + 128, as the instruction takes it
     for (int c = 0; c < kColumns; ++c) {
       scale[c] = ColumnScales(tile, first + c, at / kBytes, kPositions.of[phase], before[c], w[c]);
       square[c] = hn::MulAdd(scale[c], scale[c], square[c]);
@@ -138,7 +139,7 @@ HWY_INLINE void InplaceInt8Kernel(const InplaceTile& tile, int first, float* HWY
   }
 }
 
-// Adds up the lanes of each of kLanes vectors.
+// The sums of the lanes of kLanes vectors, one in each lane.
 HWY_INLINE VecF32 SumVectors(const float* vectors) {
   const LaneF32 df;
   const LaneU32 du;
@@ -155,8 +156,8 @@ HWY_INLINE VecF32 SumVectors(const float* vectors) {
   return hn::BitCast(df, v[0]);
 }
 
-// Approximate logits of a tile to sums [kRows][kTile]; to squares [kTile] upper bounds of the
-// squared norms of its columns.
+// Stores approximate logits of a tile in sums [kRows][kTile], and upper bounds of the squared norms
+// of its columns in squares [kTile].
 template <int kRows>
 void InplaceInt8(const InplaceTile& tile, float* sums, float* squares) {
   constexpr int kColumns = 4;
@@ -171,7 +172,7 @@ void InplaceInt8(const InplaceTile& tile, float* sums, float* squares) {
     for (int r = 0; r < kRows; ++r) {
       hn::Store(SumVectors(spread + r * kLanes * kLanes), df, sums + r * kTile + i);
     }
-    // A lane has four weights, each at most 128 times the scale.
+    // A lane has four weights, each of magnitude at most 128 times the scale.
     constexpr float kMaxSquare = 4 * 128 * 128;
     hn::Store(hn::Mul(SumVectors(spread_squares), hn::Set(df, kMaxSquare)), df, squares + i);
   }

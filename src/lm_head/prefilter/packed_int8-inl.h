@@ -24,14 +24,14 @@ using core::HWY_NAMESPACE::FromF16;
 using LaneBytes = hn::Repartition<uint8_t, LaneF32>;
 using LaneSignedBytes = hn::Repartition<int8_t, LaneF32>;
 
-// Rows of a group: their sums for a panel take 24 of 32 registers, or 8 of 16.
+// Rows that are multiplied together: their sums for a panel take 24 of 32 registers, or 8 of 16.
 constexpr int kInt8Rows = HWY_CAP_GE512 ? 6 : 2;
 constexpr int kBlockLanes = static_cast<int>(kQ8Block) / 4;
 
-// Prefetches the same bytes of several columns, a cache line at a time.
+// Prefetches the same range of bytes of several columns, one cache line at a time.
 class ColumnPrefetcher {
  public:
-  // `bytes` of each column; columns are `stride` apart, the first one starts `away` from `from`.
+  // `bytes` of each column. Columns are `stride` apart; the first range begins at `from` + `away`.
   ColumnPrefetcher(const uint8_t* from, int64_t away, int64_t stride, int64_t bytes)
       : at_(reinterpret_cast<uintptr_t>(from) + static_cast<uintptr_t>(away)),
         lines_((bytes + 63) / 64 + 1),
@@ -47,14 +47,14 @@ class ColumnPrefetcher {
       }
     }
   }
-  // Lines a call of Next has to fetch, so that `steps` calls cover `columns` columns.
+  // How many lines each call of Next must fetch, so that `steps` calls cover `columns` columns.
   int Each(int columns, int steps) const {
     return static_cast<int>((columns * lines_ + steps - 1) / steps);
   }
 
  private:
   uintptr_t at_;
-  int64_t lines_;  // of a column
+  int64_t lines_;  // in the range of one column
   int64_t remaining_;
   int64_t skip_;
 };
@@ -63,13 +63,13 @@ class ColumnPrefetcher {
 struct Int8Panel {
   const uint8_t* column[kPanel];  // blocks of Q8_0
   int blocks;
-  uint8_t* weights;  // [blocks][kBlockLanes][kPanel] lanes of four bytes: weight + 128
+  uint8_t* weights;  // [blocks][kBlockLanes][kPanel] lanes of four bytes, each weight + 128
   float* scales;     // [blocks][kPanel]
-  float* squares;    // [kPanel] added to: squared norms of the columns
+  float* squares;    // [kPanel] squared norms of the columns; each block adds its part
 };
 
-// Scales of Lanes(df) columns. They are gathered in a register: stored one by one to memory and
-// loaded again, they took as long as everything else.
+// Converts the scales of Lanes(df) columns. It gathers them in a register: storing them one by one
+// and loading the vector took as long as all the rest.
 template <class DF>
 HWY_INLINE void GatherScales(DF df, const uint8_t* const* column, int64_t offset, float* scales) {
   const hn::Rebind<uint16_t, DF> d;
@@ -90,7 +90,7 @@ HWY_INLINE void GatherScales(DF df, const uint8_t* const* column, int64_t offset
   }
 }
 
-// 16 bytes of each of columns 0, 4, 8 ..., one column to a 16-byte block of the vector.
+// 16 bytes of each of the columns 0, 4, 8 ..., each in a 16-byte block of the vector.
 template <class D>
 HWY_INLINE hn::Vec<D> LoadFourColumns(D d, const uint8_t* const* column, int64_t offset) {
   const hn::CappedTag<uint8_t, 16> d16;
@@ -105,8 +105,8 @@ HWY_INLINE hn::Vec<D> LoadFourColumns(D d, const uint8_t* const* column, int64_t
   return v;
 }
 
-// Packs 16 weights of kLanes columns: four lanes of each to `to`. Adds |w| * min(|w|, 127) of each
-// weight to `squares`.
+// Packs 16 weights of each of kLanes columns: four lanes per column, stored at `to`. Adds |w| *
+// min(|w|, 127) of every weight w to its column's lane of `squares`.
 HWY_INLINE void PackHalfBlock(const uint8_t* const* column, int64_t offset, uint32_t* to,
                               VecI32& squares) {
   const LaneBytes d;
@@ -124,15 +124,15 @@ HWY_INLINE void PackHalfBlock(const uint8_t* const* column, int64_t offset, uint
   const VecU32 packed[4] = {hn::InterleaveLower(du, a, c), hn::InterleaveUpper(du, a, c),
                             hn::InterleaveLower(du, b, e), hn::InterleaveUpper(du, b, e)};
   for (int i = 0; i < 4; ++i) {
-    const auto size = hn::BitCast(d, hn::Abs(hn::BitCast(di8, packed[i])));  // -128 becomes 128
+    const auto size = hn::BitCast(d, hn::Abs(hn::BitCast(di8, packed[i])));  // 128 for -128
     const auto least = hn::BitCast(di8, hn::Min(size, hn::Set(d, uint8_t{127})));
     squares = hn::SumOfMulQuadAccumulate(di, size, least, squares);
     hn::Store(hn::Xor(packed[i], hn::Set(du, 0x80808080u)), du, to + i * kPanel);
   }
 }
 
-// Packs the blocks of a panel that start at byte `offset` of its columns; prefetches `lines` lines
-// a block.
+// Packs the blocks of a panel that start at byte `offset` of its columns. Prefetches `lines` lines
+// per block.
 void PackPanel(const Int8Panel& panel, int64_t offset, ColumnPrefetcher& prefetcher, int lines) {
   const LaneF32 df;
   const LaneI32 di;
@@ -159,7 +159,7 @@ void PackPanel(const Int8Panel& panel, int64_t offset, ColumnPrefetcher& prefetc
   }
 }
 
-// Adds the products of kRows rows and a panel to sums [kRows][kTile]; prefetches `lines` lines a
+// Adds the products of kRows rows and a panel to sums [kRows][kTile]. Prefetches `lines` lines per
 // block.
 template <int kRows>
 HWY_INLINE void Int8Kernel(const Int8Block* HWY_RESTRICT x, const Int8Panel& panel,
@@ -205,7 +205,7 @@ HWY_INLINE void Int8Kernel(const Int8Block* HWY_RESTRICT x, const Int8Panel& pan
   }
 }
 
-// Runs the kernel for `rows` rows, at most kRows.
+// Runs the kernel for `rows` rows, at most kRows of them.
 template <int kRows>
 HWY_INLINE void Int8Group(const Int8Block* x, int rows, const Int8Panel& panel, float* sums,
                           ColumnPrefetcher& prefetcher, int lines) {

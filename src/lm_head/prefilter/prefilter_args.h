@@ -1,6 +1,7 @@
-// The prefilter of the LM head: int8 products tell, with a proven bound of their error, which
-// columns may be among the k best of a row; only those are multiplied exactly. docs/prefilter.md
-// has the proof of |approximate - exact| <= ErrorBound::relative * |w| + ErrorBound::absolute.
+// The prefilter of the LM head. Products of int8, with a proven bound of their error, tell which
+// columns may be among the k best of a row, and only those are multiplied exactly.
+// docs/prefilter.md proves |approximate - exact| <= ErrorBound::relative * |w| +
+// ErrorBound::absolute.
 #pragma once
 
 #include <atomic>
@@ -10,37 +11,37 @@
 
 namespace riffle::lm_head {
 
-// 32 inputs of a row, as step * q with |q| <= 127. Four q to a lane, the first in its lowest byte.
+// 32 inputs of a row as step * q, |q| <= 127. A lane holds four q, the first in its lowest byte.
 struct Int8Block {
   int32_t lanes[kQ8Block / 4];
-  int32_t start;  // -128 times the sum of q: packed weights are w + 128, as the instruction wants
+  int32_t start;  // -128 times the sum of q: the instruction takes packed weights as w + 128
   float step;
 };
 
-// Up to so many rows read W in place (inplace_int8-inl.h), more read it packed (packed_int8-inl.h).
-// (262144 x 640, three rows of f32: 7.7 instead of 8.7 ms.)
+// At most this many rows read W in place (inplace_int8-inl.h), more read it packed
+// (packed_int8-inl.h). (262144 x 640 and three rows of f32: 7.7 ms in place, 8.7 ms packed.)
 inline constexpr int kInplaceRows = 3;
-inline constexpr int32_t kMaxInplaceQ = 127 * 128;  // the largest |q| in place: 14 bits
+inline constexpr int32_t kMaxInplaceQ = 127 * 128;  // the largest |q| in place: q has two int8
 
-// In place: what multiplies 64 bytes of a column of W, in which scales (2 bytes) and weights (32)
-// alternate. Every lane of four bytes belongs to one block; q is zero where the column has scales.
+// In place: the factors for 64 bytes of a column of W, in which scales (2 bytes) and weights (32)
+// alternate. Every lane of four bytes belongs to one block; q is zero where the column has a scale.
 struct InplaceLine {
   int8_t high[64];  // q = 128 * high + low
   int8_t low[64];
-  int32_t start[16];  // minus the sum of the lane's q; becomes -128 times it when high is shifted
+  int32_t start[16];  // minus the sum of the lane's q; shifting `high` multiplies it by 128
   float step[16];
 };
 
-// Blocks of W that are packed together: those of a panel fill half of L1.
+// How many blocks of W are packed together: those of a panel fill half of L1.
 inline constexpr int kPrefilterBlocks = 20;
-// So that no error bound overflows.
+// Keeps every error bound from overflowing.
 inline constexpr int64_t kMaxPrefilterInputs = 1 << 16;
 
 constexpr int64_t InplaceLines(int64_t d) { return (d / kQ8Block * kQ8BlockBytes + 63) / 64; }
 
-// Of one row. A bias adds its own rounding.
+// The error bound of one row. A bias adds its own rounding.
 struct ErrorBound {
-  float relative;  // to the Euclidean norm of a column
+  float relative;  // to be multiplied by the Euclidean norm of a column
   float absolute;
 };
 
@@ -56,9 +57,9 @@ struct PrefilterArgs {
   int groups() const { return (blocks() + kPrefilterBlocks - 1) / kPrefilterBlocks; }
 };
 
-// The candidates of all rows, which all chunks share. An exact logit lies between its two bounds.
+// The candidates of all rows, shared by all chunks. An exact logit lies between its two bounds.
 struct SharedCandidates {
-  std::atomic<int32_t>* bounds = nullptr;     // [rows] a key that k logits are known to reach
+  std::atomic<int32_t>* bounds = nullptr;     // [rows] a key that k logits reach
   std::atomic<int32_t>* locks = nullptr;      // [rows] 1 while a chunk appends to the row
   std::atomic<int32_t>* fell_back = nullptr;  // [rows] 1: too many candidates, or not quantisable
   std::atomic<int32_t>* remaining = nullptr;  // how many rows have not fallen back

@@ -16,7 +16,7 @@ HWY_BEFORE_NAMESPACE();
 namespace riffle::lm_head::HWY_NAMESPACE {
 namespace hn = hwy::HWY_NAMESPACE;
 
-// Appends a tile's candidates to the row's list; the row falls back if there is no room for them.
+// Appends a tile's candidates to the row's list. If there is no room for them, the row falls back.
 void SearchRow(const PrefilterChunk& task, const TileBounds& bounds, int64_t tile, int64_t row,
                uint8_t* scratch) {
   const auto capacity = static_cast<size_t>(task.plan.capacity);
@@ -49,7 +49,8 @@ void SearchTiles(const PrefilterArgs& args, int64_t begin, int64_t end, const Pr
     }
   }
   for (int64_t i = 0; i < rows; ++i) {
-    // Chunks that end at the same time start with different rows, and do not wait for one another.
+    // Chunks that end at the same time start with different rows, so they do not wait for one
+    // another.
     const int64_t row = (i + task.chunk) % rows;
     if (!task.shared.FellBack(row)) {
       CandidateBounds list = CandidatesOf(task, row, scratch);

@@ -7,7 +7,7 @@
 
 namespace riffle::lm_head {
 
-// A chunk of W to be searched.
+// A chunk of W to search.
 struct PrefilterChunk {
   PrefilterPlan plan;
   PrefilterScratch layout;
@@ -16,7 +16,7 @@ struct PrefilterChunk {
   int64_t chunk = 0;
 };
 
-// A row whose candidates are found.
+// A row whose candidates have been found.
 struct PrefilteredRow {
   SharedCandidates shared;
   PrefilterFinish layout;
@@ -27,10 +27,10 @@ struct PrefilteredRow {
 };
 
 struct PrefilterKernels {
-  bool
-      native;  // whether the target has int8 dot products, without which the prefilter does not pay
-  // Quantises row `row` of args.linear into args.x (in place: args.inplace) and args.errors. False
-  // if the row has NaN, infinities or numbers from 2^64 on: it has no bounds.
+  bool native;  // whether the target has int8 dot products; without them the prefilter is slower
+  // Quantises row `row` of args.linear into args.x (in place: args.inplace) and args.errors.
+  // Returns false if the row has a NaN, an infinity or a number of 2^64 or more, for which there
+  // are no bounds.
   bool (*quantize_row)(const PrefilterArgs& args, int64_t row);
   // Searches tiles [begin, end) and merges each row's candidates into task.shared. `scratch` has
   // task.layout.bytes.

@@ -9,11 +9,11 @@
 
 namespace riffle::lm_head {
 
-// A chunk's list of a row's candidates grows to `capacity`, then is pruned; if that frees too
-// little, the row falls back.
+// A chunk's list of a row's candidates may grow to `capacity`; it is then pruned. If too many are
+// left, the row falls back.
 struct PrefilterPlan {
-  int64_t limit = 0;            // a new bound is one that k to `limit` candidates reach
-  int64_t capacity = 0;         // of a row's list while a chunk runs
+  int64_t limit = 0;            // a new bound is a key that k to `limit` candidates reach
+  int64_t capacity = 0;         // of a row's list while a chunk is searched
   int64_t shared_capacity = 0;  // for the candidates of a row from all chunks
   int64_t rows = 0;             // in a pass
 };
@@ -21,8 +21,8 @@ PrefilterPlan PlanPrefilter(int64_t rows, int64_t k);
 
 // Whether the prefilter can be used at all.
 bool CanPrefilter(const LinearArgs& args);
-// Whether it is faster, on targets with int8 dot products: it saves time for each column, and costs
-// some for each of the k.
+// Whether the prefilter is faster, on targets with int8 dot products: it saves time for each column
+// of W and costs some for each of the k.
 bool PrefilterPays(int64_t k, const LinearArgs& args);
 
 // What a thread needs to compute bounds of a tile of logits.
@@ -31,14 +31,14 @@ struct BoundsScratch {
   core::ScratchArray<float> scales;     // [kPrefilterBlocks][kTile]
   core::ScratchArray<float> norms;      // [kTile]
   core::ScratchArray<float> bias;       // [kTile]
-  core::ScratchArray<float> slack;      // [kTile] by how much the bias widens the bounds
+  core::ScratchArray<float> slack;      // [kTile] how much the bias widens the bounds
   core::ScratchArray<float> sums;       // [rows][kTile]
   int64_t rows = 0;
   size_t bytes = 0;
 };
 BoundsScratch PlanBounds(int64_t rows);
 
-// The lists of a thread that runs a chunk, behind its BoundsScratch.
+// The lists of a thread that searches a chunk, placed after its BoundsScratch.
 struct PrefilterScratch {
   BoundsScratch tile;
   core::ScratchArray<int32_t> lowers;   // [rows][stride]
@@ -50,7 +50,7 @@ struct PrefilterScratch {
 };
 PrefilterScratch PlanPrefilterScratch(const PrefilterPlan& plan);
 
-// The quantised rows and the candidates in shared memory, from byte `begin` on.
+// The quantised rows and the candidates in shared memory, placed from byte `begin` on.
 struct PrefilterShared {
   core::ScratchArray<Int8Block> x;
   core::ScratchArray<InplaceLine> inplace;

@@ -82,7 +82,7 @@ void PrefilterTopK::Quantize(const PrefilterArgs& args, const SharedCandidates& 
       candidates.FallBack(row);
     }
   };
-  // Waking the threads costs as much as quantising 32 Ki inputs.
+  // Quantising 32 Ki inputs takes as long as waking the threads.
   if (args.linear.rows * args.linear.d > (1 << 15)) {
     lease.Run(args.linear.rows, [&](int64_t row, uint8_t*) { quantize(row); });
   } else {

@@ -10,23 +10,23 @@
 
 namespace riffle::lm_head {
 
-// What became of the rows of a call.
+// How the rows of a call were answered.
 struct PrefilterStats {
-  int64_t prefiltered = 0;  // rows whose answer comes from candidates
-  int64_t fell_back = 0;    // rows with too many candidates, or without bounds: left to the caller
-  int64_t multiplied = 0;   // columns of all prefiltered rows that were multiplied exactly
+  int64_t prefiltered = 0;  // rows answered from their candidates
+  int64_t fell_back = 0;    // rows with too many candidates or without bounds: left to the caller
+  int64_t multiplied = 0;   // columns multiplied exactly, in all prefiltered rows
 };
 
 class PrefilterTopK {
  public:
-  // Takes calls for which CanPrefilter(call.args()).
+  // Pre: CanPrefilter(call.args()).
   PrefilterTopK(const LinearCall& call, int64_t k, int threads);
 
   // Bytes of shared memory and of each thread's scratch that Run needs.
   size_t shared_bytes() const { return shared_.bytes; }
   size_t scratch_bytes() const;
 
-  // The k best of all rows but those that fall back, which it lists in fell_back [rows].
+  // Writes the k best of all rows except those that fall back, which it lists in fell_back [rows].
   PrefilterStats Run(LinearCall& call, const LinearTopKOut& out, uint8_t* shared,
                      core::Lease& lease, int32_t* fell_back) const;
 
@@ -42,7 +42,7 @@ class PrefilterTopK {
   ChunkPlan chunks_;
   PrefilterPlan plan_;
   PrefilterScratch scratch_;
-  PrefilterShared shared_;  // behind the packed operands of x
+  PrefilterShared shared_;  // placed after the packed operands of x
   PrefilterFinish finish_;
 };
 

@@ -1,4 +1,4 @@
-// Rows of x as int8, and by how much that changes them. Included once per SIMD target.
+// Quantises rows of x to int8 and bounds the error of doing so. Included once per SIMD target.
 #if defined(RIFFLE_LM_HEAD_PREFILTER_QUANTIZE_INL_H_) == defined(HWY_TARGET_TOGGLE)
 #ifdef RIFFLE_LM_HEAD_PREFILTER_QUANTIZE_INL_H_
 #undef RIFFLE_LM_HEAD_PREFILTER_QUANTIZE_INL_H_
@@ -20,15 +20,15 @@ HWY_BEFORE_NAMESPACE();
 namespace riffle::lm_head::HWY_NAMESPACE {
 namespace hn = hwy::HWY_NAMESPACE;
 
-// Squared norms of a row x, and of x - x' where x' is the row as quantised.
+// Squared norms of a row x and of x - x', where x' is the quantised row.
 struct SquaredNorms {
   double x = 0;
   double error = 0;
 };
 
-constexpr int32_t kTooLarge =
-    std::bit_cast<int32_t>(0x1p64f);    // the bits of infinity, NaN are larger
-constexpr float kTooSmall = 0x1p-100f;  // smaller numbers are taken for zero
+// As bits, in whose order infinity and NaNs are larger still.
+constexpr int32_t kTooLarge = std::bit_cast<int32_t>(0x1p64f);
+constexpr float kTooSmall = 0x1p-100f;  // smaller numbers become zero
 
 // 32 inputs as step * q, |q| <= max_q.
 struct QuantizedBlock {
@@ -69,7 +69,7 @@ HWY_INLINE bool QuantizeBlock(const uint8_t* inputs, int32_t max_q, QuantizedBlo
   auto errors = hn::Zero(df);
   for (int i = 0; i < kVectors; ++i) {
     const auto t = hn::Mul(x[i], inverse);
-    // Without the clamp, |q| could exceed the limit if the caller has set another rounding mode.
+    // Without the clamp, |q| could exceed the limit under another rounding mode.
     const auto q = hn::Min(hn::Max(hn::NearestInt(t), hn::Neg(limit)), limit);
     const auto error = hn::Sub(t, hn::ConvertTo(df, q));
     squares = hn::MulAdd(t, t, squares);
@@ -96,7 +96,7 @@ HWY_INLINE void StoreInt8Block(const QuantizedBlock& block, Int8Block& to) {
   to.step = block.step;
 }
 
-// Stores block `number` of a row at the places that the block's weights have in a column of W.
+// Stores block `number` of a row where a column of W has that block's weights.
 inline void StoreInplaceBlock(const QuantizedBlock& block, int64_t number, InplaceLine* lines) {
   for (int i = 0; i < static_cast<int>(kQ8Block); ++i) {
     const auto at = static_cast<size_t>(number * kQ8BlockBytes + 2 + i);
@@ -111,9 +111,9 @@ inline void StoreInplaceBlock(const QuantizedBlock& block, int64_t number, Inpla
   }
 }
 
-// The error of a row's approximate logits; docs/prefilter.md derives the constants.
+// The error bound of a row's approximate logits; docs/prefilter.md derives the constants.
 HWY_INLINE ErrorBound ErrorOf(const SquaredNorms& squares, double blocks) {
-  constexpr double kMargin = 1 + 0x1p-10;  // covers the roundings of these lines
+  constexpr double kMargin = 1 + 0x1p-10;  // covers the rounding errors of the lines below
   const double error = std::sqrt(squares.error);
   const double rounding = 0x1p-21 * (32 + blocks) * (std::sqrt(squares.x) + error);
   return {static_cast<float>(kMargin * (error + rounding)), static_cast<float>(0x1p-96 * blocks)};

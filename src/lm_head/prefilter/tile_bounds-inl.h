@@ -1,4 +1,4 @@
-// Bounds of a tile's logits. Included once per SIMD target.
+// Bounds of the logits of a tile. Included once per SIMD target.
 #if defined(RIFFLE_LM_HEAD_PREFILTER_TILE_BOUNDS_INL_H_) == defined(HWY_TARGET_TOGGLE)
 #ifdef RIFFLE_LM_HEAD_PREFILTER_TILE_BOUNDS_INL_H_
 #undef RIFFLE_LM_HEAD_PREFILTER_TILE_BOUNDS_INL_H_
@@ -20,7 +20,7 @@ HWY_BEFORE_NAMESPACE();
 namespace riffle::lm_head::HWY_NAMESPACE {
 namespace hn = hwy::HWY_NAMESPACE;
 
-// Computes, on one thread, approximate logits of tiles of W and how far the exact ones may be from
+// Computes, on one thread, approximate logits of tiles of W, and how far the exact ones may be from
 // them.
 class TileBounds {
  public:
@@ -54,7 +54,7 @@ class TileBounds {
     }
     const LaneF32 df;
     for (int i = 0; i < kTile; i += kLanes) {
-      // The squares are up to 1 / 128 too small, and rounded: docs/prefilter.md.
+      // The squares are rounded, and up to 1 / 128 too small: docs/prefilter.md.
       const auto norm = hn::Mul(hn::Sqrt(hn::Load(df, norms_ + i)), hn::Set(df, 1.005f));
       hn::Store(norm, df, norms_ + i);
     }
@@ -63,7 +63,7 @@ class TileBounds {
 
   int columns() const { return columns_; }
 
-  // Bounds of the logits of a row and of columns i to i + kLanes. NaN: no bound is known.
+  // Bounds of a row's logits in columns i to i + kLanes - 1 of the tile. NaN: no bound is known.
   HWY_INLINE void Bounds(int64_t row, int i, VecF32& lower, VecF32& upper) const {
     const LaneF32 df;
     const ErrorBound error = args_.errors[row];
@@ -114,14 +114,14 @@ class TileBounds {
     for (int block = 0; block < args_.blocks(); block += kPrefilterBlocks) {
       panel.blocks = std::min(kPrefilterBlocks, args_.blocks() - block);
       const int64_t offset = block * kQ8BlockBytes;
-      // Brings the same blocks of the next panel into L2: during packing if there is one group of
-      // rows, else during the products, which then take longer than packing.
+      // Brings the same blocks of the next panel into L2: while packing if there is one group of
+      // rows, otherwise during the products, which then take longer than packing.
       ColumnPrefetcher prefetcher(panel.column[0], kPanel * linear_.weight_stride + offset,
                                   linear_.weight_stride, panel.blocks * kQ8BlockBytes);
       const bool early = groups == 1;
       const int lines = prefetcher.Each(kPanel, panel.blocks * (early ? kPanel / kLanes : groups));
       PackPanel(panel, offset, prefetcher, early ? lines : 0);
-      for (int group = 0; group < groups; ++group) {  // of about the same size
+      for (int group = 0; group < groups; ++group) {  // groups are of about the same size
         const int begin = rows * group / groups;
         const int end = rows * (group + 1) / groups;
         Int8Group<kInt8Rows>(x + begin * kPrefilterBlocks, end - begin, panel,
@@ -137,7 +137,7 @@ class TileBounds {
     }
     for (int i = 0; i < columns_; ++i) {
       bias_[i] = BiasAt(linear_.bias, column + i);
-      // Infinite for a large bias, with which sums might overflow: the column is then multiplied.
+      // Infinite for a large bias, whose sums might overflow: the column then becomes a candidate.
       slack_[i] = std::abs(bias_[i]) <= 0x1p100f ? std::abs(bias_[i]) * 0x1p-20f
                                                  : std::numeric_limits<float>::infinity();
     }

@@ -1,9 +1,10 @@
 // First pass: the maximum of each contiguous bucket of a row, at the speed of reading.
 //
-// A superblock is as many buckets as a vector has lanes. Each bucket is first reduced lane by lane
-// to one vector; a tree of interleavings then reduces and transposes those vectors together, so
+// A superblock has as many buckets as a vector has lanes. Each bucket is first reduced lane by lane
+// to one vector. A tree of interleavings then reduces and transposes these vectors together, so
 // that lane i of the result is the maximum of bucket i. For vectors of L lanes and buckets of G
-// vectors that is L * G loads and maxima plus 3 (L - 1) operations for every L * G vectors read.
+// vectors that takes L * G loads and maxima and 3 (L - 1) other operations for every L * G vectors
+// read.
 #if defined(RIFFLE_TOPK_BUCKET_MAXIMA_INL_H_) == defined(HWY_TARGET_TOGGLE)
 #ifdef RIFFLE_TOPK_BUCKET_MAXIMA_INL_H_
 #undef RIFFLE_TOPK_BUCKET_MAXIMA_INL_H_
@@ -26,13 +27,14 @@ namespace hn = hwy::HWY_NAMESPACE;
 using core::HWY_NAMESPACE::Keys;
 using core::HWY_NAMESPACE::Tag;
 
-// kSmallest: maxima of negated values.
-// By keys for any row; by bits in three or four operations a vector fewer. As signed integers they
-// are in the order of the values for whatever is positive, so a bound that comes out positive is as
-// good as one of keys. As unsigned integers they are in its reverse for whatever is negative, and
-// below that for the rest, so minima of them give a bound that is not positive. Neither holds for a
-// row with a NaN whose sign bit is set. Those are watched for: they are the largest bits of all
-// when read as unsigned.
+// Reads elements for maxima. kSmallest: maxima of negated values.
+// kKeyed compares keys, for any row. The other two compare raw bits, which takes three or four
+// operations fewer per vector. As signed integers, the bits of positive values are in the order of
+// the values, so a bound that comes out positive is as good as one from keys (kPositive). As
+// unsigned integers, the bits of negative values are in reverse order and above all others, so
+// minima give a bound for rows whose bound is not positive (kNegative). Neither holds for a row
+// with a NaN whose sign bit is set. `watch` detects those: as unsigned integers they are the
+// largest bits of all.
 template <typename TI, FirstPass kPass, bool kSmallest>
 struct Leaves {
   using Key = TI;
@@ -44,11 +46,11 @@ struct Leaves {
 
   DV d;
   core::Format<TI> format;
-  hn::Vec<DU> watch;  // lane-wise maximum of the bits as unsigned integers
+  hn::Vec<DU> watch;  // the lane-wise maximum of the bits as unsigned integers
 
   explicit Leaves(core::Format<TI> row_format) : d(), format(row_format), watch(hn::Zero(DU())) {}
 
-  // Whether no NaN with its sign bit set was among what was loaded.
+  // Whether no NaN with its sign bit set was loaded.
   HWY_INLINE bool InOrder() const {
     const auto minus_inf = static_cast<hwy::MakeUnsigned<TI>>(format.minus_inf());
     return kPass == FirstPass::kKeyed || hn::ReduceMax(DU(), watch) <= minus_inf;
@@ -73,7 +75,7 @@ struct Leaves {
     }
   }
 
-  // What the finish compares.
+  // The maxima as the finish compares them.
   HWY_INLINE hn::Vec<D> Maxima(V best) const {
     if constexpr (kMinima) {
       const auto bits = hn::BitCast(D(), best);
@@ -86,7 +88,7 @@ struct Leaves {
   }
 };
 
-// Maxima of integers: of their keys, one operation from their bits.
+// Maxima of integers compare keys, which are one operation away from the bits.
 template <class F>
 struct IntegerLeaves {
   using Key = typename F::Key;
@@ -107,7 +109,7 @@ struct IntegerLeaves {
   HWY_INLINE bool InOrder() const { return true; }
 };
 
-// The vectors of one bucket, reduced lane by lane.
+// Reduces the vectors of one bucket lane by lane.
 template <class L, typename TI>
 HWY_INLINE typename L::V BestOfBucket(L& leaves, const TI* from, size_t vectors) {
   using V = typename L::V;
@@ -126,9 +128,9 @@ HWY_INLINE typename L::V BestOfBucket(L& leaves, const TI* from, size_t vectors)
   return best;
 }
 
-// Buckets [kFirst, kFirst + 2^kLevel) of one 16-byte block's worth of a superblock, visited as they
-// lie in memory: each position of every block of the result holds a part of one bucket's maximum.
-// Interleaving reverses the bits of the positions.
+// Reduces buckets [kFirst, kFirst + 2^kLevel) of those whose maxima will fill one 16-byte block, in
+// memory order. Each position of every block of the result holds a part of one bucket's maximum.
+// Interleaving leaves the buckets in bit-reversed positions.
 template <size_t kLevel, size_t kFirst, size_t kVectors, class L, typename TI>
 HWY_INLINE typename L::V BlockTree(L& leaves, const TI* block, size_t vectors) {
   const size_t count = kVectors != 0 ? kVectors : vectors;
@@ -142,7 +144,7 @@ HWY_INLINE typename L::V BlockTree(L& leaves, const TI* block, size_t vectors) {
   }
 }
 
-// Element i of each 16-byte block to the position with the bits of i reversed.
+// Moves element i of each 16-byte block to the position whose bits are those of i reversed.
 template <class D, class V = hn::Vec<D>>
 HWY_INLINE V ReversePositions(D d, V v) {
   constexpr size_t kBytes = sizeof(hn::TFromD<D>);
@@ -161,7 +163,7 @@ HWY_INLINE V ReversePositions(D d, V v) {
   }
 }
 
-// The maxima of as many buckets as there are lanes.
+// The maxima of as many buckets as a vector has lanes.
 template <size_t kVectors, class L, typename TI>
 HWY_INLINE typename L::V Superblock(L& leaves, const TI* from, size_t vectors) {
   constexpr size_t kPerBlock = 16 / sizeof(TI);
@@ -190,7 +192,7 @@ HWY_INLINE typename L::V Superblock(L& leaves, const TI* from, size_t vectors) {
   }
 }
 
-// Maxima as keys, to[0, Lanes).
+// Stores maxima as keys in to[0, Lanes).
 template <class D, typename TKey>
 HWY_INLINE void StoreMaxima(D d, hn::Vec<D> maxima, TKey* to) {
   if constexpr (sizeof(hn::TFromD<D>) == sizeof(TKey)) {
@@ -226,15 +228,15 @@ HWY_INLINE TI ShortBucket(L& leaves, const TI* from, size_t count) {
   if (i < count) {
     HWY_ALIGN TI tail[hn::MaxLanes(d)];
     std::memcpy(tail, from + i, sizeof(TI));
-    hn::Store(hn::Set(d, tail[0]), d, tail);  // the lanes past the end repeat an element
+    hn::Store(hn::Set(d, tail[0]), d, tail);  // lanes past the end repeat an element
     std::memcpy(tail, from + i, (count - i) * sizeof(TI));
     max = hn::Max(max, leaves.Maxima(leaves.Load(tail)));
   }
   return hn::ReduceMax(d, max);
 }
 
-// Maxima of the buckets [begin, end) of a row; of an empty one, the lowest integer. Returns whether
-// the row may be ordered by what the leaves compare.
+// Stores the maxima of buckets [begin, end) of a row; for an empty bucket, the lowest integer.
+// Returns whether the comparisons of `leaves` are valid for this row (InOrder).
 template <class L, typename TI>
 bool BucketMaxima(L leaves, const TI* row, const BucketBounds& buckets, size_t begin, size_t end,
                   typename L::Key* maxima) {

@@ -14,8 +14,9 @@ BucketPlan PlanBuckets(int64_t n, int64_t k, DType dtype) {
   if (n < 2048) {
     return {};
   }
-  // Every maximum is counted some ten times to find the bound, and the elements of some k buckets
-  // are looked at again: their sum is least near sqrt(n / k) (bench/topk; docs/lab/top-k.md).
+  // To find the bound, every maximum is counted some ten times; then the elements of about k
+  // buckets are read again. The sum of both costs is smallest near sqrt(n / k) (bench/topk;
+  // docs/lab/top-k.md).
   const double balance = std::sqrt(static_cast<double>(n) / static_cast<double>(k));
   const int64_t least = std::max(kMinBucket, 64 / static_cast<int64_t>(SizeOf(dtype)));
   const int64_t size = std::clamp(

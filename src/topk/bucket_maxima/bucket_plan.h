@@ -11,21 +11,21 @@
 
 namespace riffle::topk {
 
-// How many buckets the bound may let through before it is made tighter: each costs a look at its
-// elements, each tightening a count over all maxima.
+// How many buckets may reach the bound before it is tightened. Each bucket costs another look at
+// its elements, each tightening another count over all maxima.
 constexpr size_t BucketLimit(size_t k) { return k + k / 4 + 4; }
 
-// How many maxima are reduced to one for a first bound: eight for each of the k are left.
+// How many maxima are reduced to one for a first bound. It leaves eight for each of the k.
 constexpr size_t MaximaGroup(size_t buckets, size_t k) {
   const size_t group = buckets / (8 * k);
   return group < 16 ? group : 16;
 }
 
 // Where a row's buckets are. They begin at cache lines, so that no vector of the first pass crosses
-// one and a second look at a bucket touches no line that it shares: with rows 16 bytes past a line,
-// as NumPy's arrays lie, the whole call took 1.3 times as long (docs/lab/top-k.md). Bucket 0 also
-// holds what lies before the first line; the last bucket may be empty. Statistics must not depend
-// on an address, so where they are wanted the buckets begin with the row.
+// a line, and a second look at a bucket touches no line of another one: with buckets 16 bytes past
+// a line, where NumPy's arrays begin, the whole call took 1.3 times as long (docs/lab/top-k.md).
+// Bucket 0 also has the elements before the first line; the last bucket may be empty. Statistics
+// must not depend on an address, so if they are wanted the buckets begin with the row.
 class BucketBounds {
  public:
   explicit BucketBounds(const RowTask& task)
@@ -54,9 +54,9 @@ class BucketBounds {
   size_t lead_ = 0;
 };
 
-// A sample of a row: `count` elements, kMinBucket in a row at 0, stride, 2 * stride, ...; of the k
-// best of a row in random order fewer than `k` are expected among them, by four standard
-// deviations. count = 0: no sample.
+// A sample of a row: `count` elements, in runs of kMinBucket at 0, stride, 2 * stride, ... Of the k
+// best of a row in random order, fewer than `k` of this plan are expected in the sample, by a
+// margin of four standard deviations. count = 0: no sample.
 struct SamplePlan {
   size_t count;
   size_t stride;
@@ -64,7 +64,7 @@ struct SamplePlan {
 };
 SamplePlan PlanSample(size_t n, size_t k);
 
-// What a kernel needs for a row.
+// The scratch of a kernel for one row.
 struct BucketScratch {
   RowScratch row;
   core::ScratchArray<uint8_t>

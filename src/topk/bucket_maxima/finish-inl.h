@@ -20,9 +20,9 @@ namespace riffle::topk::HWY_NAMESPACE {
 namespace hn = hwy::HWY_NAMESPACE;
 using core::HWY_NAMESPACE::Tag;
 
-// All elements >= bound, and perhaps others, from the buckets whose maximum reaches it, at most
-// BucketLimit(k) of them. Their lines are asked for first: the look at a bucket is too short for
-// the processor to see many buckets ahead.
+// Appends all elements >= bound, and perhaps others, of the buckets whose maximum reaches the
+// bound; these are at most BucketLimit(k). Their lines are prefetched well ahead: one bucket's scan
+// is too short for out-of-order execution to reach the next misses.
 template <class F>
 void Collect(Row<F>& row, const typename F::Key* maxima, typename F::Key bound, bool exact) {
   using TI = typename F::Key;
@@ -33,7 +33,7 @@ void Collect(Row<F>& row, const typename F::Key* maxima, typename F::Key bound, 
   const size_t buckets = static_cast<size_t>(row.task.plan.buckets);
   const auto limit = hn::Set(d, bound);
   size_t found = 0;
-  for (size_t b = 0; b < buckets; b += hn::Lanes(d)) {  // what follows the maxima reaches no bound
+  for (size_t b = 0; b < buckets; b += hn::Lanes(d)) {  // the padding reaches no bound
     for (uint64_t bits = Bits(d, hn::Ge(hn::LoadU(d, maxima + b), limit)); bits != 0;
          bits &= bits - 1) {
       row.buckets[found++] = static_cast<int32_t>(b) + std::countr_zero(bits);
@@ -55,9 +55,9 @@ void Collect(Row<F>& row, const typename F::Key* maxima, typename F::Key bound, 
   }
 }
 
-// The first `wanted` elements equal to `key`, by their indices, into row.ties. Stops as soon as it
-// has them, so a row of equal elements costs no second pass. A row that another thread writes
-// meanwhile may have fewer left: index 0 stands for the rest.
+// Stores the indices of the first `wanted` elements equal to `key` in row.ties. Stops as soon as it
+// has them, so a row of equal elements takes no second pass. If another thread has written to the
+// row there may be fewer; index 0 then replaces the missing ones.
 template <class F>
 void CollectTies(Row<F>& row, const typename F::Key* maxima, typename F::Key key, size_t wanted) {
   using TI = typename F::Key;
@@ -83,12 +83,12 @@ void CollectTies(Row<F>& row, const typename F::Key* maxima, typename F::Key key
   }
 }
 
-// All elements of the row.
+// Makes all elements of the row candidates.
 template <class F>
 void TakeAll(Row<F>& row) {
   using TI = typename F::Key;
   const Tag<TI> d;
-  Candidates<TI> candidates = row.candidates;  // in registers: the stores may alias the row
+  Candidates<TI> candidates = row.candidates;  // a copy in registers: stores may alias the row
   candidates.count = 0;
   for (size_t i = 0; i < row.n; i += hn::Lanes(d)) {
     candidates.AppendAll(d, LoadRow(row, i, row.n).keys, static_cast<int32_t>(i));
@@ -97,8 +97,9 @@ void TakeAll(Row<F>& row) {
   row.examined += row.n;
 }
 
-// A bound from a sample of the row, set so that more than k elements should reach it; one pass
-// takes those that do. If they are fewer than k the sample misled, and all elements are candidates.
+// Finds a bound in a sample of the row that more than k elements should reach, then collects these
+// in one pass. If they are fewer than k the sample was misleading, and all elements become
+// candidates.
 template <class F>
 void SelectFromAll(Row<F>& row) {
   using TI = typename F::Key;
@@ -125,8 +126,8 @@ void SelectFromAll(Row<F>& row) {
   SelectFromCandidates(row);
 }
 
-// A bound from the maxima. First from maxima of maxima, a few for each of the k: for data in no
-// particular order it is as tight, and its counts are over a fraction of the values.
+// A bound from the maxima. Tries maxima of groups of maxima first, a few for each of the k: for
+// data in no particular order the bound is as tight, and counting takes a fraction of the time.
 template <class F>
 Bound<typename F::Key> BoundFromMaxima(Row<F>& row, typename F::Key* maxima,
                                        typename F::Key floor) {
@@ -138,7 +139,7 @@ Bound<typename F::Key> BoundFromMaxima(Row<F>& row, typename F::Key* maxima,
   Pad(d, maxima, buckets);
   const size_t group = MaximaGroup(buckets, row.k);
   if (group > 1) {
-    // Group j: the buckets j, j + count, ...; the same groups for vectors of any length.
+    // Group j has the buckets j, j + count, ...: the same ones for any vector length.
     const size_t count = (buckets / group + kMinBucket) / kMinBucket * kMinBucket;
     TI* of_groups = row.candidates.keys;
     for (size_t j = 0; j < count; j += lanes) {
@@ -171,7 +172,7 @@ void SelectFromBuckets(Row<F>& row, FirstPass pass, typename F::Key* maxima) {
     SelectFromCandidates(row);
     return;
   }
-  // More buckets tie at the bound than may be looked at. Fewer than k are above it.
+  // More buckets reach the bound than may be looked at, because of ties. Fewer than k are above it.
   if (bound.key < row.format.top_key()) {
     Collect(row, maxima, static_cast<TI>(bound.key + 1), /*exact=*/true);
   }

@@ -1,4 +1,4 @@
-// Which first pass suits a row of floating-point values, and the first pass of a whole row.
+// Which first pass suits a row of floating-point values, and the first pass over a whole row.
 // Included once per SIMD target.
 #if defined(RIFFLE_TOPK_FIRST_PASS_INL_H_) == defined(HWY_TARGET_TOGGLE)
 #ifdef RIFFLE_TOPK_FIRST_PASS_INL_H_
@@ -30,7 +30,7 @@ bool FirstOf(const RowTask& task, int64_t begin, int64_t end, core::Format<TI> f
                       : run(Leaves<TI, kPass, true>(format));
 }
 
-// The maxima of buckets [begin, end): see TopKKernels::first.
+// Stores the maxima of buckets [begin, end): see TopKKernels::first.
 template <typename TI>
 bool First(const RowTask& task, int64_t begin, int64_t end, FirstPass pass, core::Format<TI> format,
            TI* maxima) {
@@ -59,7 +59,7 @@ int64_t Reaching(int64_t buckets, TI bound, TI* maxima) {
   return static_cast<int64_t>(CountGe(maxima, static_cast<size_t>(buckets), bound));
 }
 
-// What suits a row whose maxima are those of kPositive.
+// The pass that suits a row whose maxima are those of kPositive.
 template <typename TI>
 FirstPass Suited(const RowTask& task, core::Format<TI> /*format*/, TI* maxima) {
   const int64_t buckets = task.plan.buckets;
@@ -73,12 +73,13 @@ FirstPass Suited(const RowTask& /*task*/, core::IntegerFormat<TElement, TKey> /*
   return FirstPass::kKeyed;
 }
 
-// The first sixteenth of a row, by its bits, and where few of it are positive, as in a sorted row,
-// a little of its middle and end tell what its bound will be, so that a row of log-probabilities,
-// which are all negative, is not read twice. Where the first part was enough it counts.
+// Guesses which pass suits a row, so that a row of log-probabilities, which are all negative, is
+// not read twice. It takes the first sixteenth of the buckets by kPositive. If few of their maxima
+// are positive, as in a sorted row, it looks at a few buckets in the middle and at the end too. The
+// first sixteenth need not be repeated if kPositive is the answer.
 struct Guess {
   FirstPass pass;
-  int64_t done;  // buckets that the first pass has done already
+  int64_t done;  // buckets whose maxima by `pass` are stored already
 };
 
 template <typename TI>
@@ -108,7 +109,7 @@ Guess GuessPass(const RowTask& task, core::Format<TI> format, TI* maxima) {
   return {many(not_negative) ? FirstPass::kKeyed : FirstPass::kNegative, 0};
 }
 
-// The first pass of a whole row; returns how it was made.
+// Makes the first pass over a whole row. Returns which pass its maxima are from.
 template <typename TI>
 FirstPass RunFirstPass(const RowTask& task, core::Format<TI> format, TI* maxima) {
   const int64_t buckets = task.plan.buckets;

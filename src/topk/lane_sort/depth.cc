@@ -14,17 +14,17 @@ namespace {
 //
 //   P(depth = m) = k! / N^k [x^k] D(x),  D = f_m^N - f_{m-1}^N.
 //
-// D's coefficients are not negative, so Cauchy's formula over the circle of radius r, by the
-// trapezoidal rule, loses nothing to cancellation when r is near the saddle point, where the
+// The coefficients of D are not negative. So Cauchy's formula over a circle of radius r, by the
+// trapezoidal rule, loses nothing to cancellation if r is near the saddle point, where the
 // coefficients of D(r x) have their mean at k: the result is then about 1 / sd of the largest term,
-// however small the probability is. D itself is a^N - b^N = b^N ((1 + t / b)^N - 1) with a = f_m,
-// b = f_{m-1}, t = x^m / m!, by log1p and expm1. The recurrence f (f^N)' = N f' f^N was tried
-// first: for k > N it has terms of both signs and loses the lower tail altogether.
+// however small the probability is. D itself is a^N - b^N = b^N ((1 + t / b)^N - 1) with a = f_m, b
+// = f_{m-1}, t = x^m / m!, computed by log1p and expm1. We first tried the recurrence f (f^N)' = N
+// f' f^N: for k > N it has terms of both signs and loses the lower tail entirely.
 
-// Long doubles hold the logarithms of the large factors, whose sum is small.
+// Long doubles: the sum of the logarithms is small, but the logarithms themselves are large.
 using Real = long double;
 
-constexpr Real kLogSmallest = -745.2L;  // of the smallest positive double
+constexpr Real kLogSmallest = -745.2L;  // log of the smallest positive double
 constexpr double kNegligible = 1e-19;
 
 // log(n!).
@@ -54,7 +54,7 @@ Real LogBinomial(int64_t k, int64_t lanes, int64_t m) {
          static_cast<Real>(m) * std::log(n) + static_cast<Real>(k - m) * std::log1p(-1 / n);
 }
 
-// P(depth = m) where no second lane can matter: the expected number of lanes with exactly m.
+// P(depth = m) when a second lane cannot matter: the expected number of lanes with exactly m.
 double OneLane(int64_t k, int64_t lanes, int64_t m) {
   if (lanes == 1) {
     return m == k ? 1.0 : 0.0;
@@ -110,13 +110,13 @@ struct Moments {
 class Circle {
  public:
   Circle(int64_t k, int64_t lanes, int64_t m, Real r);
-  void Next();  // on to m + 1
+  void Next();  // moves on to m + 1
 
-  // By how much the mean of the coefficients of D(r x) exceeds k, and (no less than) their standard
-  // deviation.
+  // How much the mean of the coefficients of D(r x) exceeds k; Deviation is (at least) their
+  // standard deviation.
   Real Excess() const { return mean_ - static_cast<Real>(k_); }
   Real Deviation() const { return deviation_; }
-  // Whether Probability is exact.
+  // Whether r is close enough to the saddle point for Probability to be exact.
   bool NearSaddle() const;
   double Probability();  // P(depth = m)
 
@@ -183,7 +183,7 @@ void Circle::Measure() {
   all.Add(t_);
   deviation_ = std::sqrt(n * all.Variance());
   log_ratio_ = n * std::log1p(t_ / below_.sum);
-  if (log_ratio_ < 1e-6L) {  // D = N t b^(N-1) but for this much
+  if (log_ratio_ < 1e-6L) {  // there D = N t b^(N-1), up to this much
     mean_ = static_cast<Real>(m_) + (n - 1) * (origin + below_.Mean());
   } else {
     const Real difference = all.Mean() - std::exp(-log_ratio_) * below_.Mean();
@@ -191,8 +191,8 @@ void Circle::Measure() {
   }
 }
 
-// The rule gives the sum of the coefficients of k, k +- points, k +- 2 points, ...: ten deviations
-// away these are negligible.
+// The trapezoidal rule gives the sum of the coefficients of k, k +- points, k +- 2 points, ... Ten
+// deviations from k they are negligible.
 int64_t Circle::PointsNeeded() const {
   return std::min(static_cast<int64_t>(10 * (deviation_ + std::fabs(Excess()))) + 64,
                   m_ * lanes_ + 1);
@@ -254,7 +254,7 @@ double Circle::Probability() {
   const auto points = static_cast<int64_t>(roots_.size());
   const double largest = At(0).re;
   double sum = 0;
-  int negligible = 0;  // in a row
+  int negligible = 0;  // how many in a row
   for (int64_t p = 0; p <= points / 2 && negligible < 8; ++p) {
     const Complex d = At(p);
     negligible = Size(d) < 1e-20 * largest ? negligible + 1 : 0;
@@ -266,7 +266,7 @@ double Circle::Probability() {
   return static_cast<double>(std::exp(log_scale + std::log(share)));
 }
 
-// Within a fraction of a deviation of the saddle point.
+// A circle within a fraction of a deviation of the saddle point.
 Circle AtSaddle(int64_t k, int64_t lanes, int64_t m) {
   Real low = static_cast<Real>(k) / static_cast<Real>(lanes);
   Real high = low;
@@ -286,7 +286,7 @@ Circle AtSaddle(int64_t k, int64_t lanes, int64_t m) {
   }
 }
 
-// P(depth = k / lanes), when every lane has as many.
+// P(depth = k / lanes): every lane has the same number.
 double AllEqual(int64_t k, int64_t lanes) {
   const Real n = static_cast<Real>(lanes);
   return static_cast<double>(

@@ -1,4 +1,4 @@
-// How deep the k best of a row pile up in the lanes they fall into.
+// How many of the k best of a row fall into the same lane.
 #pragma once
 
 #include <cstdint>

@@ -1,4 +1,4 @@
-// One pass of the lane sort: the best m of each lane of a row.
+// One pass of lane sort: the best m of each lane of a row.
 #if defined(RIFFLE_TOPK_LANE_PASS_INL_H_) == defined(HWY_TARGET_TOGGLE)
 #ifdef RIFFLE_TOPK_LANE_PASS_INL_H_
 #undef RIFFLE_TOPK_LANE_PASS_INL_H_
@@ -21,7 +21,7 @@ namespace hn = hwy::HWY_NAMESPACE;
 using core::HWY_NAMESPACE::Keys;
 using core::HWY_NAMESPACE::Tag;
 
-// The key of a place that no element has taken, below the key of every element.
+// The key of an empty place. It is below the key of every element.
 template <typename TI>
 constexpr TI kEmpty = std::numeric_limits<TI>::min();
 
@@ -30,15 +30,15 @@ template <typename TI>
 class LanePass {
   using D = Tag<TI>;
   using DI = hn::Repartition<int32_t, D>;
-  // The row is searched for elements above the floor by blocks of vectors, and all blocks of a span
-  // before any of its elements is inserted: a branch for each block would be mispredicted for most
-  // that have one, with nothing left to do until it is known.
+  // The row is searched for elements above the floor in blocks of vectors. All blocks of a span are
+  // searched before any element is inserted: a branch for each block would be mispredicted for most
+  // blocks that have such an element, and nothing else could run until it was resolved.
   static constexpr size_t kBlock = 4;
   static constexpr size_t kSpan = 32;
   static constexpr size_t kFewBlocks = 16;
-  static constexpr uintptr_t kAhead = 3072;  // bytes; none and 1024: 10% slower
-  // The first floor comes from a fourth of the row: a smaller part lets more elements through
-  // later on, a larger one is read twice (8: 6% slower).
+  static constexpr uintptr_t kAhead = 3072;  // bytes; with none or 1024 it is 10% slower
+  // The first floor comes from a fourth of the row. A smaller part lets more elements through later
+  // (an eighth: 6% slower); a larger one is read twice.
   static constexpr size_t kFirst = 4;
 
  public:
@@ -49,12 +49,12 @@ class LanePass {
         keys_(row.candidates.keys),
         columns_(row.candidates.indices) {}
 
-  // Keeps the best m of each lane, of all that may be among the k best; m is at most the layout's
-  // last depth.
+  // Keeps the best m of each lane, among all elements that may be among the k best. m is at most
+  // the layout's last depth.
   void Run(size_t m);
 
  private:
-  // The same for x[begin, end); begin is a multiple of the lanes and of a vector.
+  // Run for x[begin, end), where begin is a multiple of the lanes and of a vector.
   template <bool kKeyed>
   void Insert(size_t begin, size_t end);
   template <bool kKeyed>
@@ -73,20 +73,22 @@ class LanePass {
   TI* const keys_;
   int32_t* const columns_;
   size_t m_ = 0;
-  // What is still to be read need not be kept if its key is no higher: k elements come before it.
+  // An element still to be read can be dropped unless its key exceeds the floor: k elements are
+  // better.
   TI floor_ = kEmpty<TI>;
 };
 
-// at[i] = above ? over[i] : enters ? fresh : at[i], for one vector of columns.
+// For one vector of columns: at[i] = above ? over[i] : enters ? fresh : at[i].
 template <class DI, class M = hn::Mask<DI>, class V = hn::Vec<DI>>
 HWY_INLINE void ShiftColumns(DI di, M above, M enters, V fresh, const int32_t* over, int32_t* at) {
   const V kept = hn::IfThenElse(enters, fresh, hn::LoadU(di, at));
   hn::StoreU(hn::IfThenElse(above, hn::LoadU(di, over), kept), di, at);
 }
 
-// Sinks a vector of elements into its lanes. An element goes below all that are not less than it,
-// so of equal ones the lower column stays above; what is less moves down by one. Working from the
-// bottom up no depth waits for another, and it ends at the depth that no element rises above.
+// Inserts a vector of elements, each into its lane. An element goes below all that are not smaller,
+// so among equal ones the lower column stays above; smaller ones move down by one. Working from the
+// bottom up, no depth waits for the result of another, and the loop ends at the depth above which
+// no element belongs.
 template <typename TI>
 HWY_INLINE void LanePass<TI>::InsertVector(size_t column) {
   const D d;
@@ -105,7 +107,7 @@ HWY_INLINE void LanePass<TI>::InsertVector(size_t column) {
   keys = hn::IfThenElse(enters, keys, hn::Set(d, kEmpty<TI>));
   const auto fresh = hn::Iota(di, static_cast<int32_t>(column));
   for (size_t depth = m_ - 1;; --depth) {
-    // Nothing is above the top, and nothing moves down to it.
+    // At the top there is nothing above, and nothing moves down.
     const TI* key_over = depth == 0 ? key_at : key_at - lanes_;
     const int32_t* column_over = depth == 0 ? column_at : column_at - lanes_;
     const auto over = depth == 0 ? hn::Set(d, hwy::LimitsMax<TI>()) : hn::LoadU(d, key_over);
@@ -133,8 +135,8 @@ HWY_INLINE void LanePass<TI>::InsertVector(size_t column) {
   }
 }
 
-// The columns of the elements above the floor in a block; returns how many. `columns` has room for
-// one vector more.
+// Stores the columns of the block's elements above the floor. Returns their number. `columns` has
+// room for one more vector.
 template <typename TI>
 HWY_INLINE size_t LanePass<TI>::FindColumns(size_t begin, int32_t* columns) const {
   const D d;
@@ -148,7 +150,7 @@ HWY_INLINE size_t LanePass<TI>::FindColumns(size_t begin, int32_t* columns) cons
   return count;
 }
 
-// Sinks elements one by one.
+// Inserts elements one by one.
 template <typename TI>
 void LanePass<TI>::InsertColumns(const int32_t* columns, size_t count) {
   for (size_t i = 0; i < count; ++i) {
@@ -167,9 +169,9 @@ void LanePass<TI>::InsertColumns(const int32_t* columns, size_t count) {
   }
 }
 
-// Which of the blocks from `begin` on may have elements above the floor, a bit for each. By keys,
-// or by raw bits, which are in the order of the values above a floor that is not negative but for
-// negative NaNs: these are the largest unsigned integers.
+// Which of the blocks from `begin` on may have elements above the floor, one bit each. Compares
+// keys, or raw bits: above a floor that is not negative they are in the order of the values, except
+// for negative NaNs, which are the largest unsigned integers.
 template <typename TI>
 template <bool kKeyed>
 HWY_INLINE uint32_t LanePass<TI>::HotBlocks(size_t begin, size_t blocks) const {
@@ -236,9 +238,9 @@ void LanePass<TI>::Insert(size_t begin, size_t end) {
   }
 }
 
-// A floor before anything is kept: the row's first part is divided into stripes, more than k, and
-// the k-th largest of their maxima is a bound for the row. With raw bits nothing that is found is
-// wrong, but for rows with few positive elements nothing may be found.
+// Finds a floor before anything is kept. The row's first part is divided into more than k stripes,
+// and the k-th largest of their maxima is a bound for the row. With raw bits a bound is right if
+// one is found; in rows with few positive elements none may be.
 template <typename TI>
 template <bool kKeyed>
 bool LanePass<TI>::FirstFloor() {
@@ -247,7 +249,7 @@ bool LanePass<TI>::FirstFloor() {
   const size_t stripes = std::max<size_t>(std::bit_ceil(4 * row_.k), 4 * kMinBucket);
   const size_t steps = row_.n / kFirst / stripes;
   if (steps < 2 || stripes > last_depth_ * lanes_) {
-    return true;  // too short a row, or too few lanes
+    return true;  // the row is too short, or there are too few lanes
   }
   for (size_t stripe = 0; stripe < stripes; stripe += 4 * width) {
     const TI* x = row_.x + stripe;
@@ -276,11 +278,11 @@ bool LanePass<TI>::FirstFloor() {
   if (bound.reached < row_.k) {
     return false;
   }
-  floor_ = static_cast<TI>(bound.key - 1);  // what reaches the bound has not been kept yet
+  floor_ = static_cast<TI>(bound.key - 1);  // elements equal to the bound must still be kept
   return true;
 }
 
-// The k-th best of what has been kept is a bound for all that is still to come.
+// The k-th best element kept is a bound for all elements still to be read.
 template <typename TI>
 void LanePass<TI>::RaiseFloor() {
   const size_t kept = m_ * lanes_;
@@ -302,7 +304,8 @@ void LanePass<TI>::Run(size_t m) {
   }
   std::fill_n(keys_, m * lanes_, kEmpty<TI>);
   std::fill_n(columns_, m * lanes_, -1);
-  // Parts grow with what is behind them, and with them what a higher floor saves.
+  // Parts grow with the part of the row behind them: the more is left to read, the more a higher
+  // floor saves.
   size_t begin = 0;
   while (begin < row_.n) {
     const size_t first = floor_ == kEmpty<TI> ? row_.n / 64 + 4 * row_.k : row_.n / kFirst;

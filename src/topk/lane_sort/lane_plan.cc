@@ -10,14 +10,14 @@
 namespace riffle::topk {
 namespace {
 
-// A pass that keeps `depth` elements of each lane, and the probability that it certifies nothing.
+// A pass that keeps `depth` elements of each lane, and the probability that its certificate fails.
 struct Step {
   int64_t depth;
   double fails;
 };
 
-// Depths worth trying: from the first that can certify to where failing is hardly possible, in
-// steps that keep their number small, then doubled depths up to the one that always certifies.
+// Depths worth trying: from the first that can certify to one that hardly ever fails, in steps that
+// keep their number small; then doubled depths, up to the one that always certifies.
 std::vector<Step> CandidateSteps(const DepthDistribution& depths, int64_t last) {
   constexpr double kUnlikely = 1e-9;
   constexpr int64_t kMaxSteps = 256;
@@ -39,11 +39,11 @@ std::vector<Step> CandidateSteps(const DepthDistribution& depths, int64_t last) 
   return steps;
 }
 
-// The steps with the least expected cost, the sum over steps of Cost * P(the step before failed).
-// The last one is always among them.
+// The steps with the smallest expected cost, which is the sum over steps of PassCost * P(the step
+// before failed). The last step is always among them.
 std::vector<int> Cheapest(const std::vector<Step>& steps) {
   const size_t count = steps.size();
-  std::vector<double> rest(count, 0.0);  // expected cost of what follows step i
+  std::vector<double> rest(count, 0.0);  // the expected cost of what follows step i
   std::vector<size_t> next(count, count);
   size_t first = count - 1;
   double least = PassCost(steps.back().depth);
@@ -71,11 +71,11 @@ std::vector<int> Cheapest(const std::vector<Step>& steps) {
 
 }  // namespace
 
-// One row of 201088 at k = 64, 128 lanes, on one thread of an AVX-512 machine, in us:
+// The time of one row of 201088, k = 64, 128 lanes, on one thread of an AVX-512 machine, in us:
 //   depth      2     5     9    17
 //   bf16    12.4  13.2  14.2  16.1
 //   f32     22.8  24.2  26.7  28.9
-// Few elements get past the floor, so that keeping more of a lane costs little.
+// Few elements pass the floor, so keeping more of a lane costs little.
 double PassCost(int64_t depth) { return 1.0 + 0.02 * static_cast<double>(depth); }
 
 int64_t LastDepth(int64_t n, int64_t k, int64_t lanes) {

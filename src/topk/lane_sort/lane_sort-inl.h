@@ -1,11 +1,11 @@
-// Exact top-k by lanes: column c belongs to lane c % lanes; a pass over the row keeps the m best of
-// each lane, and a certificate tells whether the k best of the row are among them. If not, the next
+// Exact top-k by lanes. Column c belongs to lane c % lanes. A pass over the row keeps the m best of
+// each lane, and a certificate tells whether the k best of the row are among them; if not, the next
 // pass keeps more. After the JAX Pallas kernel of oliverdutton/fast_exact_topk_tpu.
 //
-// The certificate of a pass of depth m: at least k kept elements, the m-th of each lane not
-// counted, are better than the pivot, the best of the m-th elements. All that is better than the
-// pivot has been kept, so these hold the k best. It is found exactly when no lane has m of the k
-// best.
+// The certificate of a pass of depth m: the pivot is the best of the m-th elements of all lanes. At
+// least k other kept elements, not counting the m-th of each lane, are better than the pivot.
+// Everything better than the pivot has been kept, so the k best are among these. The certificate
+// holds exactly when no lane has m of the k best.
 #if defined(RIFFLE_TOPK_LANE_SORT_INL_H_) == defined(HWY_TARGET_TOGGLE)
 #ifdef RIFFLE_TOPK_LANE_SORT_INL_H_
 #undef RIFFLE_TOPK_LANE_SORT_INL_H_
@@ -23,7 +23,7 @@ HWY_BEFORE_NAMESPACE();
 namespace riffle::topk::HWY_NAMESPACE {
 using core::HWY_NAMESPACE::Tag;
 
-// Whether a pass of depth m certifies. If so the k best and perhaps more are left in
+// Whether a pass of depth m certifies. If so, the k best and perhaps more are left in
 // row.candidates.
 template <typename TI>
 bool Certify(Row<core::Format<TI>>& row, size_t lanes, size_t m) {
@@ -42,7 +42,7 @@ bool Certify(Row<core::Format<TI>>& row, size_t lanes, size_t m) {
     }
   }
   row.candidates.count = kept;
-  Pad(Tag<TI>(), keys, kept);  // over the m-th elements, which are not needed any more
+  Pad(Tag<TI>(), keys, kept);  // overwrites the m-th elements, which are not needed any more
   const TI above = std::max(static_cast<TI>(pivot + 1), row.format.lowest_key());
   const Bound<TI> bound =
       FindBound(keys, kept, row.k, select::SortLimit(row.k, row.task.sorted), above, row.format);
@@ -50,10 +50,10 @@ bool Certify(Row<core::Format<TI>>& row, size_t lanes, size_t m) {
     KeepGe(row.candidates, bound.key);
     return true;
   }
-  if (pivot == kEmpty<TI>) {  // another thread took elements out of the row
+  if (pivot == kEmpty<TI>) {  // another thread removed elements from the row
     return false;
   }
-  // Only together with elements that equal the pivot in lower columns.
+  // Certifies only together with elements that equal the pivot and have a lower column.
   size_t reached = CountGe(keys, kept, above);
   for (size_t slot = 0; slot < kept; ++slot) {
     if (keys[slot] == pivot) {
@@ -69,7 +69,7 @@ bool Certify(Row<core::Format<TI>>& row, size_t lanes, size_t m) {
   return true;
 }
 
-// Passes until one certifies; returns its depth.
+// Makes passes until one certifies. Returns the depth.
 template <typename TI>
 size_t RunPasses(Row<core::Format<TI>>& row, const LaneOptions& options,
                  const LaneScratch& layout) {
@@ -92,7 +92,7 @@ size_t RunPasses(Row<core::Format<TI>>& row, const LaneOptions& options,
   }
 }
 
-// Puts candidates in ascending order of index, which is what the finish expects, into `sorted`.
+// Stores the candidates in `sorted`, in ascending order of index as the finish expects them.
 template <typename TI>
 void SortByIndex(const Candidates<TI>& candidates, Candidates<int32_t> by_index, uint64_t* pairs,
                  Candidates<TI>& sorted) {

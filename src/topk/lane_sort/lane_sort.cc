@@ -19,7 +19,7 @@ void LaneSortRow(const RowTask& task, const LaneOptions& options, uint8_t* scrat
     case DType::kBF16:
       return LaneSort<int16_t>(task, options, core::kBF16Format, scratch);
     default:
-      HWY_DASSERT(false);  // CheckOptions refuses the others
+      HWY_DASSERT(false);  // CheckOptions rejects the other dtypes
   }
 }
 

@@ -1,4 +1,4 @@
-// Limits and scratch of the lane sort: pure functions of shapes, the same on every SIMD target.
+// Limits and scratch of lane sort: pure functions of shapes, the same on every SIMD target.
 #pragma once
 
 #include <cstddef>
@@ -10,13 +10,13 @@
 
 namespace riffle::topk {
 
-// What a pass over a row costs that keeps the best `depth` of each lane, relative.
+// The relative cost of a pass over a row that keeps the best `depth` elements of each lane.
 double PassCost(int64_t depth);
 
-// A pass of this depth certifies: no lane holds more of the k best than it has elements.
+// A pass of this depth always certifies: no lane holds that many of the k best.
 int64_t LastDepth(int64_t n, int64_t k, int64_t lanes);
 
-// What is kept, and room to sort it: [last_depth * lanes + kSlack] elements each.
+// The elements kept, and room to sort them: [last_depth * lanes + kSlack] elements each.
 struct LaneScratch {
   RowScratch row;
   core::ScratchArray<int32_t> index_keys;
