@@ -1,0 +1,70 @@
+// A FLASH_ATTN_EXT node as a call of PagedAttention.
+#pragma once
+
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "ggml_abi.h"
+#include "ggml_host.h"
+#include "mask_structure.h"
+#include "riffle/attention.h"
+
+namespace riffle::llama {
+
+// The operation that a node means, apart from what its mask holds.
+//   q [streams, tokens, heads, key_dim] f32; keys and values [streams or 1, cells, kv_heads, dim]
+struct AttentionNode {
+  int64_t streams = 0;
+  int64_t tokens = 0;  // of a stream
+  HeadsView q;         // its tokens are those of all streams, in order
+  PagedKv keys;        // a stream's cells are a page
+  PagedKv values;
+  bool shared_cells = false;  // all streams have one page
+  AttentionOut out;
+  AttentionOptions options;          // without mask and causal
+  const ggml::Tensor* mask = nullptr;
+  bool mask_by_head = false;
+
+  int64_t cells() const { return keys.page_size; }
+};
+
+// The node's operation; none, and why in `reason`, where ggml's own kernel has to do it.
+// `op_params` are those of FLASH_ATTN_EXT.
+std::optional<AttentionNode> ReadNode(const Host& host, const ggml::Tensor& node,
+                                      const int32_t* op_params, std::string& reason);
+
+// "q 64x1x9x1 f16 64x256x3 ..." for the log.
+std::string Describe(const Host& host, const ggml::Tensor& node);
+
+// Plans of one graph's run: layers share masks, so they share plans. Tensors are written once in a
+// run, so that a mask is known by its tensor.
+class PlanCache {
+ public:
+  void Clear() { used_ = 0; }
+
+  // Runs the node, whose mask has been computed by now.
+  void Attend(const AttentionNode& node);
+
+ private:
+  struct Entry {
+    const ggml::Tensor* mask = nullptr;
+    const void* mask_data = nullptr;
+    HeadsView q;
+    PagedKv keys;
+    int64_t streams = 0;
+    bool shared_cells = false;
+    AttentionOptions options;  // of calls, without those of a layer
+    MaskStructure structure;
+    std::vector<int32_t> page_of;  // [sequences]
+    AttentionPlan plan;
+  };
+
+  static bool Fits(const Entry& entry, const AttentionNode& node);
+  static void Make(const AttentionNode& node, Entry& entry);
+
+  std::vector<Entry> entries_;
+  size_t used_ = 0;
+};
+
+}  // namespace riffle::llama

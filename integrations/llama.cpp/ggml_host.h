@@ -1,0 +1,50 @@
+// The llama.cpp that loads this file: the CPU backend that it would have taken, which versions of
+// ggml are known, and the few functions and numbers of ggml that are needed.
+#pragma once
+
+#include <optional>
+#include <string>
+
+#include "ggml_abi.h"
+#include "riffle/attention.h"
+
+namespace riffle::llama {
+
+// How rows of keys or values are coded.
+struct RowFormat {
+  DType dtype = DType::kU8;
+  KvFormat format = KvFormat::kPlain;
+};
+
+// Functions of libggml-base, and what the numbers of this version mean: they are found by name.
+struct Host {
+  int (*graph_nodes)(ggml::Graph*) = nullptr;
+  ggml::Tensor* (*graph_node)(ggml::Graph*, int index) = nullptr;
+  const char* (*type_name)(int type) = nullptr;
+  int flash_attention = -1;  // of Tensor::op
+  int custom = -1;
+
+  // None: a type that Riffle does not read.
+  std::optional<RowFormat> Format(int type) const;
+};
+
+// The CPU backend beside this file that its own score says is the best on this machine.
+struct Neighbor {
+  std::string path;
+  int score = 0;
+  void* handle = nullptr;  // of dlopen
+};
+
+// Its handle is 0 where there is none. The caller closes it.
+Neighbor FindNeighbor();
+
+// None, with a line that says why, where ggml is of a version that no test has run with.
+std::optional<Host> FindHost(const Neighbor& neighbor);
+
+// The registry of the neighbour's backend; null if it has none.
+ggml::Registry* InitNeighbor(const Neighbor& neighbor);
+
+// Whether its layouts are those of ggml_abi.h.
+bool KnowsApi(const ggml::Registry& registry);
+
+}  // namespace riffle::llama

@@ -1,0 +1,181 @@
+#include "graph_run.h"
+
+#include <algorithm>
+#include <cstring>
+#include <exception>
+#include <new>
+#include <string>
+#include <thread>
+
+#include "log.h"
+#include "riffle/riffle.h"
+#include "speed.h"
+
+#if defined(__x86_64__) || defined(__i386__)
+#include <immintrin.h>
+#endif
+
+namespace riffle::llama {
+namespace {
+
+void Pause() {
+#if defined(__x86_64__) || defined(__i386__)
+  _mm_pause();
+#elif defined(__aarch64__)
+  __asm__ __volatile__("yield");
+#endif
+}
+
+// The team whose thread 0 this thread is, while it makes a call.
+constinit thread_local ThreadTeam* calling_team = nullptr;
+
+// A ParallelRegion. On a thread without a team, body runs there alone.
+void LendTeam(void (*body)(void*), void* data, unsigned threads, unsigned) {
+  if (calling_team == nullptr) {
+    body(data);
+  } else {
+    calling_team->Run(body, data, threads);
+  }
+}
+
+// Gives the default pool room for `threads`. It never shrinks: contexts with fewer threads take
+// part with those they have.
+void EnsureThreads(int threads) {
+  static constinit std::atomic<int> room{0};
+  const int before = room.load(std::memory_order_acquire);
+  if (threads <= before) {
+    return;
+  }
+  if (before == 0) {
+    SetParallelRegion(LendTeam);
+  }
+  SetNumThreads(std::min(threads, 1024));
+  room.store(threads, std::memory_order_release);
+}
+
+}  // namespace
+
+void ThreadTeam::Run(void (*body)(void*), void* data, unsigned max_threads) {
+  body_ = body;
+  data_ = data;
+  max_threads_ = max_threads;
+  const uint64_t call = (gate_.load(std::memory_order_relaxed) & ~(kCall - 1)) + kCall;
+  gate_.store(call | kOpen, std::memory_order_release);
+  body(data);
+  gate_.fetch_and(~kOpen, std::memory_order_acq_rel);
+  while ((gate_.load(std::memory_order_acquire) & (kOpen - 1)) != 0) {
+    Pause();
+  }
+}
+
+void ThreadTeam::Help(int node, int thread) {
+  // ggml's threads spin between nodes, so these do: its next node is microseconds away. They yield
+  // where the system runs more threads than it has CPUs.
+  constexpr int kSpins = 4096;
+  uint64_t helped = 0;
+  for (int spins = 0; nodes_done_.load(std::memory_order_acquire) <= node;) {
+    uint64_t gate = gate_.load(std::memory_order_relaxed);
+    const uint64_t call = gate & ~(kCall - 1);
+    bool inside = false;
+    while (call != helped && (gate & kOpen) != 0 && (gate & ~(kCall - 1)) == call && !inside) {
+      inside = gate_.compare_exchange_weak(gate, gate + 1, std::memory_order_acquire);
+    }
+    if (inside) {
+      if (static_cast<unsigned>(thread) < max_threads_) {
+        body_(data_);
+      }
+      helped = call;
+      gate_.fetch_sub(1, std::memory_order_acq_rel);
+      spins = 0;
+    } else if (++spins < kSpins) {
+      Pause();
+    } else {
+      std::this_thread::yield();
+    }
+  }
+}
+
+int GraphRun::Run(const Host& host, Compute compute, ggml::Backend* backend, ggml::Graph* graph) {
+  try {
+    TakeNodes(host, graph);
+  } catch (const std::bad_alloc&) {
+    GiveBackNodes(host);  // ggml does all of them
+  }
+  const int status = compute(backend, graph);
+  GiveBackNodes(host);
+  return status == ggml::kStatusSuccess ? status_ : status;
+}
+
+void GraphRun::TakeNodes(const Host& host, ggml::Graph* graph) {
+  nodes_.clear();
+  plans_.Clear();
+  team_.Reset();
+  status_ = ggml::kStatusSuccess;
+  const int count = host.graph_nodes(graph);
+  for (int i = 0; i < count; ++i) {
+    ggml::Tensor* tensor = host.graph_node(graph, i);
+    if (tensor->op != host.flash_attention || (tensor->flags & ggml::kFlagCompute) == 0) {
+      continue;
+    }
+    std::string reason;
+    std::optional<AttentionNode> attention = ReadNode(host, *tensor, tensor->op_params, reason);
+    if (attention && !IsFaster(*attention)) {
+      reason = "it is faster there";
+      attention.reset();
+    }
+    if (Logging()) {
+      LogOnce(Describe(host, *tensor) + ": " +
+              (attention ? "Riffle" : "llama.cpp (" + reason + ")"));
+    }
+    if (attention) {
+      Node node;
+      node.run = this;
+      node.index = static_cast<int>(nodes_.size());
+      node.tensor = tensor;
+      node.attention = *attention;
+      std::memcpy(node.op_params, tensor->op_params, sizeof(node.op_params));
+      nodes_.push_back(node);
+    }
+  }
+  for (Node& node : nodes_) {  // whose addresses stay from here on
+    const ggml::CustomParams params = {RunNode, ggml::kAllThreads, &node};
+    std::memcpy(node.tensor->op_params, &params, sizeof(params));
+    node.tensor->op = host.custom;
+  }
+}
+
+void GraphRun::GiveBackNodes(const Host& host) {
+  for (const Node& node : nodes_) {
+    node.tensor->op = host.flash_attention;
+    std::memcpy(node.tensor->op_params, node.op_params, sizeof(node.op_params));
+  }
+  nodes_.clear();
+}
+
+// On each of ggml's threads; it has them meet before and after.
+void GraphRun::RunNode(ggml::Tensor*, int thread, int threads, void* data) {
+  const Node& node = *static_cast<const Node*>(data);
+  GraphRun& run = *node.run;
+  if (thread == 0) {
+    run.Attend(node, threads);
+    run.team_.End(node.index);
+  } else {
+    run.team_.Help(node.index, thread);
+  }
+}
+
+void GraphRun::Attend(const Node& node, int threads) {
+  try {
+    EnsureThreads(threads);
+    calling_team = &team_;
+    plans_.Attend(node.attention);
+  } catch (const std::bad_alloc&) {
+    status_ = ggml::kStatusAllocFailed;
+  } catch (const Error& error) {
+    Warn(std::string("attention failed: ") + error.what());
+    status_ = error.code() == Code::kOutOfMemory ? ggml::kStatusAllocFailed : ggml::kStatusFailed;
+  }
+  calling_team = nullptr;
+}
+
+}  // namespace riffle::llama
