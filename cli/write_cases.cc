@@ -82,7 +82,7 @@ class Write {
                   std::memcpy(to + i * kCopyBytes, input_.data() + i * kCopyBytes,
                               static_cast<size_t>(size));
                 },
-                threads);
+                {.pool = threads});
   }
 
   // Throws unless what the last call has written stands for the tokens.
