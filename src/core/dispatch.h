@@ -14,8 +14,11 @@ namespace riffle::core {
 //   (*ForTarget(HWY_DISPATCH_TABLE(Function)))(arguments);
 // In place of HWY_DYNAMIC_DISPATCH, which goes by the target that all users of Highway in the
 // process share. The first entry of a table is what Highway calls while it has chosen none.
+//
+// static: files are compiled for different targets (riffle_use_vnni in cmake/RiffleHighway.cmake),
+// and each must look among its own. One that lacks the chosen target runs the next lower it has.
 template <typename Function, size_t kSize>
-Function* ForTarget(Function* const (&table)[kSize]) {
+static Function* ForTarget(Function* const (&table)[kSize]) {
   if constexpr (kSize == 1) {  // compiled for one target alone
     return table[0];
   } else {
