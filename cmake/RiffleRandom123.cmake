@@ -1,6 +1,8 @@
-# Random123's headers (counter-based generators): installed ones (Debian: librandom123-dev), else the
-# upstream tag. Nothing of them is seen from outside of the library.
+# Random123's headers (counter-based generators): those of a source distribution, else installed ones
+# (Debian: librandom123-dev), else the upstream tag. Nothing of them is seen from outside of the
+# library.
 find_path(RIFFLE_RANDOM123_INCLUDE_DIR Random123/philox.h
+          HINTS ${PROJECT_SOURCE_DIR}/.deps/random123/include
           DOC "Where Random123/philox.h is")
 if(NOT RIFFLE_RANDOM123_INCLUDE_DIR)
   message(STATUS "riffle: fetching Random123 1.14.0")
