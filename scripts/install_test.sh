@@ -28,12 +28,14 @@ work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 mkdir "$work/tmp"
 use_ccache
-# Both builds hash their sources relative to where pip unpacks them, so that the second finds the first one's objects.
+# Sources are hashed relative to where pip unpacks them, and these settings make the commands those of `make python`, so that
+# ccache has the library's objects.
 export CCACHE_BASEDIR=$work TMPDIR=$work/tmp CMAKE_BUILD_PARALLEL_LEVEL=$JOBS
+settings=(--config-settings=build-dir=build/python --config-settings=cmake.define.RIFFLE_WERROR=ON)
 while read -r minor python; do
   say "installing $(basename "$sdist") with pip of Python 3.$minor"
   "$python" -m venv "$work/venv-$minor"
-  "$work/venv-$minor/bin/python" -m pip install -q "$sdist" || die "it does not install with Python 3.$minor"
+  "$work/venv-$minor/bin/python" -m pip install -q "${settings[@]}" "$sdist" </dev/null || die "it does not install with Python 3.$minor"
   # From elsewhere: the folder of the checkout must not be found first.
   (cd "$work" && "venv-$minor/bin/python" "$ROOT/python/tests/smoke.py") || die "what Python 3.$minor installed is wrong"
 done < <(printf '%s\n' "$oldest" "$newest" | sort -u)

@@ -3,7 +3,8 @@
     python3 tests/runtime/dispatch_test.py QEMU RUNTIME_PROBE [PROGRAM...]
 
 An instruction that a model lacks ends a program by SIGILL, so each PROGRAM (a test of every target that the machine has) passes
-only if no kernel goes beyond its target. qemu-user has no AVX-512: models that have it run AVX2 here.
+only if no kernel goes beyond its target. qemu-user has no AVX-512: models that have it run AVX2 here. Models that the installed
+qemu does not know are left out.
 """
 
 import re
@@ -33,7 +34,7 @@ def run(model: str, program: str) -> subprocess.CompletedProcess:
 
 class Dispatch(unittest.TestCase):
     def models(self) -> dict[str, str]:
-        text = subprocess.run([QEMU, "-cpu", "help"], capture_output=True, text=True, check=True).stdout
+        text = subprocess.run([QEMU, "-cpu", "help"], capture_output=True, text=True).stdout
         known = set(re.findall(r"^x86\s+(\S+)", text, re.MULTILINE))
         return {model: target for model, target in EXPECTED.items() if model in known}
 
@@ -47,7 +48,7 @@ class Dispatch(unittest.TestCase):
                 self.assertRegex(done.stdout, f"right=1 target={target} kernel={target} ")
 
     def test_answers_are_right(self) -> None:
-        for model in ("Nehalem", "Westmere", "Haswell", "Icelake-Server"):
+        for model in ("Nehalem", "Westmere", "Haswell", "Icelake-Server"):  # one of each target and one that could do more
             for program in PROGRAMS:
                 with self.subTest(model=model, program=program):
                     done = run(model, program)
