@@ -107,10 +107,11 @@ function(riffle_use_highway target)
 endfunction()
 
 # Source files of the calling folder that are compiled for AVX3_DL too (Ice Lake): those that gain
-# by int8 dot products (VNNI) without bf16 ones. Options come behind the target's definitions.
+# by int8 dot products (VNNI) without bf16 ones. Highway makes that target only where it is asked
+# for. Options come behind the target's definitions.
 function(riffle_use_vnni)
   if(NOT RIFFLE_SANITIZE)
     set_source_files_properties(${ARGN} PROPERTIES COMPILE_OPTIONS
-      "-UHWY_DISABLED_TARGETS;-DHWY_DISABLED_TARGETS=(${riffle_disabled_targets_with_vnni})")
+      "-UHWY_DISABLED_TARGETS;-DHWY_DISABLED_TARGETS=(${riffle_disabled_targets_with_vnni});-DHWY_WANT_AVX3_DL")
   endif()
 endfunction()

@@ -8,4 +8,5 @@ set -euo pipefail
 . "$(dirname "$0")/lib.sh"
 
 "$ROOT/scripts/setup.sh" arm64
+if [ $# = 0 ]; then "$ROOT/scripts/model.sh"; fi # its tests are among all
 exec "$ROOT/scripts/ctest.sh" arm64 "$@"

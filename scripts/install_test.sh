@@ -30,7 +30,7 @@ mkdir "$work/tmp"
 use_ccache
 # Sources are hashed relative to where pip unpacks them, and these settings make the commands those of `make python`, so that
 # ccache has the library's objects.
-export CCACHE_BASEDIR=$work TMPDIR=$work/tmp CMAKE_BUILD_PARALLEL_LEVEL=$JOBS
+export CXX=c++ CCACHE_BASEDIR=$work TMPDIR=$work/tmp CMAKE_BUILD_PARALLEL_LEVEL=$JOBS
 settings=(--config-settings=build-dir=build/python --config-settings=cmake.define.RIFFLE_WERROR=ON)
 while read -r minor python; do
   say "installing $(basename "$sdist") with pip of Python 3.$minor"
