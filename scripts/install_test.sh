@@ -18,8 +18,8 @@ pythons() {
   done | sort -n -u -k 1,1
 }
 
-"$ROOT/scripts/sdist.sh"
-sdist=$(ls -t "$ROOT"/dist/riffle_llm-*.tar.gz | head -n 1)
+sdist=$("$ROOT/scripts/sdist.sh" | tail -n 1) # "sdist.sh: dist/NAME"
+sdist=$ROOT/${sdist#* }
 all=$(pythons)
 [ -n "$all" ] || die "there is no Python of 3.10 or newer with its headers"
 oldest=$(head -n 1 <<<"$all")

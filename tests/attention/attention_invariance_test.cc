@@ -109,7 +109,8 @@ TEST_F(Invariance, DecodeAndPrefillInShort) {
     for (const std::string& target : Targets()) {
       SetTarget(target);
       const AttentionResult expected = prefill.Run();
-      for (const auto& [size, end] : {std::pair{1, 1}, {1, 257}, {1, kLength}, {7, 64}, {40, 520}}) {
+      for (const auto& [size, end] :
+           {std::pair{1, 1}, {1, 257}, {1, kLength}, {7, 64}, {40, 520}}) {
         spec.q_lens = {size};
         spec.kv_lens = {end};
         ASSERT_TRUE(RunCase(spec).SameBits(0, expected, end - size, size))

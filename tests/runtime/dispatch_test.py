@@ -29,7 +29,7 @@ EXPECTED = {
 
 def run(model: str, program: str) -> subprocess.CompletedProcess:
     # The warnings are about features that a model has and qemu lacks.
-    return subprocess.run([QEMU, "-cpu", model, program], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, timeout=800)
+    return subprocess.run([QEMU, "-cpu", model, program], capture_output=True, text=True, timeout=800)
 
 
 class Dispatch(unittest.TestCase):
