@@ -9,7 +9,7 @@ STAGE := scripts/stage.sh
 ##@ First
 help: ## this text
 	@awk 'BEGIN { FS = ":.*## " } /^##@ / { printf "\n%s\n", substr($$0, 5) } \
-	  /^[a-z-]+:.*## / { sub(/:.*/, "", $$1); printf "  make %-15s %s\n", $$1, $$2 }' Makefile
+	  /^[a-z0-9-]+:.*## / { sub(/:.*/, "", $$1); printf "  make %-17s %s\n", $$1, $$2 }' Makefile
 demo: build ## set up, build and run the main job (fresh Debian or Ubuntu: asks for packages)
 	@scripts/demo.sh
 test: start setup test-cpp test-clang test-consumer test-python test-asan test-tsan fuzz ## set up and run every test
@@ -37,6 +37,15 @@ test-python: setup ## Python tests and doctests
 	@$(STAGE) package "Python package" scripts/python_package.sh
 	@$(STAGE) python "Python tests and doctests" \
 	  .venv/bin/python -P -m pytest --doctest-modules --pyargs riffle python/tests
+test-install: setup ## the source distribution by pip, in clean environments of the oldest and the newest Python here
+	@$(STAGE) venv "Python environment" scripts/venv.sh
+	@$(STAGE) install "the source distribution, installed by pip" scripts/install_test.sh
+test-arm64: ## C++ tests on NEON: a cross compiler, and qemu-user to run them (half an hour)
+	@$(STAGE) arm64 "C++ tests on 64-bit ARM, under qemu" scripts/arm64.sh
+test-arm64-quick: ## those of them that take a few minutes
+	@$(STAGE) arm64 "C++ tests on 64-bit ARM, under qemu" scripts/arm64.sh -L arm64_quick
+test-dispatch: setup ## the targets that other x86 processors choose, under qemu-user's models of them
+	@$(STAGE) dispatch "dispatch on other x86 processors, under qemu" scripts/ctest.sh release -L dispatch
 test-transformers: setup ## riffle.transformers on every type of causal language model that Transformers has
 	@$(STAGE) venv "Python environment" scripts/venv.sh
 	@$(STAGE) package "Python package" scripts/python_package.sh
@@ -53,6 +62,10 @@ fuzz: setup ## every fuzz target over its corpus, a minute in all
 setup: ## packages, Highway and the model, for all of the above
 	@$(STAGE) setup "packages, Highway and the model" \
 	  sh -c 'scripts/setup.sh test && { scripts/highway.sh || true; } && scripts/model.sh'
+sdist: ## the source distribution: dist/riffle_llm-VERSION.tar.gz
+	@scripts/setup.sh build
+	@scripts/venv.sh
+	@scripts/sdist.sh
 bench: build ## measure riffle beside this machine's read bandwidth and peak
 	@for what in topk attention linear sample; do build/release/riffle bench $$what || exit 1; done
 format: ## rewrite C++ files in the project's format
@@ -71,5 +84,5 @@ distclean: clean ## remove .venv and .deps too
 start:
 	@rm -rf build/log
 
-.PHONY: help demo test build python test-cpp test-clang test-consumer test-python test-transformers test-asan test-tsan fuzz \
-  setup bench docs format lint clean distclean start
+.PHONY: help demo test build python test-cpp test-clang test-consumer test-python test-install test-arm64 test-arm64-quick test-dispatch \
+  test-transformers test-asan test-tsan fuzz setup sdist bench docs format lint clean distclean start

@@ -118,8 +118,6 @@ NB_MODULE(_core, m) {
   riffle::python::BindRuntime(m);
   riffle::python::BindSampling(m);
   riffle::python::BindTopK(m);
-#ifdef RIFFLE_JAX
   riffle::python::BindXlaFfi(m);
-#endif
   riffle::python::BindTorch(m);
 }

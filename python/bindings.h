@@ -12,7 +12,7 @@ void BindLinear(nanobind::module_& m);
 void BindRuntime(nanobind::module_& m);
 void BindSampling(nanobind::module_& m);
 void BindTopK(nanobind::module_& m);
-void BindXlaFfi(nanobind::module_& m);  // if built with JAX's headers
+void BindXlaFfi(nanobind::module_& m);
 void BindTorch(nanobind::module_& m);
 
 }  // namespace riffle::python

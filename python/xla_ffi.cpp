@@ -1,9 +1,7 @@
 // What riffle.jax calls inside of XLA programs: custom calls by XLA's foreign function interface,
-// whose headers jaxlib ships. They are header-only, so nothing of JAX is needed to load the module.
+// as xla_abi.h and xla_call.h have it. So nothing of JAX is needed to build or to load the module.
 // riffle/jax.py has checked shapes and dtypes when a call was traced; lengths, ranges and page
 // numbers are the library's to check. Operands are read, and results written, where XLA has them.
-#include <xla/ffi/api/ffi.h>
-
 #include <algorithm>
 #include <cstdint>
 #include <cstring>
@@ -17,19 +15,19 @@
 #include "riffle/attention.h"
 #include "riffle/error.h"
 #include "riffle/topk.h"
+#include "xla_call.h"
 #include "xla_operands.h"
 
 namespace riffle::python {
 namespace {
 
 // x [..., n] -> values, indices [..., k]
-ffi::Error XlaTopK(ffi::AnyBuffer x_buffer, ffi::Result<ffi::AnyBuffer> values_buffer,
-                   ffi::Result<ffi::AnyBuffer> indices_buffer) {
+ffi::Error XlaTopK(ffi::AnyBuffer x_buffer, ffi::Result values_buffer, ffi::Result indices_buffer) {
   return Run([&] {
     const Batched x(x_buffer, 1), values(*values_buffer, 1), indices(*indices_buffer, 1);
     const int64_t k = values.axis(0);
     Require(values.items() == x.items() && indices.items() == x.items() && indices.axis(0) == k &&
-                indices.type() == ffi::S32 && values.type() == x.type(),
+                indices.type() == ffi::DataType::kS32 && values.type() == x.type(),
             "results are not [..., k] of x's dtype and int32");
     TopK({x.data(), SelectionDTypeOf(x.type()), x.items(), x.axis(0), x.axis(0)}, k,
          {values.data(), k, indices.data(), k});
@@ -38,13 +36,13 @@ ffi::Error XlaTopK(ffi::AnyBuffer x_buffer, ffi::Result<ffi::AnyBuffer> values_b
 
 // x [rows, n], starts, ends [rows] -> indices [rows, k]
 ffi::Error XlaTopKPerRow(ffi::AnyBuffer x_buffer, ffi::AnyBuffer starts_buffer,
-                         ffi::AnyBuffer ends_buffer, ffi::Result<ffi::AnyBuffer> result) {
+                         ffi::AnyBuffer ends_buffer, ffi::Result result) {
   return Run([&] {
     const Batched x(x_buffer, 2), starts(starts_buffer, 1), ends(ends_buffer, 1);
     const Batched indices(*result, 2);
     const int64_t rows = x.axis(0), n = x.axis(1), k = indices.axis(1);
     Require(starts.axis(0) == rows && ends.axis(0) == rows && indices.axis(0) == rows &&
-                indices.type() == ffi::S32,
+                indices.type() == ffi::DataType::kS32,
             "starts, ends and the result are not int32 of x's rows");
     const DType dtype = SelectionDTypeOf(x.type());
     auto* const out = reinterpret_cast<int32_t*>(indices.data());
@@ -83,7 +81,7 @@ struct Pages {
       kv.dtype = DTypeOf(pages.type());
       return kv;
     }
-    Require(pages.type() == ffi::S8 && scales->size() * dim == pages.size(),
+    Require(pages.type() == ffi::DataType::kS8 && scales->size() * dim == pages.size(),
             "there is not one scale for each token of int8 pages");
     kv.dtype = DType::kI8;
     kv.scales = {.data = scales->At(item, result),
@@ -117,8 +115,8 @@ struct Attention {
             const AttentionAttributes& given)
       : q(q_buffer, 3), keys{Batched(k, 4), {}}, values{Batched(v, 4), {}}, out(result, 3) {
     if (scales.size() == 2) {
-      keys.scales.emplace(*scales.get<ffi::AnyBuffer>(0), 4);
-      values.scales.emplace(*scales.get<ffi::AnyBuffer>(1), 4);
+      keys.scales.emplace(scales[0], 4);
+      values.scales.emplace(scales[1], 4);
     }
     Require(out.size() == q.size() && out.type() == q.type(), "the result is not like q");
     options.scale = given.scale;
@@ -179,9 +177,8 @@ ffi::Error RunAttention(std::span<const Name> names, const Call& call) {
 // q [B, q_heads, d], lengths [B], page_indices [B, max_pages] -> out like q
 ffi::Error XlaPagedAttention(ffi::AnyBuffer q_buffer, ffi::AnyBuffer k, ffi::AnyBuffer v,
                              ffi::AnyBuffer lengths_buffer, ffi::AnyBuffer page_indices_buffer,
-                             ffi::RemainingArgs scales, ffi::Result<ffi::AnyBuffer> result,
-                             float scale, float soft_cap, bool causal, int64_t window,
-                             int64_t window_right) {
+                             ffi::RemainingArgs scales, ffi::Result result, float scale,
+                             float soft_cap, bool causal, int64_t window, int64_t window_right) {
   return RunAttention(kDecodeNames, [&] {
     const Attention call(q_buffer, k, v, scales, *result,
                          {scale, soft_cap, causal, window, window_right});
@@ -218,9 +215,8 @@ ffi::Error XlaPagedAttention(ffi::AnyBuffer q_buffer, ffi::AnyBuffer k, ffi::Any
 // page_indices [max_pages] -> out like q, zeros in rows behind the length
 ffi::Error XlaPrefillAttention(ffi::AnyBuffer q_buffer, ffi::AnyBuffer k, ffi::AnyBuffer v,
                                ffi::AnyBuffer length_buffer, ffi::AnyBuffer page_indices_buffer,
-                               ffi::RemainingArgs scales, ffi::Result<ffi::AnyBuffer> result,
-                               float scale, float soft_cap, bool causal, int64_t window,
-                               int64_t window_right) {
+                               ffi::RemainingArgs scales, ffi::Result result, float scale,
+                               float soft_cap, bool causal, int64_t window, int64_t window_right) {
   return RunAttention(kPrefillNames, [&] {
     const Attention call(q_buffer, k, v, scales, *result,
                          {scale, soft_cap, causal, window, window_right});
@@ -244,75 +240,23 @@ ffi::Error XlaPrefillAttention(ffi::AnyBuffer q_buffer, ffi::AnyBuffer k, ffi::A
   });
 }
 
-auto BindAttentionCall() {
-  return ffi::Ffi::Bind()
-      .Arg<ffi::AnyBuffer>()
-      .Arg<ffi::AnyBuffer>()
-      .Arg<ffi::AnyBuffer>()
-      .Arg<ffi::AnyBuffer>()
-      .Arg<ffi::AnyBuffer>()
-      .RemainingArgs()
-      .Ret<ffi::AnyBuffer>()
-      .Attr<float>("scale")
-      .Attr<float>("soft_cap")
-      .Attr<bool>("causal")
-      .Attr<int64_t>("window")
-      .Attr<int64_t>("window_right");
-}
-
-XLA_FFI_DEFINE_HANDLER(
-    kTopK, XlaTopK,
-    ffi::Ffi::Bind().Arg<ffi::AnyBuffer>().Ret<ffi::AnyBuffer>().Ret<ffi::AnyBuffer>());
-XLA_FFI_DEFINE_HANDLER(kTopKPerRow, XlaTopKPerRow,
-                       ffi::Ffi::Bind()
-                           .Arg<ffi::AnyBuffer>()
-                           .Arg<ffi::AnyBuffer>()
-                           .Arg<ffi::AnyBuffer>()
-                           .Ret<ffi::AnyBuffer>());
-XLA_FFI_DEFINE_HANDLER(kPagedAttention, XlaPagedAttention, BindAttentionCall());
-XLA_FFI_DEFINE_HANDLER(kPrefillAttention, XlaPrefillAttention, BindAttentionCall());
-
-// What XLA is told when it asks a handler for the version of its interface. XLA refuses, and JAX
-// does not start, when that is newer than its own; so an older XLA is told its own version: from
-// 0.1 (jaxlib 0.6) to the headers here, calls and their operands and results have the same form.
-// Only the answer grew, by the member that 0.2 brought.
-template <XLA_FFI_Handler* kHandler>
-XLA_FFI_Error* Versioned(XLA_FFI_CallFrame* frame) {
-  XLA_FFI_Extension_Base* const extension = frame->extension_start;
-  if (extension == nullptr || extension->type != XLA_FFI_Extension_Metadata) {
-    return kHandler(frame);
-  }
-  XLA_FFI_Api_Version version{XLA_FFI_Api_Version_STRUCT_SIZE, nullptr, 0, 1};
-  if (frame->api != nullptr) {  // 0.1 does not say
-    version.major_version = frame->api->api_version.major_version;
-    version.minor_version = frame->api->api_version.minor_version;
-  }
-  if (version.major_version != 0 || version.minor_version >= XLA_FFI_API_MINOR) {
-    return kHandler(frame);
-  }
-  auto* const metadata = reinterpret_cast<XLA_FFI_Metadata_Extension*>(extension)->metadata;
-  metadata->api_version = version;
-  metadata->traits = 0;
-#if XLA_FFI_API_MINOR >= 2
-  if (version.minor_version >= 2) {
-    metadata->state_type_id = XLA_FFI_UNKNOWN_TYPE_ID;
-  }
-#endif
-  return nullptr;
-}
+constexpr std::string_view kAttentionAttributes[] = {"scale", "soft_cap", "causal", "window",
+                                                     "window_right"};
 
 }  // namespace
 
 // riffle._core.xla_handlers: the name of each custom call and its handler.
 void BindXlaFfi(nanobind::module_& m) {
-  const auto capsule = [](XLA_FFI_Handler* handler) {
+  const auto capsule = [](xla::Handler* handler) {
     return nanobind::capsule(reinterpret_cast<void*>(handler));
   };
   nanobind::dict handlers;
-  handlers["riffle_top_k"] = capsule(Versioned<kTopK>);
-  handlers["riffle_top_k_per_row"] = capsule(Versioned<kTopKPerRow>);
-  handlers["riffle_paged_attention"] = capsule(Versioned<kPagedAttention>);
-  handlers["riffle_prefill_attention"] = capsule(Versioned<kPrefillAttention>);
+  handlers["riffle_top_k"] = capsule(ffi::Handler<XlaTopK>);
+  handlers["riffle_top_k_per_row"] = capsule(ffi::Handler<XlaTopKPerRow>);
+  handlers["riffle_paged_attention"] =
+      capsule(ffi::Handler<XlaPagedAttention, kAttentionAttributes>);
+  handlers["riffle_prefill_attention"] =
+      capsule(ffi::Handler<XlaPrefillAttention, kAttentionAttributes>);
   m.attr("xla_handlers") = handlers;
 }
 

@@ -1,8 +1,6 @@
 // What handlers of XLA's custom calls do with their operands and errors.
 #pragma once
 
-#include <xla/ffi/api/ffi.h>
-
 #include <cstdint>
 #include <cstring>
 #include <exception>
@@ -12,10 +10,9 @@
 #include "riffle/error.h"
 #include "riffle/indices.h"
 #include "riffle/types.h"
+#include "xla_call.h"
 
 namespace riffle::python {
-
-namespace ffi = xla::ffi;
 
 inline void Require(bool condition, const char* what) {
   if (!condition) {
@@ -25,11 +22,11 @@ inline void Require(bool condition, const char* what) {
 
 inline DType DTypeOf(ffi::DataType type) {
   switch (type) {
-    case ffi::F32:
+    case ffi::DataType::kF32:
       return DType::kF32;
-    case ffi::F16:
+    case ffi::DataType::kF16:
       return DType::kF16;
-    case ffi::BF16:
+    case ffi::DataType::kBF16:
       return DType::kBF16;
     default:
       throw Error(Code::kBadDType, "an operand is none of float32, float16 and bfloat16");
@@ -39,24 +36,24 @@ inline DType DTypeOf(ffi::DataType type) {
 // Of top-k's operands; bool counts as uint8.
 inline DType SelectionDTypeOf(ffi::DataType type) {
   switch (type) {
-    case ffi::F64:
+    case ffi::DataType::kF64:
       return DType::kF64;
-    case ffi::S8:
+    case ffi::DataType::kS8:
       return DType::kI8;
-    case ffi::PRED:
-    case ffi::U8:
+    case ffi::DataType::kPred:
+    case ffi::DataType::kU8:
       return DType::kU8;
-    case ffi::S16:
+    case ffi::DataType::kS16:
       return DType::kI16;
-    case ffi::U16:
+    case ffi::DataType::kU16:
       return DType::kU16;
-    case ffi::S32:
+    case ffi::DataType::kS32:
       return DType::kI32;
-    case ffi::U32:
+    case ffi::DataType::kU32:
       return DType::kU32;
-    case ffi::S64:
+    case ffi::DataType::kS64:
       return DType::kI64;
-    case ffi::U64:
+    case ffi::DataType::kU64:
       return DType::kU64;
     default:
       return DTypeOf(type);
@@ -110,7 +107,7 @@ class Batched {
 // The int32 operand for all items of a batch in one piece: as it stands, or repeated into `copy`.
 inline std::span<const int32_t> Int32s(const Batched& x, const Batched& result,
                                        std::vector<int32_t>& copy) {
-  Require(x.type() == ffi::S32, "an operand is not int32");
+  Require(x.type() == ffi::DataType::kS32, "an operand is not int32");
   if (x.items() == result.items()) {
     return {reinterpret_cast<const int32_t*>(x.data()), static_cast<size_t>(x.items() * x.size())};
   }
@@ -123,8 +120,8 @@ inline std::span<const int32_t> Int32s(const Batched& x, const Batched& result,
 }
 
 inline IndexPointer IndexPointerOf(ffi::DataType type, const void* data) {
-  Require(type == ffi::S32 || type == ffi::S64, "an operand is neither int32 nor int64");
-  return type == ffi::S64 ? IndexPointer(static_cast<const int64_t*>(data))
+  Require(type == ffi::DataType::kS32 || type == ffi::DataType::kS64, "an operand is neither int32 nor int64");
+  return type == ffi::DataType::kS64 ? IndexPointer(static_cast<const int64_t*>(data))
                           : IndexPointer(static_cast<const int32_t*>(data));
 }
 
@@ -149,7 +146,7 @@ inline IndexPointer AllIndices(const Batched& x, const Batched& result,
 }
 
 inline std::span<const int32_t> Int32sAt(const Batched& x, int64_t item, const Batched& result) {
-  Require(x.type() == ffi::S32, "an operand is not int32");
+  Require(x.type() == ffi::DataType::kS32, "an operand is not int32");
   return {reinterpret_cast<const int32_t*>(x.At(item, result)), static_cast<size_t>(x.size())};
 }
 

@@ -31,10 +31,29 @@ for program in "$work"/consumer/pages/*.cc; do
   [ ! -f "${program%.cc}.txt" ] || diff "${program%.cc}.txt" "$work/printed" || die "$name prints something else than its page says"
 done
 
+# By pkg-config, with another compiler driver than CMake's: static here, shared below.
+if have pkg-config; then
+  flags=$(PKG_CONFIG_PATH=$(dirname "$(find "$work/prefix" -name riffle.pc)") pkg-config --static --cflags --libs riffle)
+  # shellcheck disable=SC2086  # flags are words
+  c++ -std=c++20 "$work"/consumer/{main,own_highway}.cc $flags -o "$work/by_pkg_config"
+  "$work/by_pkg_config"
+fi
+
+# The same program with the sources as a part of its build, by add_subdirectory and by FetchContent, beside a Highway of its own. The
+# build folders are beside release, whose objects come from ccache then: the relative paths in their commands are the same.
 lock build/consumer
-# The same program with the sources as a subdirectory. Its build folder is beside release, whose objects come from ccache then:
-# the relative paths in their commands are the same.
-cmake -G Ninja -S "$ROOT/tests/consumer" -B "$ROOT/build/consumer" -DRIFFLE_SOURCE_DIR="$ROOT" -DRIFFLE_WERROR=ON \
+for how in subdirectory fetch; do
+  cmake -G Ninja -S "$ROOT/tests/consumer" -B "$ROOT/build/consumer-$how" -DRIFFLE_SOURCE_DIR="$ROOT" -DRIFFLE_SOURCE_BY="$how" \
+    -DRIFFLE_WERROR=ON -DCMAKE_BUILD_TYPE=Release
+  cmake --build "$ROOT/build/consumer-$how" --parallel "$JOBS"
+  ctest --test-dir "$ROOT/build/consumer-$how" --output-on-failure --no-tests=error
+done
+
+# A shared library, whose objects are those of release too.
+cmake -G Ninja -S "$ROOT" -B "$ROOT/build/consumer-shared" -DBUILD_SHARED_LIBS=ON -DRIFFLE_BUILD_CLI=OFF -DRIFFLE_WERROR=ON \
   -DCMAKE_BUILD_TYPE=Release
-cmake --build "$ROOT/build/consumer" --parallel "$JOBS"
-ctest --test-dir "$ROOT/build/consumer" --output-on-failure --no-tests=error
+cmake --build "$ROOT/build/consumer-shared" --parallel "$JOBS"
+cmake --install "$ROOT/build/consumer-shared" --prefix "$work/shared" >/dev/null
+cmake -G Ninja -S "$work/consumer" -B "$work/build-shared" -DCMAKE_PREFIX_PATH="$work/shared" -DCMAKE_BUILD_TYPE=Release
+cmake --build "$work/build-shared" --parallel "$JOBS" --target riffle_consumer
+ctest --test-dir "$work/build-shared" --output-on-failure --no-tests=error

@@ -3,6 +3,7 @@
 #
 #   scripts/setup.sh build    to build the library, the command line tool and the Python package
 #   scripts/setup.sh test     that, and what the tests, the benchmarks, the fuzzers and the linters need
+#   scripts/setup.sh arm64    to build the library and its tests for 64-bit ARM and run them here, beside what `build` installs
 #   scripts/setup.sh docs     to build the API site, beside what `build` installs
 #
 # Asks for root (sudo) only when something is missing; says what it installs; does nothing otherwise.
@@ -17,7 +18,10 @@ build_packages=(
 )
 # Debian 12's default clang is 14; libclang-rt (below) carries libFuzzer and clang's sanitizers.
 test_packages=(
-  clang clang-tidy clang-format
+  clang clang-tidy clang-format pkg-config qemu-user
+)
+arm64_packages=(
+  g++-aarch64-linux-gnu qemu-user googletest
 )
 docs_packages=(
   doxygen
@@ -27,8 +31,9 @@ what=${1:-build}
 case $what in
   build) packages=("${build_packages[@]}") ;;
   test) packages=("${build_packages[@]}" "${test_packages[@]}") ;;
+  arm64) packages=("${build_packages[@]}" "${arm64_packages[@]}") ;;
   docs) packages=("${build_packages[@]}" "${docs_packages[@]}") ;;
-  *) die "usage: setup.sh build|test|docs" ;;
+  *) die "usage: setup.sh build|test|arm64|docs" ;;
 esac
 
 installed() { [ "$(dpkg-query -W -f='${db:Status-Abbrev}' "$1" 2>/dev/null)" = "ii " ]; }

@@ -7,7 +7,7 @@ import numpy
 Array = Any
 
 __version__: str
-xla_handlers: dict[str, Any]  # capsules; absent where RIFFLE_JAX is off
+xla_handlers: dict[str, Any]  # capsules: the custom calls of riffle.jax
 
 class OutOfPages(RuntimeError): ...
 

@@ -42,8 +42,6 @@ Array = Any
 
 DEFAULT_MASK_VALUE = -0.7 * float(np.finfo(np.float32).max)
 
-if not hasattr(_core, "xla_handlers"):
-    raise ImportError("this riffle was built without JAX's headers (RIFFLE_JAX=OFF), so there is no riffle.jax")
 for _name, _handler in _core.xla_handlers.items():
     jax.ffi.register_ffi_target(_name, _handler, platform="cpu")
 

@@ -11,6 +11,15 @@ import pytest
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 FILES = ["CMakeLists.txt", "LICENSE", "README.md", "pyproject.toml", ".gitignore"]
 FOLDERS = ["cmake", "include", "src", "python"]
+# Of what scripts bring, the files that a build needs.
+BROUGHT = [
+    ".deps/highway/LICENSE",
+    ".deps/highway/hwy/highway.h",
+    ".deps/highway/hwy/targets.cc",
+    ".deps/highway/hwy/ops/set_macros-inl.h",
+    ".deps/random123/include/Random123/philox.h",
+    ".deps/random123/include/Random123/features/gccfeatures.h",
+]
 # What work leaves behind; each was part of an sdist once, or looks like what was.
 LEFT_BEHIND = [
     ".venv/include/python3.11/Python.h",
@@ -18,6 +27,8 @@ LEFT_BEHIND = [
     ".venv/lib/python3.11/site-packages/x/python/src/x.py",
     ".deps/highway/CMakeLists.txt",
     ".deps/highway/cmake/x.cmake",
+    ".deps/highway/hwy/targets_test.cc",
+    ".deps/highway/hwy/contrib/sort/vqsort.h",
     "build/release/src/libriffle.a",
     "build/python/python/_core.abi3.so",
     "build-mine/include/x.h",
@@ -43,7 +54,8 @@ def test_sdist_of_a_checkout_in_use(tmp_path):
     for name in FOLDERS:
         shutil.copytree(ROOT / name, checkout / name, ignore=shutil.ignore_patterns("__pycache__", "*.so"))
     wanted = {str(path.relative_to(checkout)) for path in checkout.rglob("*") if path.is_file()} - {".gitignore"}
-    for name in LEFT_BEHIND:
+    wanted.update(BROUGHT)
+    for name in BROUGHT + LEFT_BEHIND:
         (checkout / name).parent.mkdir(parents=True, exist_ok=True)
         (checkout / name).write_text("left behind")
     build = "import sys, scikit_build_core.build as b; print(b.build_sdist(sys.argv[1]))"

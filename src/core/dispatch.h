@@ -12,10 +12,13 @@ namespace riffle::core {
 
 // The function for TargetMask() in a table that HWY_EXPORT made:
 //   (*ForTarget(HWY_DISPATCH_TABLE(Function)))(arguments);
-// It replaces HWY_DYNAMIC_DISPATCH, which follows a target that all users of Highway in the process
-// share. Entry 0 of a table is the function that Highway calls before it has chosen a target.
+// In place of HWY_DYNAMIC_DISPATCH, which goes by the target that all users of Highway in the
+// process share. The first entry of a table is what Highway calls while it has chosen none.
+//
+// static: files are compiled for different targets (riffle_use_vnni in cmake/RiffleHighway.cmake),
+// and each must look among its own. One that lacks the chosen target runs the next lower it has.
 template <typename Function, size_t kSize>
-Function* ForTarget(Function* const (&table)[kSize]) {
+static Function* ForTarget(Function* const (&table)[kSize]) {
   if constexpr (kSize == 1) {  // compiled for one target alone
     return table[0];
   } else {

@@ -4,6 +4,7 @@
 
 #include <memory>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "riffle/attention.h"
@@ -111,6 +112,28 @@ TEST_F(Invariance, DecodeChunksAndPrefill) {
       }
     };
   });
+}
+
+// The same of one kind and few lengths, for machines on which the test above takes an hour.
+TEST_F(Invariance, DecodeAndPrefillInShort) {
+  constexpr int kLength = 530;  // of more than one kv_split
+  for (const DType dtype : {DType::kBF16, DType::kF32, DType::kF16}) {
+    AttentionSpec spec{.q_lens = {kLength}, .kv_lens = {kLength}, .group = 4};
+    spec.q_dtype = dtype;
+    spec.kv_dtype = dtype;
+    const AttentionCase prefill(spec);
+    for (const std::string& target : Targets()) {
+      SetTarget(target);
+      const AttentionResult expected = prefill.Run();
+      for (const auto& [size, end] :
+           {std::pair{1, 1}, {1, 257}, {1, kLength}, {7, 64}, {40, 520}}) {
+        spec.q_lens = {size};
+        spec.kv_lens = {end};
+        ASSERT_TRUE(RunCase(spec).SameBits(0, expected, end - size, size))
+            << Name(dtype) << " on " << target << ", queries " << end - size << " + " << size;
+      }
+    }
+  }
 }
 
 // Queries before the last one do not see the infinite values, so they must not feel them.

@@ -13,6 +13,7 @@
 #include <thread>
 #include <vector>
 
+#include "lm_head/prefilter/prefilter_kernels.h"
 #include "riffle/error.h"
 #include "riffle/linear_topk.h"
 #include "testing/text.h"
@@ -45,6 +46,9 @@ bool Says(const std::string& text, const std::string& part) {
 // What the kernels that calls are dispatched to were compiled for.
 std::string KernelTarget() { return hwy::TargetName(topk::Kernels(DType::kF32).target); }
 
+// AVX3_DL is compiled for the prefilter alone; other kernels run the next lower target there.
+std::string KernelsOf(const std::string& target) { return target == "AVX3_DL" ? "AVX3" : target; }
+
 TEST(Targets, AreNamedBestFirst) {
   const std::vector<std::string> targets = Targets();
   ASSERT_FALSE(targets.empty());
@@ -58,12 +62,29 @@ TEST(Targets, SettingOneRunsItsKernels) {
   for (const std::string& target : Targets()) {
     SetTarget(target);
     EXPECT_EQ(Target(), target);
-    EXPECT_EQ(KernelTarget(), target);
+    EXPECT_EQ(KernelTarget(), KernelsOf(target));
     EXPECT_EQ(Targets().size(), Targets().size());
   }
   SetTarget("");
   EXPECT_EQ(Target(), Targets().front());
-  EXPECT_EQ(KernelTarget(), Targets().front());
+  EXPECT_EQ(KernelTarget(), KernelsOf(Targets().front()));
+}
+
+// Int8 dot products came with AVX3_DL, which every Zen 4 has; SSE4 and the like have none.
+TEST(Targets, ThoseWithInt8DotProductsPrefilter) {
+  const std::vector<std::string> targets = Targets();
+  const auto available = [&targets](const char* name) {
+    return std::find(targets.begin(), targets.end(), name) != targets.end();
+  };
+  if (!HWY_IS_ASAN && !HWY_IS_TSAN && available("AVX3_ZEN4")) {
+    EXPECT_TRUE(available("AVX3_DL"));
+  }
+  for (const std::string& target : targets) {
+    SetTarget(target);
+    const bool has = target == "AVX3_DL" || target == "AVX3_ZEN4" || target == "AVX3_SPR";
+    EXPECT_EQ(lm_head::GetPrefilterKernels().native, has) << target;
+  }
+  SetTarget("");
 }
 
 // Highway's choice belongs to all of its users in the process.
@@ -74,7 +95,7 @@ TEST(Targets, AreApartFromHighways) {
   hwy::GetChosenTarget().Update(HWY_STATIC_TARGET);
   for (const std::string& target : Targets()) {
     SetTarget(target);
-    EXPECT_EQ(KernelTarget(), target);
+    EXPECT_EQ(KernelTarget(), KernelsOf(target));
     EXPECT_EQ(hwy::SupportedTargets(), HWY_STATIC_TARGET);
     EXPECT_TRUE(hwy::GetChosenTarget().IsInitialized());
   }
@@ -121,7 +142,7 @@ TEST(Environment, TargetIsTheOneThatRuns) {
   for (const std::string& target : Targets()) {
     const std::string said = Probe("RIFFLE_TARGET=" + target);
     EXPECT_TRUE(Says(said, "right=1 target=" + target + " ")) << said;
-    EXPECT_TRUE(Says(said, Concat("kernel=", target, " "))) << said;
+    EXPECT_TRUE(Says(said, Concat("kernel=", KernelsOf(target), " "))) << said;
   }
   for (const char* none : {"", "RIFFLE_TARGET="}) {
     const std::string said = Probe(none);
