@@ -143,6 +143,7 @@ def test_errors(arguments, error, text):
 def test_torch_operator():
     """The operator of torch takes formats and scales too, compiled or not."""
     torch = pytest.importorskip("torch")
+    attend = pytest.importorskip("riffle.torch").paged_attention
     rng = np.random.default_rng(7)
     q = torch.from_numpy(queries(rng, 64))
     keys = torch.from_numpy(rng.integers(-127, 128, (5, 2, 8, 64)).astype(np.int8))
@@ -150,8 +151,6 @@ def test_torch_operator():
     lists = torch.from_numpy(LENS), torch.from_numpy(TABLE)
     options = dict(key_scales=0.01, value_format="q4_0")
     expected = riffle.paged_attention(q, keys, values, *lists, **options)
-    import riffle.torch
-
-    assert torch.equal(riffle.torch.paged_attention(q, keys, values, *lists, **options), expected)
-    compiled = torch.compile(lambda *x: riffle.torch.paged_attention(*x, **options) + 0, backend="eager", fullgraph=True)
+    assert torch.equal(attend(q, keys, values, *lists, **options), expected)
+    compiled = torch.compile(lambda *x: attend(*x, **options) + 0, backend="eager", fullgraph=True)
     assert torch.equal(compiled(q, keys, values, *lists), expected)
