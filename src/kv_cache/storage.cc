@@ -1,5 +1,6 @@
 #include "kv_cache/storage.h"
 
+#include <hwy/base.h>
 #include <sys/mman.h>
 
 #include <cerrno>
@@ -24,6 +25,7 @@ uint8_t* Map(size_t bytes, size_t wanted) {
 }  // namespace
 
 Storage::Storage(size_t bytes) : bytes_(bytes) {
+  HWY_DASSERT(bytes > 0);
   core::Check(bytes <= static_cast<size_t>(std::numeric_limits<ptrdiff_t>::max()) - 2 * kHugePage,
               Code::kOutOfMemory, "no ", bytes, " bytes of memory: more than the address space");
   if (bytes < kHugePage) {

@@ -11,7 +11,7 @@ namespace riffle::kv_cache {
 // misses; whether the system grants it is its own affair.
 class Storage {
  public:
-  // Pre: bytes > 0. Throws Error(kOutOfMemory).
+  // bytes > 0. Throws Error(kOutOfMemory).
   explicit Storage(size_t bytes);
   ~Storage();
   Storage(const Storage&) = delete;
