@@ -39,8 +39,8 @@ int64_t Spoil(Bytes& bytes, int64_t good) {
 
 // Keys or values: what is written, and a pool with room for any layout of its axes.
 struct Side {
-  static constexpr size_t kRoom = 1 << 17;
-  static constexpr int64_t kMargin = 1 << 15;  // for strides below zero
+  static constexpr size_t kRoom = 1 << 15;
+  static constexpr int64_t kMargin = 1 << 10;  // for strides below zero
 
   Side(Bytes& bytes, int64_t tokens, int64_t pages, int64_t page_size, int64_t heads)
       : pool(kRoom, 0xa5), scale_memory(kRoom, 0xa5) {

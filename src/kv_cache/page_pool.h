@@ -72,7 +72,7 @@ class PagePool {
     }
   }
 
-  // The page's contents change. Pre: it is taken.
+  // The contents of a page that is taken change.
   void ForgetKey(int32_t page) {
     HWY_DASSERT(refs()[page] > 0);
     if (HasKey(page)) {

@@ -39,16 +39,16 @@ class PrefixPages {
   }
 
   // Gives pages[i] the key keys[i] unless a page has that key already. All or nothing: throws
-  // std::bad_alloc. Pre: pages[i] has no key, or this one.
+  // std::bad_alloc. pages[i] has no key, or this one.
   void Add(std::span<const int32_t> pages, std::span<const BlockKey> keys);
 
-  // Takes the page's key away. Pre: it has one, and is not in the list.
+  // Takes the key of a page away that has one and is not in the list.
   void Forget(int32_t page);
 
-  // The list of pages without a sequence. Pre: the page has a key.
+  // The list of pages that have a key but no sequence.
   void GiveUp(int32_t page);     // at its end
   void TakeBack(int32_t page);   // from anywhere
-  int32_t TakeLongestGivenUp();  // from its start, key and all. Pre: given_up() > 0
+  int32_t TakeLongestGivenUp();  // from its start, which loses its key; given_up() > 0
   int64_t given_up() const { return given_up_; }
 
  private:

@@ -49,7 +49,7 @@ struct Block {
     return std::bit_cast<float>(hn::ReduceMax(di, most));
   }
 
-  // The first element of this magnitude. Pre: there is one.
+  // The first element of this magnitude, of which there is one.
   HWY_INLINE float FirstOfMagnitude(float magnitude) const {
     const DF df;
     for (size_t i = 0; i < kBlock; i += hn::Lanes(df)) {

@@ -39,8 +39,9 @@ inline uint16_t BF16Bits(float value) {
 }
 
 // The code of the least power of two that is not below `value`, at most 2^127; infinities and NaNs
-// have the code of NaN. Pre: value >= 0 or NaN.
+// have the code of NaN. `value` is not negative.
 inline uint8_t E8M0CodeUp(float value) {
+  HWY_DASSERT(!(value < 0));
   const uint32_t bits = std::bit_cast<uint32_t>(value) & 0x7fffffff;
   if (bits >= kInfBits) {
     return 255;

@@ -25,6 +25,8 @@ TokenWriter::TokenWriter(const WriteKernels& kernels, const HeadsView& in, const
       tokens_(in.tokens),
       num_pages_(pages.num_pages),
       page_size_(pages.page_size) {
+  HWY_DASSERT(in.dtype <= DType::kBF16 && in.head_dim == pages.head_dim);
+  HWY_DASSERT(pages.format == KvFormat::kPlain || pages.head_dim % 32 == 0);
   const KvScales& scales = pages.scales;
   const int64_t in_row = in.head_dim * static_cast<int64_t>(SizeOf(in.dtype));
   const int64_t out_row = RowBytes(pages);

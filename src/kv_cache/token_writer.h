@@ -14,7 +14,7 @@ namespace riffle::kv_cache {
 
 class TokenWriter {
  public:
-  // Pre: CheckWrite has accepted the two; EnsureTarget() has been called.
+  // For a call whose arguments have been checked.
   TokenWriter(const WriteKernels& kernels, const HeadsView& in, const PagedKvOut& pages);
 
   // Writes a token of `in` to a slot of a page. May run beside writes to other slots.

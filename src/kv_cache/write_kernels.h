@@ -42,10 +42,10 @@ struct WriteKernels {
   WritersFrom from[kNumInDTypes];  // by dtype
 };
 
-// Of the SIMD target in use. Pre: EnsureTarget() has been called.
+// Of the SIMD target in use, for a call that has done EnsureTarget().
 const WriteKernels& GetWriteKernels();
 
-// The place of a pool's elements in WriteKernels. Pre: WriteKv supports them.
+// The place of a pool's elements, of a format that WriteKv supports, in WriteKernels.
 constexpr int OutFormat(DType dtype, KvFormat format) {
   if (format != KvFormat::kPlain) {
     return 5 + static_cast<int>(format);

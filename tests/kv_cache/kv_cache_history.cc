@@ -210,7 +210,7 @@ std::vector<BlockKey> History::KeysOf(const Sequence& sequence) const {
   std::vector<BlockKey> keys;
   Key key = 0;
   for (int64_t p = 0; p < sequence.length; ++p) {
-    if (p % options_.page_size == 0) key = static_cast<Key>(p) + 1;
+    if (p % options_.page_size == 0) key = Rng(static_cast<uint64_t>(p)).Next();
     for (const auto& stamps : sequence.stamps) {
       key = Rng(key ^ stamps[static_cast<size_t>(p)]).Next();
     }
@@ -233,6 +233,7 @@ void History::SetBlockKeys() {
     if (keyed_.contains(key)) continue;
     page.key = key;
     keyed_[key].page = sequence.pages[i];
+    keyed_[key].place = i;
     for (const auto& stamps : sequence.stamps) {
       const auto begin = stamps.begin() + static_cast<int64_t>(i) * options_.page_size;
       keyed_[key].stamps.emplace_back(begin, begin + options_.page_size);
@@ -246,7 +247,9 @@ void History::CreateFromKeys() {
   if (Full() || Ids().empty()) return Free();
   // Of a sequence that there is, or of pages that have lost theirs; with something unknown behind.
   std::vector<BlockKey> keys = KeysOf(model_[rng_.Pick(Ids(!Ids(true).empty() && rng_.OneIn(2)))]);
-  if (keys.empty() && !keyed_.empty()) keys.push_back(Wide(rng_.Pick(keyed_).first));
+  for (const auto& [key, keyed] : keyed_) {
+    if (keys.empty() && keyed.place == 0) keys.push_back(Wide(key));
+  }
   keys.push_back(Wide(12345));
   size_t found = 0;
   while (keyed_.contains(keys[found].words[0])) ++found;

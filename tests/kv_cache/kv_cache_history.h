@@ -53,6 +53,7 @@ class History {
   struct Keyed {
     std::weak_ptr<Page> page;  // expired: no sequence has it
     Stamps stamps;             // [layer][offset]
+    size_t place = 0;          // of the page in sequences
   };
 
   // A token's rows, alive as long as the view.
