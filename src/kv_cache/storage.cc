@@ -32,8 +32,8 @@ Storage::Storage(size_t bytes) : bytes_(bytes) {
     data_ = Map(bytes, bytes);
     return;
   }
-  // One huge page more than needed, so that the start can move to a multiple; what then lies before
-  // and behind is given back.
+  // One huge page more than needed, so that the data can begin at a multiple of it; the rest before
+  // and after is unmapped.
   bytes_ = (bytes + kHugePage - 1) / kHugePage * kHugePage;
   uint8_t* const start = Map(bytes_ + kHugePage, bytes);
   const size_t head = -reinterpret_cast<uintptr_t>(start) % kHugePage;
@@ -45,7 +45,7 @@ Storage::Storage(size_t bytes) : bytes_(bytes) {
     munmap(data_ + bytes_, kHugePage - head);
   }
 #ifdef MADV_HUGEPAGE
-  madvise(data_, bytes_, MADV_HUGEPAGE);  // a wish: kernels without huge pages refuse it
+  madvise(data_, bytes_, MADV_HUGEPAGE);  // kernels without huge pages refuse, which does no harm
 #endif
 }
 

@@ -1,4 +1,4 @@
-// Memory straight from the system, for what is large and lives long.
+// Large, long-lived memory, taken directly from the system.
 #pragma once
 
 #include <cstddef>
@@ -6,9 +6,9 @@
 
 namespace riffle::kv_cache {
 
-// `bytes` zero bytes that cost nothing until they are touched. Larger than a huge page: aligned to
-// one and asked to consist of them, because attention over small memory pages is bound by TLB
-// misses; whether the system grants it is its own affair.
+// `bytes` zero bytes, which cost nothing until they are touched. If larger than a huge page, the
+// memory is aligned to one and asks for huge pages, because attention over small pages is limited
+// by TLB misses. The system may refuse them.
 class Storage {
  public:
   // bytes > 0. Throws Error(kOutOfMemory).
@@ -17,7 +17,7 @@ class Storage {
   Storage(const Storage&) = delete;
   Storage& operator=(const Storage&) = delete;
 
-  uint8_t* data() const { return data_; }  // aligned to a memory page at least
+  uint8_t* data() const { return data_; }  // aligned at least to a page of the system
   size_t bytes() const { return bytes_; }
 
  private:

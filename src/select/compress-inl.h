@@ -116,7 +116,7 @@ HWY_INLINE void CompressStored(D d, hn::Mask<D> mask, const int32_t* from, int32
 template <typename TI>
 void KeepGe(Candidates<TI>& candidates, TI bound) {
   HWY_DASSERT(IsPadded(candidates.keys, candidates.count));
-  if (bound == hwy::LimitsMin<TI>()) {  // all of them reach it, and the padding must not
+  if (bound == hwy::LimitsMin<TI>()) {  // all candidates reach it, but so would the padding
     return;
   }
   const Tag<TI> d;

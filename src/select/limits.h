@@ -15,8 +15,8 @@ inline constexpr size_t kSlack = 128;
 inline constexpr size_t kRankLimit = 256;
 
 // How many candidates may be sorted to get the k best. Ranking 64 candidates to get one takes twice
-// as long as pruning them first; ranking 32 takes no longer. An answer in any order is pruned to
-// exactly k where that is cheaper than sorting.
+// as long as pruning them first; ranking 32 takes no longer. A large answer that need not be sorted
+// is pruned to exactly k instead.
 constexpr size_t SortLimit(size_t k, bool sorted) {
   if (k < 56) {
     return k < 10 ? 32 : 2 * k + k / 2 + 8;

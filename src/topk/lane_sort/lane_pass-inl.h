@@ -304,8 +304,8 @@ void LanePass<TI>::Run(size_t m) {
   }
   std::fill_n(keys_, m * lanes_, kEmpty<TI>);
   std::fill_n(columns_, m * lanes_, -1);
-  // Parts grow with the part of the row behind them: the more is left to read, the more a higher
-  // floor saves.
+  // Each part is half as long as all that was read before it: the longer a part, the more it gains
+  // from a higher floor.
   size_t begin = 0;
   while (begin < row_.n) {
     const size_t first = floor_ == kEmpty<TI> ? row_.n / 64 + 4 * row_.k : row_.n / kFirst;
