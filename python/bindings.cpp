@@ -103,6 +103,7 @@ NB_MODULE(_core, m) {
   riffle::python::BindLinear(m);
   riffle::python::BindRuntime(m);
   riffle::python::BindSampling(m);
+  riffle::python::BindSparse(m);
   riffle::python::BindTopK(m);
 #ifdef RIFFLE_JAX
   riffle::python::BindXlaFfi(m);
