@@ -117,6 +117,7 @@ NB_MODULE(_core, m) {
   riffle::python::BindLinear(m);
   riffle::python::BindRuntime(m);
   riffle::python::BindSampling(m);
+  riffle::python::BindSparse(m);
   riffle::python::BindTopK(m);
   riffle::python::BindXlaFfi(m);
   riffle::python::BindTorch(m);

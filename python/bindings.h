@@ -11,6 +11,7 @@ void BindKvCache(nanobind::module_& m);
 void BindLinear(nanobind::module_& m);
 void BindRuntime(nanobind::module_& m);
 void BindSampling(nanobind::module_& m);
+void BindSparse(nanobind::module_& m);
 void BindTopK(nanobind::module_& m);
 void BindXlaFfi(nanobind::module_& m);
 void BindTorch(nanobind::module_& m);

@@ -26,6 +26,14 @@ from riffle._kv_cache import KvCache
 from riffle._linear import linear, linear_top_k
 from riffle._runtime import info, release_scratch, set_num_threads, set_target
 from riffle._sampling import sample
+from riffle._sparse import (
+    hadamard,
+    indexer_logits,
+    indexer_top_k,
+    positions_to_slots,
+    sparse_attention,
+    write_index_keys,
+)
 from riffle._topk import (
     TopK,
     TopKStats,
@@ -43,19 +51,25 @@ __all__ = [
     "TopKStats",
     "__version__",
     "depth_probabilities",
+    "hadamard",
+    "indexer_logits",
+    "indexer_top_k",
     "info",
     "linear",
     "linear_top_k",
     "merge_states",
     "paged_attention",
     "plan_top_k",
+    "positions_to_slots",
     "release_scratch",
     "sample",
     "set_num_threads",
     "set_target",
+    "sparse_attention",
     "top_k",
     "top_k_per_row",
     "top_k_per_row_decode",
+    "write_index_keys",
 ]
 
 for _public in (KvCache, TopK, TopKStats, depth_probabilities, info, linear, linear_top_k, merge_states,

@@ -64,6 +64,30 @@ def paged_attention(
 ) -> Any: ...  # out, or (out, lse)
 def merge_states(outs: Sequence[Array], lses: Sequence[Array], /) -> tuple[Array, Array]: ...
 
+def indexer_logits(
+    q: Array, q_e4m3: bool, weights: Array | None, keys: Array, kv_lens: Array, page_table: Array, cu_q_lens: Array | None,
+    key_scales: Array | None, key_format: str | None, ratio: int, activation: str, out: Array | None, /,
+) -> Array: ...
+def indexer_range_logits(
+    q: Array, q_e4m3: bool, weights: Array | None, keys: Array, key_e4m3: bool, key_scales: Array | None, starts: Array,
+    ends: Array, /,
+) -> Array: ...
+def indexer_top_k(
+    q: Array, q_e4m3: bool, weights: Array | None, keys: Array, kv_lens: Array, page_table: Array, k: int,
+    cu_q_lens: Array | None, key_scales: Array | None, key_format: str | None, ratio: int, activation: str, block: int,
+    reduce: str, first_blocks: int, local_blocks: int, incomplete_tail: bool, candidates: Array | None, candidate_span: int,
+    slots: bool, out: Array | None, /,
+) -> Array: ...
+def write_index_keys(
+    keys: Array, slots: Array, pages: Array, scales: Array | None, key_format: str, hadamard: bool, /
+) -> None: ...
+def hadamard(x: Array, /) -> Array: ...
+def positions_to_slots(positions: Array, page_table: Array, page_size: int, cu_q_lens: Array | None, /) -> Array: ...
+def sparse_attention(
+    q: Array, scopes: Sequence[tuple[Array, Array, Array | None, str]], value_dim: int | None, scale: float | None,
+    sinks: Array | None, lse_with_sinks: bool, ignore_invalid: bool, out: Array | None, return_lse: bool, /,
+) -> Any: ...  # out, or (out, lse)
+
 # Of riffle.torch. None: not a case of the fast way; the caller goes the slow one, or has the error.
 def torch_topk(
     input: Any, k: Any, dim: Any, largest: Any, sorted: Any, result_type: type, /

@@ -1,0 +1,271 @@
+"""Sparse attention: the indexer, what it selects, and attention over it."""
+
+from __future__ import annotations
+
+from typing import Any, Literal, Sequence
+
+import numpy
+
+from riffle import _core
+from riffle._arguments import as_bool, narrowed
+
+Array = Any
+
+
+def _codes(x: Array) -> tuple[Array, bool]:
+    """A float8_e4m3fn array as its codes in uint8, and whether it was one; any other x as it is."""
+    if str(getattr(x, "dtype", "")).removeprefix("torch.") != "float8_e4m3fn":
+        return x, False
+    module = type(x).__module__.partition(".")[0]
+    if module == "torch":
+        import torch
+
+        return x.view(torch.uint8), True
+    return numpy.asarray(x).view(numpy.uint8), True
+
+
+def _index_keys(keys: Array, key_format: str | None) -> tuple[Array, str | None]:
+    codes, is_e4m3 = _codes(keys)
+    if is_e4m3 and key_format not in (None, "plain", "e4m3"):
+        raise ValueError(f"key_format = {key_format!r} is for uint8 keys, not float8_e4m3fn")
+    return codes, "e4m3" if is_e4m3 else key_format
+
+
+def indexer_logits(
+    q: Array,
+    weights: Array | None,
+    keys: Array,
+    kv_lens: Array,
+    page_table: Array,
+    *,
+    cu_q_lens: Array | None = None,
+    key_scales: Array | None = None,
+    key_format: str | None = None,
+    ratio: int = 1,
+    activation: Literal["relu", "none"] = "relu",
+    out: Array | None = None,
+) -> Array:
+    """Scores of every key that a query sees: I[t, s] = scale(s) * sum over h of weights[t, h] * relu(q[t, h] . keys[s]).
+
+    The scoring of DeepSeek's sparse attention and its relatives. One key serves all heads. With int8 keys, q . k is an exact
+    integer, and scores are the same bits on every SIMD target; a q that is not int8 is then rounded to int8, each head by a
+    scale of its own.
+
+    Args:
+      q: [tokens, heads, head_dim] float32, float16, bfloat16, float8_e4m3fn or int8; up to 128 heads, head_dim a multiple of 16
+        from 32 to 256. Where keys went through hadamard, q must have too.
+      weights: float32 [tokens, heads], with q's scale and any other factor in it; None: all 1.
+      keys: [pages, page_size, head_dim] of the same dtypes, or uint8 [pages, page_size * (head_dim + 4)] with
+        key_format="deepgemm": all keys of a page as float8_e4m3fn, then their float32 scales.
+      kv_lens: int32 or int64 [B], tokens of each sequence. The queries of a sequence are its last positions; one at position p
+        sees the keys s < (p + 1) // ratio.
+      page_table: int32 or int64 [B, max_pages], pages of keys.
+      cu_q_lens: int32 or int64 [B + 1], where the queries of each sequence begin and end; None: one query a sequence.
+      key_scales: float32 that broadcasts to keys.shape[:-1]; int8 keys must have them.
+      key_format: None or "plain", "deepgemm"; "e4m3": uint8 keys are codes of float8_e4m3fn.
+      ratio: tokens that a key stands for.
+      activation: "relu" or "none".
+      out: float32 [tokens, n] to write into.
+
+    Returns:
+      float32 [tokens, n], n the most keys that any query sees; -inf behind those that a query sees.
+
+    Raises:
+      ValueError: a shape, length, page number or option out of its limits; nothing is written then.
+      TypeError: a wrong dtype, or no array.
+
+    >>> import numpy as np, riffle
+    >>> q = np.ones((1, 2, 32), np.float32)
+    >>> keys = np.stack([np.full(32, x, np.float32) for x in (1, -1, 2)])[None]
+    >>> riffle.indexer_logits(q, np.array([[1, 0.5]], np.float32), keys, np.array([3]), np.array([[0]]))
+    array([[48.,  0., 96.]], dtype=float32)
+    """
+    q, q_e4m3 = _codes(q)
+    keys, key_format = _index_keys(keys, key_format)
+    return _core.indexer_logits(q, q_e4m3, weights, keys, narrowed("kv_lens", kv_lens), narrowed("page_table", page_table),
+                                narrowed("cu_q_lens", cu_q_lens), key_scales, key_format, ratio, activation, out)
+
+
+def indexer_top_k(
+    q: Array,
+    weights: Array | None,
+    keys: Array,
+    kv_lens: Array,
+    page_table: Array,
+    k: int,
+    *,
+    cu_q_lens: Array | None = None,
+    key_scales: Array | None = None,
+    key_format: str | None = None,
+    ratio: int = 1,
+    activation: Literal["relu", "none"] = "relu",
+    block: int = 1,
+    reduce: Literal["max", "mean"] = "max",
+    first_blocks: int = 0,
+    local_blocks: int = 0,
+    incomplete_tail: bool = False,
+    candidates: Array | None = None,
+    candidate_span: int = 1,
+    slots: bool = False,
+    out: Array | None = None,
+) -> Array:
+    """The k best keys of each query by indexer_logits, best first, without storing the scores.
+
+    The result has the bits of top_k_per_row(indexer_logits(...)): of equal scores the lower position comes first. Where
+    everything fits into k nothing is scored: 0, 1, 2, ... and -1 behind.
+
+    Args:
+      q, weights, keys, kv_lens, page_table, cu_q_lens, key_scales, key_format, ratio, activation: as in indexer_logits.
+      k: how many, at least 1.
+      block: keys of a block. With more than 1, blocks are selected and the result has their numbers.
+      reduce: the score of a block: the "max" or the "mean" of its keys'; the last block may have fewer.
+      first_blocks, local_blocks: so many first and last ones that the query sees are selected in any case, first of all and in
+        ascending order; together at most k.
+      incomplete_tail: so is the last block if it has fewer than `block` keys.
+      candidates: int32 [tokens, c], the only blocks, beside forced ones, that may be selected; -1 and what a query does not see
+        are ignored.
+      candidate_span: a candidate c stands for the blocks c * candidate_span and so many behind it.
+      slots: page * page_size + offset in place of positions; block must be 1.
+      out: int32 [tokens, k] to write into.
+
+    Returns:
+      int32 [tokens, k], -1 padded.
+
+    Raises:
+      ValueError, TypeError: as indexer_logits.
+
+    >>> import numpy as np, riffle
+    >>> q = np.ones((1, 1, 32), np.float32)
+    >>> keys = np.stack([np.full(32, x, np.float32) for x in (1, 3, 2, 3)])[None]
+    >>> riffle.indexer_top_k(q, None, keys, np.array([4]), np.array([[0]]), 3)
+    array([[1, 3, 2]], dtype=int32)
+    """
+    q, q_e4m3 = _codes(q)
+    keys, key_format = _index_keys(keys, key_format)
+    return _core.indexer_top_k(q, q_e4m3, weights, keys, narrowed("kv_lens", kv_lens), narrowed("page_table", page_table), k,
+                               narrowed("cu_q_lens", cu_q_lens), key_scales, key_format, ratio, activation, block, reduce,
+                               first_blocks, local_blocks, incomplete_tail, narrowed("candidates", candidates), candidate_span,
+                               slots, out)
+
+
+def write_index_keys(
+    keys: Array,
+    slots: Array,
+    pages: Array,
+    scales: Array | None = None,
+    *,
+    format: Literal["plain", "e4m3", "deepgemm", "int8"],
+    hadamard: bool = True,
+) -> None:
+    """Writes index keys into pages, quantised; RoPE is the caller's.
+
+    Args:
+      keys: [tokens, head_dim] float32, float16 or bfloat16.
+      slots: int32 or int64 [tokens], page * page_size + offset; -1 skips a key; of equal slots the later key stays.
+      pages: [pages, page_size, head_dim] to write into: "plain" float32, float16 or bfloat16, "int8" int8, "e4m3" uint8 or
+        float8_e4m3fn; "deepgemm" uint8 [pages, page_size * (head_dim + 4)].
+      scales: float32 [pages, page_size] to write into, of "int8" and "e4m3".
+      format: int8: scale = max|x| / 127. e4m3, deepgemm: scale = max|x| / 448, rounded up to a power of two.
+      hadamard: transform the keys first; queries then need riffle.hadamard too. int8 keeps 4 times the precision of e4m3 then.
+
+    Raises:
+      ValueError: a shape or slot out of its limits; nothing is written then.
+      TypeError: a wrong dtype, or no array.
+    """
+    if format not in ("plain", "e4m3", "deepgemm", "int8"):
+        raise ValueError(f"format = {format!r} is none of 'plain', 'e4m3', 'deepgemm', 'int8'")
+    codes, is_e4m3 = _codes(pages)
+    kind = str(getattr(pages, "dtype", "")).removeprefix("torch.")
+    if (format == "int8") != (kind == "int8") or (is_e4m3 and format != "e4m3"):
+        raise TypeError(f"pages has dtype {kind}, which is not that of format = {format!r}")
+    _core.write_index_keys(keys, narrowed("slots", slots), codes, scales, "plain" if format == "int8" else format,
+                           as_bool("hadamard", hadamard))
+
+
+def hadamard(x: Array) -> Array:
+    """The orthonormal Walsh-Hadamard transform along the last axis, a power of two; dot products of two stay.
+
+    Args:
+      x: [..., n] float32, float16 or bfloat16; sums are in float32.
+
+    >>> import numpy as np, riffle
+    >>> riffle.hadamard(np.array([1, 0, 0, 0], np.float32))
+    array([0.5, 0.5, 0.5, 0.5], dtype=float32)
+    """
+    shape = tuple(getattr(x, "shape", ()))
+    if not shape:
+        raise ValueError("x must have an axis to transform")
+    return _core.hadamard(x.reshape(-1, shape[-1])).reshape(shape)
+
+
+def positions_to_slots(positions: Array, page_table: Array, page_size: int, *, cu_q_lens: Array | None = None) -> Array:
+    """Slots, page * page_size + offset, of positions in the sequence of each token.
+
+    Args:
+      positions: int32 [tokens, n]; -1, and what is behind the table's pages, becomes -1.
+      page_table: int32 or int64 [B, max_pages].
+      page_size: positions of a page.
+      cu_q_lens: int32 or int64 [B + 1], where the tokens of each sequence begin and end; None: one token a sequence.
+
+    >>> import numpy as np, riffle
+    >>> riffle.positions_to_slots(np.array([[0, 17, -1]], np.int32), np.array([[5, 2]]), 16)
+    array([[80, 33, -1]], dtype=int32)
+    """
+    return _core.positions_to_slots(narrowed("positions", positions), narrowed("page_table", page_table), page_size,
+                                    narrowed("cu_q_lens", cu_q_lens))
+
+
+def sparse_attention(
+    q: Array,
+    rows: Array,
+    slots: Array,
+    *,
+    lengths: Array | None = None,
+    row_format: Literal["plain", "mla656", "mla584"] = "plain",
+    value_dim: int | None = None,
+    extra: Sequence[tuple] = (),
+    scale: float | None = None,
+    sinks: Array | None = None,
+    invalid: Literal["raise", "ignore"] = "raise",
+    out: Array | None = None,
+    return_lse: bool = False,
+) -> Array | tuple[Array, Array]:
+    """Attention of each query over the rows that it names; a row is a key and, its first value_dim elements, a value.
+
+    What a query gets does not depend, in any bit, on the batch, the threads or the order in which its rows are named.
+
+    Args:
+      q: [tokens, q_heads, d] float32, float16 or bfloat16.
+      rows: [slots, d] or [pages, page_size, d] float32, float16 or bfloat16; uint8 [.., 656] or [pages, page_size, 584].
+      slots: int32 [tokens, n]; -1: none. A slot named twice counts twice; rows that nobody names are not read.
+      lengths: int32 [tokens]: slots behind are not read; None: all are.
+      row_format: "mla656": DeepSeek-V3.2's rows, 512 float8_e4m3fn, 4 float32 scales, 64 bfloat16: d = 576. "mla584":
+        DeepSeek-V4's pages, page_size x (448 float8_e4m3fn, 64 bfloat16), then page_size x 8 bytes of scales: d = 512.
+      value_dim: a multiple of 16; None: d.
+      extra: more scopes, (rows, slots, lengths, row_format) each.
+      scale: of the logits; None: 1 / sqrt(d).
+      sinks: [q_heads], a logit for each head that takes part in the softmax and in lse but has no value.
+      invalid: "raise" ValueError for slots below -1 or past the rows, or "ignore" them.
+      out: to write into, [tokens, q_heads, value_dim] of q's dtype.
+      return_lse: also return lse.
+
+    Returns:
+      out, or (out, lse): lse float32 [tokens, q_heads], natural logarithm, -inf where a query names nothing.
+
+    Raises:
+      ValueError, TypeError: as paged_attention.
+
+    >>> import numpy as np, riffle
+    >>> rows = np.arange(4, dtype=np.float32)[:, None] * np.ones(32, np.float32)
+    >>> q = np.zeros((1, 1, 32), np.float32)
+    >>> riffle.sparse_attention(q, rows, np.array([[3, 1, -1]], np.int32))[0, 0, :2]
+    array([2., 2.], dtype=float32)
+    """
+    if invalid not in ("raise", "ignore"):
+        raise ValueError(f"invalid = {invalid!r} is none of 'raise', 'ignore'")
+    scopes = [(rows, slots, lengths, row_format), *extra]
+    for i, scope in enumerate(scopes):
+        if len(scope) != 4:
+            raise ValueError(f"extra[{i - 1}] has {len(scope)} elements, not (rows, slots, lengths, row_format)")
+    scopes = [(r, narrowed("slots", s), narrowed("lengths", n), f) for r, s, n, f in scopes]
+    return _core.sparse_attention(q, scopes, value_dim, scale, sinks, True, invalid == "ignore", out, return_lse)

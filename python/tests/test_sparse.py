@@ -1,0 +1,168 @@
+"""The indexer and sparse attention of the package against NumPy in float64."""
+
+import numpy
+import pytest
+
+import riffle
+
+RNG = numpy.random.default_rng(0)
+E4M3 = numpy.array(
+    [
+        (-1.0 if c >> 7 else 1.0)
+        * (numpy.nan if c & 127 == 127 else (c & 7) * 2.0**-9 if c >> 3 & 15 == 0 else (1 + (c & 7) / 8) * 2.0 ** ((c >> 3 & 15) - 7))
+        for c in range(256)
+    ]
+)
+
+
+def codes(*shape):
+    """Random float8_e4m3fn codes, all finite."""
+    x = RNG.integers(0, 256, shape, dtype=numpy.uint8)
+    return numpy.where(x & 127 == 127, 0, x).astype(numpy.uint8)
+
+
+def normal(*shape):
+    return RNG.standard_normal(shape).astype(numpy.float32)
+
+
+def scores(q, weights, keys, relu=True):
+    """[tokens, n] of one sequence, without what is not seen."""
+    dots = numpy.einsum("thd,nd->thn", q.astype(numpy.float64), keys.astype(numpy.float64))
+    return numpy.einsum("th,thn->tn", weights.astype(numpy.float64), numpy.maximum(dots, 0) if relu else dots)
+
+
+def best(row, k):
+    return numpy.lexsort((numpy.arange(len(row)), -row))[:k]
+
+
+def attend(q, rows, scale, value_dim, sink=None):
+    """One query [heads, d] over rows [n, d]: out, lse."""
+    logits = scale * (q.astype(numpy.float64) @ rows.T)
+    sink = numpy.full(len(q), -numpy.inf) if sink is None else sink
+    largest = numpy.maximum(logits.max(-1), sink)
+    p = numpy.exp(logits - largest[:, None])
+    weight = p.sum(-1) + numpy.exp(sink - largest)
+    return p @ rows[:, :value_dim] / weight[:, None], largest + numpy.log(weight)
+
+
+@pytest.mark.parametrize("relu", [True, False])
+def test_logits_of_ragged_batches(relu):
+    keys, table = normal(6, 4, 64), numpy.array([[2, 0, 5], [4, 1, -1]])
+    q, weights = normal(5, 3, 64), normal(5, 3)
+    out = riffle.indexer_logits(q, weights, keys, numpy.array([11, 8]), table, cu_q_lens=numpy.array([0, 3, 5]),
+                                activation="relu" if relu else "none")
+    assert out.shape == (5, 11) and out.dtype == numpy.float32
+    for t, (b, seen) in enumerate([(0, 9), (0, 10), (0, 11), (1, 7), (1, 8)]):
+        rows = keys[table[b, : 3 - b]].reshape(-1, 64)[:seen]
+        numpy.testing.assert_allclose(out[t, :seen], scores(q[t : t + 1], weights[t : t + 1], rows, relu)[0], rtol=1e-4, atol=1e-3)
+        assert (out[t, seen:] == -numpy.inf).all()
+
+
+def test_top_k_is_that_of_the_logits():
+    keys, table = RNG.integers(-2, 3, (40, 16, 32)).astype(numpy.float32), RNG.permutation(40)[None].astype(numpy.int32)
+    q, lens, cu = RNG.integers(-1, 2, (7, 2, 32)).astype(numpy.float32), numpy.array([600]), numpy.array([0, 7])
+    for ratio in (1, 4):
+        logits = riffle.indexer_logits(q, None, keys, lens, table, cu_q_lens=cu, ratio=ratio)
+        ends = numpy.array([(600 - 7 + i + 1) // ratio for i in range(7)], numpy.int32)
+        want = riffle.top_k_per_row(logits, numpy.zeros(7, numpy.int32), ends, 50)
+        top = riffle.indexer_top_k(q, None, keys, lens, table, 50, cu_q_lens=cu, ratio=ratio)
+        numpy.testing.assert_array_equal(top, want)
+        slots = riffle.indexer_top_k(q, None, keys, lens, table, 50, cu_q_lens=cu, ratio=ratio, slots=True)
+        numpy.testing.assert_array_equal(slots, riffle.positions_to_slots(top, table, 16, cu_q_lens=cu))
+    # Everything fits: nothing is scored.
+    assert riffle.indexer_top_k(q[:1], None, keys, numpy.array([3]), table, 5).tolist() == [[0, 1, 2, -1, -1]]
+
+
+def test_blocks_and_candidates():
+    keys, table = normal(1, 100, 32), numpy.array([[0]])
+    q = normal(1, 2, 32)
+    x = scores(q, numpy.ones((1, 2)), keys[0])[0]
+    means = numpy.array([x[i : i + 8].mean() for i in range(0, 100, 8)])
+    call = lambda k, **options: riffle.indexer_top_k(q, None, keys, numpy.array([100]), table, k, **options)[0].tolist()  # noqa: E731
+    assert call(3, block=8, reduce="mean") == best(means, 3).tolist()
+    assert call(5, block=8, reduce="mean", first_blocks=1, incomplete_tail=True) == [0, 12, *(best(means[1:12], 3) + 1)]
+    named = numpy.array([[3, -1, 9, 3, 400]], numpy.int32)
+    keys_of = numpy.r_[24:32, 72:80]
+    assert call(4, candidates=named, candidate_span=8) == keys_of[best(x[keys_of], 4)].tolist()
+
+
+def test_int8_keys_after_hadamard_and_e4m3():
+    keys, q, weights = normal(64, 128), normal(2, 8, 128), normal(2, 8)
+    want = scores(q, weights, keys)
+    args = numpy.array([64, 64]), numpy.zeros((2, 1), numpy.int32)
+    turned, slots = riffle.hadamard(q), numpy.arange(64)
+    error = {}
+    pages, scales = numpy.zeros((1, 64, 128), numpy.int8), numpy.zeros((1, 64), numpy.float32)
+    riffle.write_index_keys(keys, slots, pages, scales, format="int8")
+    error["int8"] = riffle.indexer_logits(turned, weights, pages, *args, key_scales=scales) - want
+    fused = numpy.zeros((1, 64 * 132), numpy.uint8)
+    riffle.write_index_keys(keys, slots, fused, format="deepgemm")
+    error["deepgemm"] = riffle.indexer_logits(turned, weights, fused, *args, key_format="deepgemm") - want
+    plain = E4M3[fused[0, : 64 * 128]].reshape(64, 128) * fused[0, 64 * 128 :].view(numpy.float32)[:, None]
+    numpy.testing.assert_allclose(error["deepgemm"] + want, scores(turned, weights, plain), rtol=1e-4, atol=1e-2)
+    rms = {name: float(numpy.sqrt((x**2).mean())) for name, x in error.items()}
+    assert rms["int8"] * 1.5 < rms["deepgemm"] < 0.1 * want.std()
+
+
+@pytest.mark.parametrize("row_format", ["plain", "mla656", "mla584"])
+def test_sparse_attention(row_format):
+    d, value_dim = (512, 512) if row_format == "mla584" else (576, 512)
+    pages, size, heads = 5, 8, 6
+    if row_format == "plain":
+        pool = normal(pages, size, d)
+        rows = pool.reshape(-1, d).astype(numpy.float64)
+    elif row_format == "mla656":
+        pool = numpy.zeros((pages, size, 656), numpy.uint8)
+        pool[..., :512] = codes(pages, size, 512)
+        pool[..., 512:528] = (2.0 ** RNG.integers(-9, -6, (pages, size, 4))).astype(numpy.float32).view(numpy.uint8)
+        rope = normal(pages, size, 64).view(numpy.uint32) >> 16
+        pool[..., 528:] = rope.astype(numpy.uint16).view(numpy.uint8)
+        scale = pool[..., 512:528].copy().view(numpy.float32)
+        rows = numpy.concatenate([(E4M3[pool[..., :512]].reshape(pages, size, 4, 128) * scale[..., None]).reshape(pages, size, 512),
+                                  (rope << 16).astype(numpy.uint32).view(numpy.float32)], -1).reshape(-1, d)
+    else:
+        pool = numpy.zeros((pages, size, 584), numpy.uint8)
+        flat = pool.reshape(pages, -1)
+        body, tail = flat[:, : size * 576].reshape(pages, size, 576), flat[:, size * 576 :].reshape(pages, size, 8)
+        body[..., :448] = codes(pages, size, 448)
+        rope = normal(pages, size, 64).view(numpy.uint32) >> 16
+        body[..., 448:] = rope.astype(numpy.uint16).view(numpy.uint8)
+        tail[..., :7] = RNG.integers(118, 121, (pages, size, 7))
+        scale = 2.0 ** (tail[..., :7].astype(numpy.float64) - 127)
+        rows = numpy.concatenate([(E4M3[body[..., :448]].reshape(pages, size, 7, 64) * scale[..., None]).reshape(pages, size, 448),
+                                  (rope << 16).astype(numpy.uint32).view(numpy.float32)], -1).reshape(-1, d)
+    q, sinks = normal(3, heads, d), normal(heads)
+    slots = RNG.integers(-1, pages * size, (3, 20)).astype(numpy.int32)
+    out, lse = riffle.sparse_attention(q, pool, slots, row_format=row_format, value_dim=value_dim, sinks=sinks, return_lse=True,
+                                       scale=0.05)
+    for t in range(3):
+        want, want_lse = attend(q[t], rows[slots[t][slots[t] >= 0]], 0.05, value_dim, sinks)
+        numpy.testing.assert_allclose(out[t], want, rtol=1e-4, atol=1e-4)
+        numpy.testing.assert_allclose(lse[t], want_lse, rtol=1e-5, atol=1e-4)
+    # Two scopes are their union.
+    lengths = numpy.array([7, 0, 20], numpy.int32)
+    both = riffle.sparse_attention(q, pool, slots[:, :9], row_format=row_format, value_dim=value_dim, scale=0.05,
+                                   extra=[(pool, slots, lengths, row_format)])
+    named = numpy.concatenate([slots[0, :9], slots[0, :7]])
+    want, _ = attend(q[0], rows[named[named >= 0]], 0.05, value_dim)
+    numpy.testing.assert_allclose(both[0], want, rtol=1e-4, atol=1e-4)
+
+
+def test_errors():
+    q, keys, lens, table = normal(1, 2, 32), normal(2, 4, 32), numpy.array([8]), numpy.array([[0, 1]])
+    for text, kind, call in [
+        ("ratio = 0", ValueError, lambda: riffle.indexer_logits(q, None, keys, lens, table, ratio=0)),
+        ("activation = 'gelu'", ValueError, lambda: riffle.indexer_logits(q, None, keys, lens, table, activation="gelu")),
+        ("k = 0", ValueError, lambda: riffle.indexer_top_k(q, None, keys, lens, table, 0)),
+        ("page_table\\[0,1\\] = 7", ValueError, lambda: riffle.indexer_logits(q, None, keys, lens, numpy.array([[0, 7]]))),
+        ("weights has shape", ValueError, lambda: riffle.indexer_logits(q, normal(2, 2), keys, lens, table)),
+        ("key_format = 'gguf'", ValueError, lambda: riffle.indexer_logits(q, None, keys, lens, table, key_format="gguf")),
+        ("keys has dtype", TypeError, lambda: riffle.indexer_logits(q, None, keys.astype(numpy.float64), lens, table)),
+        ("invalid = 'drop'", ValueError, lambda: riffle.sparse_attention(q, keys[0], table, invalid="drop")),
+        ("slots\\[0,1\\] = 9", ValueError, lambda: riffle.sparse_attention(q, keys[0], numpy.array([[0, 9]]))),
+        ("value_dim = 48", ValueError, lambda: riffle.sparse_attention(q, keys[0], table, value_dim=48)),
+        ("format = 'fp4'", ValueError, lambda: riffle.write_index_keys(keys[0], [0], keys, format="fp4")),
+    ]:
+        with pytest.raises(kind, match=text):
+            call()
+    assert riffle.sparse_attention(q, keys[0], numpy.array([[0, 9]]), invalid="ignore").shape == (1, 2, 32)
