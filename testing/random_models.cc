@@ -77,6 +77,7 @@ std::vector<Kind> Kinds() {
   kinds.push_back({.name = "gemma2",
                    .architecture = "gemma2",
                    .layers = 4,
+                   .tied = false,
                    .post_norms = true,
                    .metadata = [](GgufWriter& writer) {
                      const auto number = GgufWriter::kF32;
@@ -87,6 +88,7 @@ std::vector<Kind> Kinds() {
   kinds.push_back({.name = "gemma3",
                    .architecture = "gemma3",
                    .layers = 7,
+                   .tied = false,
                    .qk_norms = true,
                    .post_norms = true,
                    .metadata = [](GgufWriter& writer) {
