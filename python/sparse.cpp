@@ -1,4 +1,5 @@
 // Sparse attention: Python's arguments to riffle/indexer.h and riffle/sparse_attention.h and back.
+#include <algorithm>
 #include <deque>
 #include <optional>
 #include <string>
@@ -47,8 +48,8 @@ DType IndexDType(const Array& x, bool e4m3) {
 HeadsView IndexQueries(const Array& q, bool e4m3) {
   CheckAxes(q, 3, "[tokens, heads, head_dim]");
   CheckLastAxisContiguous(q);
-  return {q.data(),         IndexDType(q, e4m3), q.axis(0).size, q.axis(1).size, q.axis(2).size,
-          q.axis(0).stride, q.axis(1).stride};
+  return {q.data(),       IndexDType(q, e4m3), q.axis(0).size,  q.axis(1).size,
+          q.axis(2).size, q.axis(0).stride,    q.axis(1).stride};
 }
 
 // A matrix argument that may be None, its last axis contiguous.
@@ -96,9 +97,7 @@ class Weights {
       CheckShape(matrix_.array(), shape);
     }
   }
-  IndexWeights view() const {
-    return {matrix_.data<float>(), matrix_ ? matrix_.stride() : 0};
-  }
+  IndexWeights view() const { return {matrix_.data<float>(), matrix_ ? matrix_.stride() : 0}; }
 
  private:
   OptionalMatrix matrix_;
@@ -199,8 +198,7 @@ class KeyPool {
     }
     if (skipped < 0 || stride[0] == -1 || (access == Access::kWrite && skipped != 0)) {
       ThrowValueError(std::string(name) + " has shape " + scales.Shape() + "; it must " +
-                      (access == Access::kWrite ? "be " : "broadcast to ") +
-                      ShapeText(want));
+                      (access == Access::kWrite ? "be " : "broadcast to ") + ShapeText(want));
     }
     keys_.scales.data = static_cast<decltype(keys_.scales.data)>(scales.data());
     keys_.scales.page_stride = stride[0];
@@ -263,9 +261,10 @@ nb::object PyIndexerLogits(nb::handle q_object, bool q_e4m3, nb::handle weights_
   IndexerOptions options;
   options.ratio = Int64(ratio, "ratio");
   options.activation = ActivationOf(activation);
-  // Checks what the number of columns is made of.
-  const int64_t cols = MaxIndexKeys(batch.view(), options.ratio);
-  OutMatrix out(q, out_object, Element::kF32, view.tokens, std::max<int64_t>(cols, 0));
+  // No more than there are pages for: a length beyond them is refused by the call.
+  const int64_t cols = std::clamp<int64_t>(MaxIndexKeys(batch.view(), options.ratio), 0,
+                                           batch.view().max_pages * keys.view().page_size);
+  OutMatrix out(q, out_object, Element::kF32, view.tokens, cols);
   {
     const KernelScope scope;
     IndexerLogits(view, weights.view(), keys.view(), batch.view(),
@@ -285,8 +284,9 @@ nb::object PyIndexerRangeLogits(nb::handle q_object, bool q_e4m3, nb::handle wei
   CheckAxes(matrix, 2, "[n, head_dim]");
   CheckLastAxisContiguous(matrix);
   const int64_t n = matrix.axis(0).size;
-  IndexKeys keys{matrix.data(), IndexDType(matrix, key_e4m3), 1, std::max<int64_t>(n, 1),
-                 matrix.axis(1).size, 0, matrix.axis(0).stride};
+  IndexKeys keys{matrix.data(),           IndexDType(matrix, key_e4m3), 1,
+                 std::max<int64_t>(n, 1), matrix.axis(1).size,          0,
+                 matrix.axis(0).stride};
   std::optional<Array> scales;
   if (!scales_object.is_none()) {
     const Array& of = scales.emplace(scales_object, "key_scales");
@@ -501,8 +501,8 @@ nb::object PySparseAttention(nb::handle q_object, nb::handle scopes_object, nb::
   const Array q(q_object, "q");
   CheckAxes(q, 3, "[tokens, q_heads, d]");
   CheckLastAxisContiguous(q);
-  const HeadsView view{q.data(),         FloatingDType(q), q.axis(0).size,  q.axis(1).size,
-                       q.axis(2).size,   q.axis(0).stride, q.axis(1).stride};
+  const HeadsView view{q.data(),       FloatingDType(q), q.axis(0).size,  q.axis(1).size,
+                       q.axis(2).size, q.axis(0).stride, q.axis(1).stride};
   std::deque<Scope> scopes;
   std::vector<SparseScope> views;
   for (const nb::handle scope : scopes_object) {
@@ -565,8 +565,8 @@ void BindSparse(nb::module_& m) {
   m.def("indexer_logits", &PyIndexerLogits, any, any, any, any, any, any, any, any, any, any, any,
         any);
   m.def("indexer_range_logits", &PyIndexerRangeLogits, any, any, any, any, any, any, any, any);
-  m.def("indexer_top_k", &PyIndexerTopK, any, any, any, any, any, any, any, any, any, any, any,
-        any, any, any, any, any, any, any, any, any, any);
+  m.def("indexer_top_k", &PyIndexerTopK, any, any, any, any, any, any, any, any, any, any, any, any,
+        any, any, any, any, any, any, any, any, any);
   m.def("write_index_keys", &PyWriteIndexKeys, any, any, any, any, any, any);
   m.def("hadamard", &PyHadamard, any);
   m.def("positions_to_slots", &PyPositionsToSlots, any, any, any, any);

@@ -2,7 +2,6 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
-#include <string>
 
 #include "core/check.h"
 #include "core/entry_point.h"
@@ -68,49 +67,55 @@ core::Strided RowsOf(const SparseRows& rows) {
           bytes};
 }
 
-void CheckRows(const std::string& name, const SparseRows& rows, int64_t row_dim) {
-  core::Check(rows.format <= SparseRowFormat::kMla584, Code::kBadOption, name,
-              ".format = ", static_cast<int>(rows.format), " is unknown");
+// Texts name scope `s`; they are built only where a check fails.
+void CheckRows(size_t s, const SparseRows& rows, int64_t row_dim) {
+  core::Check(rows.format <= SparseRowFormat::kMla584, Code::kBadOption, "scopes[", s,
+              "].rows.format = ", static_cast<int>(rows.format), " is unknown");
   if (rows.format == SparseRowFormat::kPlain) {
-    core::Check(rows.dtype <= DType::kBF16, Code::kBadDType, name, " are ", Name(rows.dtype),
-                ", not float32, float16 or bfloat16");
+    core::Check(rows.dtype <= DType::kBF16, Code::kBadDType, "scopes[", s, "].rows are ",
+                Name(rows.dtype), ", not float32, float16 or bfloat16");
   } else {
-    core::Check(rows.dtype == DType::kU8, Code::kBadDType, name, " are ", Name(rows.dtype),
-                "; the format ", Name(rows.format), " has uint8");
+    core::Check(rows.dtype == DType::kU8, Code::kBadDType, "scopes[", s, "].rows are ",
+                Name(rows.dtype), "; the format ", Name(rows.format), " has uint8");
     const int64_t dim = rows.format == SparseRowFormat::kMla656 ? 576 : 512;
-    core::Check(rows.row_dim == dim, Code::kBadShape, name, ".row_dim = ", rows.row_dim,
-                "; the format ", Name(rows.format), " has ", dim, " elements");
+    core::Check(rows.row_dim == dim, Code::kBadShape, "scopes[", s,
+                "].rows.row_dim = ", rows.row_dim, "; the format ", Name(rows.format), " has ", dim,
+                " elements");
   }
-  sparse::CheckSame((name + ".row_dim").c_str(), rows.row_dim, "q.head_dim", row_dim);
-  sparse::CheckIn((name + ".slots").c_str(), rows.slots, 0, kMaxInt);
-  sparse::CheckIn((name + ".page_size").c_str(), rows.page_size,
-                  rows.format == SparseRowFormat::kMla584 ? 1 : 0, kMaxInt);
-  if (rows.format == SparseRowFormat::kMla584) {
-    core::Check(rows.page_stride >= core::SaturatingMul(rows.page_size, 584), Code::kBadShape, name,
-                ".page_stride = ", rows.page_stride, " is less than the ", rows.page_size,
-                " rows of 584 bytes of a page");
-  }
-  core::Check(rows.data != nullptr || rows.slots == 0, Code::kBadShape, name, ".data is null");
-  core::CheckAddressable(name.c_str(), RowsOf(rows));
+  core::Check(rows.row_dim == row_dim, Code::kBadShape, "scopes[", s,
+              "].rows.row_dim = ", rows.row_dim, " but q.head_dim = ", row_dim);
+  core::Check(rows.slots >= 0 && rows.slots <= kMaxInt, Code::kBadShape, "scopes[", s,
+              "].rows.slots = ", rows.slots, " is not in 0..", kMaxInt);
+  const int64_t least = rows.format == SparseRowFormat::kMla584 ? 1 : 0;
+  core::Check(rows.page_size >= least && rows.page_size <= kMaxInt, Code::kBadShape, "scopes[", s,
+              "].rows.page_size = ", rows.page_size, " is not in ", least, "..", kMaxInt);
+  core::Check(rows.format != SparseRowFormat::kMla584 ||
+                  rows.page_stride >= core::SaturatingMul(rows.page_size, 584),
+              Code::kBadShape, "scopes[", s, "].rows.page_stride = ", rows.page_stride,
+              " is less than the ", rows.page_size, " rows of 584 bytes of a page");
+  core::Check(rows.data != nullptr || rows.slots == 0, Code::kBadShape, "scopes[", s,
+              "].rows.data is null");
+  core::CheckAddressable("rows", RowsOf(rows));
 }
 
-void CheckSlots(const std::string& name, const SparseScope& scope, int64_t tokens, bool ignore) {
-  sparse::CheckIn((name + ".cols").c_str(), scope.cols, 0, kMaxInt / 8);
+void CheckSlots(size_t s, const SparseScope& scope, int64_t tokens, bool ignore) {
+  core::Check(scope.cols >= 0 && scope.cols <= kMaxInt / 8, Code::kBadShape, "scopes[", s,
+              "].cols = ", scope.cols, " is not in 0..", kMaxInt / 8);
   if (tokens == 0 || scope.cols == 0) {
     return;
   }
-  core::Check(scope.slots != nullptr, Code::kBadShape, name, ".slots is null");
-  core::CheckAddressable((name + ".slots").c_str(),
+  core::Check(scope.slots != nullptr, Code::kBadShape, "scopes[", s, "].slots is null");
+  core::CheckAddressable("slots",
                          sparse::RowsBytes(scope.slots, tokens, scope.slots_stride, scope.cols, 4));
   for (int64_t t = 0; t < tokens; ++t) {
     const int64_t length = scope.lengths == nullptr ? scope.cols : scope.lengths[t];
-    core::Check(length >= 0 && length <= scope.cols, Code::kBadRange, name, ".lengths[", t,
+    core::Check(length >= 0 && length <= scope.cols, Code::kBadRange, "scopes[", s, "].lengths[", t,
                 "] = ", length, " is not in 0..", scope.cols);
     const int32_t* slots = scope.slots + t * scope.slots_stride;
     for (int64_t i = 0; i < length && !ignore; ++i) {
-      core::Check(slots[i] >= -1 && slots[i] < scope.rows.slots, Code::kBadPage, name, ".slots[", t,
-                  ",", i, "] = ", slots[i], " is not -1 or in 0..", scope.rows.slots - 1,
-                  "; ignore_invalid skips it");
+      core::Check(slots[i] >= -1 && slots[i] < scope.rows.slots, Code::kBadPage, "scopes[", s,
+                  "].slots[", t, ",", i, "] = ", slots[i], " is not -1 or in 0..",
+                  scope.rows.slots - 1, "; ignore_invalid skips it");
     }
   }
 }
@@ -120,9 +125,8 @@ void CheckScopes(const HeadsView& q, std::span<const SparseScope> scopes,
   core::Check(!scopes.empty() && scopes.size() <= sparse::kMaxScopes, Code::kBadShape,
               "scopes has ", scopes.size(), " elements, not 1 to ", sparse::kMaxScopes);
   for (size_t s = 0; s < scopes.size(); ++s) {
-    const std::string name = core::Concat("scopes[", s, "]");
-    CheckRows(name + ".rows", scopes[s].rows, q.head_dim);
-    CheckSlots(name, scopes[s], q.tokens, options.ignore_invalid);
+    CheckRows(s, scopes[s].rows, q.head_dim);
+    CheckSlots(s, scopes[s], q.tokens, options.ignore_invalid);
   }
 }
 

@@ -243,6 +243,50 @@ TEST_F(AllocationFaults, WriteKv) {
             0);
 }
 
+TEST_F(AllocationFaults, Sparse) {
+  const std::vector<float> q = Numbers(2 * 4 * 32), pool = Numbers(4000 * 32);
+  const std::vector<int32_t> lens = {4000, 3000}, table = {0, 0};
+  const HeadsView view{q.data(), DType::kF32, 2, 4, 32, 128, 32};
+  const IndexKeys keys{pool.data(), DType::kF32, 1, 4000, 32, 0, 32};
+  PagedBatch batch;
+  batch.kv_lens = lens;
+  batch.page_table = table.data();
+  batch.max_pages = batch.page_table_stride = 1;
+  std::vector<float> logits(2 * 4000), out(2 * 4 * 32), turned(4000 * 32);
+  std::vector<int32_t> indices(2 * 64);
+  Outputs scores, selected, attended, rows;
+  scores.Add(logits.data(), logits.size() * 4);
+  selected.Add(indices.data(), indices.size() * 4);
+  attended.Add(out.data(), out.size() * 4);
+  rows.Add(turned.data(), turned.size() * 4);
+  EXPECT_GT(FailAtEach("IndexerLogits", scores,
+                       [&] {
+                         IndexerLogits(view, {}, keys, batch, {logits.data(), 4000, 4000});
+                       }),
+            0);
+  EXPECT_GT(FailAtEach("IndexerTopK", selected,
+                       [&] {
+                         IndexerTopK(view, {}, keys, batch, 64, {indices.data(), 64});
+                       }),
+            0);
+  EXPECT_GT(FailAtEach("Hadamard", rows,
+                       [&] {
+                         Hadamard({pool.data(), DType::kF32, 4000, 32, 32}, {turned.data(), 32});
+                       }),
+            0);
+  std::vector<int32_t> slots(2 * 64);
+  std::iota(slots.begin(), slots.end(), 0);
+  SparseScope scope;
+  scope.rows = {pool.data(), DType::kF32, 4000, 32, 32};
+  scope.slots = slots.data();
+  scope.cols = scope.slots_stride = 64;
+  EXPECT_GT(FailAtEach("SparseAttention", attended,
+                       [&] {
+                         SparseAttention(view, {&scope, 1}, {out.data(), 128, 32, nullptr, 0});
+                       }),
+            0);
+}
+
 TEST_F(AllocationFaults, KvCache) {
   KvCacheOptions options;
   options.head_dim = 32;

@@ -173,6 +173,43 @@ TEST_P(FloatEnvironments, Attention) {
   });
 }
 
+TEST_P(FloatEnvironments, Sparse) {
+  const std::vector<float> q = Numbers(16 * 4 * 32, 1), pool = Numbers(500 * 32, GetParam());
+  const std::vector<int32_t> lens(16, 500), table(16, 0);
+  const HeadsView view{q.data(), DType::kF32, 16, 4, 32, 128, 32};
+  PagedBatch batch;
+  batch.kv_lens = lens;
+  batch.page_table = table.data();
+  batch.max_pages = batch.page_table_stride = 1;
+  std::vector<int32_t> slots(500), named(16 * 40);
+  for (size_t i = 0; i < slots.size(); ++i) slots[i] = static_cast<int32_t>(i);
+  for (size_t i = 0; i < named.size(); ++i) named[i] = static_cast<int32_t>(i * 7 % 500);
+  ExpectSame("sparse attention", [&] {
+    std::vector<int8_t> codes(500 * 32);
+    std::vector<float> scales(500), logits(16 * 500), out(16 * 128), lse(16 * 4);
+    std::vector<int32_t> best(16 * 9);
+    WriteIndexKeys({pool.data(), DType::kF32, 500, 32, 32}, slots,
+                   {codes.data(), DType::kI8, 1, 500, 32, 0, 32, {scales.data(), 0, 1}});
+    const IndexKeys keys{codes.data(), DType::kI8, 1, 500, 32, 0, 32, {scales.data(), 0, 1}};
+    IndexerLogits(view, {}, keys, batch, {logits.data(), 500, 500});
+    IndexerTopK(view, {}, {pool.data(), DType::kF32, 1, 500, 32, 0, 32}, batch, 9,
+                {best.data(), 9});
+    SparseScope scope;
+    scope.rows = {pool.data(), DType::kF32, 500, 32, 32};
+    scope.slots = named.data();
+    scope.cols = scope.slots_stride = 40;
+    SparseAttention(view, {&scope, 1}, {out.data(), 128, 32, lse.data(), 4});
+    std::vector<uint8_t> bytes;
+    Append(bytes, codes);
+    Append(bytes, scales);
+    Append(bytes, logits);
+    Append(bytes, best);
+    Append(bytes, out);
+    Append(bytes, lse);
+    return bytes;
+  });
+}
+
 // Rounding of float32 to a cache of float16.
 TEST_P(FloatEnvironments, KvCache) {
   const std::vector<float> x = Numbers(100 * 32, GetParam());
