@@ -6,8 +6,8 @@ import functools
 import numpy as np
 
 PAGE = 16
-CACHE_BYTES = 64e6  # below it the keys and values lie in a cache, and arithmetic is the limit
-CHECKED = 4  # pairs of a query and a KV head, each with all of its query heads
+CACHE_BYTES = 64e6  # with fewer bytes the keys and values fit into a cache, and arithmetic is the limit
+CHECKED = 4  # checked pairs of a query and a KV head, each with all of its query heads
 MASK = (1 << 64) - 1
 
 
@@ -45,12 +45,12 @@ class Case:
 
     @property
     def bytes(self):
-        """Of keys and values, in bfloat16."""
+        """The bytes of keys and values in bfloat16."""
         return 2 * sum(self.kv_lens) * self.kv_heads * self.head_dim * 2
 
     @property
     def operations(self):
-        """Of the products with keys and values that a query sees."""
+        """The operations of all products with keys and values that a query sees."""
         pairs = sum(q * (kv - q) + q * (q + 1) // 2 for q, kv in zip(self.q_lens, self.kv_lens))
         return 4 * pairs * self.q_heads * self.head_dim
 
@@ -112,7 +112,7 @@ class Data:
         return [x if x.shape[2] == length else np.ascontiguousarray(x[:, :, :length]) for x in flat]
 
     def seen(self, b, query, kv_head):
-        """Keys and values [positions, head_dim] in float64 that a query of sequence b sees."""
+        """The keys and values [positions, head_dim], in float64, that a query of sequence b sees."""
         case = self.case
         positions = case.kv_lens[b] - case.q_lens[b] + query + 1
         pages = self.page_table[b, : -(-positions // PAGE)]
@@ -138,7 +138,7 @@ class Data:
 
 
 def check(data, out):
-    """Holds out [tokens, q_heads, head_dim], float32 or bfloat16 as uint16, against a softmax in float64."""
+    """Compares out [tokens, q_heads, head_dim], float32 or bfloat16 as uint16, with a softmax in float64."""
     if out.shape != data.q.shape:
         raise AssertionError(f"the answer has the shape {out.shape}")
     for row, heads, expected, bound in data.expected:

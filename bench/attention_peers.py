@@ -109,7 +109,7 @@ def peer_torch(data):
 
 
 def peer_vllm(data):
-    spec = importlib.util.find_spec("vllm")  # the library alone: the package would import a whole server
+    spec = importlib.util.find_spec("vllm")  # loads the kernels alone: importing the package would load a whole server
     if spec is None or spec.submodule_search_locations is None:
         raise ImportError("needs --vllm")
     import numpy as np
@@ -233,7 +233,7 @@ def worker(peer, case, seconds):
 
 
 def huge_page_bytes():
-    """Memory of this process that the kernel put on huge pages."""
+    """How much memory of this process the kernel has put on huge pages."""
     try:
         with open("/proc/self/smaps_rollup") as f:
             return 1024 * int(re.findall(r"AnonHugePages:\s*(\d+)", f.read())[0])

@@ -92,13 +92,13 @@ def topk_table(names):
 
 
 def limit(case):
-    """A case against the nearer of its two limits."""
+    """A case's share of the nearer one of its two limits, read bandwidth and arithmetic."""
     read, peak = (float(case[c].rstrip("%")) if case[c] != "-" else 0.0 for c in ("share", "peak share"))
     return percent(case["share"], "read") if read >= peak else percent(case["peak share"], "peak")
 
 
 def ratio(cell, own):
-    """How often the time of riffle in the same run goes into another's."""
+    """How many times as long as riffle, in the same run, another library takes."""
     time, base = seconds(cell), seconds(own)
     return f"{float(f'{time / base:.3g}'):g} x" if time and base else cell.lstrip("- ").strip("()") or "-"
 
@@ -175,7 +175,7 @@ def middle_run(command, runs):
 
 
 def commands():
-    """(file, command) of the results that `riffle bench` printed; other programs need their libraries and hours."""
+    """(file, command) of the results that `riffle bench` prints. The others need further libraries, and hours."""
     for path in sorted(RESULTS.glob("*.txt")):
         first = path.read_text().split("\n", 1)[0]
         if first.startswith("$ ") and "riffle bench" in first:
@@ -193,7 +193,7 @@ def main():
     if not chosen or args.runs < 1:
         parser.error(f"no command of bench/results contains {args.only!r}" if args.runs > 0 else "--runs < 1")
     for path, command in chosen if args.run and not args.check else []:
-        path.write_text(f"$ {command}\n{middle_run(command, args.runs)}")  # what is done is kept
+        path.write_text(f"$ {command}\n{middle_run(command, args.runs)}")  # written at once, so that an interrupted run keeps what it has
     stale = [path for path in PAGES if render(path.read_text()) != path.read_text()]
     for path in stale:
         if not args.check:

@@ -1,5 +1,6 @@
-// The C++ column of bench/front_ends.py: runs one case on the arrays that the script has written,
-// writes the answer for the script to check, and prints the median of the call in microseconds.
+// Makes the C++ column of bench/front_ends.py: runs one case on the arrays that the script has
+// written, writes the answer for the script to check, and prints the median time of the call in
+// microseconds.
 //
 //   bench_front_ends CASE DTYPE DIRECTORY SECONDS NUMBER...
 #include <algorithm>
@@ -26,7 +27,7 @@ struct Case {
   DType dtype;
   std::filesystem::path directory;
   double seconds;
-  std::vector<int64_t> numbers;  // shapes and options, in the order of the script
+  std::vector<int64_t> numbers;  // shapes and options, in the order in which the script passes them
 
   Bytes Read(const char* name) const {
     const auto path = directory / name;
@@ -57,7 +58,7 @@ struct Case {
     return {x.data(), dtype, rows, cols, cols};
   }
 
-  // Median of the calls that fit into the seconds.
+  // The median time in microseconds of as many calls as fit into `seconds`, at least three.
   double Time(const std::function<void()>& call) const {
     using Clock = std::chrono::steady_clock;
     using Microseconds = std::chrono::duration<double, std::micro>;

@@ -35,7 +35,7 @@ FRONT_ENDS = {
     "jax": "JAX",
 }  # fmt: skip
 
-# name: (call, dtype, numbers): what the numbers are is said where arrays_of and the functions below unpack them.
+# name: (call, dtype, numbers). arrays_of and the functions below unpack the numbers and name them.
 CASES = {
     "top_k, 32 x 201088, k 64": ("top_k", "bfloat16", (32, 201088, 64)),
     "top_k, 1 x 4096, k 64": ("top_k", "float32", (1, 4096, 64)),
@@ -58,7 +58,7 @@ def dtype_of(name):
 
 
 def arrays_of(call, dtype, numbers):
-    """The arrays of a case, the same in every process; what is not of the case's dtype is int32."""
+    """The arrays of a case, the same in every process. They have the case's dtype, or int32."""
     rng = np.random.default_rng(7)
 
     def normal(*shape):
@@ -99,7 +99,7 @@ def make_cache(dtype, numbers):
 
 
 def riffle_call(call, dtype, numbers, a):
-    """riffle's own functions on the arrays of any framework: a function of no arguments, and one that gives its answer."""
+    """riffle's own functions on the arrays of any framework: (the call without arguments, the function that returns its answer)."""
     import riffle
 
     if call == "kv_write":
@@ -188,14 +188,14 @@ def jax_call(call, dtype, numbers, a):
             riffle.jax.paged_attention(q, keys, values, lens, table, sm_scale=q.shape[-1] ** -0.5),
         ),
     }
-    if call == "paged_attention":  # its layout: the heads first
+    if call == "paged_attention":  # in riffle.torch's layout, with the heads first
         a = dict(a, keys=jax.numpy.moveaxis(a["keys"], 1, 0), values=jax.numpy.moveaxis(a["values"], 1, 0))
     function, arrays = jax.jit(functions[call]), tuple(a.values())
     return lambda: jax.block_until_ready(function(*arrays))
 
 
 def call_of(front_end, call, dtype, numbers):
-    """The call to be timed; None where the front end has none."""
+    """The call to be timed, or None if the front end has none."""
     arrays = arrays_of(call, dtype, numbers)
     if front_end == "numpy":
         return riffle_call(call, dtype, numbers, arrays)
@@ -213,7 +213,7 @@ def call_of(front_end, call, dtype, numbers):
 
 
 def bits(x):
-    """A result as unsigned integers of NumPy; int64 indices as int32's."""
+    """A result as NumPy's unsigned integers of the same bits; int64 indices become int32."""
     if type(x).__module__ == "torch":
         x = x.view(torch_int16()).numpy() if x.element_size() == 2 else x.numpy()
     x = np.ascontiguousarray(np.asarray(x))
@@ -228,7 +228,7 @@ def torch_int16():
 
 
 def check_reference(call, dtype, numbers, results):
-    """What riffle makes of NumPy's arrays against NumPy's own work in float32 and float64."""
+    """Checks riffle's answer on NumPy's arrays against NumPy's own in float32 and float64."""
     a: dict[str, Any] = {name: x.astype(np.float32) if x.dtype != np.int32 else x for name, x in arrays_of(call, dtype, numbers).items()}
     results = [np.asarray(x) for x in results]
     if call in ("top_k", "top_k_per_row"):
@@ -255,7 +255,7 @@ def check_reference(call, dtype, numbers, results):
 
 
 def median_time(call, seconds):
-    """Microseconds."""
+    """The median time of the call in microseconds."""
     for _ in range(3):
         call()
     times, end = [], time.perf_counter() + seconds
@@ -267,7 +267,7 @@ def median_time(call, seconds):
 
 
 def work(front_end, directory, seconds):
-    """Answers the name of a case on the standard input with a time, after checking the case's answer once."""
+    """Reads names of cases from the standard input, and prints a time for each after checking its answer once."""
     calls = {}
     for line in sys.stdin:
         name = json.loads(line)
@@ -301,7 +301,7 @@ def check_bits(directory, name, results):
 
 
 class Cpp:
-    """The program of bench/front_ends.cc, once for each question."""
+    """Runs the program of bench/front_ends.cc, once for each case that is asked for."""
 
     def __init__(self, directory, seconds):
         self.directory, self.seconds = pathlib.Path(directory), seconds
@@ -347,13 +347,13 @@ def measure(names, front_ends, rounds, seconds):
         for front_end in front_ends:
             make = Cpp if front_end == "cpp" else lambda *options, front_end=front_end: Worker(front_end, *options)
             workers[front_end] = make(directory, seconds)
-        order = sorted(front_ends, key=lambda f: f != "numpy")  # whose answer the others are held against
+        order = sorted(front_ends, key=lambda f: f != "numpy")  # its answer is what the others are compared with
         for name in names:
             times = {front_end: [] for front_end in front_ends}
             for _ in range(rounds):
                 for front_end in order:
                     times[front_end].append(workers[front_end].ask(name))
-                    time.sleep(0.005)  # until its threads have stopped to spin
+                    time.sleep(0.005)  # until its threads have stopped spinning
             for front_end, several in times.items():
                 best[name][front_end] = None if several[0] is None else min(several)
         for worker in workers.values():

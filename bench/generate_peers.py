@@ -24,7 +24,8 @@ ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 FIXTURE = os.path.join(ROOT, "tests", "data", "gemma3_greedy.json")
 RIFFLE_CLOSE, LLAMA_CLOSE = 0.05, 0.5
 
-# name: what both report, in tokens a second. Prompts differ from request to request, or riffle would share them.
+# The cases: for each, both programs report tokens a second. Prompts differ from request to request, because riffle would
+# share the pages of equal ones.
 CASES = {
     "decode-1": "one request, 128 tokens after a prompt of 20",
     "decode-32": "32 requests together, 64 tokens each after prompts of 20",
@@ -87,7 +88,7 @@ class Llama:
         return list(tokens[:count])
 
     def decode(self, entries: list[tuple[int, int, int, bool]]) -> float:
-        """Entries: token, position, sequence, wants logits. Returns seconds."""
+        """Decodes entries of (token, position, sequence, whether logits are wanted). Returns the seconds it took."""
         batch = self.batch
         batch.n_tokens = len(entries)
         for i, (token, position, sequence, logits) in enumerate(entries):
@@ -106,7 +107,7 @@ class Llama:
         return int(np.ctypeslib.as_array(self.api.llama_get_logits_ith(self.context, i), (self.vocab_size,)).argmax())
 
     def generate(self, prompts: list[str], new_tokens: int) -> tuple[list[list[int]], float, float]:
-        """Greedy tokens of all prompts together, seconds of prefill and of decode."""
+        """Decodes all prompts together. Returns their greedy tokens, the seconds of prefill and those of decode."""
         self.api.llama_memory_clear(self.api.llama_get_memory(self.context), True)
         lengths, tokens, prefill = [], [], 0.0
         for sequence, prompt in enumerate(prompts):
@@ -131,7 +132,7 @@ def measure_llama(arguments, case: str) -> dict:
     together = 1 if case == "prefill-512" else len(prompts)
     llama = Llama(arguments.model, arguments.threads, together, 1024 if together == 1 else 128 * together)
     llama.generate(prompts[:1], 2)  # warm
-    # Prompts of a prefill one by one, each in an empty cache, as fast as it goes.
+    # A prefill case takes its prompts one by one, each with an empty cache.
     groups = [[prompt] for prompt in prompts] if case == "prefill-512" else [prompts]
     counted, steps, prefill, decode = 0, 0, 0.0, 0.0
     for group in groups:
@@ -146,7 +147,7 @@ def measure_llama(arguments, case: str) -> dict:
 
 
 def check_tokens(name: str, expected: dict, tokens: list[int], close: float) -> int:
-    """How many steps agree, up to the first whose gap is small; another token before that is an error."""
+    """How many steps agree before the first one whose two best logits are close; a difference before that is an error."""
     for step, (token, wanted, gap) in enumerate(zip(tokens, expected["tokens"], expected["gaps"])):
         if gap <= close:
             return step

@@ -21,7 +21,7 @@ ROUNDS = 7
 
 
 def times(functions, seconds=0.03):
-    """The median and the least of each in microseconds, in turns; a call that takes long is made but once."""
+    """The median and the minimum time of each call in microseconds. They take turns; a slow call is made once only."""
     taken = [[] for _ in functions]
     for _ in range(ROUNDS):
         for function, samples in zip(functions, taken):

@@ -40,7 +40,7 @@ def make_data(rows):
 
 
 def exact_logits(x, weight):
-    """Of one row, in float64; all products of bfloat16 are exact in it."""
+    """The logits of one row in float64, in which products of bfloat16 are exact."""
     import ml_dtypes
     import numpy as np
 
@@ -50,7 +50,7 @@ def exact_logits(x, weight):
 
 
 def check(peer, x, weight, values, indices):
-    """The first and the last row against float64."""
+    """Checks the first and the last row against float64."""
     import numpy as np
 
     for row in {0, len(x) - 1}:

@@ -81,7 +81,7 @@ def check(only, case, result):
 
 
 def work(only, library, options):
-    """Answers each number of a case on the standard input with a time in microseconds."""
+    """Reads numbers of cases from the standard input, and prints a time in microseconds for each."""
     cases, current, call = list(cases_of(only, options)), None, None
     for line in sys.stdin:
         if int(line) != current:
@@ -93,7 +93,7 @@ def work(only, library, options):
 
 
 def measure(only, options):
-    """The least time of each case, of riffle and of the other."""
+    """The shortest time of each case, for riffle and for the other library."""
     workers = []
     for library in LIBRARIES[only]:
         command = [sys.executable, "-P", "-W", "ignore", __file__, *sys.argv[1:], "--worker", only, library]
@@ -109,7 +109,7 @@ def measure(only, options):
                 worker.stdin.write(f"{number}\n")
                 worker.stdin.flush()
                 list_of.append(json.loads(worker.stdout.readline()))
-                time.sleep(0.002)  # until its threads have stopped to spin
+                time.sleep(0.002)  # until its threads have stopped spinning
         yield case, *map(min, times)
     for worker in workers:
         worker.stdin.close()

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Runs a command whose memory the kernel never puts on 2 MiB pages, whatever it asks for: as in a program that does not ask.
+"""Runs a command without pages of 2 MiB, even if it asks for them: what a program gets that does not ask.
 
     bench/ordinary_pages.py build/release/riffle bench topk --only rows32
 """
@@ -8,7 +8,7 @@ import ctypes
 import os
 import sys
 
-PR_SET_THP_DISABLE = 41  # linux/prctl.h; kept through exec
+PR_SET_THP_DISABLE = 41  # from linux/prctl.h; the setting survives exec
 
 
 def main():

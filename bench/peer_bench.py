@@ -51,7 +51,7 @@ def time_call(call, seconds):
 def work(worker, arguments):
     """The life of a worker process: prints what worker(peer, case, seconds) says of one peer and one case, {"times": [...], ...}
     or {"error": ...}."""
-    # Before any framework counts the CPUs: those that take no number of threads take this one.
+    # Set before any framework counts the CPUs: some take their number of threads only from here.
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: arguments.threads])
     print(json.dumps(worker(*arguments.worker, arguments.seconds)))
 

@@ -108,7 +108,7 @@ def peer_faiss(x, k, case):
         heaps.heapify()
         heaps.addn(columns, faiss.swig_ptr(x))
         heaps.reorder()
-        return values, indices  # named here, they live as long as the heaps that point to them
+        return values, indices  # returned, so that they live as long as the heaps that point to them
 
     return call, lambda result: result[1]
 

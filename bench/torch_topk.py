@@ -52,7 +52,7 @@ CASES = {"lengths": cases_of_lengths, "axes": cases_of_axes, "calls": cases_of_c
 
 
 def call_of(library, case, x):
-    """The call to be timed; None where the library has no such way."""
+    """The call to be timed, or None if the library has no such way."""
     import torch
 
     k, dim, way = case["k"], case["dim"], case.get("way", "eager")
@@ -67,7 +67,7 @@ def call_of(library, case, x):
             return None
         out = riffle.TopK(*riffle.top_k(x, k))
         return lambda: riffle.top_k(x, k, out=out)
-    if way == "empty":  # what torch.compile takes to call next to nothing
+    if way == "empty":  # what torch.compile takes to call a function that does almost nothing
         empty, few = torch.compile(lambda x: x + 1, fullgraph=True), x[:1, :1].clone()
         return lambda: empty(few)
     if way == "eager, then empty":  # the least that a compiled call can take, with caches as it finds them
@@ -94,7 +94,7 @@ def check(case, x, result):
 
 
 def best_time(call, budget):
-    """Microseconds, the least of the calls that fit into the budget of seconds, three at least."""
+    """The shortest time in microseconds of as many calls as fit into `budget` seconds, at least three."""
     call()
     best, calls, end = float("inf"), 0, time.perf_counter() + budget
     while calls < 3 or time.perf_counter() < end:
@@ -106,7 +106,7 @@ def best_time(call, budget):
 
 
 def work(library, only, budget):
-    """Answers each number of a case on the standard input with a time, after checking the case's answer once."""
+    """Reads numbers of cases from the standard input, and prints a time for each after checking its answer once."""
     import torch
 
     torch.set_num_threads(THREADS)
@@ -124,7 +124,7 @@ def work(library, only, budget):
 
 
 def measure(only, rounds, budget):
-    """The least time of each case and library. They take turns, case by case, so that both meet the same clock."""
+    """The shortest time of each case and library. The libraries take turns, so that both run at the same clock rate."""
     workers = {}
     for library in ("riffle", "torch"):
         command = [sys.executable, "-P", "-W", "ignore", __file__, "--worker", library, "--only", only]
@@ -143,7 +143,7 @@ def measure(only, rounds, budget):
                 if not answer:
                     sys.exit(f"{library}: no answer to case {number}")
                 times[library].append(json.loads(answer))
-                time.sleep(0.005)  # until the threads of the library have stopped to spin
+                time.sleep(0.005)  # until the threads of the library have stopped spinning
         for library, list_of in times.items():
             best[library].append(None if list_of[0] is None else min(list_of))
     for worker in workers.values():
@@ -158,7 +158,7 @@ def shape_name(case):
 
 
 def print_ratios(only, best):
-    """A line a shape, a column a k: microseconds of riffle and how many times faster it is."""
+    """A table with a line for each shape and a column for each k: riffle's microseconds, and how many times as fast it is."""
     lines = {}
     for case, ours, theirs in zip(CASES[only](), best["riffle"], best["torch"]):
         key = (case["dtype"], shape_name(case))

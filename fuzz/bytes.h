@@ -1,5 +1,5 @@
-// Reads the structure of a test case from the fuzzer's bytes. Past their end everything is zero, so
-// that any prefix of an input is an input.
+// Reads the structure of a test case from the fuzzer's bytes. Past their end everything reads as
+// zero, so every prefix of an input is an input too.
 #pragma once
 
 #include <cstddef>
@@ -24,7 +24,7 @@ class Bytes {
     size_ -= taken;
     return value;
   }
-  // first..last, from two bytes.
+  // A number in first..last, made from two bytes.
   int64_t Between(int64_t first, int64_t last) {
     return first + static_cast<int64_t>(Take<uint16_t>()) % (last - first + 1);
   }

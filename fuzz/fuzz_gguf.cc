@@ -1,5 +1,5 @@
-// Any bytes as a GGUF file: refused with a BadModel, or read to its last byte. If it has a
-// tokenizer, any text encodes and decodes with it.
+// Reads any bytes as a GGUF file. It must be refused with a BadModel, or can be read to its last
+// byte. If it has a tokenizer, any text can be encoded and decoded with it.
 #include "engine/gguf/gguf.h"
 
 #include <cstdint>
@@ -66,7 +66,8 @@ void UseTokenizer(const Tokenizer& tokenizer, std::string_view text) {
 }  // namespace
 
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
-  const std::vector<uint8_t> bytes(data, data + size);  // its own block: no byte of slack
+  // A block of its own, so that reading one byte too many shows.
+  const std::vector<uint8_t> bytes(data, data + size);
   try {
     const GgufFile file = GgufFile::Parse(bytes, "fuzz.gguf");
     const volatile uint64_t sum = ReadAll(file);

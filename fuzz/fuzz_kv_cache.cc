@@ -1,5 +1,5 @@
-// Any sequence of calls with any arguments on a small KvCache: what is refused changes nothing,
-// what is accepted does what a vector per sequence would, and pages are never lost.
+// Makes any sequence of calls with any arguments on a small KvCache. A refused call must change
+// nothing, an accepted one must do what a vector per sequence would do, and no page may be lost.
 #include <cstdint>
 #include <cstdlib>
 #include <iterator>
@@ -24,7 +24,7 @@ void Expect(bool ok) {
   if (!ok) std::abort();
 }
 
-// Mostly small; now and then anything.
+// Takes a number that is mostly small, now and then any number.
 int64_t Amount(Bytes& bytes) {
   const auto first = bytes.Take<uint8_t>();
   return first < 240 ? first % 24 - 2 : bytes.Take<int64_t>();

@@ -1,6 +1,6 @@
-// LinearTopK over Q8_0 with the prefilter against without it, and against TopK over the result of
-// Linear: bit for bit the same, whatever the scales, the inputs and the bias, however close logits
-// lie to one another, on any SIMD target.
+// Compares LinearTopK over Q8_0 weights with the prefilter, without it, and TopK over the result of
+// Linear. All three must agree bit for bit, whatever the scales, the inputs and the bias are and
+// however close logits lie to one another, on any SIMD target.
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
@@ -114,13 +114,13 @@ class Case {
         return;
       case 2:  // a row of any size
         return ScaleRow(row, bytes.Take<int8_t>());
-      case 3:  // one large input, which makes the step of its block coarse
+      case 3:  // one large input, which makes the quantisation step of its block large
         x = std::ldexp(1.0f, bytes.Take<int8_t>() / 4);
         return;
       case 4:
         if (!bias_.empty()) bias_[static_cast<size_t>(column)] = bytes.Take<float>();
         return;
-      case 5:  // all columns from here on are this one, but for one weight in each: near ties
+      case 5:  // all later columns become copies of this one with one weight changed: near ties
         return MakeNearTies(column, bytes.Take<uint16_t>());
       case 6:
         return ReverseOrder(row, column, bytes.Take<uint8_t>());

@@ -1,5 +1,6 @@
-// TopK and TopKPerRow against the reference: shapes, strides, options and values from the fuzzer's
-// bytes, between guard pages and red zones. Bad arguments must throw and write nothing.
+// Compares TopK and TopKPerRow with the reference. Shapes, strides, options and values come from
+// the fuzzer's bytes; memory lies between guard pages and red zones. Bad arguments must throw and
+// write nothing.
 #include <algorithm>
 #include <bit>
 #include <cstdio>
@@ -69,7 +70,7 @@ Call TakeCall(Bytes& bytes, const InputSpec& spec) {
   call.ids = call.sorted ? ids : Call::Ids::kNone;
   call.stats = bytes.OneIn(3);
   call.lanes = 1 << bytes.Take<uint8_t>() % 13;
-  // A deep lane sort takes about n * k / lanes steps.
+  // A deep lane sort takes about n * k / lanes steps: more lanes keep a run short.
   while (spec.n * spec.k / call.lanes > 400'000 && call.lanes < 4096) call.lanes *= 2;
   int depth = 0;
   for (int steps = bytes.Take<uint8_t>() % 4; steps > 0; --steps) {
@@ -126,7 +127,7 @@ int32_t ToInt32(int64_t value) {
                                                   std::numeric_limits<int32_t>::max()));
 }
 
-// Row strides that no address space holds, for two rows and more.
+// Row strides with which two or more rows do not fit into any address space.
 constexpr int64_t kBeyond[] = {std::numeric_limits<int64_t>::max(),
                                std::numeric_limits<int64_t>::min(),
                                std::numeric_limits<int64_t>::max() / 2,
@@ -242,7 +243,7 @@ void Run(Bytes& bytes) {
   }
   if (!spec.raw.empty()) {
     spec.raw = bytes.Rest();
-    spec.raw.push_back(0xff);  // never empty, and out of step with the elements
+    spec.raw.push_back(0xff);  // never empty, and no multiple of the element size
   }
   const test::Input input(spec);
   if (kind <= 2) {

@@ -1,4 +1,4 @@
-// Memory that tells when it is read or written where it must not be.
+// Buffers that show accesses outside of them: guard pages fault, red zones and patterns change.
 #pragma once
 
 #include <cstddef>
@@ -22,7 +22,7 @@ class GuardedBuffer {
   GuardedBuffer& operator=(const GuardedBuffer&) = delete;
 
   uint8_t* data() const { return data_; }
-  // From now on a write into the buffer faults, as one outside of it does.
+  // From now on writing into the buffer faults too.
   void MakeReadOnly();
 
  private:
@@ -36,20 +36,19 @@ struct InputSpec {
   DType dtype = DType::kF32;
   int64_t rows = 1;
   int64_t n = 1;
-  int64_t row_stride =
-      1;              // elements; zero, negative, and less than n too: rows then share elements
-  int64_t k = 1;      // what FillRow is told
-  int64_t shift = 0;  // bytes between the buffer and the guard page
+  int64_t row_stride = 1;  // in elements; may be zero, negative or less than n: rows then overlap
+  int64_t k = 1;           // the k that is passed to FillRow
+  int64_t shift = 0;       // bytes between the buffer and the guard page
   bool at_end = true;
   uint64_t seed = 0;
-  // Not empty: the rows are filled with these bytes, over and over, and not by the distribution.
+  // If not empty, the rows are filled with these bytes, repeated, instead of by the distribution.
   std::vector<uint8_t> raw = {};
 };
 
 std::string Describe(const InputSpec& spec);
 
-// A read-only matrix in guarded memory. The elements between its rows are NaN, which beats every
-// value: one of them in an answer shows.
+// A read-only matrix in guarded memory. The elements between its rows are NaN, which comes before
+// every number, so an answer that used one of them is visibly wrong.
 class Input {
  public:
   explicit Input(const InputSpec& spec);
@@ -63,11 +62,11 @@ class Input {
   MatrixView view_;
 };
 
-// An output matrix [rows, cols] in the midst of patterned bytes, beside a twin that says what every
-// byte should be: Expect* write into the twin, Difference compares the two whole.
+// An output matrix [rows, cols] surrounded by patterned bytes. A twin holds what every byte should
+// be: Expect writes into the twin, and Difference compares all bytes of both.
 class Output {
  public:
-  // `shift` bytes are added to a 64-byte aligned address. `stride` may be negative.
+  // The matrix begins `shift` bytes after a 64-byte aligned address. `stride` may be negative.
   Output(int64_t rows, int64_t cols, int64_t stride, size_t element_bytes, size_t shift = 0);
 
   void* data() { return Cell(bytes_, 0, 0); }
@@ -75,7 +74,7 @@ class Output {
   const uint8_t* cell(int64_t row, int64_t col) { return Cell(bytes_, row, col); }
 
   void Expect(int64_t row, int64_t col, const void* element);
-  // Empty when every byte is as expected; otherwise says what is not.
+  // Empty if every byte is as expected; otherwise a text about the first one that is not.
   std::string Difference(const char* name);
 
  private:
@@ -83,7 +82,7 @@ class Output {
 
   int64_t rows_, cols_, stride_;
   size_t element_bytes_;
-  size_t origin_;  // of cell (0, 0) in the vectors
+  size_t origin_;  // offset of cell (0, 0) in both vectors
   std::vector<uint8_t> bytes_, expected_;
 };
 

@@ -16,19 +16,20 @@ double Normal(Rng& rng) {  // Box-Muller
   return std::sqrt(-2 * std::log(1 - rng.Unit())) * std::cos(2 * kPi * rng.Unit());
 }
 
-// The columns of the elements that a hot bucket or hot lane holds: `count` columns `step` apart.
+// Whether `column` is one of the `count` columns, `step` apart from `first` on, that hold the best
+// elements of a hot bucket or a hot lane.
 bool IsHot(int64_t column, int64_t first, int64_t step, int64_t count) {
   const int64_t offset = column - first;
   return offset >= 0 && offset % step == 0 && offset / step < count;
 }
 
-// What one distribution needs to know of the row beside the column.
+// The row that an element is made for.
 struct Row {
   DType dtype;
   int64_t n;
   int64_t k;
-  int64_t hot;     // where the hot run begins
-  int64_t few[3];  // columns of the few
+  int64_t hot;     // the first column of the hot bucket or lane
+  int64_t few[3];  // the columns of kFewNaN's NaNs
 };
 
 float FiniteValue(Distribution distribution, const Row& row, int64_t i, Rng& rng) {
@@ -91,7 +92,7 @@ uint32_t ElementBits(Distribution distribution, const Row& row, int64_t i, Rng& 
   }
 }
 
-// Distributions of values that may be told apart further than f32 does.
+// Distributions to which a wider dtype may add digits that f32 does not have.
 bool IsContinuous(Distribution distribution) {
   switch (distribution) {
     case Distribution::kNormal:

@@ -1,4 +1,4 @@
-// Named inputs: the shapes of real logits, and the ones that break selection algorithms.
+// Named inputs: what real logits look like, and what breaks selection algorithms.
 #pragma once
 
 #include <cstdint>
@@ -11,11 +11,12 @@ namespace riffle::test {
 
 enum class Distribution : uint8_t {
   kNormal,
-  kUniform,      // [0, 1): no negative value at all
-  kLogProbs,     // all negative
+  kUniform,      // in [0, 1): no value is negative
+  kLogProbs,     // log-probabilities: all negative
   kFewPositive,  // fewer positive values than k, so the k-th is negative
   kTies,         // 64 distinct values
-  kAscending,    // the best last: every element beats all before it
+  kAscending,    // the best last: every element is larger than all before it, as far as the dtype
+                 // tells
   kDescending,
   kOrganPipe,  // ascending, then descending
   kAllEqual,
@@ -23,11 +24,11 @@ enum class Distribution : uint8_t {
   kHotLane,         // the k best lie 128 columns apart, as far as the row reaches
   kMostlyMinusInf,  // a masked vocabulary
   kAllMinusInf,
-  kNaNSprinkled,  // one in eight, of both signs and several payloads
-  kFewNaN,        // one to three, negative: as integers they look like the smallest values
+  kNaNSprinkled,  // one element in eight is a NaN, of either sign and several payloads
+  kFewNaN,  // one to three negative NaNs, whose bits as integers look like the smallest values
   kAllNaN,
   kInfinities,   // +inf and -inf among finite values
-  kDenormals,    // of both signs, with zeros: equal only to a kernel that flushes them
+  kDenormals,    // of both signs, with zeros: a kernel that flushes denormals finds them all equal
   kSignedZeros,  // about k / 2 positive values, then zeros of both signs around the k-th place
   kRandomBits,
 };
@@ -38,19 +39,19 @@ std::vector<Distribution> AllDistributions();
 
 std::vector<DType> AllDTypes();
 
-// Writes row[0, n), of any alignment. Integers are the values scaled to their range: -inf is the
-// lowest, +inf and NaN the highest. `k` is the k that the caller is going to ask for.
+// Writes row[0, n), at any alignment. For an integer dtype the values are scaled to its range: -inf
+// becomes the lowest, +inf and NaN the highest. `k` is the k that the caller is going to ask for.
 void FillRow(Distribution distribution, DType dtype, int64_t n, int64_t k, Rng& rng, uint8_t* row);
 
-// The nearest element not further from zero than `value` (its bits, in the low half for 16 bits).
+// The bits of `value` rounded towards zero to f32, f16 or bf16; 16-bit types use the low half.
 uint32_t Encode(DType dtype, float value);
 
-// Bits of the special elements of f32, f16 and bf16; Encode is for those too.
+// The bits of special elements of f32, f16 and bf16.
 uint32_t PlusInf(DType dtype);
 uint32_t MinusInf(DType dtype);
 uint32_t SignBit(DType dtype);
 
-// A NaN: quiet or signalling, of either sign; `which` counts through the kinds.
+// The bits of a NaN. `which`, 0 to 7, selects its payload and sign, quiet or signalling.
 uint32_t NaN(DType dtype, int64_t which);
 
 // Stores the low SizeOf(dtype) bytes of `bits` at any alignment.

@@ -1,4 +1,4 @@
-// Makes GGUF files for the tests, right ones and lying ones.
+// Writes GGUF files for tests, correct ones and ones whose counts are wrong.
 #pragma once
 
 #include <cstdint>
@@ -11,7 +11,7 @@ namespace riffle::testing {
 
 class GgufWriter {
  public:
-  // Numbers of types in the file.
+  // The numbers that types have in a file.
   enum : uint32_t {
     kU8,
     kI8,
@@ -38,7 +38,7 @@ class GgufWriter {
     return Raw<uint64_t>(text.size()) + std::string(text);
   }
 
-  // `value` as it stands in the file, past its type.
+  // Adds a key whose value, the bytes behind its type, is `value`.
   void AddRaw(std::string_view key, uint32_t type, const std::string& value) {
     metadata_ += Text(key) + Raw(type) + value;
     ++keys_;
@@ -64,7 +64,7 @@ class GgufWriter {
     ++tensor_count_;
   }
 
-  // Lies, for tests.
+  // Make the header contradict the file.
   void set_version(uint32_t version) { version_ = version; }
   void set_keys(uint64_t keys) { keys_ = keys; }
   void set_tensors(uint64_t tensors) { tensor_count_ = tensors; }

@@ -1,4 +1,4 @@
-// What the tests of KvCache share.
+// Helpers that the tests of KvCache share.
 #pragma once
 
 #include <gtest/gtest.h>
@@ -14,7 +14,7 @@
 
 namespace riffle::test {
 
-// `call` must throw an Error of this code whose text contains `part_of_text`.
+// Expects that `call` throws an Error with this code whose text contains `part_of_text`.
 template <typename F>
 void ExpectError(Code code, const std::string& part_of_text, const F& call) {
   try {
@@ -26,7 +26,7 @@ void ExpectError(Code code, const std::string& part_of_text, const F& call) {
   }
 }
 
-// Where an element of a page lies.
+// The address of an element of a page.
 inline const uint8_t* Element(const PagedKv& kv, int64_t page, int64_t token, int64_t head,
                               int64_t i) {
   const int64_t at = page * kv.page_stride + token * kv.token_stride + head * kv.head_stride + i;
@@ -43,7 +43,7 @@ inline KvCacheOptions Small(int64_t pages = 4, int64_t page_size = 4) {
   return options;
 }
 
-// [tokens, kv_heads, head_dim], all elements `value`.
+// An array [tokens, kv_heads, head_dim] whose elements are all `value`.
 struct Filled {
   Filled(const KvCacheOptions& o, int64_t tokens, float value)
       : memory(static_cast<size_t>(tokens * o.kv_heads * o.head_dim), value),
@@ -53,7 +53,7 @@ struct Filled {
   HeadsView view;
 };
 
-// The first key element of a position in layer 0.
+// The first element of the key at a position in layer 0.
 inline double KeyAt(const KvCache& cache, int64_t seq, int64_t position) {
   const KvBatch batch = cache.Batch(std::vector<int64_t>{seq});
   const int64_t page_size = cache.options().page_size;

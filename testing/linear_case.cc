@@ -24,7 +24,7 @@ int64_t ElementBytes(WeightFormat format) {
   return format == WeightFormat::kQ8_0 ? 34 : static_cast<int64_t>(SizeOf(DTypeOf(format)));
 }
 
-// The shape of W's memory: lines of neighbours, `stride` elements apart.
+// The layout of W in memory: contiguous lines whose beginnings are `stride` elements apart.
 struct Lines {
   int64_t count, width, stride;
 };
@@ -171,7 +171,7 @@ void LinearCase::MakeWeight() {
         continue;
       }
       uint8_t* block = data + (row * weight_.row_stride + col / 32) * element;
-      if (col % 32 == 0) {  // the scale: 1/16 for ties, so that sums stay exact
+      if (col % 32 == 0) {  // the scale is 1/16 for ties, so that sums stay exact
         const float scale = Value(spec_.data, true, rng) * 0.01f;
         const bool exact_scale = spec_.data == LinearData::kTies;
         Store(DType::kF16, exact_scale ? 0x2c00 : Encode(DType::kF16, scale), block);
@@ -215,10 +215,10 @@ std::vector<float> LinearCase::RunRows(int64_t begin, int64_t rows, ThreadPool* 
   return y;
 }
 
-// Error analysis. A term passes through the roundings of its chain, of the sums of chains and of
-// the bias; where products are rounded too (no FMA), one more. Each is relative by 2^-24 to what
-// has been added so far, which the sum of magnitudes bounds. bf16 dot products may take denormals,
-// of inputs and of results, for zeros.
+// Error analysis. Every term is rounded in its chain of additions, in the sum of the chains, and
+// when the bias is added; without FMA its product is rounded too. Each rounding is at most 2^-24 of
+// the partial sum, which is at most the sum of magnitudes. bf16 dot products may treat denormal
+// inputs and results as zeros.
 LinearCase::Expected LinearCase::Reference(int64_t row, int64_t column) const {
   const bool rounds =
       spec_.round_x && (spec_.format == WeightFormat::kBF16 || spec_.format == WeightFormat::kQ8_0);
@@ -253,7 +253,7 @@ LinearCase::Expected LinearCase::Reference(int64_t row, int64_t column) const {
   const int64_t chain = spec_.format == WeightFormat::kQ8_0 ? 32 : 256;
   const auto roundings =
       static_cast<double>(std::min(spec_.d, chain) + (spec_.d + chain - 1) / chain + 3);
-  // Results that underflow: to a denormal, or to zero; a block's scale multiplies what was lost.
+  // Results may underflow to a denormal or to zero; a block's scale multiplies what is lost so.
   const double lost = static_cast<double>(spec_.d + 2) * (may_flush ? 0x1p-126 : 0x1p-149) *
                       (spec_.format == WeightFormat::kQ8_0 ? 0x1p16 : 1);
   return {sum, magnitude * roundings * 0x1p-24 + flushed + lost};

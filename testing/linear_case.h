@@ -1,5 +1,5 @@
-// A call of Linear over memory of which every byte that must not matter is NaN or faults, and its
-// answer by scalar loops in double, written apart from src/lm_head.
+// A call of Linear, and its answer by scalar loops in double that share no code with src/lm_head.
+// Every byte of the call's memory that must not matter is NaN, or faults when it is touched.
 #pragma once
 
 #include <cstdint>
@@ -14,10 +14,10 @@ namespace riffle::test {
 
 enum class LinearData : uint8_t {
   kNormal,
-  kTies,        // a few integers: many logits are equal, and every sum is exact
-  kNonFinite,   // some weights are NaN or infinite
-  kDenormals,   // some weights and inputs are denormal, some products underflow
-  kConstant,    // inputs 1, weights 0.1: rounding errors of sums all go one way
+  kTies,       // a few small integers: many logits are equal, and every sum is exact
+  kNonFinite,  // some weights are NaN or infinite
+  kDenormals,  // some weights and inputs are denormal, some products underflow
+  kConstant,   // all inputs 1, all weights 0.1: the rounding errors of a sum all have the same sign
   kCancelling,  // sums near zero of both signs, and exactly zero
 };
 inline constexpr LinearData kAllLinearData[] = {LinearData::kNormal,    LinearData::kTies,
@@ -52,18 +52,18 @@ class LinearCase {
   const WeightView& weight() const { return weight_; }
   LinearOptions options(ThreadPool* pool = nullptr) const;
 
-  // The call on the target in use; *fault, unless empty, tells of bytes written outside of y.
+  // Makes the call on the target in use. *fault is empty, or names bytes written outside of y.
   std::vector<float> Run(ThreadPool* pool, std::string* fault) const;
-  // Rows [begin, begin + rows) alone.
+  // The same call for rows [begin, begin + rows) alone.
   std::vector<float> RunRows(int64_t begin, int64_t rows, ThreadPool* pool) const;
 
-  // Empty when every element is within its bound of the sum in double.
+  // Empty if every element is within its error bound of the sum in double.
   std::string Check(const std::vector<float>& y) const;
 
  private:
   struct Expected {
-    double value;  // NaN and infinities as they come
-    double bound;  // how far from it an answer may be
+    double value;  // may be NaN or infinite
+    double bound;  // how far from `value` an answer may be
   };
   void MakeX();
   void MakeWeight();

@@ -1,4 +1,4 @@
-// Calls of LinearTopK for tests to make hostile, and the comparison of their answers with TopK.
+// A call of LinearTopK whose data a test can change, and the comparison of its answer with TopK's.
 #pragma once
 
 #include <algorithm>
@@ -21,7 +21,7 @@ namespace riffle::test {
 inline constexpr float kInf = std::numeric_limits<float>::infinity();
 inline constexpr float kNaN = std::numeric_limits<float>::quiet_NaN();
 
-// A call to be made hostile: x f32 [rows, d], W Q8_0 [vocab, d].
+// A call on x f32 [rows, d] and W Q8_0 [vocab, d], both random until a test changes them.
 struct PrefilterCall {
   int64_t rows, d, vocab;
   std::vector<float> x;
@@ -69,7 +69,7 @@ struct PrefilterCall {
   }
 };
 
-// Empty when the prefiltered answer is that of TopK over the logits.
+// Empty if the prefiltered answer equals that of TopK over the logits.
 inline std::string Compare(const MatrixView& x, const WeightView& weight,
                            const LinearOptions& options, const std::vector<float>& y, int64_t k,
                            lm_head::PrefilterStats* stats,

@@ -1,4 +1,4 @@
-// One call of TopKPerRow, or of its decode form, held against the reference, byte for byte.
+// Compares one call of TopKPerRow or TopKPerRowDecode with the reference, byte for byte.
 #pragma once
 
 #include <cstdint>
@@ -9,7 +9,7 @@
 
 namespace riffle::test {
 
-// What is asked of TopKPerRow for an input.
+// The arguments of TopKPerRow besides the input.
 struct Ranges {
   std::vector<int32_t> starts;
   std::vector<int32_t> ends;
@@ -19,20 +19,20 @@ struct Ranges {
   Algorithm algorithm = Algorithm::kAuto;
   int threads = 1;
   int64_t gap = 0;  // elements between the rows of the output
-  // next_n > 0: the decode form is called, with these lengths; see DecodeRanges.
+  // If next_n > 0, TopKPerRowDecode is called with these lengths; see DecodeRanges.
   std::vector<int32_t> seq_lens;
   int next_n = 0;
 };
 
 std::string Describe(const Ranges& ranges);
 
-// The ranges that the decode form stands for.
+// The ranges that TopKPerRowDecode makes of lengths.
 Ranges DecodeRanges(const std::vector<int32_t>& seq_lens, int next_n);
 
-// Runs the call on the target in use.
+// Makes the call on the target in use and checks it.
 Outcome CheckRanges(const Input& input, const Ranges& ranges);
 
-// The same on every target of the machine, which must agree. Empty when right.
+// Does so on every target of the machine; all must agree. Empty if everything is right.
 std::string CheckRangesOnAllTargets(const Input& input, const Ranges& ranges);
 
 }  // namespace riffle::test

@@ -1,5 +1,5 @@
-// The truth that the selection kernels are held against: slow, scalar, in double, and written apart
-// from src/core/order.h, so that a mistake there cannot hide here.
+// The reference for top-k: slow, scalar and exact. It shares no code with src/core/order.h, so a
+// mistake there cannot be repeated here.
 #pragma once
 
 #include <cstdint>
@@ -9,13 +9,13 @@
 
 namespace riffle::test {
 
-// The value of one element of f32, f16 or bf16, exact. `element` may have any alignment.
+// The exact value of one element of f32, f16 or bf16. `element` may have any alignment.
 double Decode(DType dtype, const void* element);
 
-// The value of one element of any dtype, exact where long double has 64 bits of mantissa or more.
+// The exact value of one element of any dtype of selection.
 long double Exact(DType dtype, const void* element);
 
-// Where element (row, col) stands.
+// The address of element (row, col).
 const uint8_t* ElementAt(const MatrixView& x, int64_t row, int64_t col);
 
 // Whether value a in column ia comes before value b in column ib: descending, NaN first and equal

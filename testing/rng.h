@@ -18,13 +18,13 @@ class Rng {
     z = (z ^ (z >> 27)) * 0x94d049bb133111ebu;
     return z ^ (z >> 31);
   }
-  // 0..limit - 1. The bias of the remainder does not matter here.
+  // A number in 0..limit - 1. The slight bias of the remainder does not matter for tests.
   int64_t Below(int64_t limit) {
     return static_cast<int64_t>(Next() % static_cast<uint64_t>(limit));
   }
   int64_t Between(int64_t first, int64_t last) { return first + Below(last - first + 1); }
   bool OneIn(int64_t n) { return Below(n) == 0; }
-  // [0, 1).
+  // A number in [0, 1).
   double Unit() { return static_cast<double>(Next() >> 11) * 0x1p-53; }
 
   template <typename Container>

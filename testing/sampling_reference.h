@@ -1,4 +1,4 @@
-// The distribution that sampling is held against: a full sort, softmax in double.
+// The exact distribution that draws must follow: a full sort of the row, and a softmax in double.
 #pragma once
 
 #include <cstdint>
@@ -15,12 +15,12 @@ struct SampleParameters {
   float min_p = 0;
 };
 
-// Of one row without NaN.
+// What sampling may draw from one row; the row has no NaN.
 struct ExactDistribution {
-  std::vector<int32_t> columns;  // of the whole row, best first
-  std::vector<double> weights;   // of `columns`, the best one's is 1
-  // How many columns are left, and how many could be were top_p or min_p off by 1e-6: what rounding
-  // of f32 weights may do.
+  std::vector<int32_t> columns;  // all columns of the row, best first
+  std::vector<double> weights;   // [columns], relative to the best column, whose weight is 1
+  // `kept` columns are left by the filters. Rounding of f32 weights acts like a change of top_p and
+  // min_p by 1e-6, with which `least` to `most` columns would be left.
   int64_t kept = 0;
   int64_t least = 0;
   int64_t most = 0;
@@ -28,12 +28,13 @@ struct ExactDistribution {
 ExactDistribution ReferenceDistribution(const MatrixView& x, int64_t row,
                                         const SampleParameters& parameters);
 
-// Log-softmax of the raw row at a column.
+// The log-softmax of the raw row, without temperature or filters, at a column.
 double ReferenceLogProb(const MatrixView& x, int64_t row, int64_t column);
 
-// Pearson's statistic of `draws` over the kept columns, in bins of neighbours in the order that are
-// expected at least `kBin` times each, less its 1 - 1e-6 quantile (Wilson and Hilferty): positive
-// means that the draws do not follow the distribution.
+// Pearson's chi-squared statistic of `draws` over the kept columns, minus its 1 - 1e-6 quantile
+// (approximated after Wilson and Hilferty). Columns that are neighbours in the order share a bin,
+// so that 12 draws or more are expected in each. A positive result means that the draws do not
+// follow the distribution.
 double ChiSquaredExcess(const ExactDistribution& exact, const std::vector<int32_t>& draws);
 
 }  // namespace riffle::test

@@ -1,4 +1,4 @@
-// Text of a failure.
+// Builds the text of a failure.
 #pragma once
 
 #include <sstream>

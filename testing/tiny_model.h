@@ -1,4 +1,5 @@
-// A Gemma 3 small enough for tests, with random weights of every type that the program runs.
+// A Gemma 3 model that is small enough for tests, with random weights of every type that the engine
+// supports.
 #pragma once
 
 #include <cmath>
@@ -15,13 +16,13 @@
 
 namespace riffle::testing {
 
-// Blocks of random weights of about `size` each, as they stand in a file.
+// The bytes of a tensor of random weights of about `size` each, as a file holds them.
 inline std::string RandomTensor(engine::TensorType type, int64_t values, float size,
                                 std::mt19937& random) {
   using engine::TensorType;
   std::string bytes;
   const auto byte = [&] { return static_cast<char>(random() & 255); };
-  // f16 bits of powers of two near `size`: the scales.
+  // The bits of an f16 scale near `size` with a random fraction.
   const auto half = [&](float scale) {
     int exponent = 0;
     std::frexp(scale, &exponent);

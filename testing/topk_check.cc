@@ -33,14 +33,14 @@ std::string Join(const std::vector<T>& list) {
   return text.str();
 }
 
-// The id of a column; the column itself without ids.
+// The id of a column, which is the column itself where the call has no ids.
 int64_t IdOf(const Call& call, int64_t row, int64_t column) {
   return call.ids == Call::Ids::kNone     ? column
          : call.ids == Call::Ids::kShared ? 3 * column - 40
                                           : 1000 * row - 3 * column;
 }
 
-// Ids [rows, n], or [1, n] where all rows share them.
+// Payload ids [rows, n], or [1, n] if all rows share them.
 template <typename T>
 std::vector<T> MakeIds(const MatrixView& x, const Call& call) {
   std::vector<T> ids;
@@ -153,7 +153,8 @@ std::string CheckStats(const MatrixView& x, int64_t row, const std::vector<int32
   const int64_t depth = algorithm == Algorithm::kLaneSort ? ExpectedDepth(x, call, best) : 1;
   if (stats.depth != depth) text << "depth = " << stats.depth << ", should be " << depth << "; ";
   if (algorithm == Algorithm::kBucketMaxima) {
-    // The winners' buckets are looked at again, if there were buckets; nothing is read three times.
+    // Only the buckets that may hold winners are read a second time, and nothing is read a third
+    // time.
     const auto k = static_cast<int64_t>(best.size());
     const int64_t least = Plan(x.cols, k, 128).buckets > 0 ? k : 0;
     if (stats.elements_examined < least || stats.elements_examined > 2 * x.cols) {

@@ -1,4 +1,4 @@
-// One call of TopK held against the reference, byte for byte.
+// Compares one call of TopK with the reference, byte for byte.
 #pragma once
 
 #include <cstdint>
@@ -10,9 +10,9 @@
 
 namespace riffle::test {
 
-// What is asked of TopK for an input.
+// The arguments of TopK besides the input.
 struct Call {
-  std::vector<int32_t> k;  // one element: the k of all rows
+  std::vector<int32_t> k;  // [rows], or one k for all rows
   Algorithm algorithm = Algorithm::kAuto;
   bool sorted = true;
   bool largest = true;
@@ -22,7 +22,7 @@ struct Call {
   int lanes = 128;
   std::vector<int> schedule;
   int threads = 1;
-  int64_t values_gap = 0;  // elements of other data between the rows of an output
+  int64_t values_gap = 0;  // elements between the rows of an output, which must not change
   int64_t indices_gap = 0;
   size_t values_shift = 0;  // bytes from a 64-byte boundary
   size_t indices_shift = 0;
@@ -33,44 +33,45 @@ struct Call {
 
 std::string Describe(const Call& call);
 
-// Those that support the dtype.
+// The algorithms that support the dtype.
 std::vector<Algorithm> AlgorithmsFor(DType dtype);
 
-// The reference's answer for k or any smaller one.
+// The reference's answer for k, which holds those for every smaller k.
 struct Truth {
   Truth(const MatrixView& x, int64_t k, bool largest = true);
   std::vector<std::vector<int32_t>> columns;  // [rows][k], best first
 };
 
-// What a call gave. Calls that differ in target, threads or the layout of their outputs only must
-// give the same.
+// The result of a call. Calls that differ only in target, threads or the layout of their outputs
+// must have equal results.
 struct Outcome {
-  std::string fault;  // empty: right
+  std::string fault;  // empty if the answer is right
   std::vector<int32_t> indices;
   std::vector<TopKStats> stats;
 };
 
-// Runs the call on the target in use and compares values, indices, statistics and every byte around
-// them with the truth.
+// Makes the call on the target in use, and compares values, indices, statistics and every byte
+// around them with what they should be.
 Outcome CheckTopK(const Input& input, const Truth& truth, const Call& call);
 
-// The same on every target of the machine, which must agree. Empty when right; otherwise a
+// Does so on every target of the machine; all must agree. Empty if everything is right, otherwise a
 // description of the whole case.
 std::string CheckTopKOnAllTargets(const Input& input, const Truth& truth, const Call& call);
 
-// The row of `width` indices that a call should have written: `best`, then -1. Of an unsorted
-// answer, what it wrote, if that is some order of `best`; otherwise *fault says what is wrong.
+// The row of `width` indices that a call should have written: `best`, then -1. An unsorted answer
+// may be any permutation of `best`; it is then returned as it is, else *fault says what is wrong
+// with it.
 std::vector<int32_t> RowAnswer(Output& indices, int64_t row, const std::vector<int32_t>& best,
                                int64_t width, bool sorted, std::string* fault);
 
-// "" when both outcomes are right and the same.
+// Empty if both outcomes are right and equal.
 std::string Compare(const Outcome& a, const Outcome& b);
 
-// A pool that lives to the end of the process.
+// A pool with that many threads, which lives to the end of the process.
 ThreadPool& PoolOf(int threads);
 
-// The number an environment variable holds, else `otherwise`: for RIFFLE_TEST_SEED and
-// RIFFLE_TEST_CASES, which repeat or prolong the random tests.
+// The number in an environment variable, or `otherwise` if it is not set. RIFFLE_TEST_SEED repeats
+// a random test, RIFFLE_TEST_CASES makes it longer.
 uint64_t FromEnvironment(const char* name, uint64_t otherwise);
 
 }  // namespace riffle::test

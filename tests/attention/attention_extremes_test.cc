@@ -13,7 +13,8 @@
 namespace riffle::test {
 namespace {
 
-// A call on one head of dim 32: `query` and `key` in their first element, values that are numbered.
+// A call on one head of dim 32. Queries and keys have one element that is not 0, the first; the
+// value of key j is j + 1.
 struct OneRow {
   float out = -5;
   float lse = -5;
@@ -49,27 +50,27 @@ AttentionOptions Options(float scale, std::optional<float> cap = {},
 
 TEST(AttentionExtremes, ScalesThatOverflowInUnitsOfLog2) {
   constexpr float kMax = std::numeric_limits<float>::max();
-  // Logits of 0: the mean.
+  // All logits are 0, so the result is the mean of the values.
   const OneRow zeros(0, {1, 2, 3}, Options(kMax));
   EXPECT_FLOAT_EQ(zeros.out, 2);
   EXPECT_FLOAT_EQ(zeros.lse, std::log(3.0f));
-  // Logits of 0, 1 and 0.
+  // The logits are 0, 1 and 0.
   const OneRow small(1, {0, 1 / kMax, 0}, Options(kMax));
   const double e = std::exp(static_cast<double>(1 / kMax) * static_cast<double>(kMax));
   EXPECT_NEAR(small.out, (1 + 2 * e + 3) / (2 + e), 1e-6);
   EXPECT_NEAR(small.lse, std::log(2 + e), 1e-6);
-  // Beyond f32: the largest one has all.
+  // Logits beyond the range of f32: the largest one has the whole weight.
   EXPECT_EQ(OneRow(1, {-1, 1, 0}, Options(kMax)).out, 2);
   EXPECT_EQ(OneRow(1, {-1, 1, 0}, Options(-kMax)).out, 1);
 }
 
 TEST(AttentionExtremes, CapsAreLimits) {
-  for (const float cap : {1e-45f, 1e-44f, 1e-38f}) {  // all logits equal
+  for (const float cap : {1e-45f, 1e-44f, 1e-38f}) {  // so small that all logits become equal
     const OneRow row(1, {-300, 0, 300}, Options(1.0f, cap));
     EXPECT_FLOAT_EQ(row.out, 2) << cap;
     EXPECT_FLOAT_EQ(row.lse, std::log(3.0f)) << cap;
   }
-  for (const float cap : {1e30f, 2e38f, 3.4e38f}) {  // none
+  for (const float cap : {1e30f, 2e38f, 3.4e38f}) {  // so large that it changes nothing
     const OneRow row(1, {-2, 0.5f, 1}, Options(1.0f, cap));
     const OneRow uncapped(1, {-2, 0.5f, 1}, Options(1.0f));
     EXPECT_NEAR(row.out, uncapped.out, 1e-6) << cap;
@@ -84,7 +85,7 @@ TEST(AttentionExtremes, Sinks) {
     const OneRow row(1, keys, Options(1, {}, {&sink, 1}));
     EXPECT_FLOAT_EQ(row.out, sink > 0 ? 0 : 1.5f) << sink;
     EXPECT_FLOAT_EQ(row.lse, sink > 0 ? sink : 1 + std::log(2.0f)) << sink;
-    // Logits as far down as the sink.
+    // The logits are as small as the sink.
     const OneRow low(1, {-1e38f, -1e38f}, Options(1, {}, {&sink, 1}));
     EXPECT_FLOAT_EQ(low.out, sink > 0 ? 0 : 1.5f) << sink;
   }

@@ -1,4 +1,4 @@
-// MergeStates: results over disjoint parts of the keys against one call over all of them.
+// Compares MergeStates over disjoint parts of the keys with one call over all of them.
 #include <gtest/gtest.h>
 
 #include <cmath>
@@ -46,7 +46,7 @@ TEST_F(MergeTest, PartsOfAPageTable) {
         batch.max_pages -= page;
         PagedAttention(attention.q(), attention.keys(), attention.values(), batch,
                        {outs.back().data(), heads * spec.dim, spec.dim, lses.back().data(), heads});
-        if (pages == 0) {  // what stands in an empty part does not matter
+        if (pages == 0) {  // the contents of an empty part do not matter
           std::fill(outs.back().begin(), outs.back().end(), uint8_t{0xff});
         }
         page += pages;
@@ -107,7 +107,7 @@ TEST_F(MergeTest, EmptyPartsAloneGiveZeros) {
   EXPECT_EQ(parts.lse, kMinusInf);
 }
 
-// Some engines write +inf where a part saw no key.
+// Some engines write +inf as the lse of a part that saw no key.
 TEST_F(MergeTest, PlusInfinityIsEmptyToo) {
   const float inf = -kMinusInf;
   Parts parts;

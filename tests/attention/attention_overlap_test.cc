@@ -1,4 +1,5 @@
-// Overlaps of strided regions against a map of every byte, and in time that grows with the rows.
+// Compares the check of overlaps of strided regions with a map of every byte, and tests that its
+// time grows with the number of rows only.
 #include <gtest/gtest.h>
 
 #include <chrono>
@@ -14,7 +15,7 @@ namespace {
 
 constexpr int64_t kBase = 1 << 20;
 
-// Calls f(address) for every byte of every row; a byte of two rows twice.
+// Calls f(address) for every byte of every row; for a byte that two rows share, twice.
 template <typename F>
 void ForEachByte(const core::Strided& x, const F& f) {
   for (int64_t i = 0; i < x.size[0]; ++i) {
@@ -73,8 +74,8 @@ TEST(Overlap, OfRowsWithEachOtherIsExact) {
   EXPECT_LT(overlaps, 27000);
 }
 
-// q and out in one row of a token: as two halves, and head beside head. Taking each head of one
-// against each head of the other would take minutes.
+// q and out share the row of a token, as two halves or with their heads in turn. Comparing each
+// head of q with each head of out would take minutes.
 TEST(Overlap, OfInterleavedHeadsTakesTimeThatGrowsWithTheRows) {
   constexpr int64_t kTokens = 1 << 15;
   constexpr int64_t kHeads = 512;

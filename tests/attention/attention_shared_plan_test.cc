@@ -1,4 +1,5 @@
-// AttentionPlan and indices of int64: the bits of the call without them, and what a plan refuses.
+// AttentionPlan and int64 indices: a call with them has the bits of the call without them, and a
+// plan refuses what it was not made for.
 #include <gtest/gtest.h>
 
 #include <algorithm>
@@ -18,7 +19,7 @@
 namespace riffle::test {
 namespace {
 
-// Dense results of a case, before a call NaN.
+// The dense results of a case; NaN before the call.
 struct Results {
   std::vector<uint8_t> out;
   std::vector<float> lse;
@@ -129,7 +130,7 @@ TEST(AttentionPlan, IndicesOfInt64AreThoseOfInt32) {
 
 AttentionSpec SmallSpec() { return {.q_lens = {1, 3}, .kv_lens = {40, 700}, .causal = true}; }
 
-// What stood in the caller's arrays when the plan was made counts.
+// A plan keeps what the caller's arrays held when it was made.
 TEST(AttentionPlan, KeepsItsOwnCopyOfTheBatch) {
   const AttentionCase attention(SmallSpec());
   WideBatch wide(attention.batch());
@@ -194,7 +195,7 @@ TEST(AttentionPlan, RefusesOtherShapesAndOptions) {
   refuses(Code::kBadOption, {"causal = 0"}, [](auto&, auto&, auto&, auto& o) { o.causal = false; });
   refuses(Code::kBadOption, {"window = 9"}, [](auto&, auto&, auto&, auto& o) { o.window = 9; });
   refuses(Code::kBadOption, {"soft_cap"}, [](auto&, auto&, auto&, auto& o) { o.soft_cap = -1; });
-  // What does not shape the plan may differ.
+  // Arguments that the plan does not depend on may differ.
   Results results(attention);
   AttentionOptions options = attention.options();
   options.scale = 0.5f;
@@ -207,7 +208,7 @@ TEST(AttentionPlan, IsOfNoBatchAfterAnError) {
   const AttentionCase attention(SmallSpec());
   AttentionPlan plan(attention.q(), attention.keys(), attention.batch(), attention.options());
   WideBatch wide(attention.batch());
-  wide.table[1] = int64_t{1} << 32;  // its low half would be a page
+  wide.table[1] = int64_t{1} << 32;  // its lower 32 bits would name a page
   const auto make = [&] {
     plan.Make(attention.q(), attention.keys(), wide.batch, attention.options());
   };

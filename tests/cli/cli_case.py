@@ -1,4 +1,4 @@
-"""What the tests of the `riffle` command share: files made by hand, and calls of the command."""
+"""Helpers of the tests of the `riffle` command: files made by hand, and calls of the command."""
 
 import json
 import math
@@ -30,7 +30,7 @@ def floats(values):
 
 
 def bf16_words(values):
-    """The upper halves of floats that have nothing in the lower ones."""
+    """Floats that bfloat16 can hold, as the upper halves of their bits."""
     return b"".join(struct.pack("<f", v)[2:] for v in values)
 
 

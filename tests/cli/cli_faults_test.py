@@ -1,4 +1,4 @@
-"""The `riffle` command where something around it is broken: streams, files that change, options that mean nothing.
+"""The `riffle` command when something around it is broken: streams, files that change, options without meaning.
 
     python3 tests/cli/cli_faults_test.py build/release/riffle [unittest arguments]
 
@@ -71,7 +71,7 @@ class Streams(Cli):
         self.assertEqual(self.shell(">&- 2>&- <&-", *args), (0, b""))
         with open(out, "rb") as f:
             self.assertEqual(f.read(), header("<f4", (2, 1)) + floats([4, 8]))
-        # The table has nowhere to go, least of all into the file.
+        # The table cannot be printed, and must not go into the file.
         self.assertEqual(self.shell(">&- 2>&- <&-", *args[:4], "--out-values", out), (1, b""))
         with open(out, "rb") as f:
             self.assertEqual(f.read(), header("<f4", (2, 1)) + floats([4, 8]))
@@ -110,7 +110,7 @@ class Options(Cli):
                 self.refused(*args, says=[args[-2], "is empty"])
 
     def test_more_than_there_is_memory_for(self):
-        if os.environ.get("RIFFLE_SLOW"):  # the sanitizers' own memory is more than the limit
+        if os.environ.get("RIFFLE_SLOW"):  # the sanitizers themselves need more memory than the limit
             self.skipTest("under sanitizers")
         done = subprocess.run(
             ["sh", "-c", 'ulimit -v 4000000 && exec "$0" make-logits x.npy --rows 300000 --vocab 2000000', cli_case.RIFFLE],

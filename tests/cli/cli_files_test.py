@@ -1,4 +1,4 @@
-"""The `riffle` command and files that are cut short, lie, or are something else.
+"""The `riffle` command with files that are cut short, contradict themselves or are no .npy files.
 
     python3 tests/cli/cli_files_test.py build/release/riffle [unittest arguments]
 

@@ -146,7 +146,7 @@ class TopK(Cli):
         head = header("<i4", (2, 3, 4))
         self.assertEqual(content[: len(head)], head)
         self.assertEqual(list(struct.unpack("<24i", content[len(head) :])), expected)
-        # What was written is read again, rows x last axis: the values are their own best.
+        # The written values are read again, as rows x last axis: the best of them are all of them, in order.
         again = self.topk(out_values, 4, "--dtype", "bf16")
         self.assertEqual([row["indices"] for row in again["rows"]], [[0, 1, 2, 3]] * 6)
         flat = [values[i // 4 * 50 + column] for i, column in enumerate(expected)]
@@ -250,7 +250,7 @@ class OtherCommands(Cli):
             content = f.read()
         head = header("<u2", (2, 5000))
         self.assertEqual(content[: len(head)], head)
-        # SHA-256 of what every machine must make.
+        # The SHA-256 of the file that every machine must write.
         self.assertEqual(hashlib.sha256(content).hexdigest(), LOGITS_SHA256)
         self.output("make-logits", path, "--rows", 2, "--vocab", 5000, "--seed", 2)
         with open(path, "rb") as f:

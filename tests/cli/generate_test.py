@@ -1,4 +1,4 @@
-"""`riffle generate` from outside: what it prints, that it says the same again, and everything it must refuse.
+"""`riffle generate` from outside: what it prints, that it repeats itself, and everything that it must refuse.
 
     python3 tests/cli/generate_test.py build/release/riffle [unittest arguments]
 
@@ -22,7 +22,7 @@ MODEL = subprocess.run(
 ).stdout.strip()  # fmt: skip
 FIXTURE = os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "data", "gemma3_greedy.json")
 NEW_TOKENS = 3 if os.environ.get("RIFFLE_SLOW") else 12
-CLOSE = 0.05  # where the best logits are closer, rounding may choose
+CLOSE = 0.05  # where the two best logits are closer than this, rounding may decide
 
 
 def text(value):
@@ -100,7 +100,7 @@ class Generate(Cli):
         args += ["--min-p", 0.001]
         first, again = self.objects(*args, "--seed", 3), self.objects(*args, "--seed", 3, "--threads", 1)
         self.assertEqual([r["tokens"] for r in first[:-1]], [r["tokens"] for r in again[:-1]])
-        self.assertNotEqual(first[0]["tokens"], first[1]["tokens"])  # other streams
+        self.assertNotEqual(first[0]["tokens"], first[1]["tokens"])  # they draw from different streams
         other = self.objects(*args, "--seed", 2**64 - 1)
         self.assertNotEqual(first[0]["tokens"], other[0]["tokens"])
 
@@ -131,7 +131,7 @@ class Generate(Cli):
         tokens = self.objects("--prompt", prompt)[0]["tokens"]
         with open(MODEL, "rb") as file:
             model = file.read()
-        # An entry that is not needed gives way to one of the same size.
+        # An entry that is not needed is replaced by one of the same size.
         old = text("tokenizer.ggml.padding_token_id") + struct.pack("<II", 4, 0)
         new = text("tokenizer.ggml.eot_token_id") + struct.pack("<IQ", 10, tokens[1])
         self.assertEqual((len(old), model.count(old)), (len(new), 1))
@@ -155,7 +155,7 @@ class Generate(Cli):
             self.assertIn("writing to standard output failed: Broken pipe", error)
 
     def test_not_enough_memory(self):
-        if os.environ.get("RIFFLE_SLOW"):  # the sanitizers' own memory is more than the limits
+        if os.environ.get("RIFFLE_SLOW"):  # the sanitizers themselves need more memory than the limits
             self.skipTest("under sanitizers")
         failed = 0
         for kib in range(100_000, 1_300_000, 200_000):  # for the file, its weights, the cache

@@ -1,5 +1,5 @@
-// Weights of the model expanded to f32, bit for bit those of the Python package gguf, by their
-// CRC-32 (tests/engine/make_dequantize_fixture.py).
+// Weights of the model expanded to f32 equal, bit for bit, those of the Python package gguf. Their
+// CRC-32s are compared (tests/engine/make_dequantize_fixture.py writes the expected ones).
 #include "engine/quant/blocks.h"
 
 #include <gtest/gtest.h>

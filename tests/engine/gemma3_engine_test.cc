@@ -1,5 +1,5 @@
-// The engine over a tiny random model: whatever happens to a request beside others (chunks, forks,
-// waiting, preemption), its tokens are those it gets alone.
+// The engine with a tiny random model. Whatever happens to a request among others (chunks, forks,
+// waiting, preemption), it gets the tokens that it would get alone.
 #include "engine/engine.h"
 
 #include <gtest/gtest.h>
@@ -24,7 +24,7 @@ const Model& Tiny() {
 
 Request RandomRequest(std::mt19937& random, int64_t stream) {
   Request request;
-  // Beginnings that many requests share, of lengths on and off page boundaries.
+  // Prefixes that many requests share, which end at page boundaries and between them.
   static const int kShared[] = {0, 5, 16, 23, 40};
   const int shared = kShared[random() % 5];
   request.prompt.push_back(2);
@@ -54,7 +54,7 @@ struct Outcome {
   std::optional<Finish> finish;
 };
 
-// Runs all, new ones arriving on the way, and checks that every request ends once.
+// Runs all requests, some of which arrive later, and checks that each one ends exactly once.
 std::vector<Outcome> RunAll(const std::vector<Request>& requests, const EngineOptions& options,
                             EngineStats* stats = nullptr, size_t arrivals_per_step = 1000) {
   Engine engine(Tiny(), options);
@@ -144,7 +144,7 @@ TEST(Gemma3Engine, TokensAreThoseOfARequestAlone) {
   ExpectSame(RunAll(requests, Options(500, 5, 33, 8)), alone);
 }
 
-// Random small pools: requests wait, give way and are computed again, and none is lost.
+// In random small pools requests wait, are preempted and computed again, but none is lost.
 TEST(Gemma3Engine, SmallPoolsLoseNothing) {
   const std::vector<Request> requests = RandomRequests(2, 24);
   const std::vector<Outcome> alone = Alone(requests);
@@ -153,7 +153,7 @@ TEST(Gemma3Engine, SmallPoolsLoseNothing) {
   int64_t shared = 0;
   for (int run = 0; run < 12; ++run) {
     const int64_t page_size = 1 + random() % 20;
-    // The largest request needs 40 + 29 + 29 tokens.
+    // The largest request needs pages for 40 + 29 + 29 tokens.
     const int64_t least = (98 + page_size - 1) / page_size;
     EngineOptions options = Options(least + static_cast<int64_t>(random() % (2 * least)), page_size,
                                     1 + random() % 40, 1 + random() % 12);
@@ -180,7 +180,7 @@ TEST(Gemma3Engine, AnEqualPromptIsPrefilledOnce) {
   const std::vector<Outcome> outcomes = RunAll(requests, Options(64, 16, 512, 64), &stats);
   EXPECT_EQ(stats.shared_tokens, 7 * 100);
   EXPECT_EQ(stats.prefill_tokens, 101 + 7);
-  // Six full pages of the prompt, and for each request the copy of the seventh.
+  // The six full pages of the prompt are shared; each request has its own copy of the seventh.
   EXPECT_LE(stats.pages_peak, 6 + 8 + 1);
   ExpectSame(outcomes, std::vector<Outcome>(8, Alone({request}).front()));
 }
@@ -203,7 +203,8 @@ TEST(Gemma3Engine, TheContextEndsARequest) {
   const Outcome outcome = RunAll({request}, Options(64, 16, 512, 1)).front();
   ASSERT_TRUE(outcome.finish);
   if (*outcome.finish == Finish::kLength) {
-    EXPECT_EQ(outcome.tokens.size(), 7u);  // position 256 needs no place
+    // The last token is never an input, so position 256 needs no page.
+    EXPECT_EQ(outcome.tokens.size(), 7u);
   }
 }
 

@@ -1,6 +1,6 @@
-// The tokenizer: on the model's own vocabulary against SentencePiece
-// (tests/data/gemma3_tokens.json, by make_tokenizer_fixture.py), on a vocabulary of a few tokens by
-// hand, and on contradictory ones.
+// The tokenizer with three kinds of vocabularies: the model's own, compared with SentencePiece
+// (make_tokenizer_fixture.py writes tests/data/gemma3_tokens.json), one of a few tokens made by
+// hand, and contradictory ones.
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
@@ -152,7 +152,7 @@ TEST(Tokenizer, CutsAtTheLongestSpecialToken) {
   EXPECT_EQ(tokenizer.Decode({1, 6, 3, 7, 2, 5}), "a<b>b  ");
 }
 
-// At each place the longest of many, as trying all of them finds it.
+// Find takes the longest token at each place, as a search that tries all of them does.
 TEST(Tokenizer, SpecialTokensAreThoseOfASearchByTrial) {
   std::mt19937 random(11);
   const auto text_of = [&](size_t length, uint32_t letters) {
@@ -188,7 +188,7 @@ TEST(Tokenizer, SpecialTokensAreThoseOfASearchByTrial) {
   }
 }
 
-// Each place of the text begins like all of them: trying one after the other takes hours.
+// The text at each place begins like all 4000 tokens: trying one after the other would take hours.
 TEST(Tokenizer, ManySpecialTokensOfOneBeginningAreQuick) {
   Vocabulary vocabulary;
   for (size_t length = 1; length <= 4000; ++length) {

@@ -1,4 +1,4 @@
-// The GGUF reader: what a right file says, and that no wrong one is believed.
+// The GGUF reader: it reads a correct file, and refuses a wrong one.
 #include "engine/gguf/gguf.h"
 
 #include <gmock/gmock.h>
@@ -62,7 +62,7 @@ Writer AllTypes() {
   return writer;
 }
 
-// Two tensors: 64 bytes of F32 at 0, one Q8_0 block at 64.
+// A file with two tensors: 64 bytes of F32 at offset 0, one Q8_0 block at offset 64.
 Writer TwoTensors() {
   Writer writer = AllTypes();
   writer.AddTensor("a", {8, 2}, 0, 0);
@@ -140,7 +140,7 @@ TEST(Gguf, AnUnknownTensorTypeIsNamedWhenItIsWanted) {
   EXPECT_THAT(ErrorOf([&] { file.Get("odd", shape); }), HasSubstr("\"odd\" is of type number 23"));
 }
 
-// Some converters leave such tensors behind; a file is refused for those alone that are needed.
+// Some converters leave empty tensors behind. A file is refused only if a tensor is needed.
 TEST(Gguf, TensorsOfNoDimensionsOrNoValuesAreRead) {
   Writer writer;
   writer.AddTensor("scalar", {}, 0, 0);
@@ -180,8 +180,8 @@ TEST(Gguf, EveryTruncationIsRefused) {
   }
 }
 
-// No byte of the head makes the reader leave the file (the sanitizers watch): what is accepted is
-// read to the last byte.
+// Whatever byte of the header is changed, the reader stays within the file (the sanitizers would
+// show it): an accepted file is read to its last byte.
 TEST(Gguf, NoChangedByteLeadsOutOfTheFile) {
   const Bytes whole = TwoTensors().Finish(kData);
   int accepted = 0;

@@ -33,7 +33,7 @@ TEXTS = [
 
 
 def random_texts(seed: int, count: int) -> list[str]:
-    """Texts of all kinds of characters, spaces and tokens mixed: where tokenizers differ."""
+    """Texts that mix characters of all kinds, spaces and tokens, on which tokenizers differ."""
     rng = random.Random(seed)
     alphabets = [
         "abcdefghijklmnopqrstuvwxyz", "ABCDEFGHIJKLMNOPQRSTUVWXYZ", "0123456789", " \t\n", " ", ".,;:!?'\"()[]{}<>/\\|@#$%^&*-_=+~`",

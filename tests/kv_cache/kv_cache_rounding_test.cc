@@ -1,4 +1,4 @@
-// What KvCache makes of f32: the nearest element of its dtype, on every SIMD target.
+// KvCache rounds f32 to the nearest element of its dtype, on every SIMD target.
 #include <gtest/gtest.h>
 
 #include <bit>
@@ -17,8 +17,8 @@
 namespace riffle::test {
 namespace {
 
-// f32 values around every boundary between two neighbours of the format: the boundary goes to the
-// even one, the floats beside it to theirs.
+// f32 values at and beside every midpoint between two neighbours of the format: the midpoint is
+// rounded to the even neighbour, the floats beside it to the nearer one.
 struct Boundary {
   float value;
   uint32_t bits;
@@ -61,7 +61,7 @@ TEST_P(KvCacheRounding, ToTheNearestOnEveryTarget) {
   const std::vector<Boundary> cases = Boundaries(dtype);
   for (const std::string& target : Targets()) {
     SetTarget(target);
-    for (const int64_t head_dim : {1, 7, 16, 33, 4096}) {  // tails of every kind of vector
+    for (const int64_t head_dim : {1, 7, 16, 33, 4096}) {  // whole vectors, and rests behind them
       KvCacheOptions options;
       options.head_dim = head_dim;
       options.page_size = 1;
@@ -100,7 +100,7 @@ TEST_P(KvCacheRounding, KeepsNaN) {
     options.page_size = options.pages = 1;
     options.dtype = dtype;
     std::vector<float> in;
-    for (uint32_t i = 0; i < 37; ++i) {  // payloads in every bit, of both signs
+    for (uint32_t i = 0; i < 37; ++i) {  // NaNs with every payload bit, of both signs
       const uint32_t payload = i < 23 ? 1u << i : 0x7fffffu >> (i - 23);
       in.push_back(std::bit_cast<float>(0x7f800000u | payload | (i % 2 << 31)));
     }
@@ -113,7 +113,7 @@ TEST_P(KvCacheRounding, KeepsNaN) {
       uint16_t bits = 0;
       std::memcpy(&bits, Element(cache.Keys(0), 0, 0, 0, i), sizeof(bits));
       EXPECT_TRUE(std::isnan(Decode(dtype, &bits))) << target << " " << i;
-      // Quiet, with the sign and the upper bits of the payload.
+      // The result is a quiet NaN with the sign and the upper bits of the payload.
       const auto in_bits = std::bit_cast<uint32_t>(in[static_cast<size_t>(i)]);
       const uint32_t kept = dtype == DType::kF16 ? 0x7e00u | (in_bits >> 13 & 0x3ffu)
                                                  : 0x7fc0u | (in_bits >> 16 & 0x7fu);
@@ -123,7 +123,8 @@ TEST_P(KvCacheRounding, KeepsNaN) {
   SetTarget("");
 }
 
-// Targets convert in ways of their own: one in 1021 of all floats, against the first target.
+// Targets convert by different instructions. One in 1021 of all floats is compared with what the
+// first target makes of it.
 TEST_P(KvCacheRounding, SameBitsOnEveryTarget) {
   KvCacheOptions options;
   options.head_dim = 4096;

@@ -1,4 +1,5 @@
-// Pages that several sequences of a KvCache share: when they are copied, and what copies take.
+// Pages that several sequences of a KvCache share: when they are copied, and which pages copies
+// need.
 #include <gtest/gtest.h>
 
 #include <vector>
@@ -47,7 +48,7 @@ TEST(KvCacheSharing, ExtendCountsTheCopyAmongItsPages) {
               [&] { cache.Extend(b, 2); });
   EXPECT_EQ(cache.pages_shared(), 1);
   EXPECT_EQ(cache.Length(b), 3);
-  cache.Extend(b, 1);  // the copy alone fits
+  cache.Extend(b, 1);  // there is a page for the copy, but for nothing else
   cache.Extend(a, 1);  // by now nobody shares a's last page
   EXPECT_EQ(cache.pages_free(), 0);
   EXPECT_EQ(cache.pages_shared(), 0);

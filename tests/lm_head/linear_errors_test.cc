@@ -169,7 +169,7 @@ TEST_F(LinearErrors, Outputs) {
   });
 }
 
-// Rows of an output may lie between each other.
+// The rows of two outputs may be interleaved.
 TEST_F(LinearErrors, InterleavedOutputs) {
   Arguments a = Right();
   a.out = {At(32768), 2 * kK, At<int32_t>(32768) + kK, 2 * kK};

@@ -1,5 +1,5 @@
-// The plans of the linear layer: every tile once, and memory that does not grow with the
-// vocabulary.
+// The plans of the linear layer: every tile is planned exactly once, and memory does not grow with
+// the vocabulary.
 #include "lm_head/linear_plan.h"
 
 #include <gtest/gtest.h>
@@ -43,7 +43,7 @@ TEST(LinearPlan, RowsPerPass) {
   EXPECT_EQ(lm_head::RowsPerPass(1000, 256), 250);
 }
 
-// The published case: 256 rows of 201088 logits would be 206 MB.
+// In the published case 256 rows of 201088 logits would take 206 MB.
 TEST(LinearPlan, NeverHoldsTheLogits) {
   const lm_head::ChunkPlan chunks = lm_head::PlanChunks(201088, 2);
   const lm_head::CandidatePlan plan = lm_head::PlanCandidates(256, 64, chunks);

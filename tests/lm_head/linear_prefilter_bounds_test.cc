@@ -8,7 +8,8 @@
 namespace riffle::test {
 namespace {
 
-// Holds the bounds of every logit against Linear; returns how far apart the widest are.
+// Checks the bounds of every logit against Linear's result; returns the largest distance between an
+// upper and a lower bound.
 double CheckBounds(const MatrixView& x, const WeightView& weight, const LinearOptions& options) {
   const lm_head::PrefilterKernels& kernels = lm_head::GetPrefilterKernels();
   std::vector<float> y(static_cast<size_t>(x.rows * weight.rows));
@@ -39,7 +40,7 @@ double CheckBounds(const MatrixView& x, const WeightView& weight, const LinearOp
         const float exact = y[static_cast<size_t>(row * weight.rows + tile * lm_head::kTile + i)];
         const float low = lower[static_cast<size_t>(row * lm_head::kTile + i)];
         const float high = upper[static_cast<size_t>(row * lm_head::kTile + i)];
-        // NaN is above every number: no number may be known to be above it.
+        // NaN comes before every number, so no bound may put a number before it.
         const bool holds = std::isnan(exact) ? std::isnan(high) || high == kInf
                                              : !(low > exact) && !(high < exact);
         EXPECT_TRUE(holds) << "row " << row << ", column " << tile * lm_head::kTile + i << ": "
@@ -58,7 +59,7 @@ class PrefilterBoundsTest : public testing::Test {
  protected:
   ~PrefilterBoundsTest() override { SetTarget(""); }
 
-  // Of all rows together, and of one, two and three at a time.
+  // With all rows together, and with one, two and three rows at a time.
   static void Check(const PrefilterCall& call) {
     for (const std::string& target : Targets()) {
       SetTarget(target);
@@ -117,13 +118,13 @@ TEST_F(PrefilterBoundsTest, ErrorsAddUp) {
     for (const std::string& target : Targets()) {
       SetTarget(target);
       const double widest = CheckBounds(call.X(), call.W(), call.Options(1));
-      // Twice what the 310 inputs that are off make of the first column.
+      // Twice the error that the 310 rounded inputs cause in the first column.
       EXPECT_LT(widest, 2 * 1.5 * 310 * 0.499 * 127 * 0.01) << rows << " rows on " << target;
     }
   }
 }
 
-// A bound that is true but wide would drop no column.
+// Bounds that hold but are wide would drop no column.
 TEST_F(PrefilterBoundsTest, Tight) {
   for (const int64_t rows : {1, 2, 3, 4}) {
     const PrefilterCall call(rows, 640, 640);
@@ -157,7 +158,7 @@ TEST_F(PrefilterBoundsTest, ScalesThatAreNotFinite) {
   Check(call);
 }
 
-// Weights of -128 and 127, and one scale of a column far above the others.
+// Weights of -128 and 127, and one scale of a column that is far larger than the others.
 TEST_F(PrefilterBoundsTest, UnevenScales) {
   PrefilterCall call(3, 1120, 300);
   Rng rng(8);

@@ -29,7 +29,7 @@ class LinearPrefilterTest : public testing::Test {
     }
   }
 
-  // What becomes of the rows of a call: the same on every target.
+  // How many rows of a call were prefiltered or fell back; the same on every target.
   static lm_head::PrefilterStats Check(const PrefilterCall& call, int64_t k, int threads = 2,
                                        bool round_x = false) {
     lm_head::PrefilterStats stats;
@@ -101,7 +101,8 @@ TEST_F(LinearPrefilterTest, EqualColumnsAreMultipliedAsAWhole) {
   EXPECT_EQ(Check(call, 64).fell_back, 5);  // all scales zero
 }
 
-// Logits that are much closer to one another than their bounds are wide: all are candidates.
+// The distances between logits are much smaller than the widths of their bounds, so all columns are
+// candidates.
 TEST_F(LinearPrefilterTest, NearTies) {
   for (const int64_t vocab : {600, 5000}) {
     PrefilterCall call(4, 320, vocab);
@@ -181,13 +182,13 @@ TEST_F(LinearPrefilterTest, EveryDataAndShape) {
   }
 }
 
-// More rows than one pass takes.
+// More rows than one pass over W can serve.
 TEST_F(LinearPrefilterTest, ManyRows) {
   ASSERT_NO_FATAL_FAILURE(
       Check({.rows = 300, .d = 32, .vocab = 400, .format = WeightFormat::kQ8_0}, {1, 9}, 2));
 }
 
-// More candidates than the list of a chunk holds, or than all chunks may share.
+// More candidates than the list of a chunk can hold, or than a row may have in all.
 TEST_F(LinearPrefilterTest, LongLists) {
   const PrefilterCall call(2, 32, 20000);
   for (const int64_t k : {1000, 3000, 20000}) Check(call, k, 3);
@@ -209,7 +210,7 @@ TEST_F(LinearPrefilterTest, SomeRowsFallBack) {
   EXPECT_EQ(stats.prefiltered, 7);
 }
 
-// The choice that LinearTopK makes.
+// When LinearTopK uses the prefilter by itself.
 TEST_F(LinearPrefilterTest, Auto) {
   const PrefilterCall all(8, 96, 9000);
   std::vector<float> y(static_cast<size_t>(8 * 9000));

@@ -1,4 +1,5 @@
-// Linear against scalar sums in double, on every SIMD target, and the bits it promises.
+// Compares Linear with scalar sums in double on every SIMD target, and tests which bits stay the
+// same.
 #include <gtest/gtest.h>
 
 #include <cmath>
@@ -151,7 +152,7 @@ TEST_F(LinearTest, RoundX) {
   }
 }
 
-// The last sums that fit f32, and the first that do not.
+// The largest sums that f32 can hold, and the smallest that overflow.
 TEST_F(LinearTest, Overflow) {
   const float huge = std::numeric_limits<float>::max();
   const float x[] = {1, 1};
@@ -167,7 +168,7 @@ TEST_F(LinearTest, Overflow) {
   }
 }
 
-// Rows that share memory: a stride of zero.
+// With a stride of zero all rows share their memory.
 TEST_F(LinearTest, StrideZero) {
   const std::vector<float> x(40, 2.0f), w(40, 3.0f);
   std::vector<float> y(3 * 70);
@@ -245,7 +246,7 @@ TEST_F(LinearTest, RoundedXHasTheBitsOfBF16) {
   }
 }
 
-// An f32 x is not rounded unless asked: 1 + 2^-12 times 1.
+// x of f32 is rounded only on request: 1 + 2^-12 times 1 shows it.
 TEST_F(LinearTest, F32IsNotRounded) {
   const std::vector<float> x(32, 1.0f + 0x1p-12f);
   std::vector<uint16_t> w(32, 0);

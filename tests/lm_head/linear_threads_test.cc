@@ -13,7 +13,7 @@
 namespace riffle::test {
 namespace {
 
-// Calls from several threads share a pool; one of them runs alone.
+// Calls from several threads share one pool: one call has its workers, the others run alone.
 TEST(LinearThreads, ConcurrentCalls) {
   const LinearCase linear(
       {.rows = 5, .d = 256, .vocab = 700, .x_dtype = DType::kBF16, .format = WeightFormat::kBF16});
@@ -33,7 +33,7 @@ TEST(LinearThreads, ConcurrentCalls) {
   EXPECT_EQ(wrong, std::vector<int>(3, 0));
 }
 
-// The chunks of a call raise bounds that all of them read; with Q8_0 they also share candidates.
+// All chunks of a call raise and read the same bounds; with Q8_0 they also share candidates.
 void CheckPieces(const LinearSpec& spec) {
   const LinearCase linear(spec);
   const int64_t k = 50;

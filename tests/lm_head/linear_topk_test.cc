@@ -18,7 +18,7 @@ class LinearTopKTest : public testing::Test {
  protected:
   ~LinearTopKTest() override { SetTarget(""); }
 
-  // Empty when both agree and nothing else is written.
+  // Empty if both agree and nothing else is written.
   template <typename TIndex>
   static std::string Compare(const LinearCase& linear, const std::vector<float>& y, int64_t k,
                              int threads) {
@@ -92,7 +92,7 @@ TEST_F(LinearTopKTest, Vocabularies) {
   }
 }
 
-// Many chunks, each of which has to cut its lists back many times.
+// Many chunks, each of which must shorten its lists many times.
 TEST_F(LinearTopKTest, LongVocabulary) {
   for (const LinearData data : {LinearData::kNormal, LinearData::kTies, LinearData::kConstant}) {
     ASSERT_NO_FATAL_FAILURE(Check({.rows = 2,
@@ -105,7 +105,7 @@ TEST_F(LinearTopKTest, LongVocabulary) {
   }
 }
 
-// Ascending logits: every tile beats all before it.
+// Ascending logits: the logits of every tile are larger than all before.
 TEST_F(LinearTopKTest, Ascending) {
   const int64_t vocab = 40000;
   std::vector<float> w(static_cast<size_t>(vocab));
@@ -127,7 +127,7 @@ TEST_F(LinearTopKTest, Ascending) {
   }
 }
 
-// More rows than go through W together, and lists so long that fewer do.
+// More rows than one pass over W takes, and lists so long that a pass takes fewer rows.
 TEST_F(LinearTopKTest, ManyRows) {
   ASSERT_NO_FATAL_FAILURE(Check({.rows = 300,
                                  .d = 33,

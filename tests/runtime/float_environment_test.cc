@@ -18,7 +18,7 @@
 namespace riffle::test {
 namespace {
 
-constexpr unsigned kFlush = 0x8040;  // FTZ and DAZ of MXCSR
+constexpr unsigned kFlush = 0x8040;  // the bits FTZ and DAZ of the register MXCSR
 
 struct Mode {
   const char* name;
@@ -54,7 +54,7 @@ void Append(std::vector<uint8_t>& bytes, const std::vector<T>& values) {
   std::memcpy(bytes.data() + size, values.data(), values.size() * sizeof(T));
 }
 
-// The threads are there before the mode is set, so workers have another than the caller.
+// The workers exist before the caller sets its mode, so they have another one.
 void ExpectSame(const char* name, const std::function<std::vector<uint8_t>()>& call) {
   SCOPED_TRACE(name);
   SetNumThreads(3);
@@ -69,7 +69,7 @@ void ExpectSame(const char* name, const std::function<std::vector<uint8_t>()>& c
       ASSERT_TRUE(got == expected) << mode.name;
     }
   }
-  // Workers that are started by a thread in such a mode would inherit it.
+  // Workers would inherit the mode of the thread that starts them.
   Set(FE_UPWARD, true);
   SetNumThreads(2);
   SetNumThreads(3);
@@ -247,7 +247,7 @@ TEST_P(FloatEnvironments, WriteKv) {
   });
 }
 
-// Tasks of the user's run under it too, on every thread.
+// The user's own tasks run in the library's environment too, on every thread.
 TEST_P(FloatEnvironments, ParallelFor) {
   ExpectSame("ParallelFor", [] {
     volatile float tiny = std::numeric_limits<float>::min();

@@ -1,4 +1,4 @@
-// A plugin with a copy of the library in it, of which nothing is seen from outside.
+// A plugin with a copy of the library in it; none of the library's symbols is visible outside.
 #include <string>
 #include <vector>
 

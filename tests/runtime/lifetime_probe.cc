@@ -1,4 +1,5 @@
-// Run by lifetime_test, one case a process: calls at the edges of a thread's or the process's life.
+// lifetime_test runs this program once for each case: calls at the beginning or the end of the life
+// of a thread or of the process.
 #include <dlfcn.h>
 #include <unistd.h>
 
@@ -39,7 +40,7 @@ void Call(const char* where) {
     std::vector<int32_t> tokens(4);
     riffle::Sample({x.data(), DType::kF32, 4, 250, 250}, tokens);
     right = tokens[0] == 249 && tokens[3] == 249;
-  } else if (IsMode("inline")) {  // inside of a task the pool is busy
+  } else if (IsMode("inline")) {  // called inside of a task, when the pool is busy
     const std::vector<float> x = Numbers(200000);
     std::vector<float> values(32);
     std::vector<int32_t> indices(32);
@@ -61,7 +62,7 @@ void Call(const char* where) {
   Say(where, right);
 }
 
-// Made before anything of the library's, so destroyed after it.
+// Constructed before any object of the library, and therefore destroyed after all of them.
 struct Static {
   ~Static() {
     if (mode[0] != '\0') Call("static destructor");
@@ -85,7 +86,7 @@ void Use() {
   Call("thread");
 }
 
-// exit() while other threads are in calls, which nobody waits for.
+// Calls exit() while other threads are in calls that nobody waits for.
 void ExitDuringCalls() {
   mode = "";
   for (int i = 0; i < 3; ++i) {
@@ -142,7 +143,7 @@ void TwoCopies(char** paths) {
   Say("targets", true);
 }
 
-// A plugin that is unloaded takes its threads along.
+// Unloading a plugin ends its threads.
 void Unload(char** paths) {
   mode = "";
   for (int i = 0; i < 3; ++i) {
@@ -150,10 +151,10 @@ void Unload(char** paths) {
     if (plugin == nullptr) return Say(dlerror(), false);
     Say("call", reinterpret_cast<Function>(dlsym(plugin, "PluginBest"))("") != 0);
     dlclose(plugin);
-    usleep(50000);  // a worker that is left would wake up in code that is not there
+    usleep(50000);  // a worker that still lived would wake up in unmapped code
     Say("unloaded", dlopen(paths[0], RTLD_NOW | RTLD_NOLOAD) == nullptr);
   }
-  if (fork() == 0) _exit(0);  // handlers of fork() are gone too
+  if (fork() == 0) _exit(0);  // the handlers of fork() must be gone too
   Say("fork", true);
 }
 

@@ -1,5 +1,5 @@
-// Calls at the edges of a thread's, a plugin's and the process's life, each in a process of its
-// own.
+// Calls at the beginning and the end of the life of a thread, a plugin or the process, each in a
+// process of its own.
 #include <gtest/gtest.h>
 
 #include <array>
@@ -37,8 +37,8 @@ void ExpectRight(const std::string& arguments, int lines) {
   EXPECT_EQ(outcome.right, lines) << arguments << '\n' << outcome.text;
 }
 
-// In a thread and its thread_local destructor, the same in the main thread, then in a static
-// destructor.
+// The probe calls in a thread and in its thread_local destructor, in both of the main thread, and
+// then in a static destructor.
 TEST(Lifetime, CallsFromDestructors) {
   for (const char* mode : {"sample", "inline", "lane_sort"}) {
     ExpectRight(mode, 7);

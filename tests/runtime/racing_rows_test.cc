@@ -1,5 +1,5 @@
-// Rows that another thread writes while a call reads them. What comes out is unspecified, but no
-// call reads or writes outside of what it was given: the rows end where memory does.
+// Another thread writes rows while a call reads them. The results are unspecified, but no call may
+// read or write outside of its arguments: the rows end where mapped memory ends.
 #include <gtest/gtest.h>
 
 #include <algorithm>
@@ -26,7 +26,7 @@ class RacingRows : public testing::TestWithParam<uint32_t> {
  protected:
   static constexpr size_t kElements = static_cast<size_t>(kRows * kColumns);
 
-  // Calls, as long as another thread fills the rows with 1.0 and the parameter's bits in turn.
+  // Makes calls while another thread fills the rows with 1.0 and with the parameter's bits in turn.
   void Race(const std::function<void()>& call, const std::function<void()>& check) {
     Fill(std::bit_cast<uint32_t>(1.0f));
     std::atomic<bool> stop{false};

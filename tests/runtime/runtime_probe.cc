@@ -1,5 +1,5 @@
-// Run by runtime_test with environment variables set: says which target and how many threads a call
-// gets, or the error it throws.
+// runtime_test runs this program with environment variables. It prints which target and how many
+// threads a call gets, or the error that the call throws.
 #include <hwy/targets.h>
 
 #include <cstdio>
@@ -19,7 +19,7 @@ bool SmallCallIsRight() {
   return index == 1 && value == 5;
 }
 
-// What the kernels that calls are dispatched to were compiled for.
+// The target for which the kernels that calls run were compiled.
 const char* KernelTarget() {
   return hwy::TargetName(riffle::topk::Kernels(riffle::DType::kF32).target);
 }
@@ -27,7 +27,8 @@ const char* KernelTarget() {
 }  // namespace
 
 int main() {
-  for (int attempt = 0; attempt < 2; ++attempt) {  // an error must come again, not a half set-up
+  // The second call must fail like the first, not use what is half set up.
+  for (int attempt = 0; attempt < 2; ++attempt) {
     try {
       const bool right = SmallCallIsRight();
       std::printf("right=%d target=%s kernel=%s threads=%d\n", right ? 1 : 0,

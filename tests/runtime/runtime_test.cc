@@ -22,7 +22,7 @@
 namespace riffle::test {
 namespace {
 
-// The two lines that runtime_probe prints under `environment`, which must be the same.
+// The line that runtime_probe prints with `environment`; it prints two, which must be equal.
 std::string Probe(const std::string& environment) {
   const std::string command =
       "env -u RIFFLE_TARGET -u RIFFLE_NUM_THREADS " + environment + " '" RIFFLE_RUNTIME_PROBE "'";
@@ -43,7 +43,7 @@ bool Says(const std::string& text, const std::string& part) {
   return text.find(part) != std::string::npos;
 }
 
-// What the kernels that calls are dispatched to were compiled for.
+// The target for which the kernels that calls run were compiled.
 std::string KernelTarget() { return hwy::TargetName(topk::Kernels(DType::kF32).target); }
 
 // AVX3_DL is compiled for the prefilter alone; other kernels run the next lower target there.
@@ -87,7 +87,8 @@ TEST(Targets, ThoseWithInt8DotProductsPrefilter) {
   SetTarget("");
 }
 
-// Highway's choice belongs to all of its users in the process.
+// Highway's own choice of a target belongs to all of its users in the process; Riffle leaves it
+// alone.
 TEST(Targets, AreApartFromHighways) {
   const std::string best = Targets().front();
   EXPECT_FALSE(hwy::GetChosenTarget().IsInitialized()) << "nobody dispatches by Highway here";
@@ -104,7 +105,7 @@ TEST(Targets, AreApartFromHighways) {
   hwy::SetSupportedTargetsForTest(0);
 }
 
-// A call that runs keeps the target that it began with, on all of its threads.
+// A running call keeps the target with which it began, on all of its threads.
 TEST(Targets, ChangeForLaterCallsOnly) {
   std::atomic<bool> stop{false};
   std::thread changing([&] {
@@ -173,7 +174,7 @@ TEST(Environment, NumThreads) {
   }
 }
 
-// The CPUs a process may use are what its default pool has threads for.
+// The default pool has a thread for each CPU that the process may use.
 TEST(Environment, CpusTheProcessMayUse) {
   cpu_set_t all;
   ASSERT_EQ(sched_getaffinity(0, sizeof(all), &all), 0);

@@ -1,4 +1,4 @@
-"""The scripts in a checkout and a shell that are not as usual: odd paths, CDPATH, no HOME, two builds at once.
+"""The scripts in unusual checkouts and shells: odd paths, CDPATH, no HOME, two builds at once.
 
     python3 tests/runtime/scripts_test.py [unittest arguments]
 
@@ -26,7 +26,7 @@ TAIL = "models/gemma-3-270m-q4_k_m.gguf\n"
 
 class Scripts(unittest.TestCase):
     def checkout(self, name):
-        """A checkout with the scripts alone, and an environment in which cmake is the one above."""
+        """A checkout that has only the scripts, and an environment in which `cmake` is the program above."""
         folder = tempfile.TemporaryDirectory()
         self.addCleanup(folder.cleanup)
         path = os.path.join(folder.name, name)

@@ -29,7 +29,7 @@ class Symbols(unittest.TestCase):
     def test_every_public_function_is_exported(self) -> None:
         names = {match.group(1) for symbol in exported() if (match := re.match(r"riffle::(\w+)", symbol))}
         self.assertGreater(len(declared()), 20)
-        # Error is defined in its header: its type is exported, no function of its.
+        # Error is defined in its header, so its type is exported, but none of its functions.
         self.assertEqual(declared() - names, {"Error"})
 
     def test_nothing_else_is_exported(self) -> None:

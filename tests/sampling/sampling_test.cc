@@ -22,7 +22,7 @@ namespace {
 
 constexpr DType kDTypes[] = {DType::kF32, DType::kF16, DType::kBF16};
 
-// Targets in turn; the best one again at the end.
+// Calls f on every target in turn; at the end the best target is chosen again.
 template <typename F>
 void OnAllTargets(const F& f) {
   for (const std::string& target : Targets()) {
@@ -72,7 +72,8 @@ Drawn DrawMany(const MatrixView& x, const SampleParameters& p, int64_t count, ui
   return drawn;
 }
 
-// Draws lie among the columns that are left, as often as they should.
+// Expects that all draws are columns which the filters leave, each as often as its probability
+// says.
 void ExpectExact(const Input& input, const SampleParameters& p, int64_t count) {
   SCOPED_TRACE(Concat(Describe(input.spec()), " | ", Describe(p)));
   const ExactDistribution exact = ReferenceDistribution(input.view(), 0, p);
@@ -85,7 +86,7 @@ void ExpectExact(const Input& input, const SampleParameters& p, int64_t count) {
     ASSERT_TRUE(token >= 0 && token < input.view().cols && may[static_cast<size_t>(token)])
         << "column " << token << " of " << exact.kept << " kept";
   }
-  // Where top_p lies on a step of the distribution itself, either side of it is right.
+  // Where top_p is within rounding of a step of the distribution, either side of the step is right.
   if (exact.least == exact.most) {
     EXPECT_LT(ChiSquaredExcess(exact, drawn.tokens), 0);
   }
@@ -136,7 +137,8 @@ TEST(Sample, FollowsEveryDistributionOfLogits) {
   }
 }
 
-// A nucleus far larger than any list of candidates is found by its mass, ties cut by their columns.
+// A nucleus that is far larger than any list of candidates is found by its mass. Of tied values at
+// its end the lower columns are kept.
 TEST(Sample, LargeNucleus) {
   OnAllTargets([] {
     for (const Distribution distribution :
@@ -153,8 +155,8 @@ TEST(Sample, LargeNucleus) {
   });
 }
 
-// What no distribution of the list has: a few values that differ in the last place only, and values
-// from the whole range of f32.
+// Values that no named distribution has: a few that differ in the last bit only, and values from
+// the whole range of f32.
 TEST(Sample, ValuesOfAllScales) {
   constexpr int64_t n = 5003;
   std::vector<float> x(n);
@@ -179,7 +181,7 @@ TEST(Sample, ValuesOfAllScales) {
   }
 }
 
-// Logits so far apart that their difference overflows f32, at temperatures at which it counts.
+// Logits whose differences overflow f32, at temperatures so high that these differences matter.
 TEST(Sample, DifferencesBeyondF32) {
   Rng rng(19);
   for (const int64_t n : {3, 700, 3001}) {
@@ -287,7 +289,8 @@ TEST(Sample, StreamsAreTheRowsUnlessGiven) {
 
 class SampleInvariance : public testing::TestWithParam<DType> {};
 
-// Whatever the batch, the thread count, the stride and the alignment.
+// A row draws the same token whatever the batch, the thread count, the stride and the alignment
+// are.
 TEST_P(SampleInvariance, OnlyTheRowMatters) {
   constexpr int64_t kRows = 19;
   constexpr int64_t n = 40007;
@@ -340,7 +343,8 @@ TEST_P(SampleInvariance, OnlyTheRowMatters) {
 INSTANTIATE_TEST_SUITE_P(All, SampleInvariance, testing::ValuesIn(kDTypes),
                          [](const auto& which) { return std::string(riffle::Name(which.param)); });
 
-// Random shapes and parameters, hostile temperatures among them: what is drawn may be drawn.
+// Random shapes and parameters, extreme temperatures among them: only columns that the filters
+// leave are drawn.
 TEST(Sample, RandomCases) {
   const uint64_t seed = FromEnvironment("RIFFLE_TEST_SEED", 1);
   const uint64_t cases = FromEnvironment("RIFFLE_TEST_CASES", 300);

@@ -1,5 +1,5 @@
-// Lane sort on every SIMD target: rows made to break the lanes, the certificate by (value, column),
-// and the depth against the true largest load of a lane.
+// Lane sort on every SIMD target: rows that are hard for its lanes, its certificate in the order
+// (value, column), and its depth compared with the true largest load of a lane.
 #include <gtest/gtest.h>
 
 #include <algorithm>
@@ -17,7 +17,7 @@ namespace {
 
 constexpr DType kDTypes[] = {DType::kF32, DType::kF16, DType::kBF16};
 
-// A row given by its values, as any dtype.
+// A row of the given values in any dtype.
 struct Values {
   DType dtype;
   int64_t n;
@@ -55,7 +55,7 @@ Answer LaneSort(const Values& row, int64_t k, int lanes, const std::vector<int>&
   return answer;
 }
 
-// Checks the answer, the depth that `schedule` must end at, and what it read. Empty when right.
+// Checks the answer, the depth at which `schedule` must end, and how much was read. Empty if right.
 std::string Fault(const Values& row, int64_t k, int lanes, const std::vector<int>& schedule) {
   const MatrixView x = row.view();
   const std::vector<int32_t> best = ReferenceTopK(x, 0, 0, row.n, k);
@@ -102,7 +102,7 @@ std::string FaultOnTargets(const Values& row, int64_t k, int lanes,
   return fault;
 }
 
-// Every depth in turn: the depth that is reported is the largest load itself.
+// With every depth in the schedule, the reported depth is the largest load of a lane.
 std::vector<int> EveryDepth(int64_t k) {
   std::vector<int> schedule(static_cast<size_t>(k) + 1);
   std::iota(schedule.begin(), schedule.end(), 1);
@@ -118,8 +118,8 @@ std::vector<float> Normal(int64_t n, uint64_t seed) {
   return values;
 }
 
-// Rows of so few values that ties decide at every place, and all of them: what is kept, the pivot
-// and the certificate must go by column.
+// Rows of so few values that ties decide everywhere: what is kept, the pivot and the certificate
+// must follow the order of columns.
 TEST(LaneSort, EveryRowOfThreeValues) {
   constexpr int kColumns = 6;
   std::vector<float> values(kColumns);
@@ -176,8 +176,8 @@ TEST(LaneSort, EveryNumberOfLanes) {
   }
 }
 
-// All of the k best in one lane, at the beginning, spread out and at the very end, where columns
-// past the last multiple of the lanes are.
+// All k best elements are in one lane: at the beginning, spread out, or at the very end, where the
+// columns past the last multiple of the lanes are.
 TEST(LaneSort, AllInOneLane) {
   constexpr int kLanes = 128;
   for (const DType dtype : kDTypes) {
@@ -202,7 +202,7 @@ TEST(LaneSort, AllInOneLane) {
   }
 }
 
-// Negative NaNs, anywhere: as integers they are below all that a floor lets through.
+// Negative NaNs anywhere: as integers their bits are below everything that passes a floor.
 TEST(LaneSort, NaNAboveTheFloor) {
   constexpr int64_t kColumns = 30011;
   for (const DType dtype : kDTypes) {
@@ -217,7 +217,7 @@ TEST(LaneSort, NaNAboveTheFloor) {
   }
 }
 
-// No element is above -inf, and the answer still has columns.
+// No element is above -inf, and yet the answer must name columns.
 TEST(LaneSort, MinusInfinity) {
   for (const DType dtype : kDTypes) {
     for (const int64_t finite : {0, 3}) {
@@ -228,8 +228,8 @@ TEST(LaneSort, MinusInfinity) {
   }
 }
 
-// Positive, negative and of both signs, rising and falling: a floor above zero goes by raw bits,
-// one below by keys, and rising rows enter all lanes at every vector.
+// Positive and negative values and both, rising and falling. A floor above zero compares raw bits,
+// one below compares order keys, and rising rows replace elements of all lanes at every vector.
 TEST(LaneSort, Floors) {
   constexpr int64_t kColumns = 24000;
   for (const DType dtype : kDTypes) {
@@ -248,7 +248,7 @@ TEST(LaneSort, Floors) {
   }
 }
 
-// The k best come after everything else has been kept, and displace it.
+// The k best elements come last and displace everything that was kept before.
 TEST(LaneSort, LateArrivals) {
   for (const int64_t n : {8192, 20000}) {
     std::vector<float> values = Normal(n, 9);
@@ -261,7 +261,8 @@ TEST(LaneSort, LateArrivals) {
   }
 }
 
-// Without a schedule the planner's is used, whose depths increase to one that always certifies.
+// Without a schedule the planner's is used. Its depths increase to one at which the certificate
+// always holds.
 TEST(LaneSort, PlannedSchedule) {
   for (const int64_t k : {1, 64, 200}) {
     const Values row(DType::kBF16, Normal(30000, static_cast<uint64_t>(k)));

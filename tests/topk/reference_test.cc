@@ -1,5 +1,5 @@
-// The reference is what everything else is held against, so it is held against examples made by
-// hand, and against the compiler's own arithmetic.
+// Everything else is compared with the reference; here the reference is compared with examples made
+// by hand, and with the compiler's own arithmetic.
 #include "testing/reference.h"
 
 #include <gtest/gtest.h>
@@ -93,7 +93,7 @@ TEST(Reference, StridesReachTheirRows) {
   EXPECT_EQ(Decode(DType::kF32, ElementAt(backward, 1, 0)), 1);
 }
 
-// What the distributions promise, where a promise can be broken unseen.
+// Properties of the distributions that no other test would miss.
 TEST(Distributions, AreWhatTheyAreCalled) {
   const auto row = [](Distribution distribution, DType dtype) {
     Input input({distribution, dtype, 1, 2000, 2000, 20, 0, true, 3});

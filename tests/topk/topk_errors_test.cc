@@ -60,7 +60,8 @@ class TopKErrors : public testing::Test {
 
   using Spoil = std::function<void(Arguments&)>;
 
-  // Spoiled arguments must throw `code`, say all of `words`, and leave the memory as it was.
+  // Expects that the spoiled call throws `code` with a text that has all of `words`, and that the
+  // memory is unchanged.
   void Expect(Code code, const std::vector<std::string>& words, const Spoil& spoil) {
     Arguments arguments = Right();
     spoil(arguments);
@@ -211,7 +212,7 @@ TEST_F(TopKErrors, OutputsThatOverlapThemselves) {
     Expect(Code::kOverlap, {"values"}, [=](Arguments& a) { a.out.values_stride = stride; });
     Expect(Code::kOverlap, {"indices"}, [=](Arguments& a) { a.out.indices_stride = stride; });
   }
-  // One row has no next one to overlap.
+  // A single row has no next row that it could overlap.
   ExpectRight([](Arguments& a) {
     a.x.rows = 1;
     a.out.values_stride = 0;
@@ -221,7 +222,7 @@ TEST_F(TopKErrors, OutputsThatOverlapThemselves) {
 
 TEST_F(TopKErrors, OutputsThatOverlapEachOther) {
   Expect(Code::kOverlap, {"values", "indices"}, [&](Arguments& a) { a.out.values = At(16384); });
-  // By one byte, at either end.
+  // An overlap of one byte, at either end.
   const int64_t size = kRows * kK * 4;
   Expect(Code::kOverlap, {"values", "indices"},
          [&](Arguments& a) { a.out.values = At(16384 + size - 1); });
@@ -255,7 +256,7 @@ TEST_F(TopKErrors, OutputsThatOverlapTheInput) {
   });
 }
 
-// Interleaved with each other and with the input, without a shared byte: right.
+// Outputs may be interleaved with each other and with the input if they share no byte.
 TEST_F(TopKErrors, InterleavedOutputsAreRight) {
   ExpectRight([&](Arguments& a) {
     a.x = {At(0), DType::kF32, kRows, kCols, 64};
@@ -279,7 +280,7 @@ TEST_F(TopKErrors, NoRowsIsNoCall) {
   arguments.Run();
   TopK(arguments.x, std::span<const int32_t>(), arguments.out);
   EXPECT_EQ(memory_, before);
-  // Yet what is wrong stays wrong.
+  // Other wrong arguments are still refused.
   arguments.k = 0;
   EXPECT_THROW(arguments.Run(), Error);
 }

@@ -1,5 +1,5 @@
-// What TopK reads and writes: nothing past the ends of a row, wherever the row lies, and rows far
-// larger or far more numerous than the memory behind them.
+// Which memory TopK accesses: nothing outside of a row, at any alignment; and rows that are far
+// larger or more numerous than the memory behind them.
 #include <gtest/gtest.h>
 #include <sys/mman.h>
 
@@ -21,14 +21,14 @@ namespace {
 
 const std::vector<DType> kDTypes = AllDTypes();
 
-// Rows that end at the last byte before an unreadable page, and rows that begin at the first after
-// one, at every offset from a vector's alignment.
+// Rows that end directly before an unreadable page, and rows that begin directly behind one, at
+// every offset from a vector's alignment.
 TEST(TopKMemory, ReadsNothingOutsideOfRows) {
   for (const DType dtype : kDTypes) {
     const auto element = static_cast<int64_t>(SizeOf(dtype));
     for (const int64_t length : {1, 5, 31, 33, 100, 2100, 4133}) {
       for (int64_t shift = 0; shift < 64; shift += length < 2000 ? 1 : 7) {
-        // The length moves the beginning of a row that ends at a page; the shift moves both.
+        // The length moves the beginning of a row that ends at a page; the shift moves both ends.
         const int64_t n = length + shift / element;
         const bool at_end = shift % 3 != 0;
         const Input input(
@@ -79,8 +79,8 @@ TEST(TopKMemory, OneRowSeenManyTimes) {
   }
 }
 
-// The longest row there is: 2^31 - 1 elements of untouched memory, 4 GB of addresses and next to no
-// memory, with a few values in it.
+// The longest possible row: 2^31 - 1 elements, of which only a few are written. It has 4 GB of
+// addresses and almost no memory.
 TEST(TopKMemory, TheLongestRow) {
   if (RIFFLE_TEST_SANITIZED) GTEST_SKIP() << "takes too long under a sanitizer";
   constexpr int64_t n = std::numeric_limits<int32_t>::max();

@@ -1,5 +1,5 @@
-// TopK of rows of few columns, many of which are done at once: every number of rows around those
-// that vectors hold, with every length up to where rows are done one by one.
+// TopK of rows of few columns, of which a vector takes many at once: all numbers of rows around
+// those that a vector takes, with every length up to the one from which rows are taken one by one.
 #include <gtest/gtest.h>
 
 #include <algorithm>
@@ -42,7 +42,7 @@ TEST_P(TopKNarrowTest, EveryNumberOfRows) {
   }
 }
 
-// An answer does not depend on the rows beside it, and so not on the way it was found.
+// A row's answer does not depend on the rows beside it, which decide how it is found.
 TEST_P(TopKNarrowTest, UnsortedRowsAloneAndTogether) {
   const auto [dtype, distribution] = GetParam();
   for (const int64_t n : {40, 100, 256}) {
@@ -75,7 +75,7 @@ INSTANTIATE_TEST_SUITE_P(All, TopKNarrowTest,
                                           testing::ValuesIn(AllDistributions())),
                          ParamName);
 
-// More rows than one thread takes at once.
+// More rows than one thread takes at a time.
 TEST(TopKNarrow, ManyRowsOnThreads) {
   for (const DType dtype : kDTypes) {
     for (const int64_t n : {16, 64}) {

@@ -38,7 +38,8 @@ TEST(TopKPerRow, ByHand) {
   EXPECT_EQ(run(7, 8, 1), (std::vector<int32_t>{0}));
 }
 
-// Ranges of every kind in one call: whole, empty, reversed, single, short of k, at either end.
+// One call with ranges of every kind: whole, empty, reversed, of one element, shorter than k, at
+// either end.
 TEST(TopKPerRow, RangesOfEveryKind) {
   for (const DType dtype : kDTypes) {
     for (const Distribution distribution : AllDistributions()) {
@@ -61,7 +62,7 @@ TEST(TopKPerRow, RangesOfEveryKind) {
   }
 }
 
-// As FlashInfer and vLLM do: a range of at most k elements is answered in the order of its columns.
+// As in FlashInfer and vLLM, the answer of a range of at most k elements is in column order.
 TEST(TopKPerRow, IndexOrderIfShort) {
   const std::vector<float> x = {9, 1, 7, 7, -NAN, 3, 0, 5};
   const MatrixView view = View(x.data(), 1, 8);
@@ -81,7 +82,7 @@ TEST(TopKPerRow, IndexOrderIfShort) {
   EXPECT_EQ(indices, (std::vector<int32_t>{0, 1, 2, 0, 3, 1}));
 }
 
-// The shape that vLLM and FlagGems are called with, a few rows of it.
+// A few rows of the shape with which vLLM and FlagGems are called.
 TEST(TopKPerRow, PublishedShape) {
   constexpr int32_t kVocabulary = 129280;
   const Input input(Spec(Distribution::kNormal, DType::kF32, 4, kVocabulary, 12));
@@ -126,7 +127,7 @@ TEST(TopKPerRow, RandomCases) {
   }
 }
 
-// Row r sees [0, seq_lens[r / next_n] - next_n + r % next_n + 1).
+// Row r has the range [0, seq_lens[r / next_n] - next_n + r % next_n + 1).
 TEST(TopKPerRowDecode, SeesItsColumns) {
   constexpr int64_t n = 500;
   for (const int next_n : {1, 2, 3}) {
@@ -141,7 +142,8 @@ TEST(TopKPerRowDecode, SeesItsColumns) {
   }
 }
 
-// The published rule by hand: two tokens a sequence of five, and a sequence that has only one.
+// The published rule worked out by hand: two tokens of a sequence of length five, and a sequence of
+// length one.
 TEST(TopKPerRowDecode, ByHand) {
   const std::vector<float> x = {1, 2, 3, 4, 5, 6};
   const MatrixView view{x.data(), DType::kF32, 4, 6, 0};
@@ -155,7 +157,7 @@ TEST(TopKPerRow, NoRows) {
   TopKPerRowDecode({nullptr, DType::kF32, 0, 10, 10}, {}, 2, 3, {nullptr, 3});
 }
 
-// A bad call: throws `code`, says each of `words`, writes nothing.
+// Expects that a bad call throws `code`, names each of `words` and writes nothing.
 class BadCall {
  public:
   static constexpr int64_t kRows = 3;

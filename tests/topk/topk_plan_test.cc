@@ -1,5 +1,5 @@
-// The planner: the distribution of the depth against exact counting, a dynamic programme and
-// simulation; schedules against the best of all schedules.
+// The planner. The distribution of the depth is compared with exact counting, a dynamic programme
+// and a simulation; schedules are compared with the best of all schedules.
 #include "topk/topk_plan.h"
 
 #include <gtest/gtest.h>
@@ -22,8 +22,8 @@ namespace {
 
 using Wide = unsigned __int128;
 
-// How many of the lanes^k ways to throw k balls into lanes leave at most m in each, as an integer:
-// lane by lane, choosing which of the balls that are left go there.
+// How many of the lanes^k ways to throw k balls into lanes leave at most m balls in each lane, as
+// an integer. It goes lane by lane and counts the choices of the remaining balls that go there.
 Wide WaysWithin(int k, int lanes, int m) {
   std::vector<Wide> ways(static_cast<size_t>(k) + 1, 0);  // [balls placed]
   ways[0] = 1;
@@ -123,7 +123,7 @@ TEST(DepthProbabilities, PublishedShape) {
   EXPECT_NEAR(p[3], 0.17274, 0.5e-5);
 }
 
-// What cannot be, and what is too small for a double, is exactly 0.
+// A probability that is zero, or too small for a double, is exactly 0.
 TEST(DepthProbabilities, Zeros) {
   const std::vector<double> p = DepthProbabilities(1024, 128);
   for (int m = 1; m < 8; ++m) {
@@ -177,7 +177,8 @@ TEST(DepthProbabilities, Simulation) {
   }
 }
 
-// Above kMaxExactDepths the lanes count as independent: near the exact values at the boundary.
+// Above kMaxExactDepths the lanes are taken as independent, which must be near the exact values at
+// the boundary.
 TEST(DepthProbabilities, LargeK) {
   for (const int lanes : {2, 128, 4096}) {
     const topk::DepthDistribution exact = topk::Depths(topk::kMaxExactDepths, lanes);
@@ -218,7 +219,7 @@ TEST(DepthProbabilities, Errors) {
   EXPECT_EQ(CodeOf([] { DepthProbabilities(64, (1 << 20) + 1); }), Code::kBadOption);
 }
 
-// Expected cost of a schedule of depths whose last always certifies.
+// The expected cost of a schedule at whose last depth the certificate always holds.
 double ExpectedCost(const std::vector<int>& schedule, const topk::DepthDistribution& depths) {
   double cost = 0, fails = 1;
   for (const int m : schedule) {
@@ -294,7 +295,7 @@ TEST(PlanTopK, CustomScheduleAndShortRows) {
   EXPECT_EQ(plan.batch_done[0], 0.0);
   EXPECT_NEAR(plan.batch_done[1], p[0] * p[0], 1e-12 * p[0] * p[0]);
   EXPECT_NEAR(plan.batch_done[2], std::pow(p[0] + p[1] + p[2], 2), 1e-12);
-  // Two elements a lane: no row is deeper, whatever the k.
+  // With two elements in each lane no row can be deeper than 2, whatever k is.
   const TopKPlan all = PlanTopK(256, 256, 3);
   EXPECT_EQ(all.expected_depth, 2.0);
   EXPECT_EQ(all.expected_batch_depth, 2.0);
@@ -319,7 +320,7 @@ TEST(PlanTopK, Errors) {
   }
 }
 
-// Which way a call goes, and in how many tasks: by its shape alone.
+// The way a call goes, and the number of its tasks, depend on its shape alone.
 TEST(PlanExecution, WaysAndTasks) {
   using Way = TopKExecution::Way;
   const auto plan = [](int64_t rows, int64_t n, int64_t k, int threads, DType dtype = DType::kF32) {
@@ -328,17 +329,19 @@ TEST(PlanExecution, WaysAndTasks) {
   EXPECT_EQ(plan(32, 201088, 64, 2).way, Way::kRows);
   EXPECT_EQ(plan(32, 201088, 64, 2).tasks, 32);
   EXPECT_EQ(plan(32, 201088, 64, 2).rows_per_task, 1);
-  // One row, and an uneven number of them, is split: a chunk of each for every thread.
+  // A single row, or a number of rows that threads cannot share evenly, is split: every thread has
+  // a chunk of each row.
   EXPECT_EQ(plan(1, 201088, 64, 2).way, Way::kSplit);
   EXPECT_EQ(plan(5, 201088, 64, 2).tasks, 10);
   EXPECT_EQ(plan(8, 201088, 64, 3).way, Way::kSplit);
   EXPECT_EQ(plan(9, 201088, 64, 3).way, Way::kRows);
   EXPECT_EQ(plan(1, 16000, 64, 2).way, Way::kRows) << "less than 64 KiB";
   EXPECT_EQ(plan(1, 201088, 64, 1).way, Way::kRows) << "nobody to share it with";
-  // Short rows are handed out together; few of them stay with the caller.
+  // Short rows are handed out several at a time; a few of them are done by the caller alone.
   EXPECT_EQ(plan(4, 1000, 8, 2).tasks, 1);
   EXPECT_GT(plan(1000, 1000, 8, 2).rows_per_task, 1);
-  // Narrow rows: as many at once as a vector has lanes, of which 64-bit elements have none.
+  // Narrow rows are done as many at once as a vector has lanes; there is no such way for 64-bit
+  // elements.
   EXPECT_EQ(plan(1000, 64, 8, 2).way, Way::kNarrow);
   EXPECT_EQ(plan(1000, 64, 8, 2).rows_per_task % 8, 0);
   EXPECT_EQ(plan(1000, 64, 8, 2, DType::kI8).rows_per_task % 16, 0);

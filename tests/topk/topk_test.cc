@@ -1,5 +1,5 @@
-// TopK against the reference on every SIMD target of the machine: every length around the widths of
-// vectors, buckets and lanes, with every k, dtype and distribution.
+// Compares TopK with the reference on every SIMD target of the machine: every length around the
+// widths of vectors, buckets and lanes, with every k, dtype and distribution.
 #include "riffle/topk.h"
 
 #include <gtest/gtest.h>
@@ -110,7 +110,7 @@ INSTANTIATE_TEST_SUITE_P(All, TopKTest,
                                           testing::ValuesIn(AllDistributions())),
                          ParamName);
 
-// The vocabulary of the published kernel, and one past a power of two.
+// The vocabulary of the published kernel, and a length one above a power of two.
 TEST(TopK, Vocabularies) {
   Rng rng(FromEnvironment("RIFFLE_TEST_SEED", 5));
   for (const DType dtype : kDTypes) {
@@ -168,8 +168,8 @@ TEST(TopK, NegativeZeros) {
   }
 }
 
-// The ends of each integer's range, where keys have no room below or above them: all equal, or all
-// but a few.
+// The ends of each integer's range, below or above which no key is left: all elements are equal, or
+// all but a few.
 TEST(TopK, IntegerExtremes) {
   for (const DType dtype : kDTypes) {
     if (IsFloat(dtype)) continue;
@@ -199,8 +199,8 @@ TEST(TopK, IntegerExtremes) {
   }
 }
 
-// Seeded combinations of everything a call may ask for. RIFFLE_TEST_SEED repeats one,
-// RIFFLE_TEST_CASES prolongs the run.
+// Random combinations of all arguments. RIFFLE_TEST_SEED repeats one of them, RIFFLE_TEST_CASES
+// makes the run longer.
 class RandomCase {
  public:
   explicit RandomCase(uint64_t seed) : rng_(seed) {

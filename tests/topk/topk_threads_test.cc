@@ -12,7 +12,7 @@ namespace {
 
 const std::vector<DType> kDTypes = AllDTypes();
 
-// One long row and a few are split over threads; many are dealt out.
+// One long row, or a few, are split over the threads; many rows are handed out whole.
 TEST(TopKThreads, AnyNumberGivesTheSameBits) {
   for (const DType dtype : kDTypes) {
     for (const Distribution distribution :
@@ -41,7 +41,7 @@ TEST(TopKThreads, AnyNumberGivesTheSameBits) {
   }
 }
 
-// Rows of which some have too few elements for a first pass, in calls that split the others.
+// Some rows have too few elements for a first pass, in calls that split the other rows.
 TEST(TopKThreads, RangesOfAllLengths) {
   constexpr int32_t n = 70001;
   const Input input({Distribution::kNormal, DType::kF32, 5, n, n, 64, 0, true, 2});
@@ -62,7 +62,8 @@ TEST(TopKThreads, RangesOfAllLengths) {
   }
 }
 
-// Calls from `callers` threads at once, each checked; `pool_of` names the pool of each.
+// Makes calls from `callers` threads at once and checks each; `pool_of` gives the pool of each
+// thread.
 template <typename PoolOfCaller>
 void CallFromManyThreads(int callers, const PoolOfCaller& pool_of) {
   std::atomic<int> wrong{0};
