@@ -24,6 +24,11 @@ python: ## the Python package, installed into .venv
 	@scripts/setup.sh build
 	@scripts/venv.sh
 	@scripts/python_package.sh
+llama: ## libggml-cpu-riffle.so, which llama.cpp loads: docs/llama.cpp.md
+	@scripts/setup.sh build
+	@scripts/highway.sh || true
+	@scripts/build.sh release --target riffle_llama
+	@echo build/release/integrations/llama.cpp/libggml-cpu-riffle.so
 
 ##@ Tests, one kind each
 test-cpp: setup ## C++ tests on every SIMD target of this machine
@@ -55,6 +60,8 @@ test-asan: setup ## C++ tests under AddressSanitizer and UBSan
 	@$(STAGE) asan "C++ tests under AddressSanitizer and UBSan" scripts/ctest.sh asan
 test-tsan: setup ## pool and concurrent callers under ThreadSanitizer
 	@$(STAGE) tsan "pool and concurrent callers under ThreadSanitizer" scripts/ctest.sh tsan
+test-llama: setup ## libggml-cpu-riffle.so in an unmodified llama.cpp of Debian's
+	@$(STAGE) llama "libggml-cpu-riffle.so in llama.cpp" scripts/llama_test.sh
 fuzz: setup ## every fuzz target over its corpus, a minute in all
 	@$(STAGE) fuzz "fuzzing for a minute" scripts/fuzz.sh 60
 
@@ -68,6 +75,9 @@ sdist: ## the source distribution: dist/riffle_llm-VERSION.tar.gz
 	@scripts/sdist.sh
 bench: build ## measure riffle beside this machine's read bandwidth and peak
 	@for what in topk attention linear sample; do build/release/riffle bench $$what || exit 1; done
+bench-llama: llama ## llama-bench with libggml-cpu-riffle.so and without, in turn
+	@scripts/llama_host.sh
+	@python3 bench/llama_bench.py
 format: ## rewrite C++ files in the project's format
 	@scripts/lint.sh format --fix
 docs: ## the API site: build/docs/html
@@ -84,5 +94,5 @@ distclean: clean ## remove .venv and .deps too
 start:
 	@rm -rf build/log
 
-.PHONY: help demo test build python test-cpp test-clang test-consumer test-python test-install test-arm64 test-arm64-quick test-dispatch \
-  test-transformers test-asan test-tsan fuzz setup sdist bench docs format lint clean distclean start
+.PHONY: help demo test build python llama test-cpp test-clang test-consumer test-python test-install test-arm64 test-arm64-quick \
+  test-dispatch test-transformers test-asan test-tsan test-llama fuzz setup sdist bench bench-llama docs format lint clean distclean start

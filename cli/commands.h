@@ -11,6 +11,7 @@ void AddTopKCommand(CLI::App& parent);
 void AddPlanCommand(CLI::App& parent);
 void AddInfoCommand(CLI::App& parent);
 void AddMakeLogitsCommand(CLI::App& parent);
+void AddLlamaCommand(CLI::App& parent);
 void AddBenchTopKCommand(CLI::App& bench);
 void AddBenchAttentionCommand(CLI::App& bench);
 void AddBenchLinearCommand(CLI::App& bench);

@@ -65,6 +65,7 @@ int Main(int argc, char** argv) {
   AddPlanCommand(app);
   AddInfoCommand(app);
   AddMakeLogitsCommand(app);
+  AddLlamaCommand(app);
   CLI::App* bench = app.add_subcommand("bench", "Measures this machine, answers checked first");
   bench->require_subcommand(1);
   AddBenchTopKCommand(*bench);

@@ -27,8 +27,8 @@ bool ReadCache(const Host& host, const Tensor& tensor, PagedKv& kv) {
   const int64_t multiple = plain ? 8 : 32;
   const int64_t unit = plain ? static_cast<int64_t>(SizeOf(format->dtype)) : 1;
   const int64_t first = plain ? unit : BlockBytes(format->format);
-  if (tensor.ne[0] % multiple != 0 || tensor.ne[0] < 8 || tensor.ne[0] > 1024 ||
-      tensor.ne[1] < 1 || Stride(tensor, 0) != first || tensor.data == nullptr) {
+  if (tensor.ne[0] % multiple != 0 || tensor.ne[0] < 8 || tensor.ne[0] > 1024 || tensor.ne[1] < 1 ||
+      Stride(tensor, 0) != first || tensor.data == nullptr) {
     return false;
   }
   for (int axis = 1; axis < 4; ++axis) {
@@ -90,8 +90,8 @@ std::optional<AttentionNode> ReadNode(const Host& host, const Tensor& node,
       (k->ne[3] != q->ne[3] && !result.shared_cells) || q->ne[2] % k->ne[2] != 0) {
     return decline("heads or streams of K and V differ");
   }
-  result.q = {q->data, DType::kF32, q->ne[1] * q->ne[3], q->ne[2], q->ne[0], 0,
-              Stride(*q, 2) / kF32Bytes};
+  result.q = {q->data,  DType::kF32, q->ne[1] * q->ne[3],      q->ne[2],
+              q->ne[0], 0,           Stride(*q, 2) / kF32Bytes};
   if (!ReadTokens(*q, 1, result.tokens, result.q.token_stride) ||
       !ReadTokens(node, 2, result.tokens, result.out.token_stride)) {
     return decline("streams of q do not lie evenly");
@@ -126,16 +126,17 @@ std::string Describe(const Host& host, const Tensor& node) {
   const auto shape = [&](const Tensor* tensor) {
     std::string text = host.type_name(tensor->type);
     for (int axis = 0; axis < 4; ++axis) {
-      text += (axis == 0 ? " " : "x") + std::to_string(tensor->ne[axis]);
+      text.append(axis == 0 ? " " : "x").append(std::to_string(tensor->ne[axis]));
     }
     return text;
   };
-  std::string text = "q " + shape(node.src[0]) + ", K " + shape(node.src[1]) + ", V " +
-                     shape(node.src[2]);
+  std::string text = "q ";
+  text.append(shape(node.src[0])).append(", K ").append(shape(node.src[1]));
+  text.append(", V ").append(shape(node.src[2]));
   if (node.src[3] != nullptr) {
-    text += ", mask " + shape(node.src[3]);
+    text.append(", mask ").append(shape(node.src[3]));
   }
-  return text + (node.src[4] != nullptr ? ", sinks" : "");
+  return text.append(node.src[4] != nullptr ? ", sinks" : "");
 }
 
 bool PlanCache::Fits(const Entry& entry, const AttentionNode& node) {
@@ -144,8 +145,7 @@ bool PlanCache::Fits(const Entry& entry, const AttentionNode& node) {
          entry.streams == node.streams && entry.shared_cells == node.shared_cells &&
          entry.q.tokens == node.q.tokens && entry.q.heads == node.q.heads &&
          entry.q.head_dim == node.q.head_dim && entry.keys.num_pages == node.keys.num_pages &&
-         entry.keys.page_size == node.keys.page_size &&
-         entry.keys.kv_heads == node.keys.kv_heads;
+         entry.keys.page_size == node.keys.page_size && entry.keys.kv_heads == node.keys.kv_heads;
 }
 
 void PlanCache::Make(const AttentionNode& node, Entry& entry) {

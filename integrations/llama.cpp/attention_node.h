@@ -22,7 +22,7 @@ struct AttentionNode {
   PagedKv values;
   bool shared_cells = false;  // all streams have one page
   AttentionOut out;
-  AttentionOptions options;          // without mask and causal
+  AttentionOptions options;  // without mask and causal
   const ggml::Tensor* mask = nullptr;
   bool mask_by_head = false;
 

@@ -77,7 +77,8 @@ int OpByName(const char* (*op_name)(int), std::string_view name) {
 Neighbor FindNeighbor() {
   Neighbor best;
   ForEachNeighbor(OwnPath(), [&](void* handle, const fs::path& path) {
-    // libggml-cpu.so of a build without variants has no score: it is taken if nothing else is there.
+    // libggml-cpu.so of a build without variants has no score: it is taken if nothing else is
+    // there.
     const auto score_function = Find<int()>(handle, "ggml_backend_score");
     const int score = score_function != nullptr ? score_function() : 1;
     if (score > best.score && Find<void*()>(handle, "ggml_backend_init") != nullptr) {
@@ -96,15 +97,16 @@ std::optional<Host> FindHost(const Neighbor& neighbor) {
   // The neighbour needs libggml-base, so its symbols are found through the neighbour's handle.
   void* const handle = neighbor.handle;
   const auto version_function = Find<const char*()>(handle, "ggml_version");
-  const std::string version = version_function != nullptr ? version_function() : "without a version";
+  const std::string version =
+      version_function != nullptr ? version_function() : "without a version";
   const auto op_name = Find<const char*(int)>(handle, "ggml_op_name");
   const auto tensor_overhead = Find<size_t()>(handle, "ggml_tensor_overhead");
   Host host;
   host.graph_nodes = Find<int(ggml::Graph*)>(handle, "ggml_graph_n_nodes");
   host.graph_node = Find<ggml::Tensor*(ggml::Graph*, int)>(handle, "ggml_graph_node");
   host.type_name = Find<const char*(int)>(handle, "ggml_type_name");
-  const bool tested = std::find(kTestedVersions.begin(), kTestedVersions.end(), version) !=
-                      kTestedVersions.end();
+  const bool tested =
+      std::find(kTestedVersions.begin(), kTestedVersions.end(), version) != kTestedVersions.end();
   if (!tested || op_name == nullptr || host.graph_nodes == nullptr || host.graph_node == nullptr ||
       host.type_name == nullptr || tensor_overhead == nullptr ||
       tensor_overhead() != kObjectBytes + sizeof(ggml::Tensor)) {

@@ -124,8 +124,9 @@ void GraphRun::TakeNodes(const Host& host, ggml::Graph* graph) {
       attention.reset();
     }
     if (Logging()) {
-      LogOnce(Describe(host, *tensor) + ": " +
-              (attention ? "Riffle" : "llama.cpp (" + reason + ")"));
+      std::string line = Describe(host, *tensor);
+      line.append(attention ? ": Riffle" : ": llama.cpp, ").append(reason);
+      LogOnce(line);
     }
     if (attention) {
       Node node;

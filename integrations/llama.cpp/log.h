@@ -1,4 +1,4 @@
-// Lines to stderr, where llama.cpp writes too.
+// What the environment asks for, and lines to stderr, where llama.cpp writes too.
 #pragma once
 
 #include <string>
@@ -7,6 +7,9 @@ namespace riffle::llama {
 
 // RIFFLE_GGML=0: Riffle leaves this process alone.
 bool TurnedOff();
+
+// RIFFLE_GGML=always: it computes every node that it can, those too that llama.cpp is faster at.
+bool Always();
 
 // RIFFLE_GGML_LOG=1: Log and LogOnce print.
 bool Logging();

@@ -12,9 +12,9 @@ constexpr int64_t kBlock = 64;           // keys that PagedAttention skips as on
 
 // One row of the mask.
 struct Row {
-  int64_t end = 0;       // one past the last key that is seen
-  bool prefix = true;    // keys [0, end) are all seen, with nothing added
-  uint64_t* blocks = {}; // bit b of the list: a key of block b is seen
+  int64_t end = 0;        // one past the last key that is seen
+  bool prefix = true;     // keys [0, end) are all seen, with nothing added
+  uint64_t* blocks = {};  // bit b of the list: a key of block b is seen
 };
 
 // Elements of a block: how many are 0, and how many are -inf. Without branches, for the compiler.

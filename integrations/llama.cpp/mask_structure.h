@@ -29,8 +29,9 @@ struct MaskStructure {
   std::vector<int32_t> kv_len;       // [sequences]; keys behind it are hidden from all its tokens
 };
 
-// Without `causal` and `full` the mask is needed. Adjacent tokens that see mostly the same blocks of
-// keys share a sequence, which reads these keys once; others have their own, which reads no others.
+// Without `causal` and `full` the mask is needed. Adjacent tokens that see mostly the same blocks
+// of keys share a sequence, which reads these keys once; others have their own, which reads no
+// others.
 void FindMaskStructure(const MaskView& mask, MaskStructure& structure);
 
 }  // namespace riffle::llama

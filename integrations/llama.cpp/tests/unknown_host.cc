@@ -1,0 +1,20 @@
+// A neighbour whose ggml no test has run with, or whose backend API is another one: its version
+// and API number are what the build says. Nothing of it may be touched.
+#include "../ggml_abi.h"
+
+#define EXPORT extern "C" __attribute__((visibility("default")))
+
+namespace {
+riffle::llama::ggml::Registry registry = {RIFFLE_FAKE_API, {}, nullptr};
+}
+
+EXPORT const char* ggml_version() { return RIFFLE_FAKE_VERSION; }
+EXPORT const char* ggml_op_name(int op) {
+  return op == 0 ? "FLASH_ATTN_EXT" : op == 1 ? "CUSTOM" : "";
+}
+EXPORT const char* ggml_type_name(int) { return "f32"; }
+EXPORT size_t ggml_tensor_overhead() { return 32 + sizeof(riffle::llama::ggml::Tensor); }
+EXPORT int ggml_graph_n_nodes(void*) { return 0; }
+EXPORT void* ggml_graph_node(void*, int) { return nullptr; }
+EXPORT int ggml_backend_score() { return 7; }
+EXPORT void* ggml_backend_init() { return &registry; }

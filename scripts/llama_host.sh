@@ -1,0 +1,44 @@
+#!/usr/bin/env bash
+# Fetches an unmodified llama.cpp to test with: Debian's package of the unstable release and the libraries that it needs, unpacked into
+# a folder of the cache. Programs of it run from there, on whatever this machine is, by their own loader: scripts/llama_run.sh.
+#
+#   scripts/llama_host.sh           fetch it, unless it is there already
+#   scripts/llama_host.sh --path    print its folder and nothing else
+set -euo pipefail
+. "$(dirname "$0")/lib.sh"
+. "$(dirname "$0")/private_apt.sh"
+
+root=$CACHE/llama.cpp
+if [ "${1:-}" = --path ]; then
+  echo "$root"
+  exit 0
+fi
+
+if ! have apt-get || ! have dpkg-deb; then die "llama.cpp is fetched by apt-get and unpacked by dpkg-deb, which are not here"; fi
+mkdir -p "$CACHE"
+exec 9>"$CACHE/.llama.cpp.lock" # one fetch at a time
+flock 9
+if [ -d "$root" ]; then
+  say "llama.cpp is there: $root"
+  exit 0
+fi
+
+apt=()
+work=$CACHE/.llama.cpp.fetch
+rm -rf "$work"
+mkdir -p "$work/root"
+private_apt "$work" deb unstable || die "no Debian archive among this machine's apt sources"
+# As if nothing were installed, so that all libraries come along.
+: >"$work/status"
+apt+=(-o "Dir::State::status=$work/status" -o APT::Install-Recommends=false)
+
+say "fetching llama.cpp of Debian unstable through apt (some 20 MB, once)"
+{ "${apt[@]}" update && "${apt[@]}" -y --download-only install llama.cpp-tools; } >"$work/log" 2>&1 9>&- || {
+  tail -n 15 "$work/log" >&2
+  die "apt could not bring llama.cpp"
+}
+for package in "$work"/cache/archives/*.deb; do dpkg-deb -x "$package" "$work/root"; done
+[ -x "$work/root/usr/bin/llama-bench" ] || die "the package llama.cpp-tools has no llama-bench"
+mv "$work/root" "$root"
+rm -rf "$work"
+say "done in $SECONDS s: $root"
