@@ -268,7 +268,7 @@ def test_bad_writes():
         (ValueError, "keys has shape", lambda: cache.write(0, seq, 0, good[0], good)),
         (ValueError, "contiguous", lambda: cache.write(0, seq, 0, np.repeat(good, 2, 2)[:, :, ::2], good)),
         (ValueError, "own storage", lambda: cache.write(0, seq, 0, good, cache.keys(0)[:2, :, 0])),
-        (TypeError, "float16", lambda: cache.write(0, seq, 0, good.astype(np.float16), good)),
+        (TypeError, "int8", lambda: cache.write(0, seq, 0, good.astype(np.int8), good)),
         (TypeError, "float64", lambda: cache.write(0, seq, 0, good, good.astype(np.float64))),
         (TypeError, "keys must be an array", lambda: cache.write(0, seq, 0, [[1.0]], good)),
     ]
