@@ -8,6 +8,12 @@ int64_t StrideBytes(int64_t stride, DType dtype, int64_t size) {
   return size > 1 ? stride * static_cast<int64_t>(SizeOf(dtype)) : 0;
 }
 
+// Without scales their strides may be anything, so they are not multiplied.
+KvScales ScalesOf(const PagedKvOut& pages) {
+  const bool has_scales = pages.scales.data != nullptr || pages.computed_scales != nullptr;
+  return has_scales ? pages.scales : KvScales();
+}
+
 }  // namespace
 
 TokenWriter::TokenWriter(const WriteKernels& kernels, const HeadsView& in, const PagedKvOut& pages)
@@ -20,14 +26,14 @@ TokenWriter::TokenWriter(const WriteKernels& kernels, const HeadsView& in, const
       in_token_(StrideBytes(in.token_stride, in.dtype, in.tokens)),
       out_page_(StrideBytes(pages.page_stride, pages.dtype, pages.num_pages)),
       out_token_(StrideBytes(pages.token_stride, pages.dtype, pages.page_size)),
-      scale_page_(StrideBytes(pages.scales.page_stride, pages.scales.dtype, pages.num_pages)),
-      scale_token_(StrideBytes(pages.scales.token_stride, pages.scales.dtype, pages.page_size)),
+      scale_page_(StrideBytes(ScalesOf(pages).page_stride, pages.scales.dtype, pages.num_pages)),
+      scale_token_(StrideBytes(ScalesOf(pages).token_stride, pages.scales.dtype, pages.page_size)),
       tokens_(in.tokens),
       num_pages_(pages.num_pages),
       page_size_(pages.page_size) {
   HWY_DASSERT(in.dtype <= DType::kBF16 && in.head_dim == pages.head_dim);
   HWY_DASSERT(pages.format == KvFormat::kPlain || pages.head_dim % 32 == 0);
-  const KvScales& scales = pages.scales;
+  const KvScales scales = ScalesOf(pages);
   const int64_t in_row = in.head_dim * static_cast<int64_t>(SizeOf(in.dtype));
   const int64_t out_row = RowBytes(pages);
   args_.heads = in.heads;

@@ -153,6 +153,16 @@ TEST(WriteKv, NoTokensAndNothingButSkips) {
   WriteKv({nullptr, DType::kF32, 0, 3, 64}, {nullptr, DType::kBF16, 0, 3, 64}, {}, keys, values);
 }
 
+TEST(WriteKv, StridesOfScalesThatAreNotThereMayBeAnything) {
+  WriteSpec spec;
+  WriteCase write(spec);
+  PagedKvOut keys = write.key_pages();
+  keys.scales.page_stride = keys.scales.token_stride = keys.scales.head_stride = INT64_MIN;
+  keys.scales.group_stride = INT64_MAX;
+  WriteKv(write.keys(), write.values(), std::vector<int32_t>(7, -1), keys, write.value_pages());
+  EXPECT_EQ(write.Difference(), "");
+}
+
 // Pages that hold a token's heads side by side are written as one row.
 TEST(WriteKv, ContiguousHeads) {
   for (const DType dtype : kElements) {
