@@ -26,8 +26,9 @@ TokenWriter::TokenWriter(const WriteKernels& kernels, const HeadsView& in, const
       in_token_(StrideBytes(in.token_stride, in.dtype, in.tokens)),
       out_page_(StrideBytes(pages.page_stride, pages.dtype, pages.num_pages)),
       out_token_(StrideBytes(pages.token_stride, pages.dtype, pages.page_size)),
-      scale_page_(StrideBytes(ScalesOf(pages).page_stride, pages.scales.dtype, pages.num_pages)),
-      scale_token_(StrideBytes(ScalesOf(pages).token_stride, pages.scales.dtype, pages.page_size)),
+      scale_page_(StrideBytes(ScalesOf(pages).page_stride, ScalesOf(pages).dtype, pages.num_pages)),
+      scale_token_(
+          StrideBytes(ScalesOf(pages).token_stride, ScalesOf(pages).dtype, pages.page_size)),
       tokens_(in.tokens),
       num_pages_(pages.num_pages),
       page_size_(pages.page_size) {

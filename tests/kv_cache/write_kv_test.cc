@@ -159,6 +159,7 @@ TEST(WriteKv, StridesOfScalesThatAreNotThereMayBeAnything) {
   PagedKvOut keys = write.key_pages();
   keys.scales.page_stride = keys.scales.token_stride = keys.scales.head_stride = INT64_MIN;
   keys.scales.group_stride = INT64_MAX;
+  keys.scales.dtype = static_cast<DType>(200);
   WriteKv(write.keys(), write.values(), std::vector<int32_t>(7, -1), keys, write.value_pages());
   EXPECT_EQ(write.Difference(), "");
 }
