@@ -78,6 +78,7 @@ ggml::Registry* Init() {
   }
   ggml::Device* const device = registry->functions.get_device(registry, 0);
   if (device->functions.init_backend != InitBackend) {
+    StayLoaded();
     host = *found;
     init_neighbor_backend = device->functions.init_backend;
     device->functions.init_backend = InitBackend;

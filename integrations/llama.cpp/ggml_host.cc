@@ -119,6 +119,8 @@ std::optional<Host> FindHost(const Neighbor& neighbor) {
   return host;
 }
 
+void StayLoaded() { dlopen(OwnPath().c_str(), RTLD_NOW | RTLD_NOLOAD | RTLD_NODELETE); }
+
 ggml::Registry* InitNeighbor(const Neighbor& neighbor) {
   return Find<ggml::Registry*()>(neighbor.handle, "ggml_backend_init")();
 }

@@ -41,6 +41,10 @@ Neighbor FindNeighbor();
 // None, with a line that says why, where ggml is of a version that no test has run with.
 std::optional<Host> FindHost(const Neighbor& neighbor);
 
+// Keeps this file in the process. ggml closes a file whose registry it has already, and the
+// neighbour's device would call what is no longer there.
+void StayLoaded();
+
 // The registry of the neighbour's backend; null if it has none.
 ggml::Registry* InitNeighbor(const Neighbor& neighbor);
 

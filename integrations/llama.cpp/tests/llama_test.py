@@ -233,7 +233,7 @@ class Nodes(unittest.TestCase):
         folder = ROOT / "build" / "llama" / "on"
         subprocess.run([RUN, "on", "/bin/true"], check=False)  # makes the folder of links
         best, score = "", 0
-        for path in folder.glob("libggml-cpu-*.so"):
+        for path in sorted(folder.glob("libggml-cpu-*.so")):  # as Riffle, which takes the first of equals
             if path.name != BACKEND and (found := self.score(path)) > score:
                 best, score = str(path), found
         done = subprocess.run(
