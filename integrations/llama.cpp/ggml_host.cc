@@ -16,8 +16,8 @@ namespace {
 
 namespace fs = std::filesystem;
 
-// The versions of ggml that `make test-llama` has run with. A layout that is read wrongly is a
-// crash of somebody's server, so a version is added here when the tests have passed with it.
+// The versions of ggml that this file has run with. A layout that is read wrongly is a crash of
+// somebody's server, so no version is added here that `make test-llama` has not run with.
 constexpr std::array<std::string_view, 1> kTestedVersions = {"0.27.0"};
 constexpr int kTestedApi = 3;
 

@@ -9,7 +9,6 @@
 
 #include "log.h"
 #include "riffle/riffle.h"
-#include "speed.h"
 
 #if defined(__x86_64__) || defined(__i386__)
 #include <immintrin.h>
@@ -119,10 +118,6 @@ void GraphRun::TakeNodes(const Host& host, ggml::Graph* graph) {
     }
     std::string reason;
     std::optional<AttentionNode> attention = ReadNode(host, *tensor, tensor->op_params, reason);
-    if (attention && !IsFaster(*attention)) {
-      reason = "it is faster there";
-      attention.reset();
-    }
     if (Logging()) {
       std::string line = Describe(host, *tensor);
       line.append(attention ? ": Riffle" : ": llama.cpp, ").append(reason);

@@ -18,11 +18,6 @@ bool EnvironmentSays(const char* name, std::string_view value) {
 
 bool TurnedOff() { return EnvironmentSays("RIFFLE_GGML", "0"); }
 
-bool Always() {
-  static const bool always = EnvironmentSays("RIFFLE_GGML", "always");
-  return always;
-}
-
 bool Logging() {
   static const bool logging = EnvironmentSays("RIFFLE_GGML_LOG", "1");
   return logging;

@@ -8,9 +8,6 @@ namespace riffle::llama {
 // RIFFLE_GGML=0: Riffle leaves this process alone.
 bool TurnedOff();
 
-// RIFFLE_GGML=always: it computes every node that it can, those too that llama.cpp is faster at.
-bool Always();
-
 // RIFFLE_GGML_LOG=1: Log and LogOnce print.
 bool Logging();
 

@@ -7,7 +7,6 @@
 """
 
 import contextlib
-import ctypes
 import json
 import os
 import pathlib
@@ -40,7 +39,7 @@ LONG_PROMPT = " ".join(f"Item {i} costs {i * 7 % 13} coins." for i in range(90))
 
 
 def environment(**variables: str) -> dict[str, str]:
-    return {**os.environ, "RIFFLE_GGML": "always", "RIFFLE_GGML_LOG": "1", **variables}
+    return {**os.environ, "RIFFLE_GGML_LOG": "1", **variables}
 
 
 class Server:
