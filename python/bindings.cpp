@@ -114,6 +114,7 @@ NB_MODULE(_core, m) {
   riffle::python::LoadKnown();
   riffle::python::BindAttention(m);
   riffle::python::BindKvCache(m);
+  riffle::python::BindWriteKv(m);
   riffle::python::BindLinear(m);
   riffle::python::BindRuntime(m);
   riffle::python::BindSampling(m);

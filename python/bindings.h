@@ -15,5 +15,6 @@ void BindSparse(nanobind::module_& m);
 void BindTopK(nanobind::module_& m);
 void BindXlaFfi(nanobind::module_& m);
 void BindTorch(nanobind::module_& m);
+void BindWriteKv(nanobind::module_& m);
 
 }  // namespace riffle::python

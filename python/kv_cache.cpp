@@ -2,6 +2,7 @@
 #include "riffle/kv_cache.h"
 
 #include <algorithm>
+#include <cstring>
 #include <mutex>
 #include <string>
 #include <string_view>
@@ -16,17 +17,45 @@
 namespace riffle::python {
 namespace {
 
-DType DTypeNamed(nb::handle name) {
+// How rows are kept: elements of a dtype, or blocks.
+struct RowKind {
+  DType dtype = DType::kBF16;
+  KvFormat format = KvFormat::kPlain;
+};
+
+RowKind RowKindNamed(nb::handle name, const char* argument) {
   std::string_view text;
   if (!nb::try_cast(name, text)) {
-    ThrowTypeError("dtype must be a str, not " + Repr(name));
+    ThrowTypeError(std::string(argument) + " must be a str, not " +
+                   Repr(name));
   }
-  for (const DType dtype : {DType::kF32, DType::kF16, DType::kBF16}) {
+  for (const DType dtype :
+       {DType::kF32, DType::kF16, DType::kBF16, DType::kE4M3, DType::kE5M2, DType::kI8}) {
     if (text == Name(dtype)) {
-      return dtype;
+      return {dtype};
     }
   }
-  ThrowTypeError("dtype = " + Repr(name) + " is none of 'float32', 'float16', 'bfloat16'");
+  for (int i = 1; i < kNumKvFormats; ++i) {
+    if (text == Name(static_cast<KvFormat>(i))) {
+      return {DType::kBF16, static_cast<KvFormat>(i)};
+    }
+  }
+  ThrowTypeError(std::string(argument) + " = " + Repr(name) +
+                 " is none of 'float32', 'float16', 'bfloat16', 'float8_e4m3fn', 'float8_e5m2', "
+                 "'int8', 'q8_0', 'q4_0', 'q4_1', 'q5_0', 'q5_1', 'iq4_nl'");
+}
+
+DType ScaleDTypeNamed(nb::handle name) {
+  std::string_view text;
+  if (nb::try_cast(name, text)) {
+    for (const DType dtype : {DType::kF32, DType::kF16, DType::kBF16, DType::kE8M0}) {
+      if (text == Name(dtype)) {
+        return dtype;
+      }
+    }
+  }
+  ThrowTypeError("scale_dtype = " + Repr(name) +
+                 " is none of 'float32', 'float16', 'bfloat16', 'float8_e8m0fnu'");
 }
 
 // A KvCache that Python's threads may share: one call at a time, without the GIL.
@@ -85,29 +114,134 @@ nb::object Batch(SharedKvCache& self, nb::handle seqs_object) {
                         Int32Array(batch.page_table, shape));
 }
 
-// The pages as a read-only NumPy array that keeps `owner`, the cache, alive.
-nb::object PagesArray(const PagedKv& kv, nb::handle owner) {
-  const size_t shape[] = {static_cast<size_t>(kv.num_pages), static_cast<size_t>(kv.kv_heads),
-                          static_cast<size_t>(kv.page_size), static_cast<size_t>(kv.head_dim)};
-  const int64_t strides[] = {kv.page_stride, kv.head_stride, kv.token_stride, 1};
+// Memory of a layer as a read-only NumPy array that keeps `owner`, the cache, alive. Elements of
+// one byte that NumPy does not know come as uint8; the caller knows what they are.
+nb::object LayerArray(const void* data, DType dtype, std::span<const size_t> shape,
+                      std::span<const int64_t> strides, nb::handle owner) {
   // NumPy has no bfloat16 of its own: the bits come as uint16 and are then called what they are.
-  const nb::dlpack::dtype dtype = kv.dtype == DType::kF32   ? nb::dtype<float>()
-                                  : kv.dtype == DType::kF16 ? nb::dlpack::dtype{2, 16, 1}
-                                                            : nb::dtype<uint16_t>();
-  const nb::object array =
-      nb::ndarray<nb::numpy, nb::ro>(kv.data, 4, shape, owner, strides, dtype).cast();
-  return kv.dtype == DType::kBF16 ? CallMethod(array, known().view, NumPyDType(Element::kBF16))
-                                  : array;
+  const nb::dlpack::dtype element = dtype == DType::kF32    ? nb::dtype<float>()
+                                    : dtype == DType::kF16  ? nb::dlpack::dtype{2, 16, 1}
+                                    : dtype == DType::kBF16 ? nb::dtype<uint16_t>()
+                                    : dtype == DType::kI8   ? nb::dtype<int8_t>()
+                                                            : nb::dtype<uint8_t>();
+  const nb::object array = nb::ndarray<nb::numpy, nb::ro>(data, shape.size(), shape.data(), owner,
+                                                          strides.data(), element)
+                               .cast();
+  return dtype == DType::kBF16 ? CallMethod(array, known().view, NumPyDType(Element::kBF16))
+                               : array;
 }
 
+nb::object PagesArray(const PagedKv& kv, nb::handle owner) {
+  const size_t row = static_cast<size_t>(RowBytes(kv)) / SizeOf(kv.dtype);
+  const size_t shape[] = {static_cast<size_t>(kv.num_pages), static_cast<size_t>(kv.kv_heads),
+                          static_cast<size_t>(kv.page_size), row};
+  const int64_t strides[] = {kv.page_stride, kv.head_stride, kv.token_stride, 1};
+  return LayerArray(kv.data, kv.dtype, shape, strides, owner);
+}
+
+nb::object ScalesArray(const PagedKv& kv, nb::handle owner) {
+  const KvScales& scales = kv.scales;
+  if (scales.data == nullptr) {
+    return nb::none();
+  }
+  const size_t groups =
+      scales.group == 0 ? 1 : static_cast<size_t>((kv.head_dim - 1) / scales.group + 1);
+  const size_t shape[] = {static_cast<size_t>(kv.num_pages), static_cast<size_t>(kv.kv_heads),
+                          static_cast<size_t>(kv.page_size), groups};
+  const int64_t strides[] = {scales.page_stride, scales.head_stride, scales.token_stride, 1};
+  const size_t axes = scales.group == 0 ? 3 : 4;
+  return LayerArray(scales.data, scales.dtype, std::span(shape).first(axes),
+                    std::span(strides).first(axes), owner);
+}
+
+// (pages, scales or None) of a layer's keys, or values.
 nb::object Keys(nb::handle self, nb::handle layer) {
   const auto& cache = nb::cast<const SharedKvCache&>(self).cache();
-  return PagesArray(cache.Keys(Int64(layer, "layer")), self);
+  const PagedKv kv = cache.Keys(Int64(layer, "layer"));
+  return nb::make_tuple(PagesArray(kv, self), ScalesArray(kv, self));
 }
 
 nb::object Values(nb::handle self, nb::handle layer) {
   const auto& cache = nb::cast<const SharedKvCache&>(self).cache();
-  return PagesArray(cache.Values(Int64(layer, "layer")), self);
+  const PagedKv kv = cache.Values(Int64(layer, "layer"));
+  return nb::make_tuple(PagesArray(kv, self), ScalesArray(kv, self));
+}
+
+// 16 bytes a key.
+std::vector<BlockKey> BlockKeys(const nb::bytes& bytes) {
+  std::vector<BlockKey> keys(bytes.size() / sizeof(BlockKey));
+  std::memcpy(keys.data(), bytes.data(), keys.size() * sizeof(BlockKey));
+  return keys;
+}
+
+std::span<uint8_t> Memory(const Array& x) {
+  CheckElement(x, Element::kU8);
+  CheckAxes(x, 1, "1-dimensional");
+  CheckLastAxisContiguous(x);
+  return {static_cast<uint8_t*>(x.data()), static_cast<size_t>(x.axis(0).size)};
+}
+
+nb::dict Stats(SharedKvCache& self) {
+  const KvCacheStats stats = self.Locked([](KvCache& cache) { return cache.stats(); });
+  nb::dict result;
+  result["blocks_wanted"] = stats.blocks_wanted;
+  result["blocks_found"] = stats.blocks_found;
+  result["pages_evicted"] = stats.pages_evicted;
+  result["pages_copied"] = stats.pages_copied;
+  result["pages_swapped_out"] = stats.pages_swapped_out;
+  result["pages_swapped_in"] = stats.pages_swapped_in;
+  result["pages_reusable"] = stats.pages_reusable;
+  return result;
+}
+
+template <typename Class>
+void BindPrefixesAndSwaps(Class& type) {
+  using Self = SharedKvCache;
+  const auto any = nb::arg().none();
+  type.def("create_from",
+           [](Self& self, const nb::bytes& bytes) {
+             const std::vector<BlockKey> keys = BlockKeys(bytes);
+             return self.Locked([&](KvCache& c) { return c.Create(keys); });
+           })
+      .def("lookup",
+           [](Self& self, const nb::bytes& bytes) {
+             const std::vector<BlockKey> keys = BlockKeys(bytes);
+             return self.Locked([&](KvCache& c) { return c.Lookup(keys); });
+           })
+      .def(
+          "set_block_keys",
+          [](Self& self, nb::handle seq, const nb::bytes& bytes) {
+            const int64_t id = Int64(seq, "seq");
+            const std::vector<BlockKey> keys = BlockKeys(bytes);
+            self.Locked([&](KvCache& c) { c.SetBlockKeys(id, keys); });
+          },
+          any, nb::arg())
+      .def(
+          "swap_bytes",
+          [](Self& self, nb::handle seq) {
+            const int64_t id = Int64(seq, "seq");
+            return self.Locked([id](KvCache& c) { return c.SwapBytes(id); });
+          },
+          any)
+      .def(
+          "swap_out",
+          [](Self& self, nb::handle seq, nb::handle object) {
+            const int64_t id = Int64(seq, "seq");
+            const Array memory(object, "memory", Access::kWrite);
+            const std::span<uint8_t> bytes = Memory(memory);
+            self.Locked([&](KvCache& c) { c.SwapOut(id, bytes); });
+          },
+          any, any)
+      .def(
+          "swap_in",
+          [](Self& self, nb::handle seq, nb::handle object) {
+            const int64_t id = Int64(seq, "seq");
+            const Array memory(object, "memory");
+            const std::span<const uint8_t> bytes = Memory(memory);
+            self.Locked([&](KvCache& c) { c.SwapIn(id, bytes); });
+          },
+          any, any)
+      .def("stats", &Stats);
 }
 
 }  // namespace
@@ -115,17 +249,34 @@ nb::object Values(nb::handle self, nb::handle layer) {
 void BindKvCache(nb::module_& m) {
   const auto any = nb::arg().none();  // what None means is for the functions to say
   using Self = SharedKvCache;
-  nb::class_<Self>(m, "KvCache")
-      .def(
+  nb::class_<Self> type(m, "KvCache");
+  BindPrefixesAndSwaps(type);
+  type.def(
           "__init__",
           [](Self* self, nb::handle layers, nb::handle kv_heads, nb::handle head_dim,
-             nb::handle pages, nb::handle page_size, nb::handle dtype) {
-            const KvCacheOptions options{Int64(layers, "layers"),       Int64(kv_heads, "kv_heads"),
-                                         Int64(head_dim, "head_dim"),   Int64(pages, "pages"),
-                                         Int64(page_size, "page_size"), DTypeNamed(dtype)};
+             nb::handle pages, nb::handle page_size, nb::handle dtype, nb::handle value_dim,
+             nb::handle value_dtype, nb::handle scale_dtype, nb::handle scale_group) {
+            const RowKind keys = RowKindNamed(dtype, "dtype");
+            KvCacheOptions options{Int64(layers, "layers"),
+                                   Int64(kv_heads, "kv_heads"),
+                                   Int64(head_dim, "head_dim"),
+                                   Int64(pages, "pages"),
+                                   Int64(page_size, "page_size"),
+                                   keys.dtype,
+                                   keys.format};
+            if (!value_dim.is_none()) {
+              options.value_dim = Int64(value_dim, "value_dim");
+            }
+            if (!value_dtype.is_none()) {
+              const RowKind values = RowKindNamed(value_dtype, "value_dtype");
+              options.value_dtype = values.dtype;
+              options.value_format = values.format;
+            }
+            options.scale_dtype = ScaleDTypeNamed(scale_dtype);
+            options.scale_group = Int64(scale_group, "scale_group");
             new (self) Self(options);
           },
-          any, any, any, any, any, any)
+          any, any, any, any, any, any, any, any, any, any)
       .def("create",
            [](Self& self) { return self.Locked([](KvCache& cache) { return cache.Create(); }); })
       .def(

@@ -43,6 +43,7 @@ from riffle._topk import (
     top_k_per_row,
     top_k_per_row_decode,
 )
+from riffle._write_kv import write_kv
 
 __all__ = [
     "KvCache",
@@ -70,11 +71,12 @@ __all__ = [
     "top_k_per_row",
     "top_k_per_row_decode",
     "write_index_keys",
+    "write_kv",
 ]
 
 for _public in (KvCache, TopK, TopKStats, depth_probabilities, info, linear, linear_top_k, merge_states,
                 paged_attention, plan_top_k, release_scratch, sample, set_num_threads, set_target, top_k, top_k_per_row,
-                top_k_per_row_decode):
+                top_k_per_row_decode, write_kv):
     _public.__module__ = "riffle"  # where users find it, and where pickles look for it
 del _public
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any, Sequence
 
+import numpy
+
 from riffle import _core
 
 Array = Any
@@ -25,7 +27,13 @@ class KvCache:
       pages: of each layer, 1 to 2^31 - 1. Memory is taken as pages are written, as huge pages where the system grants
         them.
       page_size: tokens of a page; paged_attention takes up to 256.
-      dtype: "float32", "float16" or "bfloat16".
+      dtype: how keys are kept, and values unless value_dtype says otherwise: "float32", "float16", "bfloat16";
+        "float8_e4m3fn", "float8_e5m2" or "int8", with scales that `write` computes; or "q8_0", "q4_0", "q4_1", "q5_0",
+        "q5_1", "iq4_nl", GGUF's blocks of 32 elements.
+      value_dim: head_dim of values, where it differs.
+      value_dtype: of values, where it differs.
+      scale_dtype: of scales: "float32", "float16", "bfloat16" or "float8_e8m0fnu".
+      scale_group: elements of a row that share a scale: 32, 64 or 128; 0: all of the row.
 
     Raises:
       ValueError: a number out of its limits.
@@ -54,7 +62,7 @@ class KvCache:
     array([2., 2.], dtype=float32)
     """
 
-    __slots__ = ("__weakref__", "_pool")
+    __slots__ = ("__weakref__", "_dtypes", "_pool")
 
     def __init__(
         self,
@@ -65,12 +73,64 @@ class KvCache:
         pages: int,
         page_size: int = 16,
         dtype: str = "bfloat16",
+        value_dim: int | None = None,
+        value_dtype: str | None = None,
+        scale_dtype: str = "float32",
+        scale_group: int = 0,
     ) -> None:
-        self._pool = _core.KvCache(layers, kv_heads, head_dim, pages, page_size, dtype)
+        self._pool = _core.KvCache(layers, kv_heads, head_dim, pages, page_size, dtype, value_dim, value_dtype,
+                                   scale_dtype, scale_group)  # fmt: skip
+        self._dtypes = dtype, dtype if value_dtype is None else value_dtype, scale_dtype
 
-    def create(self) -> int:
-        """The id of a new sequence, of length 0."""
-        return self._pool.create()
+    def create(self, block_keys: Sequence[bytes | int] | None = None) -> int:
+        """The id of a new sequence: of length 0, or one that shares the pages of the longest prefix of these blocks that
+        the cache has.
+
+        Its length is lookup(block_keys) then. A key is 16 bytes, or an int of as many, that stands for the tokens of a
+        page and of all pages before it: the caller's hash, which must not collide. See `set_block_keys`.
+        """
+        return self._pool.create() if block_keys is None else self._pool.create_from(_joined(block_keys))
+
+    def lookup(self, block_keys: Sequence[bytes | int]) -> int:
+        """Tokens of the longest prefix of these blocks that the cache has."""
+        return self._pool.lookup(_joined(block_keys))
+
+    def set_block_keys(self, seq: int, block_keys: Sequence[bytes | int]) -> None:
+        """Gives the first pages of `seq` keys, by which `create` finds them, after the end of `seq` too.
+
+        All that these pages hold must have been written, in every layer. A page with a key that no sequence has any more
+        counts as free, but is taken only when no other is, the one that was given up longest ago first. Writing to a page
+        takes its key away.
+
+        Raises:
+          ValueError: more keys than full pages; a page has another key already.
+        """
+        self._pool.set_block_keys(seq, _joined(block_keys))
+
+    def swap_out(self, seq: int, memory: Array | None = None) -> Array:
+        """Copies what `seq` holds out of the cache, and releases its pages, until `swap_in` brings it back.
+
+        Until then only `length` and `free` take the sequence.
+
+        Args:
+          seq: a sequence.
+          memory: uint8 [n] to copy to, NumPy or PyTorch, of at least swap_bytes(seq); None: a new NumPy array.
+
+        Returns:
+          The memory, which is to be given to `swap_in`.
+        """
+        if memory is None:
+            memory = numpy.empty(self._pool.swap_bytes(seq), numpy.uint8)
+        self._pool.swap_out(seq, memory)
+        return memory
+
+    def swap_in(self, seq: int, memory: Array) -> None:
+        """Brings `seq` back from the memory that `swap_out` returned. Raises OutOfPages if there is no room for it."""
+        self._pool.swap_in(seq, memory)
+
+    def swap_bytes(self, seq: int) -> int:
+        """The memory that `swap_out` takes."""
+        return self._pool.swap_bytes(seq)
 
     def fork(self, seq: int) -> int:
         """The id of a new sequence of the same contents, which shares all pages of `seq`. Takes no page.
@@ -100,8 +160,8 @@ class KvCache:
           layer: 0 to layers - 1.
           seq: a sequence.
           position: the first one; all of them must lie below the sequence's length.
-          keys, values: [tokens, kv_heads, head_dim] of the cache's dtype, or float32, which is rounded to the nearest
-            (ties to even). Any framework's, head_dim contiguous; not a view of this cache.
+          keys, values: [tokens, kv_heads, head_dim or value_dim] float32, float16 or bfloat16, rounded or quantised as
+            write_kv does. Any framework's, head_dim contiguous; not a view of this cache.
 
         Raises:
           OutOfPages: not enough pages are free for the copies.
@@ -134,19 +194,28 @@ class KvCache:
 
     def keys(self, layer: int) -> Array:
         """The pages of a layer's keys as they stand in memory: a read-only NumPy array [pages, kv_heads, page_size,
-        head_dim], bfloat16 as ml_dtypes'. Its pages are not next to each other: a page's values follow its keys.
+        head_dim], bfloat16 and float8 as ml_dtypes'; of a format of blocks uint8, whose last axis is the bytes of a row.
+        Its pages are not next to each other: a page's values follow its keys.
 
         Raises ValueError unless 0 <= layer < layers.
         """
-        return self._pool.keys(layer)
+        return _named(self._pool.keys(layer)[0], self._dtypes[0])
 
     def values(self, layer: int) -> Array:
         """The pages of a layer's values, as `keys`."""
-        return self._pool.values(layer)
+        return _named(self._pool.values(layer)[0], self._dtypes[1])
+
+    def key_scales(self, layer: int) -> Array | None:
+        """The scales of a layer's keys [pages, kv_heads, page_size], with scale_group [..., groups]; None: there are none."""
+        return _named(self._pool.keys(layer)[1], self._dtypes[2])
+
+    def value_scales(self, layer: int) -> Array | None:
+        """The scales of a layer's values, as `key_scales`."""
+        return _named(self._pool.values(layer)[1], self._dtypes[2])
 
     @property
     def pages_free(self) -> int:
-        """Pages that no sequence has."""
+        """Pages that no sequence has, those that have a key among them."""
         return self._pool.pages_free()
 
     @property
@@ -168,3 +237,34 @@ class KvCache:
     def bytes(self) -> int:
         """Bytes of storage: keys and values of all pages in all layers, whether memory has been taken for them or not."""
         return self._pool.bytes()
+
+    @property
+    def stats(self) -> dict[str, int]:
+        """Counts: blocks_wanted and blocks_found by `create`, pages_evicted (that had a key), pages_copied (because they
+        were shared), pages_swapped_out and pages_swapped_in; and pages_reusable, those with a key but no sequence now.
+        """
+        return self._pool.stats()
+
+
+def _joined(block_keys: Sequence[bytes | int]) -> bytes:
+    keys = [_key(i, key) for i, key in enumerate(block_keys)]
+    return b"".join(keys)
+
+
+def _key(i: int, key: bytes | int) -> bytes:
+    if isinstance(key, int):
+        if not 0 <= key < 1 << 128:
+            raise ValueError(f"block_keys[{i}] = {key} is not in 0..2^128 - 1")
+        return key.to_bytes(16, "little")
+    if len(key) != 16:
+        raise ValueError(f"block_keys[{i}] has {len(key)} bytes; a key has 16")
+    return bytes(key)
+
+
+def _named(array: Array | None, dtype: str) -> Array | None:
+    """float8 of ml_dtypes for the bytes that are such."""
+    if array is None or not dtype.startswith("float8"):
+        return array
+    import ml_dtypes
+
+    return array.view(getattr(ml_dtypes, dtype))

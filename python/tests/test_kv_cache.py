@@ -218,8 +218,16 @@ def test_bad_arguments():
             riffle.KvCache(**(shape | {name: 1.5}))
     with pytest.raises(ValueError, match="pages = 2147483648 is above 2147483647"):
         riffle.KvCache(**(shape | {"pages": 2**31}))
-    with pytest.raises(TypeError, match="dtype = 'int8'"):
-        riffle.KvCache(**shape, dtype="int8")
+    with pytest.raises(TypeError, match="dtype = 'int4' is none of"):
+        riffle.KvCache(**shape, dtype="int4")
+    with pytest.raises(TypeError, match="value_dtype = 'int4' is none of"):
+        riffle.KvCache(**shape, value_dtype="int4")
+    with pytest.raises(TypeError, match="scale_dtype = 'int8' is none of"):
+        riffle.KvCache(**shape, dtype="int8", scale_dtype="int8")
+    with pytest.raises(ValueError, match="scale_group|scales.group = 48"):
+        riffle.KvCache(**shape, dtype="int8", scale_group=48)
+    with pytest.raises(ValueError, match="not a multiple of 32"):
+        riffle.KvCache(**{**shape, "head_dim": 40}, dtype="q8_0")
     with pytest.raises(TypeError, match="dtype"):
         riffle.KvCache(**shape, dtype=None)
     with pytest.raises(MemoryError, match="bytes"):
@@ -383,3 +391,85 @@ def test_statistics():
     assert (cache.sequences, cache.pages_used, cache.pages_shared) == (1, 3, 0)
     cache.free(b)
     assert (cache.sequences, cache.pages_free, cache.pages_used) == (0, 5, 0)
+
+
+@pytest.mark.parametrize("dtype", ["float8_e4m3fn", "float8_e5m2", "int8"])
+@pytest.mark.parametrize("group", [0, 32])
+def test_scales_are_computed_as_write_kv_does(dtype, group):
+    cache = small(dtype=dtype, head_dim=64, scale_group=group, value_dtype="float16", value_dim=24)
+    seq = cache.create()
+    cache.extend(seq, 7)
+    x = np.random.default_rng(1).standard_normal((7, 2, 64)).astype(np.float32)
+    cache.write(1, seq, 0, x, x[..., :24])
+    pages, scales = cache.keys(1), cache.key_scales(1)
+    assert scales.shape == ((6, 2, 4) if group == 0 else (6, 2, 4, 2)) and not scales.flags.writeable
+    assert cache.value_scales(1) is None and cache.values(1).dtype == np.float16
+    expected, expected_scales = np.zeros(pages.shape, pages.dtype), np.zeros(scales.shape, np.float32)
+    table = cache.batch([seq])[1][0]
+    slots = np.array([table[t // 4] * 4 + t % 4 for t in range(7)])
+    riffle.write_kv(x, x, slots, expected, np.zeros_like(expected, np.float32), key_scales=expected_scales,
+                    compute_scales=True)  # fmt: skip
+    np.testing.assert_array_equal(pages.view(np.uint8), expected.view(np.uint8))
+    np.testing.assert_array_equal(scales, expected_scales)
+    np.testing.assert_array_equal(cache.values(1)[table[1], :, 2], x[6, :, :24].astype(np.float16))
+
+
+def test_blocks():
+    cache = small(dtype="q8_0", head_dim=64, value_dtype="q4_0")
+    assert cache.keys(0).shape == (6, 2, 4, 68) and cache.values(0).shape == (6, 2, 4, 36)
+    assert cache.keys(0).dtype == np.uint8 and cache.key_scales(0) is None
+
+
+def test_prefixes_are_found_by_their_keys():
+    cache = small(pages=3)
+    a = cache.create()
+    cache.extend(a, 11)
+    for layer in range(2):
+        cache.write(layer, a, 0, tokens(cache, 11), tokens(cache, 11))
+    keys = [1, (7).to_bytes(16, "big"), 2**128 - 1]
+    cache.set_block_keys(a, keys[:2])
+    assert cache.lookup(keys) == 8
+    b = cache.create(keys)
+    assert cache.length(b) == 8 and cache.pages_shared == 2
+    cache.free(a)
+    cache.free(b)
+    assert cache.pages_free == 3 and cache.stats["pages_reusable"] == 2
+    c = cache.create([keys[0], 5])
+    np.testing.assert_array_equal(cache.keys(0)[cache.batch([c])[1][0, 0], :, 1], tokens(cache, 11)[1])
+    cache.extend(c, 8)
+    assert cache.lookup(keys) == 4
+    stats = cache.stats
+    assert (stats["blocks_wanted"], stats["blocks_found"], stats["pages_evicted"]) == (5, 3, 1)
+    for bad, text in [([-1], "2\\^128"), ([2**128], "2\\^128"), ([b"short"], "5 bytes")]:
+        with pytest.raises(ValueError, match=text):
+            cache.lookup(bad)
+    with pytest.raises(ValueError, match="keys has 4 keys but seq = "):
+        cache.set_block_keys(c, [1, 2, 3, 4])
+    with pytest.raises(ValueError, match="another one than page 0"):
+        cache.set_block_keys(c, [9])
+
+
+@pytest.mark.parametrize("own", [False, True])
+def test_swapping_out_and_in(own):
+    cache = small(pages=3)
+    a = cache.create()
+    cache.extend(a, 9)
+    cache.write(1, a, 0, tokens(cache, 9), tokens(cache, 9, 3))
+    memory = np.zeros(cache.swap_bytes(a) + 5, np.uint8) if own else None
+    kept = cache.swap_out(a, memory)
+    assert (kept is memory) == own and kept.dtype == np.uint8
+    assert cache.pages_free == 3 and cache.length(a) == 9
+    with pytest.raises(ValueError, match="swapped out"):
+        cache.batch([a])
+    other = cache.create()
+    cache.extend(other, 4)
+    with pytest.raises(riffle.OutOfPages, match="takes 3 pages but 2"):
+        cache.swap_in(a, kept)
+    cache.free(other)
+    with pytest.raises(ValueError, match="memory has"):
+        cache.swap_in(a, kept[:100])
+    cache.swap_in(a, kept)
+    table = cache.batch([a])[1][0]
+    for t in range(9):
+        np.testing.assert_array_equal(cache.values(1)[table[t // 4], :, t % 4], tokens(cache, 9, 3)[t])
+    assert cache.stats["pages_swapped_out"] == cache.stats["pages_swapped_in"] == 3

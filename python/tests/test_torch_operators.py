@@ -29,6 +29,12 @@ def attention_arguments(dtype=torch.float32):
     return q, keys.clone(), values.clone(), int32(20, 5), torch.tensor([[0, 1], [2, 3]], dtype=INT)
 
 
+def write_arguments(dtype=torch.float32):
+    torch.manual_seed(3)
+    pages = torch.zeros(2, 3, 2, 4, 32, dtype=dtype)
+    return torch.randn(3, 2, 32), torch.randn(3, 2, 32), torch.tensor([7, -1, 2]), pages[0].clone(), pages[1].clone()
+
+
 LOGITS = torch.randn(4, 33, generator=torch.Generator().manual_seed(1))
 OPERATORS = {
     "topk": (torch.ops.riffle.topk.default, (spread(3, 40), 3)),
@@ -55,6 +61,11 @@ OPERATORS = {
     "paged_attention-both sides": (
         torch.ops.riffle.paged_attention.default,
         (*attention_arguments()[:3], torch.tensor([20, 5]), torch.tensor([[0, 1], [2, 3]]), torch.tensor([0, 1, 2]), "HND", None, False, 7, 2),
+    ),
+    "write_kv": (torch.ops.riffle.write_kv.default, write_arguments()),
+    "write_kv-scales": (
+        torch.ops.riffle.write_kv.default,
+        (*write_arguments(torch.int8), "HND", torch.zeros(3, 2, 4), torch.zeros(3, 2, 4), None, None, True),
     ),
 }
 
