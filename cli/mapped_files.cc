@@ -38,6 +38,11 @@ void OnBusError(int signal, siginfo_t* info, void*) {
     ::signal(signal, SIG_DFL);  // the instruction is repeated and then ends the command
     return;
   }
+  // Several threads may find out at once: the first one says so and ends the command.
+  static std::atomic_flag said;
+  while (said.test_and_set()) {
+    ::pause();
+  }
   const auto address = reinterpret_cast<uintptr_t>(info->si_addr);
   std::string_view name = "a file that is mapped into memory";
   for (const Slot& slot : slots) {
