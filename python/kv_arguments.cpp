@@ -6,8 +6,6 @@
 namespace riffle::python {
 namespace {
 
-std::string Repr(nb::handle object) { return nb::cast<std::string>(nb::repr(object)); }
-
 DType PageDType(const Array& x) {
   switch (x.element()) {
     case Element::kF32:
