@@ -7,9 +7,28 @@ from typing import Any, Literal, Sequence
 import numpy
 
 from riffle import _core
-from riffle._arguments import as_bool, narrowed
+from riffle._arguments import as_bool
 
 Array = Any
+
+
+def _narrowed(name: str, x: Array) -> Array:
+    """An int64 array as int32 of NumPy; any other x as it is, for the bindings to judge.
+
+    Raises ValueError, naming the first element that int32 does not have.
+    """
+    if str(getattr(x, "dtype", "")).removeprefix("torch.") != "int64" or isinstance(x, numpy.ma.MaskedArray):
+        return x
+    try:
+        numbers = numpy.asarray(x)
+    except (TypeError, ValueError, RuntimeError):  # sparse, traced, on another device, ...
+        return x
+    limits = numpy.iinfo(numpy.int32)
+    outside = (numbers < limits.min) | (numbers > limits.max)
+    if outside.any():
+        at = tuple(int(i) for i in numpy.argwhere(outside)[0])
+        raise ValueError(f"{name}[{', '.join(map(str, at))}] = {numbers[at]} is not in {limits.min}..{limits.max}")
+    return numbers.astype(numpy.int32)
 
 
 def _codes(x: Array) -> tuple[Array, bool]:
@@ -82,8 +101,8 @@ def indexer_logits(
     """
     q, q_e4m3 = _codes(q)
     keys, key_format = _index_keys(keys, key_format)
-    return _core.indexer_logits(q, q_e4m3, weights, keys, narrowed("kv_lens", kv_lens), narrowed("page_table", page_table),
-                                narrowed("cu_q_lens", cu_q_lens), key_scales, key_format, ratio, activation, out)
+    return _core.indexer_logits(q, q_e4m3, weights, keys, _narrowed("kv_lens", kv_lens), _narrowed("page_table", page_table),
+                                _narrowed("cu_q_lens", cu_q_lens), key_scales, key_format, ratio, activation, out)
 
 
 def indexer_top_k(
@@ -142,9 +161,9 @@ def indexer_top_k(
     """
     q, q_e4m3 = _codes(q)
     keys, key_format = _index_keys(keys, key_format)
-    return _core.indexer_top_k(q, q_e4m3, weights, keys, narrowed("kv_lens", kv_lens), narrowed("page_table", page_table), k,
-                               narrowed("cu_q_lens", cu_q_lens), key_scales, key_format, ratio, activation, block, reduce,
-                               first_blocks, local_blocks, incomplete_tail, narrowed("candidates", candidates), candidate_span,
+    return _core.indexer_top_k(q, q_e4m3, weights, keys, _narrowed("kv_lens", kv_lens), _narrowed("page_table", page_table), k,
+                               _narrowed("cu_q_lens", cu_q_lens), key_scales, key_format, ratio, activation, block, reduce,
+                               first_blocks, local_blocks, incomplete_tail, _narrowed("candidates", candidates), candidate_span,
                                slots, out)
 
 
@@ -178,7 +197,7 @@ def write_index_keys(
     kind = str(getattr(pages, "dtype", "")).removeprefix("torch.")
     if (format == "int8") != (kind == "int8") or (is_e4m3 and format != "e4m3"):
         raise TypeError(f"pages has dtype {kind}, which is not that of format = {format!r}")
-    _core.write_index_keys(keys, narrowed("slots", slots), codes, scales, "plain" if format == "int8" else format,
+    _core.write_index_keys(keys, _narrowed("slots", slots), codes, scales, "plain" if format == "int8" else format,
                            as_bool("hadamard", hadamard))
 
 
@@ -211,8 +230,8 @@ def positions_to_slots(positions: Array, page_table: Array, page_size: int, *, c
     >>> riffle.positions_to_slots(np.array([[0, 17, -1]], np.int32), np.array([[5, 2]]), 16)
     array([[80, 33, -1]], dtype=int32)
     """
-    return _core.positions_to_slots(narrowed("positions", positions), narrowed("page_table", page_table), page_size,
-                                    narrowed("cu_q_lens", cu_q_lens))
+    return _core.positions_to_slots(_narrowed("positions", positions), _narrowed("page_table", page_table), page_size,
+                                    _narrowed("cu_q_lens", cu_q_lens))
 
 
 def sparse_attention(
@@ -267,5 +286,5 @@ def sparse_attention(
     for i, scope in enumerate(scopes):
         if len(scope) != 4:
             raise ValueError(f"extra[{i - 1}] has {len(scope)} elements, not (rows, slots, lengths, row_format)")
-    scopes = [(r, narrowed("slots", s), narrowed("lengths", n), f) for r, s, n, f in scopes]
+    scopes = [(r, _narrowed("slots", s), _narrowed("lengths", n), f) for r, s, n, f in scopes]
     return _core.sparse_attention(q, scopes, value_dim, scale, sinks, True, invalid == "ignore", out, return_lse)
