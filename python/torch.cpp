@@ -16,7 +16,8 @@
 namespace riffle::python {
 namespace {
 
-bool IsNumber(Element element) { return element != Element::kBool && element != Element::kOther; }
+// The kernels of top-k take these; the operator says what it makes of the others.
+bool IsSelectable(Element element) { return element < Element::kBool; }
 
 // A Python int; nothing for what is none or does not fit.
 std::optional<int64_t> ExactInt(nb::handle number) {
@@ -43,7 +44,7 @@ std::optional<Question> ParseRequest(const Array& x, nb::handle k_object, nb::ha
   const std::optional<int64_t> k = ExactInt(k_object);
   const std::optional<int64_t> dim = ExactInt(dim_object);
   const int64_t ndim = x.ndim();
-  if (x.framework() != Framework::kTorch || !IsNumber(x.element()) || x.data() == nullptr ||
+  if (x.framework() != Framework::kTorch || !IsSelectable(x.element()) || x.data() == nullptr ||
       x.empty() || !k || !dim || *dim < -ndim || *dim >= ndim || !IsBool(largest) ||
       !IsBool(sorted)) {
     return std::nullopt;
