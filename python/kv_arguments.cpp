@@ -66,6 +66,13 @@ KvPagesArgument::KvPagesArgument(nb::handle pages, const char* name, nb::handle 
                                  const char* scales_name, nb::handle format,
                                  const char* format_name, const Layout& layout)
     : pages_(pages, name) {
+  if (format.is_none()) {
+    view_.dtype = PageDType(pages_);
+    if (!scales.is_none() && view_.dtype <= DType::kBF16) {
+      ThrowTypeError(std::string(name) + " has dtype " + pages_.DTypeName() + "; with " +
+                     scales_name + " it must be int8, float8_e4m3fn or float8_e5m2");
+    }
+  }
   CheckAxes(pages_, 4, layout.form);
   CheckLastAxisContiguous(pages_);
   const Axis &page = pages_.axis(layout.page), &token = pages_.axis(layout.token),
@@ -78,9 +85,7 @@ KvPagesArgument::KvPagesArgument(nb::handle pages, const char* name, nb::handle 
   view_.token_stride = token.stride;
   view_.head_stride = head.stride;
   view_.head_dim = pages_.axis(3).size;
-  if (format.is_none()) {
-    view_.dtype = PageDType(pages_);
-  } else {
+  if (!format.is_none()) {
     SetFormat(format, format_name);
   }
   if (!scales.is_none()) {

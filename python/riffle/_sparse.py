@@ -190,6 +190,12 @@ def write_index_keys(
     Raises:
       ValueError: a shape or slot out of its limits; nothing is written then.
       TypeError: a wrong dtype, or no array.
+
+    >>> import numpy as np, riffle
+    >>> pages = np.zeros((1, 4, 32), np.float32)
+    >>> riffle.write_index_keys(np.ones((1, 32), np.float32), np.array([2]), pages, format="plain", hadamard=False)
+    >>> pages[0, :, 0]
+    array([0., 0., 1., 0.], dtype=float32)
     """
     if format not in ("plain", "e4m3", "deepgemm", "int8"):
         raise ValueError(f"format = {format!r} is none of 'plain', 'e4m3', 'deepgemm', 'int8'")

@@ -59,7 +59,7 @@ def test_a_scale_is_not_rounded():
 @pytest.mark.parametrize(
     "arguments,error,text",
     [
-        (dict(keys=np.zeros((5, 2, 8, 32), np.float32)), TypeError, "keys are float32 and have scales"),
+        (dict(keys=np.zeros((5, 2, 8, 32), np.float32)), TypeError, "keys has dtype float32; with key_scales it must be int8"),
         (dict(keys=np.zeros((5, 2, 8, 32), np.int16)), TypeError, "keys has dtype int16; float32, float16, bfloat16"),
         (dict(key_scales="1"), TypeError, "key_scales must be a number or None, not '1'"),
         (dict(key_scales=np.ones(3, np.float32)), ValueError, r"key_scales has shape \(3,\); it must broadcast to that of keys"),

@@ -59,7 +59,7 @@ def paged_attention(
       TypeError: q, keys, values or a list is not a tensor.
     """
     options = scale, causal, window, window_right, soft_cap, sinks, mask_value
-    coding = dict(key_scales=_scales(key_scales), value_scales=_scales(value_scales), key_format=key_format,
+    coding = dict(key_scales=_scales("key_scales", key_scales), value_scales=_scales("value_scales", value_scales), key_format=key_format,
                   value_format=value_format)
     tensors = q, keys, values, kv_lens, page_table
     optional = dict(cu_q_lens=cu_q_lens, sinks=sinks, key_scales=coding["key_scales"],
@@ -96,12 +96,12 @@ def _number(name, value):
     return value if value is None else call(as_float, name, value, "a number or None")
 
 
-def _scales(scales):
+def _scales(name, scales):
     """Scales as a tensor: a number is one of a single element."""
     if scales is None or isinstance(scales, Tensor) or hasattr(type(scales), "__torch_function__"):
         return scales
     if not is_compiling():
-        scales = _number("scales", scales)
+        scales = _number(name, scales)
     return number_as_tensor(scales).float()
 
 
