@@ -114,7 +114,8 @@ def torch_calls():
 NOT_YET = {
     "hadamard", "indexer_logits", "indexer_top_k", "positions_to_slots", "sparse_attention", "write_index_keys", "write_kv",
     "flash_mla_sparse_fwd", "flash_mla_with_kvcache", "fp8_mqa_logits", "fp8_paged_mqa_logits",
-    "KvCache.key_scales", "KvCache.value_scales", "KvCache.lookup", "KvCache.set_block_keys", "KvCache.swap_out", "KvCache.swap_in", "KvCache.swap_bytes", "KvCache.create",
+    "KvCache.key_scales", "KvCache.value_scales",
+    "KvCache.lookup", "KvCache.set_block_keys", "KvCache.swap_out", "KvCache.swap_in", "KvCache.swap_bytes", "KvCache.create",
 }  # fmt: skip
 MODULES = {"riffle": core_calls, "riffle.jax": jax_calls, "riffle.torch": torch_calls}
 # What a value of a wrong type has become where a text shows it: ints saturate at int64, bytes are an array of one uint8.
