@@ -230,7 +230,7 @@ void SetRatios(std::vector<BenchLine>& lines) {
 
 const char* ShortName(DType dtype) {
   constexpr const char* kNames[kNumTopKDTypes] = {"f32", "f16", "bf16", "f64", "i8",  "u8",
-                                              "i16", "u16", "i32",  "u32", "i64", "u64"};
+                                                  "i16", "u16", "i32",  "u32", "i64", "u64"};
   return kNames[static_cast<int>(dtype)];
 }
 

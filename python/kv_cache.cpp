@@ -26,8 +26,7 @@ struct RowKind {
 RowKind RowKindNamed(nb::handle name, const char* argument) {
   std::string_view text;
   if (!nb::try_cast(name, text)) {
-    ThrowTypeError(std::string(argument) + " must be a str, not " +
-                   Repr(name));
+    ThrowTypeError(std::string(argument) + " must be a str, not " + Repr(name));
   }
   for (const DType dtype :
        {DType::kF32, DType::kF16, DType::kBF16, DType::kE4M3, DType::kE5M2, DType::kI8}) {

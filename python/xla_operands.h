@@ -120,9 +120,10 @@ inline std::span<const int32_t> Int32s(const Batched& x, const Batched& result,
 }
 
 inline IndexPointer IndexPointerOf(ffi::DataType type, const void* data) {
-  Require(type == ffi::DataType::kS32 || type == ffi::DataType::kS64, "an operand is neither int32 nor int64");
+  Require(type == ffi::DataType::kS32 || type == ffi::DataType::kS64,
+          "an operand is neither int32 nor int64");
   return type == ffi::DataType::kS64 ? IndexPointer(static_cast<const int64_t*>(data))
-                          : IndexPointer(static_cast<const int32_t*>(data));
+                                     : IndexPointer(static_cast<const int32_t*>(data));
 }
 
 // Item `item` of an operand of int32 or int64.

@@ -183,9 +183,9 @@ class RIFFLE_API AttentionPlan {
  public:
   AttentionPlan();  // a plan of no batch, for Make
   // Of q and keys the shapes count, not the data and the dtype, of values nothing; of the options
-  // causal, window, window_right, the mask and the pool, whose number of threads decides how work is
-  // cut, not the results. Of the mask it is found here which blocks it hides; calls are given the
-  // same mask, whose elements have not changed since. Throws Error as PagedAttention does.
+  // causal, window, window_right, the mask and the pool, whose number of threads decides how work
+  // is cut, not the results. Of the mask it is found here which blocks it hides; calls are given
+  // the same mask, whose elements have not changed since. Throws Error as PagedAttention does.
   AttentionPlan(const HeadsView& q, const PagedKv& keys, const PagedBatch& batch,
                 const AttentionOptions& options = {});
   ~AttentionPlan();
