@@ -164,13 +164,13 @@ class SingleTile {
       }
     }
     DirectValues values = {
-        .rows = rows[0].row + block.begin,
+        .rows = rows[block.begin / kGroupKeys].row,
         .keys = block.end - block.begin,
         .fresh = block.fresh,
         .columns = c.shape.columns,
         .begin_column = 0,
         .end_column = 0,
-        .ahead = {ahead_.values[0].row + block.begin, AheadStep(c.args.values, 32)}};
+        .ahead = {ahead_.values[block.begin / kGroupKeys].row, AheadStep(c.args.values, 32)}};
     const auto add = [&](int begin_column, int end_column) HWY_ATTR {
       values.begin_column = begin_column;
       values.end_column = end_column;
