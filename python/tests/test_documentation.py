@@ -64,7 +64,7 @@ def test_names():
 
 def test_bfloat16_is_there_after_a_plain_install():
     """The page pool is bfloat16 by default, which NumPy has from ml_dtypes."""
-    needed = [text for text in (importlib.metadata.requires("riffle") or ()) if "extra ==" not in text]
+    needed = [text for text in (importlib.metadata.requires("riffle-llm") or ()) if "extra ==" not in text]
     assert any(text.startswith("ml_dtypes") or text.startswith("ml-dtypes") for text in needed), needed
 
 
