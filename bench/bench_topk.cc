@@ -1,5 +1,6 @@
-// Google Benchmark's view of top-k: bench_topk --benchmark_filter=bf16. A benchmark whose answer
-// differs from the scalar reference ends in an error instead of a time.
+// Top-k under Google Benchmark, to compare two builds with its tools: bench_topk
+// --benchmark_filter=bf16. A benchmark whose answer differs from the scalar reference ends in an
+// error instead of a time.
 #include <benchmark/benchmark.h>
 #include <fmt/format.h>
 
@@ -22,12 +23,12 @@ struct Shape {
   int64_t n;
 };
 
-// A matrix of normal numbers on large pages.
+// A matrix of normally distributed numbers on 2 MiB pages.
 struct Matrix {
   explicit Matrix(const Shape& shape)
       : buffer(static_cast<size_t>(shape.rows * shape.n) * SizeOf(shape.dtype)),
         view{buffer.data(), shape.dtype, shape.rows, shape.n, shape.n} {
-    Fill(Distribution::kNormal, shape.dtype, shape.rows, shape.n, buffer.data());
+    Fill(Distribution::kNormal, shape.dtype, shape.rows, shape.n, /*k=*/64, buffer.data());
   }
   HugeBuffer buffer;
   MatrixView view;
@@ -39,7 +40,7 @@ void SetCounters(benchmark::State& state, const Matrix& matrix) {
       fmt::format("{}, {} pages", Target(), PagesOf(matrix.buffer.data(), matrix.buffer.bytes())));
 }
 
-// The roofline: a maximum over the same bytes.
+// The roofline: reading the same bytes to find their maximum.
 void BenchRead(benchmark::State& state, const Shape& shape) {
   const Matrix matrix(shape);
   for ([[maybe_unused]] auto step : state) {

@@ -9,6 +9,8 @@
 #include <stdexcept>
 
 #include "cli/attention_data.h"
+#include "testing/reference.h"
+#include "testing/rng.h"
 
 namespace riffle::cli {
 namespace {
@@ -18,15 +20,20 @@ constexpr int kCheckedRows = 24;
 
 std::vector<int32_t> Ragged(int sequences, int longest) {
   std::vector<int32_t> lengths;
-  uint64_t state = 1;
+  test::Rng random(1);
   for (int i = 0; i < sequences; ++i) {
-    lengths.push_back(1 + static_cast<int32_t>(NextRandom(state) % static_cast<uint64_t>(longest)));
+    lengths.push_back(1 + static_cast<int32_t>(random.Below(longest)));
   }
   return lengths;
 }
 
 std::vector<int32_t> Repeat(int32_t value, int times) {
   return std::vector<int32_t>(static_cast<size_t>(times), value);
+}
+
+double Number(DType dtype, const void* data, int64_t i) {
+  return test::Decode(dtype,
+                      static_cast<const uint8_t*>(data) + i * static_cast<int64_t>(SizeOf(dtype)));
 }
 
 // Checks one query head's result against a softmax in double. Weights and the result are rounded to
@@ -40,7 +47,7 @@ void CheckRow(const AttentionData& data, size_t b, int query, int head) {
   for (int j = 0; j <= position; ++j) {
     double logit = 0;
     for (int i = 0; i < what.head_dim; ++i) {
-      logit += NumberAt(what.q_dtype, data.q.data, row * what.head_dim + i) *
+      logit += Number(what.q_dtype, data.q.data, row * what.head_dim + i) *
                data.Element(data.keys, b, j, head / what.group, i);
     }
     weights.push_back(logit / std::sqrt(what.head_dim));
@@ -61,7 +68,7 @@ void CheckRow(const AttentionData& data, size_t b, int query, int head) {
       magnitude += std::abs(part);
     }
     const double bound = 0x1p-8 * (magnitude + std::abs(expected)) + 1e-4 * magnitude;
-    const double got = NumberAt(what.q_dtype, data.out.data, row * what.values_dim() + i);
+    const double got = Number(what.q_dtype, data.out.data, row * what.values_dim() + i);
     if (!(std::abs(got - expected) <= bound)) {
       throw std::runtime_error(
           fmt::format("{}: sequence {}, query {}, head {}, element {} is {} but should be {} +- {}",
@@ -71,13 +78,12 @@ void CheckRow(const AttentionData& data, size_t b, int query, int head) {
 }
 
 void CheckSample(const AttentionData& data) {
-  uint64_t state = 5;
-  const auto below = [&state](size_t n) { return NextRandom(state) % n; };
+  test::Rng random(5);
   for (int i = 0; i < kCheckedRows; ++i) {
-    const size_t b = below(data.what.kv_lens.size());
-    const auto query = static_cast<int>(below(static_cast<size_t>(data.what.q_lens[b])));
-    CheckRow(data, b, query,
-             static_cast<int>(below(static_cast<size_t>(data.what.kv_heads * data.what.group))));
+    const auto b =
+        static_cast<size_t>(random.Below(static_cast<int64_t>(data.what.kv_lens.size())));
+    const auto query = static_cast<int>(random.Below(data.what.q_lens[b]));
+    CheckRow(data, b, query, static_cast<int>(random.Below(data.what.kv_heads * data.what.group)));
   }
 }
 

@@ -1,30 +1,15 @@
 #include "cli/attention_data.h"
 
 #include <algorithm>
-#include <cmath>
 #include <cstring>
 #include <numeric>
+
+#include "testing/kv_codes.h"
 
 namespace riffle::cli {
 namespace {
 
 constexpr float kRowScale = 0x1p-6f;  // of int8
-
-double Ldexp8(int code, int places, int bias) {
-  const int exponent = (code & 0x7f) >> places;
-  const int fraction = code & ((1 << places) - 1);
-  const double magnitude = exponent == 0
-                               ? std::ldexp(fraction, 1 - bias - places)
-                               : std::ldexp(fraction + (1 << places), exponent - bias - places);
-  return code & 0x80 ? -magnitude : magnitude;
-}
-
-double HalfAt(const uint8_t* from) {  // expects a normal number
-  uint16_t bits;
-  std::memcpy(&bits, from, 2);
-  const double magnitude = std::ldexp((bits & 0x3ff) + 1024, (bits >> 10 & 31) - 25);
-  return bits & 0x8000 ? -magnitude : magnitude;
-}
 
 // How to make elements from random bits: which bits are kept and what is added, so that the
 // exponent of the number is -1 or 0.
@@ -49,17 +34,17 @@ RandomBits BitsOf(DType dtype) {
   }
 }
 
-void Fill(HugeBuffer& memory, DType dtype, uint64_t& state) {
+void Fill(HugeBuffer& memory, DType dtype, test::Rng& random) {
   const RandomBits of = BitsOf(dtype);
   for (size_t i = 0; i + 8 <= memory.bytes(); i += 8) {
-    const uint64_t bits = (NextRandom(state) & of.keep) + of.add;
+    const uint64_t bits = (random.Next() & of.keep) + of.add;
     std::memcpy(memory.data() + i, &bits, 8);
   }
 }
 
 // Fills blocks with random codes under one scale, a power of two.
-void FillBlocks(HugeBuffer& memory, KvFormat format, uint64_t& state) {
-  Fill(memory, DType::kU8, state);
+void FillBlocks(HugeBuffer& memory, KvFormat format, test::Rng& random) {
+  Fill(memory, DType::kU8, random);
   const auto block = static_cast<size_t>(BlockBytes(format));
   const uint16_t scale = format == KvFormat::kQ8_0 ? 0x2400 : 0x3400;  // 2^-6, 2^-2
   for (size_t i = 0; i + block <= memory.bytes(); i += block) {
@@ -67,39 +52,9 @@ void FillBlocks(HugeBuffer& memory, KvFormat format, uint64_t& state) {
   }
 }
 
-double BlockElement(KvFormat format, const uint8_t* row, int i) {
-  const uint8_t* block = row + i / 32 * BlockBytes(format);
-  const int in_block = i % 32;
-  if (format == KvFormat::kQ8_0) {
-    return HalfAt(block) * static_cast<int8_t>(block[2 + in_block]);
-  }
-  const int byte = block[2 + in_block % 16];
-  return HalfAt(block) * ((in_block < 16 ? byte & 15 : byte >> 4) - 8);
-}
-
 }  // namespace
 
-uint64_t NextRandom(uint64_t& state) {
-  uint64_t z = (state += 0x9e3779b97f4a7c15u);
-  z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9u;
-  z = (z ^ (z >> 27)) * 0x94d049bb133111ebu;
-  return z ^ (z >> 31);
-}
-
-double NumberAt(DType dtype, const void* data, int64_t i) {
-  const auto* bytes = static_cast<const uint8_t*>(data) + i * static_cast<int64_t>(SizeOf(dtype));
-  if (dtype == DType::kF16) {
-    return HalfAt(bytes);
-  }
-  uint32_t bits = 0;
-  std::memcpy(&bits, bytes, SizeOf(dtype));
-  bits <<= dtype == DType::kBF16 ? 16 : 0;
-  float value;
-  std::memcpy(&value, &bits, sizeof(value));
-  return value;
-}
-
-void AttentionData::DealPages(uint64_t& state) {
+void AttentionData::DealPages(test::Rng& random) {
   for (size_t b = 0; b < what.kv_lens.size(); ++b) {
     cu_q_lens.push_back(cu_q_lens.back() + what.q_lens[b]);
     const int32_t pages = (what.kv_lens[b] + what.page_size - 1) / what.page_size;
@@ -110,7 +65,7 @@ void AttentionData::DealPages(uint64_t& state) {
   std::vector<int32_t> order(static_cast<size_t>(total_pages));
   std::iota(order.begin(), order.end(), 0);
   for (size_t i = order.size(); i > 1; --i) {
-    std::swap(order[i - 1], order[NextRandom(state) % i]);
+    std::swap(order[i - 1], order[static_cast<size_t>(random.Below(static_cast<int64_t>(i)))]);
   }
   table.assign(what.kv_lens.size() * static_cast<size_t>(max_pages), -1);
   size_t next = 0;
@@ -123,8 +78,8 @@ void AttentionData::DealPages(uint64_t& state) {
 }
 
 AttentionData::AttentionData(const AttentionCase& the_case) : what(the_case) {
-  uint64_t state = 7;
-  DealPages(state);
+  test::Rng random(7);
+  DealPages(random);
   keys.dtype = what.dtype;
   keys.format = what.format;
   keys.num_pages = total_pages;
@@ -144,12 +99,12 @@ AttentionData::AttentionData(const AttentionCase& the_case) : what(the_case) {
   out_memory = HugeBuffer(static_cast<size_t>(tokens * heads * what.values_dim()) * element);
   for (HugeBuffer* memory : {&keys_memory, &values_memory}) {
     if (what.format == KvFormat::kPlain) {
-      Fill(*memory, what.dtype, state);
+      Fill(*memory, what.dtype, random);
     } else {
-      FillBlocks(*memory, what.format, state);
+      FillBlocks(*memory, what.format, random);
     }
   }
-  Fill(q_memory, what.q_dtype, state);
+  Fill(q_memory, what.q_dtype, random);
   keys.data = keys_memory.data();
   if (what.row_scales) {
     const int64_t rows = int64_t{total_pages} * what.kv_heads * what.page_size;
@@ -176,19 +131,8 @@ double AttentionData::Element(const PagedKv& kv, size_t b, int position, int hea
                     (page * kv.page_stride + position % what.page_size * kv.token_stride +
                      head * kv.head_stride) *
                         static_cast<int64_t>(SizeOf(kv.dtype));
-  if (kv.format != KvFormat::kPlain) {
-    return BlockElement(kv.format, row, i);
-  }
-  switch (kv.dtype) {
-    case DType::kE4M3:
-      return Ldexp8(row[i], 3, 7);
-    case DType::kE5M2:
-      return Ldexp8(row[i], 2, 15);
-    case DType::kI8:
-      return double{kRowScale} * static_cast<int8_t>(row[i]);
-    default:
-      return NumberAt(kv.dtype, row, i);
-  }
+  const double code = test::DecodeElement({.dtype = kv.dtype, .format = kv.format}, row, i);
+  return kv.dtype == DType::kI8 && kv.format == KvFormat::kPlain ? kRowScale * code : code;
 }
 
 }  // namespace riffle::cli

@@ -6,13 +6,9 @@
 
 #include "cli/attention_cases.h"
 #include "cli/huge_buffer.h"
+#include "testing/rng.h"
 
 namespace riffle::cli {
-
-uint64_t NextRandom(uint64_t& state);  // SplitMix64 (Steele, Lea, Flood 2014)
-
-// Element i of an array of f32, f16 or bf16.
-double NumberAt(DType dtype, const void* data, int64_t i);
 
 // Pages are in random order, like those of a pool that has been in use for a while. Elements have
 // both signs, and magnitudes around 1.
@@ -35,7 +31,7 @@ struct AttentionData {
   AttentionOut out;
 
  private:
-  void DealPages(uint64_t& state);
+  void DealPages(test::Rng& random);
 };
 
 }  // namespace riffle::cli

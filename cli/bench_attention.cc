@@ -13,6 +13,7 @@
 #include "cli/commands.h"
 #include "cli/failure.h"
 #include "cli/report.h"
+#include "engine/printable.h"
 
 namespace riffle::cli {
 namespace {
@@ -57,7 +58,8 @@ std::vector<AttentionCase> Choose(const BenchArguments& arguments) {
     }
   }
   if (chosen.empty()) {
-    FailInput("--only '{}' is part of no case; the cases are: {}", arguments.only, names);
+    FailInput("--only {} is part of no case; the cases are: {}", engine::Quote(arguments.only),
+              names);
   }
   return chosen;
 }

@@ -13,6 +13,7 @@
 #include "cli/failure.h"
 #include "cli/linear_cases.h"
 #include "cli/report.h"
+#include "engine/printable.h"
 
 namespace riffle::cli {
 namespace {
@@ -46,7 +47,8 @@ std::vector<LinearMatrix> Choose(const BenchArguments& arguments) {
         names += fmt::format("{}{}", names.empty() ? "" : " ", CaseName(what, rows));
       }
     }
-    FailInput("--only '{}' is part of no case; the cases are: {}", arguments.only, names);
+    FailInput("--only {} is part of no case; the cases are: {}", engine::Quote(arguments.only),
+              names);
   }
   return chosen;
 }

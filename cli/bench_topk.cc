@@ -14,6 +14,7 @@
 #include "cli/failure.h"
 #include "cli/report.h"
 #include "cli/streams.h"
+#include "engine/printable.h"
 
 namespace riffle::cli {
 namespace {
@@ -76,7 +77,7 @@ nlohmann::ordered_json ToJson(const BenchSection& section, const BenchLine& line
                                  {"n", what.n},
                                  {"k", what.k},
                                  {"dtype", Name(what.dtype)},
-                                 {"distribution", Name(what.distribution)},
+                                 {"distribution", NameOf(what.distribution)},
                                  {"algorithm", Name(what.algorithm)},
                                  {"per_row", what.per_row},
                                  {"pages", line.pages},
@@ -104,7 +105,8 @@ std::vector<BenchSection> Choose(const BenchArguments& arguments) {
         names += (names.empty() ? "" : " ") + what.name;
       }
     }
-    FailInput("--only '{}' is part of no case; the cases are: {}", arguments.only, names);
+    FailInput("--only {} is part of no case; the cases are: {}", engine::Quote(arguments.only),
+              names);
   }
   return chosen;
 }

@@ -8,6 +8,7 @@
 #include "cli/commands.h"
 #include "cli/failure.h"
 #include "cli/write_cases.h"
+#include "engine/printable.h"
 
 namespace riffle::cli {
 namespace {
@@ -45,7 +46,8 @@ void Run(const BenchArguments& arguments) {
     return what.name.find(arguments.only) == std::string::npos;
   });
   if (cases.empty()) {
-    FailInput("--only '{}' is part of no case; the cases are: {}", arguments.only, names);
+    FailInput("--only {} is part of no case; the cases are: {}", engine::Quote(arguments.only),
+              names);
   }
   BenchRun run(kCommand, arguments);
   for (const WriteCase& what : cases) {

@@ -12,6 +12,7 @@
 
 #include "cli/commands.h"
 #include "cli/report.h"
+#include "engine/printable.h"
 #include "riffle/runtime.h"
 
 namespace riffle::cli {
@@ -22,7 +23,7 @@ constexpr const char* kThreadsVariable = "RIFFLE_NUM_THREADS";
 
 std::string FromEnvironment(const char* name) {
   const char* value = std::getenv(name);
-  return value == nullptr || *value == '\0' ? "not set" : fmt::format("set to '{}'", value);
+  return value == nullptr || *value == '\0' ? "not set" : "set to " + engine::Quote(value);
 }
 
 void PrintText() {

@@ -35,7 +35,7 @@ constexpr const char* kFooter =
 // Called in exception handlers, so it neither throws nor allocates.
 int Fail(int code, std::string_view text) noexcept {
   PrintToStderr("riffle: error: ");
-  PrintToStderr(text);
+  PrintEscaped(text, PrintToStderr);
   PrintToStderr("\n");
   return code;
 }

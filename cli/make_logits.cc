@@ -13,6 +13,7 @@
 #include "cli/numbers.h"
 #include "cli/options.h"
 #include "cli/report.h"
+#include "engine/printable.h"
 
 namespace riffle::cli {
 namespace {
@@ -39,7 +40,7 @@ struct Arguments {
 void Run(const Arguments& arguments) {
   const auto dtype = ParseDType(arguments.dtype);
   if (!dtype.has_value()) {
-    FailInput("--dtype '{}' is not f32, f16 or bf16", arguments.dtype);
+    FailInput("--dtype {} is not f32, f16 or bf16", engine::Quote(arguments.dtype));
   }
   constexpr int64_t kMostElements = int64_t{1} << 40;
   if (arguments.rows < 0 || arguments.vocab < 1 || arguments.vocab > INT32_MAX ||

@@ -9,6 +9,8 @@
 #include <cstring>
 #include <string_view>
 
+#include "cli/streams.h"
+
 namespace riffle::cli {
 namespace {
 
@@ -51,7 +53,7 @@ void OnBusError(int signal, siginfo_t* info, void*) {
     }
   }
   Write("riffle: error: ");
-  Write(name);
+  PrintEscaped(name, Write);
   Write(": became shorter while it was read\n");
   ::_exit(1);
 }

@@ -12,9 +12,12 @@
 
 #include "cli/failure.h"
 #include "cli/npy_header.h"
+#include "engine/printable.h"
 
 namespace riffle::cli {
 namespace {
+
+using engine::Quote;
 
 class FileDescriptor {
  public:
@@ -31,8 +34,8 @@ class FileDescriptor {
 // The element type of a file. If it is unknown, throws an error that says what would help.
 DType ResolveDType(const std::string& descr, std::optional<DType> wanted, const std::string& path) {
   if (descr.starts_with('>')) {
-    FailInput("{}: big-endian elements ('{}'); convert with x.astype('<{}')", path, descr,
-              descr.substr(1));
+    FailInput("{}: big-endian elements ({}); convert with x.astype({})", path, Quote(descr),
+              Quote("<" + descr.substr(1)));
   }
   if (descr == "|O") {
     FailInput("{}: Python objects ('|O'); save a float32 array: numpy.save(path, x.astype('<f4'))",
@@ -45,20 +48,19 @@ DType ResolveDType(const std::string& descr, std::optional<DType> wanted, const 
     stored = DType::kF16;
   } else if (descr == "<u2" || descr == "|V2" || descr == "<V2") {
     if (!wanted.has_value()) {
-      FailInput(
-          "{}: 16-bit words ('{}') of unknown meaning; pass --dtype bf16 if they are bfloat16",
-          path, descr);
+      FailInput("{}: 16-bit words ({}) of unknown meaning; pass --dtype bf16 if they are bfloat16",
+                path, Quote(descr));
     }
     stored = DType::kBF16;
   } else {
     FailInput(
-        "{}: elements of type '{}', but float32 ('<f4'), float16 ('<f2') and bfloat16 stored "
+        "{}: elements of type {}, but float32 ('<f4'), float16 ('<f2') and bfloat16 stored "
         "as uint16 ('<u2') are read; convert with x.astype('<f4')",
-        path, descr);
+        path, Quote(descr));
   }
   if (wanted.has_value() && *wanted != *stored) {
-    FailInput("{}: --dtype {}, but the file holds '{}'; leave --dtype out, or convert the array",
-              path, Name(*wanted), descr);
+    FailInput("{}: --dtype {}, but the file holds {}; leave --dtype out, or convert the array",
+              path, Name(*wanted), Quote(descr));
   }
   return *stored;
 }

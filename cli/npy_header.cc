@@ -7,24 +7,16 @@
 #include <string_view>
 
 #include "cli/failure.h"
+#include "engine/printable.h"
 
 namespace riffle::cli {
 namespace {
 
+using engine::Quote;
+
 constexpr std::string_view kMagic = "\x93NUMPY";
 constexpr std::string_view kSaveAgain = "save it again with numpy.save";
 constexpr size_t kMostAxes = 64;  // the same limit as NumPy's
-
-// Text from a file, made safe for a terminal: short, and printable ASCII only.
-std::string Quote(std::string_view text) {
-  constexpr size_t kLongest = 40;
-  std::string quoted = "'";
-  for (const char c : text.substr(0, kLongest)) {
-    quoted += c >= ' ' && c <= '~' ? std::string(1, c)
-                                   : fmt::format("\\x{:02x}", static_cast<unsigned char>(c));
-  }
-  return quoted + (text.size() > kLongest ? "...'" : "'");
-}
 
 // A parser for the header, a Python dictionary with three known keys. It does not parse Python in
 // general.

@@ -10,12 +10,11 @@
 
 namespace riffle::cli {
 
-// Element `i` of an array of `dtype` at any alignment; exact for what f32 can hold, as is all that
-// StoreFloat stores.
+// Element `i` of an array of any dtype at any alignment, rounded to float where that is narrower.
 float LoadFloat(const void* data, DType dtype, int64_t i);
 
-// Rounds to nearest, ties to even, and stores. NaN stays NaN; what is too large becomes infinite.
-// Integers are scaled: 16 and -16 are the ends of their range.
+// Stores `value` as element `i` of an array of f32, f16 or bf16 at any alignment: rounded to
+// nearest, ties to even. NaN stays NaN; what is too large becomes infinite.
 void StoreFloat(float value, void* data, DType dtype, int64_t i);
 
 // "f32", "bf16", "f16", and their long names.

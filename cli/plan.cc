@@ -14,6 +14,7 @@
 #include "cli/failure.h"
 #include "cli/numbers.h"
 #include "cli/report.h"
+#include "engine/printable.h"
 #include "riffle/topk.h"
 
 namespace riffle::cli {
@@ -144,7 +145,7 @@ void PrintJson(const Arguments& arguments, const TopKPlan& plan, const TopKExecu
 void Run(Arguments arguments) {
   const std::optional<DType> dtype = ParseDType(arguments.dtype);
   if (!dtype) {
-    FailInput("--dtype {}: f32, bf16 and f16 are possible", arguments.dtype);
+    FailInput("--dtype {} is not f32, bf16 or f16", engine::Quote(arguments.dtype));
   }
   if (arguments.threads == 0) {
     arguments.threads = NumThreads();

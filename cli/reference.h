@@ -1,5 +1,5 @@
-// The answer that every timed call is held against: std::partial_sort on (key, index), one element
-// after the other, knowing nothing of the library but its contract.
+// Compares the results of top-k with the testing library's scalar reference, which knows nothing of
+// the library but its contract. No call is timed whose answer differs.
 #pragma once
 
 #include <cstdint>
@@ -11,15 +11,12 @@
 
 namespace riffle::cli {
 
-// Larger keys come first in the contract's order: NaN above +inf and all equal, -0 equal to +0.
-uint32_t OrderKey(float value);
-
-// Columns of the best min(k, cols) elements of each row, best first: [rows, min(k, cols)].
+// The columns of the best min(k, cols) elements of each row, best first: [rows, min(k, cols)].
 std::vector<int32_t> ReferenceTopK(const MatrixView& x, int64_t k);
 
-// Holds indices[rows, k] against the reference's first k of each row of stride `reference_k` (a
-// shorter row of the reference means -1 padding), and values[rows, k] (null: none) against the
-// elements they stand for, by the bit. Returns "" or what differs first.
+// Compares indices[rows, k] with the first k of each row of `reference`, whose rows have
+// `reference_k` columns (where k is larger, -1 must follow), and the bits of values[rows, k] (null:
+// no values) with those of the elements of x. Returns "", or a text about the first difference.
 std::string Compare(const MatrixView& x, int64_t k, std::span<const int32_t> reference,
                     int64_t reference_k, std::span<const int32_t> indices, const void* values);
 

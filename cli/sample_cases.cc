@@ -4,71 +4,20 @@
 
 #include <algorithm>
 #include <cmath>
-#include <numeric>
 #include <random>
-#include <span>
 #include <stdexcept>
+#include <vector>
 
 #include "cli/huge_buffer.h"
 #include "riffle/roofline.h"
 #include "riffle/sampling.h"
+#include "testing/sampling_reference.h"
 
 namespace riffle::cli {
 namespace {
 
 constexpr int64_t kCheckedRows = 4;
 constexpr int64_t kCheckedDraws = 16;  // of each case
-
-// The columns of a row that may be drawn, found by a full sort in double.
-class Allowed {
- public:
-  Allowed(std::span<const float> x, const SampleCase& what) : x_(x) {
-    std::vector<int32_t> order(x.size());
-    std::iota(order.begin(), order.end(), 0);
-    std::stable_sort(order.begin(), order.end(),
-                     [&](int32_t a, int32_t b) { return x[Index(a)] > x[Index(b)]; });
-    max_ = x[Index(order[0])];
-    for (const int32_t column : order) {
-      sum_ += Weight(column);
-    }
-    if (what.top_k > 0) {
-      order.resize(std::min(order.size(), static_cast<size_t>(what.top_k)));
-    }
-    double kept = 0;
-    for (const int32_t column : order) {
-      kept += Weight(column);
-    }
-    // The call sums weights in f32 and double, so the column that crosses may differ by one here.
-    const double mass = (static_cast<double>(what.top_p) + 1e-6) * kept;
-    double reached = 0;
-    for (const int32_t column : order) {
-      if (reached > mass || Weight(column) < static_cast<double>(what.min_p) * (1 - 1e-6)) {
-        break;
-      }
-      last_ = x[Index(column)];
-      last_column_ = column;
-      reached += Weight(column);
-    }
-  }
-
-  bool Has(int32_t column) const {
-    const float value = x_[Index(column)];
-    return value > last_ || (value == last_ && column <= last_column_);
-  }
-  double LogProb(int32_t column) const { return std::log(Weight(column) / sum_); }
-
- private:
-  static size_t Index(int32_t column) { return static_cast<size_t>(column); }
-  double Weight(int32_t column) const {
-    return std::exp(static_cast<double>(x_[Index(column)]) - static_cast<double>(max_));
-  }
-
-  std::span<const float> x_;
-  float max_ = 0;
-  double sum_ = 0;
-  float last_ = 0;
-  int32_t last_column_ = 0;
-};
 
 }  // namespace
 
@@ -90,6 +39,7 @@ RooflineLine RunSampleCase(const SampleCase& what, double min_seconds, ThreadPoo
   std::normal_distribution<float> normal(0, what.deviation);
   std::generate_n(logits, elements, [&] { return normal(generator); });
 
+  const MatrixView x = {logits, DType::kF32, what.rows, what.vocab, what.vocab};
   std::vector<int32_t> tokens(static_cast<size_t>(what.rows));
   std::vector<float> logprobs(what.logprobs ? tokens.size() : 0);
   std::vector<int64_t> position = {0};
@@ -103,21 +53,20 @@ RooflineLine RunSampleCase(const SampleCase& what, double min_seconds, ThreadPoo
   roofline.name = what.name;
   roofline.pages = PagesOf(memory.data(), memory.bytes());
   roofline.bytes = static_cast<double>(memory.bytes());
-  roofline.call = [&] {
-    Sample({logits, DType::kF32, what.rows, what.vocab, what.vocab}, tokens, logprobs, options);
-  };
+  roofline.call = [&] { Sample(x, tokens, logprobs, options); };
   roofline.read = [&] { ReadMax(memory.data(), memory.bytes(), {.pool = pool}); };
 
-  std::vector<Allowed> allowed;
+  std::vector<test::ExactDistribution> exact;
   for (int64_t row = 0; row < std::min(what.rows, kCheckedRows); ++row) {
-    allowed.emplace_back(
-        std::span<const float>(logits + row * what.vocab, static_cast<size_t>(what.vocab)), what);
+    exact.push_back(test::ReferenceDistribution(
+        x, row, {.top_k = what.top_k, .top_p = what.top_p, .min_p = what.min_p}));
   }
   for (; position[0] < kCheckedDraws; ++position[0]) {
     roofline.call();
-    for (size_t row = 0; row < allowed.size(); ++row) {
-      const double logprob = allowed[row].LogProb(tokens[row]);
-      if (!allowed[row].Has(tokens[row]) ||
+    for (size_t row = 0; row < exact.size(); ++row) {
+      const auto allowed = exact[row].columns.begin() + exact[row].most;
+      const double logprob = test::ReferenceLogProb(x, static_cast<int64_t>(row), tokens[row]);
+      if (std::find(exact[row].columns.begin(), allowed, tokens[row]) == allowed ||
           (what.logprobs && !(std::abs(static_cast<double>(logprobs[row]) - logprob) < 1e-4))) {
         throw std::runtime_error(
             fmt::format("{}: row {}, draw {}: token {} is wrong, or its "

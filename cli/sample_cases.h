@@ -22,9 +22,9 @@ struct SampleCase {
 
 std::vector<SampleCase> SampleCases();
 
-// Makes logits, checks the tokens of some draws against the columns that a full sort in double
-// allows, and log-probabilities against double, then measures. Throws std::runtime_error if an
-// answer is wrong: wrong results are not timed.
+// Makes logits, checks the tokens of some draws and their log-probabilities against the scalar
+// reference in double, then measures. Throws std::runtime_error if an answer is wrong: wrong
+// results are not timed.
 RooflineLine RunSampleCase(const SampleCase& what, double min_seconds, ThreadPool* pool);
 
 }  // namespace riffle::cli

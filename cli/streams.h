@@ -3,6 +3,8 @@
 
 #include <string_view>
 
+#include "engine/tokenizer/utf8.h"
+
 namespace riffle::cli {
 
 // Opens /dev/null in place of standard streams that the caller closed. Otherwise a file opened
@@ -13,6 +15,32 @@ void OpenStandardStreams();
 // For errors, notes and progress. If standard error is closed or full, nothing else changes:
 // neither the exit code nor the output.
 void PrintToStderr(std::string_view text) noexcept;
+
+// Calls print(part) for the parts of `text`, in order, with what a terminal would obey as \xNN:
+// control characters other than a line feed, and bytes that are not UTF-8. For whole errors, which
+// name files by any bytes and at any length; safe in a signal handler if print() is.
+template <typename Print>
+void PrintEscaped(std::string_view text, const Print& print) {
+  constexpr std::string_view kDigits = "0123456789abcdef";
+  while (!text.empty()) {
+    const engine::Utf8Character character = engine::FirstCharacter(text);
+    const std::string_view part = text.substr(0, character.length);
+    const auto first = static_cast<unsigned char>(part[0]);
+    const bool control = part.size() == 1
+                             ? (first < 0x20 && first != '\n') || first == 0x7f
+                             : first == 0xc2 && static_cast<unsigned char>(part[1]) < 0xa0;
+    if (character.kind == engine::Utf8Character::kValid && !control) {
+      print(part);
+    } else {
+      for (const char c : part) {
+        const auto byte = static_cast<unsigned char>(c);
+        const char escaped[] = {'\\', 'x', kDigits[byte >> 4], kDigits[byte & 15]};
+        print(std::string_view(escaped, sizeof(escaped)));
+      }
+    }
+    text.remove_prefix(part.size());
+  }
+}
 
 // Throws std::runtime_error if something printed did not arrive: the disk is full, or a reader
 // closed the pipe while SIGPIPE is ignored. Call it after every part of a long output, so that the

@@ -19,6 +19,7 @@
 #include "cli/report.h"
 #include "cli/same_file.h"
 #include "cli/streams.h"
+#include "engine/printable.h"
 #include "riffle/riffle.h"
 
 namespace riffle::cli {
@@ -83,13 +84,13 @@ Algorithm ParseAlgorithm(const std::string& name) {
       return algorithm;
     }
   }
-  FailInput("--algorithm '{}' is not auto, bucket_maxima or lane_sort", name);
+  FailInput("--algorithm {} is not auto, bucket_maxima or lane_sort", engine::Quote(name));
 }
 
 std::optional<DType> ParseDTypeOption(const std::string& name) {
   const std::optional<DType> dtype = ParseDType(name);
   if (!dtype.has_value() && name != "auto") {
-    FailInput("--dtype '{}' is not auto, f32, f16 or bf16", name);
+    FailInput("--dtype {} is not auto, f32, f16 or bf16", engine::Quote(name));
   }
   return dtype;
 }

@@ -11,6 +11,8 @@
 #include <stdexcept>
 
 #include "cli/huge_buffer.h"
+#include "testing/kv_codes.h"
+#include "testing/reference.h"
 
 namespace riffle::cli {
 namespace {
@@ -18,14 +20,6 @@ namespace {
 constexpr int64_t kPageSize = 16;
 constexpr int64_t kPoolPages = 2048;
 constexpr int64_t kCopyBytes = 64 << 10;  // of a task of the copy
-
-float HalfToFloat(uint16_t bits) {
-  const int exponent = bits >> 10 & 31;
-  const float fraction = static_cast<float>(bits & 0x3ff);
-  const float magnitude =
-      exponent == 0 ? std::ldexp(fraction, -24) : std::ldexp(1024 + fraction, exponent - 25);
-  return (bits & 0x8000) != 0 ? -magnitude : magnitude;
-}
 
 // One call's arrays: both pools lie in one buffer, as both inputs do.
 class Write {
@@ -151,43 +145,34 @@ class Write {
   }
 
   // Element i of a row, and how far it may be from what was written.
-  std::pair<float, float> Element(const uint8_t* row, float scale, int64_t i) const {
-    if (what_.dtype == DType::kI8) {
-      return {static_cast<float>(static_cast<int8_t>(row[i])) * scale, 0.501f * scale};
+  std::pair<double, double> Element(const uint8_t* row, double scale, int64_t i) const {
+    const test::KvCoding coding{.dtype = what_.dtype, .format = what_.format};
+    const double value = test::DecodeElement(coding, row, static_cast<int>(i)) * scale;
+    if (what_.format != KvFormat::kPlain) {
+      const uint8_t* const block = row + i / 32 * BlockBytes(what_.format);
+      return {value, 1.01 * std::fabs(test::Decode(DType::kF16, block))};  // the block's scale
     }
-    if (what_.dtype == DType::kE4M3) {
-      const int exponent = row[i] >> 3 & 15;
-      const float magnitude = exponent == 0
-                                  ? std::ldexp(static_cast<float>(row[i] & 7), -9)
-                                  : std::ldexp(static_cast<float>(8 + (row[i] & 7)), exponent - 10);
-      const float value = (row[i] & 0x80 ? -magnitude : magnitude) * scale;
-      return {value, 0.0626f * std::fabs(value) + scale * 0x1p-9f};
+    switch (what_.dtype) {
+      case DType::kI8:
+        return {value, 0.501 * scale};
+      case DType::kE4M3:
+        return {value, 0.0626 * std::fabs(value) + scale * 0x1p-9};
+      default:  // bf16, which the input is too
+        return {value, 0};
     }
-    if (what_.format == KvFormat::kPlain) {
-      uint16_t bits;
-      std::memcpy(&bits, row + 2 * i, 2);
-      return {std::bit_cast<float>(static_cast<uint32_t>(bits) << 16), 0.0f};
-    }
-    const uint8_t* const block = row + i / 32 * BlockBytes(what_.format);
-    const auto d = HalfToFloat(static_cast<uint16_t>(block[0] | block[1] << 8));
-    const auto at = static_cast<size_t>(i % 32);
-    const int code = what_.format == KvFormat::kQ8_0 ? static_cast<int8_t>(block[2 + at])
-                     : at < 16                       ? (block[2 + at] & 15) - 8
-                                                     : (block[2 + at - 16] >> 4) - 8;
-    return {static_cast<float>(code) * d, 1.01f * std::fabs(d)};
   }
 
   void CheckRow(int side, int64_t token, int64_t head) const {
     const int64_t slot = slots_[static_cast<size_t>(token)];
     const int64_t row = (slot / kPageSize * what_.kv_heads + head) * kPageSize + slot % kPageSize;
     const uint8_t* const data = pool_.data() + side * PoolBytes() + row * row_;
-    const float scale =
+    const double scale =
         scales_.empty()
-            ? 1.0f
+            ? 1.0
             : scales_[static_cast<size_t>(side) * scales_.size() / 2 + static_cast<size_t>(row)];
     for (int64_t i = 0; i < what_.head_dim; ++i) {
       const auto [value, bound] = Element(data, scale, i);
-      const float expected = Input(side, token, head, i);
+      const double expected = Input(side, token, head, i);
       if (!(std::fabs(value - expected) <= bound)) {
         throw std::runtime_error(fmt::format("{}: token {}, head {}, element {} is {}, not {}",
                                              what_.name, token, head, i, value, expected));

@@ -8,23 +8,11 @@
 #include <vector>
 
 #include "riffle/attention.h"
-#include "riffle/error.h"
 #include "riffle/kv_cache.h"
+#include "testing/error_check.h"
 #include "testing/reference.h"
 
 namespace riffle::test {
-
-// Expects that `call` throws an Error with this code whose text contains `part_of_text`.
-template <typename F>
-void ExpectError(Code code, const std::string& part_of_text, const F& call) {
-  try {
-    call();
-    ADD_FAILURE() << "no error; expected: " << part_of_text;
-  } catch (const Error& error) {
-    EXPECT_EQ(error.code(), code) << error.what();
-    EXPECT_NE(std::string(error.what()).find(part_of_text), std::string::npos) << error.what();
-  }
-}
 
 // The address of an element of a page.
 inline const uint8_t* Element(const PagedKv& kv, int64_t page, int64_t token, int64_t head,

@@ -9,7 +9,7 @@
 namespace riffle::test {
 namespace {
 
-// IEEE 754 binary interchange format with the given widths of exponent and fraction.
+// Decodes an IEEE 754 binary format with the given widths of exponent and fraction.
 double DecodeBits(uint32_t bits, int exponent_bits, int fraction_bits) {
   const int exponent = static_cast<int>(bits >> fraction_bits) & ((1 << exponent_bits) - 1);
   const uint32_t fraction = bits & ((1u << fraction_bits) - 1);
@@ -76,7 +76,7 @@ long double Exact(DType dtype, const void* element) {
       return static_cast<long double>(Load<int64_t>(element));
     case DType::kU64:
       return static_cast<long double>(Load<uint64_t>(element));
-    default:  // not of selection
+    default:  // not a dtype of selection
       return 0;
   }
 }
@@ -107,6 +107,7 @@ std::vector<int32_t> ReferenceTopK(const MatrixView& x, int64_t row, int64_t beg
     int64_t column;
   };
   std::vector<Element> elements;
+  elements.reserve(static_cast<size_t>(std::max<int64_t>(0, end - begin)));
   for (int64_t column = begin; column < end; ++column) {
     elements.push_back({Exact(x.dtype, ElementAt(x, row, column)), column});
   }
@@ -115,8 +116,14 @@ std::vector<int32_t> ReferenceTopK(const MatrixView& x, int64_t row, int64_t beg
                    : BeforeAscending(a.value, a.column, b.value, b.column);
   };
   const auto kept = std::min(k, static_cast<int64_t>(elements.size()));
-  std::nth_element(elements.begin(), elements.begin() + kept, elements.end(), before);
-  std::sort(elements.begin(), elements.begin() + kept, before);
+  // For few of many a heap looks at most elements once; for many of them it would be the slower
+  // way.
+  if (kept < static_cast<int64_t>(elements.size()) / 64) {
+    std::partial_sort(elements.begin(), elements.begin() + kept, elements.end(), before);
+  } else {
+    std::nth_element(elements.begin(), elements.begin() + kept, elements.end(), before);
+    std::sort(elements.begin(), elements.begin() + kept, before);
+  }
   std::vector<int32_t> columns;
   for (int64_t i = 0; i < kept; ++i) {
     columns.push_back(static_cast<int32_t>(elements[static_cast<size_t>(i)].column));

@@ -264,7 +264,7 @@ WriteCase::WriteCase(const WriteSpec& spec)
   slots32_.assign(slots_.begin(), slots_.end());
 }
 
-void WriteCase::Call(const WriteKvOptions& options) {
+void WriteCase::Call(const CallOptions& options) {
   const IndexSpan slots = spec_.int64_slots ? IndexSpan(slots_) : IndexSpan(slots32_);
   WriteKv(keys_.in(), values_.in(), slots, keys_.pages(), values_.pages(), options);
 }

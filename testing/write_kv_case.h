@@ -77,7 +77,7 @@ class WriteCase {
 
   // One call; what differs from the reference afterwards.
   std::string Run(ThreadPool* pool = nullptr);
-  void Call(const WriteKvOptions& options);
+  void Call(const CallOptions& options);
 
   HeadsView keys() const { return keys_.in(); }
   HeadsView values() const { return values_.in(); }

@@ -391,18 +391,4 @@ std::vector<std::string_view> GgufFile::Strings(std::string_view key) const {
   return strings;
 }
 
-std::string Printable(std::string_view text) {
-  constexpr size_t kLongest = 80;
-  std::string printable;
-  for (const char c : text) {
-    if (printable.size() >= kLongest) return printable + "...";
-    if (c >= ' ' && c <= '~') {
-      printable += c;
-    } else {
-      printable += fmt::format("\\x{:02x}", static_cast<uint8_t>(c));
-    }
-  }
-  return printable;
-}
-
 }  // namespace riffle::engine

@@ -18,6 +18,8 @@
 #include <utility>
 #include <vector>
 
+#include "engine/printable.h"
+
 namespace riffle::engine {
 
 // A model file that cannot be used. The text names the file and its fault.
@@ -112,9 +114,5 @@ class GgufFile {
 
   std::shared_ptr<const Contents> contents_;
 };
-
-// `text` as part of a message: control characters and bytes outside ASCII escaped, at most 80
-// characters.
-std::string Printable(std::string_view text);
 
 }  // namespace riffle::engine

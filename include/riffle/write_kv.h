@@ -15,9 +15,9 @@
 // Block formats are written from f32 with the bits that the `gguf` Python package's quantize()
 // gives (Q8_0, Q4_0, Q4_1, Q5_0, Q5_1; version 0.19) and, for IQ4_NL, that ggml's
 // quantize_row_iq4_nl_ref() gives when its multiplications and additions are not contracted. Where
-// these leave the result to the machine: a NaN or an infinity in a block makes its scale NaN or
-// infinite and its codes those of 0; codes are those of 0 too where a block is so small that the
-// reciprocal of its scale overflows.
+// these leave the result to the machine, it is defined here: a NaN or an infinity in a block makes
+// its scale NaN or infinite and its codes those of 0; if the reciprocal of a tiny scale overflows,
+// the codes are those of 0 too.
 #pragma once
 
 #include <cstdint>
@@ -44,7 +44,7 @@ struct PagedKvOut {
   KvScales scales = {};  // of e4m3, e5m2 (without data all are 1) and i8, which must have them
   KvFormat format = KvFormat::kPlain;
 
-  // Null: elements are divided by the scales that stand at scales.data, which is only read. Else a
+  // Null: elements are divided by the scales at scales.data, which is only read. Otherwise a
   // scale is made for each row that is written, or for each group of it, and stored here, in the
   // dtype and strides that `scales` names; scales.data is not read and may be null or the same
   // address. No two rows or groups may share a scale. The scale is amax / 448 (e4m3), / 57344
@@ -62,12 +62,8 @@ struct PagedKvOut {
   }
 };
 
-struct WriteKvOptions {
-  ThreadPool* pool = nullptr;  // whose threads take part in large writes; null: DefaultPool()
-};
-
 // Writes token t to slots[t] = page * page_size + offset of both pools; -1: the token is skipped.
-// Where slots are equal the last token's stay, on any number of threads.
+// If slots are equal, the last token wins, on any number of threads.
 //   keys         [tokens, kv_heads, head_dim of key_pages] f32|f16|bf16, any alignment and strides
 //   values       [tokens, kv_heads, head_dim of value_pages], likewise
 //   slots        [tokens] int32 or int64
@@ -77,10 +73,10 @@ struct WriteKvOptions {
 // Everything is checked first, so that nothing is written on error: Error of kBadShape, kBadDType,
 // kBadOption (group, divisor, scales where there must be none), kBadPage (a slot outside the pool),
 // kOverlap (pools that share bytes with each other, with themselves or with an input),
-// kOutOfMemory. A few tokens are written on the calling thread at once; allocates nothing once the
-// pool's scratch has grown.
+// kOutOfMemory. The pool's threads take part in large writes; a few tokens are written by the
+// calling thread alone. Allocates nothing once the pool's scratch has grown.
 RIFFLE_API void WriteKv(const HeadsView& keys, const HeadsView& values, const IndexSpan& slots,
                         const PagedKvOut& key_pages, const PagedKvOut& value_pages,
-                        const WriteKvOptions& options = {});
+                        const CallOptions& options = {});
 
 }  // namespace riffle

@@ -9,6 +9,7 @@
 #include "core/entry_point.h"
 #include "core/lease.h"
 #include "core/pool.h"
+#include "core/printable.h"
 
 namespace riffle {
 namespace {
@@ -27,8 +28,10 @@ int DefaultThreads() {
   }
   char* end = nullptr;
   const long count = std::strtol(text, &end, 10);
-  core::Check(*end == '\0' && count >= 1 && count <= core::kMaxThreads, Code::kBadOption,
-              "RIFFLE_NUM_THREADS = '", text, "' is not a number from 1 to ", core::kMaxThreads);
+  if (*end != '\0' || count < 1 || count > core::kMaxThreads) {
+    core::Fail(Code::kBadOption, "RIFFLE_NUM_THREADS = ", core::Quote(text),
+               " is not a number from 1 to ", core::kMaxThreads);
+  }
   return static_cast<int>(count);
 }
 

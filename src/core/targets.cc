@@ -8,6 +8,7 @@
 #include "core/call_context.h"
 #include "core/check.h"
 #include "core/entry_point.h"
+#include "core/printable.h"
 #include "riffle/runtime.h"
 
 namespace riffle {
@@ -59,8 +60,8 @@ int64_t TargetsFrom(std::string_view argument, std::string_view name) {
     }
     known += std::string(known.empty() ? "" : ", ") + target_name;
   }
-  core::Fail(Code::kBadOption, argument, " = '", name,
-             "' is not one of this machine's targets: ", known);
+  core::Fail(Code::kBadOption, argument, " = ", core::Quote(name),
+             " is not one of this machine's targets: ", known);
 }
 
 int64_t Chosen() {

@@ -44,7 +44,7 @@ struct Writers {
 
 void WriteKv(const HeadsView& keys, const HeadsView& values, const IndexSpan& slots,
              const PagedKvOut& key_pages, const PagedKvOut& value_pages,
-             const WriteKvOptions& options) try {
+             const CallOptions& options) try {
   const core::EntryPoint entry;
   core::EnsureTarget();
   kv_cache::CheckWrite(keys, values, slots, key_pages, value_pages);

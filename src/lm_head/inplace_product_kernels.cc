@@ -14,12 +14,7 @@ namespace riffle::lm_head::HWY_NAMESPACE {
 
 const InplaceProductKernels* InplaceProductKernelsForTarget() {
   static constexpr InplaceProductKernels kKernels = {
-      {MultiplyInplace<F32Source<DType::kF32>>, MultiplyInplace<F32Source<DType::kF16>>,
-       MultiplyInplace<F32Source<DType::kBF16>>, MultiplyInplace<Q8F32Source>,
-#if HWY_NATIVE_DOT_BF16 && HWY_ARCH_X86
-       MultiplyInplace<BF16PairSource>, MultiplyInplace<Q8BF16PairSource>
-#endif
-      }};
+      .multiply = ForWeightSources([]<class Source> { return MultiplyInplace<Source>; })};
   return &kKernels;
 }
 

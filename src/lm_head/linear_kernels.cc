@@ -28,7 +28,7 @@ void StoreTiles(const LinearArgs& args, int64_t begin, int64_t end, const StoreT
 }
 
 const LinearKernels* LinearKernelsForTarget() {
-  static constexpr LinearKernels kKernels = {StoreTiles};
+  static constexpr LinearKernels kKernels = {.store_tiles = StoreTiles};
   return &kKernels;
 }
 

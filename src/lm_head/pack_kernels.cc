@@ -18,12 +18,7 @@ const PackKernels* PackKernelsForTarget() {
       .bf16_pairs = HWY_NATIVE_DOT_BF16 && HWY_ARCH_X86,
       .x = PackRow,
       .load_scales = LoadScales,
-      .weights = {PackWeights<F32Source<DType::kF32>>, PackWeights<F32Source<DType::kF16>>,
-                  PackWeights<F32Source<DType::kBF16>>, PackWeights<Q8F32Source>,
-#if HWY_NATIVE_DOT_BF16 && HWY_ARCH_X86
-                  PackWeights<BF16PairSource>, PackWeights<Q8BF16PairSource>
-#endif
-      },
+      .weights = ForWeightSources([]<class Source> { return PackWeights<Source>; }),
       .transposed = {PackTransposed<F32Source<DType::kF32>>, PackTransposed<F32Source<DType::kF16>>,
                      PackTransposed<F32Source<DType::kBF16>>, nullptr,
 #if HWY_NATIVE_DOT_BF16 && HWY_ARCH_X86

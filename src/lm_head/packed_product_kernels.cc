@@ -14,12 +14,7 @@ namespace riffle::lm_head::HWY_NAMESPACE {
 
 const PackedProductKernels* PackedProductKernelsForTarget() {
   static constexpr PackedProductKernels kKernels = {
-      {MultiplyPacked<F32Source<DType::kF32>>, MultiplyPacked<F32Source<DType::kF16>>,
-       MultiplyPacked<F32Source<DType::kBF16>>, MultiplyPacked<Q8F32Source>,
-#if HWY_NATIVE_DOT_BF16 && HWY_ARCH_X86
-       MultiplyPacked<BF16PairSource>, MultiplyPacked<Q8BF16PairSource>
-#endif
-      }};
+      .multiply = ForWeightSources([]<class Source> { return MultiplyPacked<Source>; })};
   return &kKernels;
 }
 

@@ -18,14 +18,14 @@ HWY_BEFORE_NAMESPACE();
 namespace riffle::lm_head::HWY_NAMESPACE {
 
 // A row's list in a thread's scratch.
-HWY_INLINE Keys32 ListOf(const ChunkTask& task, int64_t row, uint8_t* scratch) {
+HWY_INLINE FloatCandidates ListOf(const ChunkTask& task, int64_t row, uint8_t* scratch) {
   return {task.lists.keys.At(scratch) + row * task.lists.stride,
           task.lists.columns.At(scratch) + row * task.lists.stride,
           static_cast<size_t>(task.lists.counts.At(scratch)[row])};
 }
 
 // Prunes a list to the limit of a chunk, and raises the row's bound by what pruning proved.
-HWY_INLINE void PruneToLimit(const ChunkTask& task, int64_t row, Keys32& list) {
+HWY_INLINE void PruneToLimit(const ChunkTask& task, int64_t row, FloatCandidates& list) {
   const auto limit = static_cast<size_t>(task.plan.limit);
   if (list.count > limit) {
     core::AtomicMax(task.kept.bounds[row], Prune(list, static_cast<size_t>(task.k), limit));
@@ -33,7 +33,8 @@ HWY_INLINE void PruneToLimit(const ChunkTask& task, int64_t row, Keys32& list) {
 }
 
 // Copies a row's list to shared memory.
-HWY_INLINE void KeepList(const ChunkTask& task, int64_t rows, int64_t row, const Keys32& list) {
+HWY_INLINE void KeepList(const ChunkTask& task, int64_t rows, int64_t row,
+                         const FloatCandidates& list) {
   const int64_t at = task.chunk * rows + row;
   std::copy_n(list.keys, list.count, task.kept.keys + at * task.plan.limit);
   std::copy_n(list.indices, list.count, task.kept.columns + at * task.plan.limit);
@@ -50,25 +51,25 @@ void SearchTiles(const LinearArgs& args, int64_t begin, int64_t end, const Chunk
   for (int64_t tile = begin; tile < end; ++tile) {
     const float* logits = runner.Run(tile);
     for (int64_t row = 0; row < args.rows; ++row) {
-      Keys32 list = ListOf(task, row, scratch);
+      FloatCandidates list = ListOf(task, row, scratch);
       if (list.count + kTile > capacity) {
         PruneToLimit(task, row, list);
       }
-      AppendTile(logits + row * kTile, static_cast<int>(tile * kTile), runner.columns(),
-                 task.kept.bounds[row].load(std::memory_order_relaxed), list);
+      AppendReaching(logits + row * kTile, runner.columns(), static_cast<int32_t>(tile * kTile),
+                     task.kept.bounds[row].load(std::memory_order_relaxed), list);
       HWY_DASSERT(list.count <= capacity);
       counts[row] = static_cast<int64_t>(list.count);
     }
   }
   for (int64_t row = 0; row < args.rows; ++row) {
-    Keys32 list = ListOf(task, row, scratch);
+    FloatCandidates list = ListOf(task, row, scratch);
     PruneToLimit(task, row, list);
     KeepList(task, args.rows, row, list);
   }
 }
 
 void FinishRow(const FinishTask& task, uint8_t* scratch) {
-  Keys32 list{task.layout.keys.At(scratch), task.layout.columns.At(scratch), 0};
+  FloatCandidates list{task.layout.keys.At(scratch), task.layout.columns.At(scratch), 0};
   for (int64_t chunk = 0; chunk < task.chunks; ++chunk) {
     const int64_t at = chunk * task.rows + task.row;
     const auto count = static_cast<size_t>(task.kept.counts[at]);
@@ -80,7 +81,8 @@ void FinishRow(const FinishTask& task, uint8_t* scratch) {
 }
 
 const PlainTopKKernels* PlainTopKKernelsForTarget() {
-  static constexpr PlainTopKKernels kKernels = {SearchTiles, FinishRow};
+  static constexpr PlainTopKKernels kKernels = {.search_tiles = SearchTiles,
+                                                .finish_row = FinishRow};
   return &kKernels;
 }
 

@@ -2,6 +2,7 @@
 // arrays are indexed by WeightSource; entries for pairs are null on targets without them.
 #pragma once
 
+#include <array>
 #include <cstdint>
 
 #include "lm_head/product.h"
@@ -25,19 +26,21 @@ struct PackKernels {
   bool bf16_pairs;
   void (*x)(const PackXTask& task, int64_t row);
   void (*load_scales)(const WeightTile& tile);
-  void (*weights[kWeightSources])(const WeightTile& tile, uint32_t* operands);
-  void (*transposed[kWeightSources])(const WeightTile& tile, uint32_t* operands);
+  using Pack = void (*)(const WeightTile& tile, uint32_t* operands);
+  std::array<Pack, kWeightSources> weights;
+  std::array<Pack, kWeightSources> transposed;
 };
 const PackKernels& GetPackKernels();
 
 struct PackedProductKernels {
-  void (*multiply[kWeightSources])(const KBlockProduct& product, const WeightTile& tile,
-                                   bool prefetch);
+  using Multiply = void (*)(const KBlockProduct& product, const WeightTile& tile, bool prefetch);
+  std::array<Multiply, kWeightSources> multiply;
 };
 const PackedProductKernels& GetPackedProductKernels();
 
 struct InplaceProductKernels {
-  void (*multiply[kWeightSources])(const KBlockProduct& product, const WeightTile& tile);
+  using Multiply = void (*)(const KBlockProduct& product, const WeightTile& tile);
+  std::array<Multiply, kWeightSources> multiply;
 };
 const InplaceProductKernels& GetInplaceProductKernels();
 

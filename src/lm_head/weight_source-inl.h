@@ -8,6 +8,7 @@
 
 #include <hwy/highway.h>
 
+#include <array>
 #include <cstdint>
 
 #include "core/dot_operands-inl.h"
@@ -208,6 +209,23 @@ struct PackStep<Q8BF16PairSource> {
   }
 };
 #endif
+
+// A row of a kernel table: the functions for all sources, in the order of WeightSource, null for
+// those that this target lacks. `select`: []<class Source> { return Kernel<Source>; }.
+template <typename Select>
+constexpr auto ForWeightSources(const Select& select) {
+  using Function = decltype(select.template operator()<F32Source<DType::kF32>>());
+  return std::array<Function, kWeightSources> {
+    select.template operator()<F32Source<DType::kF32>>(),
+        select.template operator()<F32Source<DType::kF16>>(),
+        select.template operator()<F32Source<DType::kBF16>>(),
+        select.template operator()<Q8F32Source>(),
+#if HWY_NATIVE_DOT_BF16 && HWY_ARCH_X86
+        select.template operator()<BF16PairSource>(),
+        select.template operator()<Q8BF16PairSource>(),
+#endif
+  };
+}
 
 }  // namespace riffle::lm_head::HWY_NAMESPACE
 HWY_AFTER_NAMESPACE();

@@ -57,7 +57,10 @@ int64_t FindEqual(const WeightRow& row, int64_t n, float value, int64_t place) {
 }
 
 const SamplingKernels* SamplingKernelsForTarget() {
-  static constexpr SamplingKernels kKernels{SumRange, WeighRange, FindNucleus, FindEqual};
+  static constexpr SamplingKernels kKernels = {.sum_weights = SumRange,
+                                               .weights = WeighRange,
+                                               .find_nucleus = FindNucleus,
+                                               .find_equal = FindEqual};
   return &kKernels;
 }
 

@@ -117,7 +117,7 @@ class Search {
     }
     const int32_t bound = BoundOf(token, query);
     if (select_.block == 1) {
-      AppendScores(scores, count, key, bound, list);
+      AppendReaching(scores, count, key, bound, list);
     } else {
       reducers_[query].Take(scores, count, key, args_.ranges[token].end,
                             [&](int64_t block, int32_t at) HWY_ATTR {

@@ -11,78 +11,20 @@
 #include <bit>
 #include <cstring>
 
-#include "core/order-inl.h"
-#include "select/bound-inl.h"
-#include "select/compress-inl.h"
+#include "core/order.h"
+#include "select/float_candidates-inl.h"
 #include "select/limits.h"
 #include "select/sort-inl.h"
 #include "sparse/indexer_args.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace riffle::sparse::HWY_NAMESPACE {
-namespace hn = hwy::HWY_NAMESPACE;
-using core::HWY_NAMESPACE::Keys;
-using core::HWY_NAMESPACE::Tag;
-using select::HWY_NAMESPACE::Bound;
-using select::HWY_NAMESPACE::Candidates;
-using select::HWY_NAMESPACE::CountGe;
-using select::HWY_NAMESPACE::FindBound;
-using select::HWY_NAMESPACE::KeepGe;
-using select::HWY_NAMESPACE::Pad;
+using select::HWY_NAMESPACE::AppendReaching;
+using select::HWY_NAMESPACE::Prune;
 using select::HWY_NAMESPACE::SortedIndices;
 
-// Keys of scores and numbers of blocks, in ascending order of block; room for select::kSlack more
-// elements follows each array.
-using ScoreList = Candidates<int32_t>;
-
-// Keeps the candidates above `key` and the first `ties` of those equal to it.
-HWY_INLINE void KeepFirstTies(ScoreList& list, int32_t key, size_t ties) {
-  size_t kept = 0;
-  for (size_t i = 0; i < list.count; ++i) {
-    const int32_t at = list.keys[i];
-    if (at > key || (at == key && ties > 0)) {
-      ties -= at == key ? 1 : 0;
-      list.keys[kept] = at;
-      list.indices[kept++] = list.indices[i];
-    }
-  }
-  list.count = kept;
-}
-
-// Prunes the list to between k and `limit` candidates, the k best among them, still in ascending
-// order of block. Returns a key that at least k of them reach.
-HWY_INLINE int32_t Prune(ScoreList& list, size_t k, size_t limit) {
-  HWY_DASSERT(0 < k && k <= limit && limit < list.count);
-  Pad(Tag<int32_t>(), list.keys, list.count);
-  const Bound<int32_t> bound =
-      FindBound(list.keys, list.count, k, limit, core::kF32Format.lowest_key(), core::kF32Format);
-  if (bound.reached <= limit) {
-    KeepGe(list, bound.key);
-  } else {  // more ties than fit; fewer than k candidates are above them
-    KeepFirstTies(list, bound.key, k - CountGe(list.keys, list.count, bound.key + 1));
-  }
-  HWY_DASSERT(k <= list.count && list.count <= limit);
-  return bound.key;
-}
-
-// Appends scores [0, count) of keys `first`, first + 1 ... that reach `bound`.
-HWY_INLINE void AppendScores(const float* scores, int count, int32_t first, int32_t bound,
-                             ScoreList& list) {
-  const Tag<int32_t> d;
-  const int lanes = static_cast<int>(hn::Lanes(d));
-  const auto limit = hn::Set(d, bound);
-  for (int i = 0; i < count; i += lanes) {
-    const auto bits = hn::BitCast(d, hn::LoadU(hn::Rebind<float, decltype(d)>(), scores + i));
-    const auto keys = Keys(d, bits, core::kF32Format);
-    auto reach = hn::Ge(keys, limit);
-    if (i + lanes > count) {
-      reach = hn::And(reach, hn::FirstN(d, static_cast<size_t>(count - i)));
-    }
-    if (!hn::AllFalse(d, reach)) {
-      list.Append(d, keys, reach, first + i);
-    }
-  }
-}
+// Keys of scores and numbers of blocks, in ascending order of block.
+using ScoreList = select::HWY_NAMESPACE::FloatCandidates;
 
 // Turns scores of consecutive keys into those of their blocks.
 class BlockReducer {

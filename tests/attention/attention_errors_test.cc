@@ -12,6 +12,7 @@
 
 #include "riffle/attention.h"
 #include "riffle/error.h"
+#include "testing/error_check.h"
 
 namespace riffle::test {
 namespace {
@@ -63,16 +64,7 @@ class AttentionErrors : public testing::Test {
     arguments.batch.page_table_stride = 3;
     spoil(arguments);
     const std::vector<uint8_t> before = memory_;
-    try {
-      arguments.Run();
-      ADD_FAILURE() << "did not throw: " << testing::PrintToString(words);
-    } catch (const Error& error) {
-      EXPECT_EQ(static_cast<int>(error.code()), static_cast<int>(code)) << error.what();
-      for (const std::string& word : words) {
-        EXPECT_NE(std::string(error.what()).find(word), std::string::npos)
-            << "'" << error.what() << "' does not say '" << word << "'";
-      }
-    }
+    ExpectError(code, words, [&] { arguments.Run(); });
     EXPECT_TRUE(memory_ == before) << "wrote something";
   }
 

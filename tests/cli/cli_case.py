@@ -74,6 +74,7 @@ class Cli(unittest.TestCase):
         self.assertEqual(done.returncode, code, done.stdout + done.stderr)
         self.assertEqual(done.stdout, "")
         self.assertTrue(done.stderr.startswith("riffle: error: "), done.stderr)
+        self.assertNotRegex(done.stderr, "[\x00-\x09\x0b-\x1f\x7f-\x9f]")  # a terminal would obey them
         for part in says:
             self.assertIn(part, done.stderr)
         return done.stderr

@@ -55,12 +55,31 @@ class BadFiles(Cli):
             ("<u2", ("--dtype", "f16"), ["--dtype float16", "'<u2'"]),
             ("<f4", ("--dtype", "bf16"), ["--dtype bfloat16", "'<f4'"]),
             ("", (), ["''"]),
+            ("<f4" + "!" * 5000, (), ["'<f4!!!", "!...'"]),
         ):
             with self.subTest(descr=descr, args=args):
                 path = self.file(header(descr, (1,)) + bytes(8))
                 self.refused("topk", path, "-k", 1, *args, says=[path, *says])
         fields = raw_header("{'descr': [('a', '<f4')], 'fortran_order': False, 'shape': (1,)}")
         self.refused("topk", self.file(fields + bytes(4)), "-k", 1, says=["several fields"])
+
+    def test_control_characters_are_escaped(self):
+        for descr in (b"<f4\x1b[2J", b">\x1b[2J", b"<\xc2\x9b2J"):
+            path = self.file(raw_header(b"{'descr': '%s', 'fortran_order': False, 'shape': (1,)}" % descr) + bytes(4))
+            self.refused("topk", path, "-k", 1, says=["2J'"])
+        absent = os.path.join(self.folder, "caf\u00e9")
+        for name, says in (
+            ("\x1b[2J", "\\x1b[2J: "),
+            ("\x7f\r", "\\x7f\\x0d: "),
+            ("\x9b2J", "\\xc2\\x9b2J: "),  # one character that begins a sequence, as ESC [ do
+            ("\udcff", "\\xff: "),  # a byte that is not UTF-8
+        ):
+            with self.subTest(name=name):
+                self.refused("topk", absent + name, "-k", 1, says=[absent + says])
+        good = self.file(header("<f4", (1,)) + bytes(4))
+        self.refused("topk", good, "-k", 1, "--dtype", "\x1b[2J", says=["'\\x1b[2J'"])
+        self.refused("topk", good, "-k", "\x1b[2J", says=["\\x1b[2J"])
+        self.refused("topk", good, "-k", 1, env={"RIFFLE_TARGET": "\x1b" * 99}, says=["\\x1b...'"])
 
     def test_lying_shapes(self):
         for shape, says in (

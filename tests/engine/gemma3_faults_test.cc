@@ -1,25 +1,28 @@
-// The engine when something goes wrong in it: memory that runs out in a step, logits that are NaN.
+// The engine when something goes wrong: memory runs out in a step, or logits are NaN.
 #include <gtest/gtest.h>
 
 #include <algorithm>
 #include <array>
 #include <functional>
 #include <limits>
+#include <optional>
+#include <utility>
 
 #include "engine/choose.h"
 #include "engine/engine.h"
 #include "riffle/error.h"
-#include "testing/failing_allocations.h"
+#include "testing/allocations.h"
 #include "testing/tiny_model.h"
 
 namespace riffle::engine {
 namespace {
 
-using riffle::testing::FailAllocation;
+using riffle::test::Fail;
+using riffle::test::FailingAllocations;
 using riffle::testing::TinyModel;
 using Texts = std::vector<std::vector<int32_t>>;
 
-// Prompts that share a beginning; every other request is sampled.
+// Requests whose prompts share a prefix; every other one is sampled.
 std::vector<Request> Requests() {
   std::vector<Request> requests;
   for (int i = 0; i < 4; ++i) {
@@ -45,7 +48,8 @@ struct RunResult {
   int64_t preemptions = 0;
 };
 
-// Allocation `which` of step `step` fails. The step is then tried again, as often as it takes.
+// Runs all requests, with allocation `which` of step `step` failing. A step that fails is tried
+// again.
 RunResult RunWithFailure(Engine& engine, int64_t step, int64_t which) {
   RunResult run;
   run.texts.resize(4);
@@ -57,15 +61,16 @@ RunResult RunWithFailure(Engine& engine, int64_t step, int64_t which) {
     }
     const Progress before = engine.progress();
     const int64_t preemptions = engine.stats().preemptions;
-    FailAllocation(s == step ? which : -1);
+    std::optional<FailingAllocations> failing;
+    if (s == step) failing.emplace(which, Fail::kOnceInThisThread);
     try {
       const std::vector<Generated>& made = engine.Step();
-      FailAllocation(-1);
+      failing.reset();
       for (const Generated& generated : made) {
         run.texts[static_cast<size_t>(generated.request)].push_back(generated.token);
       }
     } catch (const Error& error) {
-      FailAllocation(-1);
+      failing.reset();
       ++run.failures;
       EXPECT_EQ(error.code(), Code::kOutOfMemory) << error.what();
       if (engine.stats().preemptions == preemptions) {
@@ -78,7 +83,8 @@ RunResult RunWithFailure(Engine& engine, int64_t step, int64_t which) {
   return run;
 }
 
-// Every allocation of every step, in a large pool and in one where requests give way.
+// Lets every allocation of every step fail, in a large pool and in one where requests are
+// preempted.
 TEST(Gemma3Faults, AStepThatRunsOutOfMemoryIsUndone) {
   const TinyModel tiny;
   ThreadPool pool(1);
@@ -119,13 +125,13 @@ TEST(Gemma3Faults, SubmitThatRunsOutOfMemoryAddsNothing) {
     Request request;
     request.prompt = {2, 5};
     request.max_new_tokens = 1;
-    FailAllocation(which % 8);
+    std::optional<FailingAllocations> failing(std::in_place, which % 8, Fail::kOnceInThisThread);
     try {
       const int64_t id = engine.Submit(std::move(request));
-      FailAllocation(-1);
+      failing.reset();
       EXPECT_EQ(id, added++);
     } catch (const Error& error) {
-      FailAllocation(-1);
+      failing.reset();
       EXPECT_EQ(error.code(), Code::kOutOfMemory);
     }
     EXPECT_EQ(engine.progress().waiting, added);

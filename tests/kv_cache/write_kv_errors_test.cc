@@ -35,7 +35,7 @@ class WriteKvErrors : public testing::Test {
     value_pages = call.value_pages();
     slots = {0, 1, 2, 3, 4, 5, 6};
     spoil();
-    ExpectError(code, text, [&] { WriteKv(keys, values, slots, key_pages, value_pages); });
+    ExpectError(code, {text}, [&] { WriteKv(keys, values, slots, key_pages, value_pages); });
     EXPECT_EQ(call.Difference(), "") << "something was written: " << text;
   }
 

@@ -9,6 +9,7 @@
 
 #include "riffle/error.h"
 #include "riffle/linear_topk.h"
+#include "testing/error_check.h"
 
 namespace riffle::test {
 namespace {
@@ -58,16 +59,7 @@ class LinearErrors : public testing::Test {
     Arguments arguments = Right();
     spoil(arguments);
     const std::vector<uint8_t> before = memory_;
-    try {
-      call(arguments);
-      ADD_FAILURE() << "did not throw: " << testing::PrintToString(words);
-    } catch (const Error& error) {
-      EXPECT_EQ(static_cast<int>(error.code()), static_cast<int>(code)) << error.what();
-      for (const std::string& word : words) {
-        EXPECT_NE(std::string(error.what()).find(word), std::string::npos)
-            << "'" << error.what() << "' does not say '" << word << "'";
-      }
-    }
+    ExpectError(code, words, [&] { call(arguments); });
     EXPECT_EQ(memory_, before) << "wrote something";
   }
 

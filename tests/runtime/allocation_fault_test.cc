@@ -1,5 +1,5 @@
-// Memory that runs out at any allocation of any public call: the call throws Error(kOutOfMemory)
-// and has written nothing, and the next one is right.
+// Lets every allocation of every public call fail in turn. The call must throw Error(kOutOfMemory)
+// and write nothing, and the next call must be right.
 #include <gtest/gtest.h>
 
 #include <cstring>
@@ -10,12 +10,12 @@
 #include <vector>
 
 #include "riffle/riffle.h"
-#include "testing/allocation_counter.h"
+#include "testing/allocations.h"
 
 namespace riffle::test {
 namespace {
 
-// What a call writes.
+// The memory that a call writes.
 class Outputs {
  public:
   void Add(void* data, size_t bytes) { parts_.push_back({static_cast<uint8_t*>(data), bytes}); }
@@ -44,7 +44,7 @@ class Outputs {
   std::vector<Part> parts_;
 };
 
-// Each failing call comes on a pool without scratch. Returns how many allocations there were.
+// Each failing call gets a pool without scratch. Returns how many allocations the call makes.
 int64_t FailAtEach(const std::string& name, const Outputs& outputs,
                    const std::function<void()>& call) {
   SCOPED_TRACE(name);
@@ -76,7 +76,7 @@ int64_t FailAtEach(const std::string& name, const Outputs& outputs,
         break;
       }
       ++total;
-      if (said == "nothing") {  // the call did without
+      if (said == "nothing") {  // the call can do without this allocation
         EXPECT_TRUE(outputs.Hold(right)) << good;
       } else {
         EXPECT_EQ(said, "out of memory") << good;
@@ -293,7 +293,7 @@ TEST_F(AllocationFaults, KvCache) {
   options.pages = 100;
   EXPECT_GT(FailAtEach("KvCache", {}, [&] { KvCache cache(options); }), 0);
   const std::vector<float> ones(1500 * 32, 1.0f);
-  // A script in which every step may fail, and is then taken again.
+  // Runs a script of calls; a call that fails is made again.
   const auto script = [&](int64_t good) {
     KvCache cache(options);
     int64_t failures = 0;
@@ -351,7 +351,7 @@ TEST_F(AllocationFaults, Runtime) {
             0);
 }
 
-// The old threads stay.
+// A pool that cannot be resized keeps its threads.
 TEST_F(AllocationFaults, SetNumThreadsKeepsWhatThereWas) {
   SetNumThreads(3);
   for (int64_t good = 0; good < 4; ++good) {
@@ -364,7 +364,7 @@ TEST_F(AllocationFaults, SetNumThreadsKeepsWhatThereWas) {
   EXPECT_EQ(runs, std::vector<int>(300, 1));
 }
 
-// Nothing but the first pages of scratch is kept after a call that needed very much.
+// A call that needed very much scratch keeps only the first pages of it.
 TEST_F(AllocationFaults, MuchScratchIsGivenBack) {
   const int64_t n = 20'000'000;
   const std::vector<float> x(static_cast<size_t>(n), 1.0f), top_p = {0.5f};

@@ -8,7 +8,7 @@
 #include "riffle/sampling.h"
 #include "riffle/topk.h"
 #include "riffle/write_kv.h"
-#include "testing/allocation_counter.h"
+#include "testing/allocations.h"
 #include "testing/topk_check.h"
 
 namespace riffle::test {
@@ -30,7 +30,7 @@ class SteadyState : public testing::Test {
   static constexpr int64_t kRows = 4;
   static constexpr int64_t kCols = 40000;
 
-  // The first call may allocate; no later one may, whatever its data is.
+  // The first call may allocate; later ones must not, whatever their data are.
   void ExpectSteady(
       DType dtype, const TopKOptions& options,
       const std::function<void(const MatrixView&, const TopKOut&, const TopKOptions&)>& call) {
@@ -109,7 +109,7 @@ TEST_F(SteadyState, Sample) {
   });
 }
 
-// Of one token, and of so many that threads take part.
+// Writes one token, and so many tokens that threads take part.
 TEST_F(SteadyState, KvCacheWrite) {
   KvCacheOptions options;
   options.pages = 128;

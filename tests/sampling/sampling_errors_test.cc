@@ -10,6 +10,7 @@
 
 #include "riffle/error.h"
 #include "riffle/sampling.h"
+#include "testing/error_check.h"
 
 namespace riffle::test {
 namespace {
@@ -48,16 +49,7 @@ void Expect(Code code, const std::vector<std::string>& words,
   Arguments a;
   spoil(a);
   const std::vector<float> before = a.x;
-  try {
-    a.Run();
-    ADD_FAILURE() << "did not throw: " << testing::PrintToString(words);
-  } catch (const Error& error) {
-    EXPECT_EQ(static_cast<int>(error.code()), static_cast<int>(code)) << error.what();
-    for (const std::string& word : words) {
-      EXPECT_NE(std::string(error.what()).find(word), std::string::npos)
-          << "'" << error.what() << "' does not say '" << word << "'";
-    }
-  }
+  ExpectError(code, words, [&] { a.Run(); });
   EXPECT_EQ(a.tokens, std::vector<int32_t>(kRows, -7));
   EXPECT_EQ(a.logprobs, std::vector<float>(kRows, -7));
   EXPECT_EQ(std::memcmp(before.data(), a.x.data(), before.size() * sizeof(float)), 0);

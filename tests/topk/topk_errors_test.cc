@@ -10,6 +10,7 @@
 #include "riffle/error.h"
 #include "riffle/topk.h"
 #include "testing/buffers.h"
+#include "testing/error_check.h"
 #include "testing/topk_check.h"
 
 namespace riffle::test {
@@ -66,16 +67,7 @@ class TopKErrors : public testing::Test {
     Arguments arguments = Right();
     spoil(arguments);
     const std::vector<uint8_t> before = memory_;
-    try {
-      arguments.Run();
-      ADD_FAILURE() << "did not throw: " << testing::PrintToString(words);
-    } catch (const Error& error) {
-      EXPECT_EQ(static_cast<int>(error.code()), static_cast<int>(code)) << error.what();
-      for (const std::string& word : words) {
-        EXPECT_NE(std::string(error.what()).find(word), std::string::npos)
-            << "'" << error.what() << "' does not say '" << word << "'";
-      }
-    }
+    ExpectError(code, words, [&] { arguments.Run(); });
     EXPECT_EQ(memory_, before) << "wrote something";
     memory_ = before;
   }

@@ -7,6 +7,7 @@
 
 #include "riffle/error.h"
 #include "riffle/topk.h"
+#include "testing/error_check.h"
 #include "testing/ranges_check.h"
 
 namespace riffle::test {
@@ -168,16 +169,9 @@ class BadCall {
   template <typename CallWith>
   void Expect(Code code, const std::vector<std::string>& words, const CallWith& call) {
     Output out(kRows, 4, 4, sizeof(int32_t));
-    try {
+    ExpectError(code, words, [&] {
       call(input_.view(), OutView<int32_t>{reinterpret_cast<int32_t*>(out.data()), 4});
-      FAIL() << "did not throw: " << testing::PrintToString(words);
-    } catch (const Error& error) {
-      EXPECT_EQ(static_cast<int>(error.code()), static_cast<int>(code)) << error.what();
-      for (const std::string& word : words) {
-        EXPECT_NE(std::string(error.what()).find(word), std::string::npos)
-            << "'" << error.what() << "' does not say " << word;
-      }
-    }
+    });
     EXPECT_EQ(out.Difference("indices"), "");
   }
 

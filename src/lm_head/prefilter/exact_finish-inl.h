@@ -57,7 +57,7 @@ inline int64_t FinishRow(const LinearArgs& args, const PrefilteredRow& task, uin
   one.rows = 1;
   one.x = static_cast<const uint8_t*>(args.x) + task.row * kKBlock * args.input_bytes();
   int32_t* columns = task.layout.candidates.At(scratch);
-  Keys32 list{task.layout.sort.keys.At(scratch), task.layout.sort.columns.At(scratch), 0};
+  FloatCandidates list{task.layout.sort.keys.At(scratch), task.layout.sort.columns.At(scratch), 0};
   const size_t count = SelectColumns(task, columns);
   TileRunner runner(one, task.layout.tile, scratch);
   constexpr size_t kColumns = kTile;
@@ -66,8 +66,8 @@ inline int64_t FinishRow(const LinearArgs& args, const PrefilteredRow& task, uin
     const size_t here = std::min(kColumns, count - i);
     PrefetchColumns(args, columns + i + here, std::min(kColumns, count - i - here));
     const float* logits = runner.RunColumns(columns + i, static_cast<int>(here));
-    AppendTile(logits, 0, static_cast<int>(here), core::kF32Format.lowest_key(), list);
-    // AppendTile stored positions in the tile; replace them by the columns of W.
+    AppendReaching(logits, static_cast<int>(here), 0, core::kF32Format.lowest_key(), list);
+    // AppendReaching stored positions in the tile; replace them by the columns of W.
     std::copy_n(columns + i, here, list.indices + list.count - here);
   }
   WriteBest(list, task.k, task.layout.sort, scratch, task.values, task.indices);

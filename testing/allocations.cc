@@ -1,6 +1,6 @@
-// Apart from the tests, so that the compiler does not see that delete is free() where new is not
-// malloc(), and warn.
-#include "testing/allocation_counter.h"
+// A source file of its own: a compiler that saw these operators beside a test's `new` and `delete`
+// would warn that memory which does not come from malloc() is freed by free().
+#include "testing/allocations.h"
 
 #include <atomic>
 #include <cstddef>
@@ -14,10 +14,11 @@ std::atomic<bool> failing{false};
 std::atomic<int64_t> good_left{0};
 std::atomic<int64_t> failures{0};
 Fail how = Fail::kOnce;
+thread_local bool made_it = false;  // whether this thread made the FailingAllocations that lives
 
 void* Allocate(size_t bytes, size_t alignment) {
   ++allocations;
-  if (failing) {
+  if (failing && (how != Fail::kOnceInThisThread || made_it)) {
     const int64_t left = good_left--;
     if (left == 0 || (left < 0 && how == Fail::kFromThenOn)) {
       ++failures;
@@ -51,9 +52,13 @@ FailingAllocations::FailingAllocations(int64_t good, Fail fail) {
   good_left = good;
   failures = 0;
   how = fail;
+  made_it = true;
   failing = true;
 }
-FailingAllocations::~FailingAllocations() { failing = false; }
+FailingAllocations::~FailingAllocations() {
+  failing = false;
+  made_it = false;
+}
 int64_t FailingAllocations::failed() const { return failures; }
 
 }  // namespace riffle::test
