@@ -131,17 +131,30 @@ attention::AttentionArgs MakeArgs(const HeadsView& q, const PagedKv& keys, const
   return args;
 }
 
+// An f32 or f16 query is not rounded to bf16, nor is an element of keys or values.
+attention::RunItemsKernel ChooseRunItems(const attention::AttentionArgs& args) {
+  if (args.q_dtype == DType::kBF16 && attention::ExactInBF16(args.keys.code) &&
+      attention::ExactInBF16(args.values.code)) {
+    if (const attention::RunItemsKernel run_items = attention::GetBF16RunItems()) {
+      return run_items;
+    }
+  }
+  return attention::GetAttentionKernels().run_items;
+}
+
 // `partial_states` has room for the plan's partial states (StateBytes).
 void RunPlanned(const attention::AttentionArgs& args, const attention::PlannedBatch& batch,
                 float* partial_states, core::Lease& lease) {
   const attention::Plan& plan = batch.plan;
-  lease.ReserveScratch(attention::AttentionScratchBytes(args, plan));
+  const attention::AttentionKernels& kernels = attention::GetAttentionKernels();
+  const attention::RunItemsKernel run_items = ChooseRunItems(args);
+  lease.ReserveScratch(kernels.scratch_bytes(args, plan));
   // The last queries of a causal prefill see the most keys: theirs first, so that what is left at
   // the end, when a thread may have to wait for another, is small.
-  lease.Run(plan.shares, [&](int64_t task, uint8_t* scratch) {
-    const int64_t share = plan.shares - 1 - task;
-    attention::RunWorkItems(args, plan, batch.ShareBegin(share), batch.ShareBegin(share + 1),
-                            partial_states, scratch);
+  lease.Run(plan.chunks, [&](int64_t task, uint8_t* scratch) {
+    const int64_t chunk = plan.chunks - 1 - task;
+    run_items(args, plan, batch.ChunkBegin(chunk), batch.ChunkBegin(chunk + 1), partial_states,
+              scratch);
   });
   if (plan.splits == 0) {
     return;
@@ -151,7 +164,7 @@ void RunPlanned(const attention::AttentionArgs& args, const attention::PlannedBa
     const attention::KvSplit& split = batch.out.splits[static_cast<size_t>(i / heads)];
     const int head = static_cast<int>(i % heads);
     if (head < split.whole.head_end - split.whole.head_begin) {
-      attention::MergeSplit(args, split, head, partial_states);
+      kernels.merge_split(args, split, head, partial_states);
     }
   });
 }
@@ -289,10 +302,11 @@ uint8_t ReadPages(const PagedKv& keys, const PagedKv& values, const PagedBatch& 
   const attention::PlannedBatch planned = planner.Place(lease.Shared(planner.bytes()), lease);
   const attention::AttentionArgs args = PoolArgs(keys, values, shape, planned);
   lease.ReserveScratch(64);
+  const attention::AttentionKernels& kernels = attention::GetAttentionKernels();
   std::atomic<int> largest{0};
-  lease.Run(planned.plan.shares, [&](int64_t share, uint8_t*) {
-    core::AtomicMax<int>(largest, attention::ReadWorkItems(args, planned.ShareBegin(share),
-                                                           planned.ShareBegin(share + 1)));
+  lease.Run(planned.plan.chunks, [&](int64_t chunk, uint8_t*) {
+    core::AtomicMax<int>(largest, kernels.read_items(args, planned.ChunkBegin(chunk),
+                                                     planned.ChunkBegin(chunk + 1)));
   });
   return static_cast<uint8_t>(largest);
 } catch (...) {
@@ -305,13 +319,14 @@ double DotPeak(DType dtype, double seconds, const CallOptions& options) try {
   core::Check(seconds > 0 && seconds <= 10, Code::kBadOption, "seconds = ", seconds,
               " is not in 0..10");
   core::EnsureTarget();
+  const attention::AttentionKernels& kernels = attention::GetAttentionKernels();
   core::Lease lease(options.pool);
   const int64_t threads = lease.threads();
   std::atomic<int64_t> operations{0};
   const core::Stopwatch watch;
   lease.Run(threads, [&](int64_t, uint8_t*) {
     while (watch.seconds() < seconds) {
-      operations += static_cast<int64_t>(attention::SpinDots(dtype, 4096));
+      operations += static_cast<int64_t>(kernels.spin_dots(dtype, 4096));
     }
   });
   return static_cast<double>(operations.load()) / watch.seconds();

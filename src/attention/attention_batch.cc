@@ -6,47 +6,34 @@
 #include "attention/attention_check.h"
 #include "attention/mask.h"
 #include "core/check.h"
+#include "core/scratch_layout.h"
 
 namespace riffle::attention {
 namespace {
-
-size_t Padded(size_t bytes) { return (bytes + 63) / 64 * 64; }
 
 size_t PagesOf(int64_t kv_len, const PagedKv& keys) {
   return kv_len == 0 ? 0 : static_cast<size_t>((kv_len - 1) / keys.page_size + 1);
 }
 
-// Takes arrays from a block of memory, or only counts if there is none.
-class Taker {
- public:
-  explicit Taker(uint8_t* memory) : memory_(memory) {}
-
-  template <typename T>
-  void Take(size_t count, std::span<T>* array) {
-    if (memory_ != nullptr) {
-      *array = {reinterpret_cast<T*>(memory_ + used_), count};
+// Places the arrays of `to` in a block of memory, or only counts their bytes if `memory` is null.
+size_t PlaceArrays(const PagedBatch& batch, size_t pages, size_t mask_codes, const Plan& plan,
+                   uint8_t* memory, PlannedBatch* to) {
+  core::ScratchLayout layout;
+  const auto place = [&]<typename T>(size_t count, std::span<T>* array) {
+    const core::ScratchArray<T> placed = layout.Place<T>(static_cast<int64_t>(count));
+    if (memory != nullptr) {
+      *array = {placed.At(memory), count};
     }
-    used_ += Padded(count * sizeof(T));
-  }
-  size_t used() const { return used_; }
-
- private:
-  uint8_t* memory_;
-  size_t used_ = 0;
-};
-
-size_t TakeArrays(const PagedBatch& batch, size_t pages, size_t mask_codes, const Plan& plan,
-                  uint8_t* memory, PlannedBatch* to) {
-  Taker taker(memory);
-  taker.Take(batch.kv_lens.size(), &to->kv_lens);
-  taker.Take(batch.cu_q_lens.size(), &to->cu_q_lens);
-  taker.Take(batch.kv_lens.size(), &to->page_begin);
-  taker.Take(pages, &to->page_numbers);
-  taker.Take(mask_codes, &to->mask_codes);
-  taker.Take(static_cast<size_t>(plan.items), &to->out.items);
-  taker.Take(static_cast<size_t>(plan.splits), &to->out.splits);
-  taker.Take(static_cast<size_t>(plan.shares) + 1, &to->out.share_begin);
-  return taker.used();
+  };
+  place(batch.kv_lens.size(), &to->kv_lens);
+  place(batch.cu_q_lens.size(), &to->cu_q_lens);
+  place(batch.kv_lens.size(), &to->page_begin);
+  place(pages, &to->page_numbers);
+  place(mask_codes, &to->mask_codes);
+  place(static_cast<size_t>(plan.items), &to->out.items);
+  place(static_cast<size_t>(plan.splits), &to->out.splits);
+  place(static_cast<size_t>(plan.chunks) + 1, &to->out.chunk_begin);
+  return layout.bytes();
 }
 
 void CheckUnchanged(bool same) {
@@ -79,7 +66,7 @@ BatchPlanner::BatchPlanner(const AttentionShape& shape, const PagedKv& keys,
   }
   mask_codes_ = MaskCodeCount(options.mask, longest_);
   PlannedBatch unplaced;
-  bytes_ = TakeArrays(batch, pages_, mask_codes_, plan_, nullptr, &unplaced);
+  bytes_ = PlaceArrays(batch, pages_, mask_codes_, plan_, nullptr, &unplaced);
 }
 
 void BatchPlanner::Copy(const PlannedBatch& to) const {
@@ -106,12 +93,12 @@ void BatchPlanner::Copy(const PlannedBatch& to) const {
 
 PlannedBatch BatchPlanner::Place(uint8_t* memory, core::Lease& lease) const {
   PlannedBatch planned;
-  TakeArrays(batch_, pages_, mask_codes_, plan_, memory, &planned);
+  PlaceArrays(batch_, pages_, mask_codes_, plan_, memory, &planned);
   Copy(planned);
   planned.plan = PlanAttention(shape_, std::span<const int32_t>(planned.cu_q_lens),
                                std::span<const int32_t>(planned.kv_lens), threads_, planned.out);
   CheckUnchanged(planned.plan.items == plan_.items && planned.plan.splits == plan_.splits &&
-                 planned.plan.shares == plan_.shares &&
+                 planned.plan.chunks == plan_.chunks &&
                  planned.plan.state_rows == plan_.state_rows);
   for (const int32_t kv_len : planned.kv_lens) {
     CheckUnchanged(kv_len <= longest_);

@@ -23,8 +23,8 @@ struct PlannedBatch {
   std::span<uint8_t> mask_codes;    // room for FindMaskCodes
   MaskArgs mask;                    // once that has found them
 
-  const WorkItem* ShareBegin(int64_t share) const {
-    return out.items.data() + out.share_begin[static_cast<size_t>(share)];
+  const WorkItem* ChunkBegin(int64_t chunk) const {
+    return out.items.data() + out.chunk_begin[static_cast<size_t>(chunk)];
   }
 };
 

@@ -13,7 +13,7 @@ namespace {
 
 constexpr int64_t kMaxHeads = 1 << 16;
 constexpr int64_t kMaxInt = std::numeric_limits<int32_t>::max();
-constexpr int64_t kMaxKvLen = kMaxInt - 1023;  // positions of whole spans are ints
+constexpr int64_t kMaxKvLen = kMaxInt - 1023;  // positions of whole KV splits are ints
 
 void CheckIn(const char* name, int64_t value, int64_t low, int64_t high) {
   core::Check(value >= low && value <= high, Code::kBadShape, name, " = ", value, " is not in ",

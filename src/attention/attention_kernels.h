@@ -1,4 +1,4 @@
-// The kernels that the entry points run on the target in use.
+// The kernels of attention.
 #pragma once
 
 #include <cstddef>
@@ -8,28 +8,40 @@
 
 namespace riffle::attention {
 
-// Bytes of a thread's scratch for the work items of a plan.
-size_t AttentionScratchBytes(const AttentionArgs& args, const Plan& plan);
+// Runs work items [begin, end). `partial_states` has room for the plan's partial states
+// (PartialStateFloats), `scratch` the bytes of AttentionKernels::scratch_bytes.
+using RunItemsKernel = void (*)(const AttentionArgs& args, const Plan& plan, const WorkItem* begin,
+                                const WorkItem* end, float* partial_states, uint8_t* scratch);
 
-// Runs work items [begin, end). `partial_states` has room for the states of the
-// plan (PartialStateFloats).
-void RunWorkItems(const AttentionArgs& args, const Plan& plan, const WorkItem* begin,
-                  const WorkItem* end, float* partial_states, uint8_t* scratch);
+struct AttentionKernels {
+  // Bytes of a thread's scratch for the work items of a plan.
+  size_t (*scratch_bytes)(const AttentionArgs& args, const Plan& plan);
 
-// Merges the states of one KV head (an index into the column's) of a split column, in their order,
-// into the first one, and writes results.
-void MergeSplit(const AttentionArgs& args, const KvSplit& split, int head, float* partial_states);
+  // By fused multiply-adds in f32.
+  RunItemsKernel run_items;
 
-// Reads the tiles of work items [begin, end) in kernel order; the largest byte.
-uint8_t ReadWorkItems(const AttentionArgs& args, const WorkItem* begin, const WorkItem* end);
+  // Merges the partial states of one KV head of a split, in their order, into the first one, and
+  // writes the results. `head` counts from the split's first head.
+  void (*merge_split)(const AttentionArgs& args, const KvSplit& split, int head,
+                      float* partial_states);
 
-// Row [dim] of `dtype`: out = sum of weights[i] * rows[i], i < n, in order; rows of weight 0 are
-// not read.
-void WeightedSum(DType dtype, const uint8_t* const* rows, const float* weights, int64_t n, int dim,
-                 uint8_t* out);
+  // Reads the tiles of work items [begin, end) in the kernels' order and returns the largest byte.
+  uint8_t (*read_items)(const AttentionArgs& args, const WorkItem* begin, const WorkItem* end);
 
-// Runs `steps` times `flops / steps` floating-point operations on registers; returns the
-// operations.
-double SpinDots(DType dtype, int64_t steps);
+  // Stores a row [dim] of `dtype` in `out`: the sum of weights[i] * rows[i] for i < n, in order.
+  // Rows of weight 0 are not read.
+  void (*weighted_sum)(DType dtype, const uint8_t* const* rows, const float* weights, int64_t n,
+                       int dim, uint8_t* out);
+
+  // Makes `steps` steps of dot products on registers. Returns their floating-point operations.
+  double (*spin_dots)(DType dtype, int64_t steps);
+};
+
+// Kernels for the target in use.
+const AttentionKernels& GetAttentionKernels();
+
+// Work items by dot products of pairs of bf16; null if the target has none.
+// Pre of the kernel: q is bf16, and keys and values are ExactInBF16.
+RunItemsKernel GetBF16RunItems();
 
 }  // namespace riffle::attention

@@ -5,6 +5,7 @@
 #include "attention/attention_kernels.h"
 #include "core/entry_point.h"
 #include "core/lease.h"
+#include "core/scratch_layout.h"
 #include "core/targets.h"
 #include "riffle/attention.h"
 
@@ -18,12 +19,15 @@ void MergeStates(std::span<const AttentionPart> parts, const AttentionOut& out,
   const HeadsView& shape = parts.front().out;
   const auto element = static_cast<int64_t>(SizeOf(shape.dtype));
   const size_t n = parts.size();
-  const size_t pointer_bytes = n * sizeof(const uint8_t*);
+  const attention::AttentionKernels& kernels = attention::GetAttentionKernels();
+  core::ScratchLayout layout;
+  const auto row_pointers = layout.Place<const uint8_t*>(static_cast<int64_t>(n));
+  const auto row_weights = layout.Place<float>(static_cast<int64_t>(n));
   core::Lease lease(options.pool);
-  lease.ReserveScratch(pointer_bytes + n * sizeof(float));
+  lease.ReserveScratch(layout.bytes());
   lease.Run(shape.tokens, [&](int64_t token, uint8_t* scratch) {
-    auto** rows = reinterpret_cast<const uint8_t**>(scratch);
-    auto* weights = reinterpret_cast<float*>(scratch + pointer_bytes);
+    const uint8_t** const rows = row_pointers.At(scratch);
+    float* const weights = row_weights.At(scratch);
     for (int64_t head = 0; head < shape.heads; ++head) {
       float largest = -INFINITY;
       for (size_t i = 0; i < n; ++i) {
@@ -44,10 +48,10 @@ void MergeStates(std::span<const AttentionPart> parts, const AttentionOut& out,
                 ? 0.0f
                 : static_cast<float>(std::exp(weights[i] - static_cast<double>(largest)) / sum);
       }
-      attention::WeightedSum(shape.dtype, rows, weights, static_cast<int64_t>(n),
-                             static_cast<int>(shape.head_dim),
-                             static_cast<uint8_t*>(out.data) +
-                                 (token * out.token_stride + head * out.head_stride) * element);
+      kernels.weighted_sum(shape.dtype, rows, weights, static_cast<int64_t>(n),
+                           static_cast<int>(shape.head_dim),
+                           static_cast<uint8_t*>(out.data) +
+                               (token * out.token_stride + head * out.head_stride) * element);
       if (out.lse != nullptr) {
         out.lse[token * out.lse_token_stride + head] =
             sum == 0 ? largest : static_cast<float>(largest + std::log(sum));

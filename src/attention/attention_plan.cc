@@ -5,24 +5,25 @@
 namespace riffle::attention {
 namespace {
 
-// States of a work item (sums of a span and of all spans) that stay in L2 beside keys and values.
+// Bytes of a work item's states (the sums of a KV split and of those before it) that stay in L2
+// beside keys and values.
 constexpr int64_t kStateBytes = 256 << 10;
 
-// A share is not worth a thread's start below this many work items of Cost.
-constexpr int64_t kMinShareCost = 256 * 16;
+// A chunk of a lower Cost is not worth starting a thread.
+constexpr int64_t kMinChunkCost = 256 * 16;
 
-// Shares of a thread: more balance better, fewer leave fewer cuts.
-constexpr int kSharesPerThread = 4;
+// Chunks for each thread: more of them balance better, fewer of them cut fewer sequences.
+constexpr int kChunksPerThread = 4;
 
-// Queries of one sequence, some heads, every span they see.
+// Queries of one sequence, some heads, and every KV split they see.
 struct Column {
   WorkItem item;
   KeyRange keys;
   int64_t cost;
 };
 
-// In keys times rows. A row's arithmetic against a key costs about 1/16 of the time that memory
-// needs to bring the key and the value of a head.
+// In keys times rows. A row's arithmetic against a key takes about 1/16 of the time in which memory
+// delivers the key and the value of a head.
 int64_t Cost(int64_t keys, int heads, int rows) { return keys * heads * std::max(16, rows); }
 
 class Planner {
@@ -33,24 +34,24 @@ class Planner {
 
   Plan Run() {
     int64_t total = 0;
-    int64_t spans = 0;
+    int64_t splits = 0;
     ForEachColumn([&](const Column& column) {
       total += column.cost;
-      spans += column.item.span_end - column.item.span_begin;
+      splits += column.item.split_end - column.item.split_begin;
     });
-    shares_ = 1;
+    chunks_ = 1;
     if (threads_ > 1) {
-      shares_ = std::clamp<int64_t>(total / kMinShareCost, 1, threads_ * kSharesPerThread);
+      chunks_ = std::clamp<int64_t>(total / kMinChunkCost, 1, threads_ * kChunksPerThread);
     }
-    // Few spans for many threads: cut between the heads too.
+    // Few KV splits for many threads: cut between the heads too.
     head_splits_ = static_cast<int>(std::clamp<int64_t>(
-        (shares_ + spans - 1) / std::max<int64_t>(spans, 1), 1, shape_.kv_heads));
-    share_cost_ = std::max<int64_t>(1, (total + shares_ - 1) / shares_);
-    StartShare();
+        (chunks_ + splits - 1) / std::max<int64_t>(splits, 1), 1, shape_.kv_heads));
+    chunk_cost_ = std::max<int64_t>(1, (total + chunks_ - 1) / chunks_);
+    StartChunk();
     ForEachColumn([&](const Column& column) { Place(column); });
-    plan_.shares = share_;
-    if (share_ < static_cast<int64_t>(out_.share_begin.size())) {
-      out_.share_begin[share_] = plan_.items;
+    plan_.chunks = chunk_;
+    if (chunk_ < static_cast<int64_t>(out_.chunk_begin.size())) {
+      out_.chunk_begin[chunk_] = plan_.items;
     }
     return plan_;
   }
@@ -87,8 +88,8 @@ class Planner {
       const int first = kv_len - q_len;
       column.keys = {Visible(shape_, kv_len, first + query_begin).begin,
                      Visible(shape_, kv_len, first + query_end - 1).end};
-      column.item.span_begin = column.keys.begin / kKvSplit;
-      column.item.span_end = (column.keys.end + kKvSplit - 1) / kKvSplit;
+      column.item.split_begin = column.keys.begin / kKvSplit;
+      column.item.split_end = (column.keys.end + kKvSplit - 1) / kKvSplit;
     }
     column.cost =
         std::max<int64_t>(1, Cost(column.keys.end - column.keys.begin, head_end - head_begin,
@@ -96,55 +97,55 @@ class Planner {
     return column;
   }
 
-  void StartShare() {
-    if (share_ + 1 < static_cast<int64_t>(out_.share_begin.size())) {
-      out_.share_begin[share_] = plan_.items;
+  void StartChunk() {
+    if (chunk_ + 1 < static_cast<int64_t>(out_.chunk_begin.size())) {
+      out_.chunk_begin[chunk_] = plan_.items;
     }
-    ++share_;
+    ++chunk_;
   }
 
-  // Cuts a column where shares end, unless one of the two pieces would be small.
+  // Cuts a column where chunks end, unless one of the two items would be small.
   void Place(const Column& column) {
-    const int spans = column.item.span_end - column.item.span_begin;
-    const int64_t span_cost = std::max<int64_t>(1, column.cost / std::max(spans, 1));
-    int begin = column.item.span_begin;
-    int64_t pieces = 0;
-    int64_t first_slot = plan_.state_rows;
+    const int splits = column.item.split_end - column.item.split_begin;
+    const int64_t split_cost = std::max<int64_t>(1, column.cost / std::max(splits, 1));
+    int begin = column.item.split_begin;
+    int64_t items = 0;
+    int64_t first_state_row = plan_.state_rows;
     int64_t partial_states = 0;
     for (;;) {
-      const int64_t left = (column.item.span_end - begin) * span_cost;
-      const int64_t room = share_ * share_cost_ - used_;
-      int end = column.item.span_end;
-      if (share_ < shares_ && left > room + share_cost_ / 8) {
-        if (room < std::max(share_cost_ / 8, std::min(span_cost, share_cost_))) {
-          used_ = std::max(used_, share_ * share_cost_);
-          StartShare();
+      const int64_t left = (column.item.split_end - begin) * split_cost;
+      const int64_t room = chunk_ * chunk_cost_ - used_;
+      int end = column.item.split_end;
+      if (chunk_ < chunks_ && left > room + chunk_cost_ / 8) {
+        if (room < std::max(chunk_cost_ / 8, std::min(split_cost, chunk_cost_))) {
+          used_ = std::max(used_, chunk_ * chunk_cost_);
+          StartChunk();
           continue;
         }
-        end = std::min<int>(end, begin + std::max<int>(1, static_cast<int>(room / span_cost)));
+        end = std::min<int>(end, begin + std::max<int>(1, static_cast<int>(room / split_cost)));
       }
       WorkItem item = column.item;
-      item.span_begin = begin;
-      item.span_end = end;
-      if (pieces > 0 || end < column.item.span_end) {
-        item.merges = pieces == 0;
-        item.slot = plan_.state_rows;
+      item.split_begin = begin;
+      item.split_end = end;
+      if (items > 0 || end < column.item.split_end) {
+        item.merges = items == 0;
+        item.state_row = plan_.state_rows;
         const int64_t states = item.merges ? 1 : end - begin;
         partial_states += states;
         plan_.state_rows += states * PartialStateRows(item.head_end - item.head_begin, Rows(item));
       }
       Emit(item);
-      ++pieces;
-      used_ += (end - begin) * span_cost;
+      ++items;
+      used_ += (end - begin) * split_cost;
       begin = end;
-      if (begin >= column.item.span_end) {
+      if (begin >= column.item.split_end) {
         break;
       }
     }
-    if (pieces > 1) {
+    if (items > 1) {
       if (plan_.splits < static_cast<int64_t>(out_.splits.size())) {
         KvSplit split{column.item, partial_states};
-        split.whole.slot = first_slot;
+        split.whole.state_row = first_state_row;
         out_.splits[plan_.splits] = split;
       }
       ++plan_.splits;
@@ -173,9 +174,9 @@ class Planner {
   const PlanOut& out_;
   Plan plan_;
   int head_splits_ = 1;
-  int64_t shares_ = 1;
-  int64_t share_cost_ = 1;
-  int64_t share_ = 0;  // shares begun
+  int64_t chunks_ = 1;
+  int64_t chunk_cost_ = 1;
+  int64_t chunk_ = 0;  // chunks begun
   int64_t used_ = 0;   // cost placed
 };
 

@@ -1,6 +1,6 @@
-// How a call is cut into work items of work: a pure function of shapes, lengths and the number of
-// threads. No cut changes a bit of the result, because states are per span of kKvSplit keys and
-// spans are merged in their order whoever computes them.
+// How a call is cut into work items: a pure function of shapes, lengths and the number of threads.
+// No cut changes a bit of the result, because each KV split of kKvSplit keys has a state of its own
+// and states are merged in the order of the KV splits, whichever thread computes them.
 #pragma once
 
 #include <cstdint>
@@ -10,10 +10,10 @@
 
 namespace riffle::attention {
 
-// Keys are taken in blocks counted from position 0, and blocks in spans. 64: blocks of 128 keys of
-// eight heads no longer leave room in L2 for what is prefetched. 512 sequential additions keep
-// f32 sums within 2e-5 whatever the data; spans of 512 cost under 2 % against none
-// (docs/attention.md).
+// Keys are taken in blocks counted from position 0, and blocks in KV splits. 64: blocks of 128 keys
+// of eight heads no longer leave room in L2 for what is prefetched. 512: that many additions in
+// sequence keep f32 sums within 2e-5 whatever the data, and KV splits of 512 cost under 3 % against
+// a single one (docs/lab/attention.md).
 inline constexpr int kBlock = 64;
 inline constexpr int kKvSplit = 512;
 
@@ -71,20 +71,20 @@ inline KeyRange Visible(const AttentionShape& shape, int kv_len, int position) {
   return range;
 }
 
-// Some queries of a sequence, some KV heads, some spans. Of the queries [query_begin, query_end) of
-// sequence `seq`; `slot` says where its states go: < 0: it covers all spans that its queries see
-// and writes results; else from this slot on, one state if span_begin is the column's first span,
-// else one state a span.
+// The queries [query_begin, query_end) of sequence `seq`, some KV heads, some KV splits.
+// state_row < 0: the item covers all KV splits that its queries see and writes results. Otherwise
+// its partial states begin there: a single one if `merges`, else one for each KV split.
 struct WorkItem {
   int32_t seq;
   int32_t query_begin, query_end;
   int32_t head_begin, head_end;  // KV heads
-  int32_t span_begin, span_end;
-  bool merges;        // spans are merged into one state
-  int64_t slot = -1;  // in rows of states (PartialStateRows)
+  int32_t split_begin, split_end;
+  bool merges;             // whether KV splits are merged into one state
+  int64_t state_row = -1;  // in rows of states (PartialStateRows)
 };
 
-// A column of spans that several work items share: its states, in order, from `slot` on.
+// Queries and heads whose KV splits several work items have: all of them as one item. Their partial
+// states are in order, from whole.state_row on.
 struct KvSplit {
   WorkItem whole;
   int64_t partial_states;
@@ -93,7 +93,7 @@ struct KvSplit {
 struct Plan {
   int64_t items = 0;
   int64_t splits = 0;
-  int64_t shares = 0;      // tasks; share s is work items [share_begin[s], share_begin[s + 1])
+  int64_t chunks = 0;      // tasks; chunk c is work items [chunk_begin[c], chunk_begin[c + 1])
   int64_t state_rows = 0;  // of all states (PartialStateRows)
   int max_rows = 0;        // of a work item
   int max_head_rows = 0;   // KV heads times rows of a work item, the largest
@@ -105,7 +105,7 @@ struct Plan {
 struct PlanOut {
   std::span<WorkItem> items;
   std::span<KvSplit> splits;
-  std::span<int64_t> share_begin;  // [shares + 1]
+  std::span<int64_t> chunk_begin;  // [chunks + 1]
 };
 
 // q_lens by cu_q_lens [B + 1], or none: one query a sequence.

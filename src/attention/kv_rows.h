@@ -112,8 +112,8 @@ inline KeyRange WorkItemKeys(const AttentionArgs& args, const WorkItem& item) {
   const int first = kv_len - args.q_len(item.seq);
   KeyRange keys{Visible(args.shape, kv_len, first + item.query_begin).begin,
                 Visible(args.shape, kv_len, first + item.query_end - 1).end};
-  keys.begin = std::max(keys.begin, item.span_begin * kKvSplit);
-  keys.end = std::min(keys.end, item.span_end * kKvSplit);
+  keys.begin = std::max(keys.begin, item.split_begin * kKvSplit);
+  keys.end = std::min(keys.end, item.split_end * kKvSplit);
   return keys;
 }
 
@@ -143,11 +143,11 @@ inline bool IsHidden(const AttentionArgs& args, const WorkItem& item, int head, 
   return MaskCodeOf(args, item.seq, item.query_begin, item.query_end, head, block) == kMaskHides;
 }
 
-// Walks the tiles (block of keys, KV head) of a share in the order in which kernels take them: all
-// heads of a block before the next block, so that memory is read in page order. Hidden ones are
-// left out. One cursor runs
-// ahead and brings tiles into L2, across the ends of spans and sequences. On Zen 4, 33 GB/s
-// streaming: without it decode read 14 GB/s, into L1 17, into L2 25 to 27.
+// Walks the tiles (block of keys, KV head) of a chunk in the order in which kernels take them: all
+// heads of a block before the next block, so that memory is read in page order. Hidden tiles are
+// left out. One cursor runs ahead and brings tiles into L2, across the ends of KV splits and
+// sequences. On Zen 4, 33 GB/s streaming: without it decode read 14 GB/s, into L1 17, into L2 25 to
+// 27.
 class TileCursor {
  public:
   TileCursor(const AttentionArgs& args, const WorkItem* begin, const WorkItem* end)
@@ -169,14 +169,13 @@ class TileCursor {
     }
   }
 
-  // Prefetches part `part` (0..2 * kGroups - 1) of the tile at once: groups of keys, then of
-  // values.
-  void Prefetch(int part) const {
-    const bool of_keys = part < kGroups;
+  // Prefetches group `index` of the tile's keys, or group `index` - kGroups of its values.
+  void Prefetch(int index) const {
+    const bool of_keys = index < kGroups;
     const KvPages& kv = of_keys ? args_.keys : args_.values;
-    PrefetchScales(part % kGroups, kv);
+    PrefetchScales(index % kGroups, kv);
     if (of_keys || !args_.values_in_keys) {
-      PrefetchRows(Rows(part % kGroups, kv), kv.row_bytes);
+      PrefetchRows(Rows(index % kGroups, kv), kv.row_bytes);
     }
   }
 

@@ -1,5 +1,4 @@
-// Keys, or values, as operands of the kernels: where they lie, or decoded. Included once per SIMD
-// target.
+// Keys, or values, as operands of the kernels: in place, or decoded. Included once per SIMD target.
 #if defined(RIFFLE_ATTENTION_KV_SOURCE_INL_H_) == defined(HWY_TARGET_TOGGLE)
 #ifdef RIFFLE_ATTENTION_KV_SOURCE_INL_H_
 #undef RIFFLE_ATTENTION_KV_SOURCE_INL_H_
@@ -21,7 +20,7 @@
 HWY_BEFORE_NAMESPACE();
 namespace riffle::attention::HWY_NAMESPACE {
 
-// Whether kernels of `Math` read rows of this code where they lie.
+// Whether kernels of `Math` read rows of this code in place.
 constexpr bool InPlace(F32Math, RowCode code) { return code == RowCode::kF32; }
 #if HWY_NATIVE_DOT_BF16 && HWY_ARCH_X86
 constexpr bool InPlace(BF16Math, RowCode code) { return code == RowCode::kBF16; }
@@ -35,12 +34,12 @@ struct RowsAt {
   KeyRange seen;
 };
 
-// `Math` of f32 multiplies elements by their scales as it decodes them; that of bf16 leaves them
-// exact, and their scales multiply scores and probabilities.
+// F32Math multiplies elements by their scales as it decodes them. BF16Math leaves elements exact;
+// their scales multiply scores and probabilities.
 template <class Math>
 class KvSource {
   using Word = typename Math::Word;
-  static constexpr bool kScalesApart = Math::kPerOperand == 2;
+  static constexpr bool kUnscaledOperands = Math::kPerOperand == 2;
 
  public:
   // `scales` has room for ScaleFloats(kv).
@@ -51,18 +50,18 @@ class KvSource {
     return int64_t{kv.groups} * (HasOffsets(kv.code) ? 2 : 1) * kBlock;
   }
 
-  // Scales of a row that multiply its scores or probabilities; 0: none do.
-  int groups() const { return kScalesApart ? kv_.groups : 0; }
+  // How many scales of a row multiply its scores or probabilities.
+  int groups() const { return kUnscaledOperands ? kv_.groups : 0; }
   int group() const { return kv_.group; }
   bool in_place() const { return InPlace(Math(), kv_.code); }
   RowCode code() const { return kv_.code; }
   // Whether an operand may be NaN or infinite.
-  bool HasNonFiniteOperands() const { return !kScalesApart || HasNonFinite(kv_.code); }
+  bool HasNonFiniteOperands() const { return !kUnscaledOperands || HasNonFinite(kv_.code); }
 
-  // Scale g of the block's keys, once FindScales has found it.
+  // Scale g of each of the block's 64 keys. Pre: FindScales has run for the block's groups.
   const float* Scales(int g) const { return scales_ + g * kBlock; }
 
-  // Those of group `group` of a block, where groups() > 0.
+  // Loads the scales of group `group` of a block, if groups() > 0.
   void FindScales(const RowsAt& at, int group) const {
     if (groups() > 0) {
       FindScalesIn(at, kBlock, scales_ + group * kGroupKeys);
@@ -71,22 +70,22 @@ class KvSource {
 
   KvRows Rows(const RowsAt& at) const { return Find(kv_, at); }
 
-  // Rows that kernels can read: in place, or decoded into room[16][stride].
-  KvRows Readable(const RowsAt& at, int stride, Word* room) const {
+  // Rows that kernels can read: in place, or decoded into buffer[16][stride].
+  KvRows Readable(const RowsAt& at, int stride, Word* buffer) const {
     if (in_place()) {
       return Rows(at);
     }
-    Decode(at, stride, room);
+    Decode(at, stride, buffer);
     KvRows rows;
     for (int i = 0; i < kGroupKeys; ++i) {
-      rows.row[i] = reinterpret_cast<const uint8_t*>(room + i * stride);
+      rows.row[i] = reinterpret_cast<const uint8_t*>(buffer + i * stride);
     }
     return rows;
   }
 
   // -> to[16][stride], in order along a row.
   void Decode(const RowsAt& at, int stride, Word* to) const {
-    if constexpr (kScalesApart) {
+    if constexpr (kUnscaledOperands) {
       decode_(kv_, Rows(at), stride, to);
     } else {
       if (kv_.groups > 0) {
@@ -96,11 +95,11 @@ class KvSource {
     }
   }
 
-  // -> to[16 / kPerOperand][stride], in order along a column: operands of the value product. `room`
-  // holds 16 rows.
-  void PackColumns(const RowsAt& at, int stride, Word* room, Word* to) const {
-    if constexpr (kScalesApart) {
-      InterleaveRows(Readable(at, kv_.dim / Math::kPerOperand, room), kv_.dim, stride, to);
+  // -> to[16 / kPerOperand][stride], in order along a column: operands of the value product.
+  //   buffer  [16][dim / kPerOperand]
+  void PackColumns(const RowsAt& at, int stride, Word* buffer, Word* to) const {
+    if constexpr (kUnscaledOperands) {
+      InterleaveRows(Readable(at, kv_.dim / Math::kPerOperand, buffer), kv_.dim, stride, to);
     } else {
       Decode(at, stride, to);
     }

@@ -72,10 +72,10 @@ class ManyTiles {
     }
     const int step = c.keys.group() / Math::kPerOperand;
     for (int g = 0; g < c.keys.groups(); ++g) {
-      ScoreGroups(block, tile, g * step, (g + 1) * step, c.at.parts);
+      ScoreGroups(block, tile, g * step, (g + 1) * step, c.at.group_scores);
       WithLanes(tile.lanes, [&](auto df) HWY_ATTR {
         AddScaledScores(df, tile.lanes, block.begin, block.end, c.keys.Scales(g), g == 0,
-                        c.at.parts, c.at.scores);
+                        c.at.group_scores, c.at.scores);
         return true;
       });
     }

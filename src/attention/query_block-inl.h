@@ -1,4 +1,4 @@
-// Laying out rows of queries for the kernels. Included once per SIMD target.
+// Packing rows of queries for the kernels. Included once per SIMD target.
 #if defined(RIFFLE_ATTENTION_QUERY_BLOCK_INL_H_) == defined(HWY_TARGET_TOGGLE)
 #ifdef RIFFLE_ATTENTION_QUERY_BLOCK_INL_H_
 #undef RIFFLE_ATTENTION_QUERY_BLOCK_INL_H_
@@ -20,7 +20,7 @@ namespace hn = hwy::HWY_NAMESPACE;
 using core::HWY_NAMESPACE::FromF16;
 using core::HWY_NAMESPACE::LoadAny;
 
-// Four words of a row of q as they lie, from word w on, and what a sign (1, -1 or 0) makes of them.
+// Loads four operands of a row of q, from operand w on, and multiplies them by a sign (1, -1 or 0).
 template <DType kDType>
 struct FloatQuery {
   float sign;
@@ -58,11 +58,12 @@ struct PairQuery {
 };
 #endif
 
-// Words [w, w + 4) of rows[0], rows[4], rows[8], ... side by side.
+// Operands [w, w + 4) of rows[0], rows[4], rows[8], ... side by side.
 template <class D, class Query>
 HWY_INLINE hn::Vec<D> LoadEveryFourth(D d, const Query& query, const uint8_t* const* rows, int w) {
   if constexpr (hn::MaxLanes(D()) == 4) {
-    // Volatile: 16 pointers kept in registers are kept in vectors.
+    // volatile forces a reload: otherwise the compiler hoists 16 pointers and spills them into
+    // vector registers.
     return query.Load(*const_cast<const uint8_t* const volatile*>(rows), w);
   } else {
     const hn::Half<D> half;
@@ -71,13 +72,13 @@ HWY_INLINE hn::Vec<D> LoadEveryFourth(D d, const Query& query, const uint8_t* co
   }
 }
 
-// to[w][lane] = word w of rows[lane]. Four words of a vector of rows are transposed in registers:
-// stores of single words, each to a line of its own, were 8 % of a prefill in f32.
+// to[w][lane] = operand w of rows[lane]. Four operands of a vector of rows are transposed in
+// registers: stores of single operands, each to a line of its own, were 8 % of a prefill in f32.
 template <class D, class Query, typename Word = hn::TFromD<D>>
-HWY_INLINE void TransposeRows(D d, const Query& query, const uint8_t* const* rows, int words,
+HWY_INLINE void TransposeRows(D d, const Query& query, const uint8_t* const* rows, int operands,
                               int lanes, Word* HWY_RESTRICT to) {
   constexpr int kN = static_cast<int>(hn::MaxLanes(D()));
-  for (int w = 0; w < words; w += 4, to += 4 * lanes) {
+  for (int w = 0; w < operands; w += 4, to += 4 * lanes) {
     for (int lane = 0; lane < lanes; lane += kN) {
       const auto row = [&](int i) HWY_ATTR {
         return query.Signed(d, LoadEveryFourth(d, query, rows + lane + i, w));
@@ -86,7 +87,7 @@ HWY_INLINE void TransposeRows(D d, const Query& query, const uint8_t* const* row
       const auto row1 = row(1);
       const auto row2 = row(2);
       const auto row3 = row(3);
-      const auto even01 = hn::InterleaveLower(d, row0, row2);  // rows 0 and 2, words 0 and 1
+      const auto even01 = hn::InterleaveLower(d, row0, row2);  // rows 0 and 2, operands 0 and 1
       const auto odd01 = hn::InterleaveLower(d, row1, row3);
       const auto even23 = hn::InterleaveUpper(d, row0, row2);
       const auto odd23 = hn::InterleaveUpper(d, row1, row3);
@@ -99,35 +100,35 @@ HWY_INLINE void TransposeRows(D d, const Query& query, const uint8_t* const* row
 }
 
 template <class Query, typename Word>
-HWY_INLINE void TransposeTile(const Query& query, const uint8_t* const* rows, int words, int lanes,
-                              Word* to) {
+HWY_INLINE void TransposeTile(const Query& query, const uint8_t* const* rows, int operands,
+                              int lanes, Word* to) {
   if (lanes == 4) {
-    TransposeRows(hn::CappedTag<Word, 4>(), query, rows, words, lanes, to);
+    TransposeRows(hn::CappedTag<Word, 4>(), query, rows, operands, lanes, to);
   } else if (lanes == 8) {
-    TransposeRows(hn::CappedTag<Word, 8>(), query, rows, words, lanes, to);
+    TransposeRows(hn::CappedTag<Word, 8>(), query, rows, operands, lanes, to);
   } else {
-    TransposeRows(hn::CappedTag<Word, 16>(), query, rows, words, lanes, to);
+    TransposeRows(hn::CappedTag<Word, 16>(), query, rows, operands, lanes, to);
   }
 }
 
-// Queries of a tile times `sign` (1, -1 or 0) as words to[words][lanes].
-//   rows  [lanes], in `dtype`; words is a multiple of 4
-HWY_INLINE void PackQueryRows(F32Math, DType dtype, const uint8_t* const* rows, int words,
+// Queries of a tile times `sign` (1, -1 or 0) as operands to[operands][lanes].
+//   rows  [lanes], in `dtype`; `operands` is a multiple of 4
+HWY_INLINE void PackQueryRows(F32Math, DType dtype, const uint8_t* const* rows, int operands,
                               float sign, int lanes, float* to) {
   if (dtype == DType::kF32) {
-    TransposeTile(FloatQuery<DType::kF32>{sign}, rows, words, lanes, to);
+    TransposeTile(FloatQuery<DType::kF32>{sign}, rows, operands, lanes, to);
   } else if (dtype == DType::kBF16) {
-    TransposeTile(FloatQuery<DType::kBF16>{sign}, rows, words, lanes, to);
+    TransposeTile(FloatQuery<DType::kBF16>{sign}, rows, operands, lanes, to);
   } else {
-    TransposeTile(FloatQuery<DType::kF16>{sign}, rows, words, lanes, to);
+    TransposeTile(FloatQuery<DType::kF16>{sign}, rows, operands, lanes, to);
   }
 }
 
 #if HWY_NATIVE_DOT_BF16 && HWY_ARCH_X86
-HWY_INLINE void PackQueryRows(BF16Math, DType, const uint8_t* const* rows, int words, float sign,
+HWY_INLINE void PackQueryRows(BF16Math, DType, const uint8_t* const* rows, int operands, float sign,
                               int lanes, uint32_t* to) {
   const PairQuery query{sign == 0 ? 0 : ~0u, sign < 0 ? 0x80008000u : 0};
-  TransposeTile(query, rows, words, lanes, to);
+  TransposeTile(query, rows, operands, lanes, to);
 }
 #endif
 

@@ -76,20 +76,20 @@ HWY_INLINE void WriteRow(const AttentionArgs& args, int64_t token, int64_t head,
   }
 }
 
-void MergeSplitStates(const AttentionArgs& args, const KvSplit& split, int head,
-                      float* partial_states) {
+inline void MergeSplitStates(const AttentionArgs& args, const KvSplit& split, int head,
+                             float* partial_states) {
   const WorkItem& item = split.whole;
   const int columns = PaddedDim(args.values.dim);
   const int heads = item.head_end - item.head_begin;
   const int group = args.shape.group;
   const int rows = (item.query_end - item.query_begin) * group;
-  float* slot = partial_states + PartialStateFloats(item.slot, columns);
-  const int64_t slot_floats = PartialStateFloats(PartialStateRows(heads, rows), columns);
-  const PartialStateView total(slot, heads, rows, columns);
+  float* first = partial_states + PartialStateFloats(item.state_row, columns);
+  const int64_t state_floats = PartialStateFloats(PartialStateRows(heads, rows), columns);
+  const PartialStateView total(first, heads, rows, columns);
   for (int row = head * rows; row < (head + 1) * rows; ++row) {
     float* sums = total.sums + int64_t{row} * columns;
     for (int64_t i = 1; i < split.partial_states; ++i) {
-      const PartialStateView next(slot + i * slot_floats, heads, rows, columns);
+      const PartialStateView next(first + i * state_floats, heads, rows, columns);
       MergeState(next.max[row], next.weight[row], next.sums + int64_t{row} * columns, columns,
                  total.max + row, total.weight + row, sums);
     }
@@ -101,8 +101,8 @@ void MergeSplitStates(const AttentionArgs& args, const KvSplit& split, int head,
 }
 
 // Row [dim] of `dtype`: sum of weights[i] * rows[i] in order; rows of weight 0 are not read.
-void SumWeighted(DType dtype, const uint8_t* const* rows, const float* weights, int64_t n, int dim,
-                 uint8_t* out) {
+inline void SumWeighted(DType dtype, const uint8_t* const* rows, const float* weights, int64_t n,
+                        int dim, uint8_t* out) {
   const Tag8 df;
   alignas(64) float sum[kMaxHeadDim] = {};
   alignas(64) float row[kMaxHeadDim];

@@ -1,5 +1,5 @@
 // The rows of a work item in one tile of up to 16 lanes, as decode has them: keys and values are
-// used at once, where they lie or as they are decoded, and the next blocks are prefetched while
+// read in place, or decoded right before they are used, and the next blocks are prefetched while
 // kernels run. Included once per SIMD target.
 #if defined(RIFFLE_ATTENTION_SINGLE_TILE_INL_H_) == defined(HWY_TARGET_TOGGLE)
 #ifdef RIFFLE_ATTENTION_SINGLE_TILE_INL_H_
@@ -85,7 +85,7 @@ class SingleTile {
   // Keys pass through two groups at a time: 32 rows keep eight vectors of four lanes busy and leave
   // room in L1. Decoded keys of values that lie in them are kept for these.
   static constexpr int kGroupsAtOnce = 2;
-  static constexpr bool kKeepsKeys = Math::kPerOperand == 2;  // whose scales are apart
+  static constexpr bool kKeepsKeys = Math::kPerOperand == 2;  // whose operands are unscaled
   int KeyPlace(int group) const {
     return kKeepsKeys && context_.args.values_in_keys ? group : group % kGroupsAtOnce;
   }
@@ -100,11 +100,11 @@ class SingleTile {
         const RowsAt at = Group(block, group + i);
         c.keys.FindScales(at, group + i);
         c.values.FindScales(at, group + i);
-        Word* room = c.at.keys + KeyPlace(group + i) * kGroupKeys * c.key_stride;
+        Word* buffer = c.at.keys + KeyPlace(group + i) * kGroupKeys * c.key_stride;
         if constexpr (Math::kDirect) {
-          rows[i] = c.keys.Readable(at, c.key_stride, room);
+          rows[i] = c.keys.Readable(at, c.key_stride, buffer);
         } else {
-          c.keys.Decode(at, c.key_stride, room);
+          c.keys.Decode(at, c.key_stride, buffer);
         }
       }
       ScoreGroups(block, tile, group, count, rows);
@@ -122,10 +122,11 @@ class SingleTile {
     }
     const int step = c.keys.group() / Math::kPerOperand;
     for (int g = 0; g < c.keys.groups(); ++g) {
-      ScoreOperands(block, tile, group, count, rows, g * step, (g + 1) * step, c.at.parts + at);
+      ScoreOperands(block, tile, group, count, rows, g * step, (g + 1) * step,
+                    c.at.group_scores + at);
       WithLanes(tile.lanes, [&](auto df) HWY_ATTR {
         AddScaledScores(df, tile.lanes, group * kGroupKeys, (group + count) * kGroupKeys,
-                        c.keys.Scales(g), g == 0, c.at.parts, c.at.scores);
+                        c.keys.Scales(g), g == 0, c.at.group_scores, c.at.scores);
         return true;
       });
     }
@@ -150,13 +151,13 @@ class SingleTile {
   }
 
 #if HWY_CAP_GE512
-  // Values are read where they lie, or where they have been decoded to.
+  // Values are read in place, or where they have been decoded to.
   void AddInPlace(const TileBlock& block, const Tile& tile) {
     const Context& c = context_;
     KvRows rows[kGroups];
-    const int words = c.shape.columns / Math::kPerOperand;
+    const int stride = c.shape.columns / Math::kPerOperand;
     for (int group = block.begin / kGroupKeys; group < block.end / kGroupKeys; ++group) {
-      rows[group] = ReadableValues(Group(block, group), group, words);
+      rows[group] = ReadableValues(Group(block, group), group, stride);
       for (int i = 0; block.masked && i < kGroupKeys; ++i) {
         if (c.Hides(block, group * kGroupKeys + i, 0, tile.lanes)) {
           rows[group].row[i] = kZeroRow;
@@ -180,7 +181,7 @@ class SingleTile {
     c.softmax.ForColumnGroups(tile.lanes, block.begin, block.end, c.shape.columns, add);
   }
 
-  KvRows ReadableValues(const RowsAt& at, int group, int words) const {
+  KvRows ReadableValues(const RowsAt& at, int group, int stride) const {
     const Context& c = context_;
     if constexpr (Math::kPerOperand == 1) {
       if (c.values.code() <= RowCode::kBF16) {  // converted as they are loaded
@@ -189,7 +190,7 @@ class SingleTile {
     } else if (c.args.values_in_keys && !c.values.in_place()) {
       return DecodedWithKeys(group);
     }
-    return c.values.Readable(at, words, c.at.values + group * kGroupKeys * words);
+    return c.values.Readable(at, stride, c.at.values + group * kGroupKeys * stride);
   }
 
   // Values that lie in keys, which have just been decoded without their scales.

@@ -1,6 +1,6 @@
-// Kernels for the few rows of a decode: keys and values are read where they lie, or where they were
-// decoded a moment ago. Every result is the same chain of the same steps as in dot-inl.h, so the
-// bits are those of prefill. For vectors of 512 bits. Included once per SIMD target.
+// Kernels for the few rows of a decode: keys and values are read in place, or where they have just
+// been decoded. Every result is the same chain of the same steps as in dot-inl.h, so the bits are
+// those of prefill. For vectors of 512 bits. Included once per SIMD target.
 #if defined(RIFFLE_ATTENTION_SMALL_M_INL_H_) == defined(HWY_TARGET_TOGGLE)
 #ifdef RIFFLE_ATTENTION_SMALL_M_INL_H_
 #undef RIFFLE_ATTENTION_SMALL_M_INL_H_

@@ -79,8 +79,8 @@ class TileSoftmax {
     }
     for (int g = 0; g < values_.groups(); ++g) {
       WithLanes(lanes, [&](auto df) HWY_ATTR {
-        ScaleKeptWeights<Math>(df, lanes, begin, end, at_.parts, at_.scores, values_.Scales(g),
-                               at_.p);
+        ScaleKeptWeights<Math>(df, lanes, begin, end, at_.group_scores, at_.scores,
+                               values_.Scales(g), at_.p);
         return true;
       });
       f(g * values_.group(), (g + 1) * values_.group());
@@ -116,9 +116,9 @@ class TileSoftmax {
   HWY_INLINE bool MakeWeights(DF df, const TileBlock& block, const Tile& tile,
                               const TileState& states) const {
     const int groups = values_.groups();
-    if constexpr (Math::kPerOperand == 2) {  // whose scales are apart
+    if constexpr (Math::kPerOperand == 2) {  // whose operands are unscaled
       if (groups > 1) {
-        return Weigh(df, block, tile, KeptWeights{at_.parts}, states);
+        return Weigh(df, block, tile, KeptWeights{at_.group_scores}, states);
       }
       if (groups == 1) {
         return Weigh(df, block, tile, ScaledWeights<Math>{at_.p, values_.Scales(0)}, states);

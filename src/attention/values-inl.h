@@ -33,7 +33,7 @@ struct ValueProduct {
   int columns;       // a multiple of 32
   int begin_column;  // of them the columns [begin_column, end_column), multiples of 32
   int end_column;
-  bool fresh;               // sums are written, not added to: the first keys of a span
+  bool fresh;               // sums are written, not added to: the first keys of a KV split
   const float* correction;  // [rows] or null: what earlier sums are multiplied with first
 };
 

@@ -166,13 +166,13 @@ HWY_INLINE void ScaleKeptWeights(DF df, int lanes, int begin, int end, const flo
   }
 }
 
-// scores[key][lane] = part[key][lane] * scales[key], plus what it was unless `first`, for keys
+// scores[key][lane] = group[key][lane] * scales[key], plus what it was unless `first`, for keys
 // [begin, end) of the block, multiples of 4.
 template <class DF>
 HWY_INLINE void AddScaledScores(DF df, int lanes, int begin, int end, const float* scales,
-                                bool first, const float* part, float* scores) {
+                                bool first, const float* group, float* scores) {
   const auto add = [&](auto d, int at, auto scale) HWY_ATTR {
-    const auto x = hn::Load(d, part + at);
+    const auto x = hn::Load(d, group + at);
     hn::Store(first ? hn::Mul(x, scale) : hn::MulAdd(x, scale, hn::Load(d, scores + at)), d,
               scores + at);
   };

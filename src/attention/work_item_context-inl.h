@@ -66,7 +66,7 @@ struct WorkItemContext {
     const int seen_end = std::min({tile.any.end, seen.end, key0 + kBlock});
     block.end = (seen_end - key0 + kGroupKeys - 1) / kGroupKeys * kGroupKeys;
     block.partial = tile.all.begin > key0 + block.begin || tile.all.end < key0 + block.end;
-    block.fresh = key0 == std::max({tile.any.begin, seen.begin, split_begin}) / kBlock * kBlock;
+    block.fresh = key0 == std::max({tile.any.begin, seen.begin, split_key0}) / kBlock * kBlock;
     if (args.mask.data != nullptr && block.begin < block.end) {
       ApplyMask(block, tile);
     }
@@ -75,10 +75,10 @@ struct WorkItemContext {
 
   // Before the first block of a KV split.
   void BeginSplit(int first_key) {
-    split_begin = first_key;
-    at.span.Clear(shape);
+    split_key0 = first_key;
+    at.split.Clear(shape);
     if (args.mask.data != nullptr) {  // which block is a row's first one is not known
-      std::fill_n(at.span.sums, int64_t{shape.heads} * shape.rows * shape.columns, 0.0f);
+      std::fill_n(at.split.sums, int64_t{shape.heads} * shape.rows * shape.columns, 0.0f);
     }
   }
 
@@ -89,7 +89,7 @@ struct WorkItemContext {
     }
     const int state = block.head * shape.lanes + tile.row;
     const bool changed =
-        softmax.Run(block, tile, {at.span.max + state, at.span.weight + state, at.correction});
+        softmax.Run(block, tile, {at.split.max + state, at.split.weight + state, at.correction});
     return changed && !block.fresh;
   }
 
@@ -108,7 +108,7 @@ struct WorkItemContext {
             .correction = nullptr};
   }
   float* Sums(const TileBlock& block, const Tile& tile) const {
-    return at.span.sums + (int64_t{block.head} * shape.rows + tile.row) * shape.columns;
+    return at.split.sums + (int64_t{block.head} * shape.rows + tile.row) * shape.columns;
   }
 
   // Groups [begin, end) of keys of a block to `to`, as operands of the value product.
@@ -154,7 +154,7 @@ struct WorkItemContext {
   const WorkItem* item = nullptr;
   KeyRange seen{0, 0};  // that any of its rows sees
   WorkItemShape shape;
-  int split_begin = 0;  // the first key of the KV split in hand
+  int split_key0 = 0;  // the first key of the KV split in hand
 
   // Whether the mask hides a key of the block from a row of the tile; once MakeBias has run.
   bool Hides(const TileBlock& block, int key, int row, int lanes) const {

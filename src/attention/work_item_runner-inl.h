@@ -41,33 +41,33 @@ class WorkItemRunner {
     const WorkItem& item = *context_.item;
     const WorkItemShape& shape = context_.shape;
     const WorkItemScratch<Math>& at = context_.at;
-    float* slot =
-        partial_states + PartialStateFloats(std::max<int64_t>(item.slot, 0), shape.columns);
-    const int64_t slot_floats =
+    float* to =
+        partial_states + PartialStateFloats(std::max<int64_t>(item.state_row, 0), shape.columns);
+    const int64_t state_floats =
         PartialStateFloats(PartialStateRows(shape.heads, shape.rows), shape.columns);
     // Merging one KV split into nothing would change no result.
-    const bool one_split = item.slot < 0 && item.span_end - item.span_begin == 1;
+    const bool one_split = item.state_row < 0 && item.split_end - item.split_begin == 1;
     if (!one_split) {
       at.total.Clear(shape);
       std::fill_n(at.total.sums, int64_t{shape.heads} * shape.rows * shape.columns, 0.0f);
     }
-    for (int split = item.span_begin; split < item.span_end; ++split) {
+    for (int split = item.split_begin; split < item.split_end; ++split) {
       RunSplit(strategy, split, ahead);
       if (one_split) {
-        WriteResults(at.span);
+        WriteResults(at.split);
         return;
       }
       if (item.merges) {
-        MergePartialState(shape, at.span, at.total);
+        MergePartialState(shape, at.split, at.total);
       } else {
-        StoreState(shape, at.span, slot);
-        slot += slot_floats;
+        StoreState(shape, at.split, to);
+        to += state_floats;
       }
     }
-    if (item.slot < 0) {
+    if (item.state_row < 0) {
       WriteResults(at.total);
     } else if (item.merges) {
-      StoreState(shape, at.total, slot);
+      StoreState(shape, at.total, to);
     }
   }
 
@@ -98,6 +98,23 @@ class WorkItemRunner {
   SingleTile<Math> single_tile_;
   ManyTiles<Math> many_tiles_;
 };
+
+// Runs work items [begin, end).
+template <class Math>
+void RunItems(const AttentionArgs& args, const Plan& plan, const WorkItem* begin,
+              const WorkItem* end, float* partial_states, uint8_t* scratch) {
+  WorkItemRunner<Math> runner(args, plan, scratch);
+  TileCursor ahead(args, begin, end);
+  for (int i = TilesAhead(args); i > 0; --i) {
+    for (int group = 0; group < 2 * kGroups; ++group) {
+      ahead.Prefetch(group);
+    }
+    ahead.Next();
+  }
+  for (const WorkItem* item = begin; item != end; ++item) {
+    runner.Run(*item, partial_states, ahead);
+  }
+}
 
 }  // namespace riffle::attention::HWY_NAMESPACE
 HWY_AFTER_NAMESPACE();

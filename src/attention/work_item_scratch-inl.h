@@ -9,12 +9,12 @@
 #include <hwy/highway.h>
 
 #include <cstdint>
-#include <type_traits>
 
 #include "attention/dot-inl.h"
 #include "attention/kv_rows.h"
 #include "attention/kv_source-inl.h"
 #include "attention/work_item_state-inl.h"
+#include "core/scratch_layout.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace riffle::attention::HWY_NAMESPACE {
@@ -35,23 +35,22 @@ struct WorkItemScratch {
   float* value_scales;  // [groups][kBlock]
   Word* p;              // [kBlock / kPerOperand][lanes]: probabilities
   float* scores;        // [kBlock][lanes]
-  float* parts;         // [kBlock][lanes]: scores of a group of a row's elements; then weights
+  float* group_scores;  // [kBlock][lanes]: scores of a group of a row's elements; then weights
   float* bias;          // [kBlock][lanes]: what is added to logits, if anything is
   float* correction;    // [lanes]: what a block multiplies earlier sums with
   int32_t* first;       // [lanes]: the keys [first, last) that a row sees
   int32_t* last;        // [lanes]
   Word* q;              // [heads][tiles][operands][lanes]
-  WorkItemState span;   // of the KV split in hand
+  WorkItemState split;  // of the KV split in hand
   WorkItemState total;  // of the KV splits before it
 
-  // Places the arrays in `scratch`, aligned to 64 bytes; the bytes they take. A null `scratch`
-  // only counts.
+  // Places the arrays in `scratch`, aligned to kScratchAlignment. Returns the bytes they take. With
+  // a null `scratch` it only counts these.
   size_t Place(const AttentionArgs& args, const Plan& plan, uint8_t* scratch) {
-    size_t used = 0;
-    const auto take = [&](auto*& pointer, int64_t n) {
-      using Pointer = std::remove_reference_t<decltype(pointer)>;
-      pointer = scratch != nullptr ? reinterpret_cast<Pointer>(scratch + used) : nullptr;
-      used += (static_cast<size_t>(n) * sizeof(*pointer) + 63) / 64 * 64;
+    core::ScratchLayout layout;
+    const auto take = [&]<typename T>(T*& pointer, int64_t count) {
+      const core::ScratchArray<T> array = layout.Place<T>(count);
+      pointer = scratch != nullptr ? array.At(scratch) : nullptr;
     };
     const int columns = PaddedDim(args.values.dim);
     take(keys, kBlock * KeyStride<Math>(args.keys.dim));
@@ -61,18 +60,18 @@ struct WorkItemScratch {
     take(value_scales, KvSource<Math>::ScaleFloats(args.values));
     take(p, kBlock / Math::kPerOperand * kTileRows);
     take(scores, kBlock * kTileRows);
-    take(parts, kBlock * kTileRows);
+    take(group_scores, kBlock * kTileRows);
     take(bias, args.biased() ? kBlock * kTileRows : 0);
     take(correction, kTileRows);
     take(first, plan.max_head_lanes);
     take(last, plan.max_head_lanes);
     take(q, int64_t{plan.max_head_lanes} * (args.keys.dim / Math::kPerOperand));
-    for (WorkItemState* state : {&span, &total}) {
+    for (WorkItemState* state : {&split, &total}) {
       take(state->max, plan.max_head_lanes);
       take(state->weight, plan.max_head_lanes);
       take(state->sums, int64_t{plan.max_head_rows} * columns);
     }
-    return used;
+    return layout.bytes();
   }
 };
 

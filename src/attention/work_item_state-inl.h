@@ -63,17 +63,17 @@ inline void MergePartialState(const WorkItemShape& item, const WorkItemState& la
   });
 }
 
-// A state in a slot, for the floats of PartialStateFloats.
+// A partial state in memory, in the floats of PartialStateFloats.
 struct PartialStateView {
-  PartialStateView(float* slot, int heads, int rows, int columns)
-      : sums(slot), max(slot + int64_t{heads} * rows * columns), weight(max + heads * rows) {}
+  PartialStateView(float* state, int heads, int rows, int columns)
+      : sums(state), max(state + int64_t{heads} * rows * columns), weight(max + heads * rows) {}
   float* sums;    // [heads][rows][columns]
   float* max;     // [heads][rows]
   float* weight;  // [heads][rows]
 };
 
-inline void StoreState(const WorkItemShape& item, const WorkItemState& state, float* slot) {
-  const PartialStateView view(slot, item.heads, item.rows, item.columns);
+inline void StoreState(const WorkItemShape& item, const WorkItemState& state, float* to) {
+  const PartialStateView view(to, item.heads, item.rows, item.columns);
   item.ForEach([&](int head, int row, int lane, int64_t sums) {
     if (state.IsEmpty(lane)) {
       std::fill_n(view.sums + sums, item.columns, 0.0f);

@@ -1,4 +1,5 @@
-// PlanAttention: every query, head and span exactly once, in balanced shares, whatever the shapes.
+// PlanAttention: every query, head and KV split exactly once, in balanced chunks, whatever the
+// shapes.
 #include "attention/attention_plan.h"
 
 #include <gtest/gtest.h>
@@ -24,7 +25,7 @@ struct Planned {
   attention::Plan plan;
   std::vector<attention::WorkItem> items;
   std::vector<attention::KvSplit> splits;
-  std::vector<int64_t> share_begin;
+  std::vector<int64_t> chunk_begin;
 };
 
 Planned MakePlan(const Call& call) {
@@ -36,29 +37,29 @@ Planned MakePlan(const Call& call) {
   planned.plan = attention::PlanAttention(call.shape, cu, call.kv_lens, call.threads, {});
   planned.items.resize(static_cast<size_t>(planned.plan.items));
   planned.splits.resize(static_cast<size_t>(planned.plan.splits));
-  planned.share_begin.resize(static_cast<size_t>(planned.plan.shares) + 1);
+  planned.chunk_begin.resize(static_cast<size_t>(planned.plan.chunks) + 1);
   attention::PlanAttention(call.shape, cu, call.kv_lens, call.threads,
-                           {planned.items, planned.splits, planned.share_begin});
+                           {planned.items, planned.splits, planned.chunk_begin});
   return planned;
 }
 
 int64_t Work(const attention::WorkItem& item) {
-  return int64_t{item.span_end - item.span_begin} * (item.head_end - item.head_begin) *
+  return int64_t{item.split_end - item.split_begin} * (item.head_end - item.head_begin) *
          (item.query_end - item.query_begin);
 }
 
 void CheckPlan(const Call& call) {
   const Planned planned = MakePlan(call);
-  ASSERT_EQ(planned.share_begin.front(), 0);
-  ASSERT_EQ(planned.share_begin.back(), planned.plan.items);
-  ASSERT_TRUE(std::is_sorted(planned.share_begin.begin(), planned.share_begin.end()));
-  // (sequence, query, head) -> the spans that were done, in order.
+  ASSERT_EQ(planned.chunk_begin.front(), 0);
+  ASSERT_EQ(planned.chunk_begin.back(), planned.plan.items);
+  ASSERT_TRUE(std::is_sorted(planned.chunk_begin.begin(), planned.chunk_begin.end()));
+  // (sequence, query, head) -> the KV splits that were done, in order.
   std::map<std::tuple<int, int, int>, std::vector<std::pair<int, int>>> seen;
   for (const attention::WorkItem& item : planned.items) {
     ASSERT_LE((item.query_end - item.query_begin) * call.shape.group, planned.plan.max_rows);
     for (int q = item.query_begin; q < item.query_end; ++q) {
       for (int h = item.head_begin; h < item.head_end; ++h) {
-        seen[{item.seq, q, h}].emplace_back(item.span_begin, item.span_end);
+        seen[{item.seq, q, h}].emplace_back(item.split_begin, item.split_end);
       }
     }
   }
@@ -69,23 +70,23 @@ void CheckPlan(const Call& call) {
           attention::Visible(call.shape, call.kv_lens[b], call.kv_lens[b] - call.q_lens[b] + q);
       for (int h = 0; h < call.shape.kv_heads; ++h) {
         ++expected;
-        const auto& spans = seen[{static_cast<int>(b), q, h}];
-        ASSERT_FALSE(spans.empty());
-        for (size_t i = 1; i < spans.size(); ++i) {
-          ASSERT_EQ(spans[i].first, spans[i - 1].second);
+        const auto& splits = seen[{static_cast<int>(b), q, h}];
+        ASSERT_FALSE(splits.empty());
+        for (size_t i = 1; i < splits.size(); ++i) {
+          ASSERT_EQ(splits[i].first, splits[i - 1].second);
         }
         if (call.kv_lens[b] > 0) {
-          ASSERT_LE(spans.front().first * attention::kKvSplit, keys.begin);
-          ASSERT_GE(spans.back().second * attention::kKvSplit, keys.end);
+          ASSERT_LE(splits.front().first * attention::kKvSplit, keys.begin);
+          ASSERT_GE(splits.back().second * attention::kKvSplit, keys.end);
         }
       }
     }
   }
   ASSERT_EQ(seen.size(), expected);
-  // Slots of a split column lie side by side: one for its first piece, then one a span.
+  // Partial states lie side by side: one for the first item, then one for each KV split.
   int64_t state_rows = 0;
   for (const attention::KvSplit& split : planned.splits) {
-    ASSERT_EQ(split.whole.slot, state_rows);
+    ASSERT_EQ(split.whole.state_row, state_rows);
     const int rows = (split.whole.query_end - split.whole.query_begin) * call.shape.group;
     state_rows += split.partial_states *
                   attention::PartialStateRows(split.whole.head_end - split.whole.head_begin, rows);
@@ -127,16 +128,16 @@ TEST(AttentionPlan, OneLongSequenceIsSharedEvenly) {
     const Planned planned = MakePlan({{8, 4, 128, 0, 0}, {1}, {131072}, threads});
     int64_t total = 0;
     int64_t largest = 0;
-    for (size_t s = 0; s + 1 < planned.share_begin.size(); ++s) {
+    for (size_t s = 0; s + 1 < planned.chunk_begin.size(); ++s) {
       int64_t work = 0;
-      for (int64_t u = planned.share_begin[s]; u < planned.share_begin[s + 1]; ++u) {
+      for (int64_t u = planned.chunk_begin[s]; u < planned.chunk_begin[s + 1]; ++u) {
         work += Work(planned.items[static_cast<size_t>(u)]);
       }
       total += work;
       largest = std::max(largest, work);
     }
-    EXPECT_LE(largest * planned.plan.shares, total * 5 / 4) << threads;
-    EXPECT_GE(planned.plan.shares, threads);
+    EXPECT_LE(largest * planned.plan.chunks, total * 5 / 4) << threads;
+    EXPECT_GE(planned.plan.chunks, threads);
   }
 }
 

@@ -1,0 +1,38 @@
+// Work items by dot products of bf16, apart from attention_kernels.cc so that both files compile
+// quickly, and at the same time.
+#include "attention/attention_kernels.h"
+
+#undef HWY_TARGET_INCLUDE
+#define HWY_TARGET_INCLUDE "attention/attention_bf16_kernels.cc"
+#include <hwy/foreach_target.h>  // includes this file once per target
+// clang-format off
+#include <hwy/highway.h>
+// clang-format on
+
+#include "attention/work_item_runner-inl.h"
+#include "core/dispatch.h"
+
+HWY_BEFORE_NAMESPACE();
+namespace riffle::attention::HWY_NAMESPACE {
+
+RunItemsKernel BF16RunItemsForTarget() {
+#if HWY_NATIVE_DOT_BF16 && HWY_ARCH_X86
+  return RunItems<BF16Math>;
+#else
+  return nullptr;
+#endif
+}
+
+}  // namespace riffle::attention::HWY_NAMESPACE
+HWY_AFTER_NAMESPACE();
+
+#if HWY_ONCE
+namespace riffle::attention {
+HWY_EXPORT(BF16RunItemsForTarget);
+
+RunItemsKernel GetBF16RunItems() {
+  return core::ForTarget(HWY_DISPATCH_TABLE(BF16RunItemsForTarget))();
+}
+
+}  // namespace riffle::attention
+#endif  // HWY_ONCE
