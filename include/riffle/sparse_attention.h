@@ -5,8 +5,9 @@
 // 512 and 512).
 //
 // Bitwise invariance, per SIMD target: what a query gets does not depend on the batch, the threads,
-// or the order in which its rows are named: they are taken in ascending order of slot, scope by
-// scope, in blocks of 128.
+// the pages, or the order in which its rows are named: they are taken in ascending order of slot,
+// scope by scope, as PagedAttention takes the keys of a sequence. So where the rows of a query, in
+// that order, are the keys of a sequence, both give the same bits.
 #pragma once
 
 #include <cstdint>

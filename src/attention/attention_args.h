@@ -54,6 +54,7 @@ struct AttentionArgs {
   float scale;         // of the logits
   float soft_cap;      // 0: none
   const float* sinks;  // [q_heads] or null
+  bool lse_without_sinks;
   MaskArgs mask;
   const float* slopes;  // [q_heads] or null
 

@@ -72,7 +72,8 @@ HWY_INLINE void WriteRow(const AttentionArgs& args, int64_t token, int64_t head,
     WriteScaled(args.q_dtype, sums, finished.factor, args.values.dim, out);
   }
   if (args.lse != nullptr) {
-    args.lse[token * args.lse_token_stride + head] = finished.lse;
+    args.lse[token * args.lse_token_stride + head] =
+        args.lse_without_sinks ? Finish(max, weight, nullptr).lse : finished.lse;
   }
 }
 

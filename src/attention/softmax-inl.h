@@ -222,7 +222,7 @@ inline Finished Finish(float max, float weight, const float* sink) {
     const float lse = static_cast<float>(max * kLn2 + std::log(static_cast<double>(weight)));
     return {empty ? 0.0f : 1.0f / weight, empty ? -std::numeric_limits<float>::infinity() : lse};
   }
-  if (empty) {
+  if (empty || *sink == std::numeric_limits<float>::infinity()) {  // nothing has weight beside it
     return {0.0f, *sink};
   }
   const double natural = max * kLn2;

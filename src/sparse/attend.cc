@@ -1,253 +1,294 @@
-// The entry point of sparse attention: check, plan, run.
+// The entry point of sparse attention: check, sort, plan, run. The arithmetic is PagedAttention's:
+// the rows that a query names, in canonical order, are the keys of a sequence of its own, so both
+// give the same bits.
 #include <algorithm>
 #include <cmath>
 #include <limits>
 
+#include "attention/attention_kernels.h"
+#include "attention/attention_plan.h"
 #include "core/check.h"
 #include "core/entry_point.h"
 #include "core/lease.h"
+#include "core/scratch_layout.h"
 #include "core/targets.h"
 #include "riffle/sparse_attention.h"
-#include "sparse/attend_args.h"
-#include "sparse/indexer_check.h"
+#include "sparse/attend_check.h"
+#include "sparse/attend_kernels.h"
+#include "sparse/indexer_kernels.h"
+#include "sparse/sort_slots.h"
 
 namespace riffle {
-namespace sparse {
-
-AttendScratch PlanAttendScratch(const AttendArgs& args, int heads) {
-  core::ScratchLayout layout;
-  AttendScratch plan;
-  constexpr int kMaxHeadGroup = 8;
-  const int64_t words = args.row_words();
-  int64_t named = 0;
-  int64_t widest = 0;
-  for (const SparseScope& scope : args.scopes) {
-    named += scope.cols;
-    widest = std::max(widest, scope.cols + 1);
-  }
-  plan.padded_dim = (args.value_dim + kColumnChunk - 1) / kColumnChunk * kColumnChunk;
-  plan.rows = layout.Place<const uint8_t*>(named);
-  plan.formats = layout.Place<uint8_t>(named);
-  plan.slots = layout.Place<int32_t>(2 * widest);
-  plan.q = layout.Place<uint32_t>((heads + kMaxHeadGroup) / kMaxHeadGroup * kMaxHeadGroup * words);
-  plan.decoded = layout.Place<uint32_t>(kAttendBlock * words);
-  plan.keys = layout.Place<uint32_t>(kAttendBlock * words);
-  plan.values = layout.Place<uint32_t>(plan.padded_dim * kAttendBlock);
-  plan.scores = layout.Place<float>(int64_t{heads} * kAttendBlock);
-  plan.sums = layout.Place<float>(heads * plan.padded_dim);
-  plan.max = layout.Place<float>(heads);
-  plan.weight = layout.Place<float>(heads);
-  plan.correction = layout.Place<float>(heads);
-  plan.bytes = layout.bytes();
-  return plan;
-}
-
-}  // namespace sparse
-
 namespace {
 
-using sparse::AttendArgs;
-using sparse::NamedBytes;
+using attention::AttentionArgs;
+using attention::WorkItem;
 
-constexpr int64_t kMaxInt = std::numeric_limits<int32_t>::max();
-constexpr int64_t kMaxHeads = 1024;
-
-core::Strided RowsOf(const SparseRows& rows) {
-  const auto element = static_cast<int64_t>(SizeOf(rows.dtype));
-  const int64_t page = rows.page_size == 0 ? std::max<int64_t>(rows.slots, 1) : rows.page_size;
-  const int64_t pages = (rows.slots + page - 1) / page;
-  if (rows.format == SparseRowFormat::kMla584) {
-    return {rows.data, {pages, 1, 1}, {rows.page_stride, 0, 0}, core::SaturatingMul(page, 584)};
+int64_t NamedCols(std::span<const SparseScope> scopes) {
+  int64_t cols = 0;
+  for (const SparseScope& scope : scopes) {
+    cols += scope.cols;
   }
-  const int64_t bytes = rows.format == SparseRowFormat::kMla656 ? 656 : rows.row_dim * element;
-  return {rows.data,
-          {std::min(page, rows.slots), pages, 1},
-          {core::SaturatingMul(rows.row_stride, element),
-           core::SaturatingMul(rows.page_stride, element), 0},
-          bytes};
+  return cols;
 }
 
-// Texts name scope `s`; they are built only where a check fails.
-void CheckRows(size_t s, const SparseRows& rows, int64_t row_dim) {
-  core::Check(rows.format <= SparseRowFormat::kMla584, Code::kBadOption, "scopes[", s,
-              "].rows.format = ", static_cast<int>(rows.format), " is unknown");
-  if (rows.format == SparseRowFormat::kPlain) {
-    core::Check(rows.dtype <= DType::kBF16, Code::kBadDType, "scopes[", s, "].rows are ",
-                Name(rows.dtype), ", not float32, float16 or bfloat16");
-  } else {
-    core::Check(rows.dtype == DType::kU8, Code::kBadDType, "scopes[", s, "].rows are ",
-                Name(rows.dtype), "; the format ", Name(rows.format), " has uint8");
-    const int64_t dim = rows.format == SparseRowFormat::kMla656 ? 576 : 512;
-    core::Check(rows.row_dim == dim, Code::kBadShape, "scopes[", s,
-                "].rows.row_dim = ", rows.row_dim, "; the format ", Name(rows.format), " has ", dim,
-                " elements");
-  }
-  core::Check(rows.row_dim == row_dim, Code::kBadShape, "scopes[", s,
-              "].rows.row_dim = ", rows.row_dim, " but q.head_dim = ", row_dim);
-  core::Check(rows.slots >= 0 && rows.slots <= kMaxInt, Code::kBadShape, "scopes[", s,
-              "].rows.slots = ", rows.slots, " is not in 0..", kMaxInt);
-  const int64_t least = rows.format == SparseRowFormat::kMla584 ? 1 : 0;
-  core::Check(rows.page_size >= least && rows.page_size <= kMaxInt, Code::kBadShape, "scopes[", s,
-              "].rows.page_size = ", rows.page_size, " is not in ", least, "..", kMaxInt);
-  core::Check(rows.format != SparseRowFormat::kMla584 ||
-                  rows.page_stride >= core::SaturatingMul(rows.page_size, 584),
-              Code::kBadShape, "scopes[", s, "].rows.page_stride = ", rows.page_stride,
-              " is less than the ", rows.page_size, " rows of 584 bytes of a page");
-  core::Check(rows.data != nullptr || rows.slots == 0, Code::kBadShape, "scopes[", s,
-              "].rows.data is null");
-  core::CheckAddressable("rows", RowsOf(rows));
+int64_t LengthOf(const SparseScope& scope, int64_t token) {
+  return scope.lengths == nullptr ? scope.cols
+                                  : std::clamp<int64_t>(scope.lengths[token], 0, scope.cols);
 }
 
-void CheckSlots(size_t s, const SparseScope& scope, int64_t tokens, bool ignore) {
-  core::Check(scope.cols >= 0 && scope.cols <= kMaxInt / 8, Code::kBadShape, "scopes[", s,
-              "].cols = ", scope.cols, " is not in 0..", kMaxInt / 8);
-  if (tokens == 0 || scope.cols == 0) {
-    return;
+int64_t CountNamed(std::span<const SparseScope> scopes, int64_t token) {
+  int64_t named = 0;
+  for (const SparseScope& scope : scopes) {
+    const int32_t* slots = scope.slots + token * scope.slots_stride;
+    named += std::count_if(slots, slots + LengthOf(scope, token),
+                           [&](int32_t slot) { return slot >= 0 && slot < scope.rows.slots; });
   }
-  core::Check(scope.slots != nullptr, Code::kBadShape, "scopes[", s, "].slots is null");
-  core::CheckAddressable("slots",
-                         sparse::RowsBytes(scope.slots, tokens, scope.slots_stride, scope.cols, 4));
-  for (int64_t t = 0; t < tokens; ++t) {
-    const int64_t length = scope.lengths == nullptr ? scope.cols : scope.lengths[t];
-    core::Check(length >= 0 && length <= scope.cols, Code::kBadRange, "scopes[", s, "].lengths[", t,
-                "] = ", length, " is not in 0..", scope.cols);
-    const int32_t* slots = scope.slots + t * scope.slots_stride;
-    for (int64_t i = 0; i < length && !ignore; ++i) {
-      core::Check(slots[i] >= -1 && slots[i] < scope.rows.slots, Code::kBadPage, "scopes[", s,
-                  "].slots[", t, ",", i, "] = ", slots[i], " is not -1 or in 0..",
-                  scope.rows.slots - 1, "; ignore_invalid skips it");
+  return named;
+}
+
+// What all threads see.
+struct SharedLayout {
+  core::ScratchArray<int32_t> lens;    // [tokens] rows that the query names
+  core::ScratchArray<int32_t> counts;  // [tokens][scopes] of each scope
+  core::ScratchArray<int32_t> slots;   // [tokens][named columns], sorted
+  core::ScratchArray<WorkItem> items;
+  core::ScratchArray<attention::KvSplit> splits;
+  core::ScratchArray<int64_t> share_begin;
+  core::ScratchArray<float> states;
+  size_t bytes = 0;
+
+  SharedLayout(int64_t tokens, std::span<const SparseScope> scopes, const attention::Plan& plan,
+               int value_dim) {
+    core::ScratchLayout layout;
+    lens = layout.Place<int32_t>(tokens);
+    counts = layout.Place<int32_t>(tokens * static_cast<int64_t>(scopes.size()));
+    slots = layout.Place<int32_t>(tokens * NamedCols(scopes));
+    items = layout.Place<WorkItem>(plan.items);
+    splits = layout.Place<attention::KvSplit>(plan.splits);
+    share_begin = layout.Place<int64_t>(plan.shares + 1);
+    states = layout.Place<float>(
+        attention::PartialStateFloats(plan.state_rows, attention::PaddedDim(value_dim)));
+    bytes = layout.bytes();
+  }
+};
+
+// Whether slots are pages of one row of a pool, which PagedAttention's kernels read in place.
+bool AreRowsInPlace(std::span<const SparseScope> scopes) {
+  const SparseRows& rows = scopes[0].rows;
+  return scopes.size() == 1 && rows.format == SparseRowFormat::kPlain &&
+         (rows.page_size == 0 || rows.slots <= rows.page_size ||
+          rows.page_stride == rows.page_size * rows.row_stride);
+}
+
+class Call {
+ public:
+  Call(const HeadsView& q, std::span<const SparseScope> scopes, const AttentionOut& out,
+       const SparseAttentionOptions& options)
+      : q_(q),
+        scopes_(scopes),
+        options_(options),
+        value_dim_(static_cast<int>(options.value_dim != 0 ? options.value_dim : q.head_dim)),
+        in_place_(AreRowsInPlace(scopes)),
+        lease_(options.pool) {
+    MakeArgs(out);
+  }
+
+  void Run() {
+    Plan();
+    const core::ScratchArray<uint8_t> rows = ReserveItems();
+    const int64_t* share_begin = layout_->share_begin.At(memory_);
+    const WorkItem* items = layout_->items.At(memory_);
+    lease_.Run(plan_.shares, [&](int64_t share, uint8_t* scratch) {
+      for (int64_t i = share_begin[share]; i < share_begin[share + 1]; ++i) {
+        RunItem(items[i], rows.At(scratch), scratch);
+      }
+    });
+    const int64_t heads = args_.shape.kv_heads;
+    lease_.Run(plan_.splits * heads, [&](int64_t i, uint8_t*) {
+      const attention::KvSplit& split = layout_->splits.At(memory_)[i / heads];
+      const auto head = static_cast<int>(i % heads);
+      if (head < split.whole.head_end - split.whole.head_begin) {
+        attention::MergeSplit(args_, split, head, layout_->states.At(memory_));
+      }
+    });
+  }
+
+ private:
+  void MakeArgs(const AttentionOut& out) {
+    const auto element = static_cast<int64_t>(SizeOf(q_.dtype));
+    args_.q = static_cast<const uint8_t*>(q_.data);
+    args_.q_dtype = q_.dtype;
+    args_.q_token_stride = q_.token_stride * element;
+    args_.q_head_stride = q_.head_stride * element;
+    const SparseRows& rows = scopes_[0].rows;
+    dtype_ = in_place_ ? rows.dtype : GatheredDType();
+    const auto row_element = static_cast<int64_t>(SizeOf(dtype_));
+    args_.keys.data = in_place_ ? static_cast<const uint8_t*>(rows.data) : nullptr;
+    args_.keys.page_stride = (in_place_ ? rows.row_stride : q_.head_dim) * row_element;
+    args_.keys.code = attention::RowCodeOf(dtype_, KvFormat::kPlain);
+    args_.keys.scale_divisor = 1.0f;
+    args_.values = args_.keys;
+    SetDim(static_cast<int>(q_.head_dim), &args_.keys);
+    SetDim(value_dim_, &args_.values);
+    args_.values_in_keys = true;
+    args_.page_size = 1;
+    args_.scale = options_.scale.value_or(
+        static_cast<float>(1.0 / std::sqrt(static_cast<double>(q_.head_dim))));
+    args_.sinks = options_.sinks.empty() ? nullptr : options_.sinks.data();
+    args_.lse_without_sinks = !options_.lse_with_sinks;
+    args_.out = static_cast<uint8_t*>(out.data);
+    args_.out_token_stride = out.token_stride * element;
+    args_.out_head_stride = out.head_stride * element;
+    args_.lse = out.lse;
+    args_.lse_token_stride = out.lse_token_stride;
+    args_.shape = {1, static_cast<int>(q_.heads), static_cast<int>(q_.head_dim), 0, -1};
+  }
+
+  void SetDim(int dim, attention::KvPages* pages) const {
+    pages->dim = pages->group = dim;
+    pages->row_bytes = static_cast<size_t>(dim) * SizeOf(dtype_);
+  }
+
+  // bf16 where PagedAttention would multiply bf16, so that no digit of a row is lost.
+  DType GatheredDType() const {
+    const bool rows = std::all_of(scopes_.begin(), scopes_.end(), [](const SparseScope& scope) {
+      return scope.rows.dtype == DType::kBF16 || scope.rows.dtype == DType::kU8;
+    });
+    return rows && q_.dtype == DType::kBF16 && sparse::HasBF16Product() ? DType::kBF16
+                                                                        : DType::kF32;
+  }
+
+  // Sorts slots and divides the work; the sizes of both are counted first.
+  void Plan() {
+    memory_ = lease_.Shared(static_cast<size_t>(q_.tokens) * sizeof(int32_t));
+    auto* lens = reinterpret_cast<int32_t*>(memory_);
+    for (int64_t t = 0; t < q_.tokens; ++t) {
+      lens[t] = static_cast<int32_t>(CountNamed(scopes_, t));
     }
+    const auto tokens = static_cast<size_t>(q_.tokens);
+    plan_ = attention::PlanAttention(args_.shape, {}, std::span<const int32_t>(lens, tokens),
+                                     lease_.threads(), {});
+    layout_.emplace(q_.tokens, scopes_, plan_, value_dim_);
+    memory_ = lease_.Shared(layout_->bytes);
+    Sort();
+    args_.kv_lens = layout_->lens.At(memory_);
+    const attention::PlanOut out = {
+        {layout_->items.At(memory_), static_cast<size_t>(plan_.items)},
+        {layout_->splits.At(memory_), static_cast<size_t>(plan_.splits)},
+        {layout_->share_begin.At(memory_), static_cast<size_t>(plan_.shares) + 1}};
+    const attention::Plan placed = attention::PlanAttention(
+        args_.shape, {}, std::span<const int32_t>(args_.kv_lens, tokens), lease_.threads(), out);
+    core::Check(placed.items == plan_.items && placed.splits == plan_.splits &&
+                    placed.shares == plan_.shares && placed.state_rows == plan_.state_rows,
+                Code::kBadRange, "slots or lengths changed while the call read them");
   }
-}
 
-void CheckScopes(const HeadsView& q, std::span<const SparseScope> scopes,
-                 const SparseAttentionOptions& options) {
-  core::Check(!scopes.empty() && scopes.size() <= sparse::kMaxScopes, Code::kBadShape,
-              "scopes has ", scopes.size(), " elements, not 1 to ", sparse::kMaxScopes);
-  for (size_t s = 0; s < scopes.size(); ++s) {
-    CheckRows(s, scopes[s].rows, q.head_dim);
-    CheckSlots(s, scopes[s], q.tokens, options.ignore_invalid);
-  }
-}
-
-void CheckQuery(const HeadsView& q, const SparseAttentionOptions& options) {
-  core::Check(q.dtype <= DType::kBF16, Code::kBadDType, "q is ", Name(q.dtype),
-              ", not float32, float16 or bfloat16");
-  sparse::CheckIn("q.tokens", q.tokens, 0, kMaxInt);
-  sparse::CheckIn("q.heads", q.heads, 1, kMaxHeads);
-  sparse::CheckIn("q.head_dim", q.head_dim, 32, sparse::kMaxRowDim);
-  core::Check(q.head_dim % 16 == 0, Code::kBadShape, "q.head_dim = ", q.head_dim,
-              " is not a multiple of 16");
-  core::Check(q.data != nullptr || q.tokens == 0, Code::kBadShape, "q.data is null");
-  core::CheckAddressable("q", sparse::HeadsBytes(q));
-  core::Check(
-      options.value_dim >= 0 && options.value_dim <= q.head_dim && options.value_dim % 16 == 0,
-      Code::kBadOption, "value_dim = ", options.value_dim, " is not a multiple of 16 in 0..",
-      q.head_dim);
-  const float scale = options.scale.value_or(1.0f);
-  core::Check(std::isfinite(scale), Code::kBadOption, "scale = ", scale, " is not finite");
-  core::Check(options.sinks.empty() || static_cast<int64_t>(options.sinks.size()) == q.heads,
-              Code::kBadShape, "sinks has ", options.sinks.size(), " elements for ", q.heads,
-              " heads");
-  for (size_t h = 0; h < options.sinks.size(); ++h) {
-    core::Check(!std::isnan(options.sinks[h]), Code::kBadOption, "sinks[", h, "] is NaN");
-  }
-}
-
-void CheckOut(const HeadsView& q, std::span<const SparseScope> scopes, const AttentionOut& out,
-              const SparseAttentionOptions& options) {
-  if (q.tokens == 0) {
-    return;
-  }
-  core::Check(out.data != nullptr, Code::kBadShape, "out.data is null");
-  HeadsView shape = q;
-  shape.data = out.data;
-  shape.head_dim = options.value_dim != 0 ? options.value_dim : q.head_dim;
-  shape.token_stride = out.token_stride;
-  shape.head_stride = out.head_stride;
-  const NamedBytes outputs[] = {
-      {"out", sparse::HeadsBytes(shape)},
-      {"lse", sparse::RowsBytes(out.lse, q.tokens, out.lse_token_stride, q.heads, 4)}};
-  for (const NamedBytes& output : outputs) {
-    const NamedBytes inputs[] = {{"q", sparse::HeadsBytes(q)},
-                                 {"sinks",
-                                  {options.sinks.data(),
-                                   {1, 1, 1},
-                                   {0, 0, 0},
-                                   static_cast<int64_t>(options.sinks.size_bytes())}}};
-    sparse::CheckOutput(output, inputs);
-    for (const SparseScope& scope : scopes) {
-      const NamedBytes of_scope[] = {
-          {"rows", RowsOf(scope.rows)},
-          {"slots", sparse::RowsBytes(scope.slots, q.tokens, scope.slots_stride, scope.cols, 4)},
-          {"lengths", sparse::RowsBytes(scope.lengths, 1, 0, q.tokens, 4)}};
-      sparse::CheckOutput(output, of_scope);
+  void Sort() {
+    int64_t widest = 0;
+    for (const SparseScope& scope : scopes_) {
+      widest = std::max(widest, scope.cols);
     }
+    lease_.ReserveScratch(static_cast<size_t>(widest) * sizeof(int32_t));
+    const auto scopes = static_cast<int64_t>(scopes_.size());
+    lease_.Run(q_.tokens, [&](int64_t token, uint8_t* scratch) {
+      int32_t* slots = Slots(token);
+      int64_t named = 0;
+      for (size_t s = 0; s < scopes_.size(); ++s) {
+        const SparseScope& scope = scopes_[s];
+        const int64_t count = sparse::SortSlots(
+            {scope.slots + token * scope.slots_stride, static_cast<size_t>(LengthOf(scope, token))},
+            scope.rows.slots, slots + named, reinterpret_cast<int32_t*>(scratch));
+        layout_->counts.At(memory_)[token * scopes + static_cast<int64_t>(s)] =
+            static_cast<int32_t>(count);
+        named += count;
+      }
+      layout_->lens.At(memory_)[token] = static_cast<int32_t>(named);
+    });
   }
-  core::Check(!core::Overlaps(outputs[0].bytes, outputs[1].bytes), Code::kOverlap,
-              "out shares memory with lse");
-}
 
-AttendArgs MakeArgs(const HeadsView& q, std::span<const SparseScope> scopes,
-                    const AttentionOut& out, const SparseAttentionOptions& options) {
-  const auto element = static_cast<int64_t>(SizeOf(q.dtype));
-  AttendArgs args;
-  args.q = static_cast<const uint8_t*>(q.data);
-  args.q_dtype = q.dtype;
-  args.q_token_stride = q.token_stride * element;
-  args.q_head_stride = q.head_stride * element;
-  args.heads = static_cast<int>(q.heads);
-  args.row_dim = static_cast<int>(q.head_dim);
-  args.value_dim = static_cast<int>(options.value_dim != 0 ? options.value_dim : q.head_dim);
-  args.scale =
-      options.scale.value_or(static_cast<float>(1.0 / std::sqrt(static_cast<double>(q.head_dim))));
-  args.sinks = options.sinks.empty() ? nullptr : options.sinks.data();
-  args.lse_with_sinks = options.lse_with_sinks;
-  args.bf16 = q.dtype == DType::kBF16 && sparse::HasBF16Attend() &&
-              std::all_of(scopes.begin(), scopes.end(), [](const SparseScope& scope) {
-                return scope.rows.dtype == DType::kBF16 || scope.rows.dtype == DType::kU8;
-              });
-  args.scopes = scopes;
-  args.out = static_cast<uint8_t*>(out.data);
-  args.out_token_stride = out.token_stride * element;
-  args.out_head_stride = out.head_stride * element;
-  args.lse = out.lse;
-  args.lse_token_stride = out.lse_token_stride;
-  return args;
-}
+  int32_t* Slots(int64_t token) const {
+    return layout_->slots.At(memory_) + token * NamedCols(scopes_);
+  }
 
-// Heads of a work item: all, up to 128, where there are tokens for every thread; else fewer, in
-// eights, since every item decodes the rows.
-int HeadsOfItem(int64_t tokens, int heads, int threads) {
-  const int64_t parts = tokens >= 2 * threads ? 1 : (threads + tokens - 1) / tokens;
-  const int64_t each = (heads + parts - 1) / parts;
-  return static_cast<int>(std::min<int64_t>(128, (each + 7) / 8 * 8));
-}
+  // Scratch of the threads; where the gathered rows are in it.
+  core::ScratchArray<uint8_t> ReserveItems() {
+    int64_t rows = 0;
+    for (int64_t i = 0; i < plan_.items && !in_place_; ++i) {
+      const WorkItem& item = layout_->items.At(memory_)[i];
+      rows = std::max<int64_t>(rows, RowsOf(item));
+    }
+    const size_t kernel = (attention::AttentionScratchBytes(args_, plan_) + 63) / 64 * 64;
+    core::ScratchLayout layout(kernel);
+    const auto gathered = layout.Place<uint8_t>(rows * args_.keys.page_stride);
+    lease_.ReserveScratch(layout.bytes());
+    return gathered;
+  }
+
+  static int64_t BeginOf(const WorkItem& item) {
+    return int64_t{item.span_begin} * attention::kKvSplit;
+  }
+  int64_t RowsOf(const WorkItem& item) const {
+    const int64_t end =
+        std::min<int64_t>(args_.kv_lens[item.seq], int64_t{item.span_end} * attention::kKvSplit);
+    return std::max<int64_t>(0, end - BeginOf(item));
+  }
+
+  // An item as one of a sequence of its rows alone.
+  void RunItem(const WorkItem& item, uint8_t* rows, uint8_t* scratch) const {
+    AttentionArgs args = args_;
+    const int64_t token = item.seq;
+    args.q += token * args.q_token_stride;
+    args.out += token * args.out_token_stride;
+    args.lse = args.lse != nullptr ? args.lse + token * args.lse_token_stride : nullptr;
+    const auto len = static_cast<int32_t>(RowsOf(item));
+    const int64_t page_begin = 0;
+    const int32_t page = 0;
+    args.kv_lens = &len;
+    args.page_begin = &page_begin;
+    if (in_place_) {
+      args.page_numbers = Slots(token) + BeginOf(item);
+    } else {
+      sparse::GetGatherKernels().gather(
+          scopes_, Slots(token),
+          layout_->counts.At(memory_) + token * static_cast<int64_t>(scopes_.size()), BeginOf(item),
+          BeginOf(item) + len, dtype_, rows);
+      args.page_numbers = &page;
+      args.page_size = std::numeric_limits<int32_t>::max();
+      args.page_shift = -1;
+      args.keys.data = args.values.data = rows;
+      args.keys.token_stride = args.values.token_stride = args.keys.page_stride;
+    }
+    WorkItem alone = item;
+    alone.seq = 0;
+    alone.span_begin = 0;
+    alone.span_end = item.span_end - item.span_begin;
+    attention::RunWorkItems(args, plan_, &alone, &alone + 1, layout_->states.At(memory_), scratch);
+  }
+
+  const HeadsView& q_;
+  const std::span<const SparseScope> scopes_;
+  const SparseAttentionOptions& options_;
+  const int value_dim_;
+  const bool in_place_;
+  core::Lease lease_;
+  DType dtype_ = DType::kF32;  // of rows as kernels read them
+  AttentionArgs args_{};
+  attention::Plan plan_;
+  std::optional<SharedLayout> layout_;
+  uint8_t* memory_ = nullptr;
+};
 
 }  // namespace
 
 void SparseAttention(const HeadsView& q, std::span<const SparseScope> scopes,
                      const AttentionOut& out, const SparseAttentionOptions& options) try {
   const core::EntryPoint entry;
-  CheckQuery(q, options);
-  CheckScopes(q, scopes, options);
-  CheckOut(q, scopes, out, options);
+  sparse::CheckSparseAttention(q, scopes, out, options);
   core::EnsureTarget();
-  if (q.tokens == 0) {
-    return;
+  if (q.tokens > 0) {
+    Call(q, scopes, out, options).Run();
   }
-  const AttendArgs args = MakeArgs(q, scopes, out, options);
-  const sparse::AttendKernels& kernels = sparse::GetAttendKernels(args.bf16);
-  core::Lease lease(options.pool);
-  const int heads = HeadsOfItem(q.tokens, args.heads, lease.threads());
-  const sparse::AttendScratch layout = sparse::PlanAttendScratch(args, heads);
-  lease.ReserveScratch(layout.bytes);
-  const int64_t parts = (args.heads + heads - 1) / heads;
-  lease.Run(q.tokens * parts, [&](int64_t task, uint8_t* scratch) {
-    const int begin = static_cast<int>(task % parts) * heads;
-    const sparse::AttendItem item{task / parts, begin, std::min(args.heads, begin + heads)};
-    kernels.attend(args, item, layout, scratch);
-  });
 } catch (...) {
   core::RethrowAsError();
 }

@@ -10,7 +10,7 @@
 #include <cstring>
 
 #include "core/round-inl.h"
-#include "sparse/attend_args.h"
+#include "riffle/sparse_attention.h"
 #include "sparse/pack-inl.h"
 
 HWY_BEFORE_NAMESPACE();
