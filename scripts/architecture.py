@@ -30,6 +30,7 @@ PURPOSE = {
     "src/topk": "exact top-k",
     "src/attention": "paged attention",
     "src/sparse": "sparse attention",
+    "src/c_api": "the C API",
     "src/kv_cache": "the page pool",
     "src/lm_head": "linear layer and top-k",
     "src/sampling": "the next token",

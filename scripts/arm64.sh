@@ -8,5 +8,6 @@ set -euo pipefail
 . "$(dirname "$0")/lib.sh"
 
 "$ROOT/scripts/setup.sh" arm64
+"$ROOT/scripts/arm64_libraries.sh"
 if [ $# = 0 ]; then "$ROOT/scripts/model.sh"; fi # its tests are among all
 exec "$ROOT/scripts/ctest.sh" arm64 "$@"

@@ -8,6 +8,7 @@
 
 #include <hwy/highway.h>
 
+#include <algorithm>
 #include <cstdint>
 #include <cstring>
 
@@ -104,7 +105,7 @@ HWY_INLINE float QuantizeInt8(const float* x, int count, int8_t* codes) {
   const float max = MaxMagnitude(x, count);
   const bool finite = max <= hwy::HighestValue<float>();
   if (!finite || max < kLeastMagnitude) {
-    std::memset(codes, 0, static_cast<size_t>(count));
+    std::fill_n(codes, count, int8_t{0});
     return finite ? 0.0f : hwy::ConvertScalarTo<float>(__builtin_nanf(""));
   }
   const auto inverse = hn::Set(df, 127.0f / max);
