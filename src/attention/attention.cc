@@ -91,6 +91,7 @@ attention::AttentionArgs PoolArgs(const PagedKv& keys, const PagedKv& values,
   args.page_begin = batch.page_begin.data();
   args.kv_lens = batch.kv_lens.data();
   args.cu_q_lens = batch.cu_q_lens.empty() ? nullptr : batch.cu_q_lens.data();
+  args.causal = batch.causal.empty() ? nullptr : batch.causal.data();
   args.shape = shape;
   return args;
 }

@@ -40,6 +40,7 @@ size_t TakeArrays(const PagedBatch& batch, size_t pages, size_t mask_codes, cons
   Taker taker(memory);
   taker.Take(batch.kv_lens.size(), &to->kv_lens);
   taker.Take(batch.cu_q_lens.size(), &to->cu_q_lens);
+  taker.Take(batch.causal.size(), &to->causal);
   taker.Take(batch.kv_lens.size(), &to->page_begin);
   taker.Take(pages, &to->page_numbers);
   taker.Take(mask_codes, &to->mask_codes);
@@ -72,7 +73,7 @@ BatchPlanner::BatchPlanner(const AttentionShape& shape, const PagedKv& keys,
       tokens_(tokens),
       options_(options),
       threads_(threads),
-      plan_(PlanAttention(shape, batch.cu_q_lens, batch.kv_lens, threads, {})) {
+      plan_(PlanAttention(shape, batch.cu_q_lens, batch.kv_lens, threads, {}, batch.causal)) {
   for (size_t b = 0; b < batch.kv_lens.size(); ++b) {
     pages_ += PagesOf(batch.kv_lens[b], keys);
     longest_ = std::max<int64_t>(longest_, batch.kv_lens[b]);
@@ -85,9 +86,11 @@ BatchPlanner::BatchPlanner(const AttentionShape& shape, const PagedKv& keys,
 void BatchPlanner::Copy(const PlannedBatch& to) const {
   CopyLengths(batch_.kv_lens, to.kv_lens);
   CopyLengths(batch_.cu_q_lens, to.cu_q_lens);
+  std::copy(batch_.causal.begin(), batch_.causal.end(), to.causal.begin());
   PagedBatch copy = batch_;
   copy.kv_lens = std::span<const int32_t>(to.kv_lens);
   copy.cu_q_lens = std::span<const int32_t>(to.cu_q_lens);
+  copy.causal = to.causal;
   CheckLengths(copy, keys_, tokens_, options_);
   size_t at = 0;
   for (size_t b = 0; b < to.kv_lens.size(); ++b) {
@@ -109,7 +112,8 @@ PlannedBatch BatchPlanner::Place(uint8_t* memory, core::Lease& lease) const {
   TakeArrays(batch_, pages_, mask_codes_, plan_, memory, &planned);
   Copy(planned);
   planned.plan = PlanAttention(shape_, std::span<const int32_t>(planned.cu_q_lens),
-                               std::span<const int32_t>(planned.kv_lens), threads_, planned.out);
+                               std::span<const int32_t>(planned.kv_lens), threads_, planned.out,
+                               planned.causal);
   CheckUnchanged(planned.plan.items == plan_.items && planned.plan.splits == plan_.splits &&
                  planned.plan.shares == plan_.shares &&
                  planned.plan.state_rows == plan_.state_rows);
