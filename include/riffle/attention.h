@@ -92,7 +92,7 @@ constexpr int64_t RowBytes(const PagedKv& kv) {
 
 // B sequences. The q_len = cu_q_lens[b+1] - cu_q_lens[b] queries of sequence b are its last tokens:
 // query i is at position kv_lens[b] - q_len + i. There may be more queries than keys only where
-// positions do not matter: without causal and window (cross attention), or without any key.
+// positions do not hide keys: without causal and window (cross attention), or without any key.
 struct PagedBatch {
   IndexSpan cu_q_lens;      // [B + 1], from 0 to the number of tokens; empty: one query a sequence
                             // (decode). These three: int32 or int64 each
@@ -101,6 +101,9 @@ struct PagedBatch {
                             // ignored
   int64_t max_pages = 0;
   int64_t page_table_stride = 0;  // elements from a row to the next
+  // [B] or empty: sequences of a flag other than 0 are causal even if AttentionOptions::causal is
+  // not set; window_right is 0 for them.
+  std::span<const uint8_t> causal = {};
 };
 
 // Which keys queries see, and what is added to their logits, beside the options below: a key counts
@@ -121,7 +124,8 @@ struct AttentionMask {
 
 struct AttentionOptions {
   std::optional<float> scale = {};  // of the logits; default 1 / sqrt(head_dim)
-  bool causal = true;               // a query at position p sees keys 0..p; else all keys
+  // A query at position p sees keys 0..p; else all keys, but for what PagedBatch::causal says.
+  bool causal = true;
   // w >= 1: a query at position p sees no key before p-w+1 and, unless window_right is set, none
   // after p (causal or not).
   std::optional<int64_t> window = {};

@@ -91,6 +91,7 @@ attention::AttentionArgs PoolArgs(const PagedKv& keys, const PagedKv& values,
   args.page_begin = batch.page_begin.data();
   args.kv_lens = batch.kv_lens.data();
   args.cu_q_lens = batch.cu_q_lens.empty() ? nullptr : batch.cu_q_lens.data();
+  args.causal = batch.causal.empty() ? nullptr : batch.causal.data();
   args.shape = shape;
   return args;
 }
@@ -131,23 +132,12 @@ attention::AttentionArgs MakeArgs(const HeadsView& q, const PagedKv& keys, const
   return args;
 }
 
-// An f32 or f16 query is not rounded to bf16, nor is an element of keys or values.
-attention::RunItemsKernel ChooseRunItems(const attention::AttentionArgs& args) {
-  if (args.q_dtype == DType::kBF16 && attention::ExactInBF16(args.keys.code) &&
-      attention::ExactInBF16(args.values.code)) {
-    if (const attention::RunItemsKernel run_items = attention::GetBF16RunItems()) {
-      return run_items;
-    }
-  }
-  return attention::GetAttentionKernels().run_items;
-}
-
 // `partial_states` has room for the plan's partial states (StateBytes).
 void RunPlanned(const attention::AttentionArgs& args, const attention::PlannedBatch& batch,
                 float* partial_states, core::Lease& lease) {
   const attention::Plan& plan = batch.plan;
   const attention::AttentionKernels& kernels = attention::GetAttentionKernels();
-  const attention::RunItemsKernel run_items = ChooseRunItems(args);
+  const attention::RunItemsKernel run_items = attention::ChooseRunItems(args);
   lease.ReserveScratch(kernels.scratch_bytes(args, plan));
   // The last queries of a causal prefill see the most keys: theirs first, so that what is left at
   // the end, when a thread may have to wait for another, is small.

@@ -48,6 +48,7 @@ struct AttentionArgs {
   const int64_t* page_begin;    // [B]
   const int32_t* kv_lens;       // [B]
   const int32_t* cu_q_lens;     // [B + 1], or null: one query a sequence
+  const uint8_t* causal;        // [B], or null: as `shape` says
 
   AttentionShape shape;
 
@@ -68,6 +69,11 @@ struct AttentionArgs {
   bool biased() const { return mask.data != nullptr || slopes != nullptr; }
   // Bytes that a key and its value take in memory.
   size_t kv_row_bytes() const { return keys.row_bytes + (values_in_keys ? 0 : values.row_bytes); }
+  // Keys that the query at `position` of a sequence sees.
+  KeyRange Seen(int seq, int position) const {
+    return Visible(causal != nullptr && causal[seq] != 0 ? Causal(shape) : shape, kv_lens[seq],
+                   position);
+  }
   int first_token(int seq) const { return cu_q_lens != nullptr ? cu_q_lens[seq] : seq; }
   int q_len(int seq) const {
     return cu_q_lens != nullptr ? cu_q_lens[seq + 1] - cu_q_lens[seq] : 1;

@@ -27,6 +27,7 @@ size_t PlaceArrays(const PagedBatch& batch, size_t pages, size_t mask_codes, con
   };
   place(batch.kv_lens.size(), &to->kv_lens);
   place(batch.cu_q_lens.size(), &to->cu_q_lens);
+  place(batch.causal.size(), &to->causal);
   place(batch.kv_lens.size(), &to->page_begin);
   place(pages, &to->page_numbers);
   place(mask_codes, &to->mask_codes);
@@ -59,7 +60,7 @@ BatchPlanner::BatchPlanner(const AttentionShape& shape, const PagedKv& keys,
       tokens_(tokens),
       options_(options),
       threads_(threads),
-      plan_(PlanAttention(shape, batch.cu_q_lens, batch.kv_lens, threads, {})) {
+      plan_(PlanAttention(shape, batch.cu_q_lens, batch.kv_lens, threads, {}, batch.causal)) {
   for (size_t b = 0; b < batch.kv_lens.size(); ++b) {
     pages_ += PagesOf(batch.kv_lens[b], keys);
     longest_ = std::max<int64_t>(longest_, batch.kv_lens[b]);
@@ -72,9 +73,11 @@ BatchPlanner::BatchPlanner(const AttentionShape& shape, const PagedKv& keys,
 void BatchPlanner::Copy(const PlannedBatch& to) const {
   CopyLengths(batch_.kv_lens, to.kv_lens);
   CopyLengths(batch_.cu_q_lens, to.cu_q_lens);
+  std::copy(batch_.causal.begin(), batch_.causal.end(), to.causal.begin());
   PagedBatch copy = batch_;
   copy.kv_lens = std::span<const int32_t>(to.kv_lens);
   copy.cu_q_lens = std::span<const int32_t>(to.cu_q_lens);
+  copy.causal = to.causal;
   CheckLengths(copy, keys_, tokens_, options_);
   size_t at = 0;
   for (size_t b = 0; b < to.kv_lens.size(); ++b) {
@@ -96,7 +99,8 @@ PlannedBatch BatchPlanner::Place(uint8_t* memory, core::Lease& lease) const {
   PlaceArrays(batch_, pages_, mask_codes_, plan_, memory, &planned);
   Copy(planned);
   planned.plan = PlanAttention(shape_, std::span<const int32_t>(planned.cu_q_lens),
-                               std::span<const int32_t>(planned.kv_lens), threads_, planned.out);
+                               std::span<const int32_t>(planned.kv_lens), threads_, planned.out,
+                               planned.causal);
   CheckUnchanged(planned.plan.items == plan_.items && planned.plan.splits == plan_.splits &&
                  planned.plan.chunks == plan_.chunks &&
                  planned.plan.state_rows == plan_.state_rows);

@@ -18,6 +18,7 @@ struct PlannedBatch {
   PlanOut out;
   std::span<int32_t> kv_lens;       // [sequences]
   std::span<int32_t> cu_q_lens;     // [sequences + 1], or empty: one query a sequence
+  std::span<uint8_t> causal;        // [sequences], or empty: as the call's options say
   std::span<int64_t> page_begin;    // [sequences]: the first of a sequence's page_numbers
   std::span<int32_t> page_numbers;  // of all sequences, one after the other
   std::span<uint8_t> mask_codes;    // room for FindMaskCodes

@@ -149,6 +149,10 @@ core::Strided Lse(const float* lse, const HeadsView& shape, int64_t token_stride
 
 core::Strided Array(const void* data, int64_t bytes) { return {data, {1, 1, 1}, {0, 0, 0}, bytes}; }
 
+core::Strided Flags(std::span<const uint8_t> x) {
+  return Array(x.data(), static_cast<int64_t>(x.size()));
+}
+
 core::Strided Array(const IndexSpan& x) { return Array(x.data(), x.size_bytes()); }
 
 // Rows of a batch's page table; none without a batch.
@@ -220,9 +224,14 @@ void CheckLengths(const PagedBatch& batch, const PagedKv& keys, int64_t tokens,
                   const AttentionOptions& options) {
   CheckQueryLengths(batch, tokens);
   CheckKvLengths(batch, keys, options.mask);
-  // Without positions that matter there may be more queries than keys: cross attention.
-  const bool anywhere = !options.causal && !options.window && !options.window_right;
+  if (!batch.causal.empty()) {
+    CheckSame("the number of causal flags", static_cast<int64_t>(batch.causal.size()),
+              "the number of kv_lens", static_cast<int64_t>(batch.kv_lens.size()));
+  }
   for (size_t b = 0; b < batch.kv_lens.size(); ++b) {
+    // Without positions that hide keys there may be more queries than keys: cross attention.
+    const bool causal = options.causal || (!batch.causal.empty() && batch.causal[b] != 0);
+    const bool anywhere = !causal && !options.window && !options.window_right;
     const int64_t q_len = QueryLength(batch, b, tokens);
     const int64_t kv_len = batch.kv_lens[b];
     core::Check(anywhere || kv_len == 0 || q_len <= kv_len, Code::kBadRange, "sequence ", b,
@@ -267,6 +276,7 @@ void CheckData(const HeadsView& q, const PagedKv& keys, const PagedKv& values,
                           {"cu_q_lens", Array(of.cu_q_lens)},
                           {"kv_lens", Array(of.kv_lens)},
                           {"page_table", Table(of)},
+                          {"causal", Flags(of.causal)},
                           {"mask", Mask(options.mask)},
                           {"alibi_slopes", Floats(options.alibi_slopes)},
                           {"sinks", Floats(options.sinks)}};

@@ -41,5 +41,15 @@ const AttentionKernels& GetAttentionKernels() {
   return *core::ForTarget(HWY_DISPATCH_TABLE(AttentionKernelsForTarget))();
 }
 
+RunItemsKernel ChooseRunItems(const AttentionArgs& args) {
+  if (args.q_dtype == DType::kBF16 && ExactInBF16(args.keys.code) &&
+      ExactInBF16(args.values.code)) {
+    if (const RunItemsKernel run_items = GetBF16RunItems()) {
+      return run_items;
+    }
+  }
+  return GetAttentionKernels().run_items;
+}
+
 }  // namespace riffle::attention
 #endif  // HWY_ONCE

@@ -44,4 +44,7 @@ const AttentionKernels& GetAttentionKernels();
 // Pre of the kernel: q is bf16, and keys and values are ExactInBF16.
 RunItemsKernel GetBF16RunItems();
 
+// That of the arithmetic that rounds nothing: bf16's if all of q, keys and values are exact in it.
+RunItemsKernel ChooseRunItems(const AttentionArgs& args);
+
 }  // namespace riffle::attention

@@ -29,8 +29,13 @@ int64_t Cost(int64_t keys, int heads, int rows) { return keys * heads * std::max
 class Planner {
  public:
   Planner(const AttentionShape& shape, const IndexSpan& cu_q_lens, const IndexSpan& kv_lens,
-          int threads, const PlanOut& out)
-      : shape_(shape), cu_q_lens_(cu_q_lens), kv_lens_(kv_lens), threads_(threads), out_(out) {}
+          int threads, const PlanOut& out, std::span<const uint8_t> causal)
+      : shape_(shape),
+        cu_q_lens_(cu_q_lens),
+        kv_lens_(kv_lens),
+        causal_(causal),
+        threads_(threads),
+        out_(out) {}
 
   Plan Run() {
     int64_t total = 0;
@@ -86,8 +91,10 @@ class Planner {
     const auto kv_len = static_cast<int>(kv_lens_[static_cast<size_t>(seq)]);
     if (kv_len > 0) {
       const int first = kv_len - q_len;
-      column.keys = {Visible(shape_, kv_len, first + query_begin).begin,
-                     Visible(shape_, kv_len, first + query_end - 1).end};
+      const bool causal = !causal_.empty() && causal_[static_cast<size_t>(seq)] != 0;
+      const AttentionShape shape = causal ? Causal(shape_) : shape_;
+      column.keys = {Visible(shape, kv_len, first + query_begin).begin,
+                     Visible(shape, kv_len, first + query_end - 1).end};
       column.item.split_begin = column.keys.begin / kKvSplit;
       column.item.split_end = (column.keys.end + kKvSplit - 1) / kKvSplit;
     }
@@ -170,6 +177,7 @@ class Planner {
   const AttentionShape& shape_;
   const IndexSpan& cu_q_lens_;
   const IndexSpan& kv_lens_;
+  std::span<const uint8_t> causal_;
   int threads_;
   const PlanOut& out_;
   Plan plan_;
@@ -183,8 +191,9 @@ class Planner {
 }  // namespace
 
 Plan PlanAttention(const AttentionShape& shape, const IndexSpan& cu_q_lens,
-                   const IndexSpan& kv_lens, int threads, const PlanOut& out) {
-  return Planner(shape, cu_q_lens, kv_lens, threads, out).Run();
+                   const IndexSpan& kv_lens, int threads, const PlanOut& out,
+                   std::span<const uint8_t> causal) {
+  return Planner(shape, cu_q_lens, kv_lens, threads, out, causal).Run();
 }
 
 }  // namespace riffle::attention

@@ -34,6 +34,12 @@ struct AttentionShape {
   bool operator==(const AttentionShape&) const = default;
 };
 
+// The shape of the sequences that are causal among others that are not.
+inline AttentionShape Causal(AttentionShape shape) {
+  shape.window_right = 0;
+  return shape;
+}
+
 // Value columns, padded to whole vectors of any target.
 constexpr int PaddedDim(int head_dim) { return (head_dim + 31) / 32 * 32; }
 
@@ -108,8 +114,9 @@ struct PlanOut {
   std::span<int64_t> chunk_begin;  // [chunks + 1]
 };
 
-// q_lens by cu_q_lens [B + 1], or none: one query a sequence.
+// q_lens by cu_q_lens [B + 1], or none: one query a sequence. `causal` as in PagedBatch.
 Plan PlanAttention(const AttentionShape& shape, const IndexSpan& cu_q_lens,
-                   const IndexSpan& kv_lens, int threads, const PlanOut& out);
+                   const IndexSpan& kv_lens, int threads, const PlanOut& out,
+                   std::span<const uint8_t> causal = {});
 
 }  // namespace riffle::attention

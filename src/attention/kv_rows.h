@@ -108,10 +108,9 @@ inline KvRows FindRows(const AttentionArgs& args, const KvBytes& kv, int seq, in
 
 // Keys that any query of a work item sees.
 inline KeyRange WorkItemKeys(const AttentionArgs& args, const WorkItem& item) {
-  const int kv_len = args.kv_lens[item.seq];
-  const int first = kv_len - args.q_len(item.seq);
-  KeyRange keys{Visible(args.shape, kv_len, first + item.query_begin).begin,
-                Visible(args.shape, kv_len, first + item.query_end - 1).end};
+  const int first = args.kv_lens[item.seq] - args.q_len(item.seq);
+  KeyRange keys{args.Seen(item.seq, first + item.query_begin).begin,
+                args.Seen(item.seq, first + item.query_end - 1).end};
   keys.begin = std::max(keys.begin, item.split_begin * kKvSplit);
   keys.end = std::min(keys.end, item.split_end * kKvSplit);
   return keys;

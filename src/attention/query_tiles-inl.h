@@ -49,11 +49,10 @@ class WorkItemQueries {
     if (seen.empty()) {
       return;
     }
-    const int kv_len = args_.kv_lens[item.seq];
-    const int position = kv_len - args_.q_len(item.seq) + item.query_begin;
+    const int position = args_.kv_lens[item.seq] - args_.q_len(item.seq) + item.query_begin;
     for (int lane = 0; lane < lanes_; ++lane) {
       const int row = std::min(lane, rows_ - 1);
-      const KeyRange keys = Visible(args_.shape, kv_len, position + row / args_.shape.group);
+      const KeyRange keys = args_.Seen(item.seq, position + row / args_.shape.group);
       at_.first[lane] = keys.begin;
       at_.last[lane] = keys.end;
     }

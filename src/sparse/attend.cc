@@ -54,7 +54,7 @@ struct SharedLayout {
   core::ScratchArray<int32_t> slots;   // [tokens][named columns], sorted
   core::ScratchArray<WorkItem> items;
   core::ScratchArray<attention::KvSplit> splits;
-  core::ScratchArray<int64_t> share_begin;
+  core::ScratchArray<int64_t> chunk_begin;
   core::ScratchArray<float> states;
   size_t bytes = 0;
 
@@ -66,7 +66,7 @@ struct SharedLayout {
     slots = layout.Place<int32_t>(tokens * NamedCols(scopes));
     items = layout.Place<WorkItem>(plan.items);
     splits = layout.Place<attention::KvSplit>(plan.splits);
-    share_begin = layout.Place<int64_t>(plan.shares + 1);
+    chunk_begin = layout.Place<int64_t>(plan.chunks + 1);
     states = layout.Place<float>(
         attention::PartialStateFloats(plan.state_rows, attention::PaddedDim(value_dim)));
     bytes = layout.bytes();
@@ -97,19 +97,21 @@ class Call {
   void Run() {
     Plan();
     const core::ScratchArray<uint8_t> rows = ReserveItems();
-    const int64_t* share_begin = layout_->share_begin.At(memory_);
+    const int64_t* chunk_begin = layout_->chunk_begin.At(memory_);
     const WorkItem* items = layout_->items.At(memory_);
-    lease_.Run(plan_.shares, [&](int64_t share, uint8_t* scratch) {
-      for (int64_t i = share_begin[share]; i < share_begin[share + 1]; ++i) {
-        RunItem(items[i], rows.At(scratch), scratch);
+    const attention::RunItemsKernel run_items = attention::ChooseRunItems(args_);
+    lease_.Run(plan_.chunks, [&](int64_t chunk, uint8_t* scratch) {
+      for (int64_t i = chunk_begin[chunk]; i < chunk_begin[chunk + 1]; ++i) {
+        RunItem(run_items, items[i], rows.At(scratch), scratch);
       }
     });
+    const attention::AttentionKernels& kernels = attention::GetAttentionKernels();
     const int64_t heads = args_.shape.kv_heads;
     lease_.Run(plan_.splits * heads, [&](int64_t i, uint8_t*) {
       const attention::KvSplit& split = layout_->splits.At(memory_)[i / heads];
       const auto head = static_cast<int>(i % heads);
       if (head < split.whole.head_end - split.whole.head_begin) {
-        attention::MergeSplit(args_, split, head, layout_->states.At(memory_));
+        kernels.merge_split(args_, split, head, layout_->states.At(memory_));
       }
     });
   }
@@ -176,11 +178,11 @@ class Call {
     const attention::PlanOut out = {
         {layout_->items.At(memory_), static_cast<size_t>(plan_.items)},
         {layout_->splits.At(memory_), static_cast<size_t>(plan_.splits)},
-        {layout_->share_begin.At(memory_), static_cast<size_t>(plan_.shares) + 1}};
+        {layout_->chunk_begin.At(memory_), static_cast<size_t>(plan_.chunks) + 1}};
     const attention::Plan placed = attention::PlanAttention(
         args_.shape, {}, std::span<const int32_t>(args_.kv_lens, tokens), lease_.threads(), out);
     core::Check(placed.items == plan_.items && placed.splits == plan_.splits &&
-                    placed.shares == plan_.shares && placed.state_rows == plan_.state_rows,
+                    placed.chunks == plan_.chunks && placed.state_rows == plan_.state_rows,
                 Code::kBadRange, "slots or lengths changed while the call read them");
   }
 
@@ -218,7 +220,7 @@ class Call {
       const WorkItem& item = layout_->items.At(memory_)[i];
       rows = std::max<int64_t>(rows, RowsOf(item));
     }
-    const size_t kernel = (attention::AttentionScratchBytes(args_, plan_) + 63) / 64 * 64;
+    const size_t kernel = (attention::GetAttentionKernels().scratch_bytes(args_, plan_) + 63) / 64 * 64;
     core::ScratchLayout layout(kernel);
     const auto gathered = layout.Place<uint8_t>(rows * args_.keys.page_stride);
     lease_.ReserveScratch(layout.bytes());
@@ -226,16 +228,17 @@ class Call {
   }
 
   static int64_t BeginOf(const WorkItem& item) {
-    return int64_t{item.span_begin} * attention::kKvSplit;
+    return int64_t{item.split_begin} * attention::kKvSplit;
   }
   int64_t RowsOf(const WorkItem& item) const {
     const int64_t end =
-        std::min<int64_t>(args_.kv_lens[item.seq], int64_t{item.span_end} * attention::kKvSplit);
+        std::min<int64_t>(args_.kv_lens[item.seq], int64_t{item.split_end} * attention::kKvSplit);
     return std::max<int64_t>(0, end - BeginOf(item));
   }
 
   // An item as one of a sequence of its rows alone.
-  void RunItem(const WorkItem& item, uint8_t* rows, uint8_t* scratch) const {
+  void RunItem(attention::RunItemsKernel run_items, const WorkItem& item, uint8_t* rows,
+               uint8_t* scratch) const {
     AttentionArgs args = args_;
     const int64_t token = item.seq;
     args.q += token * args.q_token_stride;
@@ -261,9 +264,9 @@ class Call {
     }
     WorkItem alone = item;
     alone.seq = 0;
-    alone.span_begin = 0;
-    alone.span_end = item.span_end - item.span_begin;
-    attention::RunWorkItems(args, plan_, &alone, &alone + 1, layout_->states.At(memory_), scratch);
+    alone.split_begin = 0;
+    alone.split_end = item.split_end - item.split_begin;
+    run_items(args, plan_, &alone, &alone + 1, layout_->states.At(memory_), scratch);
   }
 
   const HeadsView& q_;
