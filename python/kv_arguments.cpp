@@ -55,6 +55,14 @@ Layout Layout::Of(nb::handle name) {
   ThrowValueError("layout = " + Repr(name) + " is none of 'HND', 'NHD', 'JAX'");
 }
 
+HeadsView TokensView(const Array& x) {
+  const DType dtype = FloatingDType(x);
+  CheckAxes(x, 3, "[tokens, kv_heads, head_dim]");
+  CheckLastAxisContiguous(x);
+  return {x.data(),         dtype,           x.axis(0).size, x.axis(1).size, x.axis(2).size,
+          x.axis(0).stride, x.axis(1).stride};
+}
+
 std::optional<float> OptionalFloat(nb::handle value, const char* name) {
   if (value.is_none()) {
     return std::nullopt;
