@@ -7,40 +7,14 @@ namespace riffle::python {
 namespace {
 
 DType PageDType(const Array& x) {
-  switch (x.element()) {
-    case Element::kF32:
-      return DType::kF32;
-    case Element::kF16:
-      return DType::kF16;
-    case Element::kBF16:
-      return DType::kBF16;
-    case Element::kE4M3:
-      return DType::kE4M3;
-    case Element::kE5M2:
-      return DType::kE5M2;
-    case Element::kI8:
-      return DType::kI8;
-    default:
-      ThrowTypeError(std::string(x.name()) + " has dtype " + x.DTypeName() +
-                     "; float32, float16, bfloat16, float8_e4m3fn, float8_e5m2 and int8 are "
-                     "accepted, and uint8 with a format");
-  }
+  return DTypeAmong(
+      x, {DType::kF32, DType::kF16, DType::kBF16, DType::kE4M3, DType::kE5M2, DType::kI8},
+      "float32, float16, bfloat16, float8_e4m3fn, float8_e5m2 and int8 (with a format: uint8)");
 }
 
 DType ScaleDType(const Array& x) {
-  switch (x.element()) {
-    case Element::kF32:
-      return DType::kF32;
-    case Element::kF16:
-      return DType::kF16;
-    case Element::kBF16:
-      return DType::kBF16;
-    case Element::kE8M0:
-      return DType::kE8M0;
-    default:
-      ThrowTypeError(std::string(x.name()) + " has dtype " + x.DTypeName() +
-                     "; float32, float16, bfloat16 and float8_e8m0fnu are accepted");
-  }
+  return DTypeAmong(x, {DType::kF32, DType::kF16, DType::kBF16, DType::kE8M0},
+                    "float32, float16, bfloat16 and float8_e8m0fnu");
 }
 
 }  // namespace
