@@ -11,9 +11,7 @@
 #include "cli/attention_cases.h"
 #include "cli/bench_run.h"
 #include "cli/commands.h"
-#include "cli/failure.h"
 #include "cli/report.h"
-#include "engine/printable.h"
 
 namespace riffle::cli {
 namespace {
@@ -48,22 +46,6 @@ constexpr const char* kDetails =
 constexpr BenchCommand kCommand = {
     "attention", kDescription, kDetails, "short measurements, nothing above 100 MB", 0.5, 0.1};
 
-std::vector<AttentionCase> Choose(const BenchArguments& arguments) {
-  std::vector<AttentionCase> chosen;
-  std::string names;
-  for (const AttentionCase& what : AttentionCases(arguments.quick)) {
-    names += (names.empty() ? "" : " ") + what.name;
-    if (what.name.find(arguments.only) != std::string::npos) {
-      chosen.push_back(what);
-    }
-  }
-  if (chosen.empty()) {
-    FailInput("--only {} is part of no case; the cases are: {}", engine::Quote(arguments.only),
-              names);
-  }
-  return chosen;
-}
-
 nlohmann::ordered_json ToJson(const AttentionCase& what) {
   return {{"name", what.name},
           {"sequences", what.kv_lens.size()},
@@ -79,7 +61,8 @@ nlohmann::ordered_json ToJson(const AttentionCase& what) {
 }
 
 void Run(const BenchArguments& arguments) {
-  const std::vector<AttentionCase> cases = Choose(arguments);
+  const std::vector<AttentionCase> cases =
+      CasesNamed(arguments.only, AttentionCases(arguments.quick));
   BenchRun run(kCommand, arguments);
   for (const AttentionCase& what : cases) {
     run.Show(ToJson(what), RunAttentionCase(what, run.min_seconds(), run.pool()));

@@ -10,10 +10,8 @@
 
 #include "cli/bench_run.h"
 #include "cli/commands.h"
-#include "cli/failure.h"
 #include "cli/linear_cases.h"
 #include "cli/report.h"
-#include "engine/printable.h"
 
 namespace riffle::cli {
 namespace {
@@ -41,14 +39,13 @@ constexpr BenchCommand kCommand = {
 std::vector<LinearMatrix> Choose(const BenchArguments& arguments) {
   std::vector<LinearMatrix> chosen = LinearMatrices(arguments.quick, arguments.only);
   if (chosen.empty()) {
-    std::string names;
+    std::vector<std::string> names;
     for (const LinearMatrix& what : LinearMatrices(arguments.quick, "")) {
       for (const int64_t rows : what.rows) {
-        names += fmt::format("{}{}", names.empty() ? "" : " ", CaseName(what, rows));
+        names.push_back(CaseName(what, rows));
       }
     }
-    FailInput("--only {} is part of no case; the cases are: {}", engine::Quote(arguments.only),
-              names);
+    FailNoCase(arguments.only, names);
   }
   return chosen;
 }

@@ -1,15 +1,23 @@
 #include "cli/bench_run.h"
 
 #include <fmt/format.h>
+#include <fmt/ranges.h>
 
 #include <utility>
 
+#include "cli/failure.h"
 #include "cli/options.h"
 #include "cli/report.h"
 #include "cli/streams.h"
+#include "engine/printable.h"
 #include "riffle/riffle.h"
 
 namespace riffle::cli {
+
+void FailNoCase(const std::string& only, const std::vector<std::string>& names) {
+  FailInput("--only {} is part of no case; the cases are: {}", engine::Quote(only),
+            fmt::join(names, " "));
+}
 
 BenchRun::BenchRun(const BenchCommand& command, const BenchArguments& arguments)
     : min_seconds_(arguments.min_time > 0 ? arguments.min_time

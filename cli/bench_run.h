@@ -6,6 +6,7 @@
 #include <memory>
 #include <nlohmann/json.hpp>
 #include <string>
+#include <vector>
 
 #include "cli/roofline.h"
 #include "riffle/runtime.h"
@@ -31,6 +32,26 @@ struct BenchCommand {
   double quick_seconds;
   int name_width = 12;  // of the table
 };
+
+// Throws BadInput: --only is part of none of these names.
+[[noreturn]] void FailNoCase(const std::string& only, const std::vector<std::string>& names);
+
+// The cases whose names contain `only`, or FailNoCase.
+template <typename Case>
+std::vector<Case> CasesNamed(const std::string& only, const std::vector<Case>& cases) {
+  std::vector<Case> chosen;
+  std::vector<std::string> names;
+  for (const Case& what : cases) {
+    names.push_back(what.name);
+    if (what.name.find(only) != std::string::npos) {
+      chosen.push_back(what);
+    }
+  }
+  if (chosen.empty()) {
+    FailNoCase(only, names);
+  }
+  return chosen;
+}
 
 // Sets the target and the threads that the arguments ask for, and shows the results as they come.
 class BenchRun {

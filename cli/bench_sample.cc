@@ -6,9 +6,7 @@
 
 #include "cli/bench_run.h"
 #include "cli/commands.h"
-#include "cli/failure.h"
 #include "cli/sample_cases.h"
-#include "engine/printable.h"
 
 namespace riffle::cli {
 namespace {
@@ -37,18 +35,7 @@ nlohmann::ordered_json ToJson(const SampleCase& what) {
 }
 
 void Run(const BenchArguments& arguments) {
-  std::vector<SampleCase> cases = SampleCases();
-  std::string names;
-  for (const SampleCase& what : cases) {
-    names += (names.empty() ? "" : " ") + what.name;
-  }
-  std::erase_if(cases, [&](const SampleCase& what) {
-    return what.name.find(arguments.only) == std::string::npos;
-  });
-  if (cases.empty()) {
-    FailInput("--only {} is part of no case; the cases are: {}", engine::Quote(arguments.only),
-              names);
-  }
+  const std::vector<SampleCase> cases = CasesNamed(arguments.only, SampleCases());
   BenchRun run(kCommand, arguments);
   for (const SampleCase& what : cases) {
     run.Show(ToJson(what), RunSampleCase(what, run.min_seconds(), run.pool()));

@@ -11,10 +11,8 @@
 #include "cli/bench_cases.h"
 #include "cli/bench_run.h"
 #include "cli/commands.h"
-#include "cli/failure.h"
 #include "cli/report.h"
 #include "cli/streams.h"
-#include "engine/printable.h"
 
 namespace riffle::cli {
 namespace {
@@ -99,14 +97,13 @@ std::vector<BenchSection> Choose(const BenchArguments& arguments) {
   const std::vector<BenchSection> all = BenchSections(arguments.quick);
   std::vector<BenchSection> chosen = Select(all, arguments.only);
   if (chosen.empty()) {
-    std::string names;
+    std::vector<std::string> names;
     for (const BenchSection& section : all) {
       for (const BenchCase& what : section.cases) {
-        names += (names.empty() ? "" : " ") + what.name;
+        names.push_back(what.name);
       }
     }
-    FailInput("--only {} is part of no case; the cases are: {}", engine::Quote(arguments.only),
-              names);
+    FailNoCase(arguments.only, names);
   }
   return chosen;
 }

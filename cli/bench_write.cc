@@ -6,9 +6,7 @@
 
 #include "cli/bench_run.h"
 #include "cli/commands.h"
-#include "cli/failure.h"
 #include "cli/write_cases.h"
-#include "engine/printable.h"
 
 namespace riffle::cli {
 namespace {
@@ -37,18 +35,7 @@ nlohmann::ordered_json ToJson(const WriteCase& what) {
 }
 
 void Run(const BenchArguments& arguments) {
-  std::vector<WriteCase> cases = WriteCases();
-  std::string names;
-  for (const WriteCase& what : cases) {
-    names += (names.empty() ? "" : " ") + what.name;
-  }
-  std::erase_if(cases, [&](const WriteCase& what) {
-    return what.name.find(arguments.only) == std::string::npos;
-  });
-  if (cases.empty()) {
-    FailInput("--only {} is part of no case; the cases are: {}", engine::Quote(arguments.only),
-              names);
-  }
+  const std::vector<WriteCase> cases = CasesNamed(arguments.only, WriteCases());
   BenchRun run(kCommand, arguments);
   for (const WriteCase& what : cases) {
     run.Show(ToJson(what), RunWriteCase(what, run.min_seconds(), run.pool()));

@@ -1,9 +1,11 @@
 #include "arguments.h"
 
+#include <algorithm>
 #include <bit>
 #include <cmath>
 #include <cstring>
 #include <limits>
+#include <optional>
 #include <string_view>
 
 #include "kernel_scope.h"
@@ -20,24 +22,9 @@ float FloatOfHalf(uint16_t bits) {
   return (bits & 0x8000) != 0 ? -magnitude : magnitude;
 }
 
-}  // namespace
-
-DType FloatingDType(const Array& x) {
-  switch (x.element()) {
-    case Element::kF32:
-      return DType::kF32;
-    case Element::kF16:
-      return DType::kF16;
-    case Element::kBF16:
-      return DType::kBF16;
-    default:
-      ThrowTypeError(std::string(x.name()) + " has dtype " + x.DTypeName() +
-                     "; float32, float16 and bfloat16 are accepted");
-  }
-}
-
-DType SelectionDType(const Array& x) {
-  switch (x.element()) {
+// Nothing for bool and for elements that no call supports.
+std::optional<DType> DTypeOf(Element element) {
+  switch (element) {
     case Element::kF32:
       return DType::kF32;
     case Element::kF16:
@@ -48,7 +35,6 @@ DType SelectionDType(const Array& x) {
       return DType::kF64;
     case Element::kI8:
       return DType::kI8;
-    case Element::kBool:
     case Element::kU8:
       return DType::kU8;
     case Element::kI16:
@@ -64,14 +50,41 @@ DType SelectionDType(const Array& x) {
     case Element::kU64:
       return DType::kU64;
     case Element::kE4M3:
+      return DType::kE4M3;
     case Element::kE5M2:
+      return DType::kE5M2;
     case Element::kE8M0:
+      return DType::kE8M0;
+    case Element::kBool:
     case Element::kOther:
       break;
   }
-  ThrowTypeError(std::string(x.name()) + " has dtype " + x.DTypeName() +
-                 "; bfloat16, float16, float32, float64, bool and integers of 8 to 64 bits are "
-                 "accepted");
+  return std::nullopt;
+}
+
+}  // namespace
+
+DType DTypeAmong(const Array& x, std::initializer_list<DType> accepted, const char* text) {
+  const std::optional<DType> dtype = DTypeOf(x.element());
+  if (!dtype || std::find(accepted.begin(), accepted.end(), *dtype) == accepted.end()) {
+    ThrowTypeError(std::string(x.name()) + " has dtype " + x.DTypeName() + "; " + text +
+                   " are accepted");
+  }
+  return *dtype;
+}
+
+DType FloatingDType(const Array& x) {
+  return DTypeAmong(x, {DType::kF32, DType::kF16, DType::kBF16}, "float32, float16 and bfloat16");
+}
+
+DType SelectionDType(const Array& x) {
+  if (x.element() == Element::kBool) {
+    return DType::kU8;
+  }
+  return DTypeAmong(x,
+                    {DType::kF32, DType::kF16, DType::kBF16, DType::kF64, DType::kI8, DType::kU8,
+                     DType::kI16, DType::kU16, DType::kI32, DType::kU32, DType::kI64, DType::kU64},
+                    "bfloat16, float16, float32, float64, bool and integers of 8 to 64 bits");
 }
 
 void CheckElement(const Array& x, Element element) {

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <initializer_list>
 #include <span>
 #include <string>
 #include <vector>
@@ -13,11 +14,13 @@
 namespace riffle::python {
 
 // The checks that calls share; each throws with the array's name, what it is and what it must be.
-DType FloatingDType(const Array& x);                         // TypeError unless f32, f16 or bf16
-DType SelectionDType(const Array& x);                        // any number; bool counts as uint8
-void CheckElement(const Array& x, Element element);          // TypeError
-void CheckAxes(const Array& x, int ndim, const char* form);  // ValueError; form: "[rows, n]"
-void CheckLastAxisContiguous(const Array& x);                // ValueError
+DType FloatingDType(const Array& x);   // TypeError unless f32, f16 or bf16
+DType SelectionDType(const Array& x);  // any number; bool counts as uint8
+// The dtype of x, TypeError unless it is one of `accepted`, which `text` lists for the error.
+DType DTypeAmong(const Array& x, std::initializer_list<DType> accepted, const char* text);
+void CheckElement(const Array& x, Element element);               // TypeError
+void CheckAxes(const Array& x, int ndim, const char* form);       // ValueError; form: "[rows, n]"
+void CheckLastAxisContiguous(const Array& x);                     // ValueError
 void CheckShape(const Array& x, std::span<const int64_t> shape);  // ValueError
 
 // The axes [begin, end) of x merged into as few as their strides allow, those of size 1 left out.

@@ -7,40 +7,14 @@ namespace riffle::python {
 namespace {
 
 DType PageDType(const Array& x) {
-  switch (x.element()) {
-    case Element::kF32:
-      return DType::kF32;
-    case Element::kF16:
-      return DType::kF16;
-    case Element::kBF16:
-      return DType::kBF16;
-    case Element::kE4M3:
-      return DType::kE4M3;
-    case Element::kE5M2:
-      return DType::kE5M2;
-    case Element::kI8:
-      return DType::kI8;
-    default:
-      ThrowTypeError(std::string(x.name()) + " has dtype " + x.DTypeName() +
-                     "; float32, float16, bfloat16, float8_e4m3fn, float8_e5m2 and int8 are "
-                     "accepted, and uint8 with a format");
-  }
+  return DTypeAmong(
+      x, {DType::kF32, DType::kF16, DType::kBF16, DType::kE4M3, DType::kE5M2, DType::kI8},
+      "float32, float16, bfloat16, float8_e4m3fn, float8_e5m2 and int8 (with a format: uint8)");
 }
 
 DType ScaleDType(const Array& x) {
-  switch (x.element()) {
-    case Element::kF32:
-      return DType::kF32;
-    case Element::kF16:
-      return DType::kF16;
-    case Element::kBF16:
-      return DType::kBF16;
-    case Element::kE8M0:
-      return DType::kE8M0;
-    default:
-      ThrowTypeError(std::string(x.name()) + " has dtype " + x.DTypeName() +
-                     "; float32, float16, bfloat16 and float8_e8m0fnu are accepted");
-  }
+  return DTypeAmong(x, {DType::kF32, DType::kF16, DType::kBF16, DType::kE8M0},
+                    "float32, float16, bfloat16 and float8_e8m0fnu");
 }
 
 }  // namespace
@@ -53,6 +27,14 @@ Layout Layout::Of(nb::handle name) {
     if (text == "JAX") return {1, 2, 0, "[kv_heads, pages, page_size, head_dim]"};
   }
   ThrowValueError("layout = " + Repr(name) + " is none of 'HND', 'NHD', 'JAX'");
+}
+
+HeadsView TokensView(const Array& x) {
+  const DType dtype = FloatingDType(x);
+  CheckAxes(x, 3, "[tokens, kv_heads, head_dim]");
+  CheckLastAxisContiguous(x);
+  return {x.data(),         dtype,           x.axis(0).size, x.axis(1).size, x.axis(2).size,
+          x.axis(0).stride, x.axis(1).stride};
 }
 
 std::optional<float> OptionalFloat(nb::handle value, const char* name) {

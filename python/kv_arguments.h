@@ -18,6 +18,9 @@ struct Layout {
   static Layout Of(nb::handle name);
 };
 
+// Keys or values of tokens, [tokens, kv_heads, head_dim], to write.
+HeadsView TokensView(const Array& x);
+
 // A number argument or None, else TypeError.
 std::optional<float> OptionalFloat(nb::handle value, const char* name);
 

@@ -13,6 +13,7 @@
 #include "bindings.h"
 #include "core/fork.h"
 #include "kernel_scope.h"
+#include "kv_arguments.h"
 
 namespace riffle::python {
 namespace {
@@ -77,14 +78,6 @@ class SharedKvCache {
   KvCache cache_;
 };
 
-HeadsView Tokens(const Array& x) {
-  const DType dtype = FloatingDType(x);
-  CheckAxes(x, 3, "[tokens, kv_heads, head_dim]");
-  CheckLastAxisContiguous(x);
-  return {x.data(),         dtype,           x.axis(0).size, x.axis(1).size, x.axis(2).size,
-          x.axis(0).stride, x.axis(1).stride};
-}
-
 void Write(SharedKvCache& self, nb::handle layer_object, nb::handle seq_object,
            nb::handle position_object, nb::handle keys_object, nb::handle values_object) {
   const int64_t layer = Int64(layer_object, "layer");
@@ -92,7 +85,7 @@ void Write(SharedKvCache& self, nb::handle layer_object, nb::handle seq_object,
   const int64_t position = Int64(position_object, "position");
   const Array keys(keys_object, "keys");
   const Array values(values_object, "values");
-  const HeadsView k = Tokens(keys), v = Tokens(values);
+  const HeadsView k = TokensView(keys), v = TokensView(values);
   self.Locked([&](KvCache& cache) { cache.Write(layer, seq, position, k, v); });
 }
 

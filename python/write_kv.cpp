@@ -11,35 +11,10 @@
 #include "array.h"
 #include "bindings.h"
 #include "kernel_scope.h"
+#include "kv_arguments.h"
 
 namespace riffle::python {
 namespace {
-
-std::string ReprOf(nb::handle object) { return nb::cast<std::string>(nb::repr(object)); }
-
-// Where a layout has the axes of pages, tokens and heads.
-struct PageAxes {
-  int page, token, head;
-  const char* form;
-
-  static PageAxes Of(nb::handle name) {
-    std::string_view text;
-    if (nb::try_cast(name, text)) {
-      if (text == "HND") return {0, 2, 1, "[pages, kv_heads, page_size, head_dim]"};
-      if (text == "NHD") return {0, 1, 2, "[pages, page_size, kv_heads, head_dim]"};
-      if (text == "JAX") return {1, 2, 0, "[kv_heads, pages, page_size, head_dim]"};
-    }
-    ThrowValueError("layout = " + ReprOf(name) + " is none of 'HND', 'NHD', 'JAX'");
-  }
-};
-
-HeadsView Tokens(const Array& x) {
-  const DType dtype = FloatingDType(x);
-  CheckAxes(x, 3, "[tokens, kv_heads, head_dim]");
-  CheckLastAxisContiguous(x);
-  return {x.data(),         dtype,           x.axis(0).size, x.axis(1).size, x.axis(2).size,
-          x.axis(0).stride, x.axis(1).stride};
-}
 
 // Slots where they stand, or copied if they are not contiguous or not aligned.
 class Slots {
@@ -97,7 +72,7 @@ struct Coding {
         if (text == Name(format)) return Bytes(pages, {DType::kU8, format});
       }
     }
-    ThrowValueError(std::string(argument) + " = " + ReprOf(name) +
+    ThrowValueError(std::string(argument) + " = " + Repr(name) +
                     " is none of 'q8_0', 'q4_0', 'q4_1', 'q5_0', 'q5_1', 'iq4_nl', "
                     "'float8_e4m3fn', 'float8_e5m2'");
   }
@@ -109,7 +84,7 @@ struct Coding {
   }
 };
 
-PagedKvOut Pages(const Array& x, const PageAxes& axes, const Coding& coding) {
+PagedKvOut Pages(const Array& x, const Layout& axes, const Coding& coding) {
   CheckAxes(x, 4, axes.form);
   CheckLastAxisContiguous(x);
   const Axis &page = x.axis(axes.page), &token = x.axis(axes.token), &head = x.axis(axes.head);
@@ -155,19 +130,19 @@ class Scales {
     }
     if (compute) {
       ThrowTypeError(std::string(name) + " must be an array to which compute_scales writes, not " +
-                     ReprOf(object));
+                     Repr(object));
     }
     const double number = PyFloat_AsDouble(object.ptr());
     if (number == -1.0 && PyErr_Occurred() != nullptr) {
       PyErr_Clear();
       ThrowTypeError(std::string(name) + " must be a number, an array or None, not " +
-                     ReprOf(object));
+                     Repr(object));
     }
     number_ = static_cast<float>(number);
     is_number_ = true;
   }
 
-  void AddTo(const Array& pages, const PageAxes& axes, PagedKvOut* view) const {
+  void AddTo(const Array& pages, const Layout& axes, PagedKvOut* view) const {
     if (is_number_) {
       view->scales.data = &number_;
     }
@@ -225,8 +200,8 @@ void PyWriteKv(nb::handle keys_object, nb::handle values_object, nb::handle slot
   const Slots slots(slots_object);
   const Array key_pages(key_pages_object, "key_pages", Access::kWrite);
   const Array value_pages(value_pages_object, "value_pages", Access::kWrite);
-  const PageAxes axes = PageAxes::Of(layout);
-  const HeadsView k = Tokens(keys), v = Tokens(values);
+  const Layout axes = Layout::Of(layout);
+  const HeadsView k = TokensView(keys), v = TokensView(values);
   const Coding key_coding = Coding::Of(key_pages, key_format, "key_format");
   const Coding value_coding = Coding::Of(value_pages, value_format, "value_format");
   PagedKvOut to_keys = Pages(key_pages, axes, key_coding);

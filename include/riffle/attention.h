@@ -30,10 +30,10 @@ struct HeadsView {
   int64_t head_stride = 0;   // elements from a head to the next; zero and negative are legal
 };
 
-// Scales of elements: the value of element (page, token, head, i) is the element times scale(page,
-// token, head, i / group) / divisor, in f32. Without data every scale is 1. A stride of 0 makes one
-// scale serve a whole axis; with all four 0 there is one for the tensor. A NaN scale makes the
-// results that use it NaN.
+// Scales of elements: element (page, token, head, i) stands for its code times scale(page, token,
+// head, i / group) / divisor, in f32. Without data every scale is 1. With a stride of 0 one scale
+// serves a whole axis; with all four strides 0, the whole tensor. A NaN scale makes the results
+// that use it NaN.
 struct KvScales {
   const void* data = nullptr;
   DType dtype = DType::kF32;  // f32, f16, bf16 or e8m0
@@ -106,13 +106,13 @@ struct PagedBatch {
   std::span<const uint8_t> causal = {};
 };
 
-// Which keys queries see, and what is added to their logits, beside the options below: a key counts
-// if all of them let it. Element (token, head, key) is at token * token_stride + head * head_stride
-// + key * key_stride; keys go by their position in the sequence.
+// Hides keys from queries, or adds to their logits. A query sees a key only if the mask, causal and
+// the windows below all allow it. Element (token, head, key) is at token * token_stride + head *
+// head_stride + key * key_stride; `key` is a position in the sequence.
 struct AttentionMask {
   const void* data = nullptr;  // null: no mask
-  // f32, f16 or bf16: added to the scaled and capped logit; -inf: not seen, whatever the key and
-  // the value are. u8: not added; 0: not seen (bool arrays have this form).
+  // f32, f16 or bf16: added to the scaled and capped logit; -inf hides the key, whatever key and
+  // value hold. u8: 0 hides the key, all else changes nothing (bool arrays have this form).
   DType dtype = DType::kF32;
   int64_t tokens = 0;        // those of q, or 1: one for all
   int64_t heads = 0;         // those of q, or 1: one for all
@@ -136,7 +136,7 @@ struct AttentionOptions {
   // [q_heads] or empty: one raw logit per head, neither scaled nor capped, that counts in the
   // softmax and in lse but has no value.
   std::span<const float> sinks = {};
-  // Blocks of 64 keys of which no query of a work item sees any are neither read nor computed.
+  // A block of 64 keys is neither read nor computed where no query of a work item sees one of them.
   AttentionMask mask;
   // [q_heads] or empty: slope * (key position - query position) is added to scaled and capped
   // logits (ALiBi, Press et al. 2022).
@@ -185,18 +185,18 @@ RIFFLE_API void PagedAttention(const HeadsView& q, const PagedKv& keys, const Pa
 // afterwards; the plan keeps the batch as it was. Several calls may use one plan at the same time.
 class RIFFLE_API AttentionPlan {
  public:
-  AttentionPlan();  // a plan of no batch, for Make
-  // Of q and keys the shapes count, not the data and the dtype, of values nothing; of the options
-  // causal, window, window_right, the mask and the pool, whose number of threads decides how work
-  // is cut, not the results. Of the mask it is found here which blocks it hides; calls are given
-  // the same mask, whose elements have not changed since. Throws Error as PagedAttention does.
+  AttentionPlan();  // has no batch until Make
+  // A plan depends on the shapes of q and keys (not on their data or dtype), and on causal, window,
+  // window_right and the mask. The number of threads of the pool decides how work is divided, but
+  // changes no result. The plan records which blocks the mask hides, so calls must pass the same
+  // mask with the same elements. Throws Error as PagedAttention does.
   AttentionPlan(const HeadsView& q, const PagedKv& keys, const PagedBatch& batch,
                 const AttentionOptions& options = {});
   ~AttentionPlan();
   AttentionPlan(AttentionPlan&&) noexcept;
   AttentionPlan& operator=(AttentionPlan&&) noexcept;
 
-  // Plans another batch in the memory of the last one. After an error the plan is of no batch.
+  // Plans another batch in the memory of the last one. After an error the plan has no batch.
   void Make(const HeadsView& q, const PagedKv& keys, const PagedBatch& batch,
             const AttentionOptions& options = {});
 

@@ -12,14 +12,13 @@
 // batch, threads, page size or SIMD vector length. The sum over heads is in f32, in ascending order
 // of h, each product rounded before it is added; the key's scale is multiplied last. A NaN score is
 // the quiet NaN 0x7fc00000.
-//   int8 keys   q . k is an exact integer, so scores have the same bits on every SIMD target. q
-//   that
-//               is not int8 is rounded to int8, each head with a scale of its own, max|q| / 127,
-//               which is multiplied into w first.
-//   others      f32 accumulation in a chain over head_dim: of bf16 pairs (VDPBF16PS) where q and
-//               keys are exact in bf16 (bf16, e4m3, int8) and the target has them, which takes
-//               denormals for zeros; else of fused multiply-adds in f32. The same bits on every run
-//               of a target.
+//   int8 keys   q . k is an exact integer, so scores have the same bits on every SIMD target. If
+//               q is not int8, it is rounded to int8, each head with a scale of its own, max|q| /
+//               127, which is multiplied into w first.
+//   others      f32 accumulation in a chain over head_dim. If bf16 holds q and keys exactly (bf16,
+//               e4m3, int8) and the target has dot products of bf16 pairs (VDPBF16PS, which treats
+//               denormals as zeros), the chain is of these; otherwise of fused multiply-adds in
+//               f32. Every run on a target gives the same bits.
 // int8 after a Hadamard transform (WriteIndexKeys, Hadamard) is 4.2 times more precise than e4m3
 // with power-of-two scales at the same number of bytes, and twice as fast: docs/sparse.md.
 #pragma once
@@ -48,8 +47,8 @@ constexpr const char* Name(IndexKeyFormat format) {
                                                : "an unknown format";
 }
 
-// Scales of index keys: of key `token` of page `page` data[page * page_stride + token *
-// token_stride]. Without data every scale is 1.
+// Scales of index keys: data[page * page_stride + token * token_stride] is that of key `token` of
+// page `page`. Without data every scale is 1.
 template <typename T>
 struct IndexScales {
   T* data = nullptr;
@@ -107,7 +106,7 @@ RIFFLE_API void IndexerLogits(const HeadsView& q, const IndexWeights& weights,
                               const IndexLogitsOut& out, const IndexerOptions& options = {});
 
 // The same over a matrix of keys, keys.num_pages = 1, of which query t sees [starts[t], ends[t]):
-// DeepGEMM's form for prefill, where the keys of sequences lie one behind the other. Column s is
+// DeepGEMM's form for prefill, where the keys of one sequence follow those of another. Column s is
 // key s; columns outside of the range are -inf. options.ratio must be 1.
 RIFFLE_API void IndexerLogits(const HeadsView& q, const IndexWeights& weights,
                               const IndexKeys& keys, std::span<const int32_t> starts,
@@ -117,7 +116,7 @@ RIFFLE_API void IndexerLogits(const HeadsView& q, const IndexWeights& weights,
 // The most keys that a query of the batch sees.
 RIFFLE_API int64_t MaxIndexKeys(const PagedBatch& batch, int64_t ratio = 1);
 
-// How the scores of a block of keys become one. A block of fewer keys, the last one, is of those.
+// How the scores of a block's keys become one. The last block may have fewer keys than the others.
 enum class BlockScore : uint8_t {
   kMax,   // the first in the order of riffle/topk.h
   kMean,  // their sum in ascending order of keys, in f32, divided by their number
@@ -126,8 +125,8 @@ enum class BlockScore : uint8_t {
 struct IndexTopKOptions {
   IndexActivation activation = IndexActivation::kRelu;
   int64_t ratio = 1;
-  // Keys of a block: what is selected are blocks, of which a query that sees n keys has
-  // ceil(n / block). 1: keys.
+  // Keys of a block. Above 1, blocks are selected instead of keys; a query that sees n keys has
+  // ceil(n / block) of them.
   int64_t block = 1;
   BlockScore block_score = BlockScore::kMax;
   // Forced members: selected first, in ascending order, without a look at their scores. Together at
@@ -140,8 +139,8 @@ struct IndexTopKOptions {
   const int32_t* candidates = nullptr;
   int64_t candidate_cols = 0;
   int64_t candidate_stride = 0;  // elements from a token to the next
-  // A candidate stands for so many neighbours: candidate c for blocks [c * candidate_span,
-  // (c + 1) * candidate_span). DeepSeek-V4.1's second level selects keys in blocks of 8.
+  // The number of neighbours that a candidate stands for: candidate c means blocks [c *
+  // candidate_span, (c + 1) * candidate_span). DeepSeek-V4.1's second level takes keys by eights.
   int64_t candidate_span = 1;
   bool slots = false;  // page * page_size + offset in place of positions; block must be 1
   ThreadPool* pool = nullptr;
@@ -150,8 +149,8 @@ struct IndexTopKOptions {
 // The k best keys, or blocks of keys, of each query, best first, then -1: the bits of TopKPerRow
 // with index_order_if_short over the result of IndexerLogits, whose ties go to the lower position.
 // Scores are not stored: tiles of keys are scored, compared with a bound that k scores are known to
-// reach, and forgotten. Where what may be selected is no more than k, nothing is scored: the answer
-// is in ascending order.
+// reach, and forgotten. If no more than k members may be selected, nothing is scored: the answer
+// has all of them in ascending order.
 //   indices  [tokens, k] int32
 // Throws Error: kBadK unless 1 <= k < 2^31 - 1, and as IndexerLogits.
 RIFFLE_API void IndexerTopK(const HeadsView& q, const IndexWeights& weights, const IndexKeys& keys,
@@ -172,10 +171,10 @@ struct IndexKeysOut {
 };
 
 struct WriteIndexKeysOptions {
-  // The keys are transformed first. Then the queries have to be too (Hadamard): q . k stays, and
-  // what is large in few elements is spread over all, which int8 keeps better. A power of two.
+  // Transforms the keys first (head_dim: a power of two). The queries must be transformed too, by
+  // Hadamard: q . k stays the same, and a few large elements spread over all, which suits int8.
   bool hadamard = true;
-  // Of e4m3: scales are rounded up to powers of two, as DeepSeek's ("ue8m0") are.
+  // e4m3: rounds scales up to powers of two, as DeepSeek's ("ue8m0") are.
   bool power_of_two_scales = true;
   ThreadPool* pool = nullptr;
 };

@@ -12,7 +12,7 @@
 
 namespace riffle {
 
-// Reads every byte of [data, data + bytes) once, in order, one contiguous part per thread, and
+// Reads every byte of [data, data + bytes) once, in order, one contiguous chunk per thread, and
 // returns the largest byte. No useful pass over that memory is faster, so its time is the roofline
 // of everything that must read the memory. Any alignment.
 RIFFLE_API uint8_t ReadMax(const void* data, size_t bytes, const CallOptions& options = {});

@@ -1,13 +1,14 @@
-// Attention of each query over rows that it names: what follows an indexer (riffle/indexer.h).
+// Attention of each query over the rows that it names, usually those an indexer has selected for it
+// (riffle/indexer.h).
 //
 // One row serves all heads; it is the key, and its first value_dim elements are the value, as in
 // multi-head latent attention (DeepSeek-V3.2: 576 and 512) or where keys are values (DeepSeek-V4:
 // 512 and 512).
 //
-// Bitwise invariance, per SIMD target: what a query gets does not depend on the batch, the threads,
-// the pages, or the order in which its rows are named: they are taken in ascending order of slot,
-// scope by scope, as PagedAttention takes the keys of a sequence. So where the rows of a query, in
-// that order, are the keys of a sequence, both give the same bits.
+// Bitwise invariance, per SIMD target: a query's result does not depend on the batch, the threads,
+// the pages, or the order in which its rows are named. Rows are processed in ascending order of
+// slot, scope by scope, as PagedAttention processes the keys of a sequence: where the rows of a
+// query, in that order, are the keys of a sequence, both give the same bits.
 #pragma once
 
 #include <cstdint>
@@ -23,10 +24,10 @@ namespace riffle {
 
 enum class SparseRowFormat : uint8_t {
   kPlain,   // row_dim elements of a dtype
-  kMla656,  // DeepSeek-V3.2: 512 e4m3, 4 f32 scales, one for each 128 of them, 64 bf16: 576
-            // elements
-  kMla584,  // DeepSeek-V4: pages of page_size x (448 e4m3, 64 bf16), then page_size x (7 e8m0
-            // scales, one for each 64, and a byte that pads): 512 elements
+  kMla656,  // DeepSeek-V3.2, 576 elements: 512 e4m3, four f32 scales (one for each 128), then 64
+            // bf16
+  kMla584,  // DeepSeek-V4, 512 elements: pages of page_size x (448 e4m3, 64 bf16), then page_size
+            // x (seven e8m0 scales, one for each 64, and a byte of padding)
 };
 
 constexpr const char* Name(SparseRowFormat format) {
@@ -55,7 +56,7 @@ struct SparseScope {
   const int32_t* slots = nullptr;  // [tokens, cols]; -1: none. A slot named twice counts twice
   int64_t cols = 0;
   int64_t slots_stride = 0;          // elements from a token to the next
-  const int32_t* lengths = nullptr;  // [tokens], 0..cols: slots behind are not read; null: all
+  const int32_t* lengths = nullptr;  // [tokens], 0..cols: later slots are not read; null: cols
 };
 
 struct SparseAttentionOptions {

@@ -8,30 +8,9 @@ import ml_dtypes
 import numpy as np
 import pytest
 import riffle
+from kv_cache_case import contents, small, tokens
 
 DTYPES = {"float32": np.float32, "float16": np.float16, "bfloat16": ml_dtypes.bfloat16}
-
-
-def small(**changes):
-    shape = {"layers": 2, "kv_heads": 2, "head_dim": 8, "pages": 6, "page_size": 4, "dtype": "float32"}
-    return riffle.KvCache(**(shape | changes))
-
-
-def tokens(cache, count, first=0.0):
-    """[count, kv_heads, head_dim], every element another number that bfloat16 and float16 can hold."""
-    _, heads, _, dim = cache.keys(0).shape
-    return (np.arange(count * heads * dim, dtype=np.float32).reshape(count, heads, dim) + first) % 251
-
-
-def contents(cache, layer, seq):
-    """The keys and values of a sequence, gathered by its page table."""
-    (length,), (pages,) = cache.batch([seq])
-    both = []
-    for pool in (cache.keys(layer), cache.values(layer)):
-        page_size = pool.shape[2]
-        rows = [pool[pages[p // page_size], :, p % page_size] for p in range(length)]
-        both.append(np.array(rows).reshape(length, pool.shape[1], pool.shape[3]))
-    return both
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -377,99 +356,3 @@ def test_threads_share_a_cache():
         thread.join()
     assert not wrong
     assert cache.pages_free == 64
-
-
-def test_statistics():
-    cache = riffle.KvCache(layers=2, kv_heads=3, head_dim=32, pages=5, page_size=4, dtype="float32")
-    assert cache.bytes == 2 * 5 * 2 * 3 * 4 * 32 * 4
-    assert (cache.sequences, cache.pages_free, cache.pages_used, cache.pages_shared) == (0, 5, 0, 0)
-    a = cache.create()
-    cache.extend(a, 9)
-    b = cache.fork(a)
-    assert (cache.sequences, cache.pages_free, cache.pages_used, cache.pages_shared) == (2, 2, 3, 3)
-    cache.free(a)
-    assert (cache.sequences, cache.pages_used, cache.pages_shared) == (1, 3, 0)
-    cache.free(b)
-    assert (cache.sequences, cache.pages_free, cache.pages_used) == (0, 5, 0)
-
-
-@pytest.mark.parametrize("dtype", ["float8_e4m3fn", "float8_e5m2", "int8"])
-@pytest.mark.parametrize("group", [0, 32])
-def test_scales_are_computed_as_write_kv_does(dtype, group):
-    cache = small(dtype=dtype, head_dim=64, scale_group=group, value_dtype="float16", value_dim=24)
-    seq = cache.create()
-    cache.extend(seq, 7)
-    x = np.random.default_rng(1).standard_normal((7, 2, 64)).astype(np.float32)
-    cache.write(1, seq, 0, x, x[..., :24])
-    pages, scales = cache.keys(1), cache.key_scales(1)
-    assert scales.shape == ((6, 2, 4) if group == 0 else (6, 2, 4, 2)) and not scales.flags.writeable
-    assert cache.value_scales(1) is None and cache.values(1).dtype == np.float16
-    expected, expected_scales = np.zeros(pages.shape, pages.dtype), np.zeros(scales.shape, np.float32)
-    table = cache.batch([seq])[1][0]
-    slots = np.array([table[t // 4] * 4 + t % 4 for t in range(7)])
-    riffle.write_kv(x, x, slots, expected, np.zeros_like(expected, np.float32), key_scales=expected_scales,
-                    compute_scales=True)  # fmt: skip
-    np.testing.assert_array_equal(pages.view(np.uint8), expected.view(np.uint8))
-    np.testing.assert_array_equal(scales, expected_scales)
-    np.testing.assert_array_equal(cache.values(1)[table[1], :, 2], x[6, :, :24].astype(np.float16))
-
-
-def test_blocks():
-    cache = small(dtype="q8_0", head_dim=64, value_dtype="q4_0")
-    assert cache.keys(0).shape == (6, 2, 4, 68) and cache.values(0).shape == (6, 2, 4, 36)
-    assert cache.keys(0).dtype == np.uint8 and cache.key_scales(0) is None
-
-
-def test_prefixes_are_found_by_their_keys():
-    cache = small(pages=3)
-    a = cache.create()
-    cache.extend(a, 11)
-    for layer in range(2):
-        cache.write(layer, a, 0, tokens(cache, 11), tokens(cache, 11))
-    keys = [1, (7).to_bytes(16, "big"), 2**128 - 1]
-    cache.set_block_keys(a, keys[:2])
-    assert cache.lookup(keys) == 8
-    b = cache.create(keys)
-    assert cache.length(b) == 8 and cache.pages_shared == 2
-    cache.free(a)
-    cache.free(b)
-    assert cache.pages_free == 3 and cache.stats["pages_reusable"] == 2
-    c = cache.create([keys[0], 5])
-    np.testing.assert_array_equal(cache.keys(0)[cache.batch([c])[1][0, 0], :, 1], tokens(cache, 11)[1])
-    cache.extend(c, 8)
-    assert cache.lookup(keys) == 4
-    stats = cache.stats
-    assert (stats["blocks_wanted"], stats["blocks_found"], stats["pages_evicted"]) == (5, 3, 1)
-    for bad, text in [([-1], "2\\^128"), ([2**128], "2\\^128"), ([b"short"], "5 bytes")]:
-        with pytest.raises(ValueError, match=text):
-            cache.lookup(bad)
-    with pytest.raises(ValueError, match="keys has 4 keys but seq = "):
-        cache.set_block_keys(c, [1, 2, 3, 4])
-    with pytest.raises(ValueError, match="another one than page 0"):
-        cache.set_block_keys(c, [9])
-
-
-@pytest.mark.parametrize("own", [False, True])
-def test_swapping_out_and_in(own):
-    cache = small(pages=3)
-    a = cache.create()
-    cache.extend(a, 9)
-    cache.write(1, a, 0, tokens(cache, 9), tokens(cache, 9, 3))
-    memory = np.zeros(cache.swap_bytes(a) + 5, np.uint8) if own else None
-    kept = cache.swap_out(a, memory)
-    assert (kept is memory) == own and kept.dtype == np.uint8
-    assert cache.pages_free == 3 and cache.length(a) == 9
-    with pytest.raises(ValueError, match="swapped out"):
-        cache.batch([a])
-    other = cache.create()
-    cache.extend(other, 4)
-    with pytest.raises(riffle.OutOfPages, match="takes 3 pages but 2"):
-        cache.swap_in(a, kept)
-    cache.free(other)
-    with pytest.raises(ValueError, match="memory has"):
-        cache.swap_in(a, kept[:100])
-    cache.swap_in(a, kept)
-    table = cache.batch([a])[1][0]
-    for t in range(9):
-        np.testing.assert_array_equal(cache.values(1)[table[t // 4], :, t % 4], tokens(cache, 9, 3)[t])
-    assert cache.stats["pages_swapped_out"] == cache.stats["pages_swapped_in"] == 3

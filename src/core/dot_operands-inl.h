@@ -32,7 +32,7 @@ struct F32Fma {
 
 #if HWY_NATIVE_DOT_BF16 && HWY_ARCH_X86
 // An operand is a pair of bf16, neighbours along the inner index, the first in the low half; a step
-// adds both products (VDPBF16PS: rounds to nearest, takes denormals for zeros).
+// adds both products (VDPBF16PS: rounds to nearest, treats denormals as zeros).
 struct BF16PairDot {
   using Word = uint32_t;
   static constexpr int kPerOperand = 2;

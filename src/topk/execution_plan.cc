@@ -42,12 +42,13 @@ bool IsNarrow(const topk::TopKShape& shape) {
          shape.rows >= std::min(rows_that_pay, lanes);
 }
 
-// Puts pieces of work of `ns` each together until they make a task.
-TopKExecution Together(TopKExecution::Way way, int64_t pieces, int64_t ns, int64_t task_ns,
-                       int64_t rows_per_piece) {
-  const int64_t together =
-      pieces <= kSerialNs / ns ? std::max<int64_t>(1, pieces) : std::max<int64_t>(1, task_ns / ns);
-  return {way, together * rows_per_piece, (pieces + together - 1) / together};
+// Groups chunks that take `ns` each into tasks of about `task_ns`; all into one task if there are
+// so few that threads do not pay.
+TopKExecution GroupIntoTasks(TopKExecution::Way way, int64_t chunks, int64_t ns, int64_t task_ns,
+                             int64_t rows_per_chunk) {
+  const int64_t per_task =
+      chunks <= kSerialNs / ns ? std::max<int64_t>(1, chunks) : std::max<int64_t>(1, task_ns / ns);
+  return {way, per_task * rows_per_chunk, (chunks + per_task - 1) / per_task};
 }
 
 }  // namespace
@@ -56,15 +57,16 @@ TopKExecution topk::PlanExecution(const topk::TopKShape& shape, int threads) {
   using Way = TopKExecution::Way;
   if (IsNarrow(shape)) {
     const int64_t lanes = shape.narrow_lanes;
-    return Together(Way::kNarrow, (shape.rows + lanes - 1) / lanes, TileNs(shape.n, shape.k, lanes),
-                    kNarrowTaskNs, lanes);
+    return GroupIntoTasks(Way::kNarrow, (shape.rows + lanes - 1) / lanes,
+                          TileNs(shape.n, shape.k, lanes), kNarrowTaskNs, lanes);
   }
   const bool uneven = shape.rows < int64_t{4} * threads && shape.rows % threads != 0;
   if (uneven && shape.rows <= topk::kMaxSplitRows &&
       shape.n * static_cast<int64_t>(SizeOf(shape.dtype)) >= kSplitBytes) {
     return {Way::kSplit, 1, shape.rows * threads};
   }
-  return Together(Way::kRows, shape.rows, RowNs(shape.n, std::min(shape.k, shape.n)), kTaskNs, 1);
+  return GroupIntoTasks(Way::kRows, shape.rows, RowNs(shape.n, std::min(shape.k, shape.n)), kTaskNs,
+                        1);
 }
 
 int64_t topk::NarrowLanes(DType dtype, int vector_bytes) {
