@@ -29,8 +29,7 @@ int32_t FusedK(const SamplingParams& sampling) {
 }  // namespace
 
 void Chooser::Choose(std::span<const float> hidden, std::span<const Choice> choices,
-                     std::span<int32_t> tokens) {
-  hidden_ = hidden;
+                     std::span<int32_t> tokens, std::span<float> log_probabilities) {
   choices_ = choices;
   tokens_ = tokens;
   // The least k that is left, until none is.
@@ -50,18 +49,63 @@ void Chooser::Choose(std::span<const float> hidden, std::span<const Choice> choi
     if (rows_.empty()) {
       continue;
     }
-    const size_t size = static_cast<size_t>(model_.spec().hidden_size);
-    states_.clear();
-    for (const int64_t row : rows_) {
-      const auto state = hidden.subspan(static_cast<size_t>(row) * size, size);
-      states_.insert(states_.end(), state.begin(), state.end());
-    }
+    GatherStates(hidden);
     if (k > 0) {
       FromTopK(k);
     } else {
       FromLogits();
     }
   }
+  std::fill(log_probabilities.begin(), log_probabilities.end(), 0.0f);
+  rows_.clear();
+  for (size_t row = 0; row < choices.size(); ++row) {
+    if (choices[row].log_probability && tokens[row] != kNoToken) {
+      rows_.push_back(static_cast<int64_t>(row));
+    }
+  }
+  if (!rows_.empty()) {
+    GatherStates(hidden);
+    FindLogProbabilities(log_probabilities);
+  }
+}
+
+// Leaves the hidden states of rows_ in states_.
+void Chooser::GatherStates(std::span<const float> hidden) {
+  const size_t size = static_cast<size_t>(model_.spec().hidden_size);
+  states_.clear();
+  for (const int64_t row : rows_) {
+    const auto state = hidden.subspan(static_cast<size_t>(row) * size, size);
+    states_.insert(states_.end(), state.begin(), state.end());
+  }
+}
+
+// Of the tokens of rows_: riffle::Sample has that of the best token of all, and another one's is
+// less by the difference of their logits. The tokens have been drawn before, so that asking for
+// this changes none.
+void Chooser::FindLogProbabilities(std::span<float> log_probabilities) {
+  const Stopwatch watch;
+  const ModelSpec& spec = model_.spec();
+  const float greedy[] = {0};
+  SampleOptions options;
+  options.temperature = greedy;
+  options.pool = pool_;
+  std::vector<int32_t> best(kStoredRows);
+  std::vector<float> of_best(kStoredRows);
+  for (size_t first = 0; first < rows_.size(); first += kStoredRows) {
+    const size_t count = std::min<size_t>(kStoredRows, rows_.size() - first);
+    const float* states = states_.data() + first * static_cast<size_t>(spec.hidden_size);
+    const MatrixView logits =
+        model_.weights().head.Logits(states, static_cast<int64_t>(count), scratch_, pool_);
+    CapLogits(scratch_.logits);
+    Sample(logits, std::span(best).first(count), std::span(of_best).first(count), options);
+    for (size_t i = 0; i < count; ++i) {
+      const float* row =
+          static_cast<const float*>(logits.data) + static_cast<int64_t>(i) * logits.row_stride;
+      const auto at = static_cast<size_t>(rows_[first + i]);
+      log_probabilities[at] = of_best[i] + (row[tokens_[at]] - row[best[i]]);
+    }
+  }
+  lm_head_seconds_ += watch.seconds();
 }
 
 // Draws from the k best logits.

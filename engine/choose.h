@@ -18,6 +18,7 @@ struct Choice {
   SamplingParams sampling;
   int64_t stream = 0;
   int64_t position = 0;
+  bool log_probability = false;
 };
 
 constexpr int32_t kNoToken = -1;
@@ -29,15 +30,18 @@ class Chooser {
       : model_(model), seed_(seed), pool_(pool) {}
 
   // tokens[r] of hidden[r]; [rows, hidden] f32. A row's token depends on its own state and choice
-  // alone: kNoToken if its logits are NaN. Throws riffle::Error.
+  // alone: kNoToken if its logits are NaN. log_probabilities[r] is that of the token by all logits,
+  // for rows that ask for it and have a token, else 0. Throws riffle::Error.
   void Choose(std::span<const float> hidden, std::span<const Choice> choices,
-              std::span<int32_t> tokens);
+              std::span<int32_t> tokens, std::span<float> log_probabilities);
 
   // The sums over all calls: logits with their top-k, which are one operation, and the draws.
   double lm_head_seconds() const { return lm_head_seconds_; }
   double sampling_seconds() const { return sampling_seconds_; }
 
  private:
+  void GatherStates(std::span<const float> hidden);
+  void FindLogProbabilities(std::span<float> log_probabilities);
   void FromTopK(int32_t k);
   void FromLogits();
   void CapLogits(std::span<float> logits) const;
@@ -51,7 +55,6 @@ class Chooser {
   double sampling_seconds_ = 0;
 
   // Of the call that runs: the rows that are chosen together, and their hidden states.
-  std::span<const float> hidden_;
   std::span<const Choice> choices_;
   std::span<int32_t> tokens_;
   std::vector<int64_t> rows_;

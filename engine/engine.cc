@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <map>
 #include <new>
 #include <string>
 #include <utility>
@@ -59,8 +60,18 @@ KvCacheOptions CacheOptions(const ModelSpec& spec, const EngineOptions& options)
   cache.head_dim = spec.head_dim;
   cache.pages = options.pages == 0 ? kDefaultPages : options.pages;
   cache.page_size = options.page_size;
-  cache.dtype = kCacheDType;
+  cache.dtype = options.kv.dtype;
+  cache.format = options.kv.format;
   return cache;
+}
+
+int64_t ContextOf(const ModelSpec& spec, const EngineOptions& options) {
+  if (options.context < 0 || options.context > spec.context_length) {
+    Fail(Code::kBadOption, "context = " + std::to_string(options.context) +
+                               " is not 0 (the model's) to " + std::to_string(spec.context_length) +
+                               ", which the model holds");
+  }
+  return options.context == 0 ? spec.context_length : options.context;
 }
 
 }  // namespace
@@ -69,6 +80,7 @@ class Engine::Impl {
  public:
   Impl(const Model& model, const EngineOptions& options)
       : model_(model),
+        context_(ContextOf(model.spec(), options)),
         cache_(CacheOptions(model.spec(), options)),
         scheduler_(cache_, {options.max_running, options.prefill_chunk, options.share_prefixes}),
         forward_(model, cache_, options.pool),
@@ -77,32 +89,39 @@ class Engine::Impl {
   int64_t Submit(Request request);
   const std::vector<Generated>& Step();
   bool done() const { return scheduler_.done(); }
+  bool Cancel(int64_t request) noexcept;
+  int64_t context() const { return context_; }
   Progress progress() const;
   EngineStats stats() const;
 
  private:
+  struct Limits {
+    int64_t max_new_tokens;
+    SamplingParams sampling;
+    int64_t stream;
+    bool log_probabilities;
+  };
+
   void Check(const Request& request) const;
   void RunStep();
   void ChooseTokens(std::span<const Scheduler::Part> parts, std::span<const float> hidden);
-  void Take(int64_t request, int32_t token) noexcept;
+  void Take(int64_t request, int32_t token, float log_probability) noexcept;
+  void Forget(int64_t request) noexcept;
   void AddSeconds(std::span<const Scheduler::Part> parts, double seconds);
 
   const Model& model_;
+  int64_t context_;
   KvCache cache_;
   Scheduler scheduler_;
   Forward forward_;
   Chooser chooser_;
 
-  struct Limits {
-    int64_t max_new_tokens;
-    SamplingParams sampling;
-    int64_t stream;
-  };
-  std::vector<Limits> limits_;  // of each request
+  std::map<int64_t, Limits> limits_;  // of the requests that wait or run
   std::vector<Slice> batch_;
   std::vector<float> ready_;  // the hidden states that a token is chosen from
   std::vector<Choice> choices_;
   std::vector<int32_t> tokens_;
+  std::vector<float> log_probabilities_;
   std::vector<Generated> generated_;
   EngineStats stats_;
   Progress progress_;
@@ -114,10 +133,10 @@ void Engine::Impl::Check(const Request& request) const {
   if (size == 0) {
     Fail(Code::kBadShape, "the prompt is empty");
   }
-  if (size > spec.context_length) {
-    Fail(Code::kBadRange, "the prompt has " + std::to_string(size) +
-                              " tokens but the model's context holds " +
-                              std::to_string(spec.context_length));
+  if (size > context_) {
+    Fail(Code::kBadRange, "the prompt has " + std::to_string(size) + " tokens but the " +
+                              (context_ < spec.context_length ? "" : "model's ") +
+                              "context holds " + std::to_string(context_));
   }
   for (size_t i = 0; i < request.prompt.size(); ++i) {
     if (request.prompt[i] < 0 || request.prompt[i] >= spec.vocab_size) {
@@ -132,7 +151,7 @@ void Engine::Impl::Check(const Request& request) const {
   }
   CheckSampling(request.sampling);
   // The last new token takes no room: nothing follows it.
-  const int64_t most = size + std::min(request.max_new_tokens - 1, spec.context_length - size);
+  const int64_t most = size + std::min(request.max_new_tokens - 1, context_ - size);
   const KvCacheOptions& cache = cache_.options();
   if (most > cache.pages * cache.page_size) {
     Fail(Code::kOutOfPages, "a prompt of " + std::to_string(size) + " tokens and " +
@@ -145,13 +164,14 @@ void Engine::Impl::Check(const Request& request) const {
 int64_t Engine::Impl::Submit(Request request) {
   Check(request);
   const auto prompt_tokens = static_cast<int64_t>(request.prompt.size());
-  const int64_t id = scheduler_.requests();
-  limits_.push_back(
-      {request.max_new_tokens, request.sampling, request.stream < 0 ? id : request.stream});
+  const int64_t id = scheduler_.next_request();
+  limits_.emplace_hint(limits_.end(), id,
+                       Limits{request.max_new_tokens, request.sampling,
+                              request.stream < 0 ? id : request.stream, request.log_probabilities});
   try {
     scheduler_.Add(std::move(request.prompt));
   } catch (...) {
-    limits_.pop_back();
+    limits_.erase(id);
     throw;
   }
   progress_.prompt_tokens += prompt_tokens;
@@ -179,7 +199,7 @@ void Engine::Impl::RunStep() {
   generated_.reserve(parts.size());
   batch_.clear();
   for (const Scheduler::Part& part : parts) {
-    const Scheduler::Entry& entry = scheduler_.entry(part.request);
+    const Scheduler::Entry& entry = *scheduler_.Find(part.request);
     batch_.push_back(
         {entry.sequence, entry.computed,
          std::span(entry.tokens)
@@ -192,7 +212,8 @@ void Engine::Impl::RunStep() {
   size_t next = 0;
   for (const Scheduler::Part& part : parts) {
     if (part.last) {
-      Take(part.request, tokens_[next++]);
+      Take(part.request, tokens_[next], log_probabilities_[next]);
+      ++next;
     }
   }
   AddSeconds(parts, watch.seconds());
@@ -210,41 +231,61 @@ void Engine::Impl::ChooseTokens(std::span<const Scheduler::Part> parts,
     }
     const auto state = hidden.subspan(i * size, size);
     ready_.insert(ready_.end(), state.begin(), state.end());
-    const Limits& limits = limits_[static_cast<size_t>(parts[i].request)];
-    const size_t position = scheduler_.entry(parts[i].request).tokens.size();
-    choices_.push_back({limits.sampling, limits.stream, static_cast<int64_t>(position)});
+    const Limits& limits = limits_.at(parts[i].request);
+    const size_t position = scheduler_.Find(parts[i].request)->tokens.size();
+    choices_.push_back(
+        {limits.sampling, limits.stream, static_cast<int64_t>(position), limits.log_probabilities});
   }
   if (choices_.empty()) {
     return;
   }
   tokens_.resize(choices_.size());
-  chooser_.Choose(ready_, choices_, tokens_);
+  log_probabilities_.resize(choices_.size());
+  chooser_.Choose(ready_, choices_, tokens_, log_probabilities_);
 }
 
 // What Append and the list of tokens need has been reserved.
-void Engine::Impl::Take(int64_t request, int32_t token) noexcept {
-  const ModelSpec& spec = model_.spec();
-  const std::vector<int32_t>& stops = spec.stop_tokens;
+void Engine::Impl::Take(int64_t request, int32_t token, float log_probability) noexcept {
+  const std::vector<int32_t>& stops = model_.spec().stop_tokens;
   if (token != kNoToken) {
     scheduler_.Append(request, token);
     ++progress_.new_tokens;
   }
-  const Scheduler::Entry& entry = scheduler_.entry(request);
+  const Scheduler::Entry& entry = *scheduler_.Find(request);
   const int64_t size = static_cast<int64_t>(entry.tokens.size());
   std::optional<Finish> finish;
   if (token == kNoToken) {
     finish = Finish::kError;
+    ++progress_.failed;
   } else if (std::find(stops.begin(), stops.end(), token) != stops.end()) {
     finish = Finish::kStop;
-  } else if (size - entry.prompt_tokens >= limits_[static_cast<size_t>(request)].max_new_tokens ||
-             size > spec.context_length) {
+  } else if (size - entry.prompt_tokens >= limits_.at(request).max_new_tokens || size > context_) {
     finish = Finish::kLength;
   }
-  generated_.push_back({request, token, finish});
+  generated_.push_back({request, token, finish, log_probability});
   if (finish) {
-    scheduler_.Finish(request);
+    progress_.prompt_tokens_prefilled += entry.prompt_tokens;
+    Forget(request);
     ++progress_.done;
   }
+}
+
+void Engine::Impl::Forget(int64_t request) noexcept {
+  scheduler_.Remove(request);
+  limits_.erase(request);
+}
+
+bool Engine::Impl::Cancel(int64_t request) noexcept {
+  const Scheduler::Entry* entry = scheduler_.Find(request);
+  if (entry == nullptr) {
+    return false;
+  }
+  const int64_t prefilled = std::min(entry->computed, entry->prompt_tokens);
+  progress_.prompt_tokens += prefilled - entry->prompt_tokens;
+  progress_.prompt_tokens_prefilled += prefilled;
+  ++progress_.cancelled;
+  Forget(request);
+  return true;
 }
 
 void Engine::Impl::AddSeconds(std::span<const Scheduler::Part> parts, double seconds) {
@@ -264,13 +305,10 @@ void Engine::Impl::AddSeconds(std::span<const Scheduler::Part> parts, double sec
 
 Progress Engine::Impl::progress() const {
   Progress progress = progress_;
-  progress.waiting = scheduler_.waiting();
-  progress.running = scheduler_.running();
-  for (int64_t i = 0; i < scheduler_.requests(); ++i) {
-    const Scheduler::Entry& entry = scheduler_.entry(i);
-    const bool done = entry.state == Scheduler::State::kDone;
-    progress.prompt_tokens_prefilled +=
-        done ? entry.prompt_tokens : std::min(entry.computed, entry.prompt_tokens);
+  progress.waiting = static_cast<int64_t>(scheduler_.waiting().size());
+  progress.running = static_cast<int64_t>(scheduler_.running().size());
+  for (const auto& [request, entry] : scheduler_.running()) {
+    progress.prompt_tokens_prefilled += std::min(entry.computed, entry.prompt_tokens);
   }
   return progress;
 }
@@ -284,6 +322,7 @@ EngineStats Engine::Impl::stats() const {
   stats.sampling_seconds = chooser_.sampling_seconds();
   stats.pages_total = cache_.options().pages;
   stats.pages_used = cache_.pages_used();
+  stats.pages_reusable = cache_.stats().pages_reusable;
   return stats;
 }
 
@@ -311,6 +350,8 @@ const std::vector<Generated>& Engine::Step() {
   return Allocating([&]() -> const std::vector<Generated>& { return impl_->Step(); });
 }
 bool Engine::done() const { return impl_->done(); }
+bool Engine::Cancel(int64_t request) noexcept { return impl_->Cancel(request); }
+int64_t Engine::context() const { return impl_->context(); }
 Progress Engine::progress() const { return impl_->progress(); }
 EngineStats Engine::stats() const { return impl_->stats(); }
 

@@ -3,6 +3,10 @@
 //
 // A request's tokens depend on the model, its prompt and its own parameters alone: not on what else
 // runs, on the order of arrival, on the pages, chunks or threads.
+//
+// An engine may run for ever: nothing is kept of a request that has ended. Its pages stay in the
+// cache under the names of their contents, and a later prompt that begins alike starts with them,
+// until others need the room.
 #pragma once
 
 #include <cstdint>
@@ -11,6 +15,7 @@
 #include <optional>
 #include <vector>
 
+#include "engine/kv_kind.h"
 #include "engine/model.h"
 #include "riffle/runtime.h"
 
@@ -25,17 +30,18 @@ struct SamplingParams {
 };
 
 struct Request {
-  std::vector<int32_t> prompt;  // token ids, BOS included; 1 to the model's context length
+  std::vector<int32_t> prompt;  // token ids, BOS included; 1 to the engine's context()
   int64_t max_new_tokens = 16;  // at least 1; the context's end stops a request too
   SamplingParams sampling = {};
   // Names the request's random numbers, together with the engine's seed; -1: the request's id.
   int64_t stream = -1;
+  bool log_probabilities = false;  // of its tokens; a second product with the LM head for each
 };
 
 enum class Finish {
   kStop,    // one of the model's stop tokens; it is the last token of the request
   kLength,  // max_new_tokens or the end of the context
-  kError,   // the logits are NaN, so there is no token
+  kError,   // the logits are NaN, or -inf all of them, so there is no token
 };
 
 // A token of a request, and why it was the last one, if it was.
@@ -43,6 +49,9 @@ struct Generated {
   int64_t request;
   int32_t token;  // -1 if finish is kError
   std::optional<Finish> finish;
+  // Natural logarithm of the token's probability, by the softmax of the logits without temperature
+  // or filters; 0 unless the request asks for it.
+  float log_probability = 0;
 };
 
 struct EngineOptions {
@@ -50,9 +59,11 @@ struct EngineOptions {
   int64_t page_size = 16;    // tokens
   int64_t max_running = 64;  // requests that hold pages at a time
   int64_t prefill_chunk = 512;  // tokens of prompts that a step takes on
-  bool share_prefixes = true;   // fork what another request has prefilled already
+  bool share_prefixes = true;   // begin with pages that the cache has of an equal prefix
   uint64_t seed = 0;            // of the samples
-  ThreadPool* pool = nullptr;   // null: DefaultPool()
+  int64_t context = 0;  // tokens of a request, prompt and generated; 0: as many as the model takes
+  KvKind kv = {};       // how keys and values are kept
+  ThreadPool* pool = nullptr;  // null: DefaultPool()
 };
 
 // Sums since the engine was made; seconds are wall time.
@@ -69,15 +80,27 @@ struct EngineStats {
   double sampling_seconds = 0;   // the rest of choosing the tokens
   double total_seconds = 0;
   int64_t pages_total = 0;
-  int64_t pages_used = 0;  // now
+  int64_t pages_used = 0;      // now, by requests
+  int64_t pages_reusable = 0;  // now, by no request, with contents that a prompt may begin with
   int64_t pages_peak = 0;
+
+  double prefill_tokens_per_second() const { return Rate(prefill_tokens, prefill_seconds); }
+  double decode_tokens_per_second() const { return Rate(decode_tokens, decode_seconds); }
+
+ private:
+  static double Rate(int64_t tokens, double seconds) {
+    return seconds > 0 ? static_cast<double>(tokens) / seconds : 0;
+  }
 };
 
+// The queue now, and what has gone through it.
 struct Progress {
   int64_t waiting = 0;  // requests
   int64_t running = 0;
-  int64_t done = 0;
-  int64_t prompt_tokens = 0;            // of all requests so far
+  int64_t done = 0;           // ended by themselves, those that failed among them
+  int64_t failed = 0;         // ended with kError
+  int64_t cancelled = 0;      // by Cancel()
+  int64_t prompt_tokens = 0;  // of all requests so far; of cancelled ones those that were prefilled
   int64_t prompt_tokens_prefilled = 0;  // of these
   int64_t new_tokens = 0;
 };
@@ -92,7 +115,7 @@ class Engine {
   Engine& operator=(const Engine&) = delete;
 
   // Queues a request; its id is 0, 1, 2... in the order of calls. Throws riffle::Error, naming the
-  // thing: kBadShape for an empty prompt, kBadRange for a prompt longer than the context (or a
+  // argument: kBadShape for an empty prompt, kBadRange for a prompt longer than the context (or a
   // token outside the vocabulary), kBadOption for impossible sampling parameters or
   // max_new_tokens < 1, kOutOfPages if the whole pool could not hold the request, kOutOfMemory.
   int64_t Submit(Request request);
@@ -106,6 +129,12 @@ class Engine {
   // others in it are computed again.
   const std::vector<Generated>& Step();
   bool done() const;  // no request is waiting or running
+
+  // Ends a request between two steps; no token of it comes any more. False: it has ended already,
+  // or there never was one.
+  bool Cancel(int64_t request) noexcept;
+
+  int64_t context() const;  // the longest request in tokens, prompt and generated
 
   Progress progress() const;
   EngineStats stats() const;

@@ -17,11 +17,6 @@
 
 namespace riffle::engine {
 
-// What keys and values are rounded to in the cache. bf16 moved the gap of Gemma 3's two best logits
-// by up to 0.063, f16 by up to 0.0076 (README.md); the largest of them was 132, far from f16's
-// limit.
-constexpr DType kCacheDType = DType::kF16;
-
 // Consecutive tokens of a sequence: their keys and values are written at positions start and on,
 // which the sequence of the cache has been extended to.
 struct Slice {

@@ -1,18 +1,13 @@
 #include "engine/scheduler.h"
 
 #include <algorithm>
+#include <new>
 #include <utility>
 
 #include "riffle/error.h"
 
 namespace riffle::engine {
 namespace {
-
-int64_t CommonPrefix(std::span<const int32_t> a, std::span<const int32_t> b) {
-  const size_t limit = std::min(a.size(), b.size());
-  return std::mismatch(a.begin(), a.begin() + static_cast<std::ptrdiff_t>(limit), b.begin()).first -
-         a.begin();
-}
 
 // Room for `size` elements; grows by doubling.
 template <typename T>
@@ -22,21 +17,25 @@ void Reserve(std::vector<T>& list, size_t size) {
   }
 }
 
+int64_t SizeOf(const Scheduler::Entry& entry) { return static_cast<int64_t>(entry.tokens.size()); }
+
 }  // namespace
 
 int64_t Scheduler::Add(std::vector<int32_t> prompt) {
   Entry entry;
   entry.prompt_tokens = static_cast<int64_t>(prompt.size());
   entry.tokens = std::move(prompt);
-  const size_t count = entries_.size() + 1;
-  Reserve(entries_, count);
-  Reserve(waiting_, count);
-  Reserve(running_, count);
-  Reserve(admitted_, count);
-  Reserve(parts_, count);
-  entries_.push_back(std::move(entry));
-  waiting_.push_back(requests() - 1);
-  return requests() - 1;
+  waiting_.emplace_hint(waiting_.end(), next_request_, std::move(entry));
+  return next_request_++;
+}
+
+const Scheduler::Entry* Scheduler::Find(int64_t request) const {
+  for (const Entries* entries : {&running_, &waiting_}) {
+    if (const auto found = entries->find(request); found != entries->end()) {
+      return &found->second;
+    }
+  }
+  return nullptr;
 }
 
 int64_t Scheduler::PagesFor(int64_t tokens) const {
@@ -47,106 +46,96 @@ int64_t Scheduler::PagesFor(int64_t tokens) const {
 // Pages that the running ones will still take for tokens they have.
 int64_t Scheduler::PagesPromised() const {
   int64_t pages = 0;
-  for (const int64_t request : running_) {
-    const Entry& e = entry(request);
-    pages += PagesFor(static_cast<int64_t>(e.tokens.size())) - PagesFor(e.computed);
+  for (const auto& [request, entry] : running_) {
+    pages += PagesFor(SizeOf(entry)) - PagesFor(entry.computed);
   }
   return pages;
 }
 
-// False: not now.
-bool Scheduler::Admit(int64_t request) {
-  Entry& e = At(request);
-  const int64_t size = static_cast<int64_t>(e.tokens.size());
-  int64_t source = -1;
-  int64_t shared = 0;
-  for (const int64_t other : running_) {
-    if (!options_.share_prefixes) {
-      break;
-    }
-    // At least one token remains to be computed. What the other one has not computed yet is worth
-    // waiting for in its prompt only.
-    const Entry& o = entry(other);
-    const int64_t common = std::min(
-        {CommonPrefix(e.tokens, o.tokens), size - 1, std::max(o.computed, o.prompt_tokens)});
-    if (common > shared) {
-      shared = common;
-      source = other;
+// How many pages with the first of these names a running request has or is about to compute from
+// its prompt.
+int64_t Scheduler::PagesSoon(std::span<const BlockKey> keys) const {
+  int64_t soon = 0;
+  const int64_t page_size = cache_.options().page_size;
+  for (const auto& [request, entry] : running_) {
+    const auto theirs = entry.pages.keys();
+    const auto differ = std::mismatch(keys.begin(), keys.end(), theirs.begin(), theirs.end()).first;
+    const int64_t pages = std::min<int64_t>(differ - keys.begin(), entry.prompt_tokens / page_size);
+    if (pages > entry.computed / page_size) {
+      soon = std::max(soon, pages);
     }
   }
-  // Less than a page would save nothing: the fork's first write copies it.
-  if (shared < cache_.options().page_size) {
-    shared = 0;
-  } else if (shared > entry(source).computed) {
-    return false;  // until the other one has computed it
-  }
-  // And one for each that runs already, so that it need not give way at once.
-  const int64_t pages = PagesFor(size) - shared / cache_.options().page_size;
-  if (pages + running() > cache_.pages_free() - PagesPromised()) {
-    return false;
-  }
-  if (shared > 0) {
-    e.sequence = cache_.Fork(entry(source).sequence);
-    cache_.Truncate(e.sequence, shared);
-  } else {
-    e.sequence = cache_.Create();
-  }
-  shared_tokens_ += shared;
-  e.computed = shared;
-  e.state = State::kRunning;
-  admitted_.push_back(request);
-  running_.insert(std::upper_bound(running_.begin(), running_.end(), request), request);
-  return true;
+  return soon;
 }
 
-void Scheduler::AdmitWaiting() {
-  bool full = false;
-  for (const int64_t request : waiting_) {
-    full = full || running() >= options_.max_running;
-    if (full) {
-      break;
-    }
-    if (!Admit(request)) {
-      // One that waits for pages is not overtaken by smaller ones; one that waits for a prefix is.
-      full = full || PagesFor(static_cast<int64_t>(At(request).tokens.size())) + 1 >
-                         cache_.pages_free() - PagesPromised();
+Scheduler::Admission Scheduler::Admit(int64_t request, Entry& entry) {
+  const int64_t page_size = cache_.options().page_size;
+  std::span<const BlockKey> keys;
+  if (options_.share_prefixes) {
+    entry.pages.Extend(entry.tokens, page_size);
+    // At least one token remains to be computed.
+    keys = entry.pages.keys().first(static_cast<size_t>((SizeOf(entry) - 1) / page_size));
+    if (PagesSoon(keys) * page_size > cache_.Lookup(keys)) {
+      return Admission::kWaitsForPrefix;
     }
   }
-  std::erase_if(waiting_, [this](int64_t r) { return entry(r).state == State::kRunning; });
+  Reserve(admitted_, admitted_.size() + 1);
+  // A sequence first: pages that it finds may have been free ones until now.
+  const int64_t sequence = cache_.Create(keys);
+  const int64_t shared = cache_.Length(sequence);
+  const int64_t pages = PagesFor(SizeOf(entry)) - shared / page_size;
+  // And one for each that runs already, so that it need not give way at once.
+  const auto reserve = static_cast<int64_t>(running_.size());
+  if (pages + reserve > cache_.pages_free() - PagesPromised()) {
+    cache_.Free(sequence);
+    return Admission::kNoPages;
+  }
+  shared_tokens_ += shared;
+  entry.sequence = sequence;
+  entry.computed = shared;
+  admitted_.push_back(request);
+  running_.insert(waiting_.extract(request));
+  return Admission::kAdmitted;
+}
+
+// One that waits for pages is not overtaken by smaller ones; one that waits for a prefix is.
+void Scheduler::AdmitWaiting() {
+  for (auto next = waiting_.begin(); next != waiting_.end();) {
+    if (static_cast<int64_t>(running_.size()) >= options_.max_running) {
+      return;
+    }
+    const auto candidate = next++;  // Admit() may take it out
+    if (Admit(candidate->first, candidate->second) == Admission::kNoPages) {
+      return;
+    }
+  }
 }
 
 // A running request gives its pages back and waits again.
 void Scheduler::Requeue(int64_t request) noexcept {
-  Entry& e = At(request);
-  cache_.Free(e.sequence);
-  e.sequence = 0;
-  e.computed = 0;
-  e.state = State::kWaiting;
-  running_.erase(std::find(running_.begin(), running_.end(), request));
-  const auto place = std::lower_bound(waiting_.begin(), waiting_.end(), request);
-  if (place == waiting_.end() || *place != request) {  // it is there if AdmitWaiting() failed
-    waiting_.insert(place, request);
-  }
-}
-
-void Scheduler::Preempt(int64_t request) noexcept {
-  Requeue(request);
-  ++preemptions_;
+  auto node = running_.extract(request);
+  Entry& entry = node.mapped();
+  cache_.Free(entry.sequence);
+  entry.sequence = 0;
+  entry.computed = 0;
+  waiting_.insert(std::move(node));
 }
 
 // Extends a running request's sequence; later ones give way. False: it had to give way itself.
 bool Scheduler::Grow(int64_t request, int64_t tokens) {
+  const int64_t sequence = running_.at(request).sequence;
   for (;;) {
     try {
-      cache_.Extend(At(request).sequence, tokens);
+      cache_.Extend(sequence, tokens);
       return true;
     } catch (const Error& error) {
-      if (error.code() != Code::kOutOfPages || running() == 1) {
+      if (error.code() != Code::kOutOfPages || running_.size() == 1) {
         throw;
       }
     }
-    const int64_t last = running_.back();
-    Preempt(last);
+    const int64_t last = running_.rbegin()->first;
+    Requeue(last);
+    ++preemptions_;
     if (last == request) {
       return false;
     }
@@ -157,59 +146,82 @@ std::span<const Scheduler::Part> Scheduler::Next() {
   admitted_.clear();
   parts_.clear();
   AdmitWaiting();
+  Reserve(parts_, running_.size());
   int64_t budget = options_.prefill_chunk;
-  // By index: later requests may leave running_ in the loop.
-  for (size_t i = 0; i < running_.size(); ++i) {
-    const int64_t request = running_[i];
-    const Entry& e = entry(request);
-    const int64_t left = static_cast<int64_t>(e.tokens.size()) - e.computed;
-    const bool decode = left == 1 && e.computed >= e.prompt_tokens;
+  // By number: requests from this one on may leave running_ in Grow().
+  for (auto at = running_.begin(); at != running_.end();) {
+    const int64_t request = at->first;
+    Entry& entry = at->second;
+    const int64_t left = SizeOf(entry) - entry.computed;
+    const bool decode = left == 1 && entry.computed >= entry.prompt_tokens;
     const int64_t count = decode ? 1 : std::min(left, budget);
-    if (count == 0) {
-      continue;
+    if (count > 0) {
+      if (count == left) {
+        Reserve(entry.tokens, entry.tokens.size() + 1);  // for Append
+      }
+      if (!Grow(request, count)) {
+        break;
+      }
+      parts_.push_back({request, count, !decode, count == left});
+      budget -= decode ? 0 : count;
     }
-    if (count == left) {
-      Reserve(At(request).tokens, e.tokens.size() + 1);  // for Append
-    }
-    if (!Grow(request, count)) {
-      break;
-    }
-    parts_.push_back({request, count, !decode, count == left});
-    budget -= decode ? 0 : count;
+    at = running_.upper_bound(request);
   }
   return parts_;
 }
 
 void Scheduler::Undo() noexcept {
   for (const Part& part : parts_) {
-    cache_.Truncate(entry(part.request).sequence, entry(part.request).computed);
+    const Entry& entry = running_.at(part.request);
+    cache_.Truncate(entry.sequence, entry.computed);
   }
   parts_.clear();
   for (const int64_t request : admitted_) {
-    if (entry(request).state == State::kRunning) {
-      shared_tokens_ -= entry(request).computed;
+    if (const auto found = running_.find(request); found != running_.end()) {
+      shared_tokens_ -= found->second.computed;
       Requeue(request);
     }
   }
   admitted_.clear();
 }
 
+// Names the full pages that have been computed. Without memory for it they stay without a name:
+// others cannot begin with them, and compute them themselves.
+void Scheduler::NamePages(Entry& entry) noexcept {
+  try {
+    const auto computed = std::span(entry.tokens).first(static_cast<size_t>(entry.computed));
+    const int64_t page_size = cache_.options().page_size;
+    entry.pages.Extend(computed, page_size);
+    const auto pages = static_cast<size_t>(entry.computed / page_size);
+    cache_.SetBlockKeys(entry.sequence, entry.pages.keys().first(pages));
+  } catch (const std::bad_alloc&) {
+  } catch (const Error&) {  // kOutOfMemory
+  }
+}
+
 void Scheduler::Computed() noexcept {
+  const int64_t page_size = cache_.options().page_size;
   for (const Part& part : parts_) {
-    At(part.request).computed += part.count;
+    Entry& entry = running_.at(part.request);
+    const int64_t before = entry.computed;
+    entry.computed += part.count;
+    if (options_.share_prefixes && entry.computed / page_size > before / page_size) {
+      NamePages(entry);
+    }
   }
 }
 
 void Scheduler::Append(int64_t request, int32_t token) noexcept {
-  At(request).tokens.push_back(token);
+  running_.at(request).tokens.push_back(token);
 }
 
-void Scheduler::Finish(int64_t request) noexcept {
-  Entry& e = At(request);
-  cache_.Free(e.sequence);
-  e.sequence = 0;
-  e.state = State::kDone;
-  running_.erase(std::find(running_.begin(), running_.end(), request));
+void Scheduler::Remove(int64_t request) noexcept {
+  if (const auto found = running_.find(request); found != running_.end()) {
+    cache_.Free(found->second.sequence);
+    running_.erase(found);
+  } else {
+    waiting_.erase(request);
+  }
 }
 
 }  // namespace riffle::engine

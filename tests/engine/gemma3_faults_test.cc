@@ -205,12 +205,13 @@ TEST(Gemma3Faults, ChooserLeavesOutTheRowsOfNaN) {
   std::vector<Choice> choices;
   for (int64_t row = 0; row < 9; ++row) choices.push_back({kinds[row % 3], row, 7});
   std::vector<int32_t> right(9), got(9);
-  chooser.Choose(hidden, choices, right);
+  std::vector<float> logs(9);
+  chooser.Choose(hidden, choices, right, logs);
   for (const size_t row : {size_t{1}, size_t{3}, size_t{8}}) {
     hidden[row * 256 + 5] = std::numeric_limits<float>::quiet_NaN();
     right[row] = kNoToken;
   }
-  chooser.Choose(hidden, choices, got);
+  chooser.Choose(hidden, choices, got, logs);
   EXPECT_EQ(got, right);
 }
 

@@ -72,7 +72,7 @@ TEST(Gemma3Greedy, GapsAreNearlyThoseOfTheReference) {
   options.kv_heads = spec.kv_heads;
   options.head_dim = spec.head_dim;
   options.pages = 200;
-  options.dtype = kCacheDType;
+  options.dtype = KvKind().dtype;
   KvCache cache(options);
   Forward forward(Gemma(), cache, nullptr);
   std::vector<Slice> batch;
