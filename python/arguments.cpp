@@ -36,6 +36,22 @@ DType FloatingDType(const Array& x) {
   }
 }
 
+DType MaskDType(const Array& x) {
+  switch (x.element()) {
+    case Element::kF32:
+      return DType::kF32;
+    case Element::kF16:
+      return DType::kF16;
+    case Element::kBF16:
+      return DType::kBF16;
+    case Element::kBool:
+      return DType::kU8;
+    default:
+      ThrowTypeError(std::string(x.name()) + " has dtype " + x.DTypeName() +
+                     "; float32, float16, bfloat16 and bool are accepted");
+  }
+}
+
 DType SelectionDType(const Array& x) {
   switch (x.element()) {
     case Element::kF32:
@@ -234,9 +250,9 @@ int32_t Int32(nb::handle value, const char* name) {
   return static_cast<int32_t>(wide < kMin ? kMin : wide > kMax ? kMax : wide);
 }
 
-bool Bool(nb::handle value, const char* name) {
+bool Bool(nb::handle value, const char* name, const char* form) {
   if (!PyBool_Check(value.ptr()) && !nb::isinstance(value, known().numpy_bool)) {
-    ThrowTypeError(std::string(name) + " must be a bool, not " + Repr(value));
+    ThrowTypeError(std::string(name) + " must be " + form + ", not " + Repr(value));
   }
   return IsTrue(value);
 }
