@@ -72,6 +72,9 @@ def paged_attention(
     sinks: Array | None, mask: Array | None, alibi_slopes: Array | None, key_scales: float | Array | None, value_scales: float | Array | None, key_format: str | None,
     value_format: str | None, out: Array | None, return_lse: bool, /,
 ) -> Any: ...  # out, or (out, lse)
+def torch_scaled_dot_product_attention(
+    query: Array, key: Array, value: Array, attn_mask: Array | None, is_causal: bool, scale: float | None, enable_gqa: bool, /,
+) -> Any: ...  # None: to be asked in another form
 def write_kv(
     keys: Array, values: Array, slots: Array, key_pages: Array, value_pages: Array, layout: str,
     key_scales: float | Array | None, value_scales: float | Array | None, key_format: str | None,
