@@ -35,9 +35,9 @@ namespace riffle {
 struct KvCacheOptions {
   int64_t layers = 1;
   int64_t kv_heads = 1;
-  int64_t head_dim = 128;  // PagedAttention takes 32 to 512, multiples of 8
+  int64_t head_dim = 128;  // PagedAttention takes multiples of 8 from 8 to 1024
   int64_t pages = 0;       // 1 to 2^31 - 1; of each layer
-  int64_t page_size = 16;  // tokens; PagedAttention takes up to 256
+  int64_t page_size = 16;  // tokens, at least 1
   // How keys are kept: f32, f16, bf16; e4m3, e5m2 and i8 with scales; or blocks of a format other
   // than kPlain, of which dtype says nothing. See riffle/write_kv.h.
   DType dtype = DType::kBF16;
