@@ -77,6 +77,14 @@ DType FloatingDType(const Array& x) {
   return DTypeAmong(x, {DType::kF32, DType::kF16, DType::kBF16}, "float32, float16 and bfloat16");
 }
 
+DType MaskDType(const Array& x) {
+  if (x.element() == Element::kBool) {
+    return DType::kU8;
+  }
+  return DTypeAmong(x, {DType::kF32, DType::kF16, DType::kBF16},
+                    "float32, float16, bfloat16 and bool");
+}
+
 DType SelectionDType(const Array& x) {
   if (x.element() == Element::kBool) {
     return DType::kU8;
@@ -247,9 +255,9 @@ int32_t Int32(nb::handle value, const char* name) {
   return static_cast<int32_t>(wide < kMin ? kMin : wide > kMax ? kMax : wide);
 }
 
-bool Bool(nb::handle value, const char* name) {
+bool Bool(nb::handle value, const char* name, const char* form) {
   if (!PyBool_Check(value.ptr()) && !nb::isinstance(value, known().numpy_bool)) {
-    ThrowTypeError(std::string(name) + " must be a bool, not " + Repr(value));
+    ThrowTypeError(std::string(name) + " must be " + form + ", not " + Repr(value));
   }
   return IsTrue(value);
 }

@@ -15,6 +15,7 @@ namespace riffle::python {
 
 // The checks that calls share; each throws with the array's name, what it is and what it must be.
 DType FloatingDType(const Array& x);   // TypeError unless f32, f16 or bf16
+DType MaskDType(const Array& x);       // likewise, or bool, which is u8
 DType SelectionDType(const Array& x);  // any number; bool counts as uint8
 // The dtype of x, TypeError unless it is one of `accepted`, which `text` lists for the error.
 DType DTypeAmong(const Array& x, std::initializer_list<DType> accepted, const char* text);
@@ -75,8 +76,8 @@ int32_t Int32(nb::handle value, const char* name);
 // A number, or TypeError; form: "a number or None".
 double Double(nb::handle value, const char* name, const char* form);
 
-// A bool argument, Python's or NumPy's; nothing else counts as one.
-bool Bool(nb::handle value, const char* name);
+// A bool argument, Python's or NumPy's; nothing else counts as one. form: "a bool or None".
+bool Bool(nb::handle value, const char* name, const char* form = "a bool");
 
 // Whether an argument that may be one number or many is an array. Scalars of NumPy and arrays
 // without axes are numbers.

@@ -16,13 +16,7 @@
 namespace riffle::python {
 namespace {
 
-HeadsView Heads(const Array& x) {
-  const DType dtype = FloatingDType(x);
-  CheckAxes(x, 3, "[tokens, heads, head_dim]");
-  CheckLastAxisContiguous(x);
-  return {x.data(),         dtype,           x.axis(0).size, x.axis(1).size, x.axis(2).size,
-          x.axis(0).stride, x.axis(1).stride};
-}
+constexpr const char* kQueryForm = "[tokens, heads, head_dim]";
 
 // The lse of a part, [tokens, heads], whose rows are contiguous or have been made so.
 class Lse {
@@ -75,6 +69,69 @@ std::vector<float> Floats(nb::handle object, const char* name) {
   return floats;
 }
 
+// A mask [tokens or 1, q_heads or 1, kv]: numbers that are added, or bools, which tell what is
+// seen.
+class MaskArgument {
+ public:
+  explicit MaskArgument(nb::handle object) : array_(object, "mask") {
+    CheckAxes(array_, 3, "[tokens or 1, q_heads or 1, kv]");
+    // Null would be no mask; an array without elements need not have an address.
+    static const uint8_t kNoElement = 0;
+    view_.data = array_.data() != nullptr ? array_.data() : &kNoElement;
+    view_.dtype = MaskDType(array_);
+    view_.tokens = array_.axis(0).size;
+    view_.heads = array_.axis(1).size;
+    view_.keys = array_.axis(2).size;
+    view_.token_stride = array_.axis(0).stride;
+    view_.head_stride = array_.axis(1).stride;
+    view_.key_stride = array_.axis(2).stride;
+  }
+
+  const AttentionMask& view() const { return view_; }
+
+ private:
+  Array array_;
+  AttentionMask view_;
+};
+
+// `causal`: a bool, or an array of them, one for each sequence.
+class Causality {
+ public:
+  Causality(nb::handle object, AttentionOptions* options, PagedBatch* batch) {
+    if (!IsArray(object)) {
+      options->causal = Bool(object, "causal", "a bool or an array of bool");
+      return;
+    }
+    const Array flags(object, "causal");
+    CheckElement(flags, Element::kBool);
+    CheckAxes(flags, 1, "1-dimensional");
+    if (flags.axis(0).size != static_cast<int64_t>(batch->kv_lens.size())) {
+      ThrowValueError("causal has shape " + flags.Shape() + " but kv_lens names " +
+                      std::to_string(batch->kv_lens.size()) + " sequences");
+    }
+    for (int64_t i = 0; i < flags.axis(0).size; ++i) {
+      flags_.push_back(static_cast<const uint8_t*>(flags.data())[i * flags.axis(0).stride]);
+    }
+    options->causal = false;
+    batch->causal = flags_;
+  }
+
+ private:
+  std::vector<uint8_t> flags_;
+};
+
+// One number for each query head; names are for texts.
+std::vector<float> OfHeads(nb::handle object, const char* name, int64_t heads) {
+  std::vector<float> numbers;
+  if (!object.is_none()) {
+    numbers = Floats(object, name);
+    if (numbers.empty() && heads != 0) {  // which the entry point would take for None
+      ThrowValueError(std::string(name) + " is empty; it must have one element per query head");
+    }
+  }
+  return numbers;
+}
+
 // The results of a call on x: `out`, given or new, and lse if wanted.
 class Results {
  public:
@@ -119,16 +176,17 @@ nb::object PyPagedAttention(nb::handle q_object, nb::handle keys_object, nb::han
                             nb::handle kv_lens_object, nb::handle page_table_object,
                             nb::handle cu_q_lens_object, nb::handle layout_name, nb::handle scale,
                             nb::handle causal, nb::handle window, nb::handle window_right,
-                            nb::handle soft_cap, nb::handle sinks, nb::handle key_scales_object,
+                            nb::handle soft_cap, nb::handle sinks, nb::handle mask,
+                            nb::handle alibi_slopes, nb::handle key_scales_object,
                             nb::handle value_scales_object, nb::handle key_format,
                             nb::handle value_format, nb::handle out, nb::handle return_lse) {
   const Array q(q_object, "q");
   const Layout layout = Layout::Of(layout_name);
-  const HeadsView q_view = Heads(q);
-  const KvPagesArgument keys(keys_object, "keys", key_scales_object, "key_scales", key_format,
-                             "key_format", layout);
-  const KvPagesArgument values(values_object, "values", value_scales_object, "value_scales",
-                               value_format, "value_format", layout);
+  const HeadsView q_view = Heads(q, kQueryForm);
+  KvPagesArgument keys(keys_object, "keys", key_format, "key_format", layout);
+  keys.AddScales(key_scales_object, "key_scales");
+  KvPagesArgument values(values_object, "values", value_format, "value_format", layout);
+  values.AddScales(value_scales_object, "value_scales");
   const Indices kv_lens(kv_lens_object, "kv_lens", 1, "1-dimensional");
   const Indices page_table(page_table_object, "page_table", 2, "[sequences, max_pages]");
   PagedBatch batch;
@@ -151,7 +209,7 @@ nb::object PyPagedAttention(nb::handle q_object, nb::handle keys_object, nb::han
 
   AttentionOptions options;
   options.scale = OptionalFloat(scale, "scale");
-  options.causal = Bool(causal, "causal");
+  const Causality causality(causal, &options, &batch);
   if (!window.is_none()) {
     options.window = Int64(window, "window");
   }
@@ -159,13 +217,13 @@ nb::object PyPagedAttention(nb::handle q_object, nb::handle keys_object, nb::han
     options.window_right = Int64(window_right, "window_right");
   }
   options.soft_cap = OptionalFloat(soft_cap, "soft_cap");
-  std::vector<float> sink_logits;
-  if (!sinks.is_none()) {
-    sink_logits = Floats(sinks, "sinks");
-    if (sink_logits.empty() && q_view.heads != 0) {
-      ThrowValueError("sinks is empty; it must have one element per query head");
-    }
-    options.sinks = sink_logits;
+  const std::vector<float> sink_logits = OfHeads(sinks, "sinks", q_view.heads);
+  options.sinks = sink_logits;
+  const std::vector<float> slopes = OfHeads(alibi_slopes, "alibi_slopes", q_view.heads);
+  options.alibi_slopes = slopes;
+  std::optional<MaskArgument> mask_argument;
+  if (!mask.is_none()) {
+    options.mask = mask_argument.emplace(mask).view();
   }
   Results results(q, values.view().head_dim, out, Bool(return_lse, "return_lse"));
   {
@@ -194,7 +252,7 @@ nb::object PyMergeStates(nb::handle outs_object, nb::handle lses_object) {
   }
   std::vector<AttentionPart> parts;
   for (size_t i = 0; i < outs.size(); ++i) {
-    const HeadsView view = Heads(outs[i]);
+    const HeadsView view = Heads(outs[i], kQueryForm);
     const int64_t shape[] = {view.tokens, view.heads};
     CheckShape(lses[i].array(), shape);
     parts.push_back({view, lses[i].data(), lses[i].stride()});
@@ -212,7 +270,7 @@ nb::object PyMergeStates(nb::handle outs_object, nb::handle lses_object) {
 void BindAttention(nb::module_& m) {
   const auto any = nb::arg().none();  // what None means is for the functions to say
   m.def("paged_attention", &PyPagedAttention, any, any, any, any, any, any, any, any, any, any, any,
-        any, any, any, any, any, any, any, any);
+        any, any, any, any, any, any, any, any, any, any);
   m.def("merge_states", &PyMergeStates, any, any);
 }
 

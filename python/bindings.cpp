@@ -113,6 +113,7 @@ NB_MODULE(_core, m) {
   nanobind::register_exception_translator(riffle::python::Translate);
   riffle::python::LoadKnown();
   riffle::python::BindAttention(m);
+  riffle::python::BindDenseAttention(m);
   riffle::python::BindKvCache(m);
   riffle::python::BindWriteKv(m);
   riffle::python::BindLinear(m);

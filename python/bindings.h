@@ -7,6 +7,7 @@
 namespace riffle::python {
 
 void BindAttention(nanobind::module_& m);
+void BindDenseAttention(nanobind::module_& m);
 void BindKvCache(nanobind::module_& m);
 void BindLinear(nanobind::module_& m);
 void BindRuntime(nanobind::module_& m);

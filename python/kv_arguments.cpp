@@ -44,16 +44,19 @@ std::optional<float> OptionalFloat(nb::handle value, const char* name) {
   return static_cast<float>(Double(value, name, "a number or None"));
 }
 
-KvPagesArgument::KvPagesArgument(nb::handle pages, const char* name, nb::handle scales,
-                                 const char* scales_name, nb::handle format,
-                                 const char* format_name, const Layout& layout)
-    : pages_(pages, name) {
+HeadsView Heads(const Array& x, const char* form) {
+  const DType dtype = FloatingDType(x);
+  CheckAxes(x, 3, form);
+  CheckLastAxisContiguous(x);
+  return {x.data(),         dtype,           x.axis(0).size, x.axis(1).size, x.axis(2).size,
+          x.axis(0).stride, x.axis(1).stride};
+}
+
+KvPagesArgument::KvPagesArgument(nb::handle pages, const char* name, nb::handle format,
+                                 const char* format_name, const Layout& layout, Access access)
+    : pages_(pages, name, access), layout_(layout) {
   if (format.is_none()) {
     view_.dtype = PageDType(pages_);
-    if (!scales.is_none() && view_.dtype <= DType::kBF16) {
-      ThrowTypeError(std::string(name) + " has dtype " + pages_.DTypeName() + "; with " +
-                     scales_name + " it must be int8, float8_e4m3fn or float8_e5m2");
-    }
   }
   CheckAxes(pages_, 4, layout.form);
   CheckLastAxisContiguous(pages_);
@@ -70,9 +73,6 @@ KvPagesArgument::KvPagesArgument(nb::handle pages, const char* name, nb::handle 
   if (!format.is_none()) {
     SetFormat(format, format_name);
   }
-  if (!scales.is_none()) {
-    SetScales(scales, scales_name, layout);
-  }
 }
 
 void KvPagesArgument::SetFormat(nb::handle format, const char* format_name) {
@@ -80,17 +80,27 @@ void KvPagesArgument::SetFormat(nb::handle format, const char* format_name) {
   if (!nb::try_cast(format, text)) {
     ThrowTypeError(std::string(format_name) + " must be a str or None, not " + Repr(format));
   }
+  view_.dtype = DType::kU8;
+  for (const DType dtype : {DType::kE4M3, DType::kE5M2}) {
+    if (text == Name(dtype)) {
+      view_.dtype = dtype;
+    }
+  }
   for (int i = 1; i < kNumKvFormats; ++i) {
     if (text == Name(static_cast<KvFormat>(i))) {
       view_.format = static_cast<KvFormat>(i);
     }
   }
-  if (view_.format == KvFormat::kPlain) {
+  const bool in_blocks = view_.format != KvFormat::kPlain;
+  if (!in_blocks && view_.dtype == DType::kU8) {
     ThrowValueError(std::string(format_name) + " = " + Repr(format) +
-                    " is none of 'q8_0', 'q4_0', 'q4_1', 'q5_0', 'q5_1', 'iq4_nl'");
+                    " is none of 'q8_0', 'q4_0', 'q4_1', 'q5_0', 'q5_1', 'iq4_nl', "
+                    "'float8_e4m3fn', 'float8_e5m2'");
   }
   CheckElement(pages_, Element::kU8);
-  view_.dtype = DType::kU8;
+  if (!in_blocks) {
+    return;
+  }
   const int64_t bytes = pages_.axis(3).size;
   const int64_t block = BlockBytes(view_.format);
   if (bytes % block != 0) {
@@ -101,13 +111,33 @@ void KvPagesArgument::SetFormat(nb::handle format, const char* format_name) {
   view_.head_dim = bytes / block * 32;
 }
 
-void KvPagesArgument::SetScales(nb::handle scales, const char* scales_name, const Layout& layout) {
-  if (!IsArray(scales)) {
-    number_ = *OptionalFloat(scales, scales_name);
-    view_.scales.data = &number_;
+void KvPagesArgument::AddScales(nb::handle scales, const char* scales_name, Access access) {
+  scales_access_ = access;
+  const bool computed = access == Access::kWrite;
+  if (computed && scales.is_none()) {
+    ThrowValueError(std::string(scales_name) +
+                    " is None but compute_scales = True needs an array to write them to");
+  }
+  if (scales.is_none()) {
     return;
   }
-  const Array& x = scales_.emplace(scales, scales_name);
+  if (view_.dtype <= DType::kBF16) {
+    ThrowTypeError(std::string(pages_.name()) + " has dtype " + pages_.DTypeName() + "; with " +
+                   scales_name + " it must be int8, float8_e4m3fn or float8_e5m2");
+  }
+  if (IsArray(scales)) {
+    SetStrides(scales_.emplace(scales, scales_name, access));
+    return;
+  }
+  if (computed) {
+    ThrowTypeError(std::string(scales_name) +
+                   " must be an array, to which compute_scales = True writes, not " + Repr(scales));
+  }
+  number_ = static_cast<float>(Double(scales, scales_name, "a number, an array or None"));
+  view_.scales.data = &number_;
+}
+
+void KvPagesArgument::SetStrides(const Array& x) {
   const auto refuse = [&] {
     ThrowValueError(std::string(x.name()) + " has shape " + x.Shape() +
                     "; it must broadcast to that of " + pages_.name() + ", " + pages_.Shape() +
@@ -135,9 +165,29 @@ void KvPagesArgument::SetScales(nb::handle scales, const char* scales_name, cons
     view_.scales.group = group;
     view_.scales.group_stride = x.axis(3).stride;
   }
-  view_.scales.page_stride = ScaleStride(layout.page);
-  view_.scales.token_stride = ScaleStride(layout.token);
-  view_.scales.head_stride = ScaleStride(layout.head);
+  view_.scales.page_stride = ScaleStride(layout_.page);
+  view_.scales.token_stride = ScaleStride(layout_.token);
+  view_.scales.head_stride = ScaleStride(layout_.head);
+}
+
+PagedKvOut KvPagesArgument::out() const {
+  PagedKvOut out;
+  out.data = pages_.data();
+  out.dtype = view_.dtype;
+  out.num_pages = view_.num_pages;
+  out.page_size = view_.page_size;
+  out.kv_heads = view_.kv_heads;
+  out.head_dim = view_.head_dim;
+  out.page_stride = view_.page_stride;
+  out.token_stride = view_.token_stride;
+  out.head_stride = view_.head_stride;
+  out.scales = view_.scales;
+  out.format = view_.format;
+  if (scales_access_ == Access::kWrite) {
+    out.scales.data = nullptr;
+    out.computed_scales = scales_->data();
+  }
+  return out;
 }
 
 // Of the scales along axis `axis` of the pages.

@@ -17,8 +17,7 @@ namespace riffle::python {
 namespace {
 
 [[noreturn]] void ThrowNoneOf(const char* name, nb::handle value, const char* names) {
-  ThrowValueError(std::string(name) + " = " + nb::cast<std::string>(nb::repr(value)) +
-                  " is none of " + names);
+  ThrowValueError(std::string(name) + " = " + Repr(value) + " is none of " + names);
 }
 
 // The position of a text in a list; what is not in it is a ValueError.
@@ -341,8 +340,8 @@ nb::object PyIndexerTopK(nb::handle q_object, bool q_e4m3, nb::handle weights_ob
     options.candidates = candidates.data<int32_t>();
     options.candidate_cols = candidates.cols();
     options.candidate_stride = candidates.stride();
-    options.candidate_span = Int64(candidate_span, "candidate_span");
   }
+  options.candidate_span = Int64(candidate_span, "candidate_span");
   // The entry point's own check of k, before anything is allocated by it.
   PagedBatch nothing;
   HeadsView no_tokens = view;
@@ -512,7 +511,7 @@ nb::object PySparseAttention(nb::handle q_object, nb::handle scopes_object, nb::
   SparseAttentionOptions options;
   options.value_dim = value_dim.is_none() ? 0 : Int64(value_dim, "value_dim");
   if (!scale.is_none()) {
-    options.scale = nb::cast<float>(scale);
+    options.scale = static_cast<float>(Double(scale, "scale", "a number or None"));
   }
   std::vector<float> logits;
   if (!sinks.is_none()) {

@@ -78,6 +78,9 @@ enum class Type : int {
   kF32 = 11,
   kF64 = 12,
   kBF16 = 16,
+  kF8E5M2 = 19,
+  kF8E4M3FN = 20,
+  kF8E8M0FNU = 33,
 };
 
 // A dense array in row-major order.

@@ -1,5 +1,6 @@
 // Custom calls of XLA as C++ functions: Handler<Function> takes a call frame apart and calls
-//   Error Function(AnyBuffer..., RemainingArgs, Result<AnyBuffer>..., float | bool | int64_t...)
+//   Error Function(AnyBuffer..., RemainingArgs, Result..., RemainingResults,
+//                  float | bool | int64_t...)
 // by its parameters: operands in order, results in order, then attributes by name.
 #pragma once
 
@@ -25,6 +26,9 @@ constexpr size_t ByteWidth(DataType type) {
     case DataType::kPred:
     case DataType::kS8:
     case DataType::kU8:
+    case DataType::kF8E5M2:
+    case DataType::kF8E4M3FN:
+    case DataType::kF8E8M0FNU:
       return 1;
     case DataType::kS16:
     case DataType::kU16:
@@ -68,10 +72,10 @@ class Result {
   AnyBuffer buffer_;
 };
 
-// The operands behind those that a handler names.
-class RemainingArgs {
+// The buffers behind those that a handler names.
+class RemainingBuffers {
  public:
-  RemainingArgs(xla::Buffer* const* buffers, int64_t size)
+  RemainingBuffers(xla::Buffer* const* buffers, int64_t size)
       : buffers_(buffers), size_(static_cast<size_t>(size)) {}
   size_t size() const { return size_; }
   AnyBuffer operator[](size_t i) const { return AnyBuffer(buffers_[i]); }
@@ -79,6 +83,13 @@ class RemainingArgs {
  private:
   xla::Buffer* const* buffers_;
   size_t size_;
+};
+
+struct RemainingArgs : RemainingBuffers {  // of operands
+  using RemainingBuffers::RemainingBuffers;
+};
+struct RemainingResults : RemainingBuffers {
+  using RemainingBuffers::RemainingBuffers;
 };
 
 // What a call ends with.
@@ -125,9 +136,9 @@ class CallReader {
     } else if constexpr (std::is_same_v<T, Result>) {
       return T(NextOf(frame_.results, next_result_));
     } else if constexpr (std::is_same_v<T, RemainingArgs>) {
-      const int64_t from = std::exchange(next_operand_, frame_.operands.size);
-      Check(from <= frame_.operands.size, "the call has too few operands");
-      return T(frame_.operands.buffers + from, frame_.operands.size - from);
+      return Rest<T>(frame_.operands, next_operand_);
+    } else if constexpr (std::is_same_v<T, RemainingResults>) {
+      return Rest<T>(frame_.results, next_result_);
     } else if constexpr (std::is_same_v<T, float>) {
       return *static_cast<const float*>(NextAttribute(DataType::kF32));
     } else if constexpr (std::is_same_v<T, bool>) {
@@ -153,6 +164,13 @@ class CallReader {
   static const xla::Buffer* NextOf(const xla::Buffers& list, int64_t& next) {
     Check(next < list.size, "the call has too few operands or results");
     return list.buffers[next++];
+  }
+
+  template <typename T>
+  static T Rest(const xla::Buffers& list, int64_t& next) {
+    const int64_t from = std::exchange(next, list.size);
+    Check(from <= list.size, "the call has too few operands or results");
+    return T(list.buffers + from, list.size - from);
   }
 
   const void* NextAttribute(DataType type) {

@@ -17,6 +17,7 @@
 #include "riffle/topk.h"
 #include "xla_call.h"
 #include "xla_operands.h"
+#include "xla_write_kv.h"
 
 namespace riffle::python {
 namespace {
@@ -59,17 +60,19 @@ ffi::Error XlaTopKPerRow(ffi::AnyBuffer x_buffer, ffi::AnyBuffer starts_buffer,
   });
 }
 
-// Keys or values [kv_heads, pages, page_size, d], scales [kv_heads, pages, page_size, 1] if int8.
+// Keys or values [kv_heads, pages, page_size, d], and of what is not a floating-point number of 16
+// or 32 bits scales that broadcast to [kv_heads, pages, page_size, groups of d], if any.
 struct Pages {
   Batched pages;
   std::optional<Batched> scales;
+  float divisor = 1.0f;
 
   bool shared() const { return pages.items() == 1 && (!scales || scales->items() == 1); }
 
   PagedKv At(int64_t item, const Batched& result) const {
     const int64_t pool = pages.axis(1), page_size = pages.axis(2), dim = pages.axis(3);
     PagedKv kv{pages.At(item, result),
-               DType::kF32,
+               KvDTypeOf(pages.type()),
                pool,
                page_size,
                pages.axis(0),
@@ -77,20 +80,34 @@ struct Pages {
                page_size * dim,
                dim,
                pool * page_size * dim};
-    if (!scales) {
-      kv.dtype = DTypeOf(pages.type());
-      return kv;
+    if (scales) {
+      kv.scales = ScalesAt(item, result);
     }
-    Require(pages.type() == ffi::DataType::kS8 && scales->size() * dim == pages.size(),
-            "there is not one scale for each token of int8 pages");
-    kv.dtype = DType::kI8;
-    kv.scales = {.data = scales->At(item, result),
-                 .dtype = DTypeOf(scales->type()),
-                 .page_stride = page_size,
-                 .token_stride = 1,
-                 .head_stride = pool * page_size,
-                 .divisor = 127.5f};
     return kv;
+  }
+
+ private:
+  KvScales ScalesAt(int64_t item, const Batched& result) const {
+    for (size_t axis = 0; axis < 3; ++axis) {
+      Require(scales->axis(axis) == 1 || scales->axis(axis) == pages.axis(axis),
+              "scales do not broadcast to their pages");
+    }
+    const int64_t groups = scales->axis(3);
+    const auto stride = [&](size_t axis, int64_t of_all) {
+      return scales->axis(axis) == 1 ? 0 : of_all;
+    };
+    KvScales view;
+    view.data = scales->At(item, result);
+    view.dtype = KvDTypeOf(scales->type());
+    view.token_stride = stride(2, groups);
+    view.page_stride = stride(1, groups * scales->axis(2));
+    view.head_stride = stride(0, groups * scales->axis(2) * scales->axis(1));
+    view.divisor = divisor;
+    if (groups > 1) {
+      view.group = pages.axis(3) / groups;
+      view.group_stride = 1;
+    }
+    return view;
   }
 };
 
@@ -101,6 +118,8 @@ struct AttentionAttributes {
   bool causal;
   int64_t window;
   int64_t window_right;
+  int64_t scaled;  // 1: keys have scales, the next operand; 2: values have
+  float divisor;   // of scales
 };
 
 // What decode and prefill share.
@@ -113,10 +132,16 @@ struct Attention {
   Attention(const ffi::AnyBuffer& q_buffer, const ffi::AnyBuffer& k, const ffi::AnyBuffer& v,
             const ffi::RemainingArgs& scales, const ffi::AnyBuffer& result,
             const AttentionAttributes& given)
-      : q(q_buffer, 3), keys{Batched(k, 4), {}}, values{Batched(v, 4), {}}, out(result, 3) {
-    if (scales.size() == 2) {
-      keys.scales.emplace(scales[0], 4);
-      values.scales.emplace(scales[1], 4);
+      : q(q_buffer, 3),
+        keys{Batched(k, 4), {}, given.divisor},
+        values{Batched(v, 4), {}, given.divisor},
+        out(result, 3) {
+    size_t next = 0;
+    for (Pages* pages : {&keys, &values}) {
+      if ((given.scaled & (pages == &keys ? 1 : 2)) != 0) {
+        Require(next < scales.size(), "the call lacks scales");
+        pages->scales.emplace(scales[next++], 4);
+      }
     }
     Require(out.size() == q.size() && out.type() == q.type(), "the result is not like q");
     options.scale = given.scale;
@@ -178,10 +203,11 @@ ffi::Error RunAttention(std::span<const Name> names, const Call& call) {
 ffi::Error XlaPagedAttention(ffi::AnyBuffer q_buffer, ffi::AnyBuffer k, ffi::AnyBuffer v,
                              ffi::AnyBuffer lengths_buffer, ffi::AnyBuffer page_indices_buffer,
                              ffi::RemainingArgs scales, ffi::Result result, float scale,
-                             float soft_cap, bool causal, int64_t window, int64_t window_right) {
+                             float soft_cap, bool causal, int64_t window, int64_t window_right,
+                             int64_t scaled, float divisor) {
   return RunAttention(kDecodeNames, [&] {
     const Attention call(q_buffer, k, v, scales, *result,
-                         {scale, soft_cap, causal, window, window_right});
+                         {scale, soft_cap, causal, window, window_right, scaled, divisor});
     const Batched lengths(lengths_buffer, 1), page_indices(page_indices_buffer, 2);
     const int64_t sequences = call.q.axis(0), max_pages = page_indices.axis(1);
     Require(lengths.axis(0) == sequences && page_indices.axis(0) == sequences,
@@ -216,10 +242,11 @@ ffi::Error XlaPagedAttention(ffi::AnyBuffer q_buffer, ffi::AnyBuffer k, ffi::Any
 ffi::Error XlaPrefillAttention(ffi::AnyBuffer q_buffer, ffi::AnyBuffer k, ffi::AnyBuffer v,
                                ffi::AnyBuffer length_buffer, ffi::AnyBuffer page_indices_buffer,
                                ffi::RemainingArgs scales, ffi::Result result, float scale,
-                               float soft_cap, bool causal, int64_t window, int64_t window_right) {
+                               float soft_cap, bool causal, int64_t window, int64_t window_right,
+                               int64_t scaled, float divisor) {
   return RunAttention(kPrefillNames, [&] {
     const Attention call(q_buffer, k, v, scales, *result,
-                         {scale, soft_cap, causal, window, window_right});
+                         {scale, soft_cap, causal, window, window_right, scaled, divisor});
     const Batched length(length_buffer, 1), page_indices(page_indices_buffer, 1);
     const int64_t chunk = call.q.axis(0), max_pages = page_indices.axis(0);
     Require(length.axis(0) == 1, "length is not one number");
@@ -240,8 +267,8 @@ ffi::Error XlaPrefillAttention(ffi::AnyBuffer q_buffer, ffi::AnyBuffer k, ffi::A
   });
 }
 
-constexpr std::string_view kAttentionAttributes[] = {"scale", "soft_cap", "causal", "window",
-                                                     "window_right"};
+constexpr std::string_view kAttentionAttributes[] = {"scale",        "soft_cap", "causal", "window",
+                                                     "window_right", "scaled",   "divisor"};
 
 }  // namespace
 
@@ -257,6 +284,7 @@ void BindXlaFfi(nanobind::module_& m) {
       capsule(ffi::Handler<XlaPagedAttention, kAttentionAttributes>);
   handlers["riffle_prefill_attention"] =
       capsule(ffi::Handler<XlaPrefillAttention, kAttentionAttributes>);
+  handlers["riffle_write_kv"] = WriteKvHandler();
   m.attr("xla_handlers") = handlers;
 }
 

@@ -33,6 +33,24 @@ inline DType DTypeOf(ffi::DataType type) {
   }
 }
 
+// Of pages of keys and values, and of their scales.
+inline DType KvDTypeOf(ffi::DataType type) {
+  switch (type) {
+    case ffi::DataType::kF8E4M3FN:
+      return DType::kE4M3;
+    case ffi::DataType::kF8E5M2:
+      return DType::kE5M2;
+    case ffi::DataType::kF8E8M0FNU:
+      return DType::kE8M0;
+    case ffi::DataType::kS8:
+      return DType::kI8;
+    case ffi::DataType::kU8:
+      return DType::kU8;
+    default:
+      return DTypeOf(type);
+  }
+}
+
 // Of top-k's operands; bool counts as uint8.
 inline DType SelectionDTypeOf(ffi::DataType type) {
   switch (type) {

@@ -35,15 +35,15 @@ namespace riffle {
 struct KvCacheOptions {
   int64_t layers = 1;
   int64_t kv_heads = 1;
-  int64_t head_dim = 128;  // PagedAttention takes 8 to 1024, multiples of 8
+  int64_t head_dim = 128;  // PagedAttention takes multiples of 8 from 8 to 1024
   int64_t pages = 0;       // 1 to 2^31 - 1; of each layer
-  int64_t page_size = 16;  // tokens
+  int64_t page_size = 16;  // tokens, at least 1
   // How keys are kept: f32, f16, bf16; e4m3, e5m2 and i8 with scales; or blocks of a format other
   // than kPlain, of which dtype says nothing. See riffle/write_kv.h.
   DType dtype = DType::kBF16;
   KvFormat format = KvFormat::kPlain;
 
-  // How values are kept, if not in the way of keys. A value_dtype without a value_format means
+  // How values are kept, where that differs from keys. A value_dtype without a value_format means
   // kPlain.
   int64_t value_dim = 0;  // 0: head_dim
   std::optional<DType> value_dtype = {};
@@ -63,19 +63,18 @@ struct BlockKey {
   friend bool operator==(const BlockKey&, const BlockKey&) = default;
 };
 
-// All but the last are counts since the cache was made.
+// Counts since the cache was made, but for the last one.
 struct KvCacheStats {
   int64_t blocks_wanted = 0;      // keys that Create was given
-  int64_t blocks_found = 0;       // pages that Create shared for these keys
-  int64_t pages_evicted = 0;      // pages that had a key and were taken for other contents
-  int64_t pages_copied = 0;       // shared pages, copied before they were written
+  int64_t blocks_found = 0;       // pages that it shared for them
+  int64_t pages_evicted = 0;      // that had a key and were taken for other contents
+  int64_t pages_copied = 0;       // shared ones, before new contents
   int64_t pages_swapped_out = 0;  // copied to the caller's memory
-  int64_t pages_swapped_in = 0;   // copied back
-  int64_t pages_reusable = 0;     // at present: pages with a key but without a sequence
+  int64_t pages_swapped_in = 0;   // and back
+  int64_t pages_reusable = 0;     // now: without a sequence, but with a key
 };
 
-// A snapshot of lengths and pages, valid until one of the sequences is extended, written, truncated
-// or freed.
+// Where sequences lie; right until one of them is extended, written, truncated or freed.
 struct KvBatch {
   std::vector<int32_t> kv_lens;     // [sequences]
   std::vector<int32_t> page_table;  // [sequences, max_pages]; -1 behind a sequence's last page
@@ -170,7 +169,7 @@ class RIFFLE_API KvCache {
   PagedKv Values(int64_t layer) const;
 
   int64_t sequences() const;
-  int64_t pages_free() const;    // without a sequence, whether or not they have a key
+  int64_t pages_free() const;    // without a sequence, those that have a key among them
   int64_t pages_used() const;    // by one sequence or more: pages - pages_free
   int64_t pages_shared() const;  // by two or more
   int64_t bytes() const;         // of storage, pages of all layers

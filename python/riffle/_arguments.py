@@ -42,6 +42,16 @@ def as_bool(name: str, value: Any) -> bool:
     raise TypeError(f"{name} must be a bool, not {shown(value)}")
 
 
+def as_list(name: str, value: Any, what: str) -> list:
+    """The elements of anything to iterate over but text. TypeError for the rest."""
+    try:
+        if not isinstance(value, (str, bytes, bytearray)):
+            return list(value)
+    except TypeError:
+        pass
+    raise TypeError(f"{name} must be a sequence of {what}, not {shown(value)}")
+
+
 def check_mask_value(value: Any) -> None:
     """The mask_value of published signatures of attention, which has no effect: masked keys are skipped.
 

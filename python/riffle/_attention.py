@@ -20,12 +20,14 @@ def paged_attention(
     cu_q_lens: Array | None = None,
     layout: Literal["HND", "NHD", "JAX"] = "HND",
     scale: float | None = None,
-    causal: bool = True,
+    causal: bool | Array = True,
     window: int | None = None,
     window_right: int | None = None,
     soft_cap: float | None = None,
     sinks: Array | None = None,
     mask_value: float | None = None,
+    mask: Array | None = None,
+    alibi_slopes: Array | None = None,
     key_scales: float | Array | None = None,
     value_scales: float | Array | None = None,
     key_format: str | None = None,
@@ -54,7 +56,8 @@ def paged_attention(
       layout: "HND" [pages, kv_heads, page_size, head_dim], "NHD" [pages, page_size, kv_heads, head_dim] or "JAX"
         [kv_heads, pages, page_size, head_dim].
       scale: of the logits; None: 1 / sqrt(head_dim).
-      causal: a bool. A query at position p sees keys 0..p; False: all of its sequence.
+      causal: a bool, or an array of bool [B]: one for each sequence. A query at position p sees keys 0..p; False: all of
+        its sequence, which may then be shorter than its queries (cross attention).
       window: at least 1; a query at position p sees no key before p - window + 1 and, without window_right, none after p.
       window_right: at least 0, 0 if causal; a query at position p sees keys up to p + window_right, with or without a
         window: encoders look both ways.
@@ -62,22 +65,29 @@ def paged_attention(
       sinks: [q_heads] float32, float16 or bfloat16: a logit for each head, neither scaled nor capped, that takes part in
         the softmax and in lse but has no value.
       mask_value: for the sake of published signatures; at most -1e30, without effect, as masked keys are skipped.
+      mask: [tokens or 1, q_heads or 1, kv] with any strides, zero among them; kv is at least the longest of kv_lens, and
+        keys go by their position. float32, float16 or bfloat16 is added to the scaled and capped logit, -inf hides the
+        key; of bool, True shows a key. A key counts if causal, window and mask all show it. Blocks of 64 keys that no
+        query of a tile sees are neither read nor computed.
+      alibi_slopes: [q_heads] float32, float16 or bfloat16: slope * (key position - query position) is added to scaled and
+        capped logits.
       key_scales, value_scales: for 8-bit floats and int8, which count as an element times its scale, in float32: a
         number, or float32, float16, bfloat16 or float8_e8m0fnu that broadcasts to keys.shape[:-1] in the layout given, or
         has one more axis: a scale for each 32, 64 or 128 elements along head_dim. Read where it lies; None: 1.
       key_format, value_format: "q8_0", "q4_0", "q4_1", "q5_0", "q5_1" or "iq4_nl": rows are GGUF's blocks of 32 elements,
-        the pages uint8 with the bytes of a row as their last axis.
+        the pages uint8 with the bytes of a row as their last axis. "float8_e4m3fn" or "float8_e5m2": pages of uint8 are it.
       out: to write into, [tokens, q_heads, head_dim of values] of q's dtype, NumPy or PyTorch, any strides with head_dim contiguous, sharing no
         memory with the other arguments. It is what is returned.
       return_lse: also return lse.
 
     Returns:
       out like q, or (out, lse): lse float32 [tokens, q_heads] is the natural logarithm of the sum of exp(logit) over the
-      keys that a query sees and its sink, -inf where there is none. Of q's framework.
+      keys that a query sees and its sink, -inf where there is none. Of q's framework. A query that sees no key, because
+      its sequence is empty or its mask hides all of it, gets zeros.
 
     Raises:
       ValueError: a shape, length, page number or option out of its limits; nothing is written then.
-      TypeError: a wrong dtype, or no array; causal or return_lse is not a bool.
+      TypeError: a wrong dtype, or no array; causal or return_lse is no bool.
       MemoryError: no memory for the results or for scratch.
 
     Method: paged attention (Kwon et al. 2023) with online softmax (Milakov and Gimelshein 2018) and split-KV (Dao 2023).
@@ -93,11 +103,11 @@ def paged_attention(
     >>> bool((out[0] == values[2, 0, 0]).all())  # its only key
     True
     """
-    causal, return_lse = as_bool("causal", causal), as_bool("return_lse", return_lse)
+    return_lse = as_bool("return_lse", return_lse)
     check_mask_value(mask_value)
     return _core.paged_attention(q, keys, values, kv_lens, page_table, cu_q_lens, layout, scale, causal, window,
-                                 window_right, soft_cap, sinks, key_scales, value_scales, key_format, value_format,
-                                 out, return_lse)
+                                 window_right, soft_cap, sinks, mask, alibi_slopes, key_scales, value_scales, key_format,
+                                 value_format, out, return_lse)
 
 
 def merge_states(outs: Sequence[Array], lses: Sequence[Array]) -> tuple[Array, Array]:

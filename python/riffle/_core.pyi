@@ -68,10 +68,13 @@ def sample(
 ) -> Any: ...  # tokens, or (tokens, logprobs)
 def paged_attention(
     q: Array, keys: Array, values: Array, kv_lens: Array, page_table: Array, cu_q_lens: Array | None, layout: str,
-    scale: float | None, causal: bool, window: int | None, window_right: int | None, soft_cap: float | None,
-    sinks: Array | None, key_scales: float | Array | None, value_scales: float | Array | None, key_format: str | None,
+    scale: float | None, causal: bool | Array, window: int | None, window_right: int | None, soft_cap: float | None,
+    sinks: Array | None, mask: Array | None, alibi_slopes: Array | None, key_scales: float | Array | None, value_scales: float | Array | None, key_format: str | None,
     value_format: str | None, out: Array | None, return_lse: bool, /,
 ) -> Any: ...  # out, or (out, lse)
+def torch_scaled_dot_product_attention(
+    query: Array, key: Array, value: Array, attn_mask: Array | None, is_causal: bool, scale: float | None, enable_gqa: bool, /,
+) -> Any: ...  # None: to be asked in another form
 def write_kv(
     keys: Array, values: Array, slots: Array, key_pages: Array, value_pages: Array, layout: str,
     key_scales: float | Array | None, value_scales: float | Array | None, key_format: str | None,

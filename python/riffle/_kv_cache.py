@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import operator
 from typing import Any, Sequence
 
 import numpy
 
 from riffle import _core
+from riffle._arguments import as_list, shown
 
 Array = Any
 
@@ -22,11 +24,11 @@ class KvCache:
     other sequences.
 
     Args:
-      layers, kv_heads, head_dim: of the model, each at least 1; paged_attention takes head_dims of 32 to 512 that are
-        multiples of 8.
+      layers, kv_heads, head_dim: of the model, each at least 1; paged_attention takes head_dims of 8 to 1024 that are
+        multiples of 8, and formats of blocks have multiples of 32.
       pages: of each layer, 1 to 2^31 - 1. Memory is taken as pages are written, as huge pages where the system grants
         them.
-      page_size: tokens of a page; paged_attention takes up to 256.
+      page_size: tokens of a page, at least 1.
       dtype: how keys are kept, and values unless value_dtype says otherwise: "float32", "float16", "bfloat16";
         "float8_e4m3fn", "float8_e5m2" or "int8", with scales that `write` computes; or "q8_0", "q4_0", "q4_1", "q5_0",
         "q5_1", "iq4_nl", GGUF's blocks of 32 elements.
@@ -247,18 +249,21 @@ class KvCache:
 
 
 def _joined(block_keys: Sequence[bytes | int]) -> bytes:
-    keys = [_key(i, key) for i, key in enumerate(block_keys)]
-    return b"".join(keys)
+    return b"".join(_key(i, key) for i, key in enumerate(as_list("block_keys", block_keys, "keys")))
 
 
 def _key(i: int, key: bytes | int) -> bytes:
-    if isinstance(key, int):
-        if not 0 <= key < 1 << 128:
-            raise ValueError(f"block_keys[{i}] = {key} is not in 0..2^128 - 1")
-        return key.to_bytes(16, "little")
-    if len(key) != 16:
-        raise ValueError(f"block_keys[{i}] has {len(key)} bytes; a key has 16")
-    return bytes(key)
+    if isinstance(key, (bytes, bytearray)):
+        if len(key) != 16:
+            raise ValueError(f"block_keys[{i}] has {len(key)} bytes; a key has 16")
+        return bytes(key)
+    try:
+        number = operator.index(key)
+    except Exception:  # whatever an object's own code raises
+        raise TypeError(f"block_keys[{i}] must be 16 bytes or an int, not {shown(key)}") from None
+    if not 0 <= number < 1 << 128:
+        raise ValueError(f"block_keys[{i}] = {number} is not in 0..2^128 - 1")
+    return number.to_bytes(16, "little")
 
 
 def _named(array: Array | None, dtype: str) -> Array | None:

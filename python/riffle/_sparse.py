@@ -7,7 +7,7 @@ from typing import Any, Literal, Sequence
 import numpy
 
 from riffle import _core
-from riffle._arguments import as_bool
+from riffle._arguments import as_bool, as_list, shown
 
 Array = Any
 
@@ -197,8 +197,10 @@ def write_index_keys(
     >>> pages[0, :, 0]
     array([0., 0., 1., 0.], dtype=float32)
     """
-    if format not in ("plain", "e4m3", "deepgemm", "int8"):
-        raise ValueError(f"format = {format!r} is none of 'plain', 'e4m3', 'deepgemm', 'int8'")
+    if not isinstance(format, str) or format not in ("plain", "e4m3", "deepgemm", "int8"):
+        raise ValueError(f"format = {shown(format)} is none of 'plain', 'e4m3', 'deepgemm', 'int8'")
+    if not hasattr(pages, "dtype"):
+        raise TypeError(f"pages must be an array, not {shown(pages)}")
     codes, is_e4m3 = _codes(pages)
     kind = str(getattr(pages, "dtype", "")).removeprefix("torch.")
     if (format == "int8") != (kind == "int8") or (is_e4m3 and format != "e4m3"):
@@ -217,9 +219,9 @@ def hadamard(x: Array) -> Array:
     >>> riffle.hadamard(np.array([1, 0, 0, 0], np.float32))
     array([0.5, 0.5, 0.5, 0.5], dtype=float32)
     """
-    shape = tuple(getattr(x, "shape", ()))
-    if not shape:
-        raise ValueError("x must have an axis to transform")
+    shape = getattr(x, "shape", ())
+    if not isinstance(shape, tuple) or not shape or not hasattr(x, "dtype"):
+        return _core.hadamard(x)  # which says what is wrong
     return _core.hadamard(x.reshape(-1, shape[-1])).reshape(shape)
 
 
@@ -238,6 +240,14 @@ def positions_to_slots(positions: Array, page_table: Array, page_size: int, *, c
     """
     return _core.positions_to_slots(_narrowed("positions", positions), _narrowed("page_table", page_table), page_size,
                                     _narrowed("cu_q_lens", cu_q_lens))
+
+
+def _scopes(extra: Any) -> list[tuple]:
+    scopes = as_list("extra", extra, "(rows, slots, lengths, row_format)")
+    for i, scope in enumerate(scopes):
+        if not isinstance(scope, (tuple, list)) or len(scope) != 4:
+            raise ValueError(f"extra[{i}] must be (rows, slots, lengths, row_format), not {shown(scope)}")
+    return scopes
 
 
 def sparse_attention(
@@ -286,11 +296,8 @@ def sparse_attention(
     >>> riffle.sparse_attention(q, rows, np.array([[3, 1, -1]], np.int32))[0, 0, :2]
     array([2., 2.], dtype=float32)
     """
-    if invalid not in ("raise", "ignore"):
-        raise ValueError(f"invalid = {invalid!r} is none of 'raise', 'ignore'")
-    scopes = [(rows, slots, lengths, row_format), *extra]
-    for i, scope in enumerate(scopes):
-        if len(scope) != 4:
-            raise ValueError(f"extra[{i - 1}] has {len(scope)} elements, not (rows, slots, lengths, row_format)")
+    if not isinstance(invalid, str) or invalid not in ("raise", "ignore"):
+        raise ValueError(f"invalid = {shown(invalid)} is none of 'raise', 'ignore'")
+    scopes = [(rows, slots, lengths, row_format), *_scopes(extra)]
     scopes = [(r, _narrowed("slots", s), _narrowed("lengths", n), f) for r, s, n, f in scopes]
     return _core.sparse_attention(q, scopes, value_dim, scale, sinks, True, invalid == "ignore", out, return_lse)

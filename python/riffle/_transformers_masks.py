@@ -2,8 +2,8 @@
 
 Transformers describes a mask by a function of positions, a padding mask and sizes. `Mask` carries that description to the
 attention layers. Descriptions that are known (causal, sliding window, chunks, all keys) become page tables without a matrix of
-queries and keys; every other mask is evaluated and becomes page tables by what it shows: attention does not depend on where a key
-lies, so any set of keys is a sequence of pages of one token.
+queries and keys. Every other mask is evaluated. If it shows few sets of keys it becomes page tables too: attention does not depend
+on where a key lies, so any set of keys is a sequence of pages of one token. Else, and where it adds to the logits, it is passed on.
 """
 
 from __future__ import annotations
@@ -25,14 +25,21 @@ class Keys(NamedTuple):
     cu_q_lens: torch.Tensor | None  # int32 [B + 1]; None: one query a sequence
     causal: bool = True
     window: int | None = None
+    mask: torch.Tensor | None = None  # [tokens, heads or 1, keys], bool or added; those above show all keys then
 
 
 def blind_queries(keys: Keys) -> torch.Tensor | None:
-    """bool [tokens]: the queries that see no key; None where there are none."""
+    """bool [tokens, heads or 1]: the queries that see no key; None where there are none.
+
+    None too where a mask adds to the logits: lowest numbers are added as eager attention adds them.
+    """
+    if keys.mask is not None:
+        blind = None if keys.mask.dtype != torch.bool else ~keys.mask.any(-1)
+        return blind if blind is not None and bool(blind.any()) else None
     empty = keys.kv_lens == 0
     if not bool(empty.any()):
         return None
-    return empty if keys.cu_q_lens is None else empty.repeat_interleave(keys.cu_q_lens.diff())
+    return (empty if keys.cu_q_lens is None else empty.repeat_interleave(keys.cu_q_lens.diff()))[:, None]
 
 
 class Structure(NamedTuple):
@@ -238,8 +245,19 @@ def _chunks(chunk_starts: list[int], padding: list[int], chunk: int, q_len: int,
     return token_table(torch.tensor(starts), torch.tensor(lengths), _offsets(torch.tensor(q_lens)))
 
 
+def by_mask(mask: torch.Tensor, row: int) -> Keys:
+    """All keys, of which a mask [batch, heads or 1, queries, keys] hides some or to whose logits it adds."""
+    batch, heads, q_len, kv_len = mask.shape
+    flat = mask.transpose(1, 2).reshape(batch * q_len, heads, kv_len)
+    return all_keys(batch, q_len, kv_len, row, False, None)._replace(mask=flat)
+
+
+# Page tables of more sequences than this for a row of the batch take longer than a mask: each of their queries reads its keys for itself.
+_MAX_RUNS = 4
+
+
 def keys_seen(visible: torch.Tensor, row: int) -> Keys:
-    """Page tables for any mask: visible bool [batch, queries, keys].
+    """What any mask shows: visible bool [batch, queries, keys].
 
     Queries are taken together as long as each sees what the one before it saw and one later key, without the first one where
     as many are seen as any query of the call sees: that is causal attention, with a window of that many keys.
@@ -260,6 +278,8 @@ def keys_seen(visible: torch.Tensor, row: int) -> Keys:
     begins = torch.cat([torch.ones(batch, 1, dtype=torch.bool), ~joined], 1).reshape(-1)
     run = begins.cumsum(0) - 1
     q_lens = run.bincount()
+    if len(q_lens) > _MAX_RUNS * batch:
+        return by_mask(visible[:, None], row)
     ends = q_lens.cumsum(0) - 1
     flat = visible.reshape(batch * q_len, kv_len)
     sets = flat[ends]
@@ -279,17 +299,28 @@ def _sets(sets: torch.Tensor, starts: torch.Tensor) -> Keys:
     return Keys(lengths.to(torch.int32), table, None)
 
 
-def visible_in(mask: torch.Tensor) -> torch.Tensor:
-    """bool: what a mask that a model made itself shows. Raises ValueError where it does more than to hide keys."""
+def additive_in(mask: torch.Tensor) -> torch.Tensor | None:
+    """A mask that does more than to hide keys (position biases, ALiBi), in a dtype that attention takes; None for others.
+
+    Raises ValueError for a mask that is neither bool nor a floating-point number.
+    """
     if mask.dtype == torch.bool:
-        return mask
+        return None
     if not mask.is_floating_point():
         raise ValueError(f"riffle attention takes masks that are bool or added to the logits, not of {mask.dtype}")
+    if bool((_hidden(mask) | (mask == 0)).all()):
+        return None
+    return mask.float() if mask.dtype == torch.float64 else mask
+
+
+def visible_in(mask: torch.Tensor) -> torch.Tensor:
+    """bool: what a mask shows that a model made itself and that adds nothing."""
+    return mask if mask.dtype == torch.bool else ~_hidden(mask)
+
+
+def _hidden(mask: torch.Tensor) -> torch.Tensor:
     # Sums of two lowest numbers are -inf; half of it is far below what any logit can outweigh.
-    hidden = mask <= torch.finfo(mask.dtype).min / 2
-    if not bool((hidden | (mask == 0)).all()):
-        raise ValueError("it adds to the logits (position biases, ALiBi), which riffle attention does not do yet")
-    return ~hidden
+    return mask <= torch.finfo(mask.dtype).min / 2
 
 
 def _own_attention(module: Any) -> bool:

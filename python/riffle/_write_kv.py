@@ -8,8 +8,6 @@ from riffle import _core
 
 Array = Any
 
-_FLOAT8 = ("float8_e4m3fn", "float8_e5m2")
-
 
 def write_kv(
     keys: Array,
@@ -62,40 +60,5 @@ def write_kv(
     >>> key_pages[1, 0, :, 0], value_pages[1, 0, :, 0], scales[1, 0]
     (array([0., 1., 0., 0.], dtype=float16), array([  0, 127,   0,   0], dtype=int8), array([0., 2., 0., 0.], dtype=float32))
     """
-    key_pages, key_format = _as_bytes(key_pages, key_format)
-    value_pages, value_format = _as_bytes(value_pages, value_format)
-    if key_scales is not None:
-        key_scales = _scale_bytes(key_scales)
-    if value_scales is not None:
-        value_scales = _scale_bytes(value_scales)
     _core.write_kv(keys, values, slots, key_pages, value_pages, layout, key_scales, value_scales, key_format, value_format,
                    compute_scales)  # fmt: skip
-
-
-def _dtype_name(x: Array) -> str:
-    """The name of an array's dtype where an element has one byte; "" for all others."""
-    dtype = getattr(x, "dtype", None)
-    if getattr(dtype, "itemsize", 0) != 1:
-        return ""
-    return str(dtype).removeprefix("torch.")
-
-
-def _viewed(x: Array) -> Array:
-    """The bytes of an array of float8."""
-    if type(x).__module__.partition(".")[0] == "torch":
-        import torch
-
-        return x.view(torch.uint8)
-    return x.view("uint8")
-
-
-def _as_bytes(pages: Array, form: str | None) -> tuple[Array, str | None]:
-    name = _dtype_name(pages)
-    return (_viewed(pages), name) if form is None and name in _FLOAT8 else (pages, form)
-
-
-def _scale_bytes(scales: Array) -> Array:
-    name = _dtype_name(scales)
-    if name == "uint8":
-        raise TypeError("scales have dtype uint8; they must be float32, float16, bfloat16 or float8_e8m0fnu")
-    return _viewed(scales) if name == "float8_e8m0fnu" else scales

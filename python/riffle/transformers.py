@@ -10,8 +10,8 @@ makes `attn_implementation="riffle"` valid for every model that takes its attent
 
 Keys and values are read where the caches of Transformers hold them. What a query sees is what the model asks of
 Transformers' masks: causal, sliding windows, chunks, padding and any other choice of keys; soft caps and attention sinks go
-through. What riffle does not compute is refused, with the name of the model and the reason: masks that add to the logits,
-keywords that are not known here, models that compute their attention themselves, dropout, gradients, devices other than the CPU.
+through, and so do masks that add to the logits. What riffle does not compute is refused, with the name of the model and the
+reason: keywords that are not known here, models that compute their attention themselves, dropout, gradients, devices other than the CPU.
 
 `Sampler` draws tokens by riffle.sample instead of sorting the vocabulary; `use_top_k_head` computes only the logits that
 count; `GrowingCache` does not copy the cache at every step.
@@ -45,8 +45,10 @@ from riffle._transformers_head import TopKHead, use_top_k_head
 from riffle._transformers_masks import (
     Keys,
     Mask,
+    additive_in,
     all_keys,
     blind_queries,
+    by_mask,
     check_interface,
     keys_seen,
     token_table,
@@ -233,20 +235,25 @@ def attention(
 
 
 def _chosen(module: Any, mask: Any, indices: torch.Tensor, q_len: int, kv_len: int) -> torch.Tensor:
-    """bool: what the mask shows of the keys that an indexer chose."""
+    """The mask without the keys that an indexer did not choose."""
     if indices.ndim != 3 or indices.shape[1] != q_len or mask.ndim != 4 or mask.shape[3] != kv_len:
         raise _refuse(module, f"its indices of keys are of shape {tuple(indices.shape)}, its mask of {tuple(mask.shape)}")
     if indices.numel() and not (0 <= int(indices.min()) and int(indices.max()) < kv_len):
         raise _refuse(module, f"its indices of keys go from {int(indices.min())} to {int(indices.max())} of {kv_len} keys")
-    chosen = torch.zeros(indices.shape[0], q_len, kv_len, dtype=torch.bool).scatter_(2, indices.long(), True)
-    return _visible(module, mask) & chosen[:, None]
+    chosen = torch.zeros(indices.shape[0], q_len, kv_len, dtype=torch.bool).scatter_(2, indices.long(), True)[:, None]
+    visible, added = _understood(module, mask)
+    return visible & chosen if added is None else torch.where(chosen, added, -torch.inf)
 
 
-def _visible(module: Any, mask: torch.Tensor) -> torch.Tensor:
+def _understood(module: Any, mask: torch.Tensor) -> tuple[Any, torch.Tensor | None]:
+    """(what a mask shows, None), or (None, what it adds to the logits)."""
+    if isinstance(mask, Mask):
+        return mask.visible(), None
     try:
-        return mask.visible() if isinstance(mask, Mask) else visible_in(mask)
+        added = additive_in(mask)
     except ValueError as error:
         raise _refuse(module, f"{error}") from None
+    return (visible_in(mask), None) if added is None else (None, added)
 
 
 def _padded_heads(x: torch.Tensor, head_dim: int) -> torch.Tensor:
@@ -271,16 +278,7 @@ def _plain(module, query, key, value, mask, options) -> torch.Tensor:
         row, _, token, _ = key.stride()
     row //= token
     q = query[0].transpose(0, 1) if batch == 1 else query.transpose(1, 2).reshape(batch * q_len, heads, head_dim)
-    parts = _keys(module, mask, (batch, heads, q_len, key.shape[2]), row)
-    if isinstance(parts, Keys):
-        out = _attend_rows(q, key, value, parts, options)
-    else:  # a mask for each head
-        group, sinks = heads // key.shape[1], options["sinks"]
-        out = torch.cat([
-            _attend_rows(q[:, h : h + 1], key[:, h // group, None], value[:, h // group, None], part,
-                         {**options, "sinks": None if sinks is None else sinks[h : h + 1]})
-            for h, part in enumerate(parts)
-        ], 1)  # fmt: skip
+    out = _attend_rows(q, key, value, _keys(module, mask, (batch, heads, q_len, key.shape[2]), row), options)
     return out.view(batch, q_len, heads, head_dim)[..., :value_dim].contiguous()
 
 
@@ -293,26 +291,27 @@ def _attend_rows(q, key, value, where: Keys, options) -> torch.Tensor:
     # Queries of padding. Eager attention, all of whose logits are then the lowest number, gives the mean of the values, and
     # recurrent layers behind it may read that.
     mean = value.mean(2).repeat_interleave(q.shape[1] // value.shape[1], 1).repeat_interleave(len(q) // len(value), 0)
-    return torch.where(blind[:, None, None], mean.to(out.dtype), out)
+    return torch.where(blind[..., None], mean.to(out.dtype), out)
 
 
-def _keys(module: Any, mask: torch.Tensor | None, shape: tuple[int, ...], row: int) -> Keys | list[Keys]:
-    """What the mask shows to queries and keys of the shape [batch, heads, queries, keys]; of several heads a list."""
-    batch, heads, q_len, kv_len = shape
+def _keys(module: Any, mask: torch.Tensor | None, shape: tuple[int, ...], row: int) -> Keys:
+    """What the mask shows to queries and keys of the shape [batch, heads, queries, keys]."""
+    batch, _, q_len, kv_len = shape
     if mask is None:
         return all_keys(batch, q_len, kv_len, row, False, None)
     if mask.ndim != 4 or any(n not in (1, m) for n, m in zip(mask.shape, shape)) or mask.shape[3] != kv_len:
         raise _refuse(module, f"its mask is of shape {tuple(mask.shape)}, its logits are of {shape}")
     if isinstance(mask, Mask) and mask.shape[0] == batch and mask.shape[2] == q_len:
         return mask.keys(row)
-    visible = _visible(module, mask)
-    visible = visible.expand(batch, visible.shape[1], q_len, kv_len)
-    keys = [keys_seen(visible[:, h], row) for h in range(visible.shape[1])]
-    return keys[0] if len(keys) == 1 else keys
+    visible, added = _understood(module, mask)
+    mask = (visible if added is None else added).expand(batch, -1, q_len, kv_len)
+    if added is None and mask.shape[1] == 1:
+        return keys_seen(mask[:, 0], row)
+    return by_mask(mask, row)
 
 
 def _attend(q, keys, values, where: Keys, layout: Literal["HND", "NHD"], options) -> Any:
-    options = {"causal": where.causal, "window": where.window, **options}
+    options = {"causal": where.causal, "window": where.window, "mask": where.mask, **options}
     return riffle.paged_attention(
         q, keys, values, where.kv_lens, where.page_table, cu_q_lens=where.cu_q_lens, layout=layout, **options
     )

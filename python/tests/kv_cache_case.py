@@ -1,7 +1,10 @@
-"""Small caches, what is written to them, and what they hold."""
+"""A small cache, numbers to write into it, and what a sequence holds, gathered by its page table."""
 
+import ml_dtypes
 import numpy as np
 import riffle
+
+DTYPES = {"float32": np.float32, "float16": np.float16, "bfloat16": ml_dtypes.bfloat16}
 
 
 def small(**changes):

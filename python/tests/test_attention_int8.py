@@ -61,7 +61,7 @@ def test_a_scale_is_not_rounded():
     [
         (dict(keys=np.zeros((5, 2, 8, 32), np.float32)), TypeError, "keys has dtype float32; with key_scales it must be int8"),
         (dict(keys=np.zeros((5, 2, 8, 32), np.int16)), TypeError, "keys has dtype int16; float32, float16, bfloat16"),
-        (dict(key_scales="1"), TypeError, "key_scales must be a number or None, not '1'"),
+        (dict(key_scales="1"), TypeError, "key_scales must be a number, an array or None, not '1'"),
         (dict(key_scales=np.ones(3, np.float32)), ValueError, r"key_scales has shape \(3,\); it must broadcast to that of keys"),
         (dict(key_scales=np.ones((1, 5, 2, 8), np.float32)), ValueError, "key_scales has shape"),
         (dict(key_scales=np.ones((5, 2, 8, 3), np.float32)), ValueError, "a scale for each 32, 64 or 128"),

@@ -2,6 +2,7 @@
 
 import functools
 
+import ml_dtypes
 import numpy as np
 import pytest
 import riffle
@@ -291,6 +292,7 @@ def test_bad_prefill_numbers_fail_when_they_run(rng):
 
 
 F32, I32 = np.float32, np.int32
+FP8 = {name: np.zeros((2, 4, 16, 64), np.dtype(ml_dtypes.float8_e4m3fn)) for name in ("k_pages", "v_pages")}
 INT8 = riffle.jax.QuantizedTensor(np.zeros((2, 4, 16, 64), np.int8), np.zeros((2, 4, 16, 1), F32))
 
 
@@ -299,15 +301,20 @@ INT8 = riffle.jax.QuantizedTensor(np.zeros((2, 4, 16, 64), np.int8), np.zeros((2
     (dict(q=np.zeros((2, 4, 64), I32)), TypeError, "q must be float32"),
     (dict(q=np.zeros((2, 3, 64), F32)), ValueError, "q_heads = 3"),
     (dict(q=np.zeros((2, 4, 32), F32)), ValueError, "head_dim 32"),
-    (dict(k_pages=np.zeros((2, 4, 16, 64), np.int8)), TypeError, "k_pages must be float32"),
+    (dict(k_pages=np.zeros((2, 4, 16, 64), np.int8)), TypeError, "k_pages must be float32, .* or have scales, not int8 alone"),
+    (dict(k_pages=np.zeros((2, 4, 16, 64), np.int16)), TypeError, "k_pages must be float32"),
+    (dict(key_scales=0.5), TypeError, "k_pages has dtype float32; with key_scales it must be int8, float8_e4m3fn or float8_e5m2"),
+    (dict(FP8, key_scales="x"), TypeError, "key_scales must be a number, an array or None, not 'x'"),
+    (dict(FP8, value_scales=np.zeros((2, 4, 15), F32)), ValueError, "value_scales has shape"),
+    (dict(FP8, value_scales=np.zeros((2, 4, 16, 3), F32)), ValueError, "value_scales has shape"),
+    (dict(FP8, value_scales=np.zeros((2, 4, 16), I32)), TypeError, "value_scales must be float32"),
+    (dict(k_pages=INT8, v_pages=INT8, key_scales=0.5), ValueError, "key_scales and value_scales must be None beside"),
     (dict(k_pages=np.zeros((4, 16, 64), F32)), ValueError, "k_pages has shape"),
-    (dict(k_pages=np.zeros((2, 4, 16, 64), BFLOAT16)), TypeError, "k_pages are bfloat16 but"),
     (dict(v_pages=np.zeros((2, 5, 16, 64), F32)), ValueError, "v_pages has shape"),
     (dict(k_pages=INT8), ValueError, "QuantizedTensor"),
     (dict(k_pages=INT8, v_pages=INT8._replace(weight=np.zeros((2, 4, 16, 64), F32))), TypeError, "v_pages must be int8"),
     (dict(k_pages=INT8, v_pages=INT8._replace(scales=np.zeros((2, 4, 16), F32))), ValueError, "v_pages.scales has shape"),
     (dict(k_pages=INT8, v_pages=INT8._replace(scales=np.zeros((2, 4, 16, 1), I32))), TypeError, "v_pages.scales must"),
-    (dict(k_pages=INT8, v_pages=INT8._replace(scales=np.zeros((2, 4, 16, 1), BFLOAT16))), TypeError, "scales are"),
     (dict(lengths=np.zeros(3, I32)), ValueError, "lengths has shape"),
     (dict(lengths=np.zeros(2, F32)), TypeError, "lengths must be int32 or int64, not float32"),
     (dict(page_indices=np.zeros((3, 4), I32)), ValueError, "page_indices has shape"),

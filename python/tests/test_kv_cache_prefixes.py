@@ -1,4 +1,4 @@
-"""Prefixes that riffle.KvCache finds by their keys, sequences that are swapped out, and its counts."""
+"""riffle.KvCache: prefixes by their keys, swapping out and in, and counts."""
 
 import numpy as np
 import pytest

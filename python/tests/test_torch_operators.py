@@ -62,6 +62,10 @@ OPERATORS = {
         torch.ops.riffle.paged_attention.default,
         (*attention_arguments()[:3], torch.tensor([20, 5]), torch.tensor([[0, 1], [2, 3]]), torch.tensor([0, 1, 2]), "HND", None, False, 7, 2),
     ),
+    "paged_attention-masks": (
+        torch.ops.riffle.paged_attention.default,
+        (*attention_arguments(), None, "HND", None, False, *[None] * 11, torch.randn(2, 1, 20), torch.ones(4), torch.tensor([True, False])),
+    ),
     "write_kv": (torch.ops.riffle.write_kv.default, write_arguments()),
     "write_kv-scales": (
         torch.ops.riffle.write_kv.default,
@@ -328,3 +332,19 @@ def test_attention_errors():
         *(x.to("meta") for x in (q, keys, values, kv_lens, table)), return_lse=True
     )
     assert [tuple(x.shape) for x in shapes] == [(2, 4, 64), (2, 4)]
+
+
+def test_attention_with_masks():
+    q, keys, values, kv_lens, table = attention_arguments()
+    options = dict(mask=torch.randn(2, 1, 20), alibi_slopes=torch.tensor([0.5, 0.25, 0.1, 0.0]), causal=torch.tensor([True, False]))
+    expected = riffle.paged_attention(q, keys, values, kv_lens, table, **options)
+    assert torch.equal(riffle.torch.paged_attention(q, keys, values, kv_lens, table, **options), expected)
+    compiled = torch.compile(lambda *tensors: riffle.torch.paged_attention(*tensors, **options), fullgraph=True)
+    assert torch.equal(compiled(q, keys, values, kv_lens, table), expected)
+    hidden = riffle.torch.paged_attention(q, keys, values, kv_lens, table, mask=torch.zeros(1, 1, 20, dtype=torch.bool))
+    assert (hidden == 0).all()
+    for text, change in [("mask.keys = 4", dict(mask=torch.zeros(1, 1, 4))), ("causal must be a bool", dict(causal=1))]:
+        with pytest.raises(RuntimeError, match=text):
+            riffle.torch.paged_attention(q, keys, values, kv_lens, table, **change)
+    with pytest.raises(TypeError, match="argument 'mask' must be Tensor, not numpy.ndarray"):
+        riffle.torch.paged_attention(q, keys, values, kv_lens, table, mask=np.zeros((1, 1, 20), bool))

@@ -1,4 +1,4 @@
-"""The masks of riffle.transformers: any boolean mask is computed exactly, and what is no mask of keys is refused."""
+"""The masks of riffle.transformers: any mask is computed exactly, whether it hides keys or adds to the logits; what is none is refused."""
 
 import types
 
@@ -31,12 +31,12 @@ def tensors(q_len, kv_len, batch=BATCH, seed=1, key_dim=DIM, value_dim=DIM):
     return [torch.randn(shape, generator=generator) for shape in shapes]
 
 
-def reference(q, k, v, visible, scale):
+def reference(q, k, v, visible, scale, bias=0.0):
     """In double; the mean of all values for queries that see nothing, as in eager attention."""
     q, k, v = (x.double() for x in (q, k, v))
     k, v = (x.repeat_interleave(HEADS // KV_HEADS, 1) for x in (k, v))
     visible = visible.expand(q.shape[0], HEADS, q.shape[2], k.shape[2])
-    weights = (scale * q @ k.transpose(2, 3)).masked_fill(~visible, -torch.inf).softmax(-1).nan_to_num(1 / k.shape[2])
+    weights = (scale * q @ k.transpose(2, 3) + bias).masked_fill(~visible, -torch.inf).softmax(-1).nan_to_num(1 / k.shape[2])
     return (weights @ v).transpose(1, 2)
 
 
@@ -108,6 +108,10 @@ def test_runs_of_any_mask(seed):
             high = min(high + (draw(5) > 0), kv_len)
             low = min(low + draw(2), high) if seed % 2 else low
     keys = keys_seen(visible, row)
+    if keys.mask is not None:  # too many sets of keys for page tables
+        assert torch.equal(keys.mask.view(batch, q_len, kv_len), visible) and not keys.causal and keys.window is None
+        assert int(keys.kv_lens.min()) == kv_len
+        return
     offsets = keys.cu_q_lens.tolist() if keys.cu_q_lens is not None else list(range(batch * q_len + 1))
     assert offsets[-1] == batch * q_len and len(offsets) == len(keys.kv_lens) + 1
     actual = torch.zeros(batch * q_len, batch * row, dtype=torch.bool)
@@ -203,8 +207,6 @@ def test_unknown_keywords(name):
 @pytest.mark.parametrize(
     "mask,reason",
     [
-        (torch.full((1, 1, 3, 3), -0.5), "adds to the logits"),
-        (torch.full((1, 1, 3, 3), torch.nan), "adds to the logits"),
         (torch.ones(1, 1, 3, 3, dtype=torch.int64), "not of torch.int64"),
         (torch.ones(2, 3, dtype=torch.bool), "its mask is of shape"),
         (torch.ones(1, 1, 3, 4, dtype=torch.bool), "its mask is of shape"),
@@ -215,6 +217,44 @@ def test_unknown_keywords(name):
 def test_refused_masks(mask, reason):
     with pytest.raises(ValueError, match=f"made_up .*{reason}"):
         riffle.transformers.attention(layer(), *tensors(3, 3), mask)
+
+
+@pytest.mark.parametrize("heads", [1, HEADS])
+@pytest.mark.parametrize("rows", [1, 2])
+@pytest.mark.parametrize("q_len", [1, 9])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_masks_that_add(heads, rows, q_len, dtype):
+    """Position biases, beside lowest numbers that hide, as eager attention adds them."""
+    q, k, v = tensors(q_len, 9)
+    bias = torch.randn(rows, heads, q_len, 9, generator=torch.Generator().manual_seed(1)).to(dtype)
+    hidden = torch.ones(q_len, 9).tril(9 - q_len - 1) == 0
+    bias = bias.masked_fill(hidden, torch.finfo(dtype).min if dtype == torch.float32 else -torch.inf)
+    visible = torch.ones(2, 1, q_len, 9, dtype=torch.bool)
+    out, _ = riffle.transformers.attention(layer(), q, k, v, bias, scaling=0.2)
+    expected = reference(q, k, v, visible, 0.2, bias.double())
+    blind = (bias == -torch.inf).all(-1).expand(2, HEADS, q_len).transpose(1, 2)  # eager attention makes NaNs of these
+    assert (out[blind] == 0).all()
+    torch.testing.assert_close(out.double()[~blind], expected[~blind], rtol=1e-5, atol=1e-5)
+
+
+def test_many_sets_of_keys():
+    """A mask of bools that page tables would make a sequence of for each query, some of which see nothing."""
+    q, k, v = tensors(40, 40)
+    visible = torch.rand(2, 1, 40, 40, generator=torch.Generator().manual_seed(1)) < 0.5
+    visible[0, 0, 3] = False
+    assert keys_seen(visible[:, 0], 40).mask is not None
+    for mask in (visible, visible.expand(2, HEADS, 40, 40), torch.zeros(2, 1, 40, 40).masked_fill(~visible, torch.finfo().min)):
+        out, _ = riffle.transformers.attention(layer(), q, k, v, mask, scaling=0.2)
+        torch.testing.assert_close(out.double(), reference(q, k, v, visible, 0.2), rtol=1e-5, atol=1e-5)
+
+
+def test_indices_beside_a_mask_that_adds():
+    q, k, v = tensors(7, 7)
+    indices = torch.stack([torch.randperm(7, generator=torch.Generator().manual_seed(i))[:3] for i in range(14)]).view(2, 7, 3)
+    chosen = torch.zeros(2, 7, 7, dtype=torch.bool).scatter_(2, indices, True)[:, None]
+    bias = torch.randn(2, 1, 7, 7, generator=torch.Generator().manual_seed(2))
+    out, _ = riffle.transformers.attention(layer(), q, k, v, bias, scaling=0.2, indices=indices)
+    torch.testing.assert_close(out.double(), reference(q, k, v, chosen, 0.2, bias.double()), rtol=1e-5, atol=1e-5)
 
 
 def test_models_without_the_interface():

@@ -157,7 +157,6 @@ FAST = (
 
 # Reason, scenarios ("" for all), types: a part of the text of riffle's ValueError.
 REFUSED = [
-    ("adds to the logits", "", "doge"),
     ("has no effect", "",
      "big_bird bloom codegen falcon git gpt_neo gpt_neox_japanese gptj megatron-bert mpt mvp rembert roformer trocr xglm"),
     ("has no effect", "batch", "cpmant openai-gpt prophetnet reformer xlnet"),

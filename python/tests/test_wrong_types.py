@@ -4,6 +4,7 @@ Every argument of every call below is given every value of WRONG. A call may tak
 the kind that the function documents, and its text is not that of the extension or of a framework.
 """
 
+import functools
 import inspect
 import re
 
@@ -37,7 +38,7 @@ def core_calls():
     attention = dict(q=np.ones((2, 2, 32), F32), keys=pages, values=pages, kv_lens=np.array([3, 4], I32),
                      page_table=np.array([[0], [1]], I32), cu_q_lens=np.array([0, 1, 2], I32), sinks=np.zeros(2, F32),
                      scale=0.1, window=3, window_right=0, soft_cap=2.0, mask_value=-1e31, layout="HND", causal=True,
-                     return_lse=False, out=None)  # fmt: skip
+                     mask=np.zeros((1, 1, 4), F32), alibi_slopes=np.ones(2, F32), return_lse=False, out=None)  # fmt: skip
     int8 = np.ones((2, 1, 16, 32), np.int8)
     yield "top_k", riffle.top_k, dict(x=X, k=2, sorted=True, largest=True, algorithm="auto", lanes=128, depth_schedule=None,
                                       out=None, return_stats=False, ids=None)  # fmt: skip
@@ -59,7 +60,7 @@ def core_calls():
     yield "set_num_threads", riffle.set_num_threads, dict(n=riffle.info()["threads"])
     yield "set_target", riffle.set_target, dict(name=None)
     yield "KvCache", riffle.KvCache, dict(layers=1, kv_heads=1, head_dim=32, pages=4, page_size=16, dtype="float32")
-    cache = riffle.KvCache(layers=1, kv_heads=1, head_dim=32, pages=4, dtype="float32")
+    cache = riffle.KvCache(layers=1, kv_heads=1, head_dim=32, pages=8, dtype="float32")
     seq = cache.create()
     cache.extend(seq, 2)
     tokens = np.ones((2, 1, 32), F32)
@@ -71,7 +72,62 @@ def core_calls():
     yield "KvCache.batch", cache.batch, dict(seqs=[seq])
     yield "KvCache.keys", cache.keys, dict(layer=0)
     yield "KvCache.values", cache.values, dict(layer=0)
+    yield "KvCache.key_scales", cache.key_scales, dict(layer=0)
+    yield "KvCache.value_scales", cache.value_scales, dict(layer=0)
+    yield "KvCache.create", cache.create, dict(block_keys=[b"16 bytes of a key"[:16]])
+    yield "KvCache.lookup", cache.lookup, dict(block_keys=[5])
+    other = cache.create()
+    cache.extend(other, 32)
+    yield "KvCache.set_block_keys", cache.set_block_keys, dict(seq=other, block_keys=[7])
+    yield "KvCache.swap_bytes", cache.swap_bytes, dict(seq=other)
+    memory = np.zeros(cache.swap_bytes(other), np.uint8)
+
+    @functools.wraps(cache.swap_out)
+    def swap_out_and_in(seq, memory=None):
+        cache.swap_in(seq, cache.swap_out(seq, memory))
+
+    @functools.wraps(cache.swap_in)
+    def swap_in(**given):
+        held = cache.swap_out(other)
+        try:
+            cache.swap_in(**given)
+        except Exception:
+            cache.swap_in(other, held)
+            raise
+
+    cache.swap_in(other, cache.swap_out(other, memory))
+    yield "KvCache.swap_out", swap_out_and_in, dict(seq=other, memory=memory)
+    yield "KvCache.swap_in", swap_in, dict(seq=other, memory=memory.copy())
     yield "KvCache.free", cache.free, dict(seq=cache.create())
+
+
+def write_calls(convert=lambda array: array):
+    tokens, pages = np.ones((2, 1, 32), F32), np.zeros((2, 1, 4, 32), F32)
+    int8 = pages.astype(np.int8)
+    write = dict(keys=convert(tokens), values=convert(tokens), slots=convert(np.array([3, 4], I32)), layout="HND", key_format=None,
+                 value_format=None, compute_scales=False)  # fmt: skip
+    yield dict(write, key_pages=convert(pages.copy()), value_pages=convert(pages.copy()), key_scales=None, value_scales=None)
+    yield dict(write, key_pages=convert(int8.copy()), value_pages=convert(int8.copy()), key_scales=0.5, value_scales=2.0)
+
+
+def sparse_calls():
+    q, keys = np.ones((2, 2, 32), F32), np.ones((2, 4, 32), F32)
+    batch = dict(kv_lens=np.array([3, 4], I32), page_table=np.array([[0], [1]], I32), cu_q_lens=np.array([0, 1, 2], I32))
+    indexer = dict(batch, q=q, weights=np.ones((2, 2), F32), keys=keys, key_scales=None, key_format=None, ratio=1, activation="relu", out=None)
+    yield "indexer_logits", riffle.indexer_logits, indexer
+    yield "indexer_top_k", riffle.indexer_top_k, dict(
+        indexer, k=2, block=1, reduce="max", first_blocks=0, local_blocks=0, incomplete_tail=False, candidates=None, candidate_span=1,
+        slots=False)  # fmt: skip
+    yield "write_index_keys", riffle.write_index_keys, dict(
+        keys=np.ones((2, 32), F32), slots=np.array([1, 2], I32), pages=np.zeros((2, 4, 32), F32), scales=None, format="plain", hadamard=True)
+    yield "hadamard", riffle.hadamard, dict(x=X)
+    yield "positions_to_slots", riffle.positions_to_slots, dict(
+        positions=np.array([[0, 1], [1, -1]], I32), page_table=batch["page_table"], page_size=4, cu_q_lens=batch["cu_q_lens"])
+    yield "sparse_attention", riffle.sparse_attention, dict(
+        q=q, rows=np.ones((8, 32), F32), slots=np.array([[0, 1], [2, -1]], I32), lengths=np.array([2, 1], I32), row_format="plain",
+        value_dim=32, extra=(), scale=0.1, sinks=np.zeros(2, F32), invalid="raise", out=None, return_lse=False)  # fmt: skip
+    for given in write_calls():
+        yield "write_kv", riffle.write_kv, given
 
 
 def jax_calls():
@@ -84,10 +140,12 @@ def jax_calls():
     yield "paged_attention", riffle.jax.paged_attention, dict(
         q=np.ones((2, 2, 32), F32), k_pages=pages, v_pages=pages, lengths=np.array([3, 4], I32), page_indices=np.array([[0], [1]], I32),
         sm_scale=1.0, mask_value=-1e31, attn_logits_soft_cap=None, pages_per_compute_block=None, megacore_mode=None, inline_seq_dim=True,
-        window=None)  # fmt: skip
+        window=None, key_scales=None, value_scales=None)  # fmt: skip
     yield "prefill_attention", riffle.jax.prefill_attention, dict(
         q=np.ones((2, 2, 32), F32), k_pages=pages, v_pages=pages, length=2, page_indices=np.array([0], I32), sm_scale=None, causal=True,
-        window=None, window_right=None)  # fmt: skip
+        window=None, window_right=None, key_scales=None, value_scales=None)  # fmt: skip
+    for given in write_calls():
+        yield "write_kv", riffle.jax.write_kv, given
 
 
 def torch_calls():
@@ -107,17 +165,42 @@ def torch_calls():
     yield "paged_attention", riffle.torch.paged_attention, dict(
         q=torch.ones(2, 2, 32), keys=pages, values=pages, kv_lens=ones[:2], page_table=torch.tensor([[0], [1]], dtype=torch.int32),
         cu_q_lens=None, layout="HND", scale=None, causal=True, window=None, window_right=None, soft_cap=None, sinks=None, mask_value=None,
-        key_scales=None, value_scales=None, key_format=None, value_format=None, out=None, return_lse=False)  # fmt: skip
+        mask=None, alibi_slopes=None, key_scales=None, value_scales=None, key_format=None, value_format=None, out=None, return_lse=False)  # fmt: skip
+    dense = torch.ones(1, 2, 3, 32)
+    yield "scaled_dot_product_attention", riffle.torch.scaled_dot_product_attention, dict(
+        query=dense, key=dense, value=dense, attn_mask=None, dropout_p=0.0, is_causal=False, scale=None, enable_gqa=False)  # fmt: skip
+    for given in write_calls(torch.from_numpy):
+        yield "write_kv", riffle.torch.write_kv, given
 
 
-# The newest functions, whose texts are not held to this yet.
-NOT_YET = {
-    "hadamard", "indexer_logits", "indexer_top_k", "positions_to_slots", "sparse_attention", "write_index_keys", "write_kv",
-    "flash_mla_sparse_fwd", "flash_mla_with_kvcache", "fp8_mqa_logits", "fp8_paged_mqa_logits",
-    "KvCache.key_scales", "KvCache.value_scales",
-    "KvCache.lookup", "KvCache.set_block_keys", "KvCache.swap_out", "KvCache.swap_in", "KvCache.swap_bytes", "KvCache.create",
+def torch_sparse_calls():
+    torch = pytest.importorskip("torch", reason="PyTorch is not installed")
+    import riffle.torch
+
+    e4m3 = torch.float8_e4m3fn
+    ints = torch.tensor([2, 4], dtype=torch.int32)
+    q, weights = torch.ones(2, 2, 32).to(e4m3), torch.ones(2, 2)
+    yield "fp8_mqa_logits", riffle.torch.fp8_mqa_logits, dict(
+        q=q, kv=(torch.ones(4, 32).to(e4m3), torch.ones(4)), weights=weights, cu_seq_len_k_start=torch.zeros(2, dtype=torch.int32),
+        cu_seq_len_k_end=ints, clean_logits=True, max_seqlen_k=0)  # fmt: skip
+    yield "fp8_paged_mqa_logits", riffle.torch.fp8_paged_mqa_logits, dict(
+        q=q[:, None], fused_kv_cache=torch.zeros(2, 4, 1, 36, dtype=torch.uint8), weights=weights, context_lens=ints,
+        block_table=torch.tensor([[0], [1]], dtype=torch.int32), schedule_meta=None, max_context_len=4, clean_logits=True)  # fmt: skip
+    rows = torch.ones(8, 1, 32)
+    yield "flash_mla_sparse_fwd", riffle.torch.flash_mla_sparse_fwd, dict(
+        q=torch.ones(2, 2, 32), kv=rows, indices=torch.zeros(2, 1, 3, dtype=torch.int32), sm_scale=0.1, d_v=16, attn_sink=torch.zeros(2),
+        topk_length=ints - 1)  # fmt: skip
+    yield "flash_mla_with_kvcache", riffle.torch.flash_mla_with_kvcache, dict(
+        q=torch.ones(2, 1, 2, 32), k_cache=rows.reshape(2, 4, 1, 32), block_table=None, cache_seqlens=None, head_dim_v=16,
+        tile_scheduler_metadata=None, num_splits=None, softmax_scale=0.1, causal=False, is_fp8_kvcache=False,
+        indices=torch.zeros(2, 1, 3, dtype=torch.int32), attn_sink=torch.zeros(2), extra_k_cache=None, extra_indices_in_kvcache=None,
+        topk_length=ints - 1, extra_topk_length=None)  # fmt: skip
+
+
+MODULES = {
+    "riffle": lambda: (*core_calls(), *sparse_calls()), "riffle.jax": jax_calls,
+    "riffle.torch": lambda: (*torch_calls(), *torch_sparse_calls()),
 }  # fmt: skip
-MODULES = {"riffle": core_calls, "riffle.jax": jax_calls, "riffle.torch": torch_calls}
 # What a value of a wrong type has become where a text shows it: ints saturate at int64, bytes are an array of one uint8.
 SEEN_AS = {
     "bool": ["= 1", "shape ()"], "float": ["shape ()"], "nan": ["shape ()"], "generator": ["0 parts", "'b'", "'a'", "not str"],
@@ -190,7 +273,7 @@ def test_every_function_and_argument_is_tried(module):
     namespace = __import__(module, fromlist=["x"])
     public = getattr(namespace, "__all__", None) or [n for n, x in vars(namespace).items() if getattr(x, "__module__", "") == module]
     functions = {n for n in public if inspect.isfunction(getattr(namespace, n)) and inspect.signature(getattr(namespace, n)).parameters}
-    assert functions <= set(tried) | NOT_YET | {"use_torch_threads"}
+    assert functions <= set(tried) | {"use_torch_threads"}
     if module == "riffle":
         methods = {f"KvCache.{n}" for n, x in vars(riffle.KvCache).items() if inspect.isfunction(x) and len(inspect.signature(x).parameters) > 1}
-        assert methods - {"KvCache.__init__"} <= set(tried) | NOT_YET
+        assert methods - {"KvCache.__init__"} <= set(tried)

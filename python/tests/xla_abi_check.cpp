@@ -56,6 +56,9 @@ SAME_MEMBER(Api, internal, XLA_FFI_Api, internal_api);
 SAME_MEMBER(Api, create_error, XLA_FFI_Api, XLA_FFI_Error_Create);
 
 SAME_NUMBER(Type::kPred, XLA_FFI_DataType_PRED);
+SAME_NUMBER(Type::kF8E5M2, XLA_FFI_DataType_F8E5M2);
+SAME_NUMBER(Type::kF8E4M3FN, XLA_FFI_DataType_F8E4M3FN);
+SAME_NUMBER(Type::kF8E8M0FNU, XLA_FFI_DataType_F8E8M0FNU);
 SAME_NUMBER(Type::kS8, XLA_FFI_DataType_S8);
 SAME_NUMBER(Type::kS16, XLA_FFI_DataType_S16);
 SAME_NUMBER(Type::kS32, XLA_FFI_DataType_S32);

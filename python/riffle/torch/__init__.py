@@ -13,16 +13,29 @@ except ImportError as error:
     raise ImportError("riffle.torch needs PyTorch: pip install torch") from error
 
 from riffle.torch._attention import paged_attention
+from riffle.torch._dense_attention import scaled_dot_product_attention
 from riffle.torch._generate import linear_top_k, sample
 from riffle.torch._sparse import flash_mla_sparse_fwd, flash_mla_with_kvcache, fp8_mqa_logits, fp8_paged_mqa_logits
 from riffle.torch._threads import use_torch_threads
 from riffle.torch._topk import top_k_per_row_decode, top_k_per_row_prefill, topk
 from riffle.torch._write_kv import write_kv
 
-__all__ = ["flash_mla_sparse_fwd", "flash_mla_with_kvcache", "fp8_mqa_logits", "fp8_paged_mqa_logits", "linear_top_k", "paged_attention", "sample", "top_k_per_row_decode", "top_k_per_row_prefill", "topk",
-           "use_torch_threads", "write_kv"]
+__all__ = [
+    "flash_mla_sparse_fwd",
+    "flash_mla_with_kvcache",
+    "fp8_mqa_logits",
+    "fp8_paged_mqa_logits",
+    "linear_top_k",
+    "paged_attention",
+    "sample",
+    "scaled_dot_product_attention",
+    "top_k_per_row_decode",
+    "top_k_per_row_prefill",
+    "topk",
+    "use_torch_threads",
+    "write_kv",
+]
 
-for _public in (flash_mla_sparse_fwd, flash_mla_with_kvcache, fp8_mqa_logits, fp8_paged_mqa_logits, linear_top_k, paged_attention, sample, top_k_per_row_decode, top_k_per_row_prefill, topk,
-                use_torch_threads, write_kv):
-    _public.__module__ = "riffle.torch"
-del _public, _torch
+for _name in __all__:
+    globals()[_name].__module__ = "riffle.torch"
+del _name, _torch

@@ -32,12 +32,14 @@ def paged_attention(
     cu_q_lens: Tensor | None = None,
     layout: Literal["HND", "NHD", "JAX"] = "HND",
     scale: float | None = None,
-    causal: bool = True,
+    causal: bool | Tensor = True,
     window: int | None = None,
     window_right: int | None = None,
     soft_cap: float | None = None,
     sinks: Tensor | None = None,
     mask_value: float | None = None,
+    mask: Tensor | None = None,
+    alibi_slopes: Tensor | None = None,
     key_scales: float | Tensor | None = None,
     value_scales: float | Tensor | None = None,
     key_format: str | None = None,
@@ -58,12 +60,13 @@ def paged_attention(
       NotImplementedError: a device that is not the CPU; backward.
       TypeError: q, keys, values or a list is not a tensor.
     """
-    options = scale, causal, window, window_right, soft_cap, sinks, mask_value
+    causal_flags = causal if isinstance(causal, Tensor) or hasattr(type(causal), "__torch_function__") else None
+    options = scale, causal if causal_flags is None else False, window, window_right, soft_cap, sinks, mask_value
     coding = dict(key_scales=_scales("key_scales", key_scales), value_scales=_scales("value_scales", value_scales), key_format=key_format,
-                  value_format=value_format)
+                  value_format=value_format, mask=mask, alibi_slopes=alibi_slopes, causal_flags=causal_flags)
     tensors = q, keys, values, kv_lens, page_table
-    optional = dict(cu_q_lens=cu_q_lens, sinks=sinks, key_scales=coding["key_scales"],
-                    value_scales=coding["value_scales"])
+    optional = dict(cu_q_lens=cu_q_lens, sinks=sinks, key_scales=coding["key_scales"], value_scales=coding["value_scales"],
+                    mask=mask, alibi_slopes=alibi_slopes, causal=causal_flags)
     if not is_compiling() and plain(*tensors, optional=tuple(optional.values())) and in_cpu_memory(q):
         return _attend(*tensors, cu_q_lens, layout, *options, **coding, out=out, return_lse=return_lse)
     names = "q", "keys", "values", "kv_lens", "page_table"
@@ -112,7 +115,7 @@ def _contiguous_heads(x: Tensor) -> Tensor:
 def _attend(
     q, keys, values, kv_lens, page_table, cu_q_lens=None, layout="HND", scale=None, causal=True, window=None,
     window_right=None, soft_cap=None, sinks=None, mask_value=None, scale_tensor=None, soft_cap_tensor=None, key_scales=None,
-    value_scales=None, key_format=None, value_format=None, *, out=None, return_lse=True,
+    value_scales=None, key_format=None, value_format=None, mask=None, alibi_slopes=None, causal_flags=None, *, out=None, return_lse=True,
 ):  # fmt: skip
     if scale_tensor is not None:
         scale = scale_tensor.item()
@@ -121,8 +124,8 @@ def _attend(
     return call(
         riffle.paged_attention,
         _contiguous_heads(q), _contiguous_heads(keys), _contiguous_heads(values), kv_lens, page_table,
-        cu_q_lens=cu_q_lens, layout=layout, scale=scale, causal=causal, window=window, window_right=window_right,
-        soft_cap=soft_cap, sinks=sinks, mask_value=mask_value, key_scales=key_scales, value_scales=value_scales,
+        cu_q_lens=cu_q_lens, layout=layout, scale=scale, causal=causal if causal_flags is None else causal_flags, window=window, window_right=window_right,
+        soft_cap=soft_cap, sinks=sinks, mask_value=mask_value, mask=mask, alibi_slopes=alibi_slopes, key_scales=key_scales, value_scales=value_scales,
         key_format=key_format, value_format=value_format, out=out, return_lse=return_lse,
     )  # fmt: skip
 
@@ -147,7 +150,8 @@ LIBRARY.define(
     "paged_attention(Tensor q, Tensor keys, Tensor values, Tensor kv_lens, Tensor page_table, Tensor? cu_q_lens=None, "
     'str layout="HND", float? scale=None, bool causal=True, SymInt? window=None, SymInt? window_right=None, '
     "float? soft_cap=None, Tensor? sinks=None, float? mask_value=None, Tensor? scale_tensor=None, Tensor? soft_cap_tensor=None, "
-    "Tensor? key_scales=None, Tensor? value_scales=None, str? key_format=None, str? value_format=None) "
+    "Tensor? key_scales=None, Tensor? value_scales=None, str? key_format=None, str? value_format=None, Tensor? mask=None, "
+    "Tensor? alibi_slopes=None, Tensor? causal_flags=None) "
     "-> (Tensor out, Tensor lse)",
     tags=(torch.Tag.pt2_compliant_tag,),
 )

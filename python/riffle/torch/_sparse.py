@@ -6,10 +6,12 @@ import math
 
 import torch
 from torch import Tensor
+from torch.compiler import is_compiling
 
 from riffle import _core
 from riffle._sparse import _codes
-from riffle.torch._library import LIBRARY, check_tensors
+from riffle._arguments import as_bool, as_float, shown
+from riffle.torch._library import LIBRARY, call, check_tensors, integer
 
 _LOGITS = "fp8_mqa_logits(Tensor q, Tensor keys, Tensor scales, Tensor weights, Tensor starts, Tensor ends) -> Tensor"
 _PAGED = (
@@ -35,7 +37,7 @@ def _int32(x: Tensor) -> Tensor:
 def _logits_cpu(q, keys, scales, weights, starts, ends):
     n = keys.shape[0]
     low, high = starts.clamp(0, n), ends.clamp(0, n)
-    return _core.indexer_range_logits(_codes(q)[0], _codes(q)[1], weights.float().contiguous(), _codes(keys)[0],
+    return call(_core.indexer_range_logits, _codes(q)[0], _codes(q)[1], weights.float().contiguous(), _codes(keys)[0],
                                       _codes(keys)[1], scales.reshape(-1).float(), _int32(low), _int32(high))
 
 
@@ -55,7 +57,7 @@ def _paged_cpu(q, pages, weights, context_lens, block_table, max_context_len):
     for i in range(next_n):  # a query a sequence: lengths need not differ by one
         rows = slice(i, None, next_n)
         lens = seen[:, i].clamp(0, min(max_context_len, block_table.shape[1] * size))
-        got = _core.indexer_logits(codes[rows], q_e4m3, weights[rows].float().contiguous(), flat, _int32(lens),
+        got = call(_core.indexer_logits, codes[rows], q_e4m3, weights[rows].float().contiguous(), flat, _int32(lens),
                                    _int32(block_table), None, None, "deepgemm", 1, "relu", None)
         out[rows, : got.shape[1]] = got
     return out
@@ -67,7 +69,7 @@ def _paged_fake(q, pages, weights, context_lens, block_table, max_context_len):
 
 def _attend(q, scopes, scale, d_v, attn_sink):
     sinks = None if attn_sink is None else attn_sink.float()
-    out, lse = _core.sparse_attention(q.contiguous(), scopes, d_v, scale, sinks, False, True, None, True)
+    out, lse = call(_core.sparse_attention, q.contiguous(), scopes, d_v, scale, sinks, False, True, None, True)
     return out, torch.where(lse == -math.inf, math.inf, lse)
 
 
@@ -107,6 +109,27 @@ for _name, _cpu, _fake in (
     torch.library.register_fake(f"riffle::{_name}", _fake, lib=LIBRARY)
 
 
+def _length(name: str, value: int) -> int:
+    value = integer(name, value)
+    torch._check(value < 2**31, lambda: f"{name} = {value} is not below 2^31")
+    return value
+
+
+def _finite(name: str, value: float) -> float:
+    if is_compiling():
+        return value
+    value = call(as_float, name, value)
+    torch._check(math.isfinite(value), lambda: f"{name} = {value} is not finite")
+    return value
+
+
+def _value_dim(name: str, value: int, q: Tensor) -> int:
+    value = integer(name, value)
+    dim = q.shape[-1]
+    torch._check(16 <= value <= dim and value % 16 == 0, lambda: f"{name} = {value} is not a multiple of 16 from 16 to {dim}")
+    return value
+
+
 def fp8_mqa_logits(
     q: Tensor,
     kv: tuple[Tensor, Tensor],
@@ -129,8 +152,12 @@ def fp8_mqa_logits(
     Returns:
       float32 [M, N], or [M, max_seqlen_k].
     """
-    keys, scales = kv
-    check_tensors("fp8_mqa_logits", {"q": q, "keys": keys, "scales": scales, "weights": weights,
+    try:
+        keys, scales = kv
+    except Exception:  # whatever an object's own code raises
+        raise TypeError(f"fp8_mqa_logits(): argument 'kv' must be (keys, scales), not {shown(kv)}") from None
+    max_seqlen_k = _length("max_seqlen_k", max_seqlen_k)
+    check_tensors("fp8_mqa_logits", {"q": q, "kv[0]": keys, "kv[1]": scales, "weights": weights,
                                      "cu_seq_len_k_start": cu_seq_len_k_start, "cu_seq_len_k_end": cu_seq_len_k_end})
     logits = torch.ops.riffle.fp8_mqa_logits(q, keys, scales, weights, cu_seq_len_k_start, cu_seq_len_k_end)
     if max_seqlen_k <= 0:
@@ -166,6 +193,7 @@ def fp8_paged_mqa_logits(
     Returns:
       float32 [B * next_n, max_context_len].
     """
+    max_context_len = _length("max_context_len", max_context_len)
     check_tensors("fp8_paged_mqa_logits", {"q": q, "fused_kv_cache": fused_kv_cache, "weights": weights,
                                            "context_lens": context_lens, "block_table": block_table})
     return torch.ops.riffle.fp8_paged_mqa_logits(q, fused_kv_cache, weights, context_lens, block_table, max_context_len)
@@ -197,7 +225,8 @@ def flash_mla_sparse_fwd(
     """
     check_tensors("flash_mla_sparse_fwd", {"q": q, "kv": kv, "indices": indices},
                   {"attn_sink": attn_sink, "topk_length": topk_length})
-    out, lse = torch.ops.riffle.flash_mla_sparse_fwd(q, kv, indices, float(sm_scale), d_v, attn_sink, topk_length)
+    sm_scale, d_v = _finite("sm_scale", sm_scale), _value_dim("d_v", d_v, q)
+    out, lse = torch.ops.riffle.flash_mla_sparse_fwd(q, kv, indices, sm_scale, d_v, attn_sink, topk_length)
     return out, _max_logits(q, kv, indices, sm_scale, topk_length), lse
 
 
@@ -255,15 +284,18 @@ def flash_mla_with_kvcache(
                   {"attn_sink": attn_sink, "extra_k_cache": extra_k_cache, "topk_length": topk_length,
                    "extra_indices_in_kvcache": extra_indices_in_kvcache, "extra_topk_length": extra_topk_length})
     formats = {656: "mla656", 584: "mla584"}
+    if not is_compiling():
+        is_fp8_kvcache = call(as_bool, "is_fp8_kvcache", is_fp8_kvcache)
     if is_fp8_kvcache and k_cache.shape[-1] not in formats:
-        raise ValueError(f"k_cache has shape {tuple(k_cache.shape)}; with is_fp8_kvcache its last axis is 656 or 584 bytes")
+        raise RuntimeError(f"is_fp8_kvcache = True but k_cache has shape {tuple(k_cache.shape)}; its last axis must be 656 or 584 bytes")
     row_format = formats[k_cache.shape[-1]] if is_fp8_kvcache else "plain"
     pools, named, lengths = [k_cache], [indices], [topk_length]
     if extra_k_cache is not None:
         if extra_indices_in_kvcache is None:
-            raise ValueError("extra_indices_in_kvcache is None but extra_k_cache is given")
+            raise RuntimeError("extra_indices_in_kvcache is None but extra_k_cache is given")
         pools.append(extra_k_cache)
         named.append(extra_indices_in_kvcache)
         lengths.append(extra_topk_length)
-    scale = q.shape[-1] ** -0.5 if softmax_scale is None else float(softmax_scale)
+    scale = q.shape[-1] ** -0.5 if softmax_scale is None else _finite("softmax_scale", softmax_scale)
+    head_dim_v = _value_dim("head_dim_v", head_dim_v, q)
     return torch.ops.riffle.flash_mla_sparse_decode(q, pools, named, lengths, row_format, scale, head_dim_v, attn_sink)

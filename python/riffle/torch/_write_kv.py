@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.compiler import is_compiling
 
 import riffle
-from riffle._arguments import as_bool
+from riffle._arguments import as_bool, as_float
 from riffle.torch._library import LIBRARY, call, check_tensors, in_cpu_memory, plain
 
 
@@ -38,18 +38,23 @@ def write_kv(
     """
     tensors = keys, values, slots, key_pages, value_pages
     options = layout, key_scales, value_scales, key_format, value_format, compute_scales
-    scales = tuple(scale for scale in (key_scales, value_scales) if not isinstance(scale, (float, int)))
+    scales = tuple(scale for scale in (key_scales, value_scales) if isinstance(scale, Tensor))
     if not is_compiling() and plain(*tensors, optional=scales) and in_cpu_memory(keys):
         return _write(*tensors, *options)
     names = "keys", "values", "slots", "key_pages", "value_pages"
     check_tensors("write_kv", dict(zip(names, tensors)))
     compute_scales = call(as_bool, "compute_scales", compute_scales)
-    torch.ops.riffle.write_kv(*tensors, layout, _tensor(key_scales), _tensor(value_scales), *options[3:5], compute_scales)
+    torch.ops.riffle.write_kv(*tensors, layout, _tensor("key_scales", key_scales), _tensor("value_scales", value_scales),
+                              *options[3:5], compute_scales)  # fmt: skip
 
 
-def _tensor(scales: float | Tensor | None) -> Tensor | None:
+def _tensor(name: str, scales: float | Tensor | None) -> Tensor | None:
     """A number as a tensor of one axis, which the operator takes."""
-    return torch.tensor([scales], dtype=torch.float32) if isinstance(scales, (float, int)) else scales
+    if scales is None or isinstance(scales, Tensor) or hasattr(type(scales), "__torch_function__"):
+        return scales
+    if not is_compiling():
+        scales = call(as_float, name, scales, "a number, a tensor or None")
+    return torch.tensor([scales], dtype=torch.float32)
 
 
 def _contiguous_heads(x: Tensor) -> Tensor:
