@@ -34,8 +34,10 @@ class FileDescriptor {
 // The element type of a file. If it is unknown, throws an error that says what would help.
 DType ResolveDType(const std::string& descr, std::optional<DType> wanted, const std::string& path) {
   if (descr.starts_with('>')) {
+    std::string native = descr;
+    native[0] = '<';
     FailInput("{}: big-endian elements ({}); convert with x.astype({})", path, Quote(descr),
-              Quote("<" + descr.substr(1)));
+              Quote(native));
   }
   if (descr == "|O") {
     FailInput("{}: Python objects ('|O'); save a float32 array: numpy.save(path, x.astype('<f4'))",
