@@ -25,8 +25,11 @@ HugeBuffer::HugeBuffer(size_t bytes, PageKind pages) : bytes_(bytes) {
     mapping_ = nullptr;
     FailRun("no memory for a buffer of {} bytes: {}", bytes, std::strerror(errno));
   }
-  // If the kernel refuses, the pages stay small, and PagesOf reports that.
+  // If the kernel refuses, the pages stay small, and PagesOf reports that. macOS has no such
+  // request.
+#ifdef MADV_HUGEPAGE
   madvise(mapping_, mapped_bytes_, pages == PageKind::kHuge ? MADV_HUGEPAGE : MADV_NOHUGEPAGE);
+#endif
   const size_t misaligned = reinterpret_cast<uintptr_t>(mapping_) % kHugePage;
   data_ = static_cast<uint8_t*>(mapping_) + (misaligned == 0 ? 0 : kHugePage - misaligned);
   if (pages == PageKind::kOrdinary) {

@@ -37,6 +37,10 @@ if have pkg-config; then
   # shellcheck disable=SC2086  # flags are words
   c++ -std=c++20 "$work"/consumer/{main,own_highway}.cc $flags -o "$work/by_pkg_config"
   "$work/by_pkg_config"
+  # And a program in C, by the C compiler alone.
+  # shellcheck disable=SC2086
+  cc -std=c11 "$ROOT/examples/c_api/top_k.c" $flags -o "$work/in_c"
+  "$work/in_c"
 fi
 
 # The same program with the sources as a part of its build, by add_subdirectory and by FetchContent, beside a Highway of its own. The

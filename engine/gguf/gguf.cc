@@ -1,17 +1,13 @@
 #include "engine/gguf/gguf.h"
 
-#include <fcntl.h>
 #include <fmt/format.h>
-#include <sys/mman.h>
-#include <sys/stat.h>
-#include <unistd.h>
 
 #include <algorithm>
 #include <bit>
-#include <cerrno>
 #include <cstring>
 #include <map>
 
+#include "engine/gguf/file_mapping.h"
 #include "engine/gguf/gguf_reader.h"
 #include "riffle/error.h"
 
@@ -42,37 +38,6 @@ const TypeInfo* Find(TensorType type) {
     if (info.type == type) return &info;
   }
   return nullptr;
-}
-
-// Maps a file; its bytes are unmapped when the last copy of the result is gone.
-std::shared_ptr<const void> Map(const std::string& path, std::span<const uint8_t>* bytes) {
-  const auto fail = [&path](const std::string& why) -> BadModel {
-    return BadModel(fmt::format("{}: {}", path, why));
-  };
-  struct Descriptor {
-    int number;
-    ~Descriptor() {
-      if (number >= 0) ::close(number);
-    }
-  };
-  // Without O_NONBLOCK, opening a pipe would wait for a writer.
-  const Descriptor file{::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK)};
-  struct ::stat status {};
-  if (file.number < 0 || ::fstat(file.number, &status) != 0) {
-    throw fail(fmt::format("cannot be opened: {}", std::strerror(errno)));
-  }
-  if (!S_ISREG(status.st_mode)) throw fail("is not a regular file");
-  if (status.st_size == 0) throw fail("is empty, not a GGUF file");
-  const auto size = static_cast<size_t>(status.st_size);
-  void* const start = ::mmap(nullptr, size, PROT_READ, MAP_PRIVATE, file.number, 0);
-  if (start == MAP_FAILED) {
-    const int reason = errno;
-    const BadModel error = fail(fmt::format("cannot be mapped: {}", std::strerror(reason)));
-    if (reason == ENOMEM) throw Error(Code::kOutOfMemory, error.what());
-    throw error;
-  }
-  *bytes = {static_cast<const uint8_t*>(start), size};
-  return {start, [size](const void* p) { ::munmap(const_cast<void*>(p), size); }};
 }
 
 bool HasZero(const std::vector<int64_t>& shape) {
@@ -288,9 +253,9 @@ int64_t Tensor::row_bytes() const {
 GgufFile GgufFile::Open(const std::string& path) {
   auto contents = std::make_shared<Contents>();
   contents->path = path;
-  std::span<const uint8_t> bytes;
-  contents->mapping = Map(path, &bytes);
-  contents->Read(bytes);
+  FileMapping mapping = MapFile(path);
+  contents->mapping = std::move(mapping.owner);
+  contents->Read(mapping.bytes);
   return GgufFile(std::move(contents));
 }
 

@@ -63,13 +63,15 @@ class SingleTile {
         PrefetchRows(ahead_.values[group], c.args.values.row_bytes);
       }
     }
+#if HWY_CAP_GE512  // `if constexpr` hides a name from no compiler since clang 19
     if constexpr (Math::kDirect) {
       // Rows of one query see the same keys, so no value needs to be looked at.
       if (c.args.values.dim == c.shape.columns && (!block.partial || SeeTheSame(block))) {
-        this->AddInPlace(block, tile);
+        AddInPlace(block, tile);
         return;
       }
     }
+#endif
     AddPacked(block, tile);
   }
 

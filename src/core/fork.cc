@@ -1,11 +1,22 @@
+// fork() on POSIX systems. Windows has none; its branch is untested, as macOS is.
 #include "core/fork.h"
-
-#include <pthread.h>
-#include <unistd.h>
 
 #include <atomic>
 
+#if !defined(_WIN32)
+#include <pthread.h>
+#include <unistd.h>
+#endif
+
 namespace riffle::core {
+
+#if defined(_WIN32)
+
+pid_t ProcessId() { return 1; }
+ForkSafeMutex::ForkSafeMutex() = default;
+ForkSafeMutex::~ForkSafeMutex() = default;
+
+#else
 
 struct ForkHandler {
   static std::mutex list_mutex;  // locked first, unlocked last
@@ -66,5 +77,7 @@ ForkSafeMutex::~ForkSafeMutex() {
     behind_->before_ = before_;
   }
 }
+
+#endif
 
 }  // namespace riffle::core

@@ -2,14 +2,19 @@
 // that moment would never be released there.
 #pragma once
 
-#include <sys/types.h>
-
 #include <mutex>
+
+#if defined(_WIN32)
+using pid_t = int;
+#else
+#include <sys/types.h>
+#endif
 
 namespace riffle::core {
 
 // The result of getpid(), cached: the system call takes 0.2 us on a virtual machine, half the time
-// of a short top-k. A handler updates it in a forked child.
+// of a short top-k. A handler updates it in a forked child. Windows has no fork(): a constant
+// there.
 pid_t ProcessId();
 
 // A mutex that is free in a forked child, with the data it guards consistent: fork() waits until

@@ -1,7 +1,6 @@
 #include "core/workers.h"
 
 #include <hwy/cache_control.h>
-#include <sched.h>
 
 #include <chrono>
 #include <system_error>
@@ -37,17 +36,6 @@ void SpinThenWait(const std::atomic<uint32_t>& word, bool may_spin, const Done& 
 }
 
 }  // namespace
-
-int AvailableCpus() {
-#ifdef __linux__
-  cpu_set_t set;
-  if (sched_getaffinity(0, sizeof(set), &set) == 0) {
-    return CPU_COUNT(&set);
-  }
-#endif
-  const unsigned count = std::thread::hardware_concurrency();
-  return count == 0 ? 1 : static_cast<int>(count);
-}
 
 Workers::Workers(int count, ParallelRegion lent)
     : region_(lent), may_spin_(count <= AvailableCpus()), slots_(static_cast<size_t>(count)) {

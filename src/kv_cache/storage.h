@@ -4,6 +4,8 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "core/system_memory.h"
+
 namespace riffle::kv_cache {
 
 // `bytes` zero bytes, which cost nothing until they are touched. If larger than a huge page, the
@@ -12,17 +14,16 @@ namespace riffle::kv_cache {
 class Storage {
  public:
   // bytes > 0. Throws Error(kOutOfMemory).
-  explicit Storage(size_t bytes);
-  ~Storage();
+  explicit Storage(size_t bytes) : memory_(core::AllocateSystemMemory(bytes)) {}
+  ~Storage() { core::FreeSystemMemory(memory_); }
   Storage(const Storage&) = delete;
   Storage& operator=(const Storage&) = delete;
 
-  uint8_t* data() const { return data_; }  // aligned at least to a page of the system
-  size_t bytes() const { return bytes_; }
+  uint8_t* data() const { return memory_.data; }  // aligned at least to a page of the system
+  size_t bytes() const { return memory_.bytes; }
 
  private:
-  uint8_t* data_ = nullptr;
-  size_t bytes_ = 0;
+  core::SystemMemory memory_;
 };
 
 }  // namespace riffle::kv_cache
