@@ -1,57 +1,274 @@
 #!/usr/bin/env python3
-"""llama-bench with libggml-cpu-riffle.so and without, in turn: tokens a second at several depths.
+"""llama-server with libggml-cpu-riffle.so and without, in turn: tokens a second at several depths.
 
-    bench/llama_bench.py [--model FILE ...] [--depth N ...] [--cache TYPE ...] [--prefill]
+    bench/llama_bench.py --prepare          writes models and caches (some minutes and gigabytes, once)
+    bench/llama_bench.py [--quick]          measures what bench/results/llama.json does not have yet
+    bench/llama_bench.py --seconds 200      ... and stops after that time; run it again to go on
+    bench/llama_bench.py --table            prints the results as docs/llama.cpp.md has them
+    bench/llama_bench.py --picture FILE     draws decode against depth (needs matplotlib)
 
-`make bench-llama` builds the file and fetches llama.cpp. Both of llama.cpp's settings are measured,
-flash attention on (its default) and off; a quantized cache has the first only.
+`make bench-llama` builds the file, fetches llama.cpp and does all of it. Three servers run at once, of which one works at a time: with
+the file, without it (flash attention on, llama.cpp's default), and with flash attention off. Their caches are filled from files, so that
+no depth has to be computed: 1024 tokens of a prefill, again and again. Each measurement is the best of three, and counts only if
+the servers agree on the tokens that follow.
 """
 
 import argparse
 import json
 import pathlib
 import subprocess
+import sys
+import tempfile
+import threading
+import time
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
-RUN = ROOT / "scripts" / "llama_run.sh"
+sys.path[:0] = [str(ROOT / "bench"), str(ROOT / "integrations" / "llama.cpp" / "tests")]
+import llama_models  # noqa: E402
+from llama_server import Server, cache_folder  # noqa: E402
+
+FOLDER = ROOT / "build" / "llama" / "bench"
+RESULTS = ROOT / "bench" / "results" / "llama.json"
+GEMMA = "gemma-3-270m"
+DEPTHS = [512, 4096, 16384, 32768]
+SETTINGS = {"Riffle": ("on", "on"), "default": ("off", "on"), "flash attention off": ("off", "off")}
+BASE = 1024  # tokens of a real prefill
+DECODED = 17
+PREFILLED = 512
 
 
-def measure(which: str, model: pathlib.Path, depth: int, cache: str, flash: str, prefill: bool, repeats: int) -> float:
-    """Tokens a second."""
-    work = ["-p", "512", "-n", "0"] if prefill else ["-p", "0", "-n", "16"]
-    out = subprocess.run(
-        [RUN, which, "llama-bench", "-m", model.resolve(), "-t", "2", "-d", str(depth), "-r", str(repeats), "-o", "json"]
-        + ["-ctk", cache, "-ctv", cache, "-fa", flash, *work],
-        capture_output=True,
-        text=True,
-        check=True,
-    ).stdout
-    return json.loads(out)[0]["avg_ts"]
+def points(quick: bool) -> list[tuple[str, str, int, int, str]]:
+    """Model, type of the cache, sequences, depth, work."""
+    if quick:
+        return [("llama-8b-shape", "f16", 1, 4096, "decode"), (GEMMA, "f16", 1, 4096, "decode")]
+    models = [*llama_models.SHAPES, GEMMA]
+    found = []
+    for model in models:
+        for cache in ("f16", "q8_0", "q4_0"):
+            found += [(model, cache, 1, depth, "decode") for depth in DEPTHS]
+    found += [(model, "f16", 8, 4096, "decode") for model in models]
+    found += [(model, "f16", 1, depth, "prefill") for model in models for depth in (512, 16384)]
+    return found
+
+
+def settings(cache: str) -> list[str]:
+    """Values in blocks need flash attention."""
+    return [name for name, (_, flash) in SETTINGS.items() if cache == "f16" or flash == "on"]
+
+
+def model_file(model: str) -> pathlib.Path:
+    if model == GEMMA:
+        return cache_folder() / "models" / "gemma-3-270m-q4_k_m.gguf"
+    path = FOLDER / f"{model}.gguf"
+    if not path.exists():
+        llama_models.write_model(model, path)
+    return path
+
+
+def start(setting: str, model: str, cache: str, sequences: int, context: int) -> Server:
+    which, flash = SETTINGS[setting]
+    more = ["-np", str(sequences), "-kvu", "-c", str(context), "-fa", flash, "-ctk", cache, "-ctv", cache, "-b", "2048", "-ub", "512"]
+    return Server(which, model_file(model), *more, "--slot-save-path", f"{FOLDER}/")
+
+
+def base_state(model: str, cache: str) -> pathlib.Path:
+    """The cache of a prefill, as llama-server saves it."""
+    path = FOLDER / f"{model}-{cache}.state"
+    if not path.exists():
+        first = 300 if model != GEMMA else 2000
+        with start("Riffle", model, cache, 1, 2048) as server:
+            server.post("/completion", {"prompt": [first + i for i in range(BASE)], "n_predict": 0, "id_slot": 0, "cache_prompt": True})
+            server.post("/slots/0?action=save", {"filename": path.name + ".part"})
+        path.with_name(path.name + ".part").rename(path)
+    return path
+
+
+class Bench:
+    """Servers of all settings for one model, type of cache and number of sequences."""
+
+    def __init__(self, model: str, cache: str, sequences: int, depth: int):
+        self.state = llama_models.State(base_state(model, cache))
+        self.sequences = sequences
+        self.servers = {}
+        context = sequences * (depth + 1024)
+        for name in settings(cache):
+            self.servers[name] = start(name, model, cache, sequences, context)
+        for server in self.servers.values():
+            server.__enter__()
+
+    def close(self) -> None:
+        for server in self.servers.values():
+            server.__exit__()
+
+    def restore(self, depth: int) -> list[int]:
+        tokens: list[int] = []
+        for transposed in (False, True):
+            names = [name for name in self.servers if (SETTINGS[name][1] == "off") == transposed]
+            if not names:
+                continue
+            with tempfile.NamedTemporaryFile(dir=FOLDER, suffix=".state") as file:
+                tokens = self.state.write(pathlib.Path(file.name), depth, 1, transposed)
+                for name in names:
+                    for slot in range(self.sequences):
+                        request = {"filename": pathlib.Path(file.name).name}
+                        reply = self.servers[name].post(f"/slots/{slot}?action=restore", request)
+                        assert reply["n_restored"] == depth, reply
+        return tokens
+
+    def ask(self, name: str, tokens: list[int], more: int, count: int, **options) -> list[dict]:
+        """Every sequence goes on from its cache by `more` new tokens, and decodes `count`, all at once."""
+        replies: list[dict] = [{} for _ in range(self.sequences)]
+
+        def one(slot: int) -> None:
+            new = [5000 + 7 * i + slot for i in range(more)]
+            request = {"prompt": tokens + new, "n_predict": count, "id_slot": slot, "cache_prompt": True}
+            request.update({"temperature": 0, "ignore_eos": True, **options})
+            replies[slot] = self.servers[name].post("/completion", request)
+
+        threads = [threading.Thread(target=one, args=(slot,)) for slot in range(self.sequences)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        return replies
+
+    def agree(self, tokens: list[int]) -> float:
+        """The largest difference of the likeliest token's log-probability, which must be small."""
+        seen = {}
+        for name in self.servers:
+            replies = self.ask(name, tokens, 1, 1, n_probs=5)
+            assert all(reply["timings"]["prompt_n"] == 1 for reply in replies), "the cache was not used"
+            seen[name] = [
+                {top["id"]: top["logprob"] for top in reply["completion_probabilities"][0]["top_logprobs"]} for reply in replies
+            ]
+        worst = 0.0
+        for slot in range(self.sequences):
+            mine = seen["Riffle"][slot]
+            for name in self.servers:
+                other = seen[name][slot]
+                both = mine.keys() & other.keys()
+                assert len(both) >= 2, f"Riffle and {name} differ: {mine} and {other}"
+                worst = max(worst, *(abs(mine[token] - other[token]) for token in both))
+        assert worst < 0.5, f"log-probabilities differ by {worst}: {seen}"
+        return worst
+
+    def measure(self, tokens: list[int], work: str) -> dict[str, float]:
+        best = dict.fromkeys(self.servers, 0.0)
+        for turn in range(3):
+            for name in self.servers:
+                if turn == 2 and work == "prefill":
+                    continue  # long enough
+                if work == "prefill":
+                    (reply,) = self.ask(name, tokens, PREFILLED, 1)
+                    assert reply["timings"]["prompt_n"] == PREFILLED
+                    speed = PREFILLED / reply["timings"]["prompt_ms"] * 1e3
+                else:
+                    replies = self.ask(name, tokens, 1, DECODED)
+                    # Sequences decode together; one that began earlier waits for others' first tokens.
+                    slowest = max(reply["timings"]["predicted_ms"] for reply in replies)
+                    speed = self.sequences * (DECODED - 1) / slowest * 1e3
+                best[name] = max(best[name], speed)
+        return best
+
+
+def read_results() -> list[dict]:
+    return json.loads(RESULTS.read_text()) if RESULTS.exists() else []
+
+
+def key(result: dict) -> tuple:
+    return tuple(result[name] for name in ("model", "cache", "sequences", "depth", "work"))
+
+
+def measure_all(wanted: list, seconds: float) -> None:
+    results = read_results()
+    done = {key(result) for result in results}
+    begin = time.monotonic()
+    bench, of = None, None
+    longest = 20.0
+    for point in wanted:
+        model, cache, sequences, depth, work = point
+        if point in done:
+            continue
+        start_of_point = time.monotonic()
+        if start_of_point - begin + longest > seconds:
+            print("stopped in time; run it again to go on")
+            break
+        if of != (model, cache, sequences):
+            if bench is not None:
+                bench.close()
+            deepest = max(p[3] for p in wanted if p[:3] == (model, cache, sequences))
+            bench, of = Bench(model, cache, sequences, deepest), (model, cache, sequences)
+        tokens = bench.restore(depth)
+        difference = bench.agree(tokens)
+        speeds = {name: round(speed, 2) for name, speed in bench.measure(tokens, work).items()}
+        names = ("model", "cache", "sequences", "depth", "work")
+        results.append({**dict(zip(names, point, strict=True)), "difference": round(difference, 4), "tokens_per_second": speeds})
+        RESULTS.write_text("[\n" + ",\n".join(json.dumps(result) for result in results) + "\n]\n")
+        longest = max(longest, time.monotonic() - start_of_point)
+        print(point, speeds, flush=True)
+    if bench is not None:
+        bench.close()
+
+
+def table() -> None:
+    for work in ("decode", "prefill"):
+        print(f"\n| {work} | cache | sequences | depth | default | flash attention off | Riffle | times the better | times the default |")
+        print("| --- | --- | --- | --- | --- | --- | --- | --- | --- |")
+        for result in sorted(read_results(), key=key):
+            if result["work"] != work:
+                continue
+            speeds = result["tokens_per_second"]
+            riffle, default, off = (speeds.get(name) for name in ("Riffle", "default", "flash attention off"))
+            shown = "cannot" if off is None else f"{off:.1f}"
+            cells = [result["model"], result["cache"], result["sequences"], result["depth"], f"{default:.1f}", shown, f"{riffle:.1f}"]
+            cells += [f"{riffle / max(default, off or 0):.2f}", f"{riffle / default:.2f}"]
+            print("| " + " | ".join(map(str, cells)) + " |")
+
+
+def picture(path: str) -> None:
+    import matplotlib
+
+    matplotlib.use("svg")
+    matplotlib.rcParams["svg.hashsalt"] = "riffle"
+    from matplotlib import pyplot
+
+    models = [*llama_models.SHAPES, GEMMA]
+    figure, axes = pyplot.subplots(1, len(models), figsize=(11, 3.4))
+    styles = {"Riffle": "o-", "default": "s--", "flash attention off": "^:"}
+    for axis, model in zip(axes, models, strict=True):
+        for name, style in styles.items():
+            results = [r for r in read_results() if key(r)[:3] == (model, "f16", 1) and r["work"] == "decode"]
+            results.sort(key=lambda r: r["depth"])
+            axis.plot([r["depth"] for r in results], [r["tokens_per_second"][name] for r in results], style, label=name)
+        axis.set(title=model, xlabel="tokens in the cache (f16)", xscale="log", ylim=(0, None))
+        axis.set_xticks(DEPTHS, [str(depth) for depth in DEPTHS])
+        axis.minorticks_off()
+        axis.grid(alpha=0.3)
+    axes[0].set_ylabel("tokens a second, 2 threads")
+    axes[0].legend(fontsize=8)
+    figure.tight_layout()
+    figure.savefig(path, metadata={"Date": None})
 
 
 def main() -> None:
-    host = subprocess.check_output([ROOT / "scripts" / "llama_host.sh", "--path"], text=True).strip()
-    models = pathlib.Path(host).parent / "models"
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", type=pathlib.Path, nargs="+", default=[models / "gemma-3-270m-q4_k_m.gguf"])
-    parser.add_argument("--depth", type=int, nargs="+", default=[0, 4096, 16384])
-    parser.add_argument("--cache", nargs="+", default=["f16", "q8_0"])
-    parser.add_argument("--prefill", action="store_true", help="512 tokens at once, not one at a time")
-    parser.add_argument("--repeats", type=int, default=2)
+    parser.add_argument("--prepare", action="store_true")
+    parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--seconds", type=float, default=float("inf"))
+    parser.add_argument("--table", action="store_true")
+    parser.add_argument("--picture")
     arguments = parser.parse_args()
-    print("| model | cache | depth | llama.cpp, flash attention on | off | with Riffle | times the better |")
-    print("| --- | --- | --- | --- | --- | --- | --- |")
-    for model in arguments.model:
-        for cache in arguments.cache:
-            for depth in arguments.depth:
-                rest = (model, depth, cache)
-                last = (arguments.prefill, arguments.repeats)
-                on = measure("off", *rest, "on", *last)
-                off = measure("off", *rest, "off", *last) if cache in ("f16", "bf16", "f32") else None
-                riffle = measure("on", *rest, "on", *last)
-                shown = "cannot" if off is None else f"{off:.1f}"
-                times = riffle / max(on, off or 0)
-                print(f"| {model.stem} | {cache} | {depth} | {on:.1f} | {shown} | {riffle:.1f} | {times:.2f} |", flush=True)
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    wanted = points(arguments.quick)
+    if arguments.prepare:
+        for model, cache in dict.fromkeys(point[:2] for point in wanted):
+            print(base_state(model, cache), flush=True)
+    elif arguments.table:
+        table()
+    elif arguments.picture:
+        picture(arguments.picture)
+    else:
+        measure_all(wanted, arguments.seconds)
 
 
 if __name__ == "__main__":

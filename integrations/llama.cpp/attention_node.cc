@@ -28,7 +28,7 @@ bool ReadCache(const Host& host, const Tensor& tensor, PagedKv& kv) {
   const int64_t unit = plain ? static_cast<int64_t>(SizeOf(format->dtype)) : 1;
   const int64_t first = plain ? unit : BlockBytes(format->format);
   if (tensor.ne[0] % multiple != 0 || tensor.ne[0] < 8 || tensor.ne[0] > 1024 || tensor.ne[1] < 1 ||
-      Stride(tensor, 0) != first || tensor.data == nullptr) {
+      Stride(tensor, 0) != first) {
     return false;
   }
   for (int axis = 1; axis < 4; ++axis) {
@@ -59,8 +59,8 @@ bool ReadTokens(const Tensor& tensor, int token_axis, int64_t tokens, int64_t& s
 
 }  // namespace
 
-std::optional<AttentionNode> ReadNode(const Host& host, const Tensor& node,
-                                      const int32_t* op_params, std::string& reason) {
+std::optional<AttentionNode> ReadAttention(const Host& host, const Tensor& node,
+                                           std::string& reason) {
   const auto decline = [&](const char* why) {
     reason = why;
     return std::nullopt;
@@ -68,7 +68,7 @@ std::optional<AttentionNode> ReadNode(const Host& host, const Tensor& node,
   const Tensor *q = node.src[0], *k = node.src[1], *v = node.src[2], *mask = node.src[3];
   const Tensor* sinks = node.src[4];
   float params[3];  // scale, max_bias, soft cap
-  std::memcpy(params, op_params, sizeof(params));
+  std::memcpy(params, node.op_params, sizeof(params));
   AttentionNode result;
   if (params[1] != 0.0f) {
     return decline("ALiBi");
@@ -130,6 +130,9 @@ std::string Describe(const Host& host, const Tensor& node) {
     }
     return text;
   };
+  if (node.op == host.top_k) {
+    return "top " + std::to_string(node.ne[0]) + " of " + shape(node.src[0]);
+  }
   std::string text = "q ";
   text.append(shape(node.src[0])).append(", K ").append(shape(node.src[1]));
   text.append(", V ").append(shape(node.src[2]));

@@ -29,12 +29,12 @@ struct AttentionNode {
   int64_t cells() const { return keys.page_size; }
 };
 
-// The node's operation; none, and why in `reason`, where ggml's own kernel has to do it.
-// `op_params` are those of FLASH_ATTN_EXT.
-std::optional<AttentionNode> ReadNode(const Host& host, const ggml::Tensor& node,
-                                      const int32_t* op_params, std::string& reason);
+// The node's operation; none, and why in `reason`, where ggml's own kernel has to do it. Memory
+// need not be there yet.
+std::optional<AttentionNode> ReadAttention(const Host& host, const ggml::Tensor& node,
+                                           std::string& reason);
 
-// "q 64x1x9x1 f16 64x256x3 ..." for the log.
+// "q f32 64x1x9x1, K f16 64x256x3x1 ..." for the log; of any node that Riffle knows.
 std::string Describe(const Host& host, const ggml::Tensor& node);
 
 // Plans of one graph's run: layers share masks, so they share plans. Tensors are written once in a

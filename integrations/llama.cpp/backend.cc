@@ -7,6 +7,7 @@
 #include <optional>
 #include <string>
 
+#include "accelerator.h"
 #include "ggml_abi.h"
 #include "ggml_host.h"
 #include "graph_run.h"
@@ -16,7 +17,7 @@
 namespace riffle::llama {
 namespace {
 
-// Set once, by InitBackend of the first registry, before a backend is made.
+// Set once, by InitVariant of the first registry, before a backend is made.
 constinit Host host;
 using InitFunction = ggml::Backend* (*)(ggml::Device*, const char* params);
 constinit InitFunction init_neighbor_backend = nullptr;
@@ -41,7 +42,9 @@ int ComputeGraph(ggml::Backend* backend, ggml::Graph* graph) {
 
 ggml::Backend* InitBackend(ggml::Device* device, const char* params) {
   ggml::Backend* backend = init_neighbor_backend(device, params);
-  if (backend != nullptr && backend->functions.graph_compute != nullptr &&
+  // A backend whose device is elsewhere has another layout.
+  if (backend != nullptr && backend->device == device &&
+      backend->functions.graph_compute != nullptr &&
       backend->functions.graph_compute != ComputeGraph) {
     // One function serves all backends of the neighbour.
     neighbor_compute.store(backend->functions.graph_compute, std::memory_order_release);
@@ -50,42 +53,73 @@ ggml::Backend* InitBackend(ggml::Device* device, const char* params) {
   return backend;
 }
 
+// What ggml would load if this file were not there, and whether its version is known.
+struct Surroundings {
+  Neighbor neighbor;
+  void* ggml = nullptr;  // where there is no neighbour: libggml-base of a host without variants
+  std::optional<Host> host;
+};
+
+Surroundings Look() {
+  Surroundings around;
+  around.neighbor = FindNeighbor();
+  around.ggml = around.neighbor.handle == nullptr ? LoadedGgml() : nullptr;
+  if (void* library = around.ggml != nullptr ? around.ggml : around.neighbor.handle) {
+    around.host = FindHost(library);
+  }
+  return around;
+}
+
 int Score() {
   if (TurnedOff()) {
     return 0;
   }
-  const Neighbor neighbor = FindNeighbor();
-  if (neighbor.handle == nullptr) {
-    return 0;
+  const Surroundings around = Look();
+  for (void* library : {around.neighbor.handle, around.ggml}) {
+    if (library != nullptr) {
+      dlclose(library);
+    }
   }
-  const bool known = FindHost(neighbor).has_value();
-  dlclose(neighbor.handle);
-  return known ? neighbor.score + 1 : 0;
+  return around.host ? around.neighbor.score + 1 : 0;
 }
 
 // The neighbour's registry, whose device makes backends with attention by Riffle if it is known.
-ggml::Registry* Init() {
-  const Neighbor neighbor = FindNeighbor();
-  if (neighbor.handle == nullptr) {
-    Warn("not used: there is no other libggml-cpu-*.so beside this file");
-    return nullptr;
-  }
-  const std::optional<Host> found = FindHost(neighbor);
-  ggml::Registry* const registry = InitNeighbor(neighbor);
-  if (registry == nullptr || !found || TurnedOff() || !KnowsApi(*registry) ||
-      registry->functions.get_device_count(registry) == 0) {
+ggml::Registry* InitVariant(const Surroundings& around) {
+  ggml::Registry* const registry = InitNeighbor(around.neighbor);
+  if (registry == nullptr || !around.host || TurnedOff()) {
     return registry;
   }
-  ggml::Device* const device = registry->functions.get_device(registry, 0);
+  ggml::Device* const device = KnownDevice(*registry);
+  if (device == nullptr) {
+    return registry;
+  }
   if (device->functions.init_backend != InitBackend) {
     StayLoaded();
-    host = *found;
+    host = *around.host;
     init_neighbor_backend = device->functions.init_backend;
     device->functions.init_backend = InitBackend;
   }
   Log("attention by Riffle " + std::string(Version()) + " (" + Target() + "), all else by " +
-      neighbor.path);
+      around.neighbor.path);
   return registry;
+}
+
+ggml::Registry* Init() {
+  const Surroundings around = Look();
+  if (around.neighbor.handle != nullptr) {
+    return InitVariant(around);
+  }
+  if (around.ggml == nullptr) {
+    Warn("not used: no other libggml-cpu-*.so is beside this file, and no ggml is loaded");
+    return nullptr;
+  }
+  if (!around.host || TurnedOff()) {
+    return nullptr;
+  }
+  StayLoaded();
+  Log("a device for attention by Riffle " + std::string(Version()) + " (" + Target() +
+      "), beside that of the CPU");
+  return &AcceleratorRegistry(*around.host);
 }
 
 }  // namespace

@@ -1,7 +1,7 @@
 // What two compiled programs share at ggml's boundary for backends, written down from the headers
 // ggml/include/ggml.h and ggml/src/ggml-backend-impl.h of llama.cpp (MIT). No package installs the
 // second one, and its layouts change without its API number changing: ggml_host.cc says which
-// versions of ggml have these. Members that this integration does not use are `unused` functions.
+// versions of ggml have these. Members that this integration neither calls nor sets are `Unused`.
 #pragma once
 
 #include <cstddef>
@@ -15,6 +15,7 @@ inline constexpr int kStatusSuccess = 0;
 
 inline constexpr int32_t kFlagCompute = 16;  // of a tensor: the graph computes it
 inline constexpr int kAllThreads = -1;       // tasks of a custom operation
+inline constexpr int kAccelerator = 3;       // type of a device that works beside the CPU's
 
 // Element (i0, i1, i2, i3) is i0 * nb[0] + ... + i3 * nb[3] bytes behind data; ne are the extents.
 struct Tensor {
@@ -45,6 +46,8 @@ struct CustomParams {
 static_assert(sizeof(CustomParams) <= sizeof(Tensor::op_params));
 
 struct Graph;  // read through ggml_graph_n_nodes and ggml_graph_node
+struct Buffer;
+struct BufferType;
 struct Device;
 struct Registry;
 
@@ -54,7 +57,7 @@ struct Backend {
   void* guid;
   struct {
     const char* (*get_name)(Backend*);
-    Unused free;
+    void (*free)(Backend*);
     Unused set_tensor_async, get_tensor_async, set_tensor_2d_async, get_tensor_2d_async;
     Unused cpy_tensor_async;
     Unused synchronize;
@@ -67,12 +70,30 @@ struct Backend {
   void* context;
 };
 
+struct DeviceProperties {
+  const char* name;
+  const char* description;
+  size_t free_memory;
+  size_t total_memory;
+  int type;
+  const char* device_id;
+  bool async, host_buffer, buffer_from_host_ptr, events, mmap_support;
+};
+
 struct Device {
   struct {
-    Unused get_name, get_description, get_memory, get_type, get_props;
+    const char* (*get_name)(Device*);
+    const char* (*get_description)(Device*);
+    void (*get_memory)(Device*, size_t* available, size_t* total);
+    int (*get_type)(Device*);
+    void (*get_props)(Device*, DeviceProperties*);
     Backend* (*init_backend)(Device*, const char* params);
-    Unused get_buffer_type, get_host_buffer_type, buffer_from_host_ptr;
-    Unused supports_op, supports_buft, offload_op;
+    BufferType* (*get_buffer_type)(Device*);
+    Unused get_host_buffer_type;
+    Buffer* (*buffer_from_host_ptr)(Device*, void* data, size_t bytes, size_t max_tensor_bytes);
+    bool (*supports_op)(Device*, const Tensor*);
+    bool (*supports_buft)(Device*, BufferType*);
+    Unused offload_op;
     Unused event_new, event_free, event_synchronize;
   } functions;
   Registry* registry;
@@ -82,10 +103,10 @@ struct Device {
 struct Registry {
   int api_version;
   struct {
-    Unused get_name;
+    const char* (*get_name)(Registry*);
     size_t (*get_device_count)(Registry*);
     Device* (*get_device)(Registry*, size_t index);
-    Unused get_proc_address;
+    void* (*get_proc_address)(Registry*, const char* name);
   } functions;
   void* context;
 };

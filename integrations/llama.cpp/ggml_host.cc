@@ -1,6 +1,7 @@
 #include "ggml_host.h"
 
 #include <dlfcn.h>
+#include <link.h>
 
 #include <algorithm>
 #include <array>
@@ -19,7 +20,8 @@ namespace fs = std::filesystem;
 // The versions of ggml that this file has run with. A layout that is read wrongly is a crash of
 // somebody's server, so no version is added here that `make test-llama` has not run with.
 constexpr std::array<std::string_view, 1> kTestedVersions = {"0.27.0"};
-constexpr int kTestedApi = 3;
+
+constexpr std::string_view kGgmlBase = "libggml-base.";
 
 // Bytes that ggml adds to a tensor's own for its list of objects.
 constexpr size_t kObjectBytes = 32;
@@ -93,30 +95,51 @@ Neighbor FindNeighbor() {
   return best;
 }
 
-std::optional<Host> FindHost(const Neighbor& neighbor) {
-  // The neighbour needs libggml-base, so its symbols are found through the neighbour's handle.
-  void* const handle = neighbor.handle;
-  const auto version_function = Find<const char*()>(handle, "ggml_version");
+std::optional<Host> FindHost(void* library) {
+  const auto version_function = Find<const char*()>(library, "ggml_version");
   const std::string version =
       version_function != nullptr ? version_function() : "without a version";
-  const auto op_name = Find<const char*(int)>(handle, "ggml_op_name");
-  const auto tensor_overhead = Find<size_t()>(handle, "ggml_tensor_overhead");
+  const auto op_name = Find<const char*(int)>(library, "ggml_op_name");
+  const auto tensor_overhead = Find<size_t()>(library, "ggml_tensor_overhead");
   Host host;
-  host.graph_nodes = Find<int(ggml::Graph*)>(handle, "ggml_graph_n_nodes");
-  host.graph_node = Find<ggml::Tensor*(ggml::Graph*, int)>(handle, "ggml_graph_node");
-  host.type_name = Find<const char*(int)>(handle, "ggml_type_name");
+  host.graph_nodes = Find<int(ggml::Graph*)>(library, "ggml_graph_n_nodes");
+  host.graph_node = Find<ggml::Tensor*(ggml::Graph*, int)>(library, "ggml_graph_node");
+  host.type_name = Find<const char*(int)>(library, "ggml_type_name");
+  host.cpu_buffer_type = Find<ggml::BufferType*()>(library, "ggml_backend_cpu_buffer_type");
+  host.cpu_buffer_from_ptr =
+      Find<ggml::Buffer*(void*, size_t)>(library, "ggml_backend_cpu_buffer_from_ptr");
+  host.is_host = Find<bool(ggml::BufferType*)>(library, "ggml_backend_buft_is_host");
   const bool tested =
       std::find(kTestedVersions.begin(), kTestedVersions.end(), version) != kTestedVersions.end();
   if (!tested || op_name == nullptr || host.graph_nodes == nullptr || host.graph_node == nullptr ||
-      host.type_name == nullptr || tensor_overhead == nullptr ||
-      tensor_overhead() != kObjectBytes + sizeof(ggml::Tensor)) {
+      host.type_name == nullptr || host.cpu_buffer_type == nullptr ||
+      host.cpu_buffer_from_ptr == nullptr || host.is_host == nullptr ||
+      tensor_overhead == nullptr || tensor_overhead() != kObjectBytes + sizeof(ggml::Tensor)) {
     Warn("not used: ggml is " + version + ", and this file was tested with ggml " +
          std::string(kTestedVersions.back()) + "; llama.cpp goes on without Riffle");
     return std::nullopt;
   }
   host.flash_attention = OpByName(op_name, "FLASH_ATTN_EXT");
+  host.top_k = OpByName(op_name, "TOP_K");
   host.custom = OpByName(op_name, "CUSTOM");
+  constexpr std::array kFreeOfWork = {"NONE", "RESHAPE", "VIEW", "PERMUTE", "TRANSPOSE"};
+  std::transform(kFreeOfWork.begin(), kFreeOfWork.end(), host.free_of_work.begin(),
+                 [&](const char* name) { return OpByName(op_name, name); });
   return host;
+}
+
+void* LoadedGgml() {
+  std::string path;
+  dl_iterate_phdr(
+      [](dl_phdr_info* info, size_t, void* data) {
+        const bool found = fs::path(info->dlpi_name).filename().string().starts_with(kGgmlBase);
+        if (found) {
+          *static_cast<std::string*>(data) = info->dlpi_name;
+        }
+        return found ? 1 : 0;
+      },
+      &path);
+  return path.empty() ? nullptr : dlopen(path.c_str(), RTLD_NOW | RTLD_NOLOAD);
 }
 
 void StayLoaded() { dlopen(OwnPath().c_str(), RTLD_NOW | RTLD_NOLOAD | RTLD_NODELETE); }
@@ -125,14 +148,23 @@ ggml::Registry* InitNeighbor(const Neighbor& neighbor) {
   return Find<ggml::Registry*()>(neighbor.handle, "ggml_backend_init")();
 }
 
-bool KnowsApi(const ggml::Registry& registry) {
-  if (registry.api_version == kTestedApi) {
-    return true;
+ggml::Device* KnownDevice(ggml::Registry& registry) {
+  if (registry.api_version != kApiVersion) {
+    Warn("not used: ggml's backend API is " + std::to_string(registry.api_version) +
+         ", and this file was tested with " + std::to_string(kApiVersion) +
+         "; llama.cpp goes on without Riffle");
+    return nullptr;
   }
-  Warn("not used: ggml's backend API is " + std::to_string(registry.api_version) +
-       ", and this file was tested with " + std::to_string(kTestedApi) +
-       "; llama.cpp goes on without Riffle");
-  return false;
+  if (registry.functions.get_device_count(&registry) == 0) {
+    return nullptr;
+  }
+  ggml::Device* const device = registry.functions.get_device(&registry, 0);
+  // Behind the functions, whose number has changed without the API's number.
+  if (device->registry != &registry) {
+    Warn("not used: ggml's devices have another layout; llama.cpp goes on without Riffle");
+    return nullptr;
+  }
+  return device;
 }
 
 std::optional<RowFormat> Host::Format(int type) const {

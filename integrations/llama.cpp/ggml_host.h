@@ -2,6 +2,7 @@
 // ggml are known, and the few functions and numbers of ggml that are needed.
 #pragma once
 
+#include <array>
 #include <optional>
 #include <string>
 
@@ -21,8 +22,13 @@ struct Host {
   int (*graph_nodes)(ggml::Graph*) = nullptr;
   ggml::Tensor* (*graph_node)(ggml::Graph*, int index) = nullptr;
   const char* (*type_name)(int type) = nullptr;
+  ggml::BufferType* (*cpu_buffer_type)() = nullptr;
+  ggml::Buffer* (*cpu_buffer_from_ptr)(void* data, size_t bytes) = nullptr;
+  bool (*is_host)(ggml::BufferType*) = nullptr;
   int flash_attention = -1;  // of Tensor::op
+  int top_k = -1;
   int custom = -1;
+  std::array<int, 5> free_of_work = {};  // operations that only show memory in another shape
 
   // None: a type that Riffle does not read.
   std::optional<RowFormat> Format(int type) const;
@@ -38,8 +44,12 @@ struct Neighbor {
 // Its handle is 0 where there is none. The caller closes it.
 Neighbor FindNeighbor();
 
-// None, with a line that says why, where ggml is of a version that no test has run with.
-std::optional<Host> FindHost(const Neighbor& neighbor);
+// Of a library that is or needs libggml-base. None, with a line that says why, where ggml is of a
+// version that no test has run with.
+std::optional<Host> FindHost(void* library);
+
+// libggml-base, if this process has loaded it; else null. The caller closes it.
+void* LoadedGgml();
 
 // Keeps this file in the process. ggml closes a file whose registry it has already, and the
 // neighbour's device would call what is no longer there.
@@ -48,7 +58,11 @@ void StayLoaded();
 // The registry of the neighbour's backend; null if it has none.
 ggml::Registry* InitNeighbor(const Neighbor& neighbor);
 
-// Whether its layouts are those of ggml_abi.h.
-bool KnowsApi(const ggml::Registry& registry);
+// The number of the backend API that layouts in ggml_abi.h have.
+inline constexpr int kApiVersion = 3;
+
+// The first device of the neighbour, if all that can be seen of the layouts is as in ggml_abi.h;
+// else null, with a line that says so.
+ggml::Device* KnownDevice(ggml::Registry& registry);
 
 }  // namespace riffle::llama

@@ -2,12 +2,9 @@
 
 #include <algorithm>
 #include <cstring>
-#include <exception>
 #include <new>
-#include <string>
 #include <thread>
 
-#include "log.h"
 #include "riffle/riffle.h"
 
 #if defined(__x86_64__) || defined(__i386__)
@@ -98,37 +95,30 @@ int GraphRun::Run(const Host& host, Compute compute, ggml::Backend* backend, ggm
   try {
     TakeNodes(host, graph);
   } catch (const std::bad_alloc&) {
-    GiveBackNodes(host);  // ggml does all of them
+    GiveBackNodes();  // ggml does all of them
   }
   const int status = compute(backend, graph);
-  GiveBackNodes(host);
+  GiveBackNodes();
   return status == ggml::kStatusSuccess ? status_ : status;
 }
 
 void GraphRun::TakeNodes(const Host& host, ggml::Graph* graph) {
   nodes_.clear();
-  plans_.Clear();
+  runner_.Clear();
   team_.Reset();
   status_ = ggml::kStatusSuccess;
   const int count = host.graph_nodes(graph);
   for (int i = 0; i < count; ++i) {
     ggml::Tensor* tensor = host.graph_node(graph, i);
-    if (tensor->op != host.flash_attention || (tensor->flags & ggml::kFlagCompute) == 0) {
-      continue;
-    }
-    std::string reason;
-    std::optional<AttentionNode> attention = ReadNode(host, *tensor, tensor->op_params, reason);
-    if (Logging()) {
-      std::string line = Describe(host, *tensor);
-      line.append(attention ? ": Riffle" : ": llama.cpp, ").append(reason);
-      LogOnce(line);
-    }
-    if (attention) {
+    const std::optional<Operation> operation =
+        (tensor->flags & ggml::kFlagCompute) != 0 ? ReadOperation(host, *tensor) : std::nullopt;
+    if (operation) {
       Node node;
       node.run = this;
       node.index = static_cast<int>(nodes_.size());
       node.tensor = tensor;
-      node.attention = *attention;
+      node.op = tensor->op;
+      node.operation = *operation;
       std::memcpy(node.op_params, tensor->op_params, sizeof(node.op_params));
       nodes_.push_back(node);
     }
@@ -140,9 +130,9 @@ void GraphRun::TakeNodes(const Host& host, ggml::Graph* graph) {
   }
 }
 
-void GraphRun::GiveBackNodes(const Host& host) {
+void GraphRun::GiveBackNodes() {
   for (const Node& node : nodes_) {
-    node.tensor->op = host.flash_attention;
+    node.tensor->op = node.op;
     std::memcpy(node.tensor->op_params, node.op_params, sizeof(node.op_params));
   }
   nodes_.clear();
@@ -153,25 +143,24 @@ void GraphRun::RunNode(ggml::Tensor*, int thread, int threads, void* data) {
   const Node& node = *static_cast<const Node*>(data);
   GraphRun& run = *node.run;
   if (thread == 0) {
-    run.Attend(node, threads);
+    run.RunByTeam(node, threads);
     run.team_.End(node.index);
   } else {
     run.team_.Help(node.index, thread);
   }
 }
 
-void GraphRun::Attend(const Node& node, int threads) {
+void GraphRun::RunByTeam(const Node& node, int threads) {
   try {
     EnsureThreads(threads);
-    calling_team = &team_;
-    plans_.Attend(node.attention);
-  } catch (const std::bad_alloc&) {
-    status_ = ggml::kStatusAllocFailed;
-  } catch (const Error& error) {
-    Warn(std::string("attention failed: ") + error.what());
-    status_ = error.code() == Code::kOutOfMemory ? ggml::kStatusAllocFailed : ggml::kStatusFailed;
+  } catch (...) {  // the call runs on fewer
   }
+  calling_team = &team_;
+  const int status = runner_.Run(node.operation);
   calling_team = nullptr;
+  if (status != ggml::kStatusSuccess) {
+    status_ = status;
+  }
 }
 
 }  // namespace riffle::llama

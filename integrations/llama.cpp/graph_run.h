@@ -1,6 +1,6 @@
-// A run of a graph on the neighbour's backend with attention by Riffle: FLASH_ATTN_EXT nodes are
+// A run of a graph on the neighbour's backend with what Riffle computes: its nodes are
 // custom nodes for its duration, so that ggml's own threads come to them and lend themselves to
-// PagedAttention. No other thread takes part.
+// Riffle's call. No other thread takes part.
 #pragma once
 
 #include <atomic>
@@ -8,9 +8,9 @@
 #include <memory>
 #include <vector>
 
-#include "attention_node.h"
 #include "ggml_abi.h"
 #include "ggml_host.h"
+#include "operation.h"
 
 namespace riffle::llama {
 
@@ -57,17 +57,18 @@ class GraphRun {
     GraphRun* run = nullptr;
     int index = 0;
     ggml::Tensor* tensor = nullptr;
+    int32_t op = 0;
     int32_t op_params[16] = {};
-    AttentionNode attention;
+    Operation operation;
   };
 
   static void RunNode(ggml::Tensor* result, int thread, int threads, void* node);
   void TakeNodes(const Host& host, ggml::Graph* graph);
-  void GiveBackNodes(const Host& host);
-  void Attend(const Node& node, int threads);
+  void GiveBackNodes();
+  void RunByTeam(const Node& node, int threads);
 
   std::vector<Node> nodes_;
-  PlanCache plans_;
+  OperationRunner runner_;
   ThreadTeam team_;
   int status_ = ggml::kStatusSuccess;
 };

@@ -31,6 +31,7 @@ struct Functions {
   Tensor* (*copy)(void*, Tensor* from, Tensor* to);
   Tensor* (*flash_attn_ext)(void*, Tensor*, Tensor*, Tensor*, Tensor*, float, float, float);
   void (*add_sinks)(Tensor*, Tensor*);
+  Tensor* (*top_k)(void*, Tensor*, int);
   Graph* (*new_graph)(void*);
   void (*build_forward_expand)(Graph*, Tensor*);
   const char* (*type_name)(int);
@@ -51,7 +52,7 @@ struct Functions {
       function = reinterpret_cast<std::remove_reference_t<decltype(function)>>(
           library == nullptr ? nullptr : dlsym(library, name));
       if (function == nullptr) {
-        std::fprintf(stderr, "random_nodes: no %s in libggml.so.0\n", name);
+        std::fprintf(stderr, "libggml: no %s in libggml.so.0\n", name);
         std::exit(1);
       }
     };
@@ -63,6 +64,7 @@ struct Functions {
     find(copy, "ggml_cpy");
     find(flash_attn_ext, "ggml_flash_attn_ext");
     find(add_sinks, "ggml_flash_attn_ext_add_sinks");
+    find(top_k, "ggml_top_k");
     find(new_graph, "ggml_new_graph");
     find(build_forward_expand, "ggml_build_forward_expand");
     find(type_name, "ggml_type_name");
@@ -84,7 +86,7 @@ struct Functions {
         return type;
       }
     }
-    std::fprintf(stderr, "random_nodes: ggml has no type %s\n", name.c_str());
+    std::fprintf(stderr, "libggml: ggml has no type %s\n", name.c_str());
     std::exit(1);
   }
 

@@ -6,24 +6,21 @@
 `make test-llama` builds the programs, fetches llama.cpp and runs this.
 """
 
-import contextlib
-import json
-import os
+import array
+import math
+import mmap
 import pathlib
 import re
 import shutil
-import socket
+import struct
 import subprocess
 import sys
 import tempfile
-import threading
-import time
 import unittest
-import urllib.request
 
-ROOT = pathlib.Path(__file__).resolve().parents[3]
-RUN = ROOT / "scripts" / "llama_run.sh"
-CACHE = pathlib.Path(subprocess.check_output([ROOT / "scripts" / "llama_host.sh", "--path"], text=True).strip()).parent
+from llama_server import ROOT, RUN, Server, cache_folder, environment
+
+CACHE = cache_folder()
 GEMMA = CACHE / "models" / "gemma-3-270m-q4_k_m.gguf"
 SMOLLM = CACHE / "models" / "smollm2-135m-instruct-q4_1.gguf"
 BUILD = pathlib.Path()  # set by main
@@ -35,97 +32,136 @@ PROMPTS = [
     "def fibonacci(n):\n    ",
     "The first president of the United States was",
 ]
+TEXT = "The clerk writes sums into a book. " + " ".join(f"Item {i} costs {i * 7 % 13} coins." for i in range(30))
+GAP = 0.05  # of two logits: what the roundings of different settings may exchange
 LONG_PROMPT = " ".join(f"Item {i} costs {i * 7 % 13} coins." for i in range(90)) + " Item 91 costs"
 
 
-def environment(**variables: str) -> dict[str, str]:
-    return {**os.environ, "RIFFLE_GGML_LOG": "1", **variables}
+def f32_model(name: str) -> pathlib.Path:
+    """A model with its weights in f32, so that llama.cpp multiplies without rounding activations. Made once, by llama-quantize."""
+    source = {"gemma": GEMMA, "smollm2": SMOLLM}[name]
+    target = ROOT / "build" / "llama" / f"{name}-f32.gguf"
+    if not target.exists():
+        part = target.with_suffix(".part")
+        command = [RUN, "off", "llama-quantize", "--allow-requantize", source, part, "F32", "2"]
+        subprocess.run([*map(str, command)], check=True, capture_output=True)
+        part.rename(target)
+    return target
 
 
-class Server:
-    """A llama-server with the file or without."""
+def read_logits(path: pathlib.Path, rows: int) -> list[list[float]]:
+    """The last rows of the tensor `logits` in a file of llama-results, which ends with it."""
+    with path.open("rb") as file:
+        data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    # Its description: the name, 2, both extents (the tokens come first, as vocabulary x tokens is stored), type, offset.
+    at = data.find(struct.pack("<Q6s", 6, b"logits")) + 8 + 6
+    dims, tokens, vocabulary, kind, _ = struct.unpack_from("<IQQIQ", data, at)
+    assert (dims, kind) == (2, 0) and tokens >= rows
+    end = len(data) - len(data) % 4
+    size = 4 * tokens * vocabulary
+    start = next(start for start in range(end - size, end - size - 32, -4) if start % 32 == 0)
+    numbers = array.array("f", data[start + 4 * vocabulary * (tokens - rows) : start + size])
+    return [list(numbers[i * vocabulary : (i + 1) * vocabulary]) for i in range(rows)]
 
-    def __init__(self, which: str, model: pathlib.Path, *arguments: str):
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = probe.getsockname()[1]
-        command = [RUN, which, "llama-server", "-m", model, "--port", str(self.port), "--host", "127.0.0.1"]
-        self.log = tempfile.TemporaryFile("w+")
-        self.process = subprocess.Popen(
-            [*map(str, command), "-t", "2", "--no-webui", "--no-warmup", *arguments],
-            stdout=self.log,
-            stderr=subprocess.STDOUT,
-            env=environment(),
-        )
 
-    def __enter__(self) -> "Server":
-        for _ in range(600):
-            with contextlib.suppress(OSError):
-                urllib.request.urlopen(f"http://127.0.0.1:{self.port}/health")
-                return self
-            if self.process.poll() is not None:
-                break
-            time.sleep(0.1)
-        self.__exit__()
-        raise RuntimeError("llama-server does not answer:\n" + self.text()[-3000:])
+def distance(a: list[list[float]], b: list[list[float]]) -> float:
+    """Root of the mean of squares."""
+    count = len(a) * len(a[0])
+    return math.sqrt(sum(math.dist(x, y) ** 2 for x, y in zip(a, b, strict=True)) / count)
 
-    def __exit__(self, *_):
-        self.process.terminate()
-        self.process.wait()
 
-    def text(self) -> str:
-        self.log.seek(0)
-        return self.log.read()
+class Logits(unittest.TestCase):
+    """Logits of every token of a text, of llama-results: with the file, and by both of llama.cpp's own settings.
 
-    def tokens(self, prompt: str, count: int) -> list[tuple[int, float]]:
-        """Greedy tokens, each with how far its logit is above the next one."""
-        request = {
-            "prompt": prompt,
-            "n_predict": count,
-            "temperature": 0,
-            "n_probs": 2,
-            "ignore_eos": True,
-            "cache_prompt": True,
-        }
-        with urllib.request.urlopen(
-            urllib.request.Request(
-                f"http://127.0.0.1:{self.port}/completion",
-                json.dumps(request).encode(),
-                {"Content-Type": "application/json"},
-            )
-        ) as reply:
-            steps = json.load(reply)["completion_probabilities"]
-        return [
-            (step["id"], step["top_logprobs"][0]["logprob"] - step["top_logprobs"][1]["logprob"])
-            for step in steps
-        ]
+    The truth is llama.cpp's own, with weights and caches in f32 and flash attention off. Any other setting rounds somewhere, so the
+    file is held to what llama.cpp's own settings are: it must not be farther from the truth than the farther of them.
+    """
 
-    def all_at_once(self, prompts: list[str], count: int) -> list[list[tuple[int, float]]]:
-        results: list[list[tuple[int, float]]] = [[] for _ in prompts]
+    ROWS = 48  # compared, from the last backwards
 
-        def ask(i: int) -> None:
-            results[i] = self.tokens(prompts[i], count)
+    def setUp(self):
+        self.folder = pathlib.Path(self.enterContext(tempfile.TemporaryDirectory()))
+        (self.folder / "text").write_text(TEXT)
 
-        threads = [threading.Thread(target=ask, args=(i,)) for i in range(len(prompts))]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-        return results
+    def logits(self, which: str, model: pathlib.Path, *arguments: str) -> list[list[float]]:
+        out = self.folder / "logits.gguf"
+        command = [RUN, which, "llama-results", "-m", model, "-f", self.folder / "text", "-o", out, "-t", "2", "-c", "1024"]
+        done = subprocess.run([*map(str, command), *arguments], capture_output=True, text=True, env=environment())
+        self.assertEqual(done.returncode, 0, done.stderr[-2000:])
+        if which == "on":
+            self.assertRegex(done.stderr, r"riffle: q .*: Riffle")
+        return read_logits(out, self.ROWS)
+
+    def check(self, model: pathlib.Path, truth: list[list[float]], *arguments: str, own: str = "both") -> None:
+        got = self.logits("on", model, *arguments)
+        llama = [self.logits("off", model, *arguments, "-fa", flash) for flash in ("on", "off")[: 2 if own == "both" else 1]]
+        error = distance(got, truth)
+        errors = [distance(other, truth) for other in llama]
+        print(f"{model.stem} {' '.join(arguments)}: {error:.2g}, llama.cpp's own {errors}", file=sys.stderr)
+        self.assertLess(error, 1.1 * max(errors))
+        # The likeliest token is the same wherever it is so by more than any rounding.
+        for i, (row, true) in enumerate(zip(got, truth, strict=True)):
+            best = max(range(len(row)), key=row.__getitem__)
+            self.assertLess(max(true) - true[best], GAP, f"the likeliest token of row {i}")
+
+    def test_f32_weights(self):
+        """Prefill, in batches of 512 and 100 tokens, and decode, which is one of 1."""
+        for name in ("smollm2", "gemma"):
+            model = f32_model(name)
+            truth = self.logits("off", model, "-fa", "off", "-ctk", "f32", "-ctv", "f32")
+            for batch in ("512", "100", "1"):
+                with self.subTest(model=name, batch=batch):
+                    self.check(model, truth, "-ub", batch)
+
+    def test_cache_types(self):
+        model = f32_model("smollm2")
+        truth = self.logits("off", model, "-fa", "off", "-ctk", "f32", "-ctv", "f32")
+        for kind in ("f32", "bf16", "q8_0", "q5_1", "q5_0"):
+            with self.subTest(kind=kind):
+                self.check(model, truth, "-ctk", kind, "-ctv", kind, own="default")
+
+    def test_coarse_cache_types(self):
+        """Those whose rounding alone changes tokens: the distance is compared, not the tokens."""
+        model = f32_model("smollm2")
+        truth = self.logits("off", model, "-fa", "off", "-ctk", "f32", "-ctv", "f32")
+        for kind in ("q4_0", "q4_1", "iq4_nl"):
+            with self.subTest(kind=kind):
+                arguments = ("-ctk", kind, "-ctv", kind)
+                error = distance(self.logits("on", model, *arguments), truth)
+                own = distance(self.logits("off", model, *arguments), truth)
+                print(f"{kind}: {error:.2g}, llama.cpp's own {own:.2g}", file=sys.stderr)
+                self.assertLess(error, 1.1 * own)
+
+    def test_weights_in_blocks(self):
+        """llama.cpp rounds activations to 8 bits for these: any difference, however small, becomes one of the size of that rounding.
+
+        So its own two settings are as far from each other as the file is from either.
+        """
+        for model in (SMOLLM, GEMMA):
+            with self.subTest(model=model.name):
+                on, off, riffle = (
+                    self.logits(which, model, "-fa", flash) for which, flash in (("off", "on"), ("off", "off"), ("on", "on"))
+                )
+                own = distance(on, off)
+                print(f"{model.stem}: {distance(riffle, on):.2g}, {distance(riffle, off):.2g}, own {own:.2g}", file=sys.stderr)
+                self.assertLess(distance(riffle, on), 1.25 * own)
+                self.assertLess(distance(riffle, off), 1.25 * own)
 
 
 class Tokens(unittest.TestCase):
-    def compare(self, model, *arguments, gap=0.05, prompts=PROMPTS, count=32, together=False):
+    """Greedy tokens of llama-server, by models of f32 weights: no rounding of activations hides what is wrong, or looks like it."""
+
+    def compare(self, model, *arguments, gap=GAP, prompts=PROMPTS, count=24, together=False, which="on"):
         """Tokens with and without the file, up to the first that was nearly another one."""
         answers = {}
-        for which in ("off", "on"):
-            with Server(which, model, *arguments) as server:
+        for with_file in (False, True):
+            with Server(which if with_file else "off", model, *arguments) as server:
                 if together:
-                    answers[which] = server.all_at_once(prompts, count)
+                    answers[with_file] = server.all_at_once(prompts, count)
                 else:
-                    answers[which] = [server.tokens(prompt, count) for prompt in prompts]
+                    answers[with_file] = [server.tokens(prompt, count) for prompt in prompts]
             log = server.text()
-            if which == "on":
+            if with_file:
                 self.assertIn("attention by Riffle", log)
                 nodes = re.findall(r"riffle: (q .*: Riffle)", log)
                 self.assertTrue(nodes, "no node was computed by Riffle:\n" + log[-2000:])
@@ -133,7 +169,7 @@ class Tokens(unittest.TestCase):
             else:
                 self.assertNotIn("riffle:", log)
         same = 0
-        for prompt, off, on in zip(prompts, answers["off"], answers["on"], strict=True):
+        for prompt, off, on in zip(prompts, answers[False], answers[True], strict=True):
             self.assertEqual(len(off), len(on))
             for i, ((expected, margin), (got, _)) in enumerate(zip(off, on, strict=True)):
                 if expected != got:
@@ -145,41 +181,79 @@ class Tokens(unittest.TestCase):
         return nodes
 
     def test_gemma(self):
-        self.compare(GEMMA, "-c", "1024", "-np", "1")
+        self.compare(f32_model("gemma"), "-c", "1024", "-np", "1", prompts=PROMPTS[:2])
 
     def test_smollm(self):
-        self.compare(SMOLLM, "-c", "1024", "-np", "1")
+        self.compare(f32_model("smollm2"), "-c", "1024", "-np", "1")
 
     def test_long_prompt(self):
         """Prefill in several batches, and the ring caches of Gemma's sliding windows."""
-        for model in (GEMMA, SMOLLM):
-            with self.subTest(model=model.name):
-                self.compare(model, "-c", "2048", "-np", "1", "-ub", "128", prompts=[LONG_PROMPT])
+        for name in ("gemma", "smollm2"):
+            with self.subTest(model=name):
+                self.compare(f32_model(name), "-c", "2048", "-np", "1", "-ub", "128", prompts=[LONG_PROMPT])
 
     def test_cache_types(self):
-        # llama.cpp rounds q to 8 bits for keys in blocks, which Riffle does not: errors of its own.
-        for kind, gap in [("bf16", 0.05), ("f32", 0.05), ("q8_0", 0.2), ("q4_0", 0.3), ("q5_1", 0.3), ("iq4_nl", 0.3)]:
+        # llama.cpp rounds q to 8 bits for keys in blocks, which Riffle does not: that makes the gap wider.
+        for kind, gap in [("bf16", GAP), ("f32", GAP), ("q8_0", 0.2), ("q4_0", 0.3), ("q5_1", 0.3), ("iq4_nl", 0.3)]:
             with self.subTest(kind=kind):
                 nodes = self.compare(
-                    SMOLLM, "-c", "512", "-np", "1", "-fa", "on", "-ctk", kind, "-ctv", kind, gap=gap
+                    f32_model("smollm2"), "-c", "512", "-np", "1", "-fa", "on", "-ctk", kind, "-ctv", kind,
+                    gap=gap, prompts=PROMPTS[:2],
                 )
-                self.assertTrue(all(f"K {kind} " in node and f"V {kind} " in node for node in nodes))
+                kept = "f16" if kind == "f32" else kind  # llama.cpp's graph converts f32 for flash attention
+                self.assertTrue(all(f"K {kept} " in node and f"V {kept} " in node for node in nodes))
 
-    def test_four_sequences_unified(self):
-        self.compare(GEMMA, "-c", "2048", "-np", "4", "-kvu", together=True)
+    def test_four_sequences(self):
+        for cache in ("-kvu", "-no-kvu"):
+            with self.subTest(cache=cache):
+                self.compare(f32_model("smollm2"), "-c", "2048", "-np", "4", cache, together=True)
 
-    def test_four_sequences_in_streams(self):
-        self.compare(GEMMA, "-c", "2048", "-np", "4", "-no-kvu", together=True)
+    def test_eight_clients(self):
+        """Prompts of many lengths, that begin and end at any time, on four sequences of one cache."""
+        prompts = [LONG_PROMPT[: 60 + 170 * i] + PROMPTS[i % 4] for i in range(8)]
+        self.compare(f32_model("smollm2"), "-c", "4096", "-np", "4", "-ub", "64", prompts=prompts, count=40, together=True)
 
     def test_prompt_cache(self):
         """A prompt that begins as the last one did, and one that was longer."""
         prompts = [LONG_PROMPT, LONG_PROMPT + " more than", LONG_PROMPT[:300], LONG_PROMPT]
-        self.compare(SMOLLM, "-c", "2048", "-np", "1", prompts=prompts, count=16)
+        self.compare(f32_model("smollm2"), "-c", "2048", "-np", "1", prompts=prompts, count=16)
 
     def test_context_shift(self):
-        self.compare(
-            SMOLLM, "-c", "256", "-np", "1", "--context-shift", prompts=PROMPTS[:2], count=300, gap=0.1
-        )
+        self.compare(f32_model("smollm2"), "-c", "256", "-np", "1", "--context-shift", prompts=PROMPTS[:2], count=300)
+
+    def test_draft_model(self):
+        """Two contexts in one process, and batches of the tokens that the smaller one proposes."""
+        draft = ("-md", str(SMOLLM), "--spec-type", "draft-simple", "--spec-draft-n-max", "4", "-td", "2")
+        self.compare(f32_model("smollm2"), "-c", "1024", "-np", "1", *draft)
+
+
+class Accelerator(unittest.TestCase):
+    """The file as a device of its own, by GGML_BACKEND_PATH, as builds without CPU variants have it."""
+
+    def test_backend_ops(self):
+        """llama.cpp's own test: FLASH_ATTN_EXT by the device and by its CPU backend."""
+        command = [RUN, "beside", "test-backend-ops", "test", "-b", "Riffle", "-o", "FLASH_ATTN_EXT", "-p", "hsk=(64|192|576)"]
+        done = subprocess.run(command, capture_output=True, text=True, env=environment(RIFFLE_GGML_LOG="0"))
+        self.assertEqual(done.returncode, 0, done.stdout[-3000:] + done.stderr[-1000:])
+        passed = re.search(r"(\d+)/(\d+) tests passed", done.stdout)
+        self.assertIsNotNone(passed, done.stdout[-1000:])
+        self.assertGreater(int(passed[1]), 100)
+        self.assertEqual(passed[1], passed[2])
+
+    def test_top_k(self):
+        command = [RUN, "beside", "test-backend-ops", "test", "-b", "Riffle", "-o", "TOP_K"]
+        done = subprocess.run(command, capture_output=True, text=True, env=environment())
+        self.assertEqual(done.returncode, 0, done.stdout[-3000:] + done.stderr[-1000:])
+        self.assertIn("riffle: top ", done.stderr)
+
+    def test_tokens(self):
+        """With -fa on. llama.cpp's own `auto` turns flash attention off where a device other than the CPU's would compute it."""
+        Tokens.compare(self, f32_model("smollm2"), "-c", "1024", "-np", "1", "-fa", "on", prompts=PROMPTS[:2], which="beside")
+
+    def test_auto(self):
+        with Server("beside", SMOLLM, "-c", "512", "-np", "1") as server:
+            self.assertEqual(len(server.tokens(PROMPTS[0], 4)), 4)
+        self.assertIn("Flash Attention", server.text())
 
 
 class Refusals(unittest.TestCase):
@@ -228,21 +302,23 @@ class Refusals(unittest.TestCase):
 
 
 class Nodes(unittest.TestCase):
-    def test_random_nodes(self):
+    def run_program(self, name: str, cases: int) -> None:
         folder = ROOT / "build" / "llama" / "on"
         subprocess.run([RUN, "on", "/bin/true"], check=False)  # makes the folder of links
         best, score = "", 0
         for path in sorted(folder.glob("libggml-cpu-*.so")):  # as Riffle, which takes the first of equals
             if path.name != BACKEND and (found := self.score(path)) > score:
                 best, score = str(path), found
-        done = subprocess.run(
-            [RUN, "on", BUILD / "tests" / "llama_random_nodes", best, folder / BACKEND, "1000"],
-            capture_output=True,
-            text=True,
-            env=environment(RIFFLE_GGML_LOG="0"),
-        )
+        command = [RUN, "on", BUILD / "tests" / f"llama_{name}", best, folder / BACKEND, str(cases)]
+        done = subprocess.run(command, capture_output=True, text=True, env=environment(RIFFLE_GGML_LOG="0"))
         self.assertEqual(done.returncode, 0, done.stdout[-3000:] + done.stderr[-1000:])
-        print(done.stdout.strip())
+        print(done.stdout.strip(), file=sys.stderr)
+
+    def test_random_nodes(self):
+        self.run_program("random_nodes", 1000)
+
+    def test_top_k_nodes(self):
+        self.run_program("top_k_nodes", 300)
 
     @staticmethod
     def score(path: pathlib.Path) -> int:
