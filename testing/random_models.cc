@@ -72,6 +72,13 @@ std::vector<Kind> Kinds() {
                    .layers = 6,
                    .tied = false,
                    .all_types = true});
+  kinds.push_back(
+      {.name = "llama-yarn", .architecture = "llama", .metadata = [](GgufWriter& writer) {
+         writer.AddString("llama.rope.scaling.type", "yarn");
+         writer.Add("llama.rope.scaling.factor", GgufWriter::kF32, 4.0f);
+         writer.Add("llama.rope.scaling.original_context_length", GgufWriter::kU32, uint32_t{64});
+         writer.Add("llama.rope.scaling.yarn_beta_fast", GgufWriter::kF32, 8.0f);
+       }});
   kinds.push_back({.name = "qwen2", .architecture = "qwen2", .tied = false, .qkv_bias = true});
   kinds.push_back({.name = "qwen3", .architecture = "qwen3", .head_dim = 96, .qk_norms = true});
   kinds.push_back({.name = "gemma2",

@@ -23,8 +23,19 @@ enum class RopePairs : uint8_t {
 
 // Pair i of position p turns by p * scale * base^(-2 i / head_dim) / factor[i].
 struct RopeSpec {
+  // YaRN: pairs of more than beta_fast turns in the context of the first training turn without the
+  // scale, those of fewer than beta_slow with it, and those between by a mixture that is linear in
+  // i. Source: Peng et al., "YaRN: efficient context window extension" (2023), section 3.
+  struct Yarn {
+    double original_context;  // tokens
+    double beta_fast = 32;
+    double beta_slow = 1;
+  };
+
   double base = 10000;
-  double scale = 1;     // 1 / the factor of linear scaling
+  double scale = 1;      // 1 / the factor of linear scaling or of YaRN
+  double magnitude = 1;  // of the turned queries and keys
+  std::optional<Yarn> yarn;
   std::string factors;  // the tensor of factors [head_dim / 2]; empty: all are 1
 };
 

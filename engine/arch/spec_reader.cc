@@ -170,6 +170,27 @@ ModelSpec SpecReader::ReadCommon() const {
   return spec;
 }
 
+void SpecReader::ReadYarn(RopeSpec& rope) const {
+  const double factor = Positive("rope.scaling.factor");
+  if (factor < 1) {
+    Fail("rope.scaling.factor", fmt::format("= {} is below 1, which YaRN does not take", factor));
+  }
+  const auto or_default = [&](const char* name, double value) {
+    return Has(name) ? Positive(name) : value;
+  };
+  RopeSpec::Yarn yarn = {
+      static_cast<double>(Number("rope.scaling.original_context_length", 1, kMaxSize))};
+  yarn.beta_fast = or_default("rope.scaling.yarn_beta_fast", yarn.beta_fast);
+  yarn.beta_slow = or_default("rope.scaling.yarn_beta_slow", yarn.beta_slow);
+  if (yarn.beta_fast <= yarn.beta_slow) {
+    Fail("rope.scaling.yarn_beta_fast",
+         fmt::format("= {} is not above yarn_beta_slow = {}", yarn.beta_fast, yarn.beta_slow));
+  }
+  rope.yarn = yarn;
+  rope.scale = 1 / factor;
+  rope.magnitude = or_default("rope.scaling.attn_factor", 1) * (1 + 0.1 * std::log(factor));
+}
+
 RopeSpec SpecReader::ReadRope() const {
   RopeSpec rope;
   if (Has("rope.freq_base")) {
@@ -179,8 +200,11 @@ RopeSpec SpecReader::ReadRope() const {
       Has("rope.scaling.type") ? std::string(file_.String(Key("rope.scaling.type"))) : "none";
   if (kind == "linear") {
     rope.scale = 1 / Positive("rope.scaling.factor");
+  } else if (kind == "yarn") {
+    ReadYarn(rope);
   } else if (kind != "none") {
-    Fail("rope.scaling.type", "= '" + Printable(kind) + "' is not supported; none and linear are");
+    Fail("rope.scaling.type",
+         "= '" + Printable(kind) + "' is not supported; none, linear and yarn are");
   } else if (Has("rope.scale_linear")) {  // as older files have it
     rope.scale = 1 / Positive("rope.scale_linear");
   }

@@ -1,5 +1,6 @@
 #include "engine/layers/rope.h"
 
+#include <algorithm>
 #include <cmath>
 
 namespace riffle::engine {
@@ -7,15 +8,40 @@ namespace {
 
 constexpr int64_t kNear = 64;
 
+// The part of YaRN's mixture that turns with the scale, 0 to 1, of each pair.
+std::vector<double> ScaledParts(int64_t head_dim, const RopeSpec& spec) {
+  const int64_t half = head_dim / 2;
+  std::vector<double> parts(static_cast<size_t>(half), 1.0);
+  if (!spec.yarn) {
+    return parts;
+  }
+  // The pair, as a real number, that turns this often in the first training's context.
+  const auto pair_of = [&](double turns) {
+    return static_cast<double>(head_dim) *
+           std::log(spec.yarn->original_context / (turns * 2 * M_PI)) / (2 * std::log(spec.base));
+  };
+  const double first = std::max(std::floor(pair_of(spec.yarn->beta_fast)), 0.0);
+  const double last =
+      std::min(std::ceil(pair_of(spec.yarn->beta_slow)), static_cast<double>(head_dim - 1));
+  for (int64_t i = 0; i < half; ++i) {
+    const double way = (static_cast<double>(i) - first) / std::max(last - first, 0.001);
+    parts[static_cast<size_t>(i)] = std::clamp(way, 0.0, 1.0);
+  }
+  return parts;
+}
+
 }  // namespace
 
 RopeAngles::RopeAngles(int64_t head_dim, const RopeSpec& spec, std::span<const float> factors)
-    : head_dim_(head_dim) {
+    : head_dim_(head_dim), magnitude_(spec.magnitude) {
   const int64_t half = head_dim / 2;
+  const std::vector<double> scaled = ScaledParts(head_dim, spec);
   for (int64_t i = 0; i < half; ++i) {
     const double exponent = -2.0 * static_cast<double>(i) / static_cast<double>(head_dim);
     const double factor = factors.empty() ? 1.0 : factors[static_cast<size_t>(i)];
-    frequency_.push_back(spec.scale * std::pow(spec.base, exponent) / factor);
+    const double part = scaled[static_cast<size_t>(i)];
+    const double scale = spec.scale * part + (1 - part);
+    frequency_.push_back(scale * std::pow(spec.base, exponent) / factor);
   }
   for (int64_t position = 0; position < kNear; ++position) {
     for (int64_t i = 0; i < half; ++i) {
@@ -49,8 +75,10 @@ void RopeAngles::Grow(int64_t last) {
     float* row = values_.data() + position * head_dim_;
     for (int64_t i = 0; i < half; ++i) {
       const Turn far = far_[static_cast<size_t>(i)];
-      row[i] = static_cast<float>(far.cosine * near[i].cosine - far.sine * near[i].sine);
-      row[half + i] = static_cast<float>(far.sine * near[i].cosine + far.cosine * near[i].sine);
+      const double cosine = far.cosine * near[i].cosine - far.sine * near[i].sine;
+      const double sine = far.sine * near[i].cosine + far.cosine * near[i].sine;
+      row[i] = static_cast<float>(magnitude_ * cosine);
+      row[half + i] = static_cast<float>(magnitude_ * sine);
     }
   }
 }

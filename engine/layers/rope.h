@@ -9,8 +9,8 @@
 
 namespace riffle::engine {
 
-// Cosines and sines of position * scale * base^(-2 i / head_dim) / factor[i], i < head_dim / 2, for
-// all positions so far.
+// Cosines and sines of the angles that a RopeSpec states, times its magnitude, of pairs i <
+// head_dim / 2, for all positions so far.
 class RopeAngles {
  public:
   // `factors` [head_dim / 2] of spec.factors, or empty.
@@ -29,6 +29,7 @@ class RopeAngles {
   Turn Of(int64_t position, int64_t i) const;
 
   int64_t head_dim_;
+  double magnitude_;
   std::vector<double> frequency_;  // [head_dim / 2]
   std::vector<Turn> near_;         // [64][head_dim / 2]: of positions 0 to 63
   std::vector<Turn> far_;          // [head_dim / 2]: of the last multiple of 64

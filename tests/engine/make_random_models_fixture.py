@@ -61,6 +61,9 @@ def llama_config(file):
     rope = {"rope_type": "default", "rope_theta": file.get("rope.freq_base")}
     if file.get("rope.scaling.type") == "linear":
         rope |= {"rope_type": "linear", "factor": file.get("rope.scaling.factor")}
+    if file.get("rope.scaling.type") == "yarn":
+        rope |= {"rope_type": "yarn", "factor": file.get("rope.scaling.factor"), "beta_fast": file.get("rope.scaling.yarn_beta_fast")}
+        rope["original_max_position_embeddings"] = file.get("rope.scaling.original_context_length")
     if "rope_freqs.weight" in file.tensors:
         rope |= {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
         rope["original_max_position_embeddings"] = 32
