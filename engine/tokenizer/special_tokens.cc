@@ -75,4 +75,18 @@ std::vector<SpecialTokens::Match> SpecialTokens::Find(std::string_view text) con
   return matches;
 }
 
+std::vector<SpecialTokens::Match> SpecialTokens::FindAll(std::string_view text) const {
+  std::vector<Match> matches;
+  int32_t node = 0;
+  for (size_t i = text.size(); i > 0; --i) {
+    node = Step(node, static_cast<uint8_t>(text[i - 1]));
+    int32_t found = At(node).longest;
+    while (found >= 0) {
+      matches.push_back({i - 1, static_cast<size_t>(At(found).length), At(found).token});
+      found = At(At(found).fallback).longest;
+    }
+  }
+  return matches;
+}
+
 }  // namespace riffle::engine
