@@ -8,6 +8,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <string_view>
 #include <vector>
 
@@ -28,8 +29,11 @@ class SpecialTokens {
   // After the last Add, before Find.
   void Finish();
 
-  // From the left, at each place the longest; they do not overlap.
-  std::vector<Match> Find(std::string_view text) const;
+  // From the left, at each place the longest; they do not overlap. `allowed` is asked by rising
+  // start, and what it refuses does not count.
+  std::vector<Match> Find(
+      std::string_view text,
+      const std::function<bool(const Match&)>& allowed = [](const Match&) { return true; }) const;
   // All of them, by falling start, at each place the longest first. Time and memory are linear in
   // the text and the number of matches.
   std::vector<Match> FindAll(std::string_view text) const;

@@ -51,15 +51,11 @@ Tokenizer::Tokenizer(const GgufFile& file) {
     const bool control = types[i] == TokenType::kControl;
     const bool special = control || types[i] == TokenType::kUserDefined;
     if (special) special_.Add(encoder_->Spell(texts[i]), static_cast<int32_t>(i));
-    if (special && !control) {
-      user_defined_.Add(encoder_->Spell(texts[i]), static_cast<int32_t>(i));
-    }
     is_control_.push_back(control);
     const bool text = special || types[i] == TokenType::kNormal || types[i] == TokenType::kByte;
     token_bytes_.push_back(text && !control ? encoder_->TokenBytes(texts[i], types[i]) : "");
   }
   special_.Finish();
-  user_defined_.Finish();
   ReadSettings(file);
 }
 
@@ -106,26 +102,12 @@ std::vector<int32_t> Tokenizer::Encode(std::string_view text) const {
   return Encode(std::span(&part, 1));
 }
 
-// `text` has no special token in it, or user-defined ones only.
-void Tokenizer::EncodeBetween(std::string_view text, bool user_defined,
-                              std::vector<int32_t>* out) const {
-  size_t start = 0;  // of the fragment at hand
-  const auto encode = [&](size_t end) {
-    if (end > start) encoder_->Encode(text.substr(start, end - start), out);
-  };
-  if (user_defined) {
-    for (const SpecialTokens::Match& match : user_defined_.Find(text)) {
-      encode(match.start);
-      out->push_back(match.token);
-      start = match.start + match.length;
-    }
-  }
-  encode(text.size());
-}
-
 std::vector<int32_t> Tokenizer::Encode(std::span<const TextPart> parts) const {
   std::string spelled;
-  std::vector<SpecialTokens::Match> plain;  // the plain parts, in order
+  struct Range {
+    size_t start, end;
+  };
+  std::vector<Range> plain;  // the plain parts, in order
   size_t offset = 0;
   for (const TextPart& part : parts) {
     const size_t invalid = FindInvalidUtf8(part.text);
@@ -136,31 +118,28 @@ std::vector<int32_t> Tokenizer::Encode(std::span<const TextPart> parts) const {
     offset += part.text.size();
     const size_t start = spelled.size();
     spelled += encoder_->Spell(part.text);
-    if (part.plain) plain.push_back({start, spelled.size() - start, -1});
+    if (part.plain) plain.push_back({start, spelled.size()});
   }
-  const std::string_view text = spelled;
-  std::vector<int32_t> tokens;
-  if (bos_ >= 0) tokens.push_back(bos_);
-  size_t start = 0;      // of the text since the last special token
-  bool ignored = false;  // a control token in it
   size_t next_plain = 0;
-  for (const SpecialTokens::Match& match : special_.Find(text)) {
-    while (next_plain < plain.size() &&
-           plain[next_plain].start + plain[next_plain].length <= match.start) {
-      ++next_plain;
-    }
+  const auto allowed = [&](const SpecialTokens::Match& match) {
+    while (next_plain < plain.size() && plain[next_plain].end <= match.start) ++next_plain;
     const bool in_plain =
         next_plain < plain.size() && plain[next_plain].start < match.start + match.length;
-    if (in_plain && is_control_[static_cast<size_t>(match.token)]) {
-      ignored = true;
-      continue;
-    }
-    EncodeBetween(text.substr(start, match.start - start), ignored, &tokens);
-    tokens.push_back(match.token);
-    start = match.start + match.length;
-    ignored = false;
+    return !in_plain || !is_control_[static_cast<size_t>(match.token)];
+  };
+  const std::string_view text = spelled;
+  std::vector<int32_t> tokens;
+  const auto encode = [&](std::string_view fragment) {
+    if (!fragment.empty()) encoder_->Encode(fragment, &tokens);
+  };
+  if (bos_ >= 0) tokens.push_back(bos_);
+  size_t start = 0;  // of the fragment at hand
+  for (const SpecialTokens::Match& special : special_.Find(text, allowed)) {
+    encode(text.substr(start, special.start - start));
+    tokens.push_back(special.token);
+    start = special.start + special.length;
   }
-  EncodeBetween(text.substr(start), ignored, &tokens);
+  encode(text.substr(start));
   if (eos_ >= 0) tokens.push_back(eos_);
   return tokens;
 }

@@ -66,12 +66,10 @@ class Tokenizer {
  private:
   static std::vector<TokenType> ReadTypes(const GgufFile& file, size_t tokens);
   void ReadSettings(const GgufFile& file);
-  void EncodeBetween(std::string_view text, bool user_defined, std::vector<int32_t>* out) const;
 
   std::unique_ptr<FragmentEncoder> encoder_;
   std::vector<std::string> token_bytes_;  // of each token
   SpecialTokens special_;                 // user-defined and control tokens
-  SpecialTokens user_defined_;            // these alone
   std::vector<bool> is_control_;          // of each token
   int32_t bos_ = -1;                      // -1: none is put before a text
   int32_t eos_ = -1;                      // -1: none is put after a text

@@ -115,12 +115,11 @@ class Options(Cli):
             model = file.read()
         start = model.index(text("tokenizer.chat_template")) + len(text("tokenizer.chat_template")) + 4 + 8
         end = start + int.from_bytes(model[start - 8 : start], "little")
-        for mark in (b"<|im_start|>",):
-            changed = model[:start] + model[start:end].replace(mark, b"<|xx_start|>") + model[end:]
-            path = self.file(changed, "other.gguf")
-            error = self.refused("generate", "--chat", "--prompt", "a", "--model", path,
-                                 says=["is of no known family; known are ChatML, Gemma and Llama 3", "<|xx_start|>"])  # fmt: skip
-            self.assertEqual(error.count("\n"), 1, error)
+        changed = model[:start] + model[start:end].replace(b"<|im_start|>", b"<|xx_start|>") + model[end:]
+        path = self.file(changed, "other.gguf")
+        says = ['its tokenizer.chat_template, "{% for message in messages %}', "is of no known family; known are ChatML, Gemma and Llama 3"]
+        error = self.refused("generate", "--chat", "--prompt", "a", "--model", path, says=[path, *says])
+        self.assertEqual(error.count("\n"), 1, error)
 
     def test_files_that_cannot_be_run(self):
         """One line each, which names what is wrong and what could be done."""
