@@ -77,9 +77,41 @@ void Generation::Add(const engine::Generated& generated) {
   finish = generated.finish;
   if (finish != engine::Finish::kError) {
     tokens.push_back(generated.token);
-    text += decoder.Push(generated.token);
+    log_probabilities.push_back(generated.log_probability);
+    text += stop.Push(decoder.Push(generated.token));
   }
-  if (finish.has_value()) text += decoder.Finish();
+  if (finish.has_value()) End();
+  if (stop.stopped()) finish = engine::Finish::kStop;
+}
+
+void Generation::End() {
+  text += stop.Push(decoder.Finish());
+  text += stop.Finish();
+}
+
+std::string SafeForTerminal(std::string_view text) {
+  static const bool terminal = ::isatty(STDOUT_FILENO) == 1;
+  std::string safe;
+  for (const char c : text) {
+    const bool command = (static_cast<uint8_t>(c) < ' ' && c != '\n' && c != '\t') || c == '\x7f';
+    if (terminal && command) {
+      safe += "\uFFFD";
+    } else {
+      safe += c;
+    }
+  }
+  return safe;
+}
+
+void PrintJson(const Generation& generation, bool log_probabilities) {
+  nlohmann::ordered_json line = {{"prompt", generation.prompt},
+                                 {"prompt_tokens", generation.prompt_tokens},
+                                 {"tokens", generation.tokens}};
+  if (log_probabilities) line["log_probabilities"] = generation.log_probabilities;
+  line["text"] = generation.text;
+  line["finish_reason"] = generation.finish ? NameOf(*generation.finish) : "cancelled";
+  if (generation.finish == engine::Finish::kError) line["error"] = kErrorReason;
+  fmt::print("{}\n", line.dump());
 }
 
 ProgressLine::ProgressLine() : terminal_(::isatty(STDERR_FILENO) == 1) {}
@@ -98,11 +130,11 @@ void ProgressLine::Clear() {
   PrintToStderr(kClearLine);
 }
 
-GenerateOutput::GenerateOutput(const std::vector<Generation>& generations, bool json)
-    : generations_(generations), json_(json), terminal_(::isatty(STDOUT_FILENO) == 1) {}
+GenerateOutput::GenerateOutput(const std::vector<Generation>& generations, const Format& format)
+    : generations_(generations), format_(format), terminal_(::isatty(STDOUT_FILENO) == 1) {}
 
 void GenerateOutput::Update(const engine::Progress& p, const engine::EngineStats& stats) {
-  if (json_) {
+  if (format_.json) {
     PrintFinished();
   } else {
     StreamText();
@@ -127,7 +159,7 @@ void GenerateOutput::Finish(const engine::EngineStats& stats, double load_second
     prompt_tokens += generation.prompt_tokens;
     new_tokens += static_cast<int64_t>(generation.tokens.size());
   }
-  if (json_) {
+  if (format_.json) {
     PrintStatsJson(stats, generations_.size(), prompt_tokens, new_tokens, load_seconds);
   } else {
     FlushOutput();
@@ -145,11 +177,11 @@ void GenerateOutput::StreamText() {
     if (!started_) {
       const size_t count = generations_.size();
       if (count > 1) fmt::print("{}--- {} of {}\n", head_ > 0 ? "\n" : "", head_ + 1, count);
-      fmt::print("{}{}{}", terminal_ ? kBold : "", ForTerminal(head.prompt),
-                 terminal_ ? kPlain : "");
+      fmt::print("{}{}{}{}", terminal_ ? kBold : "", SafeForTerminal(head.prompt),
+                 terminal_ ? kPlain : "", format_.chat ? "\n" : "");
       started_ = true;
     }
-    fmt::print("{}", ForTerminal(std::string_view(head.text).substr(printed_)));
+    fmt::print("{}", SafeForTerminal(std::string_view(head.text).substr(printed_)));
     printed_ = head.text.size();
     if (!head.finish.has_value()) break;
     fmt::print("\n");
@@ -159,30 +191,10 @@ void GenerateOutput::StreamText() {
 
 void GenerateOutput::PrintFinished() {
   for (; head_ < generations_.size() && generations_[head_].finish.has_value(); ++head_) {
-    const Generation& head = generations_[head_];
-    const nlohmann::ordered_json line = {{"prompt", head.prompt},
-                                         {"prompt_tokens", head.prompt_tokens},
-                                         {"tokens", head.tokens},
-                                         {"text", head.text},
-                                         {"finish_reason", NameOf(*head.finish)}};
     line_.Clear();
-    fmt::print("{}\n", line.dump());
+    PrintJson(generations_[head_], format_.log_probabilities);
     FlushOutput();
   }
-}
-
-// A model may write anything, including control sequences of terminals.
-std::string GenerateOutput::ForTerminal(std::string_view text) const {
-  std::string safe;
-  for (const char c : text) {
-    const bool command = (static_cast<uint8_t>(c) < ' ' && c != '\n' && c != '\t') || c == '\x7f';
-    if (terminal_ && command) {
-      safe += "\uFFFD";
-    } else {
-      safe += c;
-    }
-  }
-  return safe;
 }
 
 }  // namespace riffle::cli

@@ -6,23 +6,51 @@
 #include <cstdint>
 #include <optional>
 #include <string>
+#include <string_view>
+#include <utility>
 #include <vector>
 
 #include "engine/engine.h"
+#include "engine/stop_texts.h"
 #include "engine/tokenizer/tokenizer.h"
 
 namespace riffle::cli {
 
+// Why a request has no more tokens, if its finish is kError.
+inline constexpr const char* kErrorReason =
+    "the model gave logits that are not numbers, so the answer ends";
+
+// What a prompt was continued with.
 struct Generation {
+  Generation(std::string prompt_text, int64_t prompt_size, const engine::Tokenizer& tokenizer,
+             const std::vector<std::string>& stop_texts)
+      : prompt(std::move(prompt_text)),
+        prompt_tokens(prompt_size),
+        decoder(tokenizer),
+        stop(stop_texts) {}
+
+  // Takes the next token. If its text completes a stop text, `finish` is set although the engine
+  // does not know: cancel the request.
+  void Add(const engine::Generated& generated);
+  // No more tokens follow: what was held back of the text is part of it. Safe to call again.
+  void End();
+
   std::string prompt;
   int64_t prompt_tokens;
   engine::StreamDecoder decoder;
-  std::vector<int32_t> tokens{};  // generated
-  std::string text{};             // the text of these tokens
-  std::optional<engine::Finish> finish{};
-
-  void Add(const engine::Generated& generated);
+  engine::StopTexts stop;
+  std::vector<int32_t> tokens;  // generated
+  std::vector<float> log_probabilities;
+  std::string text;  // the text of these tokens, up to a stop text
+  std::optional<engine::Finish> finish;
 };
+
+// A model may write anything, including control sequences of terminals. Where stdout is one, they
+// become U+FFFD.
+std::string SafeForTerminal(std::string_view text);
+
+// One line of --json.
+void PrintJson(const Generation& generation, bool log_probabilities);
 
 // A line on stderr that overwrites itself; nothing unless stderr is a terminal.
 class ProgressLine {
@@ -39,7 +67,12 @@ class ProgressLine {
 
 class GenerateOutput {
  public:
-  GenerateOutput(const std::vector<Generation>& generations, bool json);
+  struct Format {
+    bool json = false;
+    bool log_probabilities = false;
+    bool chat = false;  // answers begin on a line of their own
+  };
+  GenerateOutput(const std::vector<Generation>& generations, const Format& format);
   // Prints what can be printed by now.
   void Update(const engine::Progress& progress, const engine::EngineStats& stats);
   void Finish(const engine::EngineStats& stats, double load_seconds);
@@ -49,10 +82,9 @@ class GenerateOutput {
  private:
   void StreamText();
   void PrintFinished();
-  std::string ForTerminal(std::string_view text) const;
 
   const std::vector<Generation>& generations_;
-  bool json_;
+  Format format_;
   bool terminal_;         // stdout is one
   size_t head_ = 0;       // the first generation that is not completely printed
   bool started_ = false;  // whether its prompt has been printed

@@ -4,6 +4,7 @@
 #include <charconv>
 #include <cmath>
 #include <cstdint>
+#include <string_view>
 #include <system_error>
 
 namespace riffle::cli {
@@ -52,23 +53,26 @@ std::string CheckSeed(const std::string& text) {
 }
 
 std::vector<std::string> ReversedArguments(int argc, char** argv) {
-  const std::string kPrompt = "--prompt";
+  constexpr std::string_view kPrompt = "--prompt";
   std::vector<std::string> arguments;
   for (int i = 1; i < argc; ++i) {
     arguments.push_back(argv[i]);
-    if (arguments.back() != kPrompt || i + 1 == argc) {
+    const std::string option = arguments.back();
+    const bool takes_text = option == kPrompt || option == "--stop" || option == "--system";
+    if (!takes_text || i + 1 == argc) {
       continue;
     }
     arguments.pop_back();
-    // The first text may be anything; the others end at the next option.
+    // The first text may be anything; the others of --prompt end at the next option.
     const int first = i + 1;
-    for (; i + 1 < argc && (i + 1 == first || !IsOption(argv[i + 1])); ++i) {
+    const auto more = [&] { return option == kPrompt && !IsOption(argv[i + 1]); };
+    for (; i + 1 < argc && (i + 1 == first || more()); ++i) {
       const std::string text = argv[i + 1];
       if (text.empty()) {  // --prompt= would take the next argument as its value
-        arguments.push_back(kPrompt);
+        arguments.push_back(option);
         arguments.push_back(text);
       } else {
-        arguments.push_back(kPrompt + "=" + text);
+        arguments.push_back(option + "=" + text);
       }
     }
   }

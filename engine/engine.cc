@@ -99,7 +99,12 @@ class Engine::Impl {
     int64_t max_new_tokens;
     SamplingParams sampling;
     int64_t stream;
+    std::vector<int32_t> stop_tokens;
     bool log_probabilities;
+
+    bool StopsAt(int32_t token) const {
+      return std::find(stop_tokens.begin(), stop_tokens.end(), token) != stop_tokens.end();
+    }
   };
 
   void Check(const Request& request) const;
@@ -165,9 +170,10 @@ int64_t Engine::Impl::Submit(Request request) {
   Check(request);
   const auto prompt_tokens = static_cast<int64_t>(request.prompt.size());
   const int64_t id = scheduler_.next_request();
-  limits_.emplace_hint(limits_.end(), id,
-                       Limits{request.max_new_tokens, request.sampling,
-                              request.stream < 0 ? id : request.stream, request.log_probabilities});
+  limits_.emplace_hint(
+      limits_.end(), id,
+      Limits{request.max_new_tokens, request.sampling, request.stream < 0 ? id : request.stream,
+             std::move(request.stop_tokens), request.log_probabilities});
   try {
     scheduler_.Add(std::move(request.prompt));
   } catch (...) {
@@ -252,14 +258,15 @@ void Engine::Impl::Take(int64_t request, int32_t token, float log_probability) n
     ++progress_.new_tokens;
   }
   const Scheduler::Entry& entry = *scheduler_.Find(request);
+  const Limits& limits = limits_.at(request);
   const int64_t size = static_cast<int64_t>(entry.tokens.size());
   std::optional<Finish> finish;
   if (token == kNoToken) {
     finish = Finish::kError;
     ++progress_.failed;
-  } else if (std::find(stops.begin(), stops.end(), token) != stops.end()) {
+  } else if (std::find(stops.begin(), stops.end(), token) != stops.end() || limits.StopsAt(token)) {
     finish = Finish::kStop;
-  } else if (size - entry.prompt_tokens >= limits_.at(request).max_new_tokens || size > context_) {
+  } else if (size - entry.prompt_tokens >= limits.max_new_tokens || size > context_) {
     finish = Finish::kLength;
   }
   generated_.push_back({request, token, finish, log_probability});

@@ -35,11 +35,12 @@ struct Request {
   SamplingParams sampling = {};
   // Names the request's random numbers, together with the engine's seed; -1: the request's id.
   int64_t stream = -1;
+  std::vector<int32_t> stop_tokens = {};  // beside those of the model
   bool log_probabilities = false;  // of its tokens; a second product with the LM head for each
 };
 
 enum class Finish {
-  kStop,    // one of the model's stop tokens; it is the last token of the request
+  kStop,    // a stop token of the model or the request; it is the last token of the request
   kLength,  // max_new_tokens or the end of the context
   kError,   // the logits are NaN, or -inf all of them, so there is no token
 };

@@ -281,8 +281,11 @@ const Tensor& GgufFile::Get(std::string_view name, std::span<const int64_t> shap
   const Tensor* tensor = Find(name);
   if (tensor == nullptr) Fail(fmt::format("has no tensor \"{}\"", Printable(name)));
   if (BlockSizeOf(tensor->type).values == 0) {
-    Fail(fmt::format("tensor \"{}\" is of type {}, which is not supported", Printable(name),
-                     NameOf(tensor->type)));
+    std::string known;
+    for (const TypeInfo& info : kTypes)
+      known += (known.empty() ? "" : ", ") + std::string(info.name);
+    Fail(fmt::format("tensor \"{}\" is of type {}, which is not supported; known are {}",
+                     Printable(name), NameOf(tensor->type), known));
   }
   if (!std::equal(shape.begin(), shape.end(), tensor->shape.begin(), tensor->shape.end())) {
     Fail(fmt::format("tensor \"{}\" is of shape {}, not {}", Printable(name),

@@ -41,7 +41,7 @@ uint64_t PairKey(int32_t left, int32_t right) {
   return static_cast<uint64_t>(left) << 32 | static_cast<uint32_t>(right);
 }
 
-// A token of the piece that is being merged, in a list by position.
+// A token of the pre-token that is being merged, in a list by position.
 struct Symbol {
   int32_t token;  // -1: merged into the one before
   int32_t previous;
@@ -81,7 +81,8 @@ ByteBpe::ByteBpe(const GgufFile& file, const std::vector<std::string_view>& text
     if (types[i] != TokenType::kNormal) continue;
     written.emplace(texts[i], token);
     // Llama 3's merges do not lead to all of its tokens.
-    if (pre_tokenizer_ == PreTokenizer::kLlama3) whole_.emplace(Piece(texts[i], types[i]), token);
+    if (pre_tokenizer_ == PreTokenizer::kLlama3)
+      whole_.emplace(TokenBytes(texts[i], types[i]), token);
   }
   for (size_t byte = 0; byte < 256; ++byte) {
     const auto found = written.find(Utf8Of(Bytes().of_byte[byte]));
@@ -111,7 +112,7 @@ void ByteBpe::ReadMerges(const GgufFile& file, const TokenOfText& written) {
   }
 }
 
-std::string ByteBpe::Piece(std::string_view text, TokenType type) const {
+std::string ByteBpe::TokenBytes(std::string_view text, TokenType type) const {
   if (type != TokenType::kNormal) return std::string(text);
   std::string bytes;
   while (!text.empty()) {
@@ -132,18 +133,18 @@ void ByteBpe::Encode(std::string_view fragment, std::vector<int32_t>* out) const
       pre_tokenizer_ == PreTokenizer::kQwen2 ? Compose(fragment) : std::string(fragment);
   std::string_view rest = text;
   for (const size_t length : SplitText(pre_tokenizer_, text)) {
-    EncodePiece(rest.substr(0, length), out);
+    EncodePreToken(rest.substr(0, length), out);
     rest.remove_prefix(length);
   }
 }
 
-void ByteBpe::EncodePiece(std::string_view piece, std::vector<int32_t>* out) const {
-  if (const auto found = whole_.find(piece); found != whole_.end()) {
+void ByteBpe::EncodePreToken(std::string_view pre_token, std::vector<int32_t>* out) const {
+  if (const auto found = whole_.find(pre_token); found != whole_.end()) {
     out->push_back(found->second);
     return;
   }
   std::vector<Symbol> symbols;
-  for (const char c : piece) {
+  for (const char c : pre_token) {
     const int32_t token = byte_tokens_[static_cast<uint8_t>(c)];
     const auto i = static_cast<int32_t>(symbols.size());
     if (token >= 0) symbols.push_back({token, i - 1, i + 1});

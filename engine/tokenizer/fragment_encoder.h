@@ -28,11 +28,13 @@ class FragmentEncoder {
   // Appends the tokens of a fragment as Spell wrote it. Pre: UTF-8, not empty.
   virtual void Encode(std::string_view fragment, std::vector<int32_t>* out) const = 0;
   // The bytes that a token stands for, of its text in the file.
-  virtual std::string Piece(std::string_view text, TokenType type) const = 0;
+  virtual std::string TokenBytes(std::string_view text, TokenType type) const = 0;
   // Whether the first fragment of a text got a space that it did not have.
   virtual bool adds_space() const { return false; }
   // Whether BOS goes before a text if the file does not say.
   virtual bool adds_bos() const = 0;
+  // Whether EOS goes behind it.
+  virtual bool adds_eos() const { return false; }
 };
 
 }  // namespace riffle::engine

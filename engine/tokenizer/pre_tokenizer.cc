@@ -123,8 +123,8 @@ size_t Llama3End(const Characters& text, size_t i, size_t end, size_t max_number
   return newlines > i ? newlines : SpacesEnd(text, i, end);
 }
 
-// The end of the piece that starts at i.
-size_t PieceEnd(PreTokenizer pre_tokenizer, const Characters& text, size_t i) {
+// The end of the pre-token that starts at i.
+size_t PreTokenEnd(PreTokenizer pre_tokenizer, const Characters& text, size_t i) {
   const size_t size = text.size();
   switch (pre_tokenizer) {
     case PreTokenizer::kGpt2:
@@ -165,7 +165,7 @@ std::vector<size_t> SplitText(PreTokenizer pre_tokenizer, std::string_view text)
   };
   if (pre_tokenizer != PreTokenizer::kSmolLm) {
     for (size_t i = 0; i < characters.size();) {
-      i = add(i, PieceEnd(pre_tokenizer, characters, i));
+      i = add(i, PreTokenEnd(pre_tokenizer, characters, i));
     }
     return lengths;
   }

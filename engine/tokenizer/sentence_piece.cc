@@ -11,8 +11,6 @@
 namespace riffle::engine {
 namespace {
 
-constexpr std::string_view kSpace = "\u2581";  // how tokens write a space
-
 std::string Replace(std::string_view text, std::string_view from, std::string_view to) {
   std::string result;
   for (size_t at = 0; at < text.size();) {
@@ -34,7 +32,7 @@ int ByteOf(std::string_view text) {
   return static_cast<int>(digit(text[3]) * 16 + digit(text[4]));
 }
 
-// A piece of the fragment that is being merged, in a list by position.
+// A part of the fragment that is to become a token, in a list by position.
 struct Symbol {
   std::string_view text;  // empty: merged into the one before
   int32_t previous;
@@ -68,7 +66,7 @@ SentencePiece::SentencePiece(const GgufFile& file, const std::vector<std::string
     if (std::isnan(scores_[i])) file.Fail(fmt::format("the score of token {} is not a number", i));
     const auto token = static_cast<int32_t>(i);
     if (types[i] == TokenType::kByte) {
-      ReadByteToken(file, token, texts[i]);
+      AddByteToken(file, token, texts[i], byte_tokens_);
     } else if (types[i] == TokenType::kNormal) {
       normal_.emplace(texts[i], token);
     }
@@ -88,26 +86,27 @@ SentencePiece::SentencePiece(const GgufFile& file, const std::vector<std::string
   }
 }
 
-void SentencePiece::ReadByteToken(const GgufFile& file, int32_t token, std::string_view text) {
+void AddByteToken(const GgufFile& file, int32_t token, std::string_view text,
+                  std::array<int32_t, 256>& byte_tokens) {
   const int byte = ByteOf(text);
   if (byte < 0) {
     file.Fail(
         fmt::format("token {} is a byte, but its text is \"{}\", not \"<0x00>\" to \"<0xFF>\"",
                     token, Printable(text)));
   }
-  int32_t& first = byte_tokens_[static_cast<size_t>(byte)];
+  int32_t& first = byte_tokens[static_cast<size_t>(byte)];
   if (first < 0) first = token;
 }
 
-std::string SentencePiece::Spell(std::string_view text) const { return Replace(text, " ", kSpace); }
+std::string SpellSpaces(std::string_view text) { return Replace(text, " ", kSpelledSpace); }
 
-std::string SentencePiece::Piece(std::string_view text, TokenType type) const {
+std::string SpelledBytes(std::string_view text, TokenType type) {
   if (type == TokenType::kByte) return std::string(1, static_cast<char>(ByteOf(text)));
-  return Replace(text, kSpace, " ");
+  return Replace(text, kSpelledSpace, " ");
 }
 
 void SentencePiece::Encode(std::string_view fragment, std::vector<int32_t>* out) const {
-  const std::string text = std::string(space_prefix_ ? kSpace : "") + std::string(fragment);
+  const std::string text = std::string(space_prefix_ ? kSpelledSpace : "") + std::string(fragment);
   std::vector<Symbol> symbols;
   for (std::string_view rest = text; !rest.empty();) {
     const size_t length = FirstCharacter(rest).length;

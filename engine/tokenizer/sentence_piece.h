@@ -18,20 +18,31 @@
 
 namespace riffle::engine {
 
+// What SentencePiece's methods have in common: how tokens write a space, and what their texts stand
+// for.
+inline constexpr std::string_view kSpelledSpace = "\u2581";
+std::string SpellSpaces(std::string_view text);
+std::string SpelledBytes(std::string_view text, TokenType type);
+// Notes the byte token in `byte_tokens`, which has -1 for bytes without one; of equal ones the
+// first counts. Throws BadModel unless its text is "<0x00>" to "<0xFF>".
+void AddByteToken(const GgufFile& file, int32_t token, std::string_view text,
+                  std::array<int32_t, 256>& byte_tokens);
+
 class SentencePiece final : public FragmentEncoder {
  public:
   // Of the tokens `texts` of the file, and their types. Throws BadModel.
   SentencePiece(const GgufFile& file, const std::vector<std::string_view>& texts,
                 const std::vector<TokenType>& types);
 
-  std::string Spell(std::string_view text) const override;
+  std::string Spell(std::string_view text) const override { return SpellSpaces(text); }
   void Encode(std::string_view fragment, std::vector<int32_t>* out) const override;
-  std::string Piece(std::string_view text, TokenType type) const override;
+  std::string TokenBytes(std::string_view text, TokenType type) const override {
+    return SpelledBytes(text, type);
+  }
   bool adds_space() const override { return space_prefix_; }
   bool adds_bos() const override { return true; }
 
  private:
-  void ReadByteToken(const GgufFile& file, int32_t token, std::string_view text);
   void EncodeSymbol(std::string_view symbol, std::vector<int32_t>* out) const;
 
   TokenOfText normal_;  // as they stand in the file

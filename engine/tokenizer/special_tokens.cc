@@ -1,5 +1,7 @@
 #include "engine/tokenizer/special_tokens.h"
 
+#include <algorithm>
+
 namespace riffle::engine {
 
 int32_t SpecialTokens::Child(int32_t node, uint8_t byte) const {
@@ -54,7 +56,8 @@ int32_t SpecialTokens::Step(int32_t node, uint8_t byte) const {
   }
 }
 
-std::vector<SpecialTokens::Match> SpecialTokens::Find(std::string_view text) const {
+std::vector<SpecialTokens::Match> SpecialTokens::Find(
+    std::string_view text, const std::function<bool(const Match&)>& allowed) const {
   std::vector<Match> matches;
   if (nodes_.size() == 1) return matches;
   std::vector<int32_t> longest(text.size());  // the node of the longest token from each byte on
@@ -64,13 +67,32 @@ std::vector<SpecialTokens::Match> SpecialTokens::Find(std::string_view text) con
     longest[i - 1] = At(node).longest;
   }
   for (size_t at = 0; at < text.size();) {
-    if (longest[at] < 0) {
-      ++at;
-      continue;
+    Match match = {at, 0, -1};
+    for (int32_t found = longest[at]; found >= 0 && match.length == 0;) {
+      const Match candidate = {at, static_cast<size_t>(At(found).length), At(found).token};
+      if (allowed(candidate)) {
+        match = candidate;
+      }
+      found = At(At(found).fallback).longest;  // the next shorter one
     }
-    const Node& found = At(longest[at]);
-    matches.push_back({at, static_cast<size_t>(found.length), found.token});
-    at += static_cast<size_t>(found.length);
+    if (match.length > 0) {
+      matches.push_back(match);
+    }
+    at += std::max<size_t>(match.length, 1);
+  }
+  return matches;
+}
+
+std::vector<SpecialTokens::Match> SpecialTokens::FindAll(std::string_view text) const {
+  std::vector<Match> matches;
+  int32_t node = 0;
+  for (size_t i = text.size(); i > 0; --i) {
+    node = Step(node, static_cast<uint8_t>(text[i - 1]));
+    int32_t found = At(node).longest;
+    while (found >= 0) {
+      matches.push_back({i - 1, static_cast<size_t>(At(found).length), At(found).token});
+      found = At(At(found).fallback).longest;
+    }
   }
   return matches;
 }

@@ -1,4 +1,5 @@
-// Finds the tokens that a text is cut at before it is encoded: user-defined and control tokens.
+// Finds tokens in a text: those that it is cut at before it is encoded, user-defined and control
+// tokens, or all tokens of a vocabulary.
 //
 // Method: Aho and Corasick, "Efficient string matching" (1975), over the reversed tokens. The text
 // is read once from its end, which gives the longest token that starts at each byte. So the time
@@ -7,6 +8,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <string_view>
 #include <vector>
 
@@ -20,13 +22,21 @@ class SpecialTokens {
     int32_t token;
   };
 
+  SpecialTokens() : nodes_(1) {}
+
   // Of equal texts the first counts; an empty one never matches.
   void Add(std::string_view text, int32_t token);
   // After the last Add, before Find.
   void Finish();
 
-  // From the left, at each place the longest; they do not overlap.
-  std::vector<Match> Find(std::string_view text) const;
+  // From the left, at each place the longest; they do not overlap. `allowed` is asked by rising
+  // start, and what it refuses does not count.
+  std::vector<Match> Find(
+      std::string_view text,
+      const std::function<bool(const Match&)>& allowed = [](const Match&) { return true; }) const;
+  // All of them, by falling start, at each place the longest first. Time and memory are linear in
+  // the text and the number of matches.
+  std::vector<Match> FindAll(std::string_view text) const;
 
  private:
   // A node stands for the end of some tokens' texts: what has been read from the right.
@@ -45,7 +55,7 @@ class SpecialTokens {
   Node& At(int32_t node) { return nodes_[static_cast<size_t>(node)]; }
   const Node& At(int32_t node) const { return nodes_[static_cast<size_t>(node)]; }
 
-  std::vector<Node> nodes_ = {Node()};  // the first is the root: nothing read
+  std::vector<Node> nodes_;  // the first is the root: nothing read
 };
 
 }  // namespace riffle::engine

@@ -4,6 +4,7 @@
 
 #include "engine/tokenizer/byte_bpe.h"
 #include "engine/tokenizer/sentence_piece.h"
+#include "engine/tokenizer/unigram.h"
 #include "engine/tokenizer/utf8.h"
 
 namespace riffle::engine {
@@ -31,10 +32,11 @@ std::unique_ptr<FragmentEncoder> MakeEncoder(const GgufFile& file,
                                              const std::vector<TokenType>& types) {
   const std::string_view model = file.String("tokenizer.ggml.model");
   if (model == "llama") return std::make_unique<SentencePiece>(file, texts, types);
+  if (model == "t5") return std::make_unique<Unigram>(file, texts, types);
   if (model == "gpt2") return std::make_unique<ByteBpe>(file, texts, types);
   file.Fail(
-      fmt::format("its tokenizer is \"{}\"; \"llama\" (SentencePiece) and \"gpt2\" "
-                  "(byte-level BPE) can be used",
+      fmt::format("its tokenizer is \"{}\"; \"llama\" (SentencePiece's BPE), \"t5\" "
+                  "(SentencePiece's unigram) and \"gpt2\" (byte-level BPE) can be used",
                   Printable(model)));
 }
 
@@ -44,13 +46,14 @@ Tokenizer::Tokenizer(const GgufFile& file) {
   const auto texts = file.Strings("tokenizer.ggml.tokens");
   const std::vector<TokenType> types = ReadTypes(file, texts.size());
   encoder_ = MakeEncoder(file, texts, types);
-  pieces_.reserve(texts.size());
+  token_bytes_.reserve(texts.size());
   for (size_t i = 0; i < texts.size(); ++i) {
     const bool control = types[i] == TokenType::kControl;
     const bool special = control || types[i] == TokenType::kUserDefined;
     if (special) special_.Add(encoder_->Spell(texts[i]), static_cast<int32_t>(i));
+    is_control_.push_back(control);
     const bool text = special || types[i] == TokenType::kNormal || types[i] == TokenType::kByte;
-    pieces_.push_back(text && !control ? encoder_->Piece(texts[i], types[i]) : "");
+    token_bytes_.push_back(text && !control ? encoder_->TokenBytes(texts[i], types[i]) : "");
   }
   special_.Finish();
   ReadSettings(file);
@@ -86,21 +89,44 @@ void Tokenizer::ReadSettings(const GgufFile& file) {
     }
     return static_cast<int32_t>(token);
   };
-  const auto flag = [&](std::string_view name, bool otherwise) {
+  const auto flag = [&](std::string_view name, bool default_value) {
     const std::string key = fmt::format("tokenizer.ggml.{}", name);
-    return file.Has(key) ? file.Bool(key) : otherwise;
+    return file.Has(key) ? file.Bool(key) : default_value;
   };
   if (flag("add_bos_token", encoder_->adds_bos())) bos_ = number("bos_token_id");
-  if (flag("add_eos_token", false)) eos_ = number("eos_token_id");
+  if (flag("add_eos_token", encoder_->adds_eos())) eos_ = number("eos_token_id");
 }
 
-std::vector<int32_t> Tokenizer::Encode(std::string_view input) const {
-  const size_t invalid = FindInvalidUtf8(input);
-  if (invalid != std::string_view::npos) {
-    throw BadText(fmt::format("is not valid UTF-8: byte 0x{:02x} at offset {}",
-                              static_cast<uint8_t>(input[invalid]), invalid));
+std::vector<int32_t> Tokenizer::Encode(std::string_view text) const {
+  const TextPart part = {std::string(text), false};
+  return Encode(std::span(&part, 1));
+}
+
+std::vector<int32_t> Tokenizer::Encode(std::span<const TextPart> parts) const {
+  std::string spelled;
+  struct Range {
+    size_t start, end;
+  };
+  std::vector<Range> plain;  // the plain parts, in order
+  size_t offset = 0;
+  for (const TextPart& part : parts) {
+    const size_t invalid = FindInvalidUtf8(part.text);
+    if (invalid != std::string_view::npos) {
+      throw BadText(fmt::format("is not valid UTF-8: byte 0x{:02x} at offset {}",
+                                static_cast<uint8_t>(part.text[invalid]), offset + invalid));
+    }
+    offset += part.text.size();
+    const size_t start = spelled.size();
+    spelled += encoder_->Spell(part.text);
+    if (part.plain) plain.push_back({start, spelled.size()});
   }
-  const std::string spelled = encoder_->Spell(input);
+  size_t next_plain = 0;
+  const auto allowed = [&](const SpecialTokens::Match& match) {
+    while (next_plain < plain.size() && plain[next_plain].end <= match.start) ++next_plain;
+    const bool in_plain =
+        next_plain < plain.size() && plain[next_plain].start < match.start + match.length;
+    return !in_plain || !is_control_[static_cast<size_t>(match.token)];
+  };
   const std::string_view text = spelled;
   std::vector<int32_t> tokens;
   const auto encode = [&](std::string_view fragment) {
@@ -108,7 +134,7 @@ std::vector<int32_t> Tokenizer::Encode(std::string_view input) const {
   };
   if (bos_ >= 0) tokens.push_back(bos_);
   size_t start = 0;  // of the fragment at hand
-  for (const SpecialTokens::Match& special : special_.Find(text)) {
+  for (const SpecialTokens::Match& special : special_.Find(text, allowed)) {
     encode(text.substr(start, special.start - start));
     tokens.push_back(special.token);
     start = special.start + special.length;
@@ -118,11 +144,18 @@ std::vector<int32_t> Tokenizer::Encode(std::string_view input) const {
   return tokens;
 }
 
-std::string_view Tokenizer::Piece(int32_t token) const {
+std::optional<int32_t> Tokenizer::SpecialToken(std::string_view text) const {
+  const std::string spelled = encoder_->Spell(text);
+  const std::vector<SpecialTokens::Match> matches = special_.Find(spelled);
+  if (matches.size() != 1 || matches[0].length != spelled.size()) return std::nullopt;
+  return matches[0].token;
+}
+
+std::string_view Tokenizer::TokenBytes(int32_t token) const {
   if (token < 0 || token >= vocab()) {
     throw std::out_of_range(fmt::format("token {} of a vocabulary of {}", token, vocab()));
   }
-  return pieces_[static_cast<size_t>(token)];
+  return token_bytes_[static_cast<size_t>(token)];
 }
 
 std::string Tokenizer::Decode(const std::vector<int32_t>& tokens) const {
@@ -135,7 +168,7 @@ std::string Tokenizer::Decode(const std::vector<int32_t>& tokens) const {
 }
 
 std::string StreamDecoder::Push(int32_t token) {
-  pending_ += tokenizer_->Piece(token);
+  pending_ += tokenizer_->TokenBytes(token);
   return TakeCharacters(&pending_);
 }
 

@@ -1,10 +1,12 @@
-// The tokenizer of a GGUF file: SentencePiece (tokenizer.ggml.model "llama") or byte-level BPE
-// ("gpt2"). A text is cut at the user-defined and control tokens that it contains (the longest
-// first); what lies between is encoded by the method, in a file of its own.
+// The tokenizer of a GGUF file: SentencePiece's BPE (tokenizer.ggml.model "llama") or unigram model
+// ("t5"), or byte-level BPE ("gpt2"). A text is cut at the user-defined and control tokens that it
+// contains (the longest first); what lies between is encoded by the method, in a file of its own.
 #pragma once
 
 #include <cstdint>
 #include <memory>
+#include <optional>
+#include <span>
 #include <stdexcept>
 #include <string>
 #include <string_view>
@@ -22,6 +24,13 @@ class BadText : public std::runtime_error {
   using std::runtime_error::runtime_error;
 };
 
+// A part of a text. Control tokens that a plain part spells out, even in part, stay text there: so
+// what a user wrote cannot end a turn of a conversation.
+struct TextPart {
+  std::string text;
+  bool plain = false;
+};
+
 class Tokenizer {
  public:
   // Copies what it needs of `file`. Throws BadModel if the file's tokenizer is of another kind or
@@ -30,19 +39,28 @@ class Tokenizer {
   ~Tokenizer();
   Tokenizer(Tokenizer&&) noexcept;
 
-  int64_t vocab() const { return static_cast<int64_t>(pieces_.size()); }
+  int64_t vocab() const { return static_cast<int64_t>(token_bytes_.size()); }
 
   // The tokens of `text`, after BOS if the file asks for it. Control tokens that the text spells
   // out, such as <start_of_turn>, become those tokens. Throws BadText unless `text` is UTF-8.
   std::vector<int32_t> Encode(std::string_view text) const;
+  // The same for the parts of one text. Apart from control tokens, its tokens do not depend on
+  // where the parts begin.
+  std::vector<int32_t> Encode(std::span<const TextPart> parts) const;
+
+  // The control or user-defined token of that text in the file, if there is one.
+  std::optional<int32_t> SpecialToken(std::string_view text) const;
+  bool adds_bos() const { return bos_ >= 0; }
 
   // The bytes of a token: a part of a character, if it is a byte token; nothing, if it is a control
   // token. Throws std::out_of_range for a number that is no token.
-  std::string_view Piece(int32_t token) const;
+  std::string_view TokenBytes(int32_t token) const;
 
-  // The text of `tokens`; bytes that are not UTF-8 as U+FFFD. Decode(Encode(text)) == text, except
-  // that control tokens come back as nothing, SentencePiece's U+2581 as a space, and what a
-  // pre-tokenizer composes (Qwen 2's does) as composed.
+  // The text of `tokens`; bytes that are not UTF-8 become U+FFFD. Decode(Encode(text)) == text,
+  // except that control tokens and unknown characters come back as nothing, SentencePiece's U+2581
+  // as a space, and what a pre-tokenizer composes (Qwen 2's does) as composed; and if the file asks
+  // for a space before a text, special tokens are followed by a space, and one space at the
+  // beginning is taken for that one.
   std::string Decode(const std::vector<int32_t>& tokens) const;
 
  private:
@@ -50,10 +68,11 @@ class Tokenizer {
   void ReadSettings(const GgufFile& file);
 
   std::unique_ptr<FragmentEncoder> encoder_;
-  std::vector<std::string> pieces_;  // of each token
-  SpecialTokens special_;            // user-defined and control tokens
-  int32_t bos_ = -1;                 // -1: none is put before a text
-  int32_t eos_ = -1;                 // -1: none is put after a text
+  std::vector<std::string> token_bytes_;  // of each token
+  SpecialTokens special_;                 // user-defined and control tokens
+  std::vector<bool> is_control_;          // of each token
+  int32_t bos_ = -1;                      // -1: none is put before a text
+  int32_t eos_ = -1;                      // -1: none is put after a text
 };
 
 // Text from tokens as they come, always whole characters.

@@ -1,5 +1,6 @@
 // Byte-level BPE: the vocabulary of SmolLM2 with four pre-tokenizers against the library tokenizers
-// (tests/data/bpe_tokens.json, by make_bpe_fixture.py), pieces by hand, and contradictory files.
+// (tests/data/bpe_tokens.json, by make_bpe_fixture.py), pre-tokens by hand, and contradictory
+// files.
 #include "engine/tokenizer/byte_bpe.h"
 
 #include <gmock/gmock.h>
@@ -120,7 +121,7 @@ TEST(ByteBpe, TwentyThousandTextsAsTheLibraryTokenizersHasThem) {
       std::string decoded;
       for (const int32_t token : tokens) {  // control tokens decode to nothing
         decoded +=
-            token < 17 ? texts_of_tokens[static_cast<size_t>(token)] : tokenizer.Piece(token);
+            token < 17 ? texts_of_tokens[static_cast<size_t>(token)] : tokenizer.TokenBytes(token);
       }
       EXPECT_EQ(decoded, WithTokens(kind == "qwen2" ? Compose(text) : text));
     }
@@ -151,25 +152,25 @@ TEST(ByteBpe, LongTextsAreQuick) {
 }
 
 // ---- by hand
-std::vector<std::string> Pieces(PreTokenizer pre_tokenizer, std::string_view text) {
-  std::vector<std::string> pieces;
+std::vector<std::string> PreTokens(PreTokenizer pre_tokenizer, std::string_view text) {
+  std::vector<std::string> pre_tokens;
   for (const size_t length : SplitText(pre_tokenizer, text)) {
-    pieces.emplace_back(text.substr(0, length));
+    pre_tokens.emplace_back(text.substr(0, length));
     text.remove_prefix(length);
   }
   EXPECT_TRUE(text.empty());
-  return pieces;
+  return pre_tokens;
 }
 
-TEST(PreTokenizer, Pieces) {
-  EXPECT_THAT(Pieces(PreTokenizer::kGpt2, "I'll  see 12a  \n"),
+TEST(PreTokenizer, ByHand) {
+  EXPECT_THAT(PreTokens(PreTokenizer::kGpt2, "I'll  see 12a  \n"),
               ElementsAre("I", "'ll", " ", " see", " 12", "a", "  \n"));
-  EXPECT_THAT(Pieces(PreTokenizer::kGpt2, "I'LL"), ElementsAre("I", "'", "LL"));
-  EXPECT_THAT(Pieces(PreTokenizer::kSmolLm, " 12 x"), ElementsAre(" ", "1", "2", " x"));
-  EXPECT_THAT(Pieces(PreTokenizer::kLlama3, "I'LL 1234(x)\n\n  y"),
+  EXPECT_THAT(PreTokens(PreTokenizer::kGpt2, "I'LL"), ElementsAre("I", "'", "LL"));
+  EXPECT_THAT(PreTokens(PreTokenizer::kSmolLm, " 12 x"), ElementsAre(" ", "1", "2", " x"));
+  EXPECT_THAT(PreTokens(PreTokenizer::kLlama3, "I'LL 1234(x)\n\n  y"),
               ElementsAre("I", "'LL", " ", "123", "4", "(x", ")\n\n", " ", " y"));
-  EXPECT_THAT(Pieces(PreTokenizer::kQwen2, "a12 \n b"), ElementsAre("a", "1", "2", " \n", " b"));
-  EXPECT_TRUE(Pieces(PreTokenizer::kGpt2, "").empty());
+  EXPECT_THAT(PreTokens(PreTokenizer::kQwen2, "a12 \n b"), ElementsAre("a", "1", "2", " \n", " b"));
+  EXPECT_TRUE(PreTokens(PreTokenizer::kGpt2, "").empty());
 }
 
 struct Vocabulary {
@@ -212,7 +213,7 @@ TEST(ByteBpe, MergesByRank) {
   for (int byte = 0; byte < 128; ++byte) {
     const std::string text(1, static_cast<char>(byte));
     EXPECT_THAT(tokenizer.Encode(text), ElementsAre(byte));
-    EXPECT_EQ(tokenizer.Piece(byte), text);
+    EXPECT_EQ(tokenizer.TokenBytes(byte), text);
   }
   EXPECT_THAT(tokenizer.Encode("é"), ElementsAre(0xc3, 0xa9));
   Vocabulary llama;

@@ -34,7 +34,7 @@ const Tokenizer& Gemma() {
 
 std::string WithoutControls(const Tokens& tokens) {
   std::string text;
-  for (const int32_t token : tokens) text += Gemma().Piece(token);
+  for (const int32_t token : tokens) text += Gemma().TokenBytes(token);
   return text;
 }
 

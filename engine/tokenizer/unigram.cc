@@ -1,0 +1,154 @@
+#include "engine/tokenizer/unigram.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <cmath>
+
+#include "engine/tokenizer/utf8.h"
+
+namespace riffle::engine {
+namespace {
+
+constexpr double kUnknownPenalty = 10;
+
+}  // namespace
+
+Unigram::Unigram(const GgufFile& file, const std::vector<std::string_view>& texts,
+                 const std::vector<TokenType>& types)
+    : scores_(file.Floats("tokenizer.ggml.scores")) {
+  const std::string charsmap = "tokenizer.ggml.precompiled_charsmap";
+  if (file.Has(charsmap) && file.ArraySize(charsmap) > 0) {
+    file.Fail(
+        fmt::format("{}, a table that normalizes texts, is not supported; unigram "
+                    "vocabularies without one are",
+                    charsmap));
+  }
+  if (scores_.size() != texts.size()) {
+    file.Fail(
+        fmt::format("its vocabulary has {} tokens, but {} scores", texts.size(), scores_.size()));
+  }
+  byte_tokens_.fill(-1);
+  double least = 0;
+  for (size_t i = 0; i < texts.size(); ++i) {
+    const auto token = static_cast<int32_t>(i);
+    if (!std::isfinite(scores_[i])) {
+      file.Fail(fmt::format("the score of token {} is not a finite number", i));
+    }
+    if (types[i] == TokenType::kByte) {
+      AddByteToken(file, token, texts[i], byte_tokens_);
+    } else if (types[i] == TokenType::kNormal) {
+      least = std::min(least, static_cast<double>(scores_[i]));
+      tokens_.Add(texts[i], token);
+    }
+  }
+  tokens_.Finish();
+  unknown_score_ = least - kUnknownPenalty;
+  has_bytes_ = std::find(byte_tokens_.begin(), byte_tokens_.end(), -1) == byte_tokens_.end();
+  const auto flag = [&](const char* name, bool default_value) {
+    const std::string key = std::string("tokenizer.ggml.") + name;
+    return file.Has(key) ? file.Bool(key) : default_value;
+  };
+  space_prefix_ = flag("add_space_prefix", true);
+  removes_spaces_ = flag("remove_extra_whitespaces", false);
+  const std::string unknown = "tokenizer.ggml.unknown_token_id";
+  const int64_t id = file.Integer(unknown);
+  if (id >= static_cast<int64_t>(texts.size())) {
+    file.Fail(
+        fmt::format("metadata \"{}\" is {}, but there are {} tokens", unknown, id, texts.size()));
+  }
+  unknown_ = static_cast<int32_t>(id);
+}
+
+// With the space before the text, and without spaces at the ends and behind other spaces, as the
+// file asks for it.
+std::string Unigram::Normalize(std::string_view fragment) const {
+  std::string text = space_prefix_ ? std::string(kSpelledSpace) : "";
+  if (!removes_spaces_) {
+    return text += fragment;
+  }
+  bool space = true;  // the last character was one, or there was none
+  for (size_t at = 0; at < fragment.size();) {
+    const size_t length = FirstCharacter(fragment.substr(at)).length;
+    const std::string_view character = fragment.substr(at, length);
+    if (character != kSpelledSpace || !space) {
+      text += character;
+    }
+    space = character == kSpelledSpace;
+    at += length;
+  }
+  const size_t prefix = space_prefix_ ? kSpelledSpace.size() : 0;
+  if (space && text.size() > prefix) {
+    text.resize(text.size() - kSpelledSpace.size());
+  }
+  return text.size() > prefix ? text : "";
+}
+
+// Of every place that ends a character. The first is the beginning.
+std::vector<Unigram::Step> Unigram::BestSteps(std::string_view text) const {
+  std::vector<Step> steps(text.size() + 1);
+  std::vector<bool> begins(text.size() + 1);  // a character, or is the end
+  begins[text.size()] = true;
+  for (size_t at = 0; at < text.size(); at += FirstCharacter(text.substr(at)).length) {
+    begins[at] = true;
+  }
+  const auto improve = [&](size_t start, size_t length, double score, int32_t token) {
+    Step& step = steps[start + length];
+    const double sum = steps[start].score + score;
+    if (step.token == kNone || sum > step.score) {
+      step = {sum, start, token};
+    }
+  };
+  const std::vector<SpecialTokens::Match> matches = tokens_.FindAll(text);
+  auto next = matches.rbegin();  // they come from the end of the text
+  for (size_t at = 0; at < text.size();) {
+    const size_t length = FirstCharacter(text.substr(at)).length;
+    bool single = false;
+    while (next != matches.rend() && next->start < at) {
+      ++next;  // begins within a character
+    }
+    for (; next != matches.rend() && next->start == at; ++next) {
+      if (begins[at + next->length]) {
+        improve(at, next->length, scores_[static_cast<size_t>(next->token)], next->token);
+        single = single || next->length == length;
+      }
+    }
+    if (!single) {
+      improve(at, length, unknown_score_, kUnknown);
+    }
+    at += length;
+  }
+  return steps;
+}
+
+void Unigram::AddUnknown(std::string_view text, std::vector<int32_t>* out) const {
+  if (!has_bytes_) {
+    out->push_back(unknown_);
+    return;
+  }
+  for (const char c : text) {
+    out->push_back(byte_tokens_[static_cast<uint8_t>(c)]);
+  }
+}
+
+void Unigram::Encode(std::string_view fragment, std::vector<int32_t>* out) const {
+  const std::string text = Normalize(fragment);
+  const std::vector<Step> steps = BestSteps(text);
+  std::vector<size_t> ends;
+  for (size_t end = text.size(); end > 0; end = steps[end].start) {
+    ends.push_back(end);
+  }
+  for (size_t i = ends.size(); i > 0; --i) {
+    const Step& step = steps[ends[i - 1]];
+    if (step.token != kUnknown) {
+      out->push_back(step.token);
+      continue;
+    }
+    while (i > 1 && steps[ends[i - 2]].token == kUnknown) {
+      --i;
+    }
+    AddUnknown(std::string_view(text).substr(step.start, ends[i - 1] - step.start), out);
+  }
+}
+
+}  // namespace riffle::engine
