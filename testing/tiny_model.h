@@ -44,7 +44,7 @@ inline std::string RandomTensor(engine::TensorType type, int64_t values, float s
     switch (type) {
       case TensorType::kF16:
       case TensorType::kBF16: {
-        const uint32_t sign = (random() & 1) << 15;
+        const uint32_t sign = static_cast<uint32_t>(random() & 1) << 15;
         const uint32_t bits = type == TensorType::kF16 ? 0x2c00 | (random() & 0x7ff)  // 1/16 to 1/4
                                                        : 0x3d80 | (random() & 0xff);
         scales = GgufWriter::Raw(static_cast<uint16_t>(sign | bits));
