@@ -73,6 +73,10 @@ sdist: ## the source distribution: dist/riffle_llm-VERSION.tar.gz
 	@scripts/setup.sh build
 	@scripts/venv.sh
 	@scripts/sdist.sh
+wheels: ## wheels for Linux on x86-64 and 64-bit ARM, tried in every Python here: dist/wheels
+	@scripts/setup.sh build
+	@scripts/venv.sh
+	@scripts/wheels.sh
 bench: build ## measure riffle beside this machine's read bandwidth and peak
 	@for what in topk attention linear sample; do build/release/riffle bench $$what || exit 1; done
 bench-llama: llama ## llama-bench with libggml-cpu-riffle.so and without, in turn
@@ -95,4 +99,4 @@ start:
 	@rm -rf build/log
 
 .PHONY: help demo test build python llama test-cpp test-clang test-consumer test-python test-install test-arm64 test-arm64-quick \
-  test-dispatch test-transformers test-asan test-tsan test-llama fuzz setup sdist bench bench-llama docs format lint clean distclean start
+  test-dispatch test-transformers test-asan test-tsan test-llama fuzz setup sdist wheels bench bench-llama docs format lint clean distclean start

@@ -3,9 +3,8 @@
 #include <algorithm>
 #include <type_traits>
 
-#include <dlfcn.h>
-
 #include "array.h"
+#include "loaded_library.h"
 
 namespace riffle::python {
 namespace {
@@ -23,13 +22,9 @@ struct TorchShim {
 
   bool Find() {
     // Loaded already, as PyTorch has been imported; looked up, never linked.
-    void* const library = dlopen("libtorch_cpu.so", RTLD_NOW | RTLD_NOLOAD);
-    if (library == nullptr) {
-      return false;
-    }
-    const auto find = [library](auto& function, const char* name) {
-      function =
-          reinterpret_cast<std::remove_reference_t<decltype(function)>>(dlsym(library, name));
+    const LoadedLibrary library("torch_cpu");
+    const auto find = [&library](auto& function, const char* name) {
+      function = reinterpret_cast<std::remove_reference_t<decltype(function)>>(library.Find(name));
       return function != nullptr;
     };
     return find(empty_strided, "aoti_torch_empty_strided") &&

@@ -3,20 +3,7 @@
 # in clean environments of the oldest and the newest Python here that riffle supports, away from the checkout.
 set -euo pipefail
 . "$(dirname "$0")/lib.sh"
-
-# Pythons in PATH and pyenv's, "MINOR path" a line, each minor version once.
-pythons() {
-  local candidate
-  for candidate in /usr/bin/python3 python3.{10..20} "${PYENV_ROOT:-$HOME/.pyenv}"/versions/3.*/bin/python; do
-    if ! have "$candidate"; then continue; fi
-    # venv and headers too, without which nothing is built; the second may be a package of its own.
-    "$candidate" -c 'if True:
-      import ensurepip, os, sys, sysconfig, venv
-      header = os.path.join(sysconfig.get_path("include"), "Python.h")
-      if sys.version_info >= (3, 10) and sys.implementation.name == "cpython" and os.path.exists(header):
-        print(sys.version_info.minor, sys.executable)' 2>/dev/null || true
-  done | sort -n -u -k 1,1
-}
+. "$(dirname "$0")/pythons.sh"
 
 sdist=$("$ROOT/scripts/sdist.sh" | tail -n 1) # "sdist.sh: dist/NAME"
 sdist=$ROOT/${sdist#* }
