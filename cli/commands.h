@@ -16,6 +16,7 @@ void AddBenchTopKCommand(CLI::App& bench);
 void AddBenchAttentionCommand(CLI::App& bench);
 void AddBenchLinearCommand(CLI::App& bench);
 void AddBenchSampleCommand(CLI::App& bench);
+void AddBenchSparseCommand(CLI::App& bench);
 void AddBenchWriteCommand(CLI::App& bench);
 
 }  // namespace riffle::cli

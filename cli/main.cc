@@ -72,6 +72,7 @@ int Main(int argc, char** argv) {
   AddBenchAttentionCommand(*bench);
   AddBenchLinearCommand(*bench);
   AddBenchSampleCommand(*bench);
+  AddBenchSparseCommand(*bench);
   AddBenchWriteCommand(*bench);
   try {
     std::vector<std::string> arguments = ReversedArguments(argc, argv);

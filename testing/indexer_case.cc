@@ -34,6 +34,25 @@ double ValueOfE4M3(int code) {
   return values[static_cast<size_t>(code)];
 }
 
+// Fills a row of MXFP4 and its scales; values[0, dim) are what they stand for.
+void PutMxFp4(int dim, bool ties, bool special, Rng& rng, uint8_t* row, uint8_t* scales,
+              float* values) {
+  constexpr double kMagnitudes[] = {0, 0.5, 1, 1.5, 2, 3, 4, 6};
+  for (int i = 0; i < dim; ++i) {
+    if (i % 32 == 0) {
+      scales[i / 32] = static_cast<uint8_t>(ties                       ? 127
+                                            : special && rng.OneIn(20) ? 255
+                                                                       : rng.Between(122, 129));
+    }
+    const int code = static_cast<int>(rng.Below(16));
+    row[i / 2] = static_cast<uint8_t>(i % 2 == 0 ? code : row[i / 2] | code << 4);
+    const int scale = scales[i / 32];
+    const double value = scale == 255 ? std::numeric_limits<double>::quiet_NaN()
+                                      : std::ldexp(kMagnitudes[code & 7], scale - 127);
+    values[i] = static_cast<float>(code >= 8 ? -value : value);
+  }
+}
+
 // Stores about x, or a special element; returns what was stored, exactly.
 float Put(DType dtype, double x, bool special, Rng& rng, uint8_t* to) {
   if (dtype == DType::kI8) {
@@ -128,8 +147,9 @@ IndexerCase::IndexerCase(const IndexerSpec& spec) : spec_(spec) {
     weights_.push_back(spec.ties ? std::ldexp(1.0f, static_cast<int>(rng.Below(2)))
                                  : static_cast<float>(normal()));
   }
-  const bool scaled =
-      spec.scales || spec.key_dtype == DType::kI8 || spec.format == IndexKeyFormat::kDeepGemm;
+  const bool mxfp4 = spec.format == IndexKeyFormat::kMxFp4;
+  const bool scaled = !mxfp4 && (spec.scales || spec.key_dtype == DType::kI8 ||
+                                 spec.format == IndexKeyFormat::kDeepGemm);
   for (int64_t i = 0; i < slots; ++i) {
     scales_.push_back(!scaled || spec.ties ? 1.0f : static_cast<float>(rng.Unit() + 0.1));
   }
@@ -144,12 +164,19 @@ IndexerCase::IndexerCase(const IndexerSpec& spec) : spec_(spec) {
   }
   const auto element = static_cast<int64_t>(SizeOf(spec.key_dtype));
   const bool deepgemm = spec.format == IndexKeyFormat::kDeepGemm;
-  const int64_t page_bytes = spec.page_size * (spec.head_dim * element + (deepgemm ? 4 : 0));
+  const int64_t row_bytes = mxfp4 ? spec.head_dim / 2 : spec.head_dim * element;
+  const int64_t page_bytes = spec.page_size * (row_bytes + (deepgemm || mxfp4 ? 4 : 0));
   key_bytes_ = std::make_unique<GuardedBuffer>(static_cast<size_t>(pages_ * page_bytes), true);
   k_.resize(static_cast<size_t>(slots * spec.head_dim));
   for (int64_t slot = 0; slot < slots; ++slot) {
     uint8_t* page = key_bytes_->data() + slot / spec.page_size * page_bytes;
-    uint8_t* row = page + slot % spec.page_size * spec.head_dim * element;
+    uint8_t* row = page + slot % spec.page_size * row_bytes;
+    if (mxfp4) {
+      PutMxFp4(spec.head_dim, spec.ties, spec.specials, rng, row,
+               page + spec.page_size * row_bytes + slot % spec.page_size * 4,
+               k_.data() + slot * spec.head_dim);
+      continue;
+    }
     for (int64_t i = 0; i < spec.head_dim; ++i) {
       const bool special = spec.specials && rng.OneIn(spec.head_dim * 2);
       k_[static_cast<size_t>(slot * spec.head_dim + i)] =
@@ -178,6 +205,9 @@ IndexKeys IndexerCase::keys() const {
   if (spec_.format == IndexKeyFormat::kDeepGemm) {
     keys.dtype = DType::kU8;
     keys.page_stride = int64_t{spec_.page_size} * (spec_.head_dim + 4);
+  } else if (spec_.format == IndexKeyFormat::kMxFp4) {
+    keys.dtype = DType::kU8;
+    keys.page_stride = int64_t{spec_.page_size} * (spec_.head_dim / 2 + 4);
   } else if (spec_.scales || spec_.key_dtype == DType::kI8) {
     keys.scales = {scales_.data(), spec_.page_size, 1};
   }

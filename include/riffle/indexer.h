@@ -16,7 +16,7 @@
 //               q is not int8, it is rounded to int8, each head with a scale of its own, max|q| /
 //               127, which is multiplied into w first.
 //   others      f32 accumulation in a chain over head_dim. If bf16 holds q and keys exactly (bf16,
-//               e4m3, int8) and the target has dot products of bf16 pairs (VDPBF16PS, which treats
+//               e4m3, MXFP4, int8) and the target has dot products of bf16 pairs (VDPBF16PS, which treats
 //               denormals as zeros), the chain is of these; otherwise of fused multiply-adds in
 //               f32. Every run on a target gives the same bits.
 // int8 after a Hadamard transform (WriteIndexKeys, Hadamard) is 4.2 times more precise than e4m3
@@ -38,12 +38,16 @@ namespace riffle {
 enum class IndexKeyFormat : uint8_t {
   kPlain,     // rows of a dtype, with strides; scales elsewhere
   kDeepGemm,  // page_size rows of e4m3, then page_size f32 scales: DeepGEMM's and vLLM's cache
+  kMxFp4,  // page_size rows of head_dim / 2 bytes, two e2m1 each, the first in the low half; then
+           // page_size x 4 bytes: an e8m0 scale for each 32 elements (bytes behind them are
+           // unused). head_dim is a multiple of 32 up to 128. DeepGEMM's FP4 cache
 };
-inline constexpr int kNumIndexKeyFormats = 2;
+inline constexpr int kNumIndexKeyFormats = 3;
 
 constexpr const char* Name(IndexKeyFormat format) {
   return format == IndexKeyFormat::kPlain      ? "plain"
          : format == IndexKeyFormat::kDeepGemm ? "deepgemm"
+         : format == IndexKeyFormat::kMxFp4    ? "mxfp4"
                                                : "an unknown format";
 }
 
@@ -60,12 +64,12 @@ struct IndexScales {
 // page * page_stride + token * token_stride on. A matrix of keys is a pool of one page.
 struct IndexKeys {
   const void* data = nullptr;
-  DType dtype = DType::kF32;  // kPlain: f32, f16, bf16, e4m3 or i8; kDeepGemm: u8
+  DType dtype = DType::kF32;  // kPlain: f32, f16, bf16, e4m3 or i8; else u8
   int64_t num_pages = 0;
   int64_t page_size = 0;                 // keys of a page, at least 1
   int64_t head_dim = 0;                  // 32 to 256, a multiple of 16
   int64_t page_stride = 0;               // elements
-  int64_t token_stride = 0;              // elements; kDeepGemm: without effect
+  int64_t token_stride = 0;              // elements; of kPlain only
   IndexScales<const float> scales = {};  // kPlain; int8 must have them
   IndexKeyFormat format = IndexKeyFormat::kPlain;
 };
@@ -160,7 +164,7 @@ RIFFLE_API void IndexerTopK(const HeadsView& q, const IndexWeights& weights, con
 // Index keys of a pool that are written.
 struct IndexKeysOut {
   void* data = nullptr;
-  DType dtype = DType::kF32;  // kPlain: f32, f16, bf16, e4m3 or i8; kDeepGemm: u8
+  DType dtype = DType::kF32;  // kPlain: f32, f16, bf16, e4m3 or i8; else u8
   int64_t num_pages = 0;
   int64_t page_size = 0;
   int64_t head_dim = 0;
@@ -183,6 +187,8 @@ struct WriteIndexKeysOptions {
 // + offset; -1 skips a key; of equal slots the later one stays.
 //   int8  scale = max|x| / 127, code = x * (127 / max|x|) to the nearest even
 //   e4m3  scale = max(max|x|, 1e-4) / 448, code = x / scale to the nearest even
+//   MXFP4 scale = max(max|x|, 1e-4) / 6 of each 32 elements, rounded up to a power of two; code = x
+//         / scale to the nearest even
 // all in f32. A key that is not finite gets the scale NaN, so that its scores are NaN. Throws Error
 // as IndexerLogits.
 RIFFLE_API void WriteIndexKeys(const MatrixView& x, IndexSpan slots, const IndexKeysOut& keys,
@@ -216,5 +222,14 @@ struct PageTableView {
 // Throws Error: kBadShape, kBadRange, kOverlap; kBadPage where a slot is beyond int32.
 RIFFLE_API void PositionsToSlots(const PositionsView& positions, const PageTableView& table,
                                  IndexSpan cu_q_lens, const OutView<int32_t>& slots);
+
+// Positions of blocks: positions[t, i * block + j] = blocks[t, i] * block + j; -1 where blocks[t,
+// i] is negative or the position is not below ends[t]. What follows IndexerTopK with options.block
+// > 1; `ends` are the keys that each query sees.
+//   blocks     [tokens, cols] int32
+//   positions  [tokens, cols * block] int32
+// Throws Error: kBadShape, kBadOption (block), kBadRange (a negative end), kOverlap.
+RIFFLE_API void ExpandBlocks(const PositionsView& blocks, int64_t block,
+                             std::span<const int32_t> ends, const OutView<int32_t>& positions);
 
 }  // namespace riffle

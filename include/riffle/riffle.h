@@ -2,6 +2,7 @@
 #pragma once
 
 #include "riffle/attention.h"
+#include "riffle/compress_kv.h"
 #include "riffle/error.h"
 #include "riffle/indexer.h"
 #include "riffle/indices.h"

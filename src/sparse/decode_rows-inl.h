@@ -17,14 +17,6 @@ HWY_BEFORE_NAMESPACE();
 namespace riffle::sparse::HWY_NAMESPACE {
 namespace hn = hwy::HWY_NAMESPACE;
 
-// 2^(code - 127); 255 is NaN.
-HWY_INLINE float FromE8M0(uint8_t code) {
-  const uint32_t bits = code == 0     ? 0x00400000u
-                        : code == 255 ? 0x7fc00000u
-                                      : static_cast<uint32_t>(code) << 23;
-  return std::bit_cast<float>(bits);
-}
-
 // e4m3 times a scale as f32.
 HWY_INLINE void ScaledE4M3(const uint8_t* from, int count, float scale, float* to) {
   const LaneF32 df;

@@ -79,11 +79,13 @@ sparse::IndexRow RowAt(const IndexKeysOut& keys, int64_t slot) {
   const int64_t token = slot % keys.page_size;
   auto* data = static_cast<uint8_t*>(keys.data);
   row.dim = static_cast<int>(keys.head_dim);
-  if (keys.format == IndexKeyFormat::kDeepGemm) {
+  if (keys.format != IndexKeyFormat::kPlain) {
     uint8_t* at = data + page * keys.page_stride;
+    row.mxfp4 = keys.format == IndexKeyFormat::kMxFp4;
+    const int64_t bytes = row.mxfp4 ? keys.head_dim / 2 : keys.head_dim;
     row.to_dtype = DType::kE4M3;
-    row.to = at + token * keys.head_dim;
-    row.scale = reinterpret_cast<float*>(at + keys.page_size * keys.head_dim) + token;
+    row.to = at + token * bytes;
+    row.scale = reinterpret_cast<float*>(at + keys.page_size * bytes) + token;
     return row;
   }
   const auto element = static_cast<int64_t>(SizeOf(keys.dtype));

@@ -12,9 +12,9 @@
 
 #include "core/dispatch.h"
 #include "core/element.h"
-#include "core/round-inl.h"
 #include "sparse/indexer_args.h"
 #include "sparse/lanes-inl.h"
+#include "sparse/store_row-inl.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace riffle::sparse::HWY_NAMESPACE {
@@ -44,30 +44,6 @@ void Transform(float* x, int64_t cols) {
   const auto scale = static_cast<float>(1.0 / std::sqrt(static_cast<double>(cols)));
   for (int64_t i = 0; i < cols; ++i) {
     x[i] *= scale;
-  }
-}
-
-void StoreRow(DType dtype, const float* x, int64_t cols, uint8_t* to) {
-  const LaneF32 df;
-  const hn::Rebind<uint16_t, LaneF32> du16;
-  const auto element = static_cast<int64_t>(SizeOf(dtype));
-  alignas(64) float part[kLanes];
-  alignas(64) uint8_t bytes[4 * kLanes];
-  for (int64_t i = 0; i < cols; i += kLanes) {
-    const auto count = std::min<int64_t>(kLanes, cols - i);
-    std::memcpy(part, x + i, static_cast<size_t>(count) * sizeof(float));
-    std::fill(part + count, part + kLanes, 0.0f);
-    const auto value = hn::Load(df, part);
-    if (dtype == DType::kF32) {
-      hn::Store(value, df, reinterpret_cast<float*>(bytes));
-    } else if (dtype == DType::kF16) {
-      hn::Store(core::HWY_NAMESPACE::RoundToF16(df, value), du16,
-                reinterpret_cast<uint16_t*>(bytes));
-    } else {
-      hn::Store(core::HWY_NAMESPACE::RoundToBF16(df, value), du16,
-                reinterpret_cast<uint16_t*>(bytes));
-    }
-    std::memcpy(to + i * element, bytes, static_cast<size_t>(count * element));
   }
 }
 
@@ -112,6 +88,32 @@ float QuantizeE4M3(const float* x, int count, bool power_of_two, uint8_t* codes)
   return scale;
 }
 
+// |x| <= 6 as an e2m1 code, to the nearest, ties to the even code.
+uint8_t E2M1Code(float x) {
+  const float magnitude = std::min(std::fabs(x), 6.0f);
+  const float code = magnitude < 2   ? std::nearbyint(2 * magnitude)
+                     : magnitude < 4 ? std::nearbyint(magnitude) + 2
+                                     : std::nearbyint(magnitude / 2) + 4;
+  return static_cast<uint8_t>(static_cast<int>(code) | (std::signbit(x) ? 8 : 0));
+}
+
+// 32 elements as 16 bytes; returns their e8m0 scale.
+uint8_t QuantizeMxFp4(const float* x, uint8_t* codes) {
+  const float max = MaxMagnitude(x, 32);
+  if (!(max <= hwy::HighestValue<float>())) {
+    std::memset(codes, 0, 16);
+    return 255;
+  }
+  const auto bits = std::bit_cast<uint32_t>(std::max(max, 1e-4f) / 6.0f);
+  const uint32_t exponent = (bits + 0x7fffff) >> 23;  // up to a power of two
+  const float inverse = std::bit_cast<float>((254 - exponent) << 23);
+  for (int i = 0; i < 32; i += 2) {
+    codes[i / 2] =
+        static_cast<uint8_t>(E2M1Code(x[i] * inverse) | E2M1Code(x[i + 1] * inverse) << 4);
+  }
+  return static_cast<uint8_t>(exponent);
+}
+
 void WriteRow(const IndexRow& row) {
   HWY_DASSERT(row.dim % 16 == 0 && row.dim <= kMaxIndexDim);
   float x[kMaxIndexDim];
@@ -120,6 +122,14 @@ void WriteRow(const IndexRow& row) {
     Transform(x, row.dim);
   }
   float scale = 1;
+  if (row.mxfp4) {
+    uint8_t scales[sizeof(scale)] = {};
+    for (int i = 0; i < row.dim; i += 32) {
+      scales[i / 32] = QuantizeMxFp4(x + i, row.to + i / 2);
+    }
+    std::memcpy(row.scale, scales, sizeof(scales));
+    return;
+  }
   if (row.to_dtype == DType::kI8) {
     int8_t codes[kMaxIndexDim];
     scale = QuantizeInt8(x, row.dim, codes);

@@ -14,6 +14,7 @@ struct IndexRow {
   DType from_dtype = DType::kF32;
   uint8_t* to = nullptr;  // [dim] of to_dtype
   DType to_dtype = DType::kF32;
+  bool mxfp4 = false;      // `to` is [dim / 2], `scale` four e8m0
   float* scale = nullptr;  // of e4m3 and i8, any alignment
   int dim = 0;
   bool hadamard = false;

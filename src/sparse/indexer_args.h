@@ -44,6 +44,8 @@ struct IndexerArgs {
 
   const uint8_t* keys = nullptr;
   DType key_dtype = DType::kF32;
+  bool mxfp4 = false;     // `scales` are then four e8m0 a key, one for each 32 elements
+  int64_t key_bytes = 0;  // of a row
   int64_t page_size = 1;
   int64_t page_stride = 0;                // bytes
   int64_t token_stride = 0;               // bytes

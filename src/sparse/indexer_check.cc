@@ -66,9 +66,10 @@ core::Strided TableBytes(const PagedBatch& batch) {
 
 core::Strided KeyBytes(const IndexKeys& keys) {
   const auto element = static_cast<int64_t>(SizeOf(keys.dtype));
-  if (keys.format == IndexKeyFormat::kDeepGemm) {
+  if (keys.format != IndexKeyFormat::kPlain) {
+    const int64_t row = keys.format == IndexKeyFormat::kMxFp4 ? keys.head_dim / 2 : keys.head_dim;
     return RowsBytes(keys.data, keys.num_pages, keys.page_stride,
-                     core::SaturatingMul(keys.page_size, keys.head_dim + 4), 1);
+                     core::SaturatingMul(keys.page_size, row + 4), 1);
   }
   return {keys.data,
           {keys.page_size, keys.num_pages, 1},
@@ -104,6 +105,10 @@ void CheckKeys(const IndexKeys& keys) {
   CheckIn("keys.head_dim", keys.head_dim, 32, kMaxIndexDim);
   core::Check(keys.head_dim % 16 == 0, Code::kBadShape, "keys.head_dim = ", keys.head_dim,
               " is not a multiple of 16");
+  core::Check(
+      keys.format != IndexKeyFormat::kMxFp4 || (keys.head_dim % 32 == 0 && keys.head_dim <= 128),
+      Code::kBadShape, "keys.head_dim = ", keys.head_dim,
+      "; the format mxfp4 has a multiple of 32 up to 128");
   core::Check(keys.data != nullptr || keys.num_pages == 0, Code::kBadShape, "keys.data is null");
   core::CheckAddressable("keys", KeyBytes(keys));
   core::CheckAddressable("keys.scales", ScaleBytes(keys));

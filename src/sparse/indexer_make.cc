@@ -33,16 +33,19 @@ IndexerArgs MakeIndexerArgs(const HeadsView& q, const IndexWeights& weights, con
   args.relu = activation == IndexActivation::kRelu;
   args.keys = static_cast<const uint8_t*>(keys.data);
   args.page_size = keys.page_size;
-  if (keys.format == IndexKeyFormat::kDeepGemm) {
+  if (keys.format != IndexKeyFormat::kPlain) {  // rows, then four bytes of scales a key
+    args.mxfp4 = keys.format == IndexKeyFormat::kMxFp4;
     args.key_dtype = DType::kE4M3;
+    args.key_bytes = args.mxfp4 ? keys.head_dim / 2 : keys.head_dim;
     args.page_stride = keys.page_stride;
-    args.token_stride = keys.head_dim;
-    args.scales = args.keys + keys.page_size * keys.head_dim;
+    args.token_stride = args.key_bytes;
+    args.scales = args.keys + keys.page_size * args.key_bytes;
     args.scale_page_stride = keys.page_stride;
     args.scale_token_stride = sizeof(float);
   } else {
     const auto element = static_cast<int64_t>(SizeOf(keys.dtype));
     args.key_dtype = keys.dtype;
+    args.key_bytes = keys.head_dim * element;
     args.page_stride = keys.page_stride * element;
     args.token_stride = keys.token_stride * element;
     args.scales = reinterpret_cast<const uint8_t*>(keys.scales.data);

@@ -9,6 +9,7 @@
 
 #include <hwy/highway.h>
 
+#include <bit>
 #include <cstring>
 
 #include "sparse/indexer_args.h"
@@ -114,8 +115,69 @@ HWY_INLINE void E4M3ToBF16(const uint8_t* from, int count, uint16_t* to) {
 #endif
 }
 
+// 2^(code - 127); 255 is NaN.
+HWY_INLINE float FromE8M0(uint8_t code) {
+  const uint32_t bits = code == 0     ? 0x00400000u
+                        : code == 255 ? 0x7fc00000u
+                                      : static_cast<uint32_t>(code) << 23;
+  return std::bit_cast<float>(bits);
+}
+
+// 32 e2m1, two a byte, times 2^(scale - 127) as bf16: exact, but for those that bf16 does not have.
+HWY_INLINE void MxFp4ToBF16(const uint8_t* from, uint8_t scale, uint16_t* to) {
+  alignas(16) static constexpr uint8_t kLow[16] = {0, 0, 0x80, 0xc0, 0, 0x40, 0x80, 0xc0,
+                                                   0, 0, 0x80, 0xc0, 0, 0x40, 0x80, 0xc0};
+  alignas(16) static constexpr uint8_t kHigh[16] = {0,    0x3f, 0x3f, 0x3f, 0x40, 0x40, 0x40, 0x40,
+                                                    0x80, 0xbf, 0xbf, 0xbf, 0xc0, 0xc0, 0xc0, 0xc0};
+  const hn::CappedTag<uint8_t, 16> d;
+  const hn::Repartition<uint16_t, decltype(d)> d16;
+  const auto bytes = hn::LoadU(d, from);
+  const auto even = hn::And(bytes, hn::Set(d, uint8_t{15}));
+  const auto odd = hn::And(hn::ShiftRight<4>(bytes), hn::Set(d, uint8_t{15}));
+  // Exponents that an addition leaves no room for are multiplied below.
+  const bool fits = scale >= 2 && scale <= 252;
+  const auto shift = hn::Set(d16, static_cast<uint16_t>(fits ? (scale - 127) * 128 : 0));
+  const auto put = [&](auto codes, uint16_t* at) HWY_ATTR {
+    const auto low = hn::TableLookupBytes(hn::Load(d, kLow), codes);
+    const auto high = hn::TableLookupBytes(hn::Load(d, kHigh), codes);
+    const auto store = [&](auto x, uint16_t* half) HWY_ATTR {
+      const auto zero = hn::Eq(hn::ShiftLeft<1>(x), hn::Zero(d16));
+      hn::StoreU(hn::Add(x, hn::IfThenZeroElse(zero, shift)), d16, half);
+    };
+    store(hn::BitCast(d16, hn::InterleaveLower(d, low, high)), at);
+    store(hn::BitCast(d16, hn::InterleaveUpper(d, low, high)), at + 8);
+  };
+  put(hn::InterleaveLower(d, even, odd), to);
+  put(hn::InterleaveUpper(d, even, odd), to + 16);
+  for (int i = 0; i < 32 && !fits; ++i) {
+    const float code = std::bit_cast<float>(static_cast<uint32_t>(to[i]) << 16);
+    to[i] = static_cast<uint16_t>(std::bit_cast<uint32_t>(code * FromE8M0(scale)) >> 16);
+  }
+}
+
+// A row of MXFP4 as bf16 or f32 words.
+HWY_INLINE void MxFp4Words(const IndexerArgs& args, const uint8_t* row, const float* scales,
+                           uint32_t* to) {
+  uint8_t codes[sizeof(float)];
+  std::memcpy(codes, scales, sizeof(codes));
+  alignas(64) uint16_t wide[kMaxIndexDim];
+  uint16_t* bf16 = args.product == Product::kBF16 ? reinterpret_cast<uint16_t*>(to) : wide;
+  for (int i = 0; i < args.head_dim; i += 32) {
+    MxFp4ToBF16(row + i / 2, codes[i / 32], bf16 + i);
+  }
+  if (args.product == Product::kF32) {
+    RowToF32(DType::kBF16, reinterpret_cast<const uint8_t*>(wide), args.head_dim,
+             reinterpret_cast<float*>(to));
+  }
+}
+
 // A row of keys as words of the product; where they have that form already, where they are.
-HWY_INLINE const uint8_t* KeyWords(const IndexerArgs& args, const uint8_t* row, uint32_t* to) {
+HWY_INLINE const uint8_t* KeyWords(const IndexerArgs& args, const uint8_t* row, const float* scale,
+                                   uint32_t* to) {
+  if (args.mxfp4) {
+    MxFp4Words(args, row, scale, to);
+    return reinterpret_cast<const uint8_t*>(to);
+  }
   if (args.product == Product::kF32 && args.key_dtype != DType::kF32) {
     RowToF32(args.key_dtype, row, args.head_dim, reinterpret_cast<float*>(to));
     return reinterpret_cast<const uint8_t*>(to);

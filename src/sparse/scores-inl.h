@@ -111,7 +111,8 @@ class Scorer {
   // Packs keys [begin, begin + kTileKeys) of the item, as far as there are; tiles come in order.
   void Pack(int32_t begin) {
     std::copy(std::begin(next_), std::end(next_), rows_);
-    std::copy(std::begin(next_scales_), std::end(next_scales_), layout_.scales.At(scratch_));
+    float* scales = layout_.scales.At(scratch_);
+    std::copy(std::begin(next_scales_), std::end(next_scales_), scales);
     count_ = std::min(kTileKeys, item_.end - begin);
     // The next tile is on its way while this one is scored.
     if (begin + kTileKeys < item_.end) {
@@ -123,7 +124,10 @@ class Scorer {
     uint32_t* converted = layout_.rows.At(scratch_);
     const uint8_t* rows[kTileKeys];
     for (int i = 0; i < panels_ * kPanel; ++i) {
-      rows[i] = KeyWords(args_, rows_[i], converted + i * words);
+      rows[i] = KeyWords(args_, rows_[i], scales + i, converted + i * words);
+    }
+    if (args_.mxfp4) {  // they are in the words
+      std::fill_n(scales, kTileKeys, 1.0f);
     }
     PackTile(rows, panels_, words, args_.product == Product::kInt8 ? 0x80808080u : 0,
              layout_.tile.At(scratch_));
@@ -190,6 +194,7 @@ class Scorer {
     }
   }
 
+  // Of MXFP4 four bytes that are no number.
   HWY_INLINE float ScaleAt(int64_t page, int64_t offset) const {
     float scale = 1.0f;
     if (args_.scales != nullptr) {
@@ -210,9 +215,8 @@ class Scorer {
   }
 
   void PrefetchRows() const {
-    const auto bytes = args_.head_dim * static_cast<int>(SizeOf(args_.key_dtype));
     for (const uint8_t* row : next_) {
-      for (int i = 0; i < bytes; i += 64) {
+      for (int64_t i = 0; i < args_.key_bytes; i += 64) {
         __builtin_prefetch(row + i, 0, 2);
       }
     }

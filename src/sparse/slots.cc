@@ -107,4 +107,45 @@ void PositionsToSlots(const PositionsView& positions, const PageTableView& table
   core::RethrowAsError();
 }
 
+void ExpandBlocks(const PositionsView& blocks, int64_t block, std::span<const int32_t> ends,
+                  const OutView<int32_t>& positions) try {
+  const core::EntryPoint entry;
+  sparse::CheckIn("blocks.tokens", blocks.tokens, 0, kMaxInt);
+  sparse::CheckIn("blocks.cols", blocks.cols, 0, kMaxInt);
+  core::Check(block >= 1 && block <= kMaxInt, Code::kBadOption, "block = ", block, " is not in 1..",
+              kMaxInt);
+  core::Check(blocks.cols * block <= kMaxInt, Code::kBadShape, "blocks.cols = ", blocks.cols,
+              " times block = ", block, " positions are beyond int32");
+  sparse::CheckSame("the number of ends", static_cast<int64_t>(ends.size()), "blocks.tokens",
+                    blocks.tokens);
+  for (size_t t = 0; t < ends.size(); ++t) {
+    core::Check(ends[t] >= 0, Code::kBadRange, "ends[", t, "] = ", ends[t], " is negative");
+  }
+  if (blocks.tokens == 0 || blocks.cols == 0) {
+    return;
+  }
+  core::Check(blocks.data != nullptr, Code::kBadShape, "blocks is null");
+  core::Check(positions.data != nullptr, Code::kBadShape, "positions is null");
+  const core::Strided from =
+      sparse::RowsBytes(blocks.data, blocks.tokens, blocks.row_stride, blocks.cols, 4);
+  core::CheckAddressable("blocks", from);
+  const sparse::NamedBytes inputs[] = {{"blocks", from}, {"ends", sparse::SpanBytes(ends)}};
+  sparse::CheckOutput(
+      {"positions", sparse::RowsBytes(positions.data, blocks.tokens, positions.row_stride,
+                                      core::SaturatingMul(blocks.cols, block), 4)},
+      inputs);
+  for (int64_t t = 0; t < blocks.tokens; ++t) {
+    const int64_t end = ends[static_cast<size_t>(t)];
+    int32_t* to = positions.data + t * positions.row_stride;
+    for (int64_t i = 0; i < blocks.cols; ++i) {
+      const int64_t first = blocks.data[t * blocks.row_stride + i] * block;
+      for (int64_t j = 0; j < block; ++j) {
+        *to++ = first < 0 || first + j >= end ? -1 : static_cast<int32_t>(first + j);
+      }
+    }
+  }
+} catch (...) {
+  core::RethrowAsError();
+}
+
 }  // namespace riffle

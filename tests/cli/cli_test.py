@@ -170,7 +170,7 @@ class TopK(Cli):
 
 class Usage(Cli):
     def test_help_and_version(self):
-        for args in (["--help"], ["topk", "--help"], ["plan", "--help"], ["info", "--help"], ["make-logits", "--help"], ["bench", "topk", "--help"], ["bench", "linear", "--help"], ["bench", "attention", "--help"], ["bench", "sample", "--help"], ["bench", "write", "--help"]):
+        for args in (["--help"], ["topk", "--help"], ["plan", "--help"], ["info", "--help"], ["make-logits", "--help"], ["bench", "topk", "--help"], ["bench", "linear", "--help"], ["bench", "attention", "--help"], ["bench", "sample", "--help"], ["bench", "write", "--help"], ["bench", "sparse", "--help"]):
             with self.subTest(args=args):
                 self.assertIn("--help", self.output(*args))
         self.assertIn("Examples:", self.output("topk", "--help"))
@@ -209,6 +209,7 @@ class Usage(Cli):
             (("bench", "attention", "--only", "D3", "--target", "ABACUS"), ["ABACUS"]),
             (("bench", "sample", "--only", "nothing-is-called-so"), ["nothing-is-called-so", "top-p-wide"]),
             (("bench", "write", "--only", "nothing-is-called-so"), ["nothing-is-called-so", "bf16-2048"]),
+            (("bench", "sparse", "--only", "nothing-is-called-so"), ["nothing-is-called-so", "v32-bf16-32"]),
             (("make-logits", "x.npy", "--vocab", "0"), ["--vocab 0"]),
             (("make-logits", "x.npy", "--rows", "4611686018427387904"), ["--rows"]),
         ):
@@ -272,6 +273,15 @@ class OtherCommands(Cli):
         self.assertEqual(line["bytes"], 32 * 262144 * 4)
         self.assertGreater(line["read_share"], 0)
         self.assertNotIn("peak_share", line)
+
+    def test_bench_sparse(self):
+        result = json.loads(self.output("bench", "sparse", "--quick", "--only", "-4k", "--min-time", "0.001", "--json"))
+        dense, step = result["lines"]
+        self.assertEqual((dense["name"], dense["context"], dense["operations"]), ("dense-4k", 4096, 2 * 128 * (576 + 512) * 4096))
+        self.assertEqual((step["name"], step["k"], step["bytes"]), ("step-4k", 2048, 4096 * 132 + 2048 * 1152))
+        self.assertGreater(dense["peak_share"], 0)
+        result = json.loads(self.output("bench", "sparse", "--quick", "--only", "fp8-1", "--min-time", "0.001", "--json"))
+        self.assertEqual([line["name"] for line in result["lines"]], ["v32-fp8-1", "v4-fp8-1"])
 
     def test_bench_write(self):
         result = json.loads(self.output("bench", "write", "--only", "-1", "--min-time", "0.001", "--json"))

@@ -285,6 +285,17 @@ TEST_F(AllocationFaults, Sparse) {
                          SparseAttention(view, {&scope, 1}, {out.data(), 128, 32, nullptr, 0});
                        }),
             0);
+  std::vector<float> entries(500 * 32);
+  Outputs compressed;
+  compressed.Add(entries.data(), entries.size() * 4);
+  CompressOptions options;
+  options.ratio = 8;
+  const MatrixView tokens{pool.data(), DType::kF32, 4000, 32, 32};
+  EXPECT_GT(FailAtEach("CompressKv", compressed,
+                       [&] {
+                         CompressKv(tokens, tokens, {entries.data(), 32}, options);
+                       }),
+            0);
 }
 
 TEST_F(AllocationFaults, KvCache) {

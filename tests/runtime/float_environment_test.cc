@@ -199,7 +199,11 @@ TEST_P(FloatEnvironments, Sparse) {
     scope.slots = named.data();
     scope.cols = scope.slots_stride = 40;
     SparseAttention(view, {&scope, 1}, {out.data(), 128, 32, lse.data(), 4});
+    std::vector<float> entries(125 * 32);
+    const MatrixView tokens{pool.data(), DType::kF32, 500, 32, 32};
+    CompressKv(tokens, tokens, {entries.data(), 32}, {});
     std::vector<uint8_t> bytes;
+    Append(bytes, entries);
     Append(bytes, codes);
     Append(bytes, scales);
     Append(bytes, logits);
