@@ -16,9 +16,9 @@
 //               q is not int8, it is rounded to int8, each head with a scale of its own, max|q| /
 //               127, which is multiplied into w first.
 //   others      f32 accumulation in a chain over head_dim. If bf16 holds q and keys exactly (bf16,
-//               e4m3, MXFP4, int8) and the target has dot products of bf16 pairs (VDPBF16PS, which treats
-//               denormals as zeros), the chain is of these; otherwise of fused multiply-adds in
-//               f32. Every run on a target gives the same bits.
+//               e4m3, MXFP4, int8) and the target has dot products of bf16 pairs (VDPBF16PS,
+//               which treats denormals as zeros), the chain is of these; otherwise of fused
+//               multiply-adds in f32. Every run on a target gives the same bits.
 // int8 after a Hadamard transform (WriteIndexKeys, Hadamard) is 4.2 times more precise than e4m3
 // with power-of-two scales at the same number of bytes, and twice as fast: docs/sparse.md.
 #pragma once
