@@ -196,13 +196,15 @@ def attention(
     s_aux: torch.Tensor | None = None,
     cache: PagedAttentionCache | None = None,
     indices: torch.Tensor | None = None,
+    position_bias: torch.Tensor | None = None,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
     """Transformers' attention interface on riffle.paged_attention.
 
     query [batch, heads, q_len, head_dim]; key, value [batch, kv_heads, kv_len, head_dim], the whole cache, or with a
     paged `cache` the new tokens. s_aux (or module.sinks): sinks. indices [batch, q_len, n]: the keys that an indexer chose, of
-    which a query sees those that the mask shows. Returns ([batch, q_len, heads, head_dim], None).
+    which a query sees those that the mask shows. position_bias [batch or 1, heads or 1, q_len, kv_len] is added to the scaled
+    logits. Returns ([batch, q_len, heads, head_dim], None).
 
     The mask says what is seen, as in Transformers' eager attention: causality and windows that the layer names beside it are
     those of kernels without masks. Without a mask a layer that is not causal, or a single query, sees all keys.
@@ -210,6 +212,8 @@ def attention(
     paged = isinstance(cache, PagedAttentionCache)
     if indices is not None and (paged or attention_mask is None):
         raise _refuse(module, "it passes indices of keys with a paged cache or without a mask")
+    if position_bias is not None and paged:
+        raise _refuse(module, "it passes position_bias with a paged cache")
     _check(module, query, dropout if getattr(module, "training", False) else 0, paged, kwargs)
     sinks = s_aux if s_aux is not None else getattr(module, "sinks", None)
     options = dict(
@@ -231,6 +235,8 @@ def attention(
         raise _refuse(module, f"its mask is of type {type(attention_mask).__name__}")
     if indices is not None:
         attention_mask = _chosen(module, attention_mask, indices, query.shape[2], key.shape[2])
+    if position_bias is not None:
+        attention_mask = _biased(module, attention_mask, position_bias, (*query.shape[:3], key.shape[2]))
     return _plain(module, query, key, value, attention_mask, options), None
 
 
@@ -243,6 +249,20 @@ def _chosen(module: Any, mask: Any, indices: torch.Tensor, q_len: int, kv_len: i
     chosen = torch.zeros(indices.shape[0], q_len, kv_len, dtype=torch.bool).scatter_(2, indices.long(), True)[:, None]
     visible, added = _understood(module, mask)
     return visible & chosen if added is None else torch.where(chosen, added, -torch.inf)
+
+
+def _biased(module: Any, mask: Any, bias: Any, shape: tuple[int, ...]) -> torch.Tensor:
+    """What a position bias and a mask, or None, add to logits of a shape."""
+    if not isinstance(bias, torch.Tensor) or bias.ndim != 4 or any(n not in (1, m) for n, m in zip(bias.shape, shape)):
+        form = tuple(bias.shape) if isinstance(bias, torch.Tensor) else type(bias).__name__
+        raise _refuse(module, f"its position_bias is {form}, its logits are of {shape}")
+    bias = bias.float()
+    if mask is None:
+        return bias
+    if isinstance(mask, Mask):
+        return bias + mask.additive()
+    visible, added = _understood(module, mask)
+    return bias + (torch.where(visible, 0.0, torch.finfo(torch.float32).min) if added is None else added)
 
 
 def _understood(module: Any, mask: torch.Tensor) -> tuple[Any, torch.Tensor | None]:

@@ -193,7 +193,7 @@ def test_no_mask():
         riffle.transformers.attention(layer(), *tensors(1, 9), None, sliding_window=4)
 
 
-@pytest.mark.parametrize("name", ["position_bias", "head_mask", "output_attentions", "never_heard_of"])
+@pytest.mark.parametrize("name", ["head_mask", "output_attentions", "never_heard_of"])
 def test_unknown_keywords(name):
     mask = torch.ones(1, 1, 3, 3).tril().bool()
     q, k, v = tensors(3, 3)
@@ -235,6 +235,21 @@ def test_masks_that_add(heads, rows, q_len, dtype):
     blind = (bias == -torch.inf).all(-1).expand(2, HEADS, q_len).transpose(1, 2)  # eager attention makes NaNs of these
     assert (out[blind] == 0).all()
     torch.testing.assert_close(out.double()[~blind], expected[~blind], rtol=1e-5, atol=1e-5)
+
+
+def test_position_bias():
+    """The keyword of layers that add to their logits beside the mask."""
+    q, k, v = tensors(7, 7)
+    bias = torch.randn(1, HEADS, 7, 7, generator=torch.Generator().manual_seed(1))
+    causal = torch.ones(2, 1, 7, 7).tril().bool()
+    for mask in (causal, torch.zeros(2, 1, 7, 7).masked_fill(~causal, -torch.inf)):
+        out, _ = riffle.transformers.attention(layer(), q, k, v, mask, scaling=0.2, position_bias=bias)
+        torch.testing.assert_close(out.double(), reference(q, k, v, causal, 0.2, bias.double()), rtol=1e-5, atol=1e-5)
+    out, _ = riffle.transformers.attention(layer(is_causal=False), q, k, v, None, scaling=0.2, position_bias=bias)
+    torch.testing.assert_close(out.double(), reference(q, k, v, causal | True, 0.2, bias.double()), rtol=1e-5, atol=1e-5)
+    for wrong in (True, bias[0], bias[:, :3], bias[..., :6]):
+        with pytest.raises(ValueError, match="made_up .*its position_bias is"):
+            riffle.transformers.attention(layer(), q, k, v, causal, position_bias=wrong)
 
 
 def test_many_sets_of_keys():

@@ -160,7 +160,6 @@ REFUSED = [
     ("has no effect", "",
      "big_bird bloom codegen falcon git gpt_neo gpt_neox_japanese gptj megatron-bert mpt mvp rembert roformer trocr xglm"),
     ("has no effect", "batch", "cpmant openai-gpt prophetnet reformer xlnet"),
-    ("it passes position_bias", "", "inkling2_text inkling_text"),
     ("its mask has the window None, its paged cache 8", "batch", "moshi"),
 ]  # fmt: skip
 
