@@ -81,7 +81,10 @@ bench: build ## measure riffle beside this machine's read bandwidth and peak
 	@for what in topk attention linear sample; do build/release/riffle bench $$what || exit 1; done
 bench-llama: llama ## llama-bench with libggml-cpu-riffle.so and without, in turn
 	@scripts/llama_host.sh
+	@scripts/model.sh gemma
+	@python3 bench/llama_bench.py --prepare
 	@python3 bench/llama_bench.py
+	@python3 bench/llama_bench.py --table
 format: ## rewrite C++ files in the project's format
 	@scripts/lint.sh format --fix
 docs: ## the API site: build/docs/html

@@ -16,6 +16,7 @@ SHAPES = {
 U32, I32, F32, STRING, ARRAY = 4, 5, 6, 8, 9  # types of metadata
 TENSOR_F32, TENSOR_Q4_0 = 0, 2
 ALIGNMENT = 32
+MAGIC, VERSION = 0x67677371, 4  # of a file of llama-server's slots
 
 
 def text(value: str) -> bytes:
@@ -66,6 +67,18 @@ def tensors(shape: tuple[int, ...]) -> list[tuple[str, int, int]]:
     return result
 
 
+def write_blocks(file, blocks: int, columns: int, numbers: random.Random) -> None:
+    """Blocks of a scale in f16 and 32 codes; codes less 8 have a variance of 21.25."""
+    scale = struct.pack("<e", (21.25 * columns) ** -0.5)
+    while blocks > 0:
+        count = min(blocks, 1 << 20)
+        data = bytearray(numbers.randbytes(18 * count))
+        data[0::18] = scale[:1] * count
+        data[1::18] = scale[1:] * count
+        file.write(data)
+        blocks -= count
+
+
 def write_model(name: str, path: pathlib.Path) -> None:
     shape = SHAPES[name]
     numbers = random.Random(1)
@@ -81,15 +94,12 @@ def write_model(name: str, path: pathlib.Path) -> None:
     with path.with_suffix(".part").open("wb") as file:
         file.write(head + bytes(-len(head) % ALIGNMENT))
         for _, rows, columns in parts:
+            size = columns * 4 if rows == 1 else rows * columns // 32 * 18
             if rows == 1:
-                data = array.array("f", [1.0] * columns).tobytes()
+                file.write(array.array("f", [1.0] * columns).tobytes())
             else:
-                # Blocks of a scale in f16 and 32 codes; codes less 8 have a variance of 21.25.
-                data = bytearray(numbers.randbytes(rows * columns // 32 * 18))
-                scale = struct.pack("<e", (21.25 * columns) ** -0.5)
-                data[0::18] = scale[:1] * (len(data) // 18)
-                data[1::18] = scale[1:] * (len(data) // 18)
-            file.write(bytes(data) + bytes(-len(data) % ALIGNMENT))
+                write_blocks(file, size // 18, columns, numbers)
+            file.write(bytes(-size % ALIGNMENT))
     path.with_suffix(".part").rename(path)
 
 
@@ -99,11 +109,14 @@ class State:
     def __init__(self, path: pathlib.Path):
         self.data = memoryview(path.read_bytes())
         self.at = 0
-        magic, _, count = self.take("III")
-        assert magic == 0x67677371, "not a file of llama-server's slots"
-        self.tokens = array.array("i", self.bytes(4 * count))
+        magic, version, count, mark, form, tokens = self.take("IIIiII")
+        if (magic, version, mark, form, count) != (MAGIC, VERSION, -1, 1, tokens + 4):
+            raise ValueError(f"{path} is not a file of the llama-server this was written for")
+        self.tokens = self.bytes(4 * tokens).cast("i")
+        self.take("I")  # how many of them are images
         self.caches = []
-        while self.at < len(self.data):
+        # Behind the caches there may be snapshots of sliding windows, which no decode needs.
+        while self.at < len(self.data) and self.data[self.at : self.at + 4] == struct.pack("<I", 1):
             self.caches.append(self.read_cache())
 
     def take(self, form: str) -> tuple:
@@ -120,20 +133,20 @@ class State:
         (cells,) = self.take("I")
         assert streams == 1
         places = [self.take("iIi") for _ in range(cells)]  # position, one sequence, its number
-        transposed, layers = self.take("II")
+        transposed, layers, *rotations = self.take("IIII")
         assert not transposed
         sides = []
         for _ in range(2 * layers):  # all keys, then all values
             kind, row = self.take("iQ")
             sides.append((kind, row, self.bytes(cells * row)))
-        return {"positions": [place[0] for place in places], "layers": layers, "sides": sides}
+        return {"positions": [place[0] for place in places], "layers": layers, "rotations": rotations, "sides": sides}
 
     def write(self, path: pathlib.Path, depth: int, streams: int, transposed: bool) -> list[int]:
         """Writes the state at a depth, for a server with that many streams. Returns its tokens."""
         now = len(self.tokens)
         tokens = array.array("i", (list(self.tokens) * (depth // now + 1))[:depth])
         with path.open("wb") as file:
-            file.write(struct.pack("<III", 0x67677371, 3, depth) + tokens.tobytes())
+            file.write(struct.pack("<IIIiII", MAGIC, VERSION, depth + 4, -1, 1, depth) + tokens.tobytes() + bytes(4))
             for cache in self.caches:
                 # A cache of a sliding window keeps the last cells only.
                 whole = cache["positions"][0] == 0
@@ -141,7 +154,7 @@ class State:
                 file.write(struct.pack("<II", streams, cells))
                 places = range(cells) if whole else (position + depth - now for position in cache["positions"])
                 file.write(b"".join(struct.pack("<iIi", place, 1, 0) for place in places))
-                file.write(struct.pack("<II", transposed, cache["layers"]))
+                file.write(struct.pack("<IIII", transposed, cache["layers"], *cache["rotations"]))
                 for i, (kind, row, rows) in enumerate(cache["sides"]):
                     if transposed and i >= cache["layers"]:
                         self.write_transposed(file, kind, row, rows, cells)
@@ -155,7 +168,7 @@ class State:
     def write_transposed(file, kind: int, row: int, rows: memoryview, cells: int) -> None:
         width = row // 2
         file.write(struct.pack("<iII", kind, 2, width))
-        numbers = array.array("H", rows)
+        numbers = rows.cast("H").tolist()
         for i in range(width):
-            column = numbers[i::width].tobytes()
+            column = array.array("H", numbers[i::width]).tobytes()
             file.write((column * (2 * cells // len(column) + 1))[: 2 * cells])
