@@ -69,8 +69,8 @@ def sample(
 def paged_attention(
     q: Array, keys: Array, values: Array, kv_lens: Array, page_table: Array, cu_q_lens: Array | None, layout: str,
     scale: float | None, causal: bool | Array, window: int | None, window_right: int | None, soft_cap: float | None,
-    sinks: Array | None, mask: Array | None, alibi_slopes: Array | None, key_scales: float | Array | None, value_scales: float | Array | None, key_format: str | None,
-    value_format: str | None, out: Array | None, return_lse: bool, /,
+    sinks: Array | None, mask: Array | None, alibi_slopes: Array | None, key_scales: float | Array | None,
+    value_scales: float | Array | None, key_format: str | None, value_format: str | None, out: Array | None, return_lse: bool, /,
 ) -> Any: ...  # out, or (out, lse)
 def torch_scaled_dot_product_attention(
     query: Array, key: Array, value: Array, attn_mask: Array | None, is_causal: bool, scale: float | None, enable_gqa: bool, /,

@@ -145,8 +145,8 @@ def _attention(target, *operands, scales, sm_scale, soft_cap=0.0, sides):
     q = operands[0]
     causal, window, window_right = sides
     return custom_call(target, jax.ShapeDtypeStruct(q.shape, q.dtype))(
-        *operands, *scales.operands, scaled=np.int64(scales.scaled), divisor=np.float32(scales.divisor), scale=np.float32(sm_scale), soft_cap=np.float32(soft_cap), causal=np.bool_(causal), window=np.int64(window),
-        window_right=np.int64(window_right))
+        *operands, *scales.operands, scaled=np.int64(scales.scaled), divisor=np.float32(scales.divisor), scale=np.float32(sm_scale),
+        soft_cap=np.float32(soft_cap), causal=np.bool_(causal), window=np.int64(window), window_right=np.int64(window_right))
 
 
 def _finite(name, value):
@@ -158,7 +158,9 @@ def _finite(name, value):
 
 # What is static is checked before it gets here: JAX looks for it among what it has compiled.
 @functools.partial(jax.jit, inline=True, static_argnames=("sm_scale", "soft_cap", "pages_per_compute_block", "megacore_mode", "sides"))
-def _paged_attention(q, k_pages, v_pages, lengths, page_indices, key_scales, value_scales, *, sm_scale, soft_cap, pages_per_compute_block, megacore_mode, sides):
+def _paged_attention(
+    q, k_pages, v_pages, lengths, page_indices, key_scales, value_scales, *, sm_scale, soft_cap, pages_per_compute_block, megacore_mode, sides
+):  # fmt: skip
     k_pages, v_pages, scales = _check_pages(q, k_pages, v_pages, "sequences", key_scales, value_scales)
     for name, x in (("lengths", lengths), ("page_indices", page_indices)):
         check_dtype(name, x, INDICES)

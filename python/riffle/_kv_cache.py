@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+import re
 from typing import Any, Sequence
 
 import numpy
@@ -107,7 +108,11 @@ class KvCache:
         Raises:
           ValueError: more keys than full pages; a page has another key already.
         """
-        self._pool.set_block_keys(seq, _joined(block_keys))
+        joined = _joined(block_keys)
+        try:
+            self._pool.set_block_keys(seq, joined)
+        except ValueError as error:  # the library calls them keys
+            raise ValueError(re.sub(r"^keys\b", "block_keys", str(error))) from None
 
     def swap_out(self, seq: int, memory: Array | None = None) -> Array:
         """Copies what `seq` holds out of the cache, and releases its pages, until `swap_in` brings it back.

@@ -4,7 +4,6 @@ import math
 
 import numpy as np
 import pytest
-import riffle
 from attention_case import BFLOAT16, F16, F32, Case
 from frameworks import DTYPES, bits
 
@@ -16,7 +15,7 @@ MASK_DTYPES = [F32, F16, BFLOAT16, np.dtype(bool)]
 def make_mask(shape, dtype, seed=0, hidden=0.5):
     rng = np.random.default_rng(seed)
     hides = rng.random(shape) < hidden
-    if dtype == bool:
+    if dtype.kind == "b":
         return ~hides
     return np.where(hides, -np.inf, 2 * rng.standard_normal(shape)).astype(np.float32).astype(dtype)
 
@@ -136,7 +135,7 @@ def test_a_matrix_has_the_bits_of_the_option_that_means_the_same():
             mask = (keys <= positions) & (keys > positions - (window or 1000))
             expected = bits(case.run(window=window))
             for kind in MASK_DTYPES:
-                given = mask if kind == bool else np.where(mask, 0, -np.inf).astype(np.float32).astype(kind)
+                given = mask if kind.kind == "b" else np.where(mask, 0, -np.inf).astype(np.float32).astype(kind)
                 np.testing.assert_array_equal(bits(case.run(causal=False, mask=given[:, None])), expected)
 
 

@@ -6,7 +6,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 import riffle
-from frameworks import BFLOAT16, DTYPES
+from frameworks import DTYPES
 
 jax = pytest.importorskip("jax", reason="JAX is not installed")
 import jax.numpy as jnp  # noqa: E402

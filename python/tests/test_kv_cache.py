@@ -1,7 +1,6 @@
 """riffle.KvCache from Python: what goes in comes out, in every format."""
 
 import gc
-import random
 
 import ml_dtypes
 import numpy as np

@@ -2,7 +2,6 @@
 
 import numpy
 import pytest
-
 import riffle
 
 RNG = numpy.random.default_rng(0)

@@ -204,7 +204,7 @@ MODULES = {
 # What a value of a wrong type has become where a text shows it: ints saturate at int64, bytes are an array of one uint8.
 SEEN_AS = {
     "bool": ["= 1", "shape ()"], "float": ["shape ()"], "nan": ["shape ()"], "generator": ["0 parts", "'b'", "'a'", "not str"],
-    "list": ["0 parts", "1 and 0", "1 parts and lses 0", "0 elements"], "nested list": ["1 elements"],
+    "set": ["is another one"], "list": ["0 parts", "1 and 0", "1 parts and lses 0", "0 elements"], "nested list": ["1 elements"],
     "huge": [str(2**63 - 1), str(2**31 - 1), "1.18059e+21", "1.1805916207174113e+21"],
     "bytes": ["uint8", "(1,)", "1..1", "= 120", "in place", "not int"], "array of str": ["in place"], "array of objects": ["in place"],
 }  # fmt: skip

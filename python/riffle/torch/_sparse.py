@@ -9,8 +9,8 @@ from torch import Tensor
 from torch.compiler import is_compiling
 
 from riffle import _core
-from riffle._sparse import _codes
 from riffle._arguments import as_bool, as_float, shown
+from riffle._sparse import _codes
 from riffle.torch._library import LIBRARY, call, check_tensors, integer
 
 _LOGITS = "fp8_mqa_logits(Tensor q, Tensor keys, Tensor scales, Tensor weights, Tensor starts, Tensor ends) -> Tensor"
