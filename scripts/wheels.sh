@@ -41,15 +41,18 @@ environment() {
 
 # Programs that CMake takes for a compiler and its tools, for processor $1: zig is one program with subcommands.
 zig_tools() {
-  local arch=$1 zig tool
+  local arch=$1 zig tool cpu=
+  # Zig names every feature that a processor lacks, and clang 18 to 21 count 512-bit vectors as one apart from AVX-512, which Highway's
+  # functions for it do not ask for. By itself it makes no instruction possible.
+  if [ "$arch" = x86_64 ]; then cpu=-mcpu=x86_64+evex512; fi
   zig=$("$work/$2/bin/python" -c 'import os, ziglang; print(os.path.join(os.path.dirname(ziglang.__file__), "zig"))')
   for tool in cc c++; do
-    printf '#!/bin/sh\nexec "%s" %s -target %s-linux-gnu.%s "$@"\n' "$zig" $tool "$arch" $glibc >"$work/bin/$arch-$tool"
+    printf '#!/bin/sh\nexec "%s" %s -target %s-linux-gnu.%s %s "$@"\n' "$zig" $tool "$arch" $glibc "$cpu" >"$work/bin/$arch-$tool"
   done
   for tool in ar ranlib; do printf '#!/bin/sh\nexec "%s" %s "$@"\n' "$zig" $tool >"$work/bin/$arch-$tool"; done
   chmod +x "$work/bin/$arch"-*
   # Its version, not the date of a script that was just written.
-  CCACHE_COMPILERCHECK="string:zig $("$zig" version) $arch $glibc"
+  CCACHE_COMPILERCHECK="string:zig $("$zig" version) $arch $glibc $cpu"
   export CCACHE_COMPILERCHECK
 }
 
