@@ -36,7 +36,8 @@ import numpy as np
 from riffle import _core
 from riffle._arguments import as_bool, as_float, as_int, check_mask_value, shown
 
-__all__ = ["DEFAULT_MASK_VALUE", "QuantizedTensor", "paged_attention", "prefill_attention", "top_k", "top_k_per_row"]
+__all__ = ["DEFAULT_MASK_VALUE", "QuantizedTensor", "indexer_top_k", "paged_attention", "prefill_attention", "sparse_attention", "top_k",
+           "top_k_per_row"]
 
 Array = Any
 
@@ -413,3 +414,11 @@ def prefill_attention(
     sm_scale = None if sm_scale is None else _finite("sm_scale", sm_scale)
     return _prefill_attention(q, k_pages, v_pages, length, page_indices, sm_scale=sm_scale,
                               sides=_sides(causal, window, window_right))
+
+
+# Last: they are made of what is above.
+from riffle._jax_sparse import indexer_top_k, sparse_attention  # noqa: E402
+
+for _public in (indexer_top_k, sparse_attention):
+    _public.__module__ = "riffle.jax"  # where users find them
+del _public
