@@ -119,8 +119,12 @@ NB_MODULE(_core, m) {
   riffle::python::BindLinear(m);
   riffle::python::BindRuntime(m);
   riffle::python::BindSampling(m);
-  riffle::python::BindSparse(m);
+  riffle::python::BindCompressKv(m);
+  riffle::python::BindIndexer(m);
+  riffle::python::BindIndexKeys(m);
+  riffle::python::BindSparseAttention(m);
   riffle::python::BindTopK(m);
   riffle::python::BindXlaFfi(m);
+  riffle::python::BindXlaSparse(m);
   riffle::python::BindTorch(m);
 }

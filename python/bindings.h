@@ -7,14 +7,18 @@
 namespace riffle::python {
 
 void BindAttention(nanobind::module_& m);
+void BindCompressKv(nanobind::module_& m);
+void BindIndexer(nanobind::module_& m);
+void BindIndexKeys(nanobind::module_& m);
 void BindDenseAttention(nanobind::module_& m);
 void BindKvCache(nanobind::module_& m);
 void BindLinear(nanobind::module_& m);
 void BindRuntime(nanobind::module_& m);
 void BindSampling(nanobind::module_& m);
-void BindSparse(nanobind::module_& m);
+void BindSparseAttention(nanobind::module_& m);
 void BindTopK(nanobind::module_& m);
 void BindXlaFfi(nanobind::module_& m);
+void BindXlaSparse(nanobind::module_& m);  // after BindXlaFfi
 void BindTorch(nanobind::module_& m);
 void BindWriteKv(nanobind::module_& m);
 

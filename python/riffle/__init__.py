@@ -27,6 +27,8 @@ from riffle._linear import linear, linear_top_k
 from riffle._runtime import info, release_scratch, set_num_threads, set_target
 from riffle._sampling import sample
 from riffle._sparse import (
+    compress_kv,
+    expand_blocks,
     hadamard,
     indexer_logits,
     indexer_top_k,
@@ -51,7 +53,9 @@ __all__ = [
     "TopK",
     "TopKStats",
     "__version__",
+    "compress_kv",
     "depth_probabilities",
+    "expand_blocks",
     "hadamard",
     "indexer_logits",
     "indexer_top_k",
@@ -74,8 +78,8 @@ __all__ = [
     "write_kv",
 ]
 
-for _public in (KvCache, hadamard, indexer_logits, indexer_top_k, positions_to_slots, sparse_attention, write_index_keys,
-                 TopK, TopKStats, depth_probabilities, info, linear, linear_top_k, merge_states,
+for _public in (KvCache, compress_kv, expand_blocks, hadamard, indexer_logits, indexer_top_k, positions_to_slots, sparse_attention,
+                write_index_keys, TopK, TopKStats, depth_probabilities, info, linear, linear_top_k, merge_states,
                 paged_attention, plan_top_k, release_scratch, sample, set_num_threads, set_target, top_k, top_k_per_row,
                 top_k_per_row_decode, write_kv):
     _public.__module__ = "riffle"  # where users find it, and where pickles look for it

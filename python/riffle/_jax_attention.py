@@ -20,6 +20,7 @@ from riffle._jax_call import (
     check_dtype,
     check_shape,
     custom_call,
+    finite,
     is_quantized,
 )
 
@@ -149,13 +150,6 @@ def _attention(target, *operands, scales, sm_scale, soft_cap=0.0, sides):
         soft_cap=np.float32(soft_cap), causal=np.bool_(causal), window=np.int64(window), window_right=np.int64(window_right))
 
 
-def _finite(name, value):
-    value = as_float(name, value)
-    if not math.isfinite(np.float32(value)):
-        raise ValueError(f"{name} = {value} is not a finite float32")
-    return value
-
-
 # What is static is checked before it gets here: JAX looks for it among what it has compiled.
 @functools.partial(jax.jit, inline=True, static_argnames=("sm_scale", "soft_cap", "pages_per_compute_block", "megacore_mode", "sides"))
 def _paged_attention(
@@ -223,17 +217,17 @@ def paged_attention(
     check_arrays(q=q, k_pages=k_pages, v_pages=v_pages, lengths=lengths, page_indices=page_indices)
     soft_cap = 0.0
     if attn_logits_soft_cap is not None:
-        soft_cap = _finite("attn_logits_soft_cap", attn_logits_soft_cap)
+        soft_cap = finite("attn_logits_soft_cap", attn_logits_soft_cap)
         if np.float32(soft_cap) <= 0:
             raise ValueError(f"attn_logits_soft_cap = {soft_cap} is not positive")
-    check_mask_value(_finite("mask_value", mask_value))
+    check_mask_value(finite("mask_value", mask_value))
     if pages_per_compute_block is not None:
         pages_per_compute_block = as_int("pages_per_compute_block", pages_per_compute_block)
     if megacore_mode is not None and not (isinstance(megacore_mode, str) and megacore_mode in ("kv_head", "batch")):
         raise ValueError(f"megacore_mode = {shown(megacore_mode)} is none of 'kv_head', 'batch', None")
     as_bool("inline_seq_dim", inline_seq_dim)
     key_scales, value_scales = _number_or_array("key_scales", key_scales), _number_or_array("value_scales", value_scales)
-    return _paged_attention(q, k_pages, v_pages, lengths, page_indices, key_scales, value_scales, sm_scale=_finite("sm_scale", sm_scale),
+    return _paged_attention(q, k_pages, v_pages, lengths, page_indices, key_scales, value_scales, sm_scale=finite("sm_scale", sm_scale),
                             soft_cap=soft_cap, pages_per_compute_block=pages_per_compute_block,
                             megacore_mode=megacore_mode, sides=_sides(True, window, None))
 
@@ -292,7 +286,7 @@ def prefill_attention(
             raise ValueError(f"length = {length} is not in 0..{np.iinfo(np.int32).max}")
         length = np.int32(length)
     check_arrays(q=q, k_pages=k_pages, v_pages=v_pages, length=length, page_indices=page_indices)
-    sm_scale = None if sm_scale is None else _finite("sm_scale", sm_scale)
+    sm_scale = None if sm_scale is None else finite("sm_scale", sm_scale)
     key_scales, value_scales = _number_or_array("key_scales", key_scales), _number_or_array("value_scales", value_scales)
     return _prefill_attention(q, k_pages, v_pages, length, page_indices, key_scales, value_scales, sm_scale=sm_scale,
                               sides=_sides(causal, window, window_right))

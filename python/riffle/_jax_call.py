@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import jax
+import numpy as np
 
 from riffle import _core
-from riffle._arguments import shown
+from riffle._arguments import as_float, shown
 
 Array = Any
 
@@ -47,6 +49,13 @@ def check_arrays(**arrays):
         elif getattr(x, "dtype", None) is None or getattr(x.dtype, "kind", "") in "OSUmM" or isinstance(x, type):
             kind = shown(x) if getattr(x, "dtype", None) is None else f"one of dtype {x.dtype}"
             raise TypeError(f"{name} must be an array, not {kind}")
+
+
+def finite(name, value):
+    value = as_float(name, value)
+    if not math.isfinite(np.float32(value)):
+        raise ValueError(f"{name} = {value} is not a finite float32")
+    return value
 
 
 def custom_call(target, result, **options):

@@ -7,7 +7,7 @@ from typing import Any, Literal, Sequence
 import numpy
 
 from riffle import _core
-from riffle._arguments import as_bool, as_list, shown
+from riffle._arguments import as_bool, as_float, as_list, shown
 
 Array = Any
 
@@ -43,10 +43,19 @@ def _codes(x: Array) -> tuple[Array, bool]:
     return numpy.asarray(x).view(numpy.uint8), True
 
 
+def scopes_of(extra: Any) -> list[tuple]:
+    """The further scopes of sparse attention. Raises TypeError for what is no list of them, ValueError for another number of parts."""
+    scopes = as_list("extra", extra, "(rows, slots, lengths, row_format)")
+    for i, scope in enumerate(scopes):
+        if not isinstance(scope, (list, tuple)) or len(scope) != 4:
+            raise ValueError(f"extra[{i}] must be (rows, slots, lengths, row_format), not {shown(scope)}")
+    return [tuple(scope) for scope in scopes]
+
+
 def _index_keys(keys: Array, key_format: str | None) -> tuple[Array, str | None]:
     codes, is_e4m3 = _codes(keys)
     if is_e4m3 and key_format not in (None, "plain", "e4m3"):
-        raise ValueError(f"key_format = {key_format!r} is for uint8 keys, not float8_e4m3fn")
+        raise ValueError(f"key_format = {shown(key_format)} is for uint8 keys, not float8_e4m3fn")
     return codes, "e4m3" if is_e4m3 else key_format
 
 
@@ -75,13 +84,14 @@ def indexer_logits(
         from 32 to 256. Where keys went through hadamard, q must have too.
       weights: float32 [tokens, heads], with q's scale and any other factor in it; None: all 1.
       keys: [pages, page_size, head_dim] of the same dtypes, or uint8 [pages, page_size * (head_dim + 4)] with
-        key_format="deepgemm": all keys of a page as float8_e4m3fn, then their float32 scales.
+        key_format="deepgemm": all keys of a page as float8_e4m3fn, then their float32 scales; or uint8 [pages, page_size *
+        (head_dim / 2 + 4)] with "mxfp4": all keys, two e2m1 a byte, then 4 bytes of e8m0 scales a key, one for each 32 elements.
       kv_lens: int32 or int64 [B], tokens of each sequence. The queries of a sequence are its last positions; one at position p
         sees the keys s < (p + 1) // ratio.
       page_table: int32 or int64 [B, max_pages], pages of keys.
       cu_q_lens: int32 or int64 [B + 1], where the queries of each sequence begin and end; None: one query a sequence.
       key_scales: float32 that broadcasts to keys.shape[:-1]; int8 keys must have them.
-      key_format: None or "plain", "deepgemm"; "e4m3": uint8 keys are codes of float8_e4m3fn.
+      key_format: None or "plain", "deepgemm", "mxfp4"; "e4m3": uint8 keys are codes of float8_e4m3fn.
       ratio: tokens that a key stands for.
       activation: "relu" or "none".
       out: float32 [tokens, n] to write into.
@@ -173,7 +183,7 @@ def write_index_keys(
     pages: Array,
     scales: Array | None = None,
     *,
-    format: Literal["plain", "e4m3", "deepgemm", "int8"],
+    format: Literal["plain", "e4m3", "deepgemm", "mxfp4", "int8"],
     hadamard: bool = True,
 ) -> None:
     """Writes index keys into pages, quantised; RoPE is the caller's.
@@ -182,9 +192,10 @@ def write_index_keys(
       keys: [tokens, head_dim] float32, float16 or bfloat16.
       slots: int32 or int64 [tokens], page * page_size + offset; -1 skips a key; of equal slots the later key stays.
       pages: [pages, page_size, head_dim] to write into: "plain" float32, float16 or bfloat16, "int8" int8, "e4m3" uint8 or
-        float8_e4m3fn; "deepgemm" uint8 [pages, page_size * (head_dim + 4)].
+        float8_e4m3fn; "deepgemm" uint8 [pages, page_size * (head_dim + 4)]; "mxfp4" uint8 [pages, page_size * (head_dim / 2 + 4)].
       scales: float32 [pages, page_size] to write into, of "int8" and "e4m3".
-      format: int8: scale = max|x| / 127. e4m3, deepgemm: scale = max|x| / 448, rounded up to a power of two.
+      format: int8: scale = max|x| / 127. e4m3, deepgemm: scale = max|x| / 448, rounded up to a power of two. mxfp4: the same
+        with max|x| / 6 of each 32 elements; head_dim is a multiple of 32 up to 128.
       hadamard: transform the keys first; queries then need riffle.hadamard too. int8 keeps 4 times the precision of e4m3 then.
 
     Raises:
@@ -197,14 +208,16 @@ def write_index_keys(
     >>> pages[0, :, 0]
     array([0., 0., 1., 0.], dtype=float32)
     """
-    if not isinstance(format, str) or format not in ("plain", "e4m3", "deepgemm", "int8"):
-        raise ValueError(f"format = {shown(format)} is none of 'plain', 'e4m3', 'deepgemm', 'int8'")
+    if not isinstance(format, str) or format not in ("plain", "e4m3", "deepgemm", "mxfp4", "int8"):
+        raise ValueError(f"format = {shown(format)} is none of 'plain', 'e4m3', 'deepgemm', 'mxfp4', 'int8'")
     if not hasattr(pages, "dtype"):
         raise TypeError(f"pages must be an array, not {shown(pages)}")
     codes, is_e4m3 = _codes(pages)
     kind = str(getattr(pages, "dtype", "")).removeprefix("torch.")
-    if (format == "int8") != (kind == "int8") or (is_e4m3 and format != "e4m3"):
+    if kind and ((format == "int8") != (kind == "int8") or (is_e4m3 and format != "e4m3")):
         raise TypeError(f"pages has dtype {kind}, which is not that of format = {format!r}")
+    if scales is None and format in ("e4m3", "int8"):
+        raise TypeError(f"scales must be an array where format = {format!r}, not None")
     _core.write_index_keys(keys, _narrowed("slots", slots), codes, scales, "plain" if format == "int8" else format,
                            as_bool("hadamard", hadamard))
 
@@ -242,12 +255,69 @@ def positions_to_slots(positions: Array, page_table: Array, page_size: int, *, c
                                     _narrowed("cu_q_lens", cu_q_lens))
 
 
-def _scopes(extra: Any) -> list[tuple]:
-    scopes = as_list("extra", extra, "(rows, slots, lengths, row_format)")
-    for i, scope in enumerate(scopes):
-        if not isinstance(scope, (tuple, list)) or len(scope) != 4:
-            raise ValueError(f"extra[{i}] must be (rows, slots, lengths, row_format), not {shown(scope)}")
-    return scopes
+def expand_blocks(blocks: Array, block: int, ends: Array) -> Array:
+    """Positions of blocks: what indexer_top_k selects with block > 1, as what positions_to_slots takes.
+
+    Args:
+      blocks: int32 [tokens, n] block numbers, -1: none.
+      block: positions of a block.
+      ends: int32 or int64 [tokens], the keys that each query sees.
+
+    Returns:
+      int32 [tokens, n * block]: blocks[t, i] * block + j at i * block + j; -1 where that is not below ends[t] or there is no block.
+
+    >>> import numpy as np, riffle
+    >>> riffle.expand_blocks(np.array([[1, 0, -1]], np.int32), 2, np.array([3]))
+    array([[ 2, -1,  0,  1, -1, -1]], dtype=int32)
+    """
+    return _core.expand_blocks(_narrowed("blocks", blocks), block, _narrowed("ends", ends))
+
+
+def compress_kv(
+    kv: Array,
+    gates: Array,
+    *,
+    ratio: int,
+    overlap: bool = False,
+    gate_bias: Array | None = None,
+    norm: bool = True,
+    norm_weight: Array | None = None,
+    norm_eps: float = 1e-6,
+    cos_sin: Array | None = None,
+    cu_lens: Array | None = None,
+    first_entries: Array | None = None,
+    out: Array | None = None,
+) -> Array:
+    """DeepSeek-V4's compressors: each window of `ratio` tokens becomes one entry, by softmax pooling in each channel, RMS norm
+    and RoPE.
+
+    Args:
+      kv, gates: [tokens, d] float32, float16 or bfloat16, d a multiple of 16 up to 1024; with overlap [tokens, 2 * d].
+      ratio: tokens of a window; those of an incomplete last one are not read.
+      overlap: an entry is made of the first d columns in the window before its own and of the last d in its own.
+      gate_bias: float32 [ratio, columns], added to gates.
+      norm: RMS norm of each entry, with norm_weight float32 [d] and norm_eps.
+      cos_sin: float32 [positions, r]: r / 2 cosines, then r / 2 sines of each position; the last r elements of entry i are rotated
+        by row i * ratio, in neighbouring pairs.
+      cu_lens: int32 or int64 [B + 1], where the tokens of each sequence begin and end; None: one sequence.
+      first_entries: int32 or int64 [B], the number of each sequence's first entry; None: 0. With overlap, and where it is not
+        0, the tokens begin with the window before.
+      out: [entries, d] of kv's dtype to write into.
+
+    Returns:
+      [entries, d] of kv's dtype, entries of sequences one behind the other.
+
+    Raises:
+      ValueError: a shape, length or option out of its limits; nothing is written then.
+      TypeError: a wrong dtype, or no array.
+
+    >>> import numpy as np, riffle
+    >>> kv = np.arange(8, dtype=np.float32)[:, None] * np.ones(16, np.float32)
+    >>> riffle.compress_kv(kv, np.zeros_like(kv), ratio=4, norm=False)[:, 0]
+    array([1.5, 5.5], dtype=float32)
+    """
+    return _core.compress_kv(kv, gates, ratio, overlap, gate_bias, norm, norm_weight, as_float("norm_eps", norm_eps), cos_sin, cu_lens,
+                             first_entries, out)
 
 
 def sparse_attention(
@@ -298,6 +368,6 @@ def sparse_attention(
     """
     if not isinstance(invalid, str) or invalid not in ("raise", "ignore"):
         raise ValueError(f"invalid = {shown(invalid)} is none of 'raise', 'ignore'")
-    scopes = [(rows, slots, lengths, row_format), *_scopes(extra)]
+    scopes = [(rows, slots, lengths, row_format), *scopes_of(extra)]
     scopes = [(r, _narrowed("slots", s), _narrowed("lengths", n), f) for r, s, n, f in scopes]
     return _core.sparse_attention(q, scopes, value_dim, scale, sinks, True, invalid == "ignore", out, return_lse)

@@ -103,6 +103,81 @@ def test_int8_keys_after_hadamard_and_e4m3():
     assert rms["int8"] * 1.5 < rms["deepgemm"] < 0.1 * want.std()
 
 
+def test_mxfp4_keys_and_expanded_blocks():
+    keys, q = normal(50, 64), normal(1, 4, 64)
+    slots = RNG.permutation(64)[:50]
+    pages = numpy.full((4, 16 * 36), 0xEE, numpy.uint8)
+    riffle.write_index_keys(keys, slots, pages, format="mxfp4", hadamard=False)
+    body = pages[:, : 16 * 32].reshape(64, 32)
+    e2m1 = numpy.array([0, 0.5, 1, 1.5, 2, 3, 4, 6, -0.0, -0.5, -1, -1.5, -2, -3, -4, -6])
+    plain = e2m1[numpy.stack([body & 15, body >> 4], -1)].reshape(64, 2, 32)
+    plain = (plain * 2.0 ** (pages[:, 16 * 32 :].reshape(64, 4)[:, :2, None].astype(float) - 127)).reshape(64, 64)
+    assert numpy.abs(plain[slots] - keys).max() < 1
+    table = numpy.arange(4, dtype=numpy.int32)[None]
+    got = riffle.indexer_logits(q, None, pages[numpy.argsort([0, 1, 2, 3])], numpy.array([64]), table, key_format="mxfp4")
+    used = numpy.isin(numpy.arange(64), slots)
+    numpy.testing.assert_allclose(got[0, used], scores(q, numpy.ones((1, 4)), plain[used])[0], rtol=1e-5, atol=1e-4)
+    with pytest.raises(ValueError, match=r"a page is a multiple of head_dim / 2 \+ 4 = 36 bytes"):
+        riffle.indexer_logits(q, None, pages[:, :-1], numpy.array([64]), table, key_format="mxfp4")
+    with pytest.raises(ValueError, match="key_scales is given; the format 'mxfp4' has its own"):
+        riffle.indexer_logits(q, None, pages, numpy.array([64]), table, key_format="mxfp4", key_scales=numpy.ones(1, numpy.float32))
+    # Selected blocks of 16 as positions, then slots.
+    blocks = riffle.indexer_top_k(q, None, pages, numpy.array([50]), table, 2, key_format="mxfp4", block=16, incomplete_tail=True)
+    positions = riffle.expand_blocks(blocks, 16, numpy.array([50]))
+    assert positions[0, :16].tolist() == [48, 49] + [-1] * 14
+    assert positions[0, 16:].tolist() == list(range(16 * blocks[0, 1], 16 * blocks[0, 1] + 16))
+    for bad, text in ((dict(block=0), "block = 0"), (dict(ends=[-1]), r"ends\[0\] = -1 is negative"), (dict(ends=[1, 2]), "number of ends = 2")):
+        with pytest.raises(ValueError, match=text):
+            riffle.expand_blocks(blocks, bad.get("block", 16), numpy.array(bad.get("ends", [50])))
+
+
+def compressed(kv, gates, ratio, overlap, bias, weight, cos_sin, first=0):
+    """Entries from number `first` on of one sequence."""
+    dim = kv.shape[1] // (2 if overlap else 1)
+    windows, entries = len(kv) // ratio, []
+    for w in range(int(overlap and first > 0), windows):
+        own = slice(w * ratio, (w + 1) * ratio)
+        values, logits = kv[own, -dim:], gates[own, -dim:] + bias[:, -dim:]
+        number = first + w - int(overlap and first > 0)
+        if overlap and number > 0:
+            before = slice((w - 1) * ratio, w * ratio)
+            values = numpy.concatenate([kv[before, :dim], values])
+            logits = numpy.concatenate([gates[before, :dim] + bias[:, :dim], logits])
+        p = numpy.exp(logits - logits.max(0))
+        entry = (p * values).sum(0) / p.sum(0)
+        entry = entry / numpy.sqrt((entry**2).mean() + 1e-6) * weight
+        cosine, sine = numpy.split(cos_sin[number * ratio], 2)
+        a, b = entry[-len(cosine) * 2 :: 2].copy(), entry[-len(cosine) * 2 + 1 :: 2].copy()
+        entry[-len(cosine) * 2 :: 2], entry[-len(cosine) * 2 + 1 :: 2] = a * cosine - b * sine, a * sine + b * cosine
+        entries.append(entry)
+    return numpy.array(entries).reshape(-1, dim)
+
+
+@pytest.mark.parametrize("overlap", [False, True])
+def test_compress_kv(overlap):
+    dim, ratio = 64, 4
+    kv, gates = normal(31, dim * (1 + overlap)), normal(31, dim * (1 + overlap))
+    bias, weight, cos_sin = normal(ratio, kv.shape[1]), normal(dim), normal(200, 16)
+    options = dict(ratio=ratio, overlap=overlap, gate_bias=bias, norm_weight=weight, cos_sin=cos_sin)
+    got = riffle.compress_kv(kv, gates, **options)
+    numpy.testing.assert_allclose(got, compressed(kv.astype(float), gates.astype(float), ratio, overlap, bias, weight, cos_sin), rtol=2e-5, atol=2e-5)
+    both = riffle.compress_kv(kv, gates, cu_lens=numpy.array([0, 10, 31]), first_entries=numpy.array([0, 9]), **options)
+    parts = ((0, 10, 0), (10, 31, 9))
+    want = [compressed(kv[a:b].astype(float), gates[a:b].astype(float), ratio, overlap, bias, weight, cos_sin, n) for a, b, n in parts]
+    numpy.testing.assert_allclose(both, numpy.concatenate(want), rtol=2e-5, atol=2e-5)
+    out = numpy.zeros_like(got)
+    assert riffle.compress_kv(kv, gates, out=out, **options) is out
+    numpy.testing.assert_array_equal(out, got)
+    for bad, text in (
+        ({"ratio": 0}, "ratio = 0"), ({"norm_weight": weight[:3]}, "norm_weight has shape"), ({"cos_sin": cos_sin[:9]}, "rope.positions = 9"),
+        ({"gate_bias": bias[:2]}, "gate_bias has shape"), ({"cu_lens": numpy.array([0, 40])}, "cu_lens runs from 0 to 40"),
+    ):
+        with pytest.raises(ValueError, match=text):
+            riffle.compress_kv(kv, gates, **{**options, **bad})
+    with pytest.raises(TypeError, match="kv"):
+        riffle.compress_kv(kv.astype(numpy.int32), gates, ratio=4)
+
+
 @pytest.mark.parametrize("row_format", ["plain", "mla656", "mla584"])
 def test_sparse_attention(row_format):
     d, value_dim = (512, 512) if row_format == "mla584" else (576, 512)
