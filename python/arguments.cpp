@@ -103,6 +103,10 @@ void CheckElement(const Array& x, Element element) {
 }
 
 void CheckAxes(const Array& x, int ndim, const char* form) {
+  if (x.element() == Element::kOther) {  // no call takes it, whatever its shape is
+    ThrowTypeError(std::string(x.name()) + " has dtype " + x.DTypeName() +
+                   ", which no call of riffle takes");
+  }
   if (x.ndim() != ndim) {
     ThrowValueError(std::string(x.name()) + " has shape " + x.Shape() + "; it must be " + form);
   }

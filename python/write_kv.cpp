@@ -1,6 +1,8 @@
 // Writing keys and values into pages: Python's arguments to riffle/write_kv.h.
 #include "riffle/write_kv.h"
 
+#include <string>
+
 #include "arguments.h"
 #include "array.h"
 #include "bindings.h"
@@ -33,6 +35,15 @@ void PyWriteKv(nb::handle keys_object, nb::handle values_object, nb::handle slot
   const auto access = [&](const KvPagesArgument& pages) {
     return compute && pages.takes_scales() ? Access::kWrite : Access::kRead;
   };
+  const auto check_int8 = [&](const KvPagesArgument& pages, const char* name, nb::handle scales,
+                              const char* scales_name) {
+    if (pages.view().dtype == DType::kI8 && scales.is_none() && !compute) {
+      ThrowValueError(std::string(scales_name) + " is None but " + name +
+                      " are int8 and have no scales: give some, or have them computed");
+    }
+  };
+  check_int8(key_pages, "key_pages", key_scales, "key_scales");
+  check_int8(value_pages, "value_pages", value_scales, "value_scales");
   key_pages.AddScales(key_scales, "key_scales", access(key_pages));
   value_pages.AddScales(value_scales, "value_scales", access(value_pages));
   const PagedKvOut to_keys = key_pages.out(), to_values = value_pages.out();

@@ -155,9 +155,11 @@ def fp8_mqa_logits(
     try:
         keys, scales = kv
     except Exception:  # whatever an object's own code raises
-        raise TypeError(f"fp8_mqa_logits(): argument 'kv' must be (keys, scales), not {shown(kv)}") from None
+        keys = scales = None
+    if not all(isinstance(x, Tensor) or hasattr(type(x), "__torch_function__") for x in (keys, scales)):
+        raise TypeError(f"fp8_mqa_logits(): argument 'kv' must be (keys, scales), two tensors, not {shown(kv)}")
     max_seqlen_k = _length("max_seqlen_k", max_seqlen_k)
-    check_tensors("fp8_mqa_logits", {"q": q, "kv[0]": keys, "kv[1]": scales, "weights": weights,
+    check_tensors("fp8_mqa_logits", {"q": q, "weights": weights,
                                      "cu_seq_len_k_start": cu_seq_len_k_start, "cu_seq_len_k_end": cu_seq_len_k_end})
     logits = torch.ops.riffle.fp8_mqa_logits(q, keys, scales, weights, cu_seq_len_k_start, cu_seq_len_k_end)
     if max_seqlen_k <= 0:
