@@ -51,7 +51,7 @@ def tokenizer(vocab, kind):
         vocab = vocab + [(f"<0x{byte:02X}>", 0.0) for byte in range(256)]
     made = Tokenizer(models.Unigram(vocab, unk_id=0, byte_fallback=kind == "bytes"))
     if kind == "trimmed":
-        ends = normalizers.Replace(Regex("^ +| +$"), "")
+        ends = normalizers.Replace(Regex(r"\A +| +\z"), "")
         runs = normalizers.Replace(Regex(" {2,}"), " ")
         made.normalizer = normalizers.Sequence([ends, runs, spaces, normalizers.Prepend(SPACE)])
     else:
