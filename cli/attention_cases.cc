@@ -42,9 +42,10 @@ void CheckRow(const AttentionData& data, size_t b, int query, int head) {
   const AttentionCase& what = data.what;
   const int position = what.kv_lens[b] - what.q_lens[b] + query;
   const int64_t row = (int64_t{data.cu_q_lens[b]} + query) * what.kv_heads * what.group + head;
+  const int first = what.first_key(position);
   std::vector<double> weights;
   double largest = -INFINITY;
-  for (int j = 0; j <= position; ++j) {
+  for (int j = first; j <= position; ++j) {
     double logit = 0;
     for (int i = 0; i < what.head_dim; ++i) {
       logit += Number(what.q_dtype, data.q.data, row * what.head_dim + i) *
@@ -61,8 +62,8 @@ void CheckRow(const AttentionData& data, size_t b, int query, int head) {
   for (int i = 0; i < what.values_dim(); ++i) {
     double expected = 0;
     double magnitude = 0;
-    for (int j = 0; j <= position; ++j) {
-      const double part = weights[static_cast<size_t>(j)] / sum *
+    for (int j = first; j <= position; ++j) {
+      const double part = weights[static_cast<size_t>(j - first)] / sum *
                           data.Element(data.values, b, j, head / what.group, i);
       expected += part;
       magnitude += std::abs(part);
@@ -108,8 +109,9 @@ double AttentionCase::bytes() const {
 double AttentionCase::operations() const {
   double pairs = 0;  // a pair is a query and a key that it sees
   for (size_t b = 0; b < kv_lens.size(); ++b) {
-    const double q = q_lens[b];
-    pairs += q * (kv_lens[b] - q) + q * (q + 1) / 2;
+    for (int position = kv_lens[b] - q_lens[b]; position < kv_lens[b]; ++position) {
+      pairs += position + 1 - first_key(position);
+    }
   }
   return 2 * pairs * kv_heads * group * (head_dim + values_dim());
 }
@@ -139,6 +141,19 @@ void AddFormats(std::vector<AttentionCase>* cases) {
     decode.q_dtype = DType::kF32;
     add("-f32-f16", DType::kF16, KvFormat::kPlain, false);
   }
+}
+
+// The same attention twice: given as options, and as a matrix of bools. The blocks are four
+// sequences of 512 tokens, or one of 2048 whose mask keeps them apart.
+void AddMasks(std::vector<AttentionCase>* cases) {
+  cases->push_back({.name = "P1-mask", .q_lens = {2048}, .kv_lens = {2048}, .mask_block = 2048});
+  cases->push_back({.name = "P1-blocks", .q_lens = Repeat(512, 4), .kv_lens = Repeat(512, 4)});
+  cases->push_back(
+      {.name = "P1-blocks-mask", .q_lens = {2048}, .kv_lens = {2048}, .mask_block = 512});
+  cases->push_back({.name = "D1-mask",
+                    .q_lens = Repeat(1, 32),
+                    .kv_lens = Repeat(4096, 32),
+                    .mask_block = 4096});
 }
 
 // DeepSeek's latent attention: one KV head, whose values are the first 512 elements of its keys.
@@ -178,6 +193,7 @@ std::vector<AttentionCase> AttentionCases(bool quick) {
       {.name = "D4", .q_lens = Repeat(1, 64), .kv_lens = Ragged(64, 4096)},
       {.name = "P1", .q_lens = {2048}, .kv_lens = {2048}},
       {.name = "P2", .q_lens = {512}, .kv_lens = {8704}}};
+  AddMasks(&cases);
   AddFormats(&cases);
   AddLatent(&cases);
   if (quick) {
@@ -190,6 +206,8 @@ RooflineLine RunAttentionCase(const AttentionCase& what, double min_seconds, Thr
   const AttentionData data(what);
   AttentionOptions options;
   options.pool = pool;
+  options.mask = data.mask;
+  options.causal = what.mask_block == 0;
   RooflineCase roofline;
   roofline.name = what.name;
   roofline.pages = PagesOf(data.keys_memory.data(), data.keys_memory.bytes());

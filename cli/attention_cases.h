@@ -23,8 +23,14 @@ struct AttentionCase {
   KvFormat format = KvFormat::kPlain;
   bool row_scales = false;  // an f32 for each row of 8-bit elements
   int value_dim = 0;        // > 0: values are the first value_dim elements of their keys, as in MLA
+  // > 0: a matrix of bools, not an option, makes attention causal within blocks of so many keys.
+  int mask_block = 0;
 
   bool decode() const;  // one query a sequence
+  // The first key that a query at `position` sees; the last one is its own.
+  int first_key(int position) const {
+    return mask_block > 0 ? position / mask_block * mask_block : 0;
+  }
   int values_dim() const { return value_dim > 0 ? value_dim : head_dim; }
   double bytes() const;       // of keys and values; separate scales do not count
   double operations() const;  // multiplications and additions; only half of them if causal

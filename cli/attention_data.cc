@@ -77,6 +77,26 @@ void AttentionData::DealPages(test::Rng& random) {
   }
 }
 
+void AttentionData::MakeMask() {
+  const int64_t keys_of_row = *std::max_element(what.kv_lens.begin(), what.kv_lens.end());
+  mask_memory = HugeBuffer(static_cast<size_t>(tokens * keys_of_row));
+  mask = {.data = mask_memory.data(),
+          .dtype = DType::kU8,
+          .tokens = tokens,
+          .heads = 1,
+          .keys = keys_of_row,
+          .token_stride = keys_of_row};
+  uint8_t* row = mask_memory.data();
+  for (size_t b = 0; b < what.kv_lens.size(); ++b) {
+    for (int query = 0; query < what.q_lens[b]; ++query, row += keys_of_row) {
+      const int position = what.kv_lens[b] - what.q_lens[b] + query;
+      const int first = what.first_key(position);
+      std::memset(row, 0, static_cast<size_t>(keys_of_row));
+      std::memset(row + first, 1, static_cast<size_t>(position + 1 - first));
+    }
+  }
+}
+
 AttentionData::AttentionData(const AttentionCase& the_case) : what(the_case) {
   test::Rng random(7);
   DealPages(random);
@@ -120,6 +140,9 @@ AttentionData::AttentionData(const AttentionCase& the_case) : what(the_case) {
   values.data = what.value_dim > 0 ? keys.data : values_memory.data();
   q = {q_memory.data(), what.q_dtype,          tokens,       heads,
        what.head_dim,   heads * what.head_dim, what.head_dim};
+  if (what.mask_block > 0) {
+    MakeMask();
+  }
   batch = {cu_q_lens, what.kv_lens, table.data(), max_pages, max_pages};
   out = {out_memory.data(), int64_t{heads} * what.values_dim(), what.values_dim(), nullptr, 0};
 }

@@ -24,14 +24,16 @@ struct AttentionData {
   int32_t max_pages = 0;
   int32_t total_pages = 0;
   int64_t tokens = 0;
-  HugeBuffer keys_memory, values_memory, scales_memory, q_memory, out_memory;
+  HugeBuffer keys_memory, values_memory, scales_memory, q_memory, out_memory, mask_memory;
   HeadsView q;
   PagedKv keys, values;
   PagedBatch batch;
+  AttentionMask mask;
   AttentionOut out;
 
  private:
   void DealPages(test::Rng& random);
+  void MakeMask();
 };
 
 }  // namespace riffle::cli

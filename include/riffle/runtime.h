@@ -44,6 +44,11 @@ RIFFLE_API void SetTarget(std::string_view name);
 // kernels outside the library that follow SetTarget. In a task it is the target of the task's call.
 RIFFLE_API int64_t TargetMask();
 
+// Runs code on threads of another library: calls body(data) once on the calling thread and once on
+// each of up to `threads` - 1 more, and returns when all have returned. The signature is that of
+// GOMP_parallel (flags = 0), which starts a parallel region in the OpenMP of GNU and LLVM.
+using ParallelRegion = void (*)(void (*body)(void*), void* data, unsigned threads, unsigned flags);
+
 // A fixed set of threads. A call that finds its pool busy, with another thread's call or because it
 // is made in a task, runs on the calling thread alone; so callers need no lock. Thread counts never
 // change a bit of a result. After a call, workers spin for some tens of microseconds before they
@@ -54,6 +59,10 @@ class RIFFLE_API ThreadPool {
   // `threads` includes the caller; 0 means the CPUs that this process may use. Throws
   // Error(kBadOption) unless 0 <= threads <= 1024.
   explicit ThreadPool(int threads = 0);
+  // Has no threads of its own: each call that is given the pool runs on those of `region`. For one
+  // call, or a part of a program, on another library's threads; a null region is none. Throws as
+  // above.
+  explicit ThreadPool(ParallelRegion region, int threads = 0);
   ~ThreadPool();
   ThreadPool(const ThreadPool&) = delete;
   ThreadPool& operator=(const ThreadPool&) = delete;
@@ -90,13 +99,8 @@ RIFFLE_API int NumThreads();
 // system does not grant that many threads. On error the pool stays as it was.
 RIFFLE_API void SetNumThreads(int threads);
 
-// Runs code on threads of another library: calls body(data) once on the calling thread and once on
-// each of up to `threads` - 1 more, and returns when all have returned. The signature is that of
-// GOMP_parallel (flags = 0), which starts a parallel region in the OpenMP of GNU and LLVM.
-using ParallelRegion = void (*)(void (*body)(void*), void* data, unsigned threads, unsigned flags);
-
-// Makes the default pool run on such threads instead of its own; null returns to its own. In a
-// program that spends most of its time in the other library, whose idle threads spin, two pools
+// Makes the default pool run on a region's threads instead of its own; null returns to its own. In
+// a program that spends most of its time in the other library, whose idle threads spin, two pools
 // compete for the CPUs. Waits for a running call to end; throws as SetNumThreads does.
 RIFFLE_API void SetParallelRegion(ParallelRegion region);
 

@@ -37,11 +37,11 @@ constexpr uint16_t BF16BitsOf(int magnitude, int exponent) {
   return static_cast<uint16_t>((127 + bits + exponent) << 7 | ((magnitude << (7 - bits)) & 0x7f));
 }
 
-// The bf16 of the code with these 7 lower bits, for codes whose highest bit is a sign; of int8 that
-// of the magnitude.
+// The bf16 of the code with these 7 lower bits, for codes whose highest bit is a sign. Of int8 the
+// bits are those of the magnitude: 0 stands for 128, as only -128 is looked up there (ByteDecoder).
 constexpr uint16_t MagnitudeAsBF16(RowCode code, int bits) {
   if (code == RowCode::kI8) {
-    return BF16BitsOf(bits, 0);
+    return BF16BitsOf(bits == 0 ? 128 : bits, 0);
   }
   const int places = code == RowCode::kE4M3 ? 3 : 2;
   const int bias = code == RowCode::kE4M3 ? 7 : 15;
@@ -74,26 +74,53 @@ inline constexpr MagnitudeBytes kMagnitudeBytes = MakeMagnitudeBytes(kCode);
 
 using Bytes64 = hn::CappedTag<uint8_t, 64>;
 
+// The lower and the upper bytes of 64 bf16.
+struct BF16Bytes {
+  hn::Vec<Bytes64> low;
+  hn::Vec<Bytes64> high;
+};
+
+// 64 codes of 8 bits to bf16: two lookups of bytes in the tables of 128 magnitudes.
+template <RowCode kCode>
+class ByteDecoder {
+ public:
+  HWY_INLINE ByteDecoder()
+      : low0_(hn::Load(Bytes64(), kMagnitudeBytes<kCode>.low.data())),
+        low1_(hn::Load(Bytes64(), kMagnitudeBytes<kCode>.low.data() + 64)),
+        high0_(hn::Load(Bytes64(), kMagnitudeBytes<kCode>.high.data())),
+        high1_(hn::Load(Bytes64(), kMagnitudeBytes<kCode>.high.data() + 64)) {}
+
+  HWY_INLINE BF16Bytes operator()(hn::Vec<Bytes64> codes) const {
+    const Bytes64 d;
+    // The lookup ignores the highest bit of an index; IndicesFromVec would assert that it is 0.
+    using Indices = hn::Indices512<uint8_t>;
+    if constexpr (kCode == RowCode::kI8) {
+      const hn::RebindToSigned<Bytes64> di;
+      const Indices magnitudes{hn::BitCast(d, hn::Abs(hn::BitCast(di, codes))).raw};
+      // -128 has no magnitude of 7 bits: it finds that of 0, which a code of 0 must not.
+      const auto high = hn::IfThenElseZero(hn::Ne(codes, hn::Zero(d)),
+                                           hn::TwoTablesLookupLanes(d, high0_, high1_, magnitudes));
+      return {hn::TwoTablesLookupLanes(d, low0_, low1_, magnitudes),
+              hn::OrAnd(high, codes, hn::Set(d, 0x80))};
+    } else {
+      const Indices index{codes.raw};
+      return {
+          hn::TwoTablesLookupLanes(d, low0_, low1_, index),
+          hn::OrAnd(hn::TwoTablesLookupLanes(d, high0_, high1_, index), codes, hn::Set(d, 0x80))};
+    }
+  }
+
+ private:
+  hn::Vec<Bytes64> low0_, low1_, high0_, high1_;
+};
+
 // 64 codes to 128 bytes.
 template <RowCode kCode>
 HWY_INLINE void DecodeBytes(hn::Vec<Bytes64> codes, uint8_t* HWY_RESTRICT to) {
   const Bytes64 d;
-  const hn::RebindToSigned<Bytes64> di;
-  const auto lookup = [&](const std::array<uint8_t, 128>& table, auto index) HWY_ATTR {
-    return hn::TwoTablesLookupLanes(d, hn::Load(d, table.data()), hn::Load(d, table.data() + 64),
-                                    hn::IndicesFromVec(d, index));
-  };
-  constexpr bool kInt = kCode == RowCode::kI8;
-  const auto magnitudes = kInt ? hn::BitCast(d, hn::Abs(hn::BitCast(di, codes))) : codes;
-  const auto index = hn::And(magnitudes, hn::Set(d, 0x7f));
-  const auto low = lookup(kMagnitudeBytes<kCode>.low, index);
-  auto high = lookup(kMagnitudeBytes<kCode>.high, index);
-  high = hn::Or(high, hn::And(codes, hn::Set(d, 0x80)));
-  if constexpr (kInt) {  // -128 has no magnitude of 7 bits; the lower byte of its bf16 is 0
-    high = hn::IfThenElse(hn::Eq(codes, hn::Set(d, 0x80)), hn::Set(d, 0xc3), high);
-  }
-  hn::StoreU(hn::InterleaveWholeLower(d, low, high), d, to);
-  hn::StoreU(hn::InterleaveWholeUpper(d, low, high), d, to + 64);
+  const BF16Bytes bytes = ByteDecoder<kCode>()(codes);
+  hn::StoreU(hn::InterleaveWholeLower(d, bytes.low, bytes.high), d, to);
+  hn::StoreU(hn::InterleaveWholeUpper(d, bytes.low, bytes.high), d, to + 64);
 }
 
 // What the codes of a block of 4 or 5 bits stand for, as bf16.
@@ -114,6 +141,39 @@ constexpr BlockElementTable MakeBlockElementTable(RowCode code) {
 }
 template <RowCode kCode>
 inline constexpr BlockElementTable kBlockElementTable = MakeBlockElementTable(kCode);
+
+// The lower and the upper bytes of the bf16 of the 16 codes of 4 bits.
+struct NibbleBytes {
+  alignas(16) std::array<uint8_t, 16> low{};
+  alignas(16) std::array<uint8_t, 16> high{};
+};
+constexpr NibbleBytes MakeNibbleBytes(RowCode code) {
+  NibbleBytes bytes;
+  const BlockElementTable table = MakeBlockElementTable(code);
+  for (size_t i = 0; i < 16; ++i) {
+    bytes.low[i] = static_cast<uint8_t>(table.bits[i]);
+    bytes.high[i] = static_cast<uint8_t>(table.bits[i] >> 8);
+  }
+  return bytes;
+}
+template <RowCode kCode>
+inline constexpr NibbleBytes kNibbleBytes = MakeNibbleBytes(kCode);
+
+// 64 codes of 4 bits, one a byte, to bf16.
+template <RowCode kCode>
+class NibbleDecoder {
+ public:
+  HWY_INLINE NibbleDecoder()
+      : low_(hn::LoadDup128(Bytes64(), kNibbleBytes<kCode>.low.data())),
+        high_(hn::LoadDup128(Bytes64(), kNibbleBytes<kCode>.high.data())) {}
+
+  HWY_INLINE BF16Bytes operator()(hn::Vec<Bytes64> codes) const {
+    return {hn::TableLookupBytes(low_, codes), hn::TableLookupBytes(high_, codes)};
+  }
+
+ private:
+  hn::Vec<Bytes64> low_, high_;
+};
 
 // A block's 32 elements to 64 bytes.
 template <RowCode kCode>

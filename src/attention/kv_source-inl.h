@@ -109,14 +109,8 @@ class KvSource {
   void FindScalesIn(const RowsAt& at, int stride, float* to) const {
     const RowRun run = FindRun(args_, kv_.scales, at.seq, at.head, at.begin, at.seen);
     if (run.data != nullptr) {
-#if HWY_CAP_GE512
-      if (TakesFourBlocks(kv_)) {
-        return LoadBlockScales(kv_, windows_, run, stride, to);
-      }
-#endif
-      const bool of_blocks = IsBlocks(kv_.code);
       LoadScales(kv_, stride, to, [&](int64_t offset, float* numbers) HWY_ATTR {
-        LoadNumbersOfRun(kv_.scale_dtype, of_blocks, run, offset, numbers);
+        LoadNumbersOfRun(kv_.scale_dtype, run, offset, numbers);
       });
       return;
     }
@@ -134,9 +128,6 @@ class KvSource {
   const KvPages& kv_;
   const decltype(FindDecoder(Math(), RowCode::kF32)) decode_;
   float* const scales_;
-#if HWY_CAP_GE512
-  const BlockWindows windows_{IsBlocks(kv_.code) ? static_cast<int>(kv_.scale_group_stride) : 0};
-#endif
 };
 
 }  // namespace riffle::attention::HWY_NAMESPACE

@@ -72,10 +72,38 @@ HWY_INLINE void LoadNumbers(DType dtype, const KvRows& rows, int64_t offset,
   }
 }
 
-// The same where the rows lie in one page: no pointer to each of them, nor small stores that a
+#if HWY_CAP_GE256
+// Numbers of 16 bits of eight rows. Inserting lane after lane beats gathers, which took a tenth of
+// a decode over Q4_0, and permutations of 64-byte windows of a row, which took twice as many
+// instructions.
+HWY_INLINE hn::Vec<hn::FixedTag<uint16_t, 8>> LoadEightHalves(const uint8_t* from, int64_t stride) {
+  const auto at = [&](int i) HWY_ATTR {
+    uint16_t bits;
+    std::memcpy(&bits, from + i * stride, sizeof(bits));
+    return bits;
+  };
+  return hn::Dup128VecFromValues(hn::FixedTag<uint16_t, 8>(), at(0), at(1), at(2), at(3), at(4),
+                                 at(5), at(6), at(7));
+}
+
+// to[i] = a vector of f16 or bf16 as f32.
+template <class DF, class VH>
+HWY_INLINE void StoreHalves(DF df, DType dtype, VH halves, float* HWY_RESTRICT to) {
+  if (dtype == DType::kF16) {
+    const hn::Rebind<hwy::float16_t, DF> df16;
+    hn::Store(FromF16(df, hn::BitCast(df16, halves)), df, to);
+  } else {
+    const hn::RebindToUnsigned<DF> du;
+    hn::Store(hn::BitCast(df, hn::ShiftLeft<16>(hn::PromoteTo(du, halves))), df, to);
+  }
+}
+
+#endif
+
+// LoadNumbers where the rows lie in one page: no pointer to each of them, nor small stores that a
 // vector load must wait for.
-HWY_INLINE void LoadNumbersOfRun(DType dtype, [[maybe_unused]] bool of_blocks, const RowRun& run,
-                                 int64_t offset, float* HWY_RESTRICT to) {
+HWY_INLINE void LoadNumbersOfRun(DType dtype, const RowRun& run, int64_t offset,
+                                 float* HWY_RESTRICT to) {
   const FloatTag<16> df;
   constexpr int kN = static_cast<int>(hn::MaxLanes(df));
   const uint8_t* from = run.data + offset;
@@ -85,17 +113,16 @@ HWY_INLINE void LoadNumbersOfRun(DType dtype, [[maybe_unused]] bool of_blocks, c
     }
     return;
   }
+#if HWY_CAP_GE256
+  if (dtype == DType::kF16 || dtype == DType::kBF16) {
+    const auto low = LoadEightHalves(from, run.stride);
+    const auto high = LoadEightHalves(from + 8 * run.stride, run.stride);
 #if HWY_CAP_GE512
-  // The scales of blocks: the two bytes after each are the block's too, and read beside it.
-  if (of_blocks && run.stride > -(1 << 26) && run.stride < (1 << 26)) {
-    const hn::RebindToSigned<decltype(df)> di;
-    const hn::Rebind<uint16_t, decltype(df)> du16;
-    const hn::Rebind<hwy::float16_t, decltype(df)> df16;
-    const auto at = hn::Mul(hn::Iota(di, 0), hn::Set(di, static_cast<int32_t>(run.stride)));
-    const auto words = hn::GatherOffset(di, reinterpret_cast<const int32_t*>(from), at);
-    const auto halves =
-        hn::TruncateTo(du16, hn::BitCast(hn::RebindToUnsigned<decltype(df)>(), words));
-    hn::Store(FromF16(df, hn::BitCast(df16, halves)), df, to);
+    StoreHalves(df, dtype, hn::Combine(hn::FixedTag<uint16_t, 16>(), high, low), to);
+#else
+    StoreHalves(df, dtype, low, to);
+    StoreHalves(df, dtype, high, to + kN);
+#endif
     return;
   }
 #endif
@@ -105,76 +132,6 @@ HWY_INLINE void LoadNumbersOfRun(DType dtype, [[maybe_unused]] bool of_blocks, c
   }
   LoadNumbers(dtype, rows, offset, to);
 }
-
-#if HWY_CAP_GE512
-// Whether LoadBlockScales takes rows of these blocks.
-HWY_INLINE bool TakesFourBlocks(const KvPages& kv) {
-  return IsBlocks(kv.code) && !HasOffsets(kv.code) && kv.groups % 4 == 0;
-}
-
-// Where the scales of four blocks are: in a window of 64 bytes from the first block on, or in a
-// second one that ends with the last scale.
-struct BlockWindows {
-  alignas(64) uint16_t index[32] = {};  // [4 blocks][8 rows]: the word of the window
-  uint32_t in_second = 0;               // lanes
-  int second = 0;                       // bytes before the second window; 0: there is none
-
-  explicit BlockWindows(int block) {
-    second = HWY_MAX(0, 3 * block + 2 - 64);
-    for (int lane = 0; lane < 32; ++lane) {
-      const int offset = lane / 8 * block;
-      in_second |= offset + 2 > 64 ? 1u << lane : 0;
-      index[lane] = static_cast<uint16_t>((offset + 2 > 64 ? offset - second : offset) / 2);
-    }
-  }
-};
-
-// to[g * stride + i] = scale g of row i of blocks, four blocks at a time: one permutation takes
-// their scales out of a window of a row. (Gathers of single scales took a tenth of a decode over
-// Q4_0.)
-HWY_INLINE void LoadBlockScales(const KvPages& kv, const BlockWindows& windows, const RowRun& run,
-                                int stride, float* HWY_RESTRICT to) {
-  const hn::CappedTag<uint16_t, 32> d;
-  const FloatTag<16> df;
-  const hn::Rebind<uint16_t, decltype(df)> dh;
-  const hn::Rebind<hwy::float16_t, decltype(df)> df16;
-  const int block = static_cast<int>(kv.scale_group_stride);
-  const int second = windows.second;
-  const uint32_t in_second = windows.in_second;
-  const auto indices = hn::SetTableIndices(d, windows.index);
-  for (int g = 0; g < kv.groups; g += 4, to += 4 * stride) {
-    hn::Vec<decltype(d)> scales[2];
-    for (int half = 0; half < 2; ++half) {
-      auto found = hn::Zero(d);
-      for (int i = 0; i < 8; ++i) {
-        const uint8_t* row = run.data + (half * 8 + i) * run.stride + g * block;
-        const uint32_t lanes = 0x01010101u << i;
-        const auto take = [&](const uint8_t* window, uint64_t bits) HWY_ATTR {
-          uint8_t mask[8];
-          std::memcpy(mask, &bits, sizeof(mask));
-          const auto words = hn::TableLookupLanes(LoadAny(d, window), indices);
-          found = hn::IfThenElse(hn::LoadMaskBits(d, mask), words, found);
-        };
-        take(row, lanes & ~in_second);
-        if (second > 0) {
-          take(row + second, lanes & in_second);
-        }
-      }
-      scales[half] = found;
-    }
-    const auto store = [&](auto block_of, float* at) HWY_ATTR {
-      constexpr int kBlockOf = decltype(block_of)::value;
-      const auto halves = hn::Combine(dh, hn::ExtractBlock<kBlockOf>(scales[1]),
-                                      hn::ExtractBlock<kBlockOf>(scales[0]));
-      hn::Store(FromF16(df, hn::BitCast(df16, halves)), df, at);
-    };
-    store(std::integral_constant<int, 0>(), to);
-    store(std::integral_constant<int, 1>(), to + stride);
-    store(std::integral_constant<int, 2>(), to + 2 * stride);
-    store(std::integral_constant<int, 3>(), to + 3 * stride);
-  }
-}
-#endif
 
 // to[g * stride + i] = scale g of row i, divided by its divisor, for all groups of a row; then, of
 // block formats that have them, the offsets likewise. load(offset, to) loads 16 numbers.

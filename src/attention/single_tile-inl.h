@@ -12,11 +12,49 @@
 
 #include <algorithm>
 
+#include "attention/coded_values-inl.h"
+#include "attention/key_lanes-inl.h"
 #include "attention/small_m-inl.h"
 #include "attention/work_item_context-inl.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace riffle::attention::HWY_NAMESPACE {
+
+// Kernels that decode in registers, for some codes of BF16Math.
+template <class Math>
+struct CodedKernels {
+  static constexpr bool kAny = false;
+  explicit CodedKernels(const AttentionArgs&) {}
+};
+#if HWY_NATIVE_DOT_BF16 && HWY_ARCH_X86 && HWY_CAP_GE512
+template <>
+struct CodedKernels<BF16Math> {
+  static constexpr bool kAny = true;
+  explicit CodedKernels(const AttentionArgs& args)
+      : keys(FindLaneKernel(args.keys.code, args.keys.dim)),
+        decoded_keys(FindLaneKernel(RowCode::kBF16, args.keys.dim)),
+        values(FindCodedValuesKernel(args.values.code)),
+        // Values in keys that many rows use are decoded once, with their keys.
+        values_in_keys(args.values_in_keys),
+        max_lanes(args.values_in_keys && args.keys.code != RowCode::kBF16 ? 8 : 16),
+        key_lines(static_cast<int>((args.keys.row_bytes + 63) / 64)) {}
+
+  // Whether a tile's keys are read in place. Otherwise they are decoded into memory.
+  bool TakesKeys(int lanes) const { return keys.run != nullptr && lanes <= max_lanes; }
+  // Whether a tile's values are. 16 rows would decode them twice, and what has been decoded with
+  // the keys is used.
+  bool TakesValues(int lanes) const {
+    return values != nullptr && lanes <= 8 && (TakesKeys(lanes) || !values_in_keys);
+  }
+
+  const LaneKernel keys;
+  const LaneKernel decoded_keys;
+  const CodedValuesKernel values;
+  const bool values_in_keys;
+  const int max_lanes;
+  const int key_lines;
+};
+#endif
 
 template <class Math>
 class SingleTile {
@@ -26,6 +64,7 @@ class SingleTile {
  public:
   explicit SingleTile(const Context& context)
       : context_(context),
+        coded_(context.args),
         operands_(context.args.keys.dim / Math::kPerOperand),
         key_step_(AheadStep(context.args.keys, 16 * Math::kPerOperand)),
         value_step_(AheadStep(context.args.values, 16 * Math::kPerOperand)) {}
@@ -104,7 +143,7 @@ class SingleTile {
         c.values.FindScales(at, group + i);
         Word* buffer = c.at.keys + KeyPlace(group + i) * kGroupKeys * c.key_stride;
         if constexpr (Math::kDirect) {
-          rows[i] = c.keys.Readable(at, c.key_stride, buffer);
+          rows[i] = TakesKeys(tile) ? c.keys.Rows(at) : c.keys.Readable(at, c.key_stride, buffer);
         } else {
           c.keys.Decode(at, c.key_stride, buffer);
         }
@@ -114,11 +153,18 @@ class SingleTile {
     }
   }
 
+  bool TakesKeys([[maybe_unused]] const Tile& tile) const {
+    if constexpr (CodedKernels<Math>::kAny) {
+      return coded_.TakesKeys(tile.lanes);
+    }
+    return false;
+  }
+
   void ScoreGroups(const TileBlock& block, const Tile& tile, int group, int count,
                    const KvRows* rows) {
     const Context& c = context_;
     const int at = group * kGroupKeys * tile.lanes;
-    if (c.keys.groups() < 2) {
+    if (c.keys.groups() < 2 || (TakesKeys(tile) && IsBlocks(c.keys.code()))) {
       ScoreOperands(block, tile, group, count, rows, 0, operands_, c.at.scores + at);
       return;
     }
@@ -139,6 +185,21 @@ class SingleTile {
                      [[maybe_unused]] const KvRows* rows, int begin, int end, float* scores) {
     const Context& c = context_;
     const Word* q = c.queries.Packed(block.head, tile);
+    if constexpr (CodedKernels<Math>::kAny) {
+      const auto& kernel = TakesKeys(tile) ? coded_.keys : coded_.decoded_keys;
+      if (kernel.run != nullptr) {
+        const bool scaled = TakesKeys(tile) && IsBlocks(c.keys.code()) && c.keys.groups() > 1;
+        kernel.run(q, tile.lanes,
+                   {.rows = rows[0].row,
+                    .begin_step = begin / kernel.step_operands,
+                    .end_step = end / kernel.step_operands,
+                    .scales = scaled ? c.keys.Scales(0) + group * kGroupKeys : nullptr,
+                    .ahead = ahead_.keys[group].row,
+                    .ahead_lines = coded_.key_lines},
+                   count, scores);
+        return;
+      }
+    }
     if constexpr (Math::kDirect) {
       DirectScores<Math>(q, tile.lanes, {rows[0].row, begin, end}, count * kGroupKeys, scores,
                          {ahead_.keys[group].row, key_step_});
@@ -159,7 +220,7 @@ class SingleTile {
     KvRows rows[kGroups];
     const int stride = c.shape.columns / Math::kPerOperand;
     for (int group = block.begin / kGroupKeys; group < block.end / kGroupKeys; ++group) {
-      rows[group] = ReadableValues(Group(block, group), group, stride);
+      rows[group] = ReadableValues(Group(block, group), group, stride, tile);
       for (int i = 0; block.masked && i < kGroupKeys; ++i) {
         if (c.Hides(block, group * kGroupKeys + i, 0, tile.lanes)) {
           rows[group].row[i] = kZeroRow;
@@ -183,14 +244,24 @@ class SingleTile {
     c.softmax.ForColumnGroups(tile.lanes, block.begin, block.end, c.shape.columns, add);
   }
 
-  KvRows ReadableValues(const RowsAt& at, int group, int stride) const {
+  bool TakesValues([[maybe_unused]] const Tile& tile) const {
+    if constexpr (CodedKernels<Math>::kAny) {
+      return coded_.TakesValues(tile.lanes);
+    }
+    return false;
+  }
+
+  KvRows ReadableValues(const RowsAt& at, int group, int stride, const Tile& tile) const {
     const Context& c = context_;
     if constexpr (Math::kPerOperand == 1) {
       if (c.values.code() <= RowCode::kBF16) {  // converted as they are loaded
         return c.values.Rows(at);
       }
-    } else if (c.args.values_in_keys && !c.values.in_place()) {
+    } else if (c.args.values_in_keys && !c.values.in_place() && !TakesKeys(tile)) {
       return DecodedWithKeys(group);
+    }
+    if (TakesValues(tile)) {
+      return c.values.Rows(at);
     }
     return c.values.Readable(at, stride, c.at.values + group * kGroupKeys * stride);
   }
@@ -219,6 +290,11 @@ class SingleTile {
       }
       AddDirectValues<Math, RowCode::kF32>(p, tile.lanes, tile.rows, values, sums);
     } else {
+      if constexpr (CodedKernels<Math>::kAny) {
+        if (TakesValues(tile)) {
+          return coded_.values(p, tile.lanes, tile.rows, values, sums);
+        }
+      }
       AddDirectValues<Math, RowCode::kBF16>(p, tile.lanes, tile.rows, values, sums);
     }
   }
@@ -258,6 +334,7 @@ class SingleTile {
   }
 
   const Context& context_;
+  const CodedKernels<Math> coded_;
   const int operands_;
   const int key_step_;
   const int value_step_;

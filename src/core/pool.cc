@@ -11,8 +11,8 @@
 
 namespace riffle {
 
-ThreadPool::Impl::Impl(int threads)
-    : workers_(std::make_unique<core::Workers>(threads, nullptr)),
+ThreadPool::Impl::Impl(int threads, ParallelRegion region)
+    : workers_(std::make_unique<core::Workers>(threads, region)),
       owner_(core::ProcessId()),
       threads_(threads) {}
 

@@ -19,7 +19,7 @@ inline constexpr int kMaxThreads = 1024;
 
 class RIFFLE_LOCAL ThreadPool::Impl {
  public:
-  explicit Impl(int threads);
+  Impl(int threads, ParallelRegion region);
   ~Impl();
 
   int threads() const { return threads_.load(std::memory_order_relaxed); }

@@ -60,12 +60,14 @@ ThreadPool& MakeDefaultPool() try {
 
 }  // namespace
 
-ThreadPool::ThreadPool(int threads) try {
+ThreadPool::ThreadPool(int threads) : ThreadPool(nullptr, threads) {}
+
+ThreadPool::ThreadPool(ParallelRegion region, int threads) try {
   const core::EntryPoint entry;
   core::Check(threads >= 0 && threads <= core::kMaxThreads, Code::kBadOption, "threads = ", threads,
               " is not in 0..", core::kMaxThreads);
-  impl_ = std::make_unique<Impl>(threads == 0 ? std::min(core::AvailableCpus(), core::kMaxThreads)
-                                              : threads);
+  impl_ = std::make_unique<Impl>(
+      threads == 0 ? std::min(core::AvailableCpus(), core::kMaxThreads) : threads, region);
 } catch (...) {
   core::RethrowAsError();
 }

@@ -165,6 +165,42 @@ TEST_P(TeamTest, RunsEveryTaskOnceWithScratchOfItsOwn) {
   }
 }
 
+// For the calls that are given the pool, and no others.
+TEST_P(TeamTest, OfOnePoolServesItsCalls) {
+  static std::atomic<int> regions;
+  static ParallelRegion inner;
+  regions = 0;
+  inner = GetParam();
+  const ParallelRegion counted = [](void (*body)(void*), void* data, unsigned threads, unsigned) {
+    regions.fetch_add(1);
+    inner(body, data, threads, 0);
+  };
+  ThreadPool pool(counted, 3);
+  EXPECT_EQ(pool.threads(), 3);
+  for (int call = 1; call <= 3; ++call) {
+    std::vector<std::atomic<int>> runs(1000);
+    std::atomic<int> nested{0};
+    ParallelFor(1000,
+                [&](int64_t task) {
+                  runs[static_cast<size_t>(task)].fetch_add(1);
+                  if (task == 0) {  // the pool is busy: this runs on its own thread
+                    ParallelFor(5, [&](int64_t) { nested.fetch_add(1); }, {&pool});
+                  }
+                },
+                {&pool});
+    for (const std::atomic<int>& count : runs) EXPECT_EQ(count.load(), 1);
+    EXPECT_EQ(nested.load(), 5);
+    EXPECT_EQ(regions.load(), call);
+    ParallelFor(1000, [](int64_t) {});  // the default pool's own threads
+    EXPECT_EQ(regions.load(), call);
+  }
+  ReleaseScratch({&pool});
+  const ThreadPool own(nullptr, 2);
+  EXPECT_EQ(own.threads(), 2);
+  EXPECT_THROW(ThreadPool(counted, -1), Error);
+  EXPECT_THROW(ThreadPool(counted, 1025), Error);
+}
+
 TEST_P(TeamTest, StaysWhenThePoolIsResized) {
   static std::atomic<int> regions{0};
   SetParallelRegion([](void (*body)(void*), void* data, unsigned threads, unsigned) {

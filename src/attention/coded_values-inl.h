@@ -1,0 +1,243 @@
+// The value product of the few rows of a decode by dot products of bf16, over values of 8 and 4
+// bits that are decoded in registers. Every result is the chain of values-inl.h, so the bits are
+// those of prefill. Included once per SIMD target.
+#if defined(RIFFLE_ATTENTION_CODED_VALUES_INL_H_) == defined(HWY_TARGET_TOGGLE)
+#ifdef RIFFLE_ATTENTION_CODED_VALUES_INL_H_
+#undef RIFFLE_ATTENTION_CODED_VALUES_INL_H_
+#else
+#define RIFFLE_ATTENTION_CODED_VALUES_INL_H_
+#endif
+
+#include <hwy/highway.h>
+
+#include <array>
+#include <cstdint>
+
+#include "attention/decode_bf16-inl.h"
+#include "attention/dot-inl.h"
+#include "attention/small_m-inl.h"
+#include "core/load-inl.h"
+
+#if HWY_NATIVE_DOT_BF16 && HWY_ARCH_X86 && HWY_CAP_GE512
+
+HWY_BEFORE_NAMESPACE();
+namespace riffle::attention::HWY_NAMESPACE {
+namespace hn = hwy::HWY_NAMESPACE;
+
+// Indices that bring the codes of an even and an odd key together so that, once they are decoded
+// and their bytes interleaved within blocks of 128 bits, a vector has the pairs of 16 columns in
+// order: in block b the codes of columns 4 b to 4 b + 3, then those of columns 16 + 4 b to
+// 19 + 4 b. `odd` is the index of the odd key's first code, `column` the first column.
+constexpr std::array<uint8_t, 64> PairCodeIndices(int column, int odd) {
+  std::array<uint8_t, 64> indices{};
+  for (int i = 0; i < 64; ++i) {
+    const int block = i / 16;
+    const int pair = i % 8 / 2;
+    const int of_column = column + (i % 16 < 8 ? 0 : 16) + 4 * block + pair;
+    indices[static_cast<size_t>(i)] = static_cast<uint8_t>(of_column + (i % 2 == 0 ? 0 : odd));
+  }
+  return indices;
+}
+
+// The same for codes of 4 bits: byte i of 16 has columns i and 16 + i, so both halves of a block
+// have the same bytes.
+constexpr std::array<uint8_t, 64> PairNibbleIndices() {
+  std::array<uint8_t, 64> indices = PairCodeIndices(0, 16);
+  for (size_t i = 0; i < 64; ++i) {
+    indices[i] = indices[i / 16 * 16 + i % 8];
+  }
+  return indices;
+}
+
+using ByteIndices = decltype(hn::IndicesFromVec(Bytes64(), hn::Zero(Bytes64())));
+HWY_INLINE ByteIndices LoadIndices(const std::array<uint8_t, 64>& indices) {
+  return hn::SetTableIndices(Bytes64(), indices.data());
+}
+
+// How values of a code become operands. Load: 32 * kHalves columns from `column` on, a multiple of
+// 32, of two rows. ByteOf: where a column is in a row.
+template <RowCode kCode, int kHalves>
+class CodedPairs {
+  static constexpr RowCode kByteCode = kCode == RowCode::kQ8_0 ? RowCode::kI8 : kCode;
+  static constexpr int kBlock32 =
+      kCode == RowCode::kQ8_0 ? static_cast<int>(BlockBytes(KvFormat::kQ8_0)) : 32;
+  static constexpr int kSkip = kCode == RowCode::kQ8_0 ? kBlockHeader<kCode> : 0;
+
+ public:
+  static constexpr int ByteOf(int column) { return column / 32 * kBlock32; }
+
+  HWY_INLINE CodedPairs() : lower_(LoadIndices(kLower)), upper_(LoadIndices(kUpper)) {}
+
+  HWY_INLINE void Load(const uint8_t* even, const uint8_t* odd, hn::Vec<Operands16>* x) const {
+    const Bytes64 d;
+    const hn::Half<Bytes64> half;
+    if constexpr (kHalves == 2 && kCode != RowCode::kQ8_0) {
+      const auto a = hn::LoadU(d, even);
+      const auto b = hn::LoadU(d, odd);
+      Decode(hn::TwoTablesLookupLanes(d, a, b, lower_), x);
+      Decode(hn::TwoTablesLookupLanes(d, a, b, upper_), x + 2);
+    } else {
+      for (int i = 0; i < kHalves; ++i) {
+        const int at = i * kBlock32 + kSkip;
+        const auto both = hn::Combine(d, hn::LoadU(half, odd + at), hn::LoadU(half, even + at));
+        Decode(hn::TableLookupLanes(both, lower_), x + 2 * i);
+      }
+    }
+  }
+
+ private:
+  HWY_INLINE void Decode(hn::Vec<Bytes64> codes, hn::Vec<Operands16>* x) const {
+    const Bytes64 d;
+    const Operands16 dw;
+    const BF16Bytes bytes = decode_(codes);
+    x[0] = hn::BitCast(dw, hn::InterleaveLower(d, bytes.low, bytes.high));
+    x[1] = hn::BitCast(dw, hn::InterleaveUpper(d, bytes.low, bytes.high));
+  }
+
+  static constexpr int kOdd = kHalves == 2 && kCode != RowCode::kQ8_0 ? 64 : 32;
+  alignas(64) static constexpr auto kLower = PairCodeIndices(0, kOdd);
+  alignas(64) static constexpr auto kUpper = PairCodeIndices(32, kOdd);
+
+  const ByteDecoder<kByteCode> decode_;
+  const ByteIndices lower_;
+  const ByteIndices upper_;
+};
+
+template <RowCode kCode, int kHalves>
+class NibblePairs {
+  static constexpr int kBytes = static_cast<int>(BlockBytes(KvFormat::kQ4_0));
+
+ public:
+  static constexpr int ByteOf(int column) { return column / 32 * kBytes; }
+
+  HWY_INLINE NibblePairs()
+      : pairs_(LoadIndices(kPairs)),
+        shifts_(hn::Load(hn::Repartition<uint64_t, Bytes64>(), kShifts)) {}
+
+  HWY_INLINE void Load(const uint8_t* even, const uint8_t* odd, hn::Vec<Operands16>* x) const {
+    const Bytes64 d;
+    const Operands16 dw;
+    const hn::Repartition<uint64_t, Bytes64> d64;
+    const hn::Half<Bytes64> half;
+    const hn::Half<decltype(half)> quarter;
+    for (int i = 0; i < kHalves; ++i) {
+      const int at = i * kBytes + kBlockHeader<kCode>;
+      const auto both =
+          hn::Combine(half, hn::LoadU(quarter, odd + at), hn::LoadU(quarter, even + at));
+      const auto bytes = hn::TableLookupLanes(hn::ZeroExtendVector(d, both), pairs_);
+      // The upper columns' codes are the upper halves of the bytes.
+      const auto shifted = hn::BitCast(d, hn::Shr(hn::BitCast(d64, bytes), shifts_));
+      const BF16Bytes decoded = decode_(hn::And(shifted, hn::Set(d, 15)));
+      x[2 * i] = hn::BitCast(dw, hn::InterleaveLower(d, decoded.low, decoded.high));
+      x[2 * i + 1] = hn::BitCast(dw, hn::InterleaveUpper(d, decoded.low, decoded.high));
+    }
+  }
+
+ private:
+  alignas(64) static constexpr auto kPairs = PairNibbleIndices();
+  alignas(64) static constexpr uint64_t kShifts[8] = {0, 4, 0, 4, 0, 4, 0, 4};
+
+  const NibbleDecoder<kCode> decode_;
+  const ByteIndices pairs_;
+  const hn::Vec<hn::Repartition<uint64_t, Bytes64>> shifts_;
+};
+template <int kHalves>
+class CodedPairs<RowCode::kQ4_0, kHalves> : public NibblePairs<RowCode::kQ4_0, kHalves> {
+ public:
+  HWY_INLINE CodedPairs() {}
+};
+template <int kHalves>
+class CodedPairs<RowCode::kIQ4NL, kHalves> : public NibblePairs<RowCode::kIQ4NL, kHalves> {
+ public:
+  HWY_INLINE CodedPairs() {}
+};
+
+// DirectValueKernel over codes, for up to kRows rows: the arithmetic of the others is done for
+// lanes without a row, and their sums are dropped.
+template <RowCode kCode, int kRows, int kHalves>
+HWY_INLINE void CodedValueKernel(const uint32_t* HWY_RESTRICT p, int lanes, int rows,
+                                 const DirectValues& v, int column, float* HWY_RESTRICT sums) {
+  using Pairs = CodedPairs<kCode, kHalves>;
+  const FloatTag<16> df;
+  constexpr int kVecs = 2 * kHalves;
+  const Pairs pairs;
+  hn::Vec<decltype(df)> sum[kRows][kVecs];
+  for (int row = 0; row < kRows; ++row) {
+    for (int i = 0; i < kVecs; ++i) {
+      sum[row][i] =
+          v.fresh || row >= rows ? hn::Zero(df) : hn::Load(df, sums + row * v.columns + i * 16);
+    }
+  }
+  const int at = Pairs::ByteOf(column);
+  const int end = Pairs::ByteOf(column + 32 * kHalves);
+  const int line = (at + 63) / 64 * 64;
+  // One prefetch for each line, by the columns in whose bytes it begins.
+  const bool prefetches = line < end;
+  for (int key = 0; key < v.keys; key += 2, p += lanes) {
+    hn::Vec<Operands16> x[kVecs];
+    pairs.Load(v.rows[key] + at, v.rows[key + 1] + at, x);
+    if (prefetches) {
+      PrefetchAt(v.ahead.rows[key], line);
+      PrefetchAt(v.ahead.rows[key + 1], line);
+    }
+    for (int row = 0; row < kRows; ++row) {
+      for (int i = 0; i < kVecs; ++i) {
+        sum[row][i] = BF16Math::Step(df, p[row], x[i], sum[row][i]);
+      }
+    }
+  }
+  for (int row = 0; row < kRows && row < rows; ++row) {
+    for (int i = 0; i < kVecs; ++i) {
+      hn::Store(sum[row][i], df, sums + row * v.columns + i * 16);
+    }
+  }
+}
+
+// sums[row][column] += p * v for up to 8 rows.
+//   p  [v.keys / 2][lanes], lanes 4 or 8
+template <RowCode kCode>
+void AddCodedValues(const uint32_t* p, int lanes, int rows, const DirectValues& v, float* sums) {
+  HWY_DASSERT(lanes == 4 || lanes == 8);
+  int column = v.begin_column;
+  if (lanes == 8) {
+    for (; column < v.end_column; column += 32) {
+      CodedValueKernel<kCode, 8, 1>(p, lanes, rows, v, column, sums + column);
+    }
+    return;
+  }
+  for (; column + 64 <= v.end_column; column += 64) {
+    CodedValueKernel<kCode, 4, 2>(p, lanes, rows, v, column, sums + column);
+  }
+  if (column < v.end_column) {
+    CodedValueKernel<kCode, 4, 1>(p, lanes, rows, v, column, sums + column);
+  }
+}
+
+using CodedValuesKernel = void (*)(const uint32_t* p, int lanes, int rows, const DirectValues& v,
+                                   float* sums);
+// Null for codes that are decoded into memory before.
+inline CodedValuesKernel FindCodedValuesKernel(RowCode code) {
+  switch (code) {
+    case RowCode::kE4M3:
+      return &AddCodedValues<RowCode::kE4M3>;
+    case RowCode::kE5M2:
+      return &AddCodedValues<RowCode::kE5M2>;
+    case RowCode::kI8:
+      return &AddCodedValues<RowCode::kI8>;
+    case RowCode::kQ8_0:
+      return &AddCodedValues<RowCode::kQ8_0>;
+    case RowCode::kQ4_0:
+      return &AddCodedValues<RowCode::kQ4_0>;
+    case RowCode::kIQ4NL:
+      return &AddCodedValues<RowCode::kIQ4NL>;
+    default:
+      return nullptr;
+  }
+}
+
+}  // namespace riffle::attention::HWY_NAMESPACE
+HWY_AFTER_NAMESPACE();
+
+#endif  // native bf16 dot products, vectors of 512 bits
+
+#endif  // per-target include guard
