@@ -14,8 +14,7 @@ through, and so do masks that add to the logits. What riffle does not compute is
 reason: keywords that are not known here, models that compute their attention themselves, dropout, gradients, devices other than the CPU.
 
 `Sampler` draws tokens by riffle.sample instead of sorting the vocabulary; `use_top_k_head` computes only the logits that
-count; `GrowingCache` does not copy the cache at every step; `use_sparse_attention` runs the indexer and the attention of DeepSeek's
-sparse attention.
+count; `GrowingCache` does not copy the cache at every step.
 """
 
 from __future__ import annotations
@@ -56,10 +55,8 @@ from riffle._transformers_masks import (
     visible_in,
 )
 from riffle._transformers_sampler import Sampler
-from riffle._transformers_sparse import use_sparse_attention
 
-__all__ = ["GrowingCache", "Sampler", "TopKHead", "attention", "attention_mask", "register", "use_sparse_attention",
-           "use_top_k_head"]
+__all__ = ["GrowingCache", "Sampler", "TopKHead", "attention", "attention_mask", "register", "use_top_k_head"]
 
 # The most tokens of a page that riffle takes.
 _MAX_PAGE = 256
@@ -413,6 +410,6 @@ def _plan(allocator, kwargs) -> tuple[str, int, Keys]:
     return "in place", page, Keys(kv_lens.to(torch.int32), table.to(torch.int32), None if decode else cu_q_lens)
 
 
-for _public in (GrowingCache, Sampler, TopKHead, use_sparse_attention, use_top_k_head):
+for _public in (GrowingCache, Sampler, TopKHead, use_top_k_head):
     _public.__module__ = "riffle.transformers"  # where users find them, and where pickles look for them
 del _public
