@@ -6,9 +6,9 @@
 #include <cmath>
 #include <stdexcept>
 
-#include "cli/attention_data.h"
 #include "cli/reference.h"
 #include "cli/sparse_data.h"
+#include "testing/kv_codes.h"
 
 namespace riffle::cli {
 namespace {
@@ -189,7 +189,9 @@ class Work {
         want += p[r] / weight * data_.Row(rows[r], i);
       }
       const double got =
-          NumberAt(DType::kBF16, out_.data(), (query * what_.heads + head) * kValueDim + i);
+          test::DecodeElement(
+              {.dtype = DType::kBF16},
+              reinterpret_cast<const uint8_t*>(&out_[static_cast<size_t>((query * what_.heads + head) * kValueDim + i)]), 0);
       if (!(std::fabs(got - want) <= 0.03)) {
         throw std::runtime_error(
             fmt::format("{}: element {} of head {} is {}, not {}", what_.name, i, head, got, want));

@@ -7,6 +7,7 @@
 #include "cli/huge_buffer.h"
 #include "cli/sparse_cases.h"
 #include "riffle/riffle.h"
+#include "testing/rng.h"
 
 namespace riffle::cli {
 
@@ -41,8 +42,8 @@ struct SparseData {
   std::vector<int32_t> slots, window_slots;  // [queries][k], [queries][window]
 
  private:
-  void FillKeys(uint64_t& state);
-  void FillRows(uint64_t& state);
+  void FillKeys(test::Rng& random);
+  void FillRows(test::Rng& random);
 };
 
 }  // namespace riffle::cli

@@ -272,7 +272,8 @@ TEST(Gemma3Rope, AnglesAreTheirFormula) {
     factors.push_back(i < 10 ? 1.0f : 8.0f);
   }
   for (const RopeSpec& spec :
-       {RopeSpec{10000.0, 1, ""}, RopeSpec{1000000.0, 0.125, ""}, RopeSpec{500000.0, 1, "f"}}) {
+       {RopeSpec{10000.0, 1, 1, std::nullopt, ""}, RopeSpec{1000000.0, 0.125, 1, std::nullopt, ""},
+        RopeSpec{500000.0, 1, 1, std::nullopt, "f"}}) {
     const std::span<const float> used(factors.data(), spec.factors.empty() ? 0 : factors.size());
     RopeAngles at_once(size, spec, used), piecewise(size, spec, used);
     at_once.Grow(40000);
