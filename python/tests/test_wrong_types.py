@@ -126,6 +126,10 @@ def sparse_calls():
     yield "sparse_attention", riffle.sparse_attention, dict(
         q=q, rows=np.ones((8, 32), F32), slots=np.array([[0, 1], [2, -1]], I32), lengths=np.array([2, 1], I32), row_format="plain",
         value_dim=32, extra=(), scale=0.1, sinks=np.zeros(2, F32), invalid="raise", out=None, return_lse=False)  # fmt: skip
+    yield "expand_blocks", riffle.expand_blocks, dict(blocks=np.ones((1, 3), I32), block=4, ends=np.array([9]))
+    yield "compress_kv", riffle.compress_kv, dict(
+        kv=np.ones((9, 32), F32), gates=np.ones((9, 32), F32), ratio=4, overlap=False, gate_bias=None, norm=True, norm_weight=None,
+        norm_eps=1e-6, cos_sin=np.ones((9, 16), F32), cu_lens=np.array([0, 9]), first_entries=np.array([0]), out=None)  # fmt: skip
     for given in write_calls():
         yield "write_kv", riffle.write_kv, given
 
@@ -146,6 +150,9 @@ def jax_calls():
         window=None, window_right=None, key_scales=None, value_scales=None)  # fmt: skip
     for given in write_calls():
         yield "write_kv", riffle.jax.write_kv, given
+    calls = {call: given for call, _, given in sparse_calls()}
+    for name in ("indexer_top_k", "sparse_attention"):
+        yield name, getattr(riffle.jax, name), {argument: x for argument, x in calls[name].items() if argument != "out"}
 
 
 def torch_calls():
