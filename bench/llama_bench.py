@@ -33,6 +33,7 @@ FOLDER = ROOT / "build" / "llama" / "bench"
 RESULTS = ROOT / "bench" / "results" / "llama.json"
 GEMMA = "gemma-3-270m"
 DEPTHS = [512, 4096, 16384, 32768]
+GEMMA_DEPTHS = [512, 4096, 16384, 32000]  # it was trained for 32768
 SETTINGS = {"Riffle": ("on", "on"), "default": ("off", "on"), "flash attention off": ("off", "off")}
 BASE = 1024  # tokens of a real prefill
 DECODED = 9
@@ -44,9 +45,10 @@ def points(quick: bool) -> list[tuple[str, str, int, int, str]]:
     if quick:
         return [("llama-8b-shape", "f16", 1, 4096, "decode"), (GEMMA, "f16", 1, 4096, "decode")]
     models = [*llama_models.SHAPES, GEMMA]
-    found = [(model, "f16", 1, depth, "decode") for model in models for depth in DEPTHS]
+    depths = {model: GEMMA_DEPTHS if model == GEMMA else DEPTHS for model in models}
+    found = [(model, "f16", 1, depth, "decode") for model in models for depth in depths[model]]
     found += [(model, "f16", 8, 4096, "decode") for model in models]
-    found += [(model, cache, 1, depth, "decode") for model in models for cache in ("q8_0", "q4_0") for depth in DEPTHS]
+    found += [(model, cache, 1, depth, "decode") for model in models for cache in ("q8_0", "q4_0") for depth in depths[model]]
     found += [(model, "f16", 1, depth, "prefill") for model in models for depth in (512, 16384)]
     return found
 
@@ -67,7 +69,7 @@ def model_file(model: str) -> pathlib.Path:
 
 def start(setting: str, model: str, cache: str, sequences: int, context: int) -> Server:
     which, flash = SETTINGS[setting]
-    more = ["-b", "2048", "-ub", "512", "-np", str(sequences), *(["-kvu"] if sequences > 1 else []), "-c", str(context), "-fa", flash, "-ctk", cache, "-ctv", cache]
+    more = ["-b", "2048", "-ub", "512", "-np", str(sequences), *(["-kvu", "-cram", "0"] if sequences > 1 else []), "-c", str(context), "-fa", flash, "-ctk", cache, "-ctv", cache]
     return Server(which, model_file(model), *more, "--slot-save-path", f"{FOLDER}/")
 
 
@@ -213,9 +215,9 @@ def table() -> None:
     for work in ("decode", "prefill"):
         print(f"\n| {work} | cache | sequences | depth | default | flash attention off | Riffle | times the better | times the default |")
         print("| --- | --- | --- | --- | --- | --- | --- | --- | --- |")
-        for result in sorted(read_results(), key=key):
-            if result["work"] != work:
-                continue
+        order = points(quick=False)
+        known = [result for result in read_results() if result["work"] == work and key(result) in order]
+        for result in sorted(known, key=lambda result: order.index(key(result))):
             speeds = result["tokens_per_second"]
             riffle, default, off = (speeds.get(name) for name in ("Riffle", "default", "flash attention off"))
             shown = "cannot" if off is None else f"{off:.1f}"
