@@ -69,7 +69,8 @@ def model_file(model: str) -> pathlib.Path:
 
 def start(setting: str, model: str, cache: str, sequences: int, context: int) -> Server:
     which, flash = SETTINGS[setting]
-    more = ["-b", "2048", "-ub", "512", "-np", str(sequences), *(["-kvu", "-cram", "0"] if sequences > 1 else []), "-c", str(context), "-fa", flash, "-ctk", cache, "-ctv", cache]
+    more = ["-b", "2048", "-ub", "512", "-np", str(sequences), *(["-kvu", "-cram", "0"] if sequences > 1 else []), "-c", str(context), "-fa", flash,
+            "-ctk", cache, "-ctv", cache]
     return Server(which, model_file(model), *more, "--slot-save-path", f"{FOLDER}/")
 
 

@@ -188,10 +188,11 @@ class Work {
       for (size_t r = 0; r < rows.size(); ++r) {
         want += p[r] / weight * data_.Row(rows[r], i);
       }
-      const double got =
-          test::DecodeElement(
-              {.dtype = DType::kBF16},
-              reinterpret_cast<const uint8_t*>(&out_[static_cast<size_t>((query * what_.heads + head) * kValueDim + i)]), 0);
+      const double got = test::DecodeElement(
+          {.dtype = DType::kBF16},
+          reinterpret_cast<const uint8_t*>(
+              &out_[static_cast<size_t>((query * what_.heads + head) * kValueDim + i)]),
+          0);
       if (!(std::fabs(got - want) <= 0.03)) {
         throw std::runtime_error(
             fmt::format("{}: element {} of head {} is {}, not {}", what_.name, i, head, got, want));

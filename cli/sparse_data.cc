@@ -191,8 +191,7 @@ double SparseData::IndexElement(int64_t slot, int64_t i) const {
 }
 
 double SparseData::IndexQuery(int64_t query, int64_t head, int64_t i) const {
-  return BF16At(index_q_memory.data(),
-                  (query * kIndexHeads + head) * kIndexDim + i);
+  return BF16At(index_q_memory.data(), (query * kIndexHeads + head) * kIndexDim + i);
 }
 
 double SparseData::Row(int64_t slot, int64_t i) const {

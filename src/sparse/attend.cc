@@ -220,7 +220,8 @@ class Call {
       const WorkItem& item = layout_->items.At(memory_)[i];
       rows = std::max<int64_t>(rows, RowsOf(item));
     }
-    const size_t kernel = (attention::GetAttentionKernels().scratch_bytes(args_, plan_) + 63) / 64 * 64;
+    const size_t kernel =
+        (attention::GetAttentionKernels().scratch_bytes(args_, plan_) + 63) / 64 * 64;
     core::ScratchLayout layout(kernel);
     const auto gathered = layout.Place<uint8_t>(rows * args_.keys.page_stride);
     lease_.ReserveScratch(layout.bytes());
