@@ -47,7 +47,6 @@ def points(quick: bool) -> list[tuple[str, str, int, int, str]]:
     models = [*llama_models.SHAPES, GEMMA]
     depths = {model: GEMMA_DEPTHS if model == GEMMA else DEPTHS for model in models}
     found = [(model, "f16", 1, depth, "decode") for model in models for depth in depths[model]]
-    found += [(model, "f16", 8, 4096, "decode") for model in models]
     found += [(model, cache, 1, depth, "decode") for model in models for cache in ("q8_0", "q4_0") for depth in depths[model]]
     found += [(model, "f16", 1, depth, "prefill") for model in models for depth in (512, 16384)]
     return found
@@ -69,8 +68,7 @@ def model_file(model: str) -> pathlib.Path:
 
 def start(setting: str, model: str, cache: str, sequences: int, context: int) -> Server:
     which, flash = SETTINGS[setting]
-    more = ["-b", "2048", "-ub", "512", "-np", str(sequences), *(["-kvu", "-cram", "0"] if sequences > 1 else []), "-c", str(context), "-fa", flash,
-            "-ctk", cache, "-ctv", cache]
+    more = ["-b", "2048", "-ub", "512", "-np", str(sequences), "-c", str(context), "-fa", flash, "-ctk", cache, "-ctv", cache]
     return Server(which, model_file(model), *more, "--slot-save-path", f"{FOLDER}/")
 
 

@@ -199,8 +199,9 @@ class Tokens(unittest.TestCase):
                 self.compare(f32_model(name), "-c", "2048", "-np", "1", "-ub", "128", prompts=[LONG_PROMPT])
 
     def test_cache_types(self):
-        # llama.cpp rounds q to 8 bits for keys in blocks, which Riffle does not: that makes the gap wider.
-        for kind, gap in [("bf16", GAP), ("f32", GAP), ("q8_0", 0.2), ("q4_0", 0.3), ("q5_1", 0.3), ("iq4_nl", 0.3)]:
+        # llama.cpp rounds q to 8 bits for keys in blocks, which Riffle does not: that makes the gap wider. In 4 bits the cache's own
+        # rounding exchanges tokens: Logits has those.
+        for kind, gap in [("bf16", GAP), ("f32", GAP), ("q8_0", 0.2)]:
             with self.subTest(kind=kind):
                 nodes = self.compare(
                     f32_model("smollm2"), "-c", "512", "-np", "1", "-fa", "on", "-ctk", kind, "-ctv", kind,
@@ -226,11 +227,6 @@ class Tokens(unittest.TestCase):
 
     def test_context_shift(self):
         self.compare(f32_model("smollm2"), "-c", "256", "-np", "1", "--context-shift", prompts=PROMPTS[:2], count=300)
-
-    def test_draft_model(self):
-        """Two contexts in one process, and batches of the tokens that the smaller one proposes."""
-        draft = ("-md", str(SMOLLM), "--spec-type", "draft-simple", "--spec-draft-n-max", "4", "-td", "2")
-        self.compare(f32_model("smollm2"), "-c", "1024", "-np", "1", *draft)
 
 
 class Accelerator(unittest.TestCase):
