@@ -42,7 +42,7 @@ struct Problem {
   std::optional<float> scale;
 };
 
-// Nothing for what PagedAttention does not take as it lies.
+// Nothing for what PagedAttention cannot read in place.
 std::optional<Dense> DenseOf(const Array& x) {
   if (x.ndim() < 2 || x.ndim() > 4 || x.element() > Element::kBF16 || x.axis(-1).size % 8 != 0 ||
       x.axis(-1).size == 0 || x.axis(-1).size > 1024 || (x.axis(-1).stride != 1 && !x.empty())) {

@@ -122,7 +122,7 @@ class Batched {
   int64_t size_ = 1;
 };
 
-// The int32 operand for all items of a batch in one piece: as it stands, or repeated into `copy`.
+// The int32 operand for all items of a batch as one array: in place, or repeated into `copy`.
 inline std::span<const int32_t> Int32s(const Batched& x, const Batched& result,
                                        std::vector<int32_t>& copy) {
   Require(x.type() == ffi::DataType::kS32, "an operand is not int32");

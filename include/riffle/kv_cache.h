@@ -111,7 +111,7 @@ class RIFFLE_API KvCache {
 
   // Gives the first keys.size() pages of `seq` their keys, so that Create finds them, after the end
   // of `seq` too: a page with a key that no sequence has any more stays as it is until another page
-  // is needed and none is free; then the one that was given up longest ago is taken, and of a
+  // is needed and none is free; then the one freed longest ago is taken, and of a
   // sequence its last one first. All that these pages hold must have been written, in every layer.
   // A page whose key another page has already goes without. Writing to a page takes its key away,
   // and so does extending a sequence into it.

@@ -22,10 +22,10 @@ void Pause() {
 #endif
 }
 
-// The team whose thread 0 this thread is, while it makes a call.
+// The group of ggml threads that this thread leads while it makes a call.
 constinit thread_local ThreadTeam* calling_team = nullptr;
 
-// A ParallelRegion. On a thread without a team, body runs there alone.
+// A ParallelRegion. On a thread that leads no group, body runs there alone.
 void LendTeam(void (*body)(void*), void* data, unsigned threads, unsigned) {
   if (calling_team == nullptr) {
     body(data);

@@ -1,5 +1,5 @@
 // The keys of pages, and the pages with a key that no sequence has, in the order in which they were
-// given up.
+// freed.
 #pragma once
 
 #include <hwy/base.h>
