@@ -160,6 +160,7 @@ REFUSED = [
     ("has no effect", "",
      "big_bird bloom codegen falcon git gpt_neo gpt_neox_japanese gptj megatron-bert mpt mvp rembert roformer trocr xglm"),
     ("has no effect", "batch", "cpmant openai-gpt prophetnet reformer xlnet"),
+    ("it passes sinks", "", "inkling2_text"),
     ("its mask has the window None, its paged cache 8", "batch", "moshi"),
 ]  # fmt: skip
 
