@@ -125,7 +125,7 @@ class AttentionCase {
   std::vector<float> q_;
   mutable std::vector<Expected> expected_;
   std::shared_ptr<GuardedBuffer> q_bytes_;    // read-only
-  std::shared_ptr<CodedPool> keys_, values_;  // read-only; no values where they lie in keys
+  std::shared_ptr<CodedPool> keys_, values_;  // read-only; no values where they are parts of keys
 };
 
 }  // namespace riffle::test

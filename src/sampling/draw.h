@@ -10,7 +10,7 @@ namespace riffle::sampling {
 class RowDraw {
  public:
   // `first`: the row's plan.first best columns. `sums`: the weight of each block, where the plan
-  // needs the sum of all. `memory`: the thread's scratch, laid out as `scratch`.
+  // needs the sum of all. `memory`: the thread's scratch, in which `scratch` places the arrays.
   RowDraw(const SamplingBatch& batch, int64_t row, const Candidates& first, double* sums,
           const DrawScratch& scratch, uint8_t* memory);
 
