@@ -1,5 +1,6 @@
 #include "cli/chat.h"
 
+#include <fcntl.h>
 #include <fmt/format.h>
 #include <poll.h>
 #include <unistd.h>
@@ -26,29 +27,55 @@ constexpr int64_t kMaxContext = 32768;
 // What is kept free for an answer, at most a quarter of the context.
 constexpr int64_t kRoomForAnswer = 256;
 
-volatile std::sig_atomic_t interrupted = 0;
+int interrupt_pipe_end = -1;  // where the handler writes
 
-void OnInterrupt(int) { interrupted = 1; }
+void OnInterrupt(int) {
+  const int saved = errno;
+  if (::write(interrupt_pipe_end, "", 1) < 0) {
+    // The pipe is full of bytes that say the same.
+  }
+  errno = saved;
+}
 
-// While it lives, Ctrl-C only sets `interrupted`, and ends the wait for a line. Writes go on.
-class InterruptsNoted {
+// While it lives, Ctrl-C puts a byte into a pipe and does nothing else. So none is lost, whichever
+// thread the signal comes to and whatever the program does then: waiting for input waits for the
+// pipe too.
+class Interrupts {
  public:
-  explicit InterruptsNoted(bool wanted) : wanted_(wanted) {
+  explicit Interrupts(bool wanted) : wanted_(wanted) {
     if (!wanted_) return;
+    if (::pipe2(pipe_, O_NONBLOCK | O_CLOEXEC) != 0) {
+      FailRun("a pipe cannot be made: {}", std::strerror(errno));
+    }
+    interrupt_pipe_end = pipe_[1];
     struct sigaction action = {};
     action.sa_handler = OnInterrupt;
     action.sa_flags = SA_RESTART;
     ::sigemptyset(&action.sa_mask);
     ::sigaction(SIGINT, &action, &before_);
   }
-  ~InterruptsNoted() {
-    if (wanted_) ::sigaction(SIGINT, &before_, nullptr);
+  ~Interrupts() {
+    if (!wanted_) return;
+    ::sigaction(SIGINT, &before_, nullptr);
+    ::close(pipe_[0]);
+    ::close(pipe_[1]);
   }
-  InterruptsNoted(const InterruptsNoted&) = delete;
-  InterruptsNoted& operator=(const InterruptsNoted&) = delete;
+  Interrupts(const Interrupts&) = delete;
+  Interrupts& operator=(const Interrupts&) = delete;
+
+  // Readable after a Ctrl-C that was not taken yet; -1, which poll() passes over, if none is noted.
+  int fd() const { return pipe_[0]; }
+  // Whether there was a Ctrl-C since the last call.
+  bool Take() const {
+    char bytes[64];
+    bool any = false;
+    while (wanted_ && ::read(pipe_[0], bytes, sizeof(bytes)) > 0) any = true;
+    return any;
+  }
 
  private:
   bool wanted_;
+  int pipe_[2] = {-1, -1};
   struct sigaction before_ = {};
 };
 
@@ -57,19 +84,24 @@ class LineReader {
  public:
   enum class Result : uint8_t { kLine, kInterrupted, kEnd };
 
-  Result Read(std::string* line) {
+  // kInterrupted drops what was typed of a line.
+  Result Read(const Interrupts& interrupts, std::string* line) {
     for (;;) {
       if (const size_t end = pending_.find('\n'); end != std::string::npos) {
         *line = pending_.substr(0, end);
         pending_.erase(0, end + 1);
         return Result::kLine;
       }
-      struct ::pollfd input = {STDIN_FILENO, POLLIN, 0};
-      if (::poll(&input, 1, -1) < 0 && errno == EINTR) {  // whatever SA_RESTART says
-        if (interrupted == 0) continue;
+      struct ::pollfd inputs[] = {{STDIN_FILENO, POLLIN, 0}, {interrupts.fd(), POLLIN, 0}};
+      if (::poll(inputs, 2, -1) < 0) {
+        if (errno == EINTR) continue;
+        FailRun("standard input cannot be waited for: {}", std::strerror(errno));
+      }
+      if (interrupts.Take()) {
         pending_.clear();
         return Result::kInterrupted;
       }
+      if (inputs[0].revents == 0) continue;
       char bytes[4096];
       const ssize_t count = ::read(STDIN_FILENO, bytes, sizeof(bytes));
       if (count > 0) {
@@ -101,7 +133,8 @@ class Conversation {
         model_(model),
         interactive_(::isatty(STDIN_FILENO) == 1),
         weights_(model.file),
-        engine_(weights_, OptionsFor(arguments, model)) {
+        engine_(weights_, OptionsFor(arguments, model)),
+        interrupts_(interactive_) {
     if (!arguments.system.empty()) {
       messages_.push_back({ChatMessage::Role::kSystem, arguments.system});
     }
@@ -123,6 +156,7 @@ class Conversation {
   bool interactive_;
   engine::Model weights_;
   engine::Engine engine_;
+  Interrupts interrupts_;  // last: until the model is there, Ctrl-C ends the program
   std::vector<ChatMessage> messages_;
   LineReader lines_;
   int64_t line_ = 0;
@@ -136,8 +170,7 @@ std::optional<std::string> Conversation::NextQuestion() {
       fmt::print("> ");
       FlushOutput();
     }
-    interrupted = 0;
-    const LineReader::Result result = lines_.Read(&line);
+    const LineReader::Result result = lines_.Read(interrupts_, &line);
     if (result == LineReader::Result::kEnd) {
       if (interactive_) fmt::print("\n");
       return std::nullopt;
@@ -191,7 +224,7 @@ Generation Conversation::Generate(std::vector<int32_t> tokens) {
   while (!engine_.done()) {
     const size_t shown = answer.text.size();
     for (const engine::Generated& token : engine_.Step()) answer.Add(token);
-    if (answer.finish || interrupted != 0) {
+    if (answer.finish || interrupts_.Take()) {
       engine_.Cancel(id);
       answer.End();
     }
@@ -231,7 +264,6 @@ void Conversation::Answer(const std::string& question) {
 }
 
 void Conversation::Run() {
-  const InterruptsNoted noted(interactive_);
   Note(fmt::format("{} ({}), {} threads. Ctrl-C stops an answer, Ctrl-D ends the conversation.",
                    model_.file.path(), model_.chat->name(), NumThreads()));
   while (const std::optional<std::string> question = NextQuestion()) {

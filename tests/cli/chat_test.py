@@ -27,17 +27,18 @@ WAIT = 300 if os.environ.get("RIFFLE_SLOW") else 100
 
 
 class Options(Cli):
-    def objects(self, *args):
-        done = self.run_riffle("generate", "--json", "--max-new-tokens", NEW_TOKENS, *args)
+    def objects(self, *args, tokens=NEW_TOKENS):
+        done = self.run_riffle("generate", "--json", "--max-new-tokens", tokens, *args)
         self.assertEqual(done.returncode, 0, done.stderr)
         return [json.loads(line) for line in done.stdout.splitlines()]
 
     def test_stop_texts(self):
         prompts = ["The capital of France is", "1, 2, 3,", "Once upon a time"]
-        whole = self.objects("--prompt", *prompts)[:-1]
+        n = 8  # enough for the stop text, in a short test too
+        whole = self.objects("--prompt", *prompts, tokens=n)[:-1]
         stop = whole[1]["text"][4:6]  # in the middle of the second text
         self.assertEqual(len(stop), 2)
-        cut = self.objects("--prompt", *prompts, "--stop", "no such text", "--stop", stop)[:-1]
+        cut = self.objects("--prompt", *prompts, "--stop", "no such text", "--stop", stop, tokens=n)[:-1]
         for one, all_of_it in zip(cut, whole):
             text_before = all_of_it["text"].split(stop)[0]
             self.assertEqual(one["text"], text_before)
@@ -45,10 +46,10 @@ class Options(Cli):
             if stop in all_of_it["text"]:
                 self.assertEqual(one["finish_reason"], "stop")
         self.assertLess(len(cut[1]["tokens"]), len(whole[1]["tokens"]))
-        shown = self.run_riffle("generate", "--max-new-tokens", NEW_TOKENS, "--prompt", prompts[1], "--stop", stop)
+        shown = self.run_riffle("generate", "--max-new-tokens", n, "--prompt", prompts[1], "--stop", stop)
         self.assertEqual(shown.stdout, prompts[1] + cut[1]["text"] + "\n")
         for odd in ("++", "--json", "{}", "[a]", "-1"):  # any text is a stop text
-            same = self.objects("--stop", odd, "--prompt", prompts[0])
+            same = self.objects("--stop", odd, "--prompt", prompts[0], tokens=n)
             self.assertEqual(same[0]["tokens"], whole[0]["tokens"])
 
     def test_log_probabilities(self):
@@ -64,7 +65,7 @@ class Options(Cli):
 
     def test_context_and_formats_of_keys_and_values(self):
         prompt = "The capital of France is"
-        short, stats = self.objects("--prompt", prompt, "--context", "9")
+        short, stats = self.objects("--prompt", prompt, "--context", "9", tokens=8)
         self.assertEqual(short["prompt_tokens"] + len(short["tokens"]), 10)  # the last token takes no room
         self.assertEqual(short["finish_reason"], "length")
         f16 = self.objects("--prompt", prompt)[0]["text"]

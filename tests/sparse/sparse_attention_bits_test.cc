@@ -56,14 +56,16 @@ struct Case {
   void Make() {
     Rng rng(seed);
     q = Random(q_dtype, heads * dim, rng);
-    const int64_t pages = (count + page_size - 1) / page_size;
-    rows = Random(dtype, std::max<int64_t>(1, pages * page_size * stride()), rng);
+    rows = Random(dtype, pool_pages() * page_size * stride(), rng);
     for (int64_t h = 0; sinks && h < heads; ++h) {
       sink.push_back(static_cast<float>(rng.Unit() * 4 - 2));
     }
     view = {q.data(), q_dtype, 1, heads, dim, heads * dim, dim};
   }
   int64_t stride() const { return dim + 16; }
+  int64_t pages() const { return (count + page_size - 1) / page_size; }
+  // A pool has a page even where nothing is cached.
+  int64_t pool_pages() const { return std::max<int64_t>(1, pages()); }
 
   Result Room() const {
     Result result;
@@ -77,18 +79,17 @@ struct Case {
 
   Result Paged() const {
     Result result = Room();
-    const int64_t pages = (count + page_size - 1) / page_size;
-    const PagedKv keys{
-        rows.data(), dtype, std::max<int64_t>(1, pages), page_size, 1, dim, page_size * stride(),
-        stride(),    0};
+    const PagedKv keys{rows.data(), dtype, pool_pages(), page_size, 1, dim, page_size * stride(),
+                       stride(),    0};
     PagedKv values = keys;
     values.head_dim = value_dim;
-    std::vector<int32_t> table(static_cast<size_t>(pages));
+    std::vector<int32_t> table(static_cast<size_t>(pages()));
     std::iota(table.begin(), table.end(), 0);
     const std::vector<int32_t> lens = {static_cast<int32_t>(count)};
     AttentionOptions options;
     options.sinks = sink;
-    PagedAttention(view, keys, values, {{}, lens, table.data(), pages, pages}, To(result), options);
+    PagedAttention(view, keys, values, {{}, lens, table.data(), pages(), pages()}, To(result),
+                   options);
     return result;
   }
 
