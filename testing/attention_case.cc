@@ -42,7 +42,6 @@ Rng VectorRng(const AttentionSpec& spec, int kind, int seq, int position, int he
 double Element(const AttentionSpec& spec, bool value, int seq, int kv_len, int position, int i,
                Rng& rng) {
   const double x = Normal(rng);
-  const DType dtype = (value ? ValueCoding(spec) : KeyCoding(spec)).dtype;
   switch (spec.data) {
     case KvData::kHugeLogits:
       return value ? x : 400 * x;
@@ -53,7 +52,7 @@ double Element(const AttentionSpec& spec, bool value, int seq, int kv_len, int p
     case KvData::kConstant:
       return value ? 0.1 : 0.0;
     case KvData::kTiny:
-      return value ? x * (dtype == DType::kF16 ? 1e-6 : 3e-38) : x;
+      return value ? x * (ValueCoding(spec).dtype == DType::kF16 ? 1e-6 : 3e-38) : x;
     case KvData::kVisibleNaN:
       if (position % 53 == 50 && (value ? i == 5 : seq % 2 == 1 && i == 0)) {
         return std::numeric_limits<double>::quiet_NaN();
@@ -80,10 +79,10 @@ void PutElement(DType dtype, float value, uint8_t* at) {
 
 }  // namespace
 
-KvCoding KeyCoding(const AttentionSpec& spec) {
-  if (spec.keys) {
-    return *spec.keys;
-  }
+namespace {
+
+// Of keys, or values, that have no coding of their own.
+KvCoding CommonCoding(const AttentionSpec& spec) {
   KvCoding coding{.dtype = spec.kv_dtype};
   if (spec.int8) {  // as JAX's quantised pages have it
     coding = {.dtype = DType::kI8,
@@ -94,16 +93,15 @@ KvCoding KeyCoding(const AttentionSpec& spec) {
   return coding;
 }
 
+}  // namespace
+
+KvCoding KeyCoding(const AttentionSpec& spec) {
+  return spec.keys ? *spec.keys : CommonCoding(spec);
+}
+
 KvCoding ValueCoding(const AttentionSpec& spec) {
-  if (spec.value_offset >= 0) {
-    return KeyCoding(spec);
-  }
-  if (spec.values) {
-    return *spec.values;
-  }
-  AttentionSpec like_keys = spec;
-  like_keys.keys.reset();
-  return KeyCoding(like_keys);
+  if (spec.value_offset >= 0) return KeyCoding(spec);
+  return spec.values ? *spec.values : CommonCoding(spec);
 }
 
 namespace {

@@ -6,6 +6,7 @@
 
 #include "riffle/error.h"
 #include "testing/reference.h"
+#include "testing/targets.h"
 #include "testing/text.h"
 
 namespace riffle::test {
@@ -78,7 +79,7 @@ Outcome CheckRanges(const Input& input, const Ranges& ranges) {
 std::string CheckRangesOnAllTargets(const Input& input, const Ranges& ranges) {
   std::string fault;
   Outcome expected;
-  const std::vector<std::string> targets = Targets();
+  const std::vector<std::string> targets = SweepTargets();
   for (const std::string& target : targets) {
     SetTarget(target);
     Outcome outcome = CheckRanges(input, ranges);

@@ -12,7 +12,7 @@ int32_t SpecialTokens::Child(int32_t node, uint8_t byte) const {
   return child;
 }
 
-void SpecialTokens::Add(std::string_view text, int32_t token) {
+void SpecialTokens::Add(std::string_view text, int32_t token, bool control) {
   int32_t node = 0;
   for (size_t i = text.size(); i > 0; --i) {
     const auto byte = static_cast<uint8_t>(text[i - 1]);
@@ -28,9 +28,9 @@ void SpecialTokens::Add(std::string_view text, int32_t token) {
     }
     node = child;
   }
-  if (node != 0 && At(node).token < 0) {
-    At(node).token = token;
-  }
+  if (node == 0) return;
+  if (At(node).token < 0) At(node).token = token;
+  if (At(node).plain_token < 0 && !control) At(node).plain_token = token;
 }
 
 // Breadth first: a node's fallback is shorter, so it is complete already.
@@ -42,7 +42,9 @@ void SpecialTokens::Finish() {
     const int32_t node = order[i];
     for (int32_t child = At(node).first_child; child >= 0; child = At(child).sibling) {
       At(child).fallback = node == 0 ? 0 : Step(At(node).fallback, At(child).byte);
-      At(child).longest = At(child).token >= 0 ? child : At(At(child).fallback).longest;
+      const Node& shorter = At(At(child).fallback);
+      At(child).longest = At(child).token >= 0 ? child : shorter.longest;
+      At(child).longest_plain = At(child).plain_token >= 0 ? child : shorter.longest_plain;
       order.push_back(child);
     }
   }
@@ -56,25 +58,37 @@ int32_t SpecialTokens::Step(int32_t node, uint8_t byte) const {
   }
 }
 
-std::vector<SpecialTokens::Match> SpecialTokens::Find(
-    std::string_view text, const std::function<bool(const Match&)>& allowed) const {
+// Only tokens that start before the plain range and reach into it are looked at one by one.
+SpecialTokens::Match SpecialTokens::LongestAt(size_t start, int32_t node,
+                                              size_t plain_begin) const {
+  const auto match = [&](int32_t found, int32_t token) {
+    return Match{start, static_cast<size_t>(At(found).length), token};
+  };
+  if (start < plain_begin) {
+    for (int32_t found = At(node).longest; found >= 0; found = At(At(found).fallback).longest) {
+      const bool reaches = start + static_cast<size_t>(At(found).length) > plain_begin;
+      const int32_t token = reaches ? At(found).plain_token : At(found).token;
+      if (token >= 0) return match(found, token);
+    }
+  } else if (const int32_t found = At(node).longest_plain; found >= 0) {
+    return match(found, At(found).plain_token);
+  }
+  return {start, 0, -1};
+}
+
+std::vector<SpecialTokens::Match> SpecialTokens::Find(std::string_view text,
+                                                      std::span<const Range> plain) const {
   std::vector<Match> matches;
   if (nodes_.size() == 1) return matches;
-  std::vector<int32_t> longest(text.size());  // the node of the longest token from each byte on
+  std::vector<int32_t> nodes(text.size());  // where reading is at each byte
   int32_t node = 0;
   for (size_t i = text.size(); i > 0; --i) {
     node = Step(node, static_cast<uint8_t>(text[i - 1]));
-    longest[i - 1] = At(node).longest;
+    nodes[i - 1] = node;
   }
   for (size_t at = 0; at < text.size();) {
-    Match match = {at, 0, -1};
-    for (int32_t found = longest[at]; found >= 0 && match.length == 0;) {
-      const Match candidate = {at, static_cast<size_t>(At(found).length), At(found).token};
-      if (allowed(candidate)) {
-        match = candidate;
-      }
-      found = At(At(found).fallback).longest;  // the next shorter one
-    }
+    while (!plain.empty() && plain.front().end <= at) plain = plain.subspan(1);
+    const Match match = LongestAt(at, nodes[at], plain.empty() ? text.size() : plain.front().start);
     if (match.length > 0) {
       matches.push_back(match);
     }

@@ -50,8 +50,7 @@ Tokenizer::Tokenizer(const GgufFile& file) {
   for (size_t i = 0; i < texts.size(); ++i) {
     const bool control = types[i] == TokenType::kControl;
     const bool special = control || types[i] == TokenType::kUserDefined;
-    if (special) special_.Add(encoder_->Spell(texts[i]), static_cast<int32_t>(i));
-    is_control_.push_back(control);
+    if (special) special_.Add(encoder_->Spell(texts[i]), static_cast<int32_t>(i), control);
     const bool text = special || types[i] == TokenType::kNormal || types[i] == TokenType::kByte;
     token_bytes_.push_back(text && !control ? encoder_->TokenBytes(texts[i], types[i]) : "");
   }
@@ -104,10 +103,7 @@ std::vector<int32_t> Tokenizer::Encode(std::string_view text) const {
 
 std::vector<int32_t> Tokenizer::Encode(std::span<const TextPart> parts) const {
   std::string spelled;
-  struct Range {
-    size_t start, end;
-  };
-  std::vector<Range> plain;  // the plain parts, in order
+  std::vector<SpecialTokens::Range> plain;  // the plain parts, in order
   size_t offset = 0;
   for (const TextPart& part : parts) {
     const size_t invalid = FindInvalidUtf8(part.text);
@@ -120,13 +116,6 @@ std::vector<int32_t> Tokenizer::Encode(std::span<const TextPart> parts) const {
     spelled += encoder_->Spell(part.text);
     if (part.plain) plain.push_back({start, spelled.size()});
   }
-  size_t next_plain = 0;
-  const auto allowed = [&](const SpecialTokens::Match& match) {
-    while (next_plain < plain.size() && plain[next_plain].end <= match.start) ++next_plain;
-    const bool in_plain =
-        next_plain < plain.size() && plain[next_plain].start < match.start + match.length;
-    return !in_plain || !is_control_[static_cast<size_t>(match.token)];
-  };
   const std::string_view text = spelled;
   std::vector<int32_t> tokens;
   const auto encode = [&](std::string_view fragment) {
@@ -134,7 +123,7 @@ std::vector<int32_t> Tokenizer::Encode(std::span<const TextPart> parts) const {
   };
   if (bos_ >= 0) tokens.push_back(bos_);
   size_t start = 0;  // of the fragment at hand
-  for (const SpecialTokens::Match& special : special_.Find(text, allowed)) {
+  for (const SpecialTokens::Match& special : special_.Find(text, plain)) {
     encode(text.substr(start, special.start - start));
     tokens.push_back(special.token);
     start = special.start + special.length;

@@ -70,7 +70,6 @@ class Tokenizer {
   std::unique_ptr<FragmentEncoder> encoder_;
   std::vector<std::string> token_bytes_;  // of each token
   SpecialTokens special_;                 // user-defined and control tokens
-  std::vector<bool> is_control_;          // of each token
   int32_t bos_ = -1;                      // -1: none is put before a text
   int32_t eos_ = -1;                      // -1: none is put after a text
 };

@@ -10,6 +10,7 @@
 #include "testing/attention_case.h"
 #include "testing/kv_codings.h"
 #include "testing/rng.h"
+#include "testing/targets.h"
 
 namespace riffle::test {
 namespace {
@@ -22,7 +23,7 @@ class Formats : public testing::Test {
 
   static void Check(const AttentionSpec& spec) {
     const AttentionCase attention(spec);
-    for (const std::string& target : Targets()) {
+    for (const std::string& target : SweepTargets()) {
       SetTarget(target);
       const std::string difference = attention.Check(attention.Run());
       ASSERT_EQ(difference, "") << Describe(spec) << " on " << target;

@@ -19,6 +19,7 @@
 #include "testing/error_check.h"
 #include "testing/masked_attention_case.h"
 #include "testing/reference.h"
+#include "testing/targets.h"
 
 namespace riffle::test {
 namespace {
@@ -27,14 +28,6 @@ constexpr float kInf = std::numeric_limits<float>::infinity();
 
 double Tolerance(const MaskedSpec& s) {
   return s.q_dtype == DType::kF32 ? 1e-5 : s.q_dtype == DType::kF16 ? 1e-3 : 1.5e-2;
-}
-
-void OnEveryTarget(const std::function<void(const std::string&)>& test) {
-  for (const std::string& target : Targets()) {
-    SetTarget(target);
-    test(target);
-  }
-  SetTarget("");
 }
 
 std::vector<MaskedSpec> Specs() {

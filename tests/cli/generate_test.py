@@ -21,7 +21,8 @@ MODEL = subprocess.run(
     stdout=subprocess.PIPE, text=True, check=True,
 ).stdout.strip()  # fmt: skip
 FIXTURE = os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "data", "gemma3_greedy.json")
-NEW_TOKENS = 3 if os.environ.get("RIFFLE_SLOW") else 12
+SLOW = bool(os.environ.get("RIFFLE_SLOW"))
+NEW_TOKENS = 3 if SLOW else 12
 CLOSE = 0.05  # where the two best logits are closer than this, rounding may decide
 
 
@@ -55,10 +56,9 @@ class Generate(Cli):
 
     def test_json(self):
         with open(FIXTURE, encoding="ascii") as file:
-            cases = json.load(file)
-        prompts = self.file("\n".join(c["prompt"] for c in cases if "\n" not in c["prompt"]).encode(), "prompts.txt")
+            cases = [c for c in json.load(file) if "\n" not in c["prompt"] and not (SLOW and len(c["prompt"]) > 100)]
+        prompts = self.file("\n".join(c["prompt"] for c in cases).encode(), "prompts.txt")
         *results, last = self.objects("--prompts", prompts)
-        cases = [c for c in cases if "\n" not in c["prompt"]]
         self.assertGreater(len(cases), 5)
         self.assertEqual([r["prompt"] for r in results], [c["prompt"] for c in cases])
         for result, case in zip(results, cases):
@@ -155,7 +155,7 @@ class Generate(Cli):
             self.assertIn("writing to standard output failed: Broken pipe", error)
 
     def test_not_enough_memory(self):
-        if os.environ.get("RIFFLE_SLOW"):  # the sanitizers themselves need more memory than the limits
+        if SLOW:  # the sanitizers themselves need more memory than the limits
             self.skipTest("under sanitizers")
         failed = 0
         for kib in range(100_000, 1_300_000, 200_000):  # for the file, its weights, the cache

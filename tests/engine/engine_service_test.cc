@@ -16,6 +16,7 @@
 #include "engine/prefix_keys.h"
 #include "engine/weights.h"
 #include "riffle/error.h"
+#include "testing/targets.h"
 #include "testing/tiny_model.h"
 
 namespace riffle::engine {
@@ -25,13 +26,9 @@ using riffle::testing::TinyModel;
 using ::testing::HasSubstr;
 using Tokens = std::vector<int32_t>;
 
-#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
-constexpr int kRequests = 2000;
-constexpr bool kMeasures = false;  // mallinfo2() knows nothing, and time is another
-#else
-constexpr int kRequests = 100000;
-constexpr bool kMeasures = true;
-#endif
+constexpr int kRequests = test::kSanitized ? 2000 : 100000;
+// Under sanitizers mallinfo2() knows nothing, and time is another.
+constexpr bool kMeasures = !test::kSanitized;
 
 const Model& Tiny() {
   static const TinyModel* const tiny = new TinyModel();

@@ -15,21 +15,17 @@
 #include "engine/tokenizer/tokenizer.h"
 #include "engine/weights.h"
 #include "testing/greedy_check.h"
+#include "testing/targets.h"
 
 namespace riffle::engine {
 namespace {
 
 using Tokens = std::vector<int32_t>;
 
-#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
-constexpr size_t kSteps = 4;  // of each prompt; a step takes ten times as long
-constexpr int kBatch = 8;
-constexpr size_t kLongest = 64;  // prompt whose gaps are compared
-#else
-constexpr size_t kSteps = 48;
-constexpr int kBatch = 32;
-constexpr size_t kLongest = 100000;
-#endif
+using test::kSanitized;
+constexpr size_t kSteps = kSanitized ? 4 : 48;  // of each prompt
+constexpr int kBatch = kSanitized ? 8 : 32;
+constexpr size_t kLongest = kSanitized ? 64 : 100000;  // prompt whose gaps are compared
 
 const Model& Gemma() {
   static const Model model = Model::Load(DefaultModelPath());

@@ -152,6 +152,24 @@ TEST(Tokenizer, CutsAtTheLongestSpecialToken) {
   EXPECT_EQ(tokenizer.Decode({1, 6, 3, 7, 2, 5}), "a<b>b  ");
 }
 
+// A plain part keeps the user-defined token of a text that a control token has too, and a shorter
+// one where a control token would reach into it.
+TEST(Tokenizer, PlainPartsHaveNoControlTokens) {
+  constexpr int32_t kControl = 3, kUserDefined = 4;
+  const Tokenizer tokenizer = Vocabulary()
+                                  .Add("aa", 0, kControl)       // 13
+                                  .Add("aa", 0, kUserDefined)   // 14
+                                  .Add("abb", 0, kControl)      // 15
+                                  .Add("bba", 0, kUserDefined)  // 16
+                                  .Make();
+  const auto encode = [&](const std::vector<TextPart>& parts) { return tokenizer.Encode(parts); };
+  EXPECT_THAT(encode({{"aa", false}}), ElementsAre(1, 13));
+  EXPECT_THAT(encode({{"aa", true}}), ElementsAre(1, 14));
+  EXPECT_THAT(encode({{"a", false}, {"a", true}}), ElementsAre(1, 14));
+  EXPECT_THAT(encode({{"abb", false}, {"abb", true}}), ElementsAre(1, 15, 8, 7));
+  EXPECT_THAT(encode({{"ab", false}, {"b", true}, {"abb", false}}), ElementsAre(1, 6, 16, 7, 7));
+}
+
 // Find takes the longest token at each place, as a search that tries all of them does.
 TEST(Tokenizer, SpecialTokensAreThoseOfASearchByTrial) {
   std::mt19937 random(11);

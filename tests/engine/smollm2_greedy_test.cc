@@ -9,6 +9,7 @@
 #include "engine/model.h"
 #include "engine/tokenizer/tokenizer.h"
 #include "testing/greedy_check.h"
+#include "testing/targets.h"
 
 namespace riffle::engine {
 namespace {
@@ -16,15 +17,10 @@ namespace {
 using riffle::testing::GreedyCase;
 using riffle::testing::RunRequests;
 
-#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
-constexpr size_t kSteps = 3;  // of each prompt; a step takes ten times as long
-constexpr size_t kLongest = 100;
-constexpr int kBatch = 6;
-#else
-constexpr size_t kSteps = 1000;
-constexpr size_t kLongest = 100000;
-constexpr int kBatch = 32;
-#endif
+using test::kSanitized;
+constexpr size_t kSteps = kSanitized ? 3 : 1000;  // of each prompt
+constexpr size_t kLongest = kSanitized ? 100 : 100000;
+constexpr int kBatch = kSanitized ? 6 : 32;
 
 const Model& SmolLm2() {
   static const Model model = Model::Load(ChatModelPath());

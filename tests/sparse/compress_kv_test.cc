@@ -9,19 +9,11 @@
 #include "riffle/error.h"
 #include "testing/reference.h"
 #include "testing/rng.h"
+#include "testing/targets.h"
 #include "testing/topk_check.h"
 
 namespace riffle::test {
 namespace {
-
-template <class F>
-void OnEveryTarget(const F& f) {
-  for (const std::string& target : Targets()) {
-    SetTarget(target);
-    f(target);
-  }
-  SetTarget("");
-}
 
 // A matrix of a dtype and what it holds.
 struct Matrix {

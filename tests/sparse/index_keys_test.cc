@@ -11,19 +11,11 @@
 #include "testing/distributions.h"
 #include "testing/reference.h"
 #include "testing/rng.h"
+#include "testing/targets.h"
 #include "testing/topk_check.h"
 
 namespace riffle::test {
 namespace {
-
-template <class F>
-void OnEveryTarget(const F& f) {
-  for (const std::string& target : Targets()) {
-    SetTarget(target);
-    f(target);
-  }
-  SetTarget("");
-}
 
 std::vector<float> RandomRows(int64_t rows, int64_t cols, uint64_t seed) {
   Rng rng(seed);

@@ -7,6 +7,7 @@
 #include "riffle/error.h"
 #include "riffle/indexer.h"
 #include "testing/indexer_case.h"
+#include "testing/targets.h"
 #include "testing/topk_check.h"
 
 namespace riffle::test {
@@ -14,15 +15,6 @@ namespace {
 
 const std::vector<DType> kQDTypes = {DType::kF32, DType::kF16, DType::kBF16, DType::kE4M3,
                                      DType::kI8};
-
-template <class F>
-void OnEveryTarget(const F& f) {
-  for (const std::string& target : Targets()) {
-    SetTarget(target);
-    f(target);
-  }
-  SetTarget("");
-}
 
 // "" where every score is within its bound and columns that are not seen are -inf.
 std::string Check(const IndexerCase& test, const std::vector<float>& logits) {

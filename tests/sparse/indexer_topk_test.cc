@@ -10,21 +10,13 @@
 #include "riffle/topk.h"
 #include "testing/indexer_case.h"
 #include "testing/reference.h"
+#include "testing/targets.h"
 #include "testing/topk_check.h"
 
 namespace riffle::test {
 namespace {
 
 using Rows = std::vector<std::vector<int32_t>>;
-
-template <class F>
-void OnEveryTarget(const F& f) {
-  for (const std::string& target : Targets()) {
-    SetTarget(target);
-    f(target);
-  }
-  SetTarget("");
-}
 
 Rows Call(const IndexerCase& test, int64_t k, IndexTopKOptions options) {
   options.activation = test.spec().activation;

@@ -9,6 +9,7 @@
 #include "riffle/topk.h"
 #include "testing/indexer_case.h"
 #include "testing/reference.h"
+#include "testing/targets.h"
 #include "testing/topk_check.h"
 
 namespace riffle::test {
@@ -19,15 +20,6 @@ constexpr double kMagnitudes[] = {0, 0.5, 1, 1.5, 2, 3, 4, 6};
 double ValueOf(int code, int scale) {
   const double value = scale == 255 ? NAN : std::ldexp(kMagnitudes[code & 7], scale - 127);
   return code >= 8 ? -value : value;
-}
-
-template <class F>
-void OnEveryTarget(const F& f) {
-  for (const std::string& target : Targets()) {
-    SetTarget(target);
-    f(target);
-  }
-  SetTarget("");
 }
 
 // Scores of one page of keys for a query of ones or, at `element` >= 0, of that unit vector.

@@ -10,19 +10,11 @@
 #include "testing/reference.h"
 #include "testing/rng.h"
 #include "testing/sparse_attention_reference.h"
+#include "testing/targets.h"
 #include "testing/topk_check.h"
 
 namespace riffle::test {
 namespace {
-
-template <class F>
-void OnEveryTarget(const F& f) {
-  for (const std::string& target : Targets()) {
-    SetTarget(target);
-    f(target);
-  }
-  SetTarget("");
-}
 
 std::vector<uint8_t> Random(DType dtype, int64_t count, Rng& rng) {
   const auto element = static_cast<int64_t>(SizeOf(dtype));
@@ -134,22 +126,23 @@ struct Case {
 };
 
 TEST(SparseAttentionBits, AreThoseOfPagedAttention) {
-  OnEveryTarget([](const std::string& target) {
-    uint64_t seed = 0;
-    for (const DType q : {DType::kF32, DType::kBF16, DType::kF16}) {
-      for (const DType rows : {DType::kF32, DType::kBF16, DType::kF16}) {
-        for (const int64_t count : {0, 1, 63, 512, 513, 1300}) {
-          ++seed;
-          Case test{q,
-                    rows,
-                    seed % 3 == 0 ? 128 : static_cast<int64_t>(1 + seed * 7 % 40),
-                    seed % 2 == 0 ? 576 : 64,
-                    seed % 2 == 0 ? 512 : 64,
-                    count,
-                    seed % 4 == 0 ? 7 : 16,
-                    seed % 5 == 0,
-                    seed};
-          test.Make();
+  uint64_t seed = 0;
+  for (const DType q : {DType::kF32, DType::kBF16, DType::kF16}) {
+    for (const DType rows : {DType::kF32, DType::kBF16, DType::kF16}) {
+      for (const int64_t count : {0, 1, 63, 512, 513, 1300}) {
+        ++seed;
+        Case test{q,
+                  rows,
+                  seed % 3 == 0 ? 128 : static_cast<int64_t>(1 + seed * 7 % 40),
+                  seed % 2 == 0 ? 576 : 64,
+                  seed % 2 == 0 ? 512 : 64,
+                  count,
+                  seed % 4 == 0 ? 7 : 16,
+                  seed % 5 == 0,
+                  seed};
+        test.Make();
+        for (const std::string& target : SweepTargets()) {
+          SetTarget(target);
           const Result want = test.Paged();
           const std::string what = target + " q " + Name(q) + " rows " + Name(rows) + " count " +
                                    std::to_string(count) + " heads " + std::to_string(test.heads);
@@ -160,7 +153,8 @@ TEST(SparseAttentionBits, AreThoseOfPagedAttention) {
         }
       }
     }
-  });
+  }
+  SetTarget("");
 }
 
 // Rows of DeepSeek-V3.2 whose scales are powers of two are bf16.

@@ -8,13 +8,8 @@
 
 #include "riffle/topk.h"
 #include "testing/reference.h"
+#include "testing/targets.h"
 #include "testing/topk_check.h"
-
-#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
-#define RIFFLE_TEST_SANITIZED 1
-#else
-#define RIFFLE_TEST_SANITIZED 0
-#endif
 
 namespace riffle::test {
 namespace {
@@ -82,7 +77,7 @@ TEST(TopKMemory, OneRowSeenManyTimes) {
 // The longest possible row: 2^31 - 1 elements, of which only a few are written. It has 4 GB of
 // addresses and almost no memory.
 TEST(TopKMemory, TheLongestRow) {
-  if (RIFFLE_TEST_SANITIZED) GTEST_SKIP() << "takes too long under a sanitizer";
+  if (kSanitized) GTEST_SKIP() << "takes too long under a sanitizer";
   constexpr int64_t n = std::numeric_limits<int32_t>::max();
   constexpr size_t bytes = static_cast<size_t>(n) * 2;
   void* memory = mmap(nullptr, bytes, PROT_READ | PROT_WRITE,
