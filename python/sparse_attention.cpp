@@ -14,14 +14,55 @@
 namespace riffle::python {
 namespace {
 
-// One scope: (rows, slots, lengths, row_format).
+constexpr std::string_view kRowFormats[] = {"plain",       "mla656", "mla584", "float8_e4m3fn",
+                                            "float8_e5m2", "q8_0",   "q4_0",   "q4_1",
+                                            "q5_0",        "q5_1",   "iq4_nl"};
+constexpr const char* kRowFormatNames =
+    "'plain', 'mla656', 'mla584', 'float8_e4m3fn', 'float8_e5m2', 'q8_0', 'q4_0', 'q4_1', 'q5_0', "
+    "'q5_1', 'iq4_nl'";
+
+// Where the rows of coded formats are, [slots, 656] or [pages, page_size, 656 or 584].
+void SetCodedRows(const Array& x, SparseRowFormat kind, SparseRows* rows) {
+  const int axes = x.ndim();
+  CheckElement(x, Element::kU8);
+  rows->format = kind;
+  rows->dtype = DType::kU8;
+  const bool v4 = kind == SparseRowFormat::kMla584;
+  rows->row_dim = v4 ? 512 : 576;
+  const int64_t bytes = v4 ? 584 : 656;
+  if (x.axis(-1).size != bytes || (v4 && (axes != 3 || x.axis(1).stride != bytes))) {
+    ThrowValueError(std::string(x.name()) + " has shape " + x.Shape() + "; of " + Name(kind) +
+                    (v4 ? " it is [pages, page_size, 584], each page contiguous"
+                        : " the last axis is 656 bytes"));
+  }
+}
+
+// Rows of a pool, [slots, d] or [pages, page_size, d]: all but their dtype.
+void SetPool(const Array& x, SparseRows* rows) {
+  rows->data = x.data();
+  rows->row_stride = x.axis(-2).stride;
+  rows->slots = x.axis(-2).size;
+  if (x.ndim() == 3) {
+    rows->page_size = std::max<int64_t>(x.axis(1).size, 1);
+    rows->page_stride = x.axis(0).stride;
+    rows->slots *= x.axis(0).size;
+  }
+}
+
+void CheckRowsForm(const Array& x) {
+  if (x.ndim() != 2 && x.ndim() != 3) {
+    CheckAxes(x, 2, "[slots, d] or [pages, page_size, d]");
+  }
+  CheckLastAxisContiguous(x);
+}
+
+// One scope: (rows, slots, lengths, row_format, row_scales).
 class Scope {
  public:
-  Scope(nb::handle rows, nb::handle slots, nb::handle lengths, nb::handle format, int64_t tokens)
+  Scope(nb::handle rows, nb::handle slots, nb::handle lengths, nb::handle format, nb::handle scales,
+        int64_t tokens)
       : rows_(rows, "rows"), slots_(slots, "slots", Element::kI32, "[tokens, n]") {
-    constexpr std::string_view kFormats[] = {"plain", "mla656", "mla584"};
-    const auto kind = static_cast<SparseRowFormat>(
-        OneOf(format, "row_format", kFormats, "'plain', 'mla656', 'mla584'"));
+    const int kind = OneOf(format, "row_format", kRowFormats, kRowFormatNames);
     if (!slots_) {
       ThrowTypeError("slots must be an array, not None");
     }
@@ -38,46 +79,97 @@ class Scope {
       view_.lengths = values.data();
     }
     SetRows(kind);
+    SetScales(scales);
   }
   const SparseScope& view() const { return view_; }
 
  private:
-  void SetRows(SparseRowFormat kind) {
+  void SetRows(int kind) {
     SparseRows& rows = view_.rows;
-    rows.format = kind;
-    rows.data = rows_.data();
-    const int axes = rows_.ndim();
-    if (axes != 2 && axes != 3) {
-      CheckAxes(rows_, 2, "[slots, d] or [pages, page_size, d]");
-    }
-    CheckLastAxisContiguous(rows_);
-    if (kind == SparseRowFormat::kPlain) {
-      rows.dtype = FloatingDType(rows_);
-      rows.row_dim = rows_.axis(-1).size;
+    CheckRowsForm(rows_);
+    SetPool(rows_, &rows);
+    const int64_t last = rows_.axis(-1).size;
+    const std::string_view name = kRowFormats[kind];
+    if (kind == 1 || kind == 2) {
+      SetCodedRows(rows_, static_cast<SparseRowFormat>(kind), &rows);
+    } else if (name == "plain") {
+      rows.dtype = DTypeAmong(
+          rows_, {DType::kF32, DType::kF16, DType::kBF16, DType::kE4M3, DType::kE5M2, DType::kI8},
+          "float32, float16, bfloat16, float8_e4m3fn, float8_e5m2 and int8 (with a format: uint8)");
+      rows.row_dim = last;
     } else {
       CheckElement(rows_, Element::kU8);
-      rows.dtype = DType::kU8;
-      const bool v4 = kind == SparseRowFormat::kMla584;
-      rows.row_dim = v4 ? 512 : 576;
-      const int64_t bytes = v4 ? 584 : 656;
-      if (rows_.axis(-1).size != bytes || (v4 && (axes != 3 || rows_.axis(1).stride != bytes))) {
-        ThrowValueError(std::string("rows has shape ") + rows_.Shape() + "; of " + Name(kind) +
-                        (v4 ? " it is [pages, page_size, 584], each page contiguous"
-                            : " the last axis is 656 bytes"));
+      rows.row_dim = last;
+      rows.dtype = name == Name(DType::kE4M3)   ? DType::kE4M3
+                   : name == Name(DType::kE5M2) ? DType::kE5M2
+                                                : DType::kU8;
+      for (int i = 1; i < kNumKvFormats; ++i) {
+        if (name == Name(static_cast<KvFormat>(i))) {
+          rows.blocks = static_cast<KvFormat>(i);
+          rows.row_dim = last / BlockBytes(rows.blocks) * 32;
+        }
+      }
+      if (rows.blocks != KvFormat::kPlain && last % BlockBytes(rows.blocks) != 0) {
+        ThrowValueError(std::string("rows has shape ") + rows_.Shape() + ": rows of " +
+                        std::to_string(last) + " bytes are no whole blocks of " +
+                        Name(rows.blocks) + ", " + std::to_string(BlockBytes(rows.blocks)) +
+                        " bytes each");
       }
     }
-    rows.row_stride = rows_.axis(-2).stride;
-    rows.slots = rows_.axis(-2).size;
-    if (axes == 3) {
-      rows.page_size = std::max<int64_t>(rows_.axis(1).size, 1);
-      rows.page_stride = rows_.axis(0).stride;
-      rows.slots *= rows_.axis(0).size;
+  }
+
+  // None, a number, or an array that broadcasts to rows.shape[:-1] or has one more axis, of groups.
+  void SetScales(nb::handle object) {
+    if (object.is_none()) {
+      return;
     }
+    SparseRows& rows = view_.rows;
+    if (rows.dtype != DType::kE4M3 && rows.dtype != DType::kE5M2 && rows.dtype != DType::kI8) {
+      ThrowTypeError(std::string("rows has dtype ") + rows_.DTypeName() +
+                     "; with row_scales it must be int8, float8_e4m3fn or float8_e5m2");
+    }
+    if (!IsArray(object)) {
+      number_ = static_cast<float>(Double(object, "row_scales", "a number, an array or None"));
+      rows.scales.data = &number_;
+      return;
+    }
+    const Array& x = scales_.emplace(object, "row_scales");
+    const int axes = rows_.ndim();
+    const bool grouped = x.ndim() == axes;
+    bool fits = x.ndim() <= axes;
+    int64_t strides[2] = {0, 0};  // of pages and of tokens
+    for (int axis = 0; fits && axis < axes - 1; ++axis) {
+      const int own = axis - (axes - 1) + x.ndim() - (grouped ? 1 : 0);
+      if (own >= 0 && x.axis(own).size != 1) {
+        fits = x.axis(own).size == rows_.axis(axis).size;
+        strides[axis + 3 - axes] = x.axis(own).stride;
+      }
+    }
+    if (fits && grouped && x.axis(-1).size != 1) {
+      const int64_t groups = x.axis(-1).size;
+      const int64_t group = groups > 0 ? rows.row_dim / groups : 0;
+      fits = group * groups == rows.row_dim && (group == 32 || group == 64 || group == 128);
+      rows.scales.group = group;
+      rows.scales.group_stride = x.axis(-1).stride;
+    }
+    if (!fits) {
+      ThrowValueError(std::string("row_scales has shape ") + x.Shape() +
+                      "; it must broadcast to that of rows, " + rows_.Shape() +
+                      ", without its last axis, or have one more axis: a scale for each 32, 64 or "
+                      "128 elements");
+    }
+    rows.scales.data = x.data();
+    rows.scales.dtype = DTypeAmong(x, {DType::kF32, DType::kF16, DType::kBF16, DType::kE8M0},
+                                   "float32, float16, bfloat16 and float8_e8m0fnu");
+    rows.scales.page_stride = strides[0];
+    rows.scales.token_stride = strides[1];
   }
 
   Array rows_;
   OptionalMatrix slots_;
   std::optional<Int32Span> lengths_;
+  std::optional<Array> scales_;
+  float number_ = 0;
   SparseScope view_;
 };
 
@@ -106,7 +198,7 @@ nb::object PySparseAttention(nb::handle q_object, nb::handle scopes_object, nb::
   std::deque<Scope> scopes;
   std::vector<SparseScope> views;
   for (const nb::handle scope : scopes_object) {
-    scopes.emplace_back(scope[0], scope[1], scope[2], scope[3], view.tokens);
+    scopes.emplace_back(scope[0], scope[1], scope[2], scope[3], scope[4], view.tokens);
     views.push_back(scopes.back().view());
   }
   SparseAttentionOptions options;
@@ -158,11 +250,37 @@ nb::object PySparseAttention(nb::handle q_object, nb::handle scopes_object, nb::
   return return_lse ? nb::make_tuple(std::move(out), Finished(q, std::move(lse))) : out;
 }
 
+void PyWriteSparseRows(nb::handle x_object, nb::handle slots_object, nb::handle rows_object,
+                       nb::handle format, nb::handle power_of_two) {
+  constexpr std::string_view kFormats[] = {"mla656", "mla584"};
+  const Array x(x_object, "x");
+  CheckAxes(x, 2, "[tokens, d]");
+  CheckLastAxisContiguous(x);
+  const MatrixView view{x.data(), FloatingDType(x), x.axis(0).size, x.axis(1).size,
+                        x.axis(0).stride};
+  const Indices slots(slots_object, "slots", 1, "1-dimensional");
+  const auto kind =
+      static_cast<SparseRowFormat>(1 + OneOf(format, "row_format", kFormats, "'mla656', 'mla584'"));
+  const Array rows(rows_object, "rows", Access::kWrite);
+  CheckRowsForm(rows);
+  SparseRows pool;
+  SetPool(rows, &pool);
+  SetCodedRows(rows, kind, &pool);
+  WriteSparseRowsOptions options;
+  options.power_of_two_scales = Bool(power_of_two, "power_of_two_scales");
+  const KernelScope scope;
+  WriteSparseRows(
+      view, slots.get(),
+      {rows.data(), pool.slots, pool.row_stride, pool.page_size, pool.page_stride, pool.format},
+      options);
+}
+
 }  // namespace
 
 void BindSparseAttention(nb::module_& m) {
   const auto any = nb::arg().none();  // what None means is for the functions to say
   m.def("sparse_attention", &PySparseAttention, any, any, any, any, any, any, any, any, any);
+  m.def("write_sparse_rows", &PyWriteSparseRows, any, any, any, any, any);
 }
 
 }  // namespace riffle::python

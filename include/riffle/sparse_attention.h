@@ -17,13 +17,14 @@
 
 #include "riffle/attention.h"
 #include "riffle/export.h"
+#include "riffle/indices.h"
 #include "riffle/runtime.h"
 #include "riffle/types.h"
 
 namespace riffle {
 
 enum class SparseRowFormat : uint8_t {
-  kPlain,   // row_dim elements of a dtype
+  kPlain,   // row_dim elements of a dtype, or of a block format: those of PagedKv
   kMla656,  // DeepSeek-V3.2, 576 elements: 512 e4m3, four f32 scales (one for each 128), then 64
             // bf16
   kMla584,  // DeepSeek-V4, 512 elements: pages of page_size x (448 e4m3, 64 bf16), then page_size
@@ -41,13 +42,17 @@ constexpr const char* Name(SparseRowFormat format) {
 // elements apart (bytes where dtype is u8).
 struct SparseRows {
   const void* data = nullptr;
-  DType dtype = DType::kF32;  // kPlain: f32, f16 or bf16; else u8
+  DType dtype = DType::kF32;  // kPlain: f32, f16, bf16, e4m3, e5m2 or i8; u8 of a block format and
+                              // of the other formats
   int64_t slots = 0;          // rows of the pool
   int64_t row_dim = 0;        // elements of a row: 32 to 1024, a multiple of 16; 576; 512
   int64_t row_stride = 0;     // kMla584: without effect
   int64_t page_size = 0;      // 0: one page of all rows (not for kMla584)
   int64_t page_stride = 0;
   SparseRowFormat format = SparseRowFormat::kPlain;
+  KvScales scales = {};  // kPlain of e4m3, e5m2 and i8: of row page_stride * page + token_stride *
+                         // row in the page, as those of PagedKv; head_stride is without effect
+  KvFormat blocks = KvFormat::kPlain;  // kPlain: a block format, row_dim a multiple of 32
 };
 
 // Rows of one pool that the queries name.
@@ -61,7 +66,8 @@ struct SparseScope {
 
 struct SparseAttentionOptions {
   std::optional<float> scale = {};  // of the logits; default 1 / sqrt(row_dim)
-  int64_t value_dim = 0;            // a multiple of 16, at most row_dim; 0: row_dim
+  // A multiple of 16, and of the elements that share a scale, at most row_dim; 0: row_dim.
+  int64_t value_dim = 0;
   // [heads] or empty: a raw logit per head that takes part in the softmax but has no value; -inf
   // changes nothing, +inf leaves zeros.
   std::span<const float> sinks = {};
@@ -75,7 +81,8 @@ struct SparseAttentionOptions {
 //   scopes  one or more, of one row_dim; DeepSeek-V4 has two: a window and compressed entries
 //   out     [tokens, heads, value_dim] in the dtype of q; lse as PagedAttention's
 // A query that names no row gets zeros and lse = -inf, or lse = the sink. Rows that nobody names
-// are never read. f32 accumulation and softmax; where q is bf16, rows are bf16 or coded, and the
+// are never read. f32 accumulation and softmax. Scopes of plain rows of one format are computed as
+// PagedAttention computes it. Otherwise, where q is bf16, rows are bf16, mla656 or mla584, and the
 // target has bf16 dot products, rows are decoded to bf16 (exact where their scales are powers of
 // two) and probabilities rounded to bf16, else everything is f32. A NaN that a query names makes
 // its result NaN. Throws Error: kBadShape, kBadDType, kBadOption, kBadRange (lengths), kBadPage
@@ -85,5 +92,38 @@ struct SparseAttentionOptions {
 RIFFLE_API void SparseAttention(const HeadsView& q, std::span<const SparseScope> scopes,
                                 const AttentionOut& out,
                                 const SparseAttentionOptions& options = {});
+
+// A pool of coded rows that is written: the members of SparseRows, which it converts to.
+struct SparseRowsOut {
+  void* data = nullptr;
+  int64_t slots = 0;
+  int64_t row_stride = 0;  // bytes; kMla584: without effect
+  int64_t page_size = 0;   // 0: one page of all rows (not for kMla584)
+  int64_t page_stride = 0;
+  SparseRowFormat format = SparseRowFormat::kMla656;  // or kMla584
+
+  // What SparseAttention reads.
+  operator SparseRows() const {  // NOLINT(google-explicit-constructor): the same pool, read
+    const int64_t dim = format == SparseRowFormat::kMla656 ? 576 : 512;
+    return {data, DType::kU8, slots, dim, row_stride, page_size, page_stride, format};
+  }
+};
+
+struct WriteSparseRowsOptions {
+  // kMla656: rounds scales up to powers of two, as DeepSeek's are; rows are then exact in bf16.
+  // kMla584 has no others.
+  bool power_of_two_scales = true;
+  ThreadPool* pool = nullptr;  // null: DefaultPool()
+};
+
+// Writes rows x [tokens, 576 or 512] f32|f16|bf16 to slots (int32 or int64); -1 skips a row; of
+// equal slots the later one stays. RoPE is the caller's. The first 512 (448) elements become e4m3:
+// scale = max(max|x|, 1e-4) / 448 of each 128 (64), code = x / scale to the nearest even, in f32;
+// the last 64 become bf16, to the nearest even. Elements that are not all finite get a scale of
+// NaN, so that what names their row is NaN. The same bits on every SIMD target. Plain rows are
+// written as any matrix is, or by WriteKv. Throws Error: kBadShape, kBadDType, kBadOption, kBadPage
+// (slots), kOverlap. Nothing is written on error. Allocates nothing.
+RIFFLE_API void WriteSparseRows(const MatrixView& x, IndexSpan slots, const SparseRowsOut& rows,
+                                const WriteSparseRowsOptions& options = {});
 
 }  // namespace riffle

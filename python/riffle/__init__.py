@@ -35,6 +35,7 @@ from riffle._sparse import (
     positions_to_slots,
     sparse_attention,
     write_index_keys,
+    write_sparse_rows,
 )
 from riffle._topk import (
     TopK,
@@ -76,10 +77,11 @@ __all__ = [
     "top_k_per_row_decode",
     "write_index_keys",
     "write_kv",
+    "write_sparse_rows",
 ]
 
 for _public in (KvCache, compress_kv, expand_blocks, hadamard, indexer_logits, indexer_top_k, positions_to_slots, sparse_attention,
-                write_index_keys, TopK, TopKStats, depth_probabilities, info, linear, linear_top_k, merge_states,
+                write_index_keys, write_sparse_rows, TopK, TopKStats, depth_probabilities, info, linear, linear_top_k, merge_states,
                 paged_attention, plan_top_k, release_scratch, sample, set_num_threads, set_target, top_k, top_k_per_row,
                 top_k_per_row_decode, write_kv):
     _public.__module__ = "riffle"  # where users find it, and where pickles look for it

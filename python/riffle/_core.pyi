@@ -107,9 +107,10 @@ def compress_kv(
     norm_eps: float, cos_sin: Array | None, cu_lens: Array | None, first_entries: Array | None, out: Array | None, /,
 ) -> Array: ...
 def sparse_attention(
-    q: Array, scopes: Sequence[tuple[Array, Array, Array | None, str]], value_dim: int | None, scale: float | None,
+    q: Array, scopes: Sequence[tuple[Array, Array, Array | None, str, float | Array | None]], value_dim: int | None, scale: float | None,
     sinks: Array | None, lse_with_sinks: bool, ignore_invalid: bool, out: Array | None, return_lse: bool, /,
 ) -> Any: ...  # out, or (out, lse)
+def write_sparse_rows(x: Array, slots: Array, rows: Array, row_format: str, power_of_two_scales: bool, /) -> None: ...
 
 # Of riffle.torch. None: not a case of the fast way; the caller goes the slow one, or has the error.
 def torch_topk(

@@ -43,12 +43,16 @@ def _codes(x: Array) -> tuple[Array, bool]:
     return numpy.asarray(x).view(numpy.uint8), True
 
 
-def scopes_of(extra: Any) -> list[tuple]:
-    """The further scopes of sparse attention. Raises TypeError for what is no list of them, ValueError for another number of parts."""
-    scopes = as_list("extra", extra, "(rows, slots, lengths, row_format)")
+def scopes_of(extra: Any, parts: str = "rows, slots, lengths, row_format") -> list[tuple]:
+    """The further scopes of sparse attention. Raises TypeError for what is no list of them, ValueError for another number of parts.
+
+    parts: their names; the fifth, if there is one, may be left out.
+    """
+    most = len(parts.split(", "))
+    scopes = as_list("extra", extra, f"({parts})")
     for i, scope in enumerate(scopes):
-        if not isinstance(scope, (list, tuple)) or len(scope) != 4:
-            raise ValueError(f"extra[{i}] must be (rows, slots, lengths, row_format), not {shown(scope)}")
+        if not isinstance(scope, (list, tuple)) or not 4 <= len(scope) <= most:
+            raise ValueError(f"extra[{i}] must be ({parts}), not {shown(scope)}")
     return [tuple(scope) for scope in scopes]
 
 
@@ -326,7 +330,8 @@ def sparse_attention(
     slots: Array,
     *,
     lengths: Array | None = None,
-    row_format: Literal["plain", "mla656", "mla584"] = "plain",
+    row_format: str = "plain",
+    row_scales: float | Array | None = None,
     value_dim: int | None = None,
     extra: Sequence[tuple] = (),
     scale: float | None = None,
@@ -341,13 +346,18 @@ def sparse_attention(
 
     Args:
       q: [tokens, q_heads, d] float32, float16 or bfloat16.
-      rows: [slots, d] or [pages, page_size, d] float32, float16 or bfloat16; uint8 [.., 656] or [pages, page_size, 584].
+      rows: [slots, d] or [pages, page_size, d] float32, float16, bfloat16, float8_e4m3fn, float8_e5m2 (of ml_dtypes, torch, jax)
+        or int8; or uint8 with a format.
       slots: int32 [tokens, n]; -1: none. A slot named twice counts twice; rows that nobody names are not read.
       lengths: int32 [tokens]: slots behind are not read; None: all are.
-      row_format: "mla656": DeepSeek-V3.2's rows, 512 float8_e4m3fn, 4 float32 scales, 64 bfloat16: d = 576. "mla584":
-        DeepSeek-V4's pages, page_size x (448 float8_e4m3fn, 64 bfloat16), then page_size x 8 bytes of scales: d = 512.
-      value_dim: a multiple of 16; None: d.
-      extra: more scopes, (rows, slots, lengths, row_format) each.
+      row_format: of uint8 rows. "mla656": DeepSeek-V3.2's, [.., 656]: 512 float8_e4m3fn, 4 float32 scales, 64 bfloat16; d = 576.
+        "mla584": DeepSeek-V4's [pages, page_size, 584], page_size x (448 float8_e4m3fn, 64 bfloat16), then page_size x 8 bytes of
+        scales; d = 512. "q8_0", "q4_0", "q4_1", "q5_0", "q5_1", "iq4_nl": GGUF's blocks of 32 elements, the last axis the bytes of a
+        row. "float8_e4m3fn", "float8_e5m2": codes of these.
+      row_scales: of 8-bit floats and int8: a number, or float32, float16, bfloat16 or float8_e8m0fnu that broadcasts to
+        rows.shape[:-1] or has one more axis, a scale for each 32, 64 or 128 elements; None: 1.
+      value_dim: a multiple of 16 and of the elements that share a scale; None: d.
+      extra: more scopes, (rows, slots, lengths, row_format) or (rows, slots, lengths, row_format, row_scales) each.
       scale: of the logits; None: 1 / sqrt(d).
       sinks: [q_heads], a logit for each head that takes part in the softmax and in lse but has no value.
       invalid: "raise" ValueError for slots below -1 or past the rows, or "ignore" them.
@@ -368,6 +378,34 @@ def sparse_attention(
     """
     if not isinstance(invalid, str) or invalid not in ("raise", "ignore"):
         raise ValueError(f"invalid = {shown(invalid)} is none of 'raise', 'ignore'")
-    scopes = [(rows, slots, lengths, row_format), *scopes_of(extra)]
-    scopes = [(r, _narrowed("slots", s), _narrowed("lengths", n), f) for r, s, n, f in scopes]
+    more = scopes_of(extra, "rows, slots, lengths, row_format, row_scales")
+    scopes = [(rows, slots, lengths, row_format, row_scales), *((*scope, None)[:5] for scope in more)]
+    scopes = [(r, _narrowed("slots", s), _narrowed("lengths", n), f, x) for r, s, n, f, x in scopes]
     return _core.sparse_attention(q, scopes, value_dim, scale, sinks, True, invalid == "ignore", out, return_lse)
+
+
+def write_sparse_rows(
+    x: Array, slots: Array, rows: Array, *, row_format: Literal["mla656", "mla584"], power_of_two_scales: bool = True
+) -> None:
+    """Writes rows of DeepSeek-V3.2's or V4's cache, quantised, where sparse_attention reads them; RoPE is the caller's.
+
+    Args:
+      x: [tokens, 576] of "mla656", [tokens, 512] of "mla584", float32, float16 or bfloat16.
+      slots: int32 or int64 [tokens], row numbers, page * page_size + offset; -1 skips a row; of equal slots the later row stays.
+      rows: uint8 to write into: "mla656" [slots, 656] or [pages, page_size, 656], "mla584" [pages, page_size, 584].
+      row_format: "mla656": 512 float8_e4m3fn with a float32 scale, max|x| / 448, for each 128, then 64 bfloat16. "mla584": 448
+        float8_e4m3fn with a power of two for each 64, then 64 bfloat16.
+      power_of_two_scales: rounds the scales of "mla656" up to powers of two, as DeepSeek does.
+
+    Raises:
+      ValueError: a shape or slot out of its limits; nothing is written then.
+      TypeError: a wrong dtype, or no array.
+
+    >>> import numpy as np, riffle
+    >>> rows = np.zeros((4, 656), np.uint8)
+    >>> riffle.write_sparse_rows(np.full((1, 576), 3, np.float32), np.array([2]), rows, row_format="mla656")
+    >>> q = np.zeros((1, 1, 576), np.float32)
+    >>> riffle.sparse_attention(q, rows, np.array([[2]]), row_format="mla656", value_dim=512)[0, 0, :2]
+    array([3., 3.], dtype=float32)
+    """
+    _core.write_sparse_rows(x, slots, rows, row_format, as_bool("power_of_two_scales", power_of_two_scales))

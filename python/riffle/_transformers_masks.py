@@ -16,6 +16,13 @@ import torch
 from torch.utils import _pytree
 from transformers import masking_utils
 
+# Keywords that layers hand to their attention and that Transformers' eager attention does not read either: a window is
+# in the mask too.
+WITHOUT_EFFECT = frozenset(
+    "position_ids cache_position use_cache past_key_values logits_to_keep output_hidden_states return_dict "
+    "cu_seq_lens_q cu_seq_lens_k max_length_q max_length_k num_items_in_batch sliding_window".split()
+)
+
 
 class Keys(NamedTuple):
     """What the queries of a forward see, the same in all layers that share a mask."""
@@ -288,6 +295,13 @@ def keys_seen(visible: torch.Tensor, row: int) -> Keys:
         sets = torch.zeros(sets.shape, dtype=torch.int32).index_add_(0, run, flat.to(torch.int32)) > 0
     cu_q_lens = None if len(q_lens) == batch * q_len else _offsets(q_lens)
     return _sets(sets, ends // q_len * row)._replace(cu_q_lens=cu_q_lens, window=most if windowed else None)
+
+
+def keys_of_each(visible: torch.Tensor, row: int) -> Keys:
+    """What any mask shows, each query as a sequence of its own: visible bool [batch, queries, keys]."""
+    batch, q_len, kv_len = visible.shape
+    starts = (torch.arange(batch) * row).repeat_interleave(q_len)
+    return _sets(visible.reshape(batch * q_len, kv_len), starts)
 
 
 def _sets(sets: torch.Tensor, starts: torch.Tensor) -> Keys:

@@ -14,7 +14,8 @@ through, and so do masks that add to the logits. What riffle does not compute is
 reason: keywords that are not known here, models that compute their attention themselves, dropout, gradients, devices other than the CPU.
 
 `Sampler` draws tokens by riffle.sample instead of sorting the vocabulary; `use_top_k_head` computes only the logits that
-count; `GrowingCache` does not copy the cache at every step.
+count; `GrowingCache` does not copy the cache at every step; `use_sparse_attention` runs the indexer and the attention of DeepSeek's
+sparse attention.
 """
 
 from __future__ import annotations
@@ -43,6 +44,7 @@ import riffle.torch
 from riffle._transformers_cache import GrowingCache
 from riffle._transformers_head import TopKHead, use_top_k_head
 from riffle._transformers_masks import (
+    WITHOUT_EFFECT,
     Keys,
     Mask,
     additive_in,
@@ -55,8 +57,10 @@ from riffle._transformers_masks import (
     visible_in,
 )
 from riffle._transformers_sampler import Sampler
+from riffle._transformers_sparse import use_sparse_attention
 
-__all__ = ["GrowingCache", "Sampler", "TopKHead", "attention", "attention_mask", "register", "use_top_k_head"]
+__all__ = ["GrowingCache", "Sampler", "TopKHead", "attention", "attention_mask", "register", "use_sparse_attention",
+           "use_top_k_head"]  # fmt: skip
 
 # The most tokens of a page that riffle takes.
 _MAX_PAGE = 256
@@ -153,12 +157,6 @@ def _tokens(x: torch.Tensor) -> torch.Tensor:
     return x.as_strided((pages, heads, 1, head_dim), (token, head, token, 1))
 
 
-# Keywords that layers hand to their attention and that Transformers' eager attention does not read either: a window is
-# in the mask too.
-_WITHOUT_EFFECT = frozenset(
-    "position_ids cache_position use_cache past_key_values logits_to_keep output_hidden_states return_dict "
-    "cu_seq_lens_q cu_seq_lens_k max_length_q max_length_k num_items_in_batch sliding_window".split()
-)
 # Those of continuous batching.
 _OF_A_PAGED_CACHE = frozenset("read_index write_index block_table logits_indices logits_processor_args".split())
 
@@ -176,7 +174,7 @@ def _check(module: Any, query: torch.Tensor, dropout: float, paged: bool, kwargs
         raise ValueError(f"riffle attention has no dropout; dropout = {dropout}")
     if torch.is_grad_enabled() and query.requires_grad:
         raise ValueError("riffle attention has no gradient; use torch.no_grad(), or another attn_implementation")
-    known = _WITHOUT_EFFECT | _OF_A_PAGED_CACHE if paged else _WITHOUT_EFFECT
+    known = WITHOUT_EFFECT | _OF_A_PAGED_CACHE if paged else WITHOUT_EFFECT
     for name, argument in kwargs.items():
         if name not in known and argument is not None and argument is not False:
             raise _refuse(module, f"it passes {name}, which riffle attention does not know")
@@ -410,6 +408,6 @@ def _plan(allocator, kwargs) -> tuple[str, int, Keys]:
     return "in place", page, Keys(kv_lens.to(torch.int32), table.to(torch.int32), None if decode else cu_q_lens)
 
 
-for _public in (GrowingCache, Sampler, TopKHead, use_top_k_head):
+for _public in (GrowingCache, Sampler, TopKHead, use_sparse_attention, use_top_k_head):
     _public.__module__ = "riffle.transformers"  # where users find them, and where pickles look for them
 del _public

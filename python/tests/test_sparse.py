@@ -222,6 +222,75 @@ def test_sparse_attention(row_format):
     numpy.testing.assert_allclose(both[0], want, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("row_format", ["mla656", "mla584"])
+@pytest.mark.parametrize("framework", ["numpy", "torch"])
+def test_write_sparse_rows(row_format, framework):
+    """What is written is read, within half of a last place; x / scale, to the nearest, is what the codes are."""
+    d, codes_of_row, group = (512, 448, 64) if row_format == "mla584" else (576, 512, 128)
+    width, pages, size = (584 if row_format == "mla584" else 656), 3, 8
+    x, rows = 3 * normal(10, d), numpy.zeros((pages, size, width), numpy.uint8)
+    slots = numpy.array([0, 7, 8, -1, 23, 5, 5, 11, 2, 3])
+    given = (x, slots, rows)
+    if framework == "torch":
+        torch = pytest.importorskip("torch", reason="PyTorch is not installed")
+        given = (torch.from_numpy(x), torch.from_numpy(slots), torch.from_numpy(rows))
+    riffle.write_sparse_rows(*given, row_format=row_format)
+    q = numpy.zeros((len(x), 1, d), numpy.float32)
+    read = riffle.sparse_attention(q, rows, slots[:, None].astype(numpy.int32), row_format=row_format)[:, 0]
+    written = slots >= 0
+    written[5] = False  # the later of equal slots stays
+    scale = numpy.abs(x[:, :codes_of_row].reshape(10, -1, group)).max(-1) / 448
+    scale = numpy.exp2(numpy.ceil(numpy.log2(scale))).repeat(group, 1)
+    codes_read = read[:, :codes_of_row] / scale
+    places = numpy.exp2(numpy.floor(numpy.log2(numpy.maximum(numpy.abs(codes_read), 2.0**-6))) - 3)
+    assert (numpy.abs(codes_read - x[:, :codes_of_row] / scale)[written] <= places[written] / 2).all()
+    numpy.testing.assert_allclose(read[written, codes_of_row:], x[written, codes_of_row:], rtol=2**-8)
+    assert (read[5] == read[6]).all() and (read[3] == 0).all()
+    free = numpy.setdiff1d(numpy.arange(pages * size), slots)
+    body = rows.reshape(pages, -1)[:, : size * 576].reshape(-1, 576) if row_format == "mla584" else rows.reshape(-1, 656)
+    assert (body[free] == 0).all()
+
+
+# In which formats rows may be, and how many bytes 32 elements take.
+ROW_FORMATS = {"float32": 0, "bfloat16": 0, "int8": 0, "float8_e4m3fn": 0, "float8_e5m2": 0, "q8_0": 34, "q4_0": 18, "q4_1": 20,
+               "q5_0": 22, "q5_1": 24, "iq4_nl": 18}  # fmt: skip
+
+
+SCALED = ("int8", "float8_e4m3fn", "float8_e5m2")
+
+
+@pytest.mark.parametrize("kind, grouped", [*((kind, False) for kind in ROW_FORMATS), *((kind, True) for kind in SCALED)])
+def test_rows_in_every_format(kind, grouped):
+    """The bits of paged_attention over the same rows, of one scope and of two."""
+    import ml_dtypes
+
+    d, pages, size, block = 128, 6, 16, ROW_FORMATS[kind]
+    scaled = kind in SCALED
+    dtype = numpy.uint8 if block else getattr(ml_dtypes, kind, None) or getattr(numpy, kind)
+    pool = numpy.zeros((pages, size, d // 32 * block if block else d), dtype)
+    scales = numpy.zeros((pages, size, d // 32) if grouped else (pages, size), numpy.float32) if scaled else None
+    x, given = normal(pages * size, 1, d), kind if block else None
+    unread = numpy.zeros((pages, size, 1, 32), numpy.float32)
+    own = None if scales is None else scales[:, :, None]
+    riffle.write_kv(x, x[..., :32], numpy.arange(pages * size), pool[:, :, None], unread, layout="NHD", key_format=given,
+                    key_scales=own, compute_scales=scaled)  # fmt: skip
+    q, lens = normal(1, 4, d), numpy.array([pages * size])
+    keys = pool[:, :, None]
+    values = keys if block else keys[..., :96]
+    want = riffle.paged_attention(q, keys, values, lens, numpy.arange(pages)[None], layout="NHD", key_format=given, value_format=given,
+                                  key_scales=own, value_scales=own[..., :3] if grouped else own)  # fmt: skip
+    names = dict(row_format=given or "plain", value_dim=None if block else 96)
+    slots = numpy.arange(pages * size, dtype=numpy.int32)[None]
+    out = riffle.sparse_attention(q, pool, slots[:, ::-1].copy(), row_scales=scales, **names)
+    numpy.testing.assert_array_equal(out, want)
+    extra = [(pool, slots[:, 40:].copy(), None, names["row_format"], scales)]
+    out = riffle.sparse_attention(q, pool, slots[:, :40].copy(), row_scales=scales, extra=extra, **names)
+    numpy.testing.assert_array_equal(out, want)
+    if kind.startswith("float8"):  # codes in uint8
+        out = riffle.sparse_attention(q, pool.view(numpy.uint8), slots, row_scales=scales, row_format=kind, value_dim=96)
+        numpy.testing.assert_array_equal(out, want)
+
+
 def test_errors():
     q, keys, lens, table = normal(1, 2, 32), normal(2, 4, 32), numpy.array([8]), numpy.array([[0, 1]])
     for text, kind, call in [
@@ -235,6 +304,16 @@ def test_errors():
         ("invalid = 'drop'", ValueError, lambda: riffle.sparse_attention(q, keys[0], table, invalid="drop")),
         ("slots\\[0,1\\] = 9", ValueError, lambda: riffle.sparse_attention(q, keys[0], numpy.array([[0, 9]]))),
         ("value_dim = 48", ValueError, lambda: riffle.sparse_attention(q, keys[0], table, value_dim=48)),
+        ("row_scales has shape \\(3,\\)", ValueError,
+         lambda: riffle.sparse_attention(q, keys[0].astype(numpy.int8), table, row_scales=numpy.ones(3, numpy.float32))),
+        ("rows has dtype float32; with row_scales", TypeError, lambda: riffle.sparse_attention(q, keys[0], table, row_scales=2.0)),
+        ("no whole blocks of q8_0", ValueError,
+         lambda: riffle.sparse_attention(q, numpy.zeros((4, 33), numpy.uint8), table, row_format="q8_0")),
+        ("row_format = 'q3'", ValueError, lambda: riffle.sparse_attention(q, keys[0], table, row_format="q3")),
+        ("x.cols = 32", ValueError,
+         lambda: riffle.write_sparse_rows(keys[0], numpy.arange(4), numpy.zeros((4, 656), numpy.uint8), row_format="mla656")),
+        ("the last axis is 656", ValueError,
+         lambda: riffle.write_sparse_rows(keys[0], numpy.arange(4), numpy.zeros((4, 655), numpy.uint8), row_format="mla656")),
         ("format = 'fp4'", ValueError, lambda: riffle.write_index_keys(keys[0], [0], keys, format="fp4")),
     ]:
         with pytest.raises(kind, match=text):

@@ -124,8 +124,10 @@ def sparse_calls():
     yield "positions_to_slots", riffle.positions_to_slots, dict(
         positions=np.array([[0, 1], [1, -1]], I32), page_table=batch["page_table"], page_size=4, cu_q_lens=batch["cu_q_lens"])
     yield "sparse_attention", riffle.sparse_attention, dict(
-        q=q, rows=np.ones((8, 32), F32), slots=np.array([[0, 1], [2, -1]], I32), lengths=np.array([2, 1], I32), row_format="plain",
+        q=q, rows=np.ones((8, 32), F32), slots=np.array([[0, 1], [2, -1]], I32), lengths=np.array([2, 1], I32), row_format="plain", row_scales=None,
         value_dim=32, extra=(), scale=0.1, sinks=np.zeros(2, F32), invalid="raise", out=None, return_lse=False)  # fmt: skip
+    yield "write_sparse_rows", riffle.write_sparse_rows, dict(
+        x=np.ones((2, 576), F32), slots=np.array([1, 2], I32), rows=np.zeros((4, 656), np.uint8), row_format="mla656", power_of_two_scales=True)
     yield "expand_blocks", riffle.expand_blocks, dict(blocks=np.ones((1, 3), I32), block=4, ends=np.array([9]))
     yield "compress_kv", riffle.compress_kv, dict(
         kv=np.ones((9, 32), F32), gates=np.ones((9, 32), F32), ratio=4, overlap=False, gate_bias=None, norm=True, norm_weight=None,
@@ -152,7 +154,7 @@ def jax_calls():
         yield "write_kv", riffle.jax.write_kv, given
     calls = {call: given for call, _, given in sparse_calls()}
     for name in ("indexer_top_k", "sparse_attention"):
-        yield name, getattr(riffle.jax, name), {argument: x for argument, x in calls[name].items() if argument != "out"}
+        yield name, getattr(riffle.jax, name), {argument: x for argument, x in calls[name].items() if argument not in ("out", "row_scales")}
 
 
 def torch_calls():

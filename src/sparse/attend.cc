@@ -16,6 +16,7 @@
 #include "sparse/attend_check.h"
 #include "sparse/attend_kernels.h"
 #include "sparse/indexer_kernels.h"
+#include "sparse/row_pages.h"
 #include "sparse/sort_slots.h"
 
 namespace riffle {
@@ -73,14 +74,6 @@ struct SharedLayout {
   }
 };
 
-// Whether slots are pages of one row of a pool, which PagedAttention's kernels read in place.
-bool AreRowsInPlace(std::span<const SparseScope> scopes) {
-  const SparseRows& rows = scopes[0].rows;
-  return scopes.size() == 1 && rows.format == SparseRowFormat::kPlain &&
-         (rows.page_size == 0 || rows.slots <= rows.page_size ||
-          rows.page_stride == rows.page_size * rows.row_stride);
-}
-
 class Call {
  public:
   Call(const HeadsView& q, std::span<const SparseScope> scopes, const AttentionOut& out,
@@ -89,20 +82,20 @@ class Call {
         scopes_(scopes),
         options_(options),
         value_dim_(static_cast<int>(options.value_dim != 0 ? options.value_dim : q.head_dim)),
-        in_place_(AreRowsInPlace(scopes)),
+        read_(sparse::ChooseReadRows(scopes)),
         lease_(options.pool) {
     MakeArgs(out);
   }
 
   void Run() {
     Plan();
-    const core::ScratchArray<uint8_t> rows = ReserveItems();
+    ReserveItems();
     const int64_t* chunk_begin = layout_->chunk_begin.At(memory_);
     const WorkItem* items = layout_->items.At(memory_);
     const attention::RunItemsKernel run_items = attention::ChooseRunItems(args_);
     lease_.Run(plan_.chunks, [&](int64_t chunk, uint8_t* scratch) {
       for (int64_t i = chunk_begin[chunk]; i < chunk_begin[chunk + 1]; ++i) {
-        RunItem(run_items, items[i], rows.At(scratch), scratch);
+        RunItem(run_items, items[i], scratch);
       }
     });
     const attention::AttentionKernels& kernels = attention::GetAttentionKernels();
@@ -123,16 +116,8 @@ class Call {
     args_.q_dtype = q_.dtype;
     args_.q_token_stride = q_.token_stride * element;
     args_.q_head_stride = q_.head_stride * element;
-    const SparseRows& rows = scopes_[0].rows;
-    dtype_ = in_place_ ? rows.dtype : GatheredDType();
-    const auto row_element = static_cast<int64_t>(SizeOf(dtype_));
-    args_.keys.data = in_place_ ? static_cast<const uint8_t*>(rows.data) : nullptr;
-    args_.keys.page_stride = (in_place_ ? rows.row_stride : q_.head_dim) * row_element;
-    args_.keys.code = attention::RowCodeOf(dtype_, KvFormat::kPlain);
-    args_.keys.scale_divisor = 1.0f;
-    args_.values = args_.keys;
-    SetDim(static_cast<int>(q_.head_dim), &args_.keys);
-    SetDim(value_dim_, &args_.values);
+    args_.keys = PagesOf(static_cast<int>(q_.head_dim));
+    args_.values = PagesOf(value_dim_);
     args_.values_in_keys = true;
     args_.page_size = 1;
     args_.scale = options_.scale.value_or(
@@ -147,15 +132,23 @@ class Call {
     args_.shape = {1, static_cast<int>(q_.heads), static_cast<int>(q_.head_dim), 0, -1};
   }
 
-  void SetDim(int dim, attention::KvPages* pages) const {
-    pages->dim = pages->group = dim;
-    pages->row_bytes = static_cast<size_t>(dim) * SizeOf(dtype_);
+  // The first `dim` elements of rows, as kernels read them.
+  attention::KvPages PagesOf(int dim) const {
+    const SparseRows& rows = scopes_[0].rows;
+    switch (read_) {
+      case sparse::ReadRows::kInPlace:
+        return sparse::PagesInPlace(rows, dim);
+      case sparse::ReadRows::kCopied:
+        return sparse::PagesOfCopies(rows, dim);
+      default:
+        return sparse::PagesOfDecoded(DecodedDType(), q_.head_dim, dim);
+    }
   }
 
   // bf16 where PagedAttention would multiply bf16, so that no digit of a row is lost.
-  DType GatheredDType() const {
+  DType DecodedDType() const {
     const bool rows = std::all_of(scopes_.begin(), scopes_.end(), [](const SparseScope& scope) {
-      return scope.rows.dtype == DType::kBF16 || scope.rows.dtype == DType::kU8;
+      return scope.rows.dtype == DType::kBF16 || scope.rows.format != SparseRowFormat::kPlain;
     });
     return rows && q_.dtype == DType::kBF16 && sparse::HasBF16Product() ? DType::kBF16
                                                                         : DType::kF32;
@@ -213,19 +206,21 @@ class Call {
     return layout_->slots.At(memory_) + token * NamedCols(scopes_);
   }
 
-  // Scratch of the threads; where the gathered rows are in it.
-  core::ScratchArray<uint8_t> ReserveItems() {
+  // Scratch of the threads, that of the kernels first.
+  void ReserveItems() {
     int64_t rows = 0;
-    for (int64_t i = 0; i < plan_.items && !in_place_; ++i) {
+    for (int64_t i = 0; i < plan_.items && read_ != sparse::ReadRows::kInPlace; ++i) {
       const WorkItem& item = layout_->items.At(memory_)[i];
       rows = std::max<int64_t>(rows, RowsOf(item));
     }
     const size_t kernel =
         (attention::GetAttentionKernels().scratch_bytes(args_, plan_) + 63) / 64 * 64;
     core::ScratchLayout layout(kernel);
-    const auto gathered = layout.Place<uint8_t>(rows * args_.keys.page_stride);
+    // Rows of every scope are decoded kGatherRows at a time.
+    const int64_t room = rows == 0 ? 0 : rows + sparse::kGatherRows - 1;
+    rows_ = layout.Place<uint8_t>(room * args_.keys.token_stride);
+    scales_ = layout.Place<uint8_t>(rows * sparse::CopiedScaleBytes(args_.keys));
     lease_.ReserveScratch(layout.bytes());
-    return gathered;
   }
 
   static int64_t BeginOf(const WorkItem& item) {
@@ -238,8 +233,7 @@ class Call {
   }
 
   // An item as one of a sequence of its rows alone.
-  void RunItem(attention::RunItemsKernel run_items, const WorkItem& item, uint8_t* rows,
-               uint8_t* scratch) const {
+  void RunItem(attention::RunItemsKernel run_items, const WorkItem& item, uint8_t* scratch) const {
     AttentionArgs args = args_;
     const int64_t token = item.seq;
     args.q += token * args.q_token_stride;
@@ -250,18 +244,16 @@ class Call {
     const int32_t page = 0;
     args.kv_lens = &len;
     args.page_begin = &page_begin;
-    if (in_place_) {
+    if (read_ == sparse::ReadRows::kInPlace) {
       args.page_numbers = Slots(token) + BeginOf(item);
     } else {
-      sparse::GetGatherKernels().gather(
-          scopes_, Slots(token),
-          layout_->counts.At(memory_) + token * static_cast<int64_t>(scopes_.size()), BeginOf(item),
-          BeginOf(item) + len, dtype_, rows);
+      Gather(token, BeginOf(item), BeginOf(item) + len, scratch);
       args.page_numbers = &page;
       args.page_size = std::numeric_limits<int32_t>::max();
       args.page_shift = -1;
-      args.keys.data = args.values.data = rows;
-      args.keys.token_stride = args.values.token_stride = args.keys.page_stride;
+      for (attention::KvPages* pages : {&args.keys, &args.values}) {
+        sparse::PlaceRows(rows_.At(scratch), scales_.At(scratch), pages);
+      }
     }
     WorkItem alone = item;
     alone.seq = 0;
@@ -270,17 +262,32 @@ class Call {
     run_items(args, plan_, &alone, &alone + 1, layout_->states.At(memory_), scratch);
   }
 
+  // Rows [begin, end) of those that a query names, into the scratch.
+  void Gather(int64_t token, int64_t begin, int64_t end, uint8_t* scratch) const {
+    const int32_t* slots = Slots(token);
+    const int32_t* counts =
+        layout_->counts.At(memory_) + token * static_cast<int64_t>(scopes_.size());
+    if (read_ == sparse::ReadRows::kCopied) {
+      sparse::CopyRows(scopes_, slots, counts, begin, end, args_.keys, rows_.At(scratch),
+                       scales_.At(scratch));
+    } else {
+      sparse::GetGatherKernels().gather(scopes_, slots, counts, begin, end, DecodedDType(),
+                                        rows_.At(scratch));
+    }
+  }
+
   const HeadsView& q_;
   const std::span<const SparseScope> scopes_;
   const SparseAttentionOptions& options_;
   const int value_dim_;
-  const bool in_place_;
+  const sparse::ReadRows read_;
   core::Lease lease_;
-  DType dtype_ = DType::kF32;  // of rows as kernels read them
   AttentionArgs args_{};
   attention::Plan plan_;
   std::optional<SharedLayout> layout_;
   uint8_t* memory_ = nullptr;
+  core::ScratchArray<uint8_t> rows_;    // copied or decoded, in a thread's scratch
+  core::ScratchArray<uint8_t> scales_;  // of copied rows
 };
 
 }  // namespace

@@ -1,4 +1,4 @@
-// The checks of SparseAttention. All throw Error; nothing is written.
+// The checks of SparseAttention and WriteSparseRows. All throw Error; nothing is written.
 #pragma once
 
 #include <cstdint>
@@ -13,5 +13,6 @@ inline constexpr int kMaxScopes = 8;
 
 void CheckSparseAttention(const HeadsView& q, std::span<const SparseScope> scopes,
                           const AttentionOut& out, const SparseAttentionOptions& options);
+void CheckWriteSparseRows(const MatrixView& x, const IndexSpan& slots, const SparseRowsOut& rows);
 
 }  // namespace riffle::sparse

@@ -9,27 +9,22 @@
 #include <algorithm>
 #include <cstring>
 
+#include "attention/decode_f32-inl.h"
+#include "attention/scales-inl.h"
 #include "core/dispatch.h"
+#include "sparse/attend_check.h"
 #include "sparse/decode_rows-inl.h"
+#include "sparse/row_pages.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace riffle::sparse::HWY_NAMESPACE {
-
-HWY_INLINE const uint8_t* RowAt(const SparseRows& rows, int32_t slot) {
-  const auto element = static_cast<int64_t>(SizeOf(rows.dtype));
-  const int64_t stride = rows.format == SparseRowFormat::kMla584 ? 576 : rows.row_stride * element;
-  const int64_t page = rows.page_size == 0 ? 0 : slot / rows.page_size;
-  const int64_t row = rows.page_size == 0 ? slot : slot % rows.page_size;
-  return static_cast<const uint8_t*>(rows.data) + page * rows.page_stride * element + row * stride;
-}
 
 HWY_INLINE void PrefetchRow(const SparseRows& rows, int32_t slot) {
   if (slot < 0) {
     return;
   }
-  const uint8_t* at = RowAt(rows, slot);
-  const int64_t bytes = rows.format == SparseRowFormat::kPlain
-                            ? rows.row_dim * static_cast<int64_t>(SizeOf(rows.dtype))
+  const uint8_t* at = AddressOf(rows, slot).row;
+  const int64_t bytes = rows.format == SparseRowFormat::kPlain ? PlainRowBytes(rows, rows.row_dim)
                         : rows.format == SparseRowFormat::kMla656 ? 656
                                                                   : 576;
   for (int64_t i = 0; i < bytes; i += 64) {
@@ -54,8 +49,39 @@ void GatherScope(const SparseRows& rows, const int32_t* slots, int64_t count, T*
     if (slots[i] < 0) {
       std::fill_n(to, rows.row_dim, T{0});
     } else {
-      DecodeRow(rows, RowAt(rows, slots[i]), to);
+      DecodeRow(rows, AddressOf(rows, slots[i]).row, to);
     }
+  }
+}
+
+// The same for coded rows, by attention's decoders.
+void GatherCoded(const SparseRows& rows, const int32_t* slots, int64_t count, float* to) {
+  namespace kernels = attention::HWY_NAMESPACE;
+  using attention::kGroupKeys;
+  static_assert(kGatherRows == kGroupKeys);
+  const attention::KvPages pages = PagesInPlace(rows, static_cast<int>(rows.row_dim));
+  const auto decode = kernels::FindDecoder(kernels::F32Math(), pages.code);
+  // Scales, then offsets, of groups of at least 32 elements.
+  alignas(64) float scales[2 * kMaxRowDim / 32 * kGroupKeys];
+  for (int64_t i = 0; i < count; i += kGroupKeys, to += kGroupKeys * rows.row_dim) {
+    attention::KvRows at = attention::NoRows(), scales_at = attention::NoRows();
+    for (int64_t j = i; j < std::min<int64_t>(count, i + kGroupKeys); ++j) {
+      if (j + kPrefetchRows < count) {
+        PrefetchRow(rows, slots[j + kPrefetchRows]);
+      }
+      if (slots[j] < 0) {
+        continue;
+      }
+      const RowAddress address = AddressOf(rows, slots[j]);
+      at.row[j - i] = address.row;
+      scales_at.row[j - i] = attention::IsBlocks(pages.code) ? address.row
+                             : address.scales != nullptr     ? address.scales
+                                                             : pages.scales.data;
+    }
+    kernels::LoadScales(pages, kGroupKeys, scales, [&](int64_t offset, float* numbers) HWY_ATTR {
+      kernels::LoadNumbers(pages.scale_dtype, scales_at, offset, numbers);
+    });
+    decode(pages, at, scales, static_cast<int>(rows.row_dim), to);
   }
 }
 
@@ -72,7 +98,10 @@ void Gather(std::span<const SparseScope> scopes, const int32_t* slots, const int
     }
     const SparseRows& rows = scopes[s].rows;
     uint8_t* at = to + (from - begin) * rows.row_dim * static_cast<int64_t>(SizeOf(dtype));
-    if (dtype == DType::kBF16) {
+    if (IsCoded(rows)) {
+      HWY_DASSERT(dtype == DType::kF32);
+      GatherCoded(rows, slots + from, stop - from, reinterpret_cast<float*>(at));
+    } else if (dtype == DType::kBF16) {
       GatherScope(rows, slots + from, stop - from, reinterpret_cast<uint16_t*>(at));
     } else {
       GatherScope(rows, slots + from, stop - from, reinterpret_cast<float*>(at));

@@ -78,10 +78,9 @@ HWY_INLINE void DecodeRow(const SparseRows& rows, const uint8_t* at, T* to) {
     }
     FromBF16(at + 528, 64, to + 512);
   } else if (rows.format == SparseRowFormat::kMla584) {
-    // The scales of the row are behind all rows of its page.
     const int64_t offset = at - static_cast<const uint8_t*>(rows.data);
     const int64_t token = offset % rows.page_stride / 576;
-    const uint8_t* scales = at + (rows.page_size - token) * 576 + token * 8;
+    const uint8_t* scales = at + (rows.page_size - token) * 576 + token * 8;  // Mla584Scales
     for (int group = 0; group < 7; ++group) {
       ScaledE4M3(at + group * 64, 64, FromE8M0(scales[group]), to + group * 64);
     }

@@ -14,6 +14,7 @@
 #include "core/element.h"
 #include "sparse/indexer_args.h"
 #include "sparse/lanes-inl.h"
+#include "sparse/quantize_e4m3-inl.h"
 #include "sparse/store_row-inl.h"
 
 HWY_BEFORE_NAMESPACE();
@@ -55,37 +56,6 @@ void HadamardRow(DType dtype, const uint8_t* from, uint8_t* to, int64_t cols, fl
   }
   Transform(scratch, cols);
   StoreRow(dtype, scratch, cols, to);
-}
-
-// |x| <= 448 as an e4m3 code, to the nearest, ties to the even code.
-uint8_t E4M3Code(float x) {
-  const auto bits = std::bit_cast<uint32_t>(x);
-  const auto sign = static_cast<uint8_t>(bits >> 24 & 0x80);
-  const float magnitude = std::min(std::fabs(x), 448.0f);
-  if (magnitude < 0x1p-6f) {  // subnormal: in steps of 2^-9; 2^23 more leaves them as last places
-    const float shifted = magnitude * 0x1p9f + 0x1p23f;
-    return static_cast<uint8_t>(sign | (std::bit_cast<uint32_t>(shifted) & 0xf));
-  }
-  const uint32_t wide = std::bit_cast<uint32_t>(magnitude) - (120u << 23);
-  return static_cast<uint8_t>(sign | (wide + 0x7ffff + (wide >> 20 & 1)) >> 20);
-}
-
-// Codes of a row and the scale of which they are multiples.
-float QuantizeE4M3(const float* x, int count, bool power_of_two, uint8_t* codes) {
-  const float max = MaxMagnitude(x, count);
-  if (!(max <= hwy::HighestValue<float>())) {
-    std::memset(codes, 0, static_cast<size_t>(count));
-    return __builtin_nanf("");
-  }
-  float scale = std::max(max, 1e-4f) / 448.0f;
-  if (power_of_two) {  // up
-    const auto bits = std::bit_cast<uint32_t>(scale);
-    scale = std::bit_cast<float>((bits + 0x7fffff) & 0xff800000u);
-  }
-  for (int i = 0; i < count; ++i) {
-    codes[i] = E4M3Code(x[i] / scale);
-  }
-  return scale;
 }
 
 // |x| <= 6 as an e2m1 code, to the nearest, ties to the even code.

@@ -202,7 +202,11 @@ TEST_P(FloatEnvironments, Sparse) {
     std::vector<float> entries(125 * 32);
     const MatrixView tokens{pool.data(), DType::kF32, 500, 32, 32};
     CompressKv(tokens, tokens, {entries.data(), 32}, {});
+    std::vector<uint8_t> coded(27 * 656);
+    const std::vector<int32_t> written(slots.begin(), slots.begin() + 27);
+    WriteSparseRows({pool.data(), DType::kF32, 27, 576, 576}, written, {coded.data(), 27, 656});
     std::vector<uint8_t> bytes;
+    Append(bytes, coded);
     Append(bytes, entries);
     Append(bytes, codes);
     Append(bytes, scales);

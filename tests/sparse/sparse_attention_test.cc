@@ -334,7 +334,7 @@ TEST(SparseAttention, Errors) {
   }
   refused(SPOIL(v.head_dim = 40), Code::kBadShape, "q.head_dim = 40");
   refused(SPOIL(v.dtype = DType::kI8), Code::kBadDType, "q is int8");
-  refused(SPOIL(s.rows.dtype = DType::kE4M3), Code::kBadDType, "scopes[0].rows are float8");
+  refused(SPOIL(s.rows.dtype = DType::kF64), Code::kBadDType, "scopes[0].rows are float64");
   refused(SPOIL(s.rows.row_dim = 32), Code::kBadShape, "scopes[0].rows.row_dim = 32");
   refused(SPOIL(s.rows.format = SparseRowFormat::kMla656), Code::kBadDType, "has uint8");
   refused(SPOIL(slots[5] = 10), Code::kBadPage, "scopes[0].slots[1,1] = 10");

@@ -75,7 +75,7 @@ def _attend(q, scopes, scale, d_v, attn_sink):
 
 def _prefill_cpu(q, kv, indices, sm_scale, d_v, attn_sink, topk_length):
     lengths = None if topk_length is None else _int32(topk_length)
-    return _attend(q, [(kv[:, 0], _int32(indices[:, 0]), lengths, "plain")], sm_scale, d_v, attn_sink)
+    return _attend(q, [(kv[:, 0], _int32(indices[:, 0]), lengths, "plain", None)], sm_scale, d_v, attn_sink)
 
 
 def _prefill_fake(q, kv, indices, sm_scale, d_v, attn_sink, topk_length):
@@ -89,7 +89,7 @@ def _decode_cpu(q, pools, indices, lengths, row_format, scale, d_v, attn_sink):
         rows = pool.view(torch.uint8) if row_format != "plain" else pool
         rows = rows.as_strided((rows.shape[0], rows.shape[1], rows.shape[-1]), (rows.stride(0), rows.shape[-1], 1))
         each = None if length is None else _int32(length).repeat_interleave(s_q)
-        scopes.append((rows, _int32(index).reshape(batch * s_q, -1), each, row_format))
+        scopes.append((rows, _int32(index).reshape(batch * s_q, -1), each, row_format, None))
     out, lse = _attend(q.reshape(batch * s_q, heads, dim), scopes, scale, d_v, attn_sink)
     return out.view(batch, s_q, heads, d_v), lse.view(batch, s_q, heads).transpose(1, 2).contiguous()
 
