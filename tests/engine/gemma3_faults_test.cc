@@ -33,6 +33,7 @@ std::vector<Request> Requests() {
     }
     request.max_new_tokens = 14;
     if (i % 2 == 1) request.sampling = {1.0f, i == 1 ? 5 : 0, 0.9f, 0.0f};
+    if (i >= 2) request.sampling.penalties = {1.2f, 0.5f, 0.25f};
     requests.push_back(request);
   }
   return requests;
@@ -181,6 +182,7 @@ TEST(Gemma3Faults, ARequestOfNaNFailsAlone) {
     request.stream = i;
     if (i % 3 == 1) request.sampling = {1.0f, 4, 1.0f, 0.0f};
     if (i % 3 == 2) request.sampling = {1.0f, 0, 1.0f, 0.0f};
+    if (i % 4 == 3) request.sampling.penalties = {1.2f, 0.5f, 0.25f};
     requests.push_back(request);
   }
   std::vector<Outcome> alone;
