@@ -96,7 +96,7 @@ class Engine::Impl {
         context_(ContextOf(model.spec(), options)),
         cache_(CacheOptions(model.spec(), options)),
         scheduler_(cache_, {options.max_running, options.prefill_chunk, options.share_prefixes}),
-        forward_(model, cache_, options.pool),
+        forward_(model, cache_, options.pool, context_),
         chooser_(model, options.seed, options.pool) {}
 
   int64_t Submit(Request request);
