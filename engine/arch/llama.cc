@@ -13,9 +13,11 @@ ModelSpec ReadLlama(const SpecReader& reader) {
   spec.rope_pairs = RopePairs::kAdjacent;
   spec.ropes = {reader.ReadRope()};
   if (reader.Has("attention.sliding_window")) {  // Mistral 7B's first version
-    const int64_t window = reader.Number("attention.sliding_window", 1, kMaxSize);
+    const int64_t window = reader.Number("attention.sliding_window", 0, kMaxSize);
     for (LayerSpec& layer : spec.layers) {
-      layer.window = window;
+      if (window > 0) {  // 0: none
+        layer.window = window;
+      }
     }
   }
   return spec;

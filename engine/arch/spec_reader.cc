@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <limits>
 #include <vector>
 
 namespace riffle::engine {
@@ -117,12 +118,18 @@ void SpecReader::ReadVocabulary(ModelSpec& spec) const {
     file_.Fail("there is no matrix " + spec.embedding);
   }
   spec.vocab_size = embedding->shape[1];
-  spec.stop_tokens = ReadStopTokens(file_, spec.vocab_size);
+  constexpr int64_t kMaxVocabulary = std::numeric_limits<int32_t>::max();
+  if (embedding->shape[0] != spec.hidden_size || spec.vocab_size < 1 ||
+      spec.vocab_size > kMaxVocabulary) {
+    file_.Fail(fmt::format("tensor \"{}\" is of shape [{}, {}], not [{}, the number of tokens]",
+                           spec.embedding, embedding->shape[0], spec.vocab_size, spec.hidden_size));
+  }
   const std::string key = "tokenizer.ggml.tokens";
   if (file_.Has(key) && file_.ArraySize(key) != spec.vocab_size) {
     file_.Fail(fmt::format("the vocabulary {} has {} tokens, but the embedding {} {}", key,
                            file_.ArraySize(key), spec.embedding, spec.vocab_size));
   }
+  spec.stop_tokens = ReadStopTokens(file_, spec.vocab_size);
 }
 
 LayerTensors SpecReader::Tensors(int64_t layer) const {
