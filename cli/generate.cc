@@ -42,6 +42,8 @@ Continue texts:
   riffle generate --prompt "Q: 2 + 2? A:" --stop "Q:" --stop $'\n'
 Sample instead of taking the best token, the same for the same seed:
   riffle generate --prompt "Once upon a time" --temperature 0.8 --top-k 64 --top-p 0.95 --seed 7
+Say less again:
+  riffle generate --prompt "Once upon a time" --repetition-penalty 1.2
 Talk (Ctrl-C stops an answer, Ctrl-D ends), or ask questions in one go:
   riffle generate --chat
   riffle generate --chat --system "Answer in one word." --prompt "What is the capital of France?"

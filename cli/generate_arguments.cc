@@ -58,6 +58,15 @@ void CheckNumbers(const GenerateArguments& a) {
   if (s.top_k < 0) FailInput("--top-k {} is not 0 (off) or more", s.top_k);
   if (!(s.top_p >= 0 && s.top_p <= 1)) FailInput("--top-p {} is not 0 to 1", s.top_p);
   if (!(s.min_p >= 0 && s.min_p <= 1)) FailInput("--min-p {} is not 0 to 1", s.min_p);
+  const float repetition = s.penalties.repetition;
+  if (!(repetition > 0 && std::isfinite(repetition))) {
+    FailInput("--repetition-penalty {} is not a finite number above 0; 1 is off", repetition);
+  }
+  const auto check_penalty = [](const char* option, float value) {
+    if (!(value >= -2 && value <= 2)) FailInput("{} {} is not -2 to 2; 0 is off", option, value);
+  };
+  check_penalty("--presence-penalty", s.penalties.presence);
+  check_penalty("--frequency-penalty", s.penalties.frequency);
   if (a.max_new_tokens.value_or(1) < 1) {
     FailInput("--max-new-tokens {} is not 1 or more", *a.max_new_tokens);
   }
@@ -141,6 +150,20 @@ void AddSamplingOptions(CLI::App& command, GenerateArguments& a) {
       .add_option("--min-p", a.sampling.min_p,
                   "of these, from those at least M times as probable as the best; 0: off")
       ->type_name("M");
+  engine::Penalties& penalties = a.sampling.penalties;
+  command
+      .add_option("--repetition-penalty", penalties.repetition,
+                  "divide the positive logits of tokens of the prompt and of the answer so far by "
+                  "R, multiply the negative ones by it; above 1 against repetition, 1: off")
+      ->type_name("R");
+  command
+      .add_option("--presence-penalty", penalties.presence,
+                  "take P off the logits of tokens of the answer so far, -2 to 2; 0: off")
+      ->type_name("P");
+  command
+      .add_option("--frequency-penalty", penalties.frequency,
+                  "take F off these logits for each time that the token occurs, -2 to 2; 0: off")
+      ->type_name("F");
   command.add_option("--seed", a.seed, "another one draws other tokens (0)")
       ->type_name("S")
       ->check(CheckSeed);

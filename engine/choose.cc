@@ -17,9 +17,13 @@ constexpr int32_t kMaxFused = 1024;
 // Rows of stored logits at a time: 1 MB each.
 constexpr int64_t kStoredRows = 16;
 
-// What rows are chosen together by: 1 for greedy ones, else k, 0 for no or a large one. Rows of
-// different k never share a call, which makes the sums of a row's draw independent of the others.
+// What rows are chosen together by: 1 for greedy ones, else k, 0 for no or a large one and for rows
+// with penalties, which need all logits. Rows of different k never share a call, which makes the
+// sums of a row's draw independent of the others.
 int32_t FusedK(const SamplingParams& sampling) {
+  if (sampling.penalties.any()) {
+    return 0;
+  }
   if (sampling.temperature == 0) {
     return 1;
   }
@@ -139,8 +143,23 @@ void Chooser::FromLogits() {
         model_.weights().head.Logits(states, static_cast<int64_t>(count), scratch_, pool_);
     CapLogits(scratch_.logits);
     lm_head_seconds_ += watch.seconds();
-    Draw(logits, std::span(rows_).subspan(first, count));
+    const auto rows = std::span(rows_).subspan(first, count);
+    PenalizeLogits(rows, logits.row_stride);
+    Draw(logits, rows);
   }
+}
+
+// Of rows whose logits are in the scratch.
+void Chooser::PenalizeLogits(std::span<const int64_t> rows, int64_t stride) {
+  const Stopwatch watch;
+  for (size_t i = 0; i < rows.size(); ++i) {
+    const Choice& choice = choices_[static_cast<size_t>(rows[i])];
+    if (choice.sampling.penalties.any()) {
+      Penalize(choice.sampling.penalties, choice.counts,
+               scratch_.logits.data() + static_cast<int64_t>(i) * stride);
+    }
+  }
+  sampling_seconds_ += watch.seconds();
 }
 
 // Logits as the model's soft cap has them, which keeps their order.

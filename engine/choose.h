@@ -19,6 +19,7 @@ struct Choice {
   int64_t stream = 0;
   int64_t position = 0;
   bool log_probability = false;
+  std::span<const TokenCount> counts = {};  // what the penalties are for
 };
 
 constexpr int32_t kNoToken = -1;
@@ -45,6 +46,7 @@ class Chooser {
   void FromTopK(int32_t k);
   void FromLogits();
   void CapLogits(std::span<float> logits) const;
+  void PenalizeLogits(std::span<const int64_t> rows, int64_t stride);
   void Draw(const MatrixView& logits, std::span<const int64_t> rows);
   void DrawEach(const MatrixView& logits, const SampleOptions& options);
 

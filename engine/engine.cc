@@ -35,6 +35,19 @@ void CheckSampling(const SamplingParams& sampling) {
   if (!(sampling.min_p >= 0 && sampling.min_p <= 1)) {
     Fail(Code::kBadOption, "min_p = " + std::to_string(sampling.min_p) + " is not in 0..1");
   }
+  const Penalties& penalties = sampling.penalties;
+  if (!(penalties.repetition > 0 && std::isfinite(penalties.repetition))) {
+    Fail(Code::kBadOption, "repetition penalty = " + std::to_string(penalties.repetition) +
+                               " is not a finite number above 0; 1 is off");
+  }
+  const auto check = [](const char* name, float value) {
+    if (!(value >= -2 && value <= 2)) {
+      Fail(Code::kBadOption, std::string(name) + " penalty = " + std::to_string(value) +
+                                 " is not in -2..2; 0 is off");
+    }
+  };
+  check("presence", penalties.presence);
+  check("frequency", penalties.frequency);
 }
 
 void CheckOptions(const EngineOptions& options) {
@@ -83,7 +96,7 @@ class Engine::Impl {
         context_(ContextOf(model.spec(), options)),
         cache_(CacheOptions(model.spec(), options)),
         scheduler_(cache_, {options.max_running, options.prefill_chunk, options.share_prefixes}),
-        forward_(model, cache_, options.pool),
+        forward_(model, cache_, options.pool, context_),
         chooser_(model, options.seed, options.pool) {}
 
   int64_t Submit(Request request);
@@ -101,6 +114,7 @@ class Engine::Impl {
     int64_t stream;
     std::vector<int32_t> stop_tokens;
     bool log_probabilities;
+    TokenCounts counts;  // empty without penalties
 
     bool StopsAt(int32_t token) const {
       return std::find(stop_tokens.begin(), stop_tokens.end(), token) != stop_tokens.end();
@@ -170,10 +184,14 @@ int64_t Engine::Impl::Submit(Request request) {
   Check(request);
   const auto prompt_tokens = static_cast<int64_t>(request.prompt.size());
   const int64_t id = scheduler_.next_request();
+  TokenCounts counts;
+  if (request.sampling.penalties.any()) {
+    counts = TokenCounts(request.prompt);
+  }
   limits_.emplace_hint(
       limits_.end(), id,
       Limits{request.max_new_tokens, request.sampling, request.stream < 0 ? id : request.stream,
-             std::move(request.stop_tokens), request.log_probabilities});
+             std::move(request.stop_tokens), request.log_probabilities, std::move(counts)});
   try {
     scheduler_.Add(std::move(request.prompt));
   } catch (...) {
@@ -237,10 +255,13 @@ void Engine::Impl::ChooseTokens(std::span<const Scheduler::Part> parts,
     }
     const auto state = hidden.subspan(i * size, size);
     ready_.insert(ready_.end(), state.begin(), state.end());
-    const Limits& limits = limits_.at(parts[i].request);
+    Limits& limits = limits_.at(parts[i].request);
+    if (limits.sampling.penalties.any()) {
+      limits.counts.Reserve();  // for Take
+    }
     const size_t position = scheduler_.Find(parts[i].request)->tokens.size();
-    choices_.push_back(
-        {limits.sampling, limits.stream, static_cast<int64_t>(position), limits.log_probabilities});
+    choices_.push_back({limits.sampling, limits.stream, static_cast<int64_t>(position),
+                        limits.log_probabilities, limits.counts.counts()});
   }
   if (choices_.empty()) {
     return;
@@ -250,15 +271,18 @@ void Engine::Impl::ChooseTokens(std::span<const Scheduler::Part> parts,
   chooser_.Choose(ready_, choices_, tokens_, log_probabilities_);
 }
 
-// What Append and the list of tokens need has been reserved.
+// What Append, the counts and the list of tokens need has been reserved.
 void Engine::Impl::Take(int64_t request, int32_t token, float log_probability) noexcept {
   const std::vector<int32_t>& stops = model_.spec().stop_tokens;
+  Limits& limits = limits_.at(request);
   if (token != kNoToken) {
     scheduler_.Append(request, token);
+    if (limits.sampling.penalties.any()) {
+      limits.counts.Add(token);
+    }
     ++progress_.new_tokens;
   }
   const Scheduler::Entry& entry = *scheduler_.Find(request);
-  const Limits& limits = limits_.at(request);
   const int64_t size = static_cast<int64_t>(entry.tokens.size());
   std::optional<Finish> finish;
   if (token == kNoToken) {

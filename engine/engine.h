@@ -17,16 +17,18 @@
 
 #include "engine/kv_kind.h"
 #include "engine/model.h"
+#include "engine/penalties.h"
 #include "riffle/runtime.h"
 
 namespace riffle::engine {
 
-// As riffle::Sample takes them, which states their meaning.
+// The first four as riffle::Sample takes them, which states their meaning.
 struct SamplingParams {
   float temperature = 0;  // 0: greedy
   int32_t top_k = 0;      // 0: off
   float top_p = 1;
   float min_p = 0;
+  Penalties penalties = {};  // of the logits, before all else
 };
 
 struct Request {
@@ -50,8 +52,8 @@ struct Generated {
   int64_t request;
   int32_t token;  // -1 if finish is kError
   std::optional<Finish> finish;
-  // Natural logarithm of the token's probability, by the softmax of the logits without temperature
-  // or filters; 0 unless the request asks for it.
+  // Natural logarithm of the token's probability, by the softmax of the logits without penalties,
+  // temperature or filters; 0 unless the request asks for it.
   float log_probability = 0;
 };
 

@@ -27,10 +27,15 @@ HeadsView Heads(const float* data, int64_t rows, int64_t heads, int64_t head_dim
 
 }  // namespace
 
-Forward::Forward(const Model& model, KvCache& cache, ThreadPool* pool)
+Forward::Forward(const Model& model, KvCache& cache, ThreadPool* pool, int64_t context)
     : model_(model), spec_(model.spec()), cache_(cache), pool_(pool) {
   for (size_t i = 0; i < spec_.ropes.size(); ++i) {
-    angles_.emplace_back(spec_.head_dim, spec_.ropes[i], model.weights().rope_factors[i]);
+    const RopeSpec& rope = spec_.ropes[i];
+    const bool is_short = !rope.short_factors.empty() &&
+                          (context > 0 ? context : spec_.context_length) <= rope.original_context;
+    const Weights& weights = model.weights();
+    angles_.emplace_back(spec_.head_dim, rope,
+                         is_short ? weights.rope_short_factors[i] : weights.rope_factors[i]);
   }
   for (const LayerSpec& layer : spec_.layers) {
     size_t plan = 0;

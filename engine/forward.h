@@ -27,8 +27,9 @@ struct Slice {
 
 class Forward {
  public:
-  // `model` and `cache` must outlive this.
-  Forward(const Model& model, KvCache& cache, ThreadPool* pool);
+  // `model` and `cache` must outlive this. `context`: the most tokens of a sequence, which LongRoPE
+  // chooses its factors by; 0: the model's.
+  Forward(const Model& model, KvCache& cache, ThreadPool* pool, int64_t context = 0);
   ~Forward();
 
   // Runs the batch. Its result is the last token of each slice, after the last norm: what the LM

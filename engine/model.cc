@@ -1,6 +1,7 @@
 #include "engine/model.h"
 
 #include <array>
+#include <cmath>
 #include <string>
 #include <vector>
 
@@ -22,6 +23,7 @@ class WeightReader {
   }
 
   Layer ReadLayer(const LayerTensors& names) const;
+  std::vector<float> RopeFactors(const std::string& name) const;
 
   // Empty without a name.
   std::vector<float> Vector(const std::string& name, int64_t size, RowOrder order = {}) const {
@@ -76,6 +78,16 @@ Layer WeightReader::ReadLayer(const LayerTensors& names) const {
   return layer;
 }
 
+std::vector<float> WeightReader::RopeFactors(const std::string& name) const {
+  std::vector<float> factors = Vector(name, spec_.head_dim / 2);
+  for (const float factor : factors) {
+    if (!(factor > 0 && std::isfinite(factor))) {
+      file_.Fail("tensor " + name + " holds a factor that is not a positive number");
+    }
+  }
+  return factors;
+}
+
 const Tensor& ReadVocabulary(const GgufFile& file, const std::string& name, const ModelSpec& spec) {
   const std::array<int64_t, 2> shape = {spec.hidden_size, spec.vocab_size};
   return file.Get(name, shape);
@@ -101,12 +113,8 @@ Model::Model(const GgufFile& file, ThreadPool* pool)
   weights_->head = LmHead(file_, ReadVocabulary(file_, spec_.head, spec_), pool);
   weights_->output_norm = reader.Vector(spec_.output_norm, spec_.hidden_size);
   for (const RopeSpec& rope : spec_.ropes) {
-    weights_->rope_factors.push_back(reader.Vector(rope.factors, spec_.head_dim / 2));
-    for (const float factor : weights_->rope_factors.back()) {
-      if (!(factor > 0)) {
-        file_.Fail("tensor " + rope.factors + " holds a factor that is not positive");
-      }
-    }
+    weights_->rope_factors.push_back(reader.RopeFactors(rope.factors));
+    weights_->rope_short_factors.push_back(reader.RopeFactors(rope.short_factors));
   }
   for (const LayerSpec& layer : spec_.layers) {
     weights_->layers.push_back(reader.ReadLayer(layer.tensors));

@@ -21,9 +21,10 @@ struct Layer {
 
 struct Weights {
   std::vector<Layer> layers;
-  std::vector<std::vector<float>> rope_factors;  // of ModelSpec::ropes, [head_dim / 2] or empty
-  std::vector<float> output_norm;                // [hidden]
-  const Tensor* embedding = nullptr;             // [vocab, hidden], in the file's mapping
+  // Of ModelSpec::ropes, [head_dim / 2] or empty.
+  std::vector<std::vector<float>> rope_factors, rope_short_factors;
+  std::vector<float> output_norm;     // [hidden]
+  const Tensor* embedding = nullptr;  // [vocab, hidden], in the file's mapping
   LmHead head;
 
   int64_t bytes() const;  // what a token's computation reads

@@ -10,16 +10,29 @@ riffle=build/release/riffle
 logits=build/demo/logits.npy
 mkdir -p build/demo
 
+# Prints a command as one can type it, then runs it.
 show() {
-  printf '\n$ %s\n' "$*"
+  local word line=
+  for word in "$@"; do
+    case $word in
+      *[!A-Za-z0-9_./=-]*) line+=" '$word'" ;;
+      *) line+=" $word" ;;
+    esac
+  done
+  printf '\n$%s\n' "$line"
   "$@"
 }
 
 scripts/model.sh
+printf '\n'
+say "1. Gemma 3 270M continues five texts, all in one batch"
 show "$riffle" generate --prompts examples/prompts.txt --max-new-tokens 40
+printf '\n'
+say "2. SmolLM2 135M Instruct answers a question, by its own chat template"
 show "$riffle" generate --chat --prompt "What is the capital of France?" --max-new-tokens 60
 printf '\n'
-say "the top-k alone, on logits as a language model of 201088 tokens makes them (made up, the same on every machine)"
+say "3. the top-k alone, on logits as a language model of 201088 tokens makes them (made up, the same on every machine)"
 show "$riffle" make-logits "$logits" --rows 32 --vocab 201088 --dtype bf16
 show "$riffle" topk "$logits" -k 64 --dtype bf16 --show-rows 1 --show 4 --stats --check --time
+printf '\n'
 say "next: $riffle generate --chat; $riffle generate --help; $riffle topk --help; $riffle bench topk --quick; README.md"

@@ -24,9 +24,10 @@ engine::Request Continue(const GreedyCase& expected, size_t step, size_t end) {
 
 std::vector<std::vector<int32_t>> RunRequests(const engine::Model& model,
                                               const std::vector<engine::Request>& requests,
-                                              uint64_t seed) {
+                                              uint64_t seed, int64_t context) {
   engine::EngineOptions options;
   options.seed = seed;
+  options.context = context;
   engine::Engine engine(model, options);
   for (const engine::Request& request : requests) engine.Submit(request);
   std::vector<std::vector<int32_t>> tokens(requests.size());
@@ -39,7 +40,7 @@ std::vector<std::vector<int32_t>> RunRequests(const engine::Model& model,
 }
 
 size_t ExpectSameGreedyTokens(const engine::Model& model, const std::vector<GreedyCase>& cases,
-                              size_t max_steps) {
+                              size_t max_steps, int64_t context) {
   std::map<size_t, size_t> next;  // case -> step to be compared
   for (size_t c = 0; c < cases.size(); ++c) next[c] = 0;
   size_t compared = 0, close = 0;
@@ -50,7 +51,7 @@ size_t ExpectSameGreedyTokens(const engine::Model& model, const std::vector<Gree
       requests.push_back(Continue(cases[c], step, std::min(max_steps, cases[c].tokens.size())));
       of_request.push_back(c);
     }
-    const auto results = RunRequests(model, requests);
+    const auto results = RunRequests(model, requests, 0, context);
     for (size_t r = 0; r < results.size(); ++r) {
       const size_t c = of_request[r];
       const GreedyCase& expected = cases[c];

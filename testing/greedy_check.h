@@ -22,13 +22,13 @@ struct GreedyCase {
 constexpr double kCloseLogits = 0.05;
 
 // Fails the test where a token differs although the gap is larger than kCloseLogits. Returns how
-// many tokens were compared at such gaps. At most `max_steps` of a case.
+// many tokens were compared at such gaps. At most `max_steps` of a case. `context` is the engine's.
 size_t ExpectSameGreedyTokens(const engine::Model& model, const std::vector<GreedyCase>& cases,
-                              size_t max_steps);
+                              size_t max_steps, int64_t context = 0);
 
 // The tokens of all requests, run together.
 std::vector<std::vector<int32_t>> RunRequests(const engine::Model& model,
                                               const std::vector<engine::Request>& requests,
-                                              uint64_t seed = 0);
+                                              uint64_t seed = 0, int64_t context = 0);
 
 }  // namespace riffle::testing

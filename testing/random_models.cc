@@ -31,6 +31,7 @@ struct Kind {
   bool post_norms = false;
   std::function<void(GgufWriter&)> metadata = [](GgufWriter&) {};
   std::vector<float> rope_factors = {};
+  std::vector<float> long_factors = {}, short_factors = {};  // of LongRoPE
   bool all_types = false;  // every weight of another type than the one before
 };
 
@@ -44,6 +45,17 @@ std::vector<float> Llama3Factors(int64_t head_dim) {
     const double smooth = (turns - 1) / (4 - 1);
     const double factor = turns < 1 ? 8 : turns > 4 ? 1 : 1 / ((1 - smooth) / 8 + smooth);
     factors.push_back(static_cast<float>(factor));
+  }
+  return factors;
+}
+
+// Factors that rise to `last`, with steps in them as a search finds them.
+std::vector<float> RisingFactors(int64_t head_dim, float last) {
+  std::vector<float> factors;
+  const int64_t half = head_dim / 2;
+  for (int64_t i = 0; i < half; ++i) {
+    const auto way = static_cast<float>(i / 3 * 3) / static_cast<float>(half - 1);
+    factors.push_back(1 + (last - 1) * way * way);
   }
   return factors;
 }
@@ -79,6 +91,20 @@ std::vector<Kind> Kinds() {
          writer.Add("llama.rope.scaling.original_context_length", GgufWriter::kU32, uint32_t{64});
          writer.Add("llama.rope.scaling.yarn_beta_fast", GgufWriter::kF32, 8.0f);
        }});
+  kinds.push_back({.name = "llama-longrope",
+                   .architecture = "llama",
+                   .tied = false,
+                   .metadata =
+                       [](GgufWriter& writer) {
+                         const std::string scaling = "llama.rope.scaling.";
+                         writer.AddString(scaling + "type", "longrope");
+                         writer.Add(scaling + "original_context_length", GgufWriter::kU32,
+                                    uint32_t{64});
+                         // For four times the context: sqrt(1 + ln(4) / ln(64)).
+                         writer.Add(scaling + "attn_factor", GgufWriter::kF32, 1.1547005f);
+                       },
+                   .long_factors = RisingFactors(64, 12),
+                   .short_factors = RisingFactors(64, 1.5f)});
   kinds.push_back({.name = "qwen2", .architecture = "qwen2", .tied = false, .qkv_bias = true});
   kinds.push_back({.name = "qwen3", .architecture = "qwen3", .head_dim = 96, .qk_norms = true});
   kinds.push_back({.name = "gemma2",
@@ -117,6 +143,10 @@ class ModelWriter {
     if (!kind_.tied) Weight("output", kind_.hidden, kVocab, TensorType::kQ8_0);
     Vector("output_norm.weight", kind_.hidden, 1);
     if (!kind_.rope_factors.empty()) Add("rope_freqs.weight", kind_.rope_factors);
+    if (!kind_.long_factors.empty()) {
+      Add("rope_factors_long.weight", kind_.long_factors);
+      Add("rope_factors_short.weight", kind_.short_factors);
+    }
     for (int64_t layer = 0; layer < kind_.layers; ++layer) {
       WriteLayer("blk." + std::to_string(layer) + ".", layer);
     }

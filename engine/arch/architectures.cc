@@ -2,6 +2,7 @@
 
 #include <fmt/format.h>
 
+#include <set>
 #include <string_view>
 
 namespace riffle::engine {
@@ -28,6 +29,34 @@ void CheckWhole(const GgufFile& file) {
       part, file.Integer("split.count")));
 }
 
+// What the spec does not name would be left out, and the model be another one: a mixture of
+// experts, say, or biases that no other file of the architecture has.
+void CheckTensors(const GgufFile& file, const ModelSpec& spec) {
+  std::set<std::string_view> names = {spec.embedding,
+                                      spec.head,
+                                      spec.output_norm,
+                                      "rope_freqs.weight",
+                                      "rope_factors_long.weight",
+                                      "rope_factors_short.weight"};
+  for (const LayerSpec& layer : spec.layers) {
+    const LayerTensors& t = layer.tensors;
+    for (const std::string* name :
+         {&t.q, &t.k, &t.v, &t.o, &t.q_bias, &t.k_bias, &t.v_bias, &t.o_bias, &t.gate, &t.up,
+          &t.down, &t.attention_norm, &t.post_attention_norm, &t.ffn_norm, &t.post_ffn_norm,
+          &t.q_norm, &t.k_norm}) {
+      names.insert(*name);
+    }
+  }
+  for (const Tensor& tensor : file.tensors()) {
+    if (!names.contains(tensor.name)) {
+      file.Fail(fmt::format(
+          "has a tensor \"{}\", which no model of architecture {} with {} layers has: it may be "
+          "of another kind",
+          Printable(tensor.name), spec.architecture, spec.layer_count()));
+    }
+  }
+}
+
 }  // namespace
 
 std::string ArchitectureNames() {
@@ -43,7 +72,9 @@ ModelSpec ReadSpec(const GgufFile& file) {
   const SpecReader reader(file);
   for (const Architecture& architecture : kArchitectures) {
     if (architecture.name == reader.architecture()) {
-      return architecture.read(reader);
+      ModelSpec spec = architecture.read(reader);
+      CheckTensors(file, spec);
+      return spec;
     }
   }
   file.Fail(fmt::format("general.architecture is '{}'; this program runs {}",

@@ -1,6 +1,6 @@
 // Llama 2 and 3, and what has their layers: SmolLM2, Mistral. Files hold the rows of Q and K so
 // that adjacent elements of a head turn together; Llama 3's scaling of the angles is in their
-// tensor rope_freqs.weight.
+// tensor rope_freqs.weight, LongRoPE's in rope_factors_long.weight and rope_factors_short.weight.
 //
 // Source: Touvron et al., "Llama 2" (2023); Grattafiori et al., "The Llama 3 Herd of Models"
 // (2024).
@@ -13,9 +13,11 @@ ModelSpec ReadLlama(const SpecReader& reader) {
   spec.rope_pairs = RopePairs::kAdjacent;
   spec.ropes = {reader.ReadRope()};
   if (reader.Has("attention.sliding_window")) {  // Mistral 7B's first version
-    const int64_t window = reader.Number("attention.sliding_window", 1, kMaxSize);
+    const int64_t window = reader.Number("attention.sliding_window", 0, kMaxSize);
     for (LayerSpec& layer : spec.layers) {
-      layer.window = window;
+      if (window > 0) {  // 0: none
+        layer.window = window;
+      }
     }
   }
   return spec;

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <limits>
 #include <vector>
 
 namespace riffle::engine {
@@ -117,12 +118,18 @@ void SpecReader::ReadVocabulary(ModelSpec& spec) const {
     file_.Fail("there is no matrix " + spec.embedding);
   }
   spec.vocab_size = embedding->shape[1];
-  spec.stop_tokens = ReadStopTokens(file_, spec.vocab_size);
+  constexpr int64_t kMaxVocabulary = std::numeric_limits<int32_t>::max();
+  if (embedding->shape[0] != spec.hidden_size || spec.vocab_size < 1 ||
+      spec.vocab_size > kMaxVocabulary) {
+    file_.Fail(fmt::format("tensor \"{}\" is of shape [{}, {}], not [{}, the number of tokens]",
+                           spec.embedding, embedding->shape[0], spec.vocab_size, spec.hidden_size));
+  }
   const std::string key = "tokenizer.ggml.tokens";
   if (file_.Has(key) && file_.ArraySize(key) != spec.vocab_size) {
     file_.Fail(fmt::format("the vocabulary {} has {} tokens, but the embedding {} {}", key,
                            file_.ArraySize(key), spec.embedding, spec.vocab_size));
   }
+  spec.stop_tokens = ReadStopTokens(file_, spec.vocab_size);
 }
 
 LayerTensors SpecReader::Tensors(int64_t layer) const {
@@ -188,7 +195,23 @@ void SpecReader::ReadYarn(RopeSpec& rope) const {
   }
   rope.yarn = yarn;
   rope.scale = 1 / factor;
-  rope.magnitude = or_default("rope.scaling.attn_factor", 1) * (1 + 0.1 * std::log(factor));
+  rope.magnitude = 1 + 0.1 * std::log(factor);
+}
+
+void SpecReader::ReadLongRope(RopeSpec& rope) const {
+  rope.factors = "rope_factors_long.weight";
+  rope.short_factors = "rope_factors_short.weight";
+  for (const std::string& tensor : {rope.factors, rope.short_factors}) {
+    if (file_.Find(tensor) == nullptr) {
+      Fail("rope.scaling.type",
+           "= 'longrope' needs the tensor " + tensor + ", which the file does not have");
+    }
+  }
+  const char* original = "rope.scaling.original_context_length";
+  rope.original_context = Number(Has(original) ? original : "context_length", 1, kMaxSize);
+  if (Has("rope.scaling.factor")) {  // beside the factors, as llama.cpp takes it
+    rope.scale = 1 / Positive("rope.scaling.factor");
+  }
 }
 
 RopeSpec SpecReader::ReadRope() const {
@@ -196,19 +219,28 @@ RopeSpec SpecReader::ReadRope() const {
   if (Has("rope.freq_base")) {
     rope.base = Positive("rope.freq_base");
   }
+  const bool typed = Has("rope.scaling.type");
+  // Older files have no type and, if they scale, do so linearly, some by a key of its own.
   const std::string kind =
-      Has("rope.scaling.type") ? std::string(file_.String(Key("rope.scaling.type"))) : "none";
+      typed ? std::string(file_.String(Key("rope.scaling.type"))) : std::string("linear");
   if (kind == "linear") {
-    rope.scale = 1 / Positive("rope.scaling.factor");
+    const bool old = Has("rope.scale_linear") && !Has("rope.scaling.factor");
+    const std::string factor = old ? "rope.scale_linear" : "rope.scaling.factor";
+    if (typed || Has(factor)) {
+      rope.scale = 1 / Positive(factor);
+    }
   } else if (kind == "yarn") {
     ReadYarn(rope);
+  } else if (kind == "longrope") {
+    ReadLongRope(rope);
   } else if (kind != "none") {
     Fail("rope.scaling.type",
-         "= '" + Printable(kind) + "' is not supported; none, linear and yarn are");
-  } else if (Has("rope.scale_linear")) {  // as older files have it
-    rope.scale = 1 / Positive("rope.scale_linear");
+         "= '" + Printable(kind) + "' is not supported; none, linear, yarn and longrope are");
   }
-  if (file_.Find("rope_freqs.weight") != nullptr) {
+  if (Has("rope.scaling.attn_factor")) {
+    rope.magnitude *= Positive("rope.scaling.attn_factor");
+  }
+  if (kind != "longrope" && file_.Find("rope_freqs.weight") != nullptr) {
     rope.factors = "rope_freqs.weight";
   }
   return rope;

@@ -34,14 +34,15 @@ class SpecReader {
   // A layer's tensors are those of attention, of a gated feed-forward network and of the norms
   // before both, and the biases that the file has. attention_scale is 1 / sqrt(head_dim).
   ModelSpec ReadCommon() const;
-  // RoPE with base `rope.freq_base` and scaling of the kinds none, linear, YaRN and, where there is
-  // a tensor rope_freqs.weight, by its factors.
+  // RoPE with base `rope.freq_base` and scaling of the kinds none, linear, YaRN, LongRoPE and,
+  // where there is a tensor rope_freqs.weight, by its factors.
   RopeSpec ReadRope() const;
 
  private:
   void ReadHeads(ModelSpec& spec) const;
   void ReadVocabulary(ModelSpec& spec) const;
   void ReadYarn(RopeSpec& rope) const;
+  void ReadLongRope(RopeSpec& rope) const;
   LayerTensors Tensors(int64_t layer) const;
 
   const GgufFile& file_;

@@ -33,6 +33,16 @@ constexpr TypeInfo kTypes[] = {
     {TensorType::kQ4_K, "Q4_K", {256, 144}}, {TensorType::kQ5_K, "Q5_K", {256, 176}},
     {TensorType::kQ6_K, "Q6_K", {256, 210}}, {TensorType::kIQ4_NL, "IQ4_NL", {32, 18}}};
 
+// Types of ggml that cannot be used here, for errors to name.
+struct OtherType {
+  uint32_t number;
+  const char* name;
+};
+constexpr OtherType kOtherTypes[] = {
+    {9, "Q8_1"},   {15, "Q8_K"},  {16, "IQ2_XXS"}, {17, "IQ2_XS"}, {18, "IQ3_XXS"}, {19, "IQ1_S"},
+    {21, "IQ3_S"}, {22, "IQ2_S"}, {23, "IQ4_XS"},  {24, "I8"},     {25, "I16"},     {26, "I32"},
+    {27, "I64"},   {28, "F64"},   {29, "IQ1_M"},   {34, "TQ1_0"},  {35, "TQ2_0"},   {39, "MXFP4"}};
+
 const TypeInfo* Find(TensorType type) {
   for (const TypeInfo& info : kTypes) {
     if (info.type == type) return &info;
@@ -81,7 +91,11 @@ void GgufFile::Contents::Read(std::span<const uint8_t> whole) {
   }
   reader.Take<uint32_t>("the magic number");
   const auto number = reader.Take<uint32_t>("the version");
-  if (number == 0x02000000 || number == 0x03000000) Fail("is a big-endian GGUF file");
+  if (number == 0x02000000 || number == 0x03000000) {
+    Fail(
+        "is a big-endian GGUF file; little-endian ones can be read, and gguf-convert-endian, of "
+        "the Python package gguf, makes one of it");
+  }
   if (number != 2 && number != 3) {
     Fail(fmt::format("is GGUF version {}; versions 2 and 3 can be read", number));
   }
@@ -232,8 +246,11 @@ BlockSize BlockSizeOf(TensorType type) {
 }
 
 std::string NameOf(TensorType type) {
-  const TypeInfo* const info = Find(type);
-  return info == nullptr ? fmt::format("number {}", static_cast<uint32_t>(type)) : info->name;
+  if (const TypeInfo* const info = Find(type)) return info->name;
+  for (const OtherType& other : kOtherTypes) {
+    if (other.number == static_cast<uint32_t>(type)) return other.name;
+  }
+  return fmt::format("number {}", static_cast<uint32_t>(type));
 }
 
 int64_t Tensor::elements() const {

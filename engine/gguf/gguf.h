@@ -53,7 +53,7 @@ struct BlockSize {
   int64_t bytes;
 };
 BlockSize BlockSizeOf(TensorType type);
-// "Q4_K", or "number 23" for a type that is not listed above.
+// "Q4_K"; for a type that is not listed above ggml's name of it, or "number 99".
 std::string NameOf(TensorType type);
 
 struct Tensor {

@@ -4,8 +4,11 @@
 
 #include <algorithm>
 #include <cmath>
+#include <optional>
 #include <queue>
+#include <utility>
 
+#include "engine/tokenizer/charsmap.h"
 #include "engine/tokenizer/utf8.h"
 
 namespace riffle::engine {
@@ -60,6 +63,11 @@ SentencePiece::SentencePiece(const GgufFile& file, const std::vector<std::string
     file.Fail(
         fmt::format("its vocabulary has {} tokens, but {} scores", texts.size(), scores_.size()));
   }
+  if (std::optional<Charsmap> charsmap = Charsmap::Of(file)) {
+    charsmap_ = std::make_unique<Charsmap>(std::move(*charsmap));
+    const std::string removes = "tokenizer.ggml.remove_extra_whitespaces";
+    removes_spaces_ = file.Has(removes) && file.Bool(removes);
+  }
   byte_tokens_.fill(-1);
   normal_.reserve(texts.size());
   for (size_t i = 0; i < texts.size(); ++i) {
@@ -86,6 +94,8 @@ SentencePiece::SentencePiece(const GgufFile& file, const std::vector<std::string
   }
 }
 
+SentencePiece::~SentencePiece() = default;
+
 void AddByteToken(const GgufFile& file, int32_t token, std::string_view text,
                   std::array<int32_t, 256>& byte_tokens) {
   const int byte = ByteOf(text);
@@ -106,7 +116,10 @@ std::string SpelledBytes(std::string_view text, TokenType type) {
 }
 
 void SentencePiece::Encode(std::string_view fragment, std::vector<int32_t>* out) const {
-  const std::string text = std::string(space_prefix_ ? kSpelledSpace : "") + std::string(fragment);
+  const std::string text =
+      charsmap_ != nullptr
+          ? charsmap_->Normalize(fragment, space_prefix_, removes_spaces_)
+          : std::string(space_prefix_ ? kSpelledSpace : "") + std::string(fragment);
   std::vector<Symbol> symbols;
   for (std::string_view rest = text; !rest.empty();) {
     const size_t length = FirstCharacter(rest).length;
@@ -114,6 +127,7 @@ void SentencePiece::Encode(std::string_view fragment, std::vector<int32_t>* out)
     symbols.push_back({rest.substr(0, length), i - 1, i + 1});
     rest.remove_prefix(length);
   }
+  if (symbols.empty()) return;  // nothing is left of the fragment
   symbols.back().next = -1;
 
   std::priority_queue<Merge> merges;

@@ -9,6 +9,7 @@
 
 #include <array>
 #include <cstdint>
+#include <memory>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -28,13 +29,19 @@ std::string SpelledBytes(std::string_view text, TokenType type);
 void AddByteToken(const GgufFile& file, int32_t token, std::string_view text,
                   std::array<int32_t, 256>& byte_tokens);
 
+class Charsmap;
+
 class SentencePiece final : public FragmentEncoder {
  public:
   // Of the tokens `texts` of the file, and their types. Throws BadModel.
   SentencePiece(const GgufFile& file, const std::vector<std::string_view>& texts,
                 const std::vector<TokenType>& types);
+  ~SentencePiece() override;
 
-  std::string Spell(std::string_view text) const override { return SpellSpaces(text); }
+  // With a charsmap, fragments are normalized as they were written.
+  std::string Spell(std::string_view text) const override {
+    return charsmap_ != nullptr ? std::string(text) : SpellSpaces(text);
+  }
   void Encode(std::string_view fragment, std::vector<int32_t>* out) const override;
   std::string TokenBytes(std::string_view text, TokenType type) const override {
     return SpelledBytes(text, type);
@@ -45,7 +52,9 @@ class SentencePiece final : public FragmentEncoder {
  private:
   void EncodeSymbol(std::string_view symbol, std::vector<int32_t>* out) const;
 
-  TokenOfText normal_;  // as they stand in the file
+  std::unique_ptr<const Charsmap> charsmap_;  // null: none
+  bool removes_spaces_ = false;               // by the charsmap
+  TokenOfText normal_;                        // as they stand in the file
   std::vector<float> scores_;
   std::array<int32_t, 256> byte_tokens_;
   int32_t unknown_ = -1;

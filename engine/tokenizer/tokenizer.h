@@ -58,9 +58,9 @@ class Tokenizer {
 
   // The text of `tokens`; bytes that are not UTF-8 become U+FFFD. Decode(Encode(text)) == text,
   // except that control tokens and unknown characters come back as nothing, SentencePiece's U+2581
-  // as a space, and what a pre-tokenizer composes (Qwen 2's does) as composed; and if the file asks
-  // for a space before a text, special tokens are followed by a space, and one space at the
-  // beginning is taken for that one.
+  // as a space, and what a pre-tokenizer composes (Qwen 2's does) or a charsmap normalizes as
+  // composed or normalized; and if the file asks for a space before a text, special tokens are
+  // followed by a space, and one space at the beginning is taken for that one.
   std::string Decode(const std::vector<int32_t>& tokens) const;
 
  private:

@@ -16,14 +16,7 @@ constexpr double kUnknownPenalty = 10;
 
 Unigram::Unigram(const GgufFile& file, const std::vector<std::string_view>& texts,
                  const std::vector<TokenType>& types)
-    : scores_(file.Floats("tokenizer.ggml.scores")) {
-  const std::string charsmap = "tokenizer.ggml.precompiled_charsmap";
-  if (file.Has(charsmap) && file.ArraySize(charsmap) > 0) {
-    file.Fail(
-        fmt::format("{}, a table that normalizes texts, is not supported; unigram "
-                    "vocabularies without one are",
-                    charsmap));
-  }
+    : charsmap_(Charsmap::Of(file)), scores_(file.Floats("tokenizer.ggml.scores")) {
   if (scores_.size() != texts.size()) {
     file.Fail(
         fmt::format("its vocabulary has {} tokens, but {} scores", texts.size(), scores_.size()));
@@ -63,6 +56,9 @@ Unigram::Unigram(const GgufFile& file, const std::vector<std::string_view>& text
 // With the space before the text, and without spaces at the ends and behind other spaces, as the
 // file asks for it.
 std::string Unigram::Normalize(std::string_view fragment) const {
+  if (charsmap_) {
+    return charsmap_->Normalize(fragment, space_prefix_, removes_spaces_);
+  }
   std::string text = space_prefix_ ? std::string(kSpelledSpace) : "";
   if (!removes_spaces_) {
     return text += fragment;

@@ -10,11 +10,13 @@
 
 #include <array>
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <vector>
 
 #include "engine/gguf/gguf.h"
+#include "engine/tokenizer/charsmap.h"
 #include "engine/tokenizer/fragment_encoder.h"
 #include "engine/tokenizer/sentence_piece.h"
 #include "engine/tokenizer/special_tokens.h"
@@ -27,7 +29,10 @@ class Unigram final : public FragmentEncoder {
   Unigram(const GgufFile& file, const std::vector<std::string_view>& texts,
           const std::vector<TokenType>& types);
 
-  std::string Spell(std::string_view text) const override { return SpellSpaces(text); }
+  // With a charsmap, fragments are normalized as they were written.
+  std::string Spell(std::string_view text) const override {
+    return charsmap_ ? std::string(text) : SpellSpaces(text);
+  }
   void Encode(std::string_view fragment, std::vector<int32_t>* out) const override;
   std::string TokenBytes(std::string_view text, TokenType type) const override {
     return SpelledBytes(text, type);
@@ -49,6 +54,7 @@ class Unigram final : public FragmentEncoder {
   std::vector<Step> BestSteps(std::string_view text) const;
   void AddUnknown(std::string_view text, std::vector<int32_t>* out) const;
 
+  std::optional<Charsmap> charsmap_;
   SpecialTokens tokens_;  // normal ones
   std::vector<float> scores_;
   double unknown_score_ = 0;

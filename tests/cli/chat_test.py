@@ -137,10 +137,15 @@ class Options(Cli):
         with open(CHAT_MODEL, "rb") as file:
             model = file.read()
         norm = text("output_norm.weight") + struct.pack("<IQI", 1, 576, 0)
+        block_count = text("llama.block_count") + struct.pack("<I", 4)
+        embedding = text("token_embd.weight") + struct.pack("<IQQ", 2, 576, 49152)
         for old, new, says in (
             (norm, norm.replace(struct.pack("<Q", 576), struct.pack("<Q", 544)), ['tensor "output_norm.weight" is of shape [544], not [576]']),
-            (norm, norm[:-4] + struct.pack("<I", 23), ["output_norm.weight", "is of type number 23, which is not supported; known are F32, F16"]),
+            (norm, norm[:-4] + struct.pack("<I", 23), ["output_norm.weight", "is of type IQ4_XS, which is not supported; known are F32, F16"]),
             (text("llama.block_count"), text("llama.block_caunt"), ['has no metadata "llama.block_count"']),
+            (block_count + struct.pack("<I", 30), block_count + struct.pack("<I", 29), ['has a tensor "blk.29.', "llama with 29 layers"]),
+            (block_count + struct.pack("<I", 30), block_count + struct.pack("<I", 31), ['has no tensor "blk.30.attn_q.weight"']),
+            (embedding, embedding[:-16] + embedding[-8:] + embedding[-16:-8], ['"token_embd.weight" is of shape [49152, 576], not [576, ']),
             (text("gpt2"), text("bert"), ['its tokenizer is "bert"; "llama"', '"t5"', '"gpt2"']),
             (text("smollm"), text("smallm"), ['its pre-tokenizer is "smallm"; known are gpt-2']),
         ):
@@ -149,7 +154,8 @@ class Options(Cli):
             error = self.refused("generate", "--prompt", "a", "--model", path, says=[path, *says])
             self.assertEqual(error.count("\n"), 1, error)
         big_endian = b"GGUF" + (3).to_bytes(4, "big") + bytes(16)
-        self.refused("generate", "--prompt", "a", "--model", self.file(big_endian), says=["big-endian"])
+        error = self.refused("generate", "--prompt", "a", "--model", self.file(big_endian), says=["big-endian", "gguf-convert-endian"])
+        self.assertEqual(error.count("\n"), 1, error)
 
 
 class Chat(Cli):
@@ -187,6 +193,14 @@ class Chat(Cli):
         self.assertLess(json.loads(alone.stdout)["prompt_tokens"], tokens[1])
         plain = self.chat("My name is Ada.\n", "--max-new-tokens", n)
         self.assertEqual((plain.stdout, plain.stderr), (answers[0]["text"] + "\n", ""))
+
+    def test_penalties(self):
+        done = self.chat("Say one two three.\nAgain.\n", "--repetition-penalty", 100, "--max-new-tokens", NEW_TOKENS, "--json")
+        self.assertEqual(done.returncode, 0, done.stderr)
+        answers = [json.loads(line)["tokens"] for line in done.stdout.splitlines()]
+        self.assertEqual(len(answers), 2)
+        said = answers[0] + answers[1]
+        self.assertEqual(len(set(said)), len(said))  # the first answer is part of the second prompt
 
     def test_old_turns_make_room(self):
         turns = "".join(f"Tell me about the number {i}, and what you know of it.\n" for i in range(8))

@@ -104,6 +104,22 @@ class Generate(Cli):
         other = self.objects(*args, "--seed", 2**64 - 1)
         self.assertNotEqual(first[0]["tokens"], other[0]["tokens"])
 
+    def test_penalties(self):
+        prompt = "one two one two one two one two"
+        plain = self.objects("--prompt", prompt)[0]["tokens"]
+        off = self.objects("--prompt", prompt, "--repetition-penalty", 1, "--presence-penalty", 0, "--frequency-penalty", "-0")
+        self.assertEqual(off[0]["tokens"], plain)
+        never = self.objects("--prompt", prompt, prompt, "--repetition-penalty", 100)
+        for result in never[:-1]:
+            self.assertNotEqual(result["tokens"][0], plain[0])  # the prompt had it
+            self.assertEqual(len(set(result["tokens"])), len(result["tokens"]))
+        self.assertEqual(never[0]["tokens"], never[1]["tokens"])
+        for option in ("--presence-penalty", "--frequency-penalty"):
+            first = self.objects("--prompt", prompt, option, 2)[0]["tokens"]
+            self.assertEqual(first[0], plain[0])  # the answer had none yet
+            more = self.objects("--prompt", prompt, option, -2)[0]["tokens"]
+            self.assertLessEqual(len(set(more)), len(set(first)))
+
     def test_filters_without_temperature_are_noted(self):
         done = self.generate("--prompt", "x", "--top-k", 5, "--max-new-tokens", 1)
         self.assertIn("no effect at temperature 0", done.stderr)
@@ -228,6 +244,14 @@ class Refused(Cli):
             (["--top-p", "nan"], ["--top-p nan"]),
             (["--min-p", "2"], ["--min-p 2"]),
             (["--min-p", "-1"], ["--min-p -1"]),
+            (["--repetition-penalty", "0"], ["--repetition-penalty 0 is not a finite number above 0; 1 is off"]),
+            (["--repetition-penalty", "-1.5"], ["--repetition-penalty -1.5"]),
+            (["--repetition-penalty", "inf"], ["--repetition-penalty inf"]),
+            (["--repetition-penalty", "nan"], ["--repetition-penalty nan"]),
+            (["--presence-penalty", "2.5"], ["--presence-penalty 2.5 is not -2 to 2; 0 is off"]),
+            (["--presence-penalty", "much"], ["--presence-penalty", "much"]),
+            (["--frequency-penalty", "-2.01"], ["--frequency-penalty -2.01 is not -2 to 2; 0 is off"]),
+            (["--frequency-penalty", "nan"], ["--frequency-penalty nan"]),
             (["--seed", "-1"], ["--seed", "-1"]),
             (["--seed", "18446744073709551616"], ["--seed"]),
             (["--max-new-tokens", "0"], ["--max-new-tokens 0"]),

@@ -258,6 +258,7 @@ TEST(EngineService, LogProbabilitiesAreThoseOfAllLogits) {
     Request request = Make(Prompt(4 + i, i), 8);
     if (i % 3 == 1) request.sampling = {1.5f, 7, 1.0f, 0};
     if (i % 3 == 2) request.sampling = {1.5f, 0, 0.9f, 0.01f};
+    if (i >= 3) request.sampling.penalties = {1.3f, 0.5f, 0.5f};  // of which they know nothing
     request.stream = i;
     requests.push_back(request);
   }

@@ -46,6 +46,10 @@ Request RandomRequest(std::mt19937& random, int64_t stream) {
     default:
       break;  // greedy
   }
+  if (random() % 3 == 0) {
+    request.sampling.penalties = {1.0f + static_cast<float>(random() % 5) / 8,
+                                  static_cast<float>(random() % 5) / 4 - 0.5f, 0.125f};
+  }
   return request;
 }
 

@@ -34,6 +34,7 @@ std::vector<Request> Requests() {
     }
     request.max_new_tokens = 14;
     if (i % 2 == 1) request.sampling = {1.0f, i == 1 ? 5 : 0, 0.9f, 0.0f};
+    if (i >= 2) request.sampling.penalties = {1.2f, 0.5f, 0.25f};
     requests.push_back(request);
   }
   return requests;
@@ -183,6 +184,7 @@ TEST(Gemma3Faults, ARequestOfNaNFailsAlone) {
     request.stream = i;
     if (i % 3 == 1) request.sampling = {1.0f, 4, 1.0f, 0.0f};
     if (i % 3 == 2) request.sampling = {1.0f, 0, 1.0f, 0.0f};
+    if (i % 4 == 3) request.sampling.penalties = {1.2f, 0.5f, 0.25f};
     requests.push_back(request);
   }
   std::vector<Outcome> alone;
@@ -244,6 +246,32 @@ TEST(Gemma3Faults, EachStopTokenEndsARequest) {
   }
 }
 
+// ---- the scaling of angles, as llama.cpp reads its keys
+TEST(Gemma3Faults, ScalingOfAngles) {
+  using Writer = riffle::testing::GgufWriter;
+  const auto rope = [](const std::function<void(Writer&)>& more) {
+    return TinyModel(24, 256, 0, more).model().spec().ropes[1];
+  };
+  const std::string key = "gemma3.rope.scaling.";
+  const auto factor = [&](Writer& writer) {
+    writer.Add(key + "factor", Writer::kF32, 4.0f);
+    writer.Add(key + "attn_factor", Writer::kF32, 1.5f);
+  };
+  const RopeSpec without_type = rope(factor);  // linear
+  EXPECT_EQ(without_type.scale, 0.25);
+  EXPECT_EQ(without_type.magnitude, 1.5);
+  const RopeSpec none = rope([&](Writer& writer) {
+    writer.AddString(key + "type", "none");
+    factor(writer);
+  });
+  EXPECT_EQ(none.scale, 1);
+  EXPECT_EQ(none.magnitude, 1.5);
+  const RopeSpec old =
+      rope([](Writer& writer) { writer.Add("gemma3.rope.scale_linear", Writer::kF32, 8.0f); });
+  EXPECT_EQ(old.scale, 0.125);
+  EXPECT_EQ(old.magnitude, 1);
+}
+
 // ---- files that cannot be run are refused as they are loaded
 std::string ErrorOf(const std::function<void(riffle::testing::GgufWriter&)>& more) {
   try {
@@ -275,6 +303,20 @@ TEST(Gemma3Faults, FilesThatContradictThemselvesAreRefused) {
   };
   EXPECT_EQ(split(0, 1), "no error");
   EXPECT_EQ(split(1, 3).substr(0, 41), "tiny: is part 2 of 3 of a split model; th");
+  EXPECT_EQ(
+      ErrorOf([](Writer& writer) {
+        writer.AddTensor("blk.0.ffn_up.bias", {512}, Writer::kU8, 0);  // type 0: F32
+      }),
+      "tiny: has a tensor \"blk.0.ffn_up.bias\", which no model of architecture gemma3 with 7 "
+      "layers has: it may be of another kind");
+  EXPECT_EQ(
+      ErrorOf([](Writer& writer) { writer.AddString("gemma3.rope.scaling.type", "longrope"); }),
+      "tiny: gemma3.rope.scaling.type = 'longrope' needs the tensor "
+      "rope_factors_long.weight, which the file does not have");
+  EXPECT_EQ(
+      ErrorOf([](Writer& writer) { writer.AddString("gemma3.rope.scaling.type", "dynamic"); }),
+      "tiny: gemma3.rope.scaling.type = 'dynamic' is not supported; none, linear, yarn and "
+      "longrope are");
   EXPECT_EQ(ErrorOf([](Writer& writer) {
               writer.Add<uint32_t>("tokenizer.ggml.eot_token_id", Writer::kU32, 128);
             }),

@@ -137,7 +137,7 @@ TEST(Gguf, AnUnknownTensorTypeIsNamedWhenItIsWanted) {
   const GgufFile file = Parse(bytes);
   EXPECT_EQ(file.Find("odd")->data, nullptr);
   const int64_t shape[] = {32};
-  EXPECT_THAT(ErrorOf([&] { file.Get("odd", shape); }), HasSubstr("\"odd\" is of type number 23"));
+  EXPECT_THAT(ErrorOf([&] { file.Get("odd", shape); }), HasSubstr("\"odd\" is of type IQ4_XS"));
 }
 
 // Some converters leave empty tensors behind. A file is refused only if a tensor is needed.

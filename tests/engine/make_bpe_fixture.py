@@ -46,7 +46,7 @@ def parts():
     return WORDS + characters
 
 
-def text_of(number, parts):
+def text_of(number, parts, words=len(WORDS)):
     """SplitMix64 (Steele, Lea, Flood 2014) from `number` on. Words are four times as frequent as characters."""
     state = number
 
@@ -60,7 +60,7 @@ def text_of(number, parts):
 
     text = ""
     for _ in range(1 + below(24)):
-        text += parts[below(len(WORDS)) if below(5) > 0 else below(len(parts))]
+        text += parts[below(words) if below(5) > 0 else below(len(parts))]
     return text
 
 

@@ -64,6 +64,9 @@ def llama_config(file):
     if file.get("rope.scaling.type") == "yarn":
         rope |= {"rope_type": "yarn", "factor": file.get("rope.scaling.factor"), "beta_fast": file.get("rope.scaling.yarn_beta_fast")}
         rope["original_max_position_embeddings"] = file.get("rope.scaling.original_context_length")
+    if file.get("rope.scaling.type") == "longrope":
+        rope |= {"rope_type": "longrope", "original_max_position_embeddings": file.get("rope.scaling.original_context_length")}
+        rope |= {f"{size}_factor": file.tensors[f"rope_factors_{size}.weight"].tolist() for size in ("long", "short")}
     if "rope_freqs.weight" in file.tensors:
         rope |= {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
         rope["original_max_position_embeddings"] = 32
@@ -108,7 +111,7 @@ def state(file, config, names):
     gemma = file.architecture.startswith("gemma")
     result = {}
     for name, tensor in file.tensors.items():
-        if name == "rope_freqs.weight":
+        if name.startswith("rope_"):
             continue
         if gemma and "norm" in name:
             tensor = tensor - 1  # Transformers adds it

@@ -1,0 +1,52 @@
+// Penalties: logits of tokens that a request has already are lowered (or raised), before its next
+// token is chosen.
+#pragma once
+
+#include <cstdint>
+#include <span>
+#include <vector>
+
+namespace riffle::engine {
+
+// Of a token's logit x, in this order, each in f32:
+//   repetition r  x / r if x >= 0, else x * r, of every token of the prompt and of the answer
+//   frequency f   x - f * how often the token occurs in the answer
+//   presence p    x - p, of every token that occurs in the answer
+//
+// Source: Keskar et al., "CTRL" (2019), section 4.1, as Transformers' RepetitionPenaltyLogits-
+// Processor has it for negative logits; frequency and presence from OpenAI's API, and the order as
+// in vLLM.
+struct Penalties {
+  float repetition = 1;  // 1: off; finite, > 0
+  float presence = 0;    // 0: off; -2 to 2
+  float frequency = 0;   // 0: off; -2 to 2
+
+  bool any() const { return repetition != 1 || presence != 0 || frequency != 0; }
+};
+
+struct TokenCount {
+  int32_t token;
+  int32_t in_answer;  // how often it was generated; 0: it occurs in the prompt only
+};
+
+// The different tokens of a request.
+class TokenCounts {
+ public:
+  TokenCounts() = default;
+  explicit TokenCounts(std::span<const int32_t> prompt);
+
+  // Room for the next Add(), which then does not throw.
+  void Reserve();
+  // A token of the answer. Pre: Reserve() was called since the last one.
+  void Add(int32_t token) noexcept;
+
+  std::span<const TokenCount> counts() const { return counts_; }  // by rising token
+
+ private:
+  std::vector<TokenCount> counts_;
+};
+
+// Changes the logits of the tokens counted; `logits` has one for each token of the vocabulary.
+void Penalize(const Penalties& penalties, std::span<const TokenCount> counts, float* logits);
+
+}  // namespace riffle::engine
