@@ -56,15 +56,32 @@ zig_tools() {
   export CCACHE_COMPILERCHECK
 }
 
+# The folder with the headers of the Python in $work/python-$1. Debian's pyconfig.h includes that of a processor from where only
+# Debian's own compilers look; it gets a folder where that one is in place of it. What it says of x86-64 is right for 64-bit ARM too, as far as
+# extension modules ask.
+python_headers() {
+  local include multiarch
+  include=$("$work/python-$1/bin/python" -c 'import sysconfig; print(sysconfig.get_path("include"))')
+  multiarch=$("$work/python-$1/bin/python" -c 'import sysconfig; print(sysconfig.get_config_var("MULTIARCH") or "none")')
+  if [ -f "/usr/include/$multiarch/python3.$1/pyconfig.h" ] && [ "$include" = "/usr/include/python3.$1" ]; then
+    rm -rf "$work/include-$1"
+    cp -RL "$include" "$work/include-$1"
+    cp -f "/usr/include/$multiarch/python3.$1/pyconfig.h" "$work/include-$1"
+    include=$work/include-$1
+  fi
+  echo "$include"
+}
+
 # The wheel of processor $1 and Python 3.$2, whose interpreter may be of another processor.
 wheel() {
-  local arch=$1 minor=$2 suffix
+  local arch=$1 minor=$2 suffix headers
+  headers=$(python_headers "$minor")
   local settings=(
     "build-dir=$work/build-$arch-$minor" install.strip=false
     "cmake.define.CMAKE_SYSTEM_NAME=Linux" "cmake.define.CMAKE_SYSTEM_PROCESSOR=$arch"
     "cmake.define.CMAKE_AR=$work/bin/$arch-ar" "cmake.define.CMAKE_RANLIB=$work/bin/$arch-ranlib"
     cmake.define.CMAKE_DISABLE_FIND_PACKAGE_hwy=ON cmake.define.CMAKE_LINK_DEPENDS_USE_LINKER=OFF
-    cmake.define.RIFFLE_WERROR=ON
+    cmake.define.RIFFLE_WERROR=ON "cmake.define.Python_INCLUDE_DIR=$headers"
   )
   suffix=.cpython-3$minor-$arch-linux-gnu.so
   say "building for $arch and Python 3.$minor"

@@ -19,7 +19,7 @@ namespace {
 bool UsesPrefilter(PrefilterMode mode, const LinearArgs& args, int64_t k) {
   switch (mode) {
     case PrefilterMode::kAuto:
-      return GetPrefilterKernels().native && PrefilterPays(k, args);
+      return args.rows >= GetPrefilterKernels().min_rows && PrefilterPays(k, args);
     case PrefilterMode::kNever:
       return false;
     case PrefilterMode::kAlways:

@@ -12,16 +12,18 @@
 #include <bit>
 #include <cstring>
 
+#include "core/int8_dot-inl.h"
 #include "sparse/indexer_args.h"
 #include "sparse/lanes-inl.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace riffle::sparse::HWY_NAMESPACE {
 namespace hn = hwy::HWY_NAMESPACE;
+using core::HWY_NAMESPACE::Int8Dot;
 
 // Keys of a panel and heads of a group: their sums take 16 of 32 registers, or 8 of 16.
 constexpr int kPanel = 2 * kLanes;
-constexpr int kHeadGroup = HWY_CAP_GE512 ? 8 : 4;
+constexpr int kHeadGroup = HWY_CAP_GE512 || HWY_ARCH_ARM_A64 ? 8 : 4;
 static_assert(kTileKeys % kPanel == 0);
 
 // 16 bytes of each of rows 0, 4, 8 ..., one row to a 16-byte block of the vector.
@@ -190,7 +192,7 @@ HWY_INLINE const uint8_t* KeyWords(const IndexerArgs& args, const uint8_t* row, 
 }
 
 // One head of a query as words. *weight is multiplied by the scale that int8 has; *start is what
-// the sums of int8 products begin with, since keys are packed as code + 128.
+// the sums of int8 products begin with, since keys are packed as code + Int8Dot::kBias.
 HWY_INLINE void HeadWords(const IndexerArgs& args, const uint8_t* head, uint32_t* words,
                           float* weight, int32_t* start) {
   const int dim = args.head_dim;
@@ -207,7 +209,7 @@ HWY_INLINE void HeadWords(const IndexerArgs& args, const uint8_t* head, uint32_t
     for (int i = 0; i < dim; ++i) {
       sum += codes[i];
     }
-    *start = -128 * sum;
+    *start = -Int8Dot::kBias * sum;
     return;
   }
   if (args.product == Product::kF32) {

@@ -40,16 +40,16 @@ struct BF16Words : F32Words {
 };
 #endif
 
-// Four int8 a word, those of keys as code + 128. |sum| <= 256 * 128 * 128 = 2^22, so it is exact in
-// f32 too.
+// Four int8 a word, those of keys as code + Int8Dot::kBias. |sum| <= 256 * 128 * 128 = 2^22, so it
+// is exact in f32 too.
 struct Int8Words {
   using Sum = VecI32;
   static HWY_INLINE Sum Start(int32_t start) { return hn::Set(LaneI32(), start); }
   static HWY_INLINE Sum Step(uint32_t q, VecU32 key, Sum sum) {
     const hn::Repartition<uint8_t, LaneI32> du8;
     const hn::Repartition<int8_t, LaneI32> di8;
-    return hn::SumOfMulQuadAccumulate(LaneI32(), hn::BitCast(du8, key),
-                                      hn::BitCast(di8, hn::Set(LaneU32(), q)), sum);
+    return Int8Dot::Step(LaneI32(), hn::BitCast(du8, key), hn::BitCast(di8, hn::Set(LaneU32(), q)),
+                         sum);
   }
   static HWY_INLINE VecF32 Score(Sum sum, bool relu) {
     return hn::ConvertTo(LaneF32(), relu ? hn::Max(sum, hn::Zero(LaneI32())) : sum);
@@ -129,7 +129,7 @@ class Scorer {
     if (args_.mxfp4) {  // they are in the words
       std::fill_n(scales, kTileKeys, 1.0f);
     }
-    PackTile(rows, panels_, words, args_.product == Product::kInt8 ? 0x80808080u : 0,
+    PackTile(rows, panels_, words, args_.product == Product::kInt8 ? Int8Dot::kFlip : 0,
              layout_.tile.At(scratch_));
   }
 

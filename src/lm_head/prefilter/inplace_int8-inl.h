@@ -110,12 +110,12 @@ HWY_INLINE void InplaceInt8Kernel(const InplaceTile& tile, int first, float* HWY
                                        : hn::LoadN(d8, from, static_cast<size_t>(tile.bytes - at));
     }
     VecF32 scale[kColumns];
-    ColumnBytes weight[kColumns];  // weight + 128, as the instruction takes it
+    ColumnBytes weight[kColumns];  // packed
     for (int c = 0; c < kColumns; ++c) {
       scale[c] = ColumnScales(tile, first + c, at / kBytes, kPositions.of[phase], before[c], w[c]);
       square[c] = hn::MulAdd(scale[c], scale[c], square[c]);
       before[c] = w[c];
-      weight[c] = hn::Xor(w[c], hn::Set(d8, uint8_t{0x80}));
+      weight[c] = hn::Xor(w[c], hn::Set(d8, static_cast<uint8_t>(Int8Dot::kFlip & 0xff)));
     }
     phase = phase + 1 == kPairLanes ? 0 : phase + 1;
     for (int r = 0; r < kRows; ++r) {
@@ -125,8 +125,8 @@ HWY_INLINE void InplaceInt8Kernel(const InplaceTile& tile, int first, float* HWY
       const auto low = hn::Load(di8, x.low + at % 64);
       const auto step = hn::Load(df, x.step + at % 64 / 4);
       for (int c = 0; c < kColumns; ++c) {
-        const auto upper = hn::SumOfMulQuadAccumulate(di, weight[c], high, start);
-        const auto sum = hn::SumOfMulQuadAccumulate(di, weight[c], low, hn::ShiftLeft<7>(upper));
+        const auto upper = Int8Dot::Step(di, weight[c], high, start);
+        const auto sum = Int8Dot::Step(di, weight[c], low, hn::ShiftLeft<7>(upper));
         total[r][c] = hn::MulAdd(hn::Mul(hn::ConvertTo(df, sum), step), scale[c], total[r][c]);
       }
     }

@@ -13,6 +13,7 @@
 #include <cstring>
 
 #include "core/dot_operands-inl.h"
+#include "core/int8_dot-inl.h"
 #include "lm_head/lanes-inl.h"
 #include "lm_head/prefilter/prefilter_args.h"
 
@@ -20,12 +21,13 @@ HWY_BEFORE_NAMESPACE();
 namespace riffle::lm_head::HWY_NAMESPACE {
 namespace hn = hwy::HWY_NAMESPACE;
 using core::HWY_NAMESPACE::FromF16;
+using core::HWY_NAMESPACE::Int8Dot;
 
 using LaneBytes = hn::Repartition<uint8_t, LaneF32>;
 using LaneSignedBytes = hn::Repartition<int8_t, LaneF32>;
 
 // Rows that are multiplied together: their sums for a panel take 24 of 32 registers, or 8 of 16.
-constexpr int kInt8Rows = HWY_CAP_GE512 ? 6 : 2;
+constexpr int kInt8Rows = HWY_CAP_GE512 || HWY_ARCH_ARM_A64 ? 6 : 2;
 constexpr int kBlockLanes = static_cast<int>(kQ8Block) / 4;
 
 // Prefetches the same range of bytes of several columns, one cache line at a time.
@@ -63,9 +65,10 @@ class ColumnPrefetcher {
 struct Int8Panel {
   const uint8_t* column[kPanel];  // blocks of Q8_0
   int blocks;
-  uint8_t* weights;  // [blocks][kBlockLanes][kPanel] lanes of four bytes, each weight + 128
-  float* scales;     // [blocks][kPanel]
-  float* squares;    // [kPanel] squared norms of the columns; each block adds its part
+  uint8_t*
+      weights;    // [blocks][kBlockLanes][kPanel] lanes of four bytes, each weight + Int8Dot::kBias
+  float* scales;  // [blocks][kPanel]
+  float* squares;  // [kPanel] squared norms of the columns; each block adds its part
 };
 
 // Converts the scales of Lanes(df) columns. It gathers them in a register: storing them one by one
@@ -125,9 +128,9 @@ HWY_INLINE void PackHalfBlock(const uint8_t* const* column, int64_t offset, uint
                             hn::InterleaveLower(du, b, e), hn::InterleaveUpper(du, b, e)};
   for (int i = 0; i < 4; ++i) {
     const auto size = hn::BitCast(d, hn::Abs(hn::BitCast(di8, packed[i])));  // 128 for -128
-    const auto least = hn::BitCast(di8, hn::Min(size, hn::Set(d, uint8_t{127})));
-    squares = hn::SumOfMulQuadAccumulate(di, size, least, squares);
-    hn::Store(hn::Xor(packed[i], hn::Set(du, 0x80808080u)), du, to + i * kPanel);
+    const auto least = hn::Min(size, hn::Set(d, uint8_t{127}));
+    squares = Int8Dot::StepUnsigned(di, size, least, squares);
+    hn::Store(hn::Xor(packed[i], hn::Set(du, Int8Dot::kFlip)), du, to + i * kPanel);
   }
 }
 
@@ -187,8 +190,8 @@ HWY_INLINE void Int8Kernel(const Int8Block* HWY_RESTRICT x, const Int8Panel& pan
       const auto w1 = hn::Load(du8, w + 4 * kLanes);
       for (int r = 0; r < kRows; ++r) {
         const auto q = hn::BitCast(di8, hn::Set(di, x[r * kPrefilterBlocks].lanes[i]));
-        sum[r][0] = hn::SumOfMulQuadAccumulate(di, w0, q, sum[r][0]);
-        sum[r][1] = hn::SumOfMulQuadAccumulate(di, w1, q, sum[r][1]);
+        sum[r][0] = Int8Dot::Step(di, w0, q, sum[r][0]);
+        sum[r][1] = Int8Dot::Step(di, w1, q, sum[r][1]);
       }
     }
     const auto scale0 = hn::Load(df, scales);

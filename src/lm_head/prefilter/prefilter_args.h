@@ -14,7 +14,7 @@ namespace riffle::lm_head {
 // 32 inputs of a row as step * q, |q| <= 127. A lane holds four q, the first in its lowest byte.
 struct Int8Block {
   int32_t lanes[kQ8Block / 4];
-  int32_t start;  // -128 times the sum of q: the instruction takes packed weights as w + 128
+  int32_t start;  // -Int8Dot::kBias times the sum of q
   float step;
 };
 
@@ -28,7 +28,7 @@ inline constexpr int32_t kMaxInplaceQ = 127 * 128;  // the largest |q| in place:
 struct InplaceLine {
   int8_t high[64];  // q = 128 * high + low
   int8_t low[64];
-  int32_t start[16];  // minus the sum of the lane's q; shifting `high` multiplies it by 128
+  int32_t start[16];  // -Int8Dot::kBias / 128 times the sum of the lane's q, as `high` is shifted
   float step[16];
 };
 

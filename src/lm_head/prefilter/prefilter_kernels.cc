@@ -8,6 +8,8 @@
 // clang-format on
 #include "core/dispatch.h"
 
+#include <limits>
+
 #include "lm_head/prefilter/candidate_bounds-inl.h"
 #include "lm_head/prefilter/exact_finish-inl.h"
 #include "lm_head/prefilter/quantize-inl.h"
@@ -76,7 +78,12 @@ void WriteTileBounds(const PrefilterArgs& args, int64_t tile, const BoundsScratc
 }
 
 const PrefilterKernels* PrefilterKernelsForTarget() {
-  static constexpr PrefilterKernels kKernels = {.native = HWY_ARCH_X86 && HWY_TARGET <= HWY_AVX3_DL,
+  // Reading W in place pays where a vector has 64 bytes: with 16, finding a lane's scale takes more
+  // instructions than the products.
+  constexpr int64_t kMinRows = !Int8Dot::kNative    ? std::numeric_limits<int64_t>::max()
+                               : HWY_CAP_GE512 != 0 ? 1
+                                                    : kInplaceRows + 1;
+  static constexpr PrefilterKernels kKernels = {.min_rows = kMinRows,
                                                 .quantize_row = QuantizeRow,
                                                 .search_tiles = SearchTiles,
                                                 .finish_row = FinishRow,

@@ -27,7 +27,9 @@ struct PrefilteredRow {
 };
 
 struct PrefilterKernels {
-  bool native;  // whether the target has int8 dot products; without them the prefilter is slower
+  // The fewest rows for which the prefilter is faster than multiplying every column; a number that
+  // no call has, where the target has no int8 dot products.
+  int64_t min_rows;
   // Quantises row `row` of args.linear into args.x (in place: args.inplace) and args.errors.
   // Returns false if the row has a NaN, an infinity or a number of 2^64 or more, for which there
   // are no bounds.

@@ -13,12 +13,14 @@
 #include <cmath>
 #include <cstring>
 
+#include "core/int8_dot-inl.h"
 #include "lm_head/lanes-inl.h"
 #include "lm_head/prefilter/prefilter_args.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace riffle::lm_head::HWY_NAMESPACE {
 namespace hn = hwy::HWY_NAMESPACE;
+using core::HWY_NAMESPACE::Int8Dot;
 
 // Squared norms of a row x and of x - x', where x' is the quantised row.
 struct SquaredNorms {
@@ -92,7 +94,7 @@ HWY_INLINE void StoreInt8Block(const QuantizedBlock& block, Int8Block& to) {
     hn::StoreU(hn::DemoteTo(d8, hn::Load(di, block.q + i)), d8, q8 + i);
   }
   std::memcpy(to.lanes, q8, sizeof(q8));
-  to.start = -128 * block.sum;
+  to.start = -Int8Dot::kBias * block.sum;
   to.step = block.step;
 }
 
@@ -106,7 +108,7 @@ inline void StoreInplaceBlock(const QuantizedBlock& block, int64_t number, Inpla
     HWY_DASSERT(line.high[byte] == 0 && line.low[byte] == 0);
     line.high[byte] = static_cast<int8_t>(high);
     line.low[byte] = static_cast<int8_t>(block.q[i] - 128 * high);
-    line.start[byte / 4] -= block.q[i];
+    line.start[byte / 4] -= Int8Dot::kBias / 128 * block.q[i];
     line.step[byte / 4] = block.step;
   }
 }

@@ -1,0 +1,60 @@
+// Dot products of int8. Included once per SIMD target.
+#if defined(RIFFLE_CORE_INT8_DOT_INL_H_) == defined(HWY_TARGET_TOGGLE)
+#ifdef RIFFLE_CORE_INT8_DOT_INL_H_
+#undef RIFFLE_CORE_INT8_DOT_INL_H_
+#else
+#define RIFFLE_CORE_INT8_DOT_INL_H_
+#endif
+
+#include <hwy/highway.h>
+
+#include <cstdint>
+
+HWY_BEFORE_NAMESPACE();
+namespace riffle::core::HWY_NAMESPACE {
+namespace hn = hwy::HWY_NAMESPACE;
+
+// Sums of products of four int8. One operand of each product is packed beforehand, as value +
+// kBias: the instruction of x86 takes an unsigned and a signed byte, that of ARM two signed ones.
+// Callers start a sum at -kBias times the sum of the other operand. Sums are exact, the same on
+// every target.
+struct Int8Dot {
+#if HWY_TARGET == HWY_NEON_BF16  // SDOT; Highway 1.2 has no function for it
+  static constexpr bool kNative = true;
+  static constexpr int32_t kBias = 0;
+#else  // elsewhere a dozen instructions stand for one
+  static constexpr bool kNative = HWY_ARCH_X86 && HWY_TARGET <= HWY_AVX3_DL;
+  static constexpr int32_t kBias = 128;
+#endif
+  static constexpr uint32_t kFlip = kBias == 0 ? 0 : 0x80808080u;  // value ^ kFlip: packed
+
+  template <class DI, class VI = hn::Vec<DI>>
+  static HWY_INLINE VI Step(DI di, hn::Vec<hn::Repartition<uint8_t, DI>> packed,
+                            hn::Vec<hn::Repartition<int8_t, DI>> other, VI sum) {
+#if HWY_TARGET == HWY_NEON_BF16
+    static_assert(hn::MaxLanes(di) == 4);
+    return VI{
+        vdotq_s32(sum.raw, hn::BitCast(hn::Repartition<int8_t, DI>(), packed).raw, other.raw)};
+#else
+    return hn::SumOfMulQuadAccumulate(di, packed, other, sum);
+#endif
+  }
+
+  // Of unsigned bytes, the second at most 127.
+  template <class DI, class VI = hn::Vec<DI>, class VU8 = hn::Vec<hn::Repartition<uint8_t, DI>>>
+  static HWY_INLINE VI StepUnsigned(DI di, VU8 a, VU8 b, VI sum) {
+#if HWY_TARGET == HWY_NEON_BF16
+    static_assert(hn::MaxLanes(di) == 4);
+    const hn::RebindToUnsigned<DI> du;
+    return hn::BitCast(di,
+                       hn::Vec<decltype(du)>{vdotq_u32(hn::BitCast(du, sum).raw, a.raw, b.raw)});
+#else
+    return hn::SumOfMulQuadAccumulate(di, a, hn::BitCast(hn::Repartition<int8_t, DI>(), b), sum);
+#endif
+  }
+};
+
+}  // namespace riffle::core::HWY_NAMESPACE
+HWY_AFTER_NAMESPACE();
+
+#endif  // per-target include guard
