@@ -10,26 +10,12 @@
 #include "testing/attention_case.h"
 #include "testing/kv_codings.h"
 #include "testing/rng.h"
-#include "testing/targets.h"
+#include "tests/attention/on_every_target.h"
 
 namespace riffle::test {
 namespace {
 
-constexpr DType kDTypes[] = {DType::kF32, DType::kF16, DType::kBF16};
-
-class Formats : public testing::Test {
- protected:
-  ~Formats() override { SetTarget(""); }
-
-  static void Check(const AttentionSpec& spec) {
-    const AttentionCase attention(spec);
-    for (const std::string& target : SweepTargets()) {
-      SetTarget(target);
-      const std::string difference = attention.Check(attention.Run());
-      ASSERT_EQ(difference, "") << Describe(spec) << " on " << target;
-    }
-  }
-};
+using Formats = AttentionOnEveryTarget;
 
 TEST_F(Formats, EachWithEachQuery) {
   for (const KvCoding& coding : AllKvCodings()) {

@@ -9,28 +9,14 @@
 
 #include "testing/attention_case.h"
 #include "testing/rng.h"
-#include "testing/targets.h"
+#include "tests/attention/on_every_target.h"
 
 namespace riffle::test {
 namespace {
 
-constexpr DType kDTypes[] = {DType::kF32, DType::kF16, DType::kBF16};
+using Attention = AttentionOnEveryTarget;
 
-class OnEveryTarget : public testing::Test {
- protected:
-  ~OnEveryTarget() override { SetTarget(""); }
-
-  static void Check(const AttentionSpec& spec) {
-    const AttentionCase attention(spec);
-    for (const std::string& target : SweepTargets()) {
-      SetTarget(target);
-      const std::string difference = attention.Check(attention.Run());
-      ASSERT_EQ(difference, "") << Describe(spec) << " on " << target;
-    }
-  }
-};
-
-TEST_F(OnEveryTarget, DecodeInEveryPairOfDTypes) {
+TEST_F(Attention, DecodeInEveryPairOfDTypes) {
   for (const DType q : kDTypes) {
     for (const DType kv : kDTypes) {
       Check({.q_lens = {1, 1, 1},
@@ -42,7 +28,7 @@ TEST_F(OnEveryTarget, DecodeInEveryPairOfDTypes) {
   }
 }
 
-TEST_F(OnEveryTarget, PrefillInEveryPairOfDTypes) {
+TEST_F(Attention, PrefillInEveryPairOfDTypes) {
   for (const DType q : kDTypes) {
     for (const DType kv : kDTypes) {
       Check({.q_lens = {150, 40}, .kv_lens = {150, 600}, .q_dtype = q, .kv_dtype = kv});
@@ -50,7 +36,7 @@ TEST_F(OnEveryTarget, PrefillInEveryPairOfDTypes) {
   }
 }
 
-TEST_F(OnEveryTarget, Int8WithScalesInEveryPairOfDTypes) {
+TEST_F(Attention, Int8WithScalesInEveryPairOfDTypes) {
   for (const DType q : kDTypes) {
     for (const DType scales : kDTypes) {
       Check({.q_lens = {1, 1, 1},
@@ -71,7 +57,7 @@ TEST_F(OnEveryTarget, Int8WithScalesInEveryPairOfDTypes) {
   }
 }
 
-TEST_F(OnEveryTarget, Int8HeadDimsPagesAndAddresses) {
+TEST_F(Attention, Int8HeadDimsPagesAndAddresses) {
   int shift = 0;
   for (const int dim : {32, 40, 64, 72, 128, 256, 512}) {
     for (const int page_size : {1, 3, 16, 100}) {
@@ -90,7 +76,7 @@ TEST_F(OnEveryTarget, Int8HeadDimsPagesAndAddresses) {
   }
 }
 
-TEST_F(OnEveryTarget, HeadDims) {
+TEST_F(Attention, HeadDims) {
   for (int dim = 32; dim <= 512; dim += dim < 96 ? 8 : 104) {
     for (const DType dtype : kDTypes) {
       Check({.q_lens = {1, 20},
@@ -107,7 +93,7 @@ TEST_F(OnEveryTarget, HeadDims) {
          .kv_dtype = DType::kBF16});
 }
 
-TEST_F(OnEveryTarget, HeadRatios) {
+TEST_F(Attention, HeadRatios) {
   for (const int group : {1, 2, 3, 4, 5, 7, 8, 9, 16, 17, 31, 33, 71, 130}) {
     for (const DType dtype : {DType::kF32, DType::kBF16}) {
       Check({.q_lens = {1, 3},
@@ -121,7 +107,7 @@ TEST_F(OnEveryTarget, HeadRatios) {
   }
 }
 
-TEST_F(OnEveryTarget, PagesAndLayouts) {
+TEST_F(Attention, PagesAndLayouts) {
   for (const int page_size : {1, 2, 3, 8, 15, 16, 17, 32, 48, 64, 100, 128, 256}) {
     for (const Layout layout : {Layout::kHND, Layout::kNHD, Layout::kJAX}) {
       Check({.q_lens = {1, 30},
@@ -134,7 +120,7 @@ TEST_F(OnEveryTarget, PagesAndLayouts) {
   }
 }
 
-TEST_F(OnEveryTarget, Misaligned) {
+TEST_F(Attention, Misaligned) {
   for (const DType dtype : kDTypes) {
     for (const int shift : {1, 3, 6}) {
       Check({.q_lens = {1, 10},
@@ -148,7 +134,7 @@ TEST_F(OnEveryTarget, Misaligned) {
   }
 }
 
-TEST_F(OnEveryTarget, Options) {
+TEST_F(Attention, Options) {
   for (const DType dtype : {DType::kF32, DType::kBF16}) {
     AttentionSpec spec{.q_lens = {1, 70, 90, 5},
                        .kv_lens = {600, 700, 90, 5},
@@ -169,7 +155,7 @@ TEST_F(OnEveryTarget, Options) {
 }
 
 // Encoders look both ways: keys on each side of a query, or all up to some distance behind it.
-TEST_F(OnEveryTarget, WindowsOnBothSides) {
+TEST_F(Attention, WindowsOnBothSides) {
   for (const DType dtype : {DType::kF32, DType::kBF16}) {
     AttentionSpec spec{.q_lens = {1, 70, 300, 600},
                        .kv_lens = {600, 700, 300, 600},
@@ -189,7 +175,7 @@ TEST_F(OnEveryTarget, WindowsOnBothSides) {
 }
 
 // Cross attention: queries that are no positions of the keys.
-TEST_F(OnEveryTarget, MoreQueriesThanKeys) {
+TEST_F(Attention, MoreQueriesThanKeys) {
   for (const DType dtype : kDTypes) {
     for (const bool sinks : {false, true}) {
       Check({.q_lens = {5, 300, 2, 3, 700},
@@ -206,7 +192,7 @@ TEST_F(OnEveryTarget, MoreQueriesThanKeys) {
 
 // What JAX's own test of its kernel allows with several query heads for a KV head: no scale, so
 // that logits are large and few keys count; dequantised exactly in the reference.
-TEST_F(OnEveryTarget, Int8ByBF16IsWithinJaxTolerance) {
+TEST_F(Attention, Int8ByBF16IsWithinJaxTolerance) {
   for (const int dim : {128, 256}) {
     for (const int group : {4, 8}) {
       const AttentionSpec spec{.q_lens = {1, 1, 1},
@@ -228,7 +214,7 @@ TEST_F(OnEveryTarget, Int8ByBF16IsWithinJaxTolerance) {
   }
 }
 
-TEST_F(OnEveryTarget, SoftCapsAndScalesOfAnySize) {
+TEST_F(Attention, SoftCapsAndScalesOfAnySize) {
   for (const DType dtype : {DType::kF32, DType::kBF16}) {
     AttentionSpec spec{.q_lens = {1, 40}, .kv_lens = {90, 40}, .q_dtype = dtype, .kv_dtype = dtype};
     for (const float scale : {0.125f, 1e-44f, 1e-38f, -0.3f, 0.0f}) {
@@ -242,7 +228,7 @@ TEST_F(OnEveryTarget, SoftCapsAndScalesOfAnySize) {
   }
 }
 
-TEST_F(OnEveryTarget, Scales) {
+TEST_F(Attention, Scales) {
   for (const float scale : {-0.3f, 0.0f, 1.0f, 1e-20f}) {
     for (const float cap : {0.0f, 5.0f}) {
       Check({.q_lens = {1, 20},
@@ -253,7 +239,7 @@ TEST_F(OnEveryTarget, Scales) {
   }
 }
 
-TEST_F(OnEveryTarget, HardData) {
+TEST_F(Attention, HardData) {
   for (const KvData data :
        {KvData::kHugeLogits, KvData::kOneHotKey, KvData::kEqualKeys, KvData::kConstant,
         KvData::kTiny, KvData::kVisibleNaN, KvData::kInfiniteLater}) {
@@ -276,7 +262,7 @@ TEST_F(OnEveryTarget, HardData) {
   }
 }
 
-TEST_F(OnEveryTarget, EmptySequencesAndNoQueries) {
+TEST_F(Attention, EmptySequencesAndNoQueries) {
   for (const bool sinks : {false, true}) {
     Check({.q_lens = {0, 3, 0, 1, 5}, .kv_lens = {0, 0, 40, 0, 5}, .sinks = sinks});
     Check({.q_lens = {1, 1}, .kv_lens = {0, 0}, .sinks = sinks, .implicit_q_lens = true});
@@ -285,7 +271,7 @@ TEST_F(OnEveryTarget, EmptySequencesAndNoQueries) {
   Check({.q_lens = {0, 0}, .kv_lens = {10, 0}});
 }
 
-TEST_F(OnEveryTarget, ManySequences) {
+TEST_F(Attention, ManySequences) {
   AttentionSpec spec{.q_lens = {},
                      .kv_lens = {},
                      .kv_heads = 1,
@@ -301,7 +287,7 @@ TEST_F(OnEveryTarget, ManySequences) {
   Check(spec);
 }
 
-TEST_F(OnEveryTarget, RandomCases) {
+TEST_F(Attention, RandomCases) {
   Rng rng(11);
   for (int i = 0; i < 150; ++i) {
     AttentionSpec spec{.q_lens = {}, .kv_lens = {}};
@@ -333,7 +319,7 @@ TEST_F(OnEveryTarget, RandomCases) {
 
 // What the contract says in one number, on data of work item variance and on the sums that round
 // worst.
-TEST_F(OnEveryTarget, F32IsWithinTwoInAHundredThousand) {
+TEST_F(Attention, F32IsWithinTwoInAHundredThousand) {
   for (const KvData data : {KvData::kNormal, KvData::kEqualKeys, KvData::kConstant}) {
     const AttentionSpec spec{
         .q_lens = {1, 64}, .kv_lens = {9000, 700}, .kv_heads = 1, .dim = 128, .data = data};

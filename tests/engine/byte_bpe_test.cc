@@ -7,16 +7,13 @@
 #include <gtest/gtest.h>
 
 #include <chrono>
-#include <fstream>
-#include <nlohmann/json.hpp>
 #include <set>
 
 #include "engine/default_model.h"
 #include "engine/tokenizer/tokenizer.h"
 #include "engine/tokenizer/unicode.h"
-#include "testing/crc32.h"
 #include "testing/gguf_writer.h"
-#include "testing/rng.h"
+#include "tests/engine/token_fixture.h"
 
 namespace riffle::engine {
 namespace {
@@ -81,50 +78,26 @@ std::string WithTokens(std::string text) {
   return text;
 }
 
-// The text that make_bpe_fixture.py makes of the same number.
-std::string TextOf(uint64_t number, const std::vector<std::string>& parts, int64_t words) {
-  test::Rng rng(number);
-  std::string text;
-  for (int64_t count = 1 + rng.Below(24); count > 0; --count) {
-    const bool word = rng.Below(5) > 0;
-    text +=
-        parts[static_cast<size_t>(rng.Below(word ? words : static_cast<int64_t>(parts.size())))];
-  }
-  return text;
-}
-
 TEST(ByteBpe, TwentyThousandTextsAsTheLibraryTokenizersHasThem) {
-  std::ifstream stream(RIFFLE_TEST_DATA "/bpe_tokens.json");
-  const auto fixture = nlohmann::json::parse(stream);
-  const auto parts = fixture["parts"].get<std::vector<std::string>>();
-  const auto words = fixture["words"].get<int64_t>();
+  const auto fixture = ReadFixture("bpe_tokens.json");
+  const FixtureTexts texts(fixture);
   const auto texts_of_tokens = SmolLm2().Strings("tokenizer.ggml.tokens");
   ASSERT_EQ(fixture["kinds"].size(), 4u);
-  for (const auto& [kind, expected] : fixture["kinds"].items()) {
+  for (const auto& item : fixture["kinds"].items()) {
+    const std::string& kind = item.key();
     SCOPED_TRACE(kind);
     const Tokenizer tokenizer = With(kind);
-    const auto crcs = expected["crc32"].get<std::string>();
-    const size_t texts = crcs.size() / 8;
-    ASSERT_EQ(texts, 20000u);
-    int wrong = 0;
-    for (size_t i = 0; i < texts && wrong < 10; ++i) {
-      const std::string text = TextOf(i, parts, words);
-      const Tokens tokens = tokenizer.Encode(text);
-      if (i < expected["shown"].size()) {
-        EXPECT_EQ(tokens, expected["shown"][i].get<Tokens>()) << ::testing::PrintToString(text);
-      }
-      const auto crc = static_cast<uint32_t>(std::stoul(crcs.substr(8 * i, 8), nullptr, 16));
-      const bool same = riffle::testing::Crc32(tokens.data(), tokens.size() * 4) == crc;
-      EXPECT_TRUE(same) << "text " << i << ": " << ::testing::PrintToString(text) << " gives "
-                        << ::testing::PrintToString(tokens);
-      wrong += !same;
+    const auto comes_back = [&](const std::string& text, const Tokens& tokens) {
       std::string decoded;
       for (const int32_t token : tokens) {  // control tokens decode to nothing
         decoded +=
             token < 17 ? texts_of_tokens[static_cast<size_t>(token)] : tokenizer.TokenBytes(token);
       }
       EXPECT_EQ(decoded, WithTokens(kind == "qwen2" ? Compose(text) : text));
-    }
+    };
+    ExpectFixtureTokens(
+        item.value(), "crc32", 20000, texts,
+        [&](const std::string& text) { return tokenizer.Encode(text); }, comes_back);
   }
 }
 

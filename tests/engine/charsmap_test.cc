@@ -7,14 +7,12 @@
 
 #include <algorithm>
 #include <chrono>
-#include <fstream>
 #include <map>
 #include <nlohmann/json.hpp>
 
 #include "engine/tokenizer/tokenizer.h"
-#include "testing/crc32.h"
 #include "testing/gguf_writer.h"
-#include "testing/rng.h"
+#include "tests/engine/token_fixture.h"
 
 namespace riffle::engine {
 namespace {
@@ -40,17 +38,6 @@ std::vector<uint8_t> Base64(const std::string& text) {
   return bytes;
 }
 
-std::string TextOf(uint64_t number, const std::vector<std::string>& parts, int64_t words) {
-  test::Rng rng(number);
-  std::string text;
-  for (int64_t count = 1 + rng.Below(24); count > 0; --count) {
-    const bool word = rng.Below(5) > 0;
-    text +=
-        parts[static_cast<size_t>(rng.Below(word ? words : static_cast<int64_t>(parts.size())))];
-  }
-  return text;
-}
-
 Tokenizer FixtureTokenizer(const nlohmann::json& kind, const std::vector<uint8_t>& charsmap) {
   Writer writer;
   const std::string prefix = "tokenizer.ggml.";
@@ -72,29 +59,15 @@ Tokenizer FixtureTokenizer(const nlohmann::json& kind, const std::vector<uint8_t
 }
 
 TEST(Charsmap, FiveThousandTextsAsSentencePieceHasThem) {
-  std::ifstream stream(RIFFLE_TEST_DATA "/charsmap_tokens.json");
-  const auto fixture = nlohmann::json::parse(stream);
-  const auto parts = fixture["parts"].get<std::vector<std::string>>();
+  const auto fixture = ReadFixture("charsmap_tokens.json");
+  const FixtureTexts texts(fixture);
   const std::vector<uint8_t> charsmap = Base64(fixture["charsmap"].get<std::string>());
   ASSERT_EQ(fixture["kinds"].size(), 3u);
-  for (const auto& [name, kind] : fixture["kinds"].items()) {
-    SCOPED_TRACE(name);
-    const Tokenizer tokenizer = FixtureTokenizer(kind, charsmap);
-    const auto crcs = kind["crc16"].get<std::string>();
-    ASSERT_EQ(crcs.size(), 5000u * 4);
-    int wrong = 0;
-    for (size_t i = 0; i < crcs.size() / 4 && wrong < 10; ++i) {
-      const std::string text = TextOf(i, parts, fixture["words"]);
-      const Tokens tokens = tokenizer.Encode(text);
-      if (i < kind["shown"].size()) {
-        EXPECT_EQ(tokens, kind["shown"][i].get<Tokens>()) << ::testing::PrintToString(text);
-      }
-      const auto crc = static_cast<uint32_t>(std::stoul(crcs.substr(4 * i, 4), nullptr, 16));
-      const bool same = (riffle::testing::Crc32(tokens.data(), tokens.size() * 4) & 0xffff) == crc;
-      EXPECT_TRUE(same) << "text " << i << ": " << ::testing::PrintToString(text) << " gives "
-                        << ::testing::PrintToString(tokens);
-      wrong += !same;
-    }
+  for (const auto& item : fixture["kinds"].items()) {
+    SCOPED_TRACE(item.key());
+    const Tokenizer tokenizer = FixtureTokenizer(item.value(), charsmap);
+    ExpectFixtureTokens(item.value(), "crc16", 5000, texts,
+                        [&](const std::string& text) { return tokenizer.Encode(text); });
   }
 }
 

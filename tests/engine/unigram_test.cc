@@ -9,17 +9,15 @@
 #include <algorithm>
 #include <chrono>
 #include <cstdio>
-#include <fstream>
 #include <functional>
 #include <limits>
-#include <nlohmann/json.hpp>
 
 #include "engine/default_model.h"
 #include "engine/tokenizer/tokenizer.h"
 #include "engine/tokenizer/utf8.h"
-#include "testing/crc32.h"
 #include "testing/gguf_writer.h"
 #include "testing/rng.h"
+#include "tests/engine/token_fixture.h"
 
 namespace riffle::engine {
 namespace {
@@ -96,49 +94,25 @@ Vocabulary FixtureVocabulary(const std::string& kind) {
   return vocabulary;
 }
 
-std::string TextOf(uint64_t number, const std::vector<std::string>& parts, int64_t words) {
-  test::Rng rng(number);
-  std::string text;
-  for (int64_t count = 1 + rng.Below(24); count > 0; --count) {
-    const bool word = rng.Below(5) > 0;
-    text +=
-        parts[static_cast<size_t>(rng.Below(word ? words : static_cast<int64_t>(parts.size())))];
-  }
-  return text;
-}
-
 TEST(Unigram, TwentyThousandTextsAsTheLibraryTokenizersHasThem) {
-  std::ifstream texts_stream(RIFFLE_TEST_DATA "/bpe_tokens.json");
-  const auto texts_of = nlohmann::json::parse(texts_stream);
-  const auto parts = texts_of["parts"].get<std::vector<std::string>>();
-  const auto words = texts_of["words"].get<int64_t>();
-  std::ifstream stream(RIFFLE_TEST_DATA "/unigram_tokens.json");
-  const auto fixture = nlohmann::json::parse(stream);
+  const FixtureTexts texts(ReadFixture("bpe_tokens.json"));
+  const auto fixture = ReadFixture("unigram_tokens.json");
   ASSERT_EQ(fixture["kinds"].size(), 3u);
-  for (const auto& [kind, expected] : fixture["kinds"].items()) {
+  for (const auto& item : fixture["kinds"].items()) {
+    const std::string& kind = item.key();
     SCOPED_TRACE(kind);
     const Vocabulary vocabulary = FixtureVocabulary(kind);
     EXPECT_EQ(vocabulary.texts.size() - (kind == "bytes" ? 256 : 0),
               fixture["vocabulary"].get<size_t>());
     const Tokenizer tokenizer = vocabulary.Make();
-    const auto crcs = expected["crc16"].get<std::string>();
-    ASSERT_EQ(crcs.size(), 20000u * 4);
-    int wrong = 0;
-    for (size_t i = 0; i < crcs.size() / 4 && wrong < 10; ++i) {
-      const std::string text = TextOf(i, parts, words);
-      const Tokens tokens = tokenizer.Encode(text);
-      if (i < expected["shown"].size()) {
-        EXPECT_EQ(tokens, expected["shown"][i].get<Tokens>()) << ::testing::PrintToString(text);
-      }
-      const auto crc = static_cast<uint32_t>(std::stoul(crcs.substr(4 * i, 4), nullptr, 16));
-      const bool same = (riffle::testing::Crc32(tokens.data(), tokens.size() * 4) & 0xffff) == crc;
-      EXPECT_TRUE(same) << "text " << i << ": " << ::testing::PrintToString(text) << " gives "
-                        << ::testing::PrintToString(tokens);
-      wrong += !same;
-      if (kind == "bytes") {  // nothing is lost
-        EXPECT_EQ(tokenizer.Decode(tokens), SpelledBytes(text, TokenType::kNormal));
-      }
-    }
+    ExpectFixtureTokens(
+        item.value(), "crc16", 20000, texts,
+        [&](const std::string& text) { return tokenizer.Encode(text); },
+        [&](const std::string& text, const Tokens& tokens) {
+          if (kind == "bytes") {  // nothing is lost
+            EXPECT_EQ(tokenizer.Decode(tokens), SpelledBytes(text, TokenType::kNormal));
+          }
+        });
   }
 }
 
