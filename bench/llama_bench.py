@@ -4,6 +4,7 @@
     bench/llama_bench.py --prepare          writes models and caches (some minutes and gigabytes, once)
     bench/llama_bench.py [--quick]          measures what bench/results/llama.json does not have yet
     bench/llama_bench.py --seconds 200      ... and stops after that time; run it again to go on
+    bench/llama_bench.py --only 8b.*prefill ... and no other points than those that match
     bench/llama_bench.py --table            prints the results as docs/llama.cpp.md has them
     bench/llama_bench.py --picture FILE     draws decode against depth (needs matplotlib)
 
@@ -18,6 +19,7 @@ import atexit
 import contextlib
 import json
 import pathlib
+import re
 import signal
 import sys
 import tempfile
@@ -47,6 +49,7 @@ def points(quick: bool) -> list[tuple[str, str, int, int, str]]:
     models = [*llama_models.SHAPES, GEMMA]
     depths = {model: GEMMA_DEPTHS if model == GEMMA else DEPTHS for model in models}
     found = [(model, "f16", 1, depth, "decode") for model in models for depth in depths[model]]
+    found += [(model, "f16", 8, 4096, "decode") for model in llama_models.SHAPES]
     found += [(model, cache, 1, depth, "decode") for model in models for cache in ("q8_0", "q4_0") for depth in depths[model]]
     found += [(model, "f16", 1, depth, "prefill") for model in models for depth in (512, 16384)]
     return found
@@ -69,6 +72,7 @@ def model_file(model: str) -> pathlib.Path:
 def start(setting: str, model: str, cache: str, sequences: int, context: int) -> Server:
     which, flash = SETTINGS[setting]
     more = ["-b", "2048", "-ub", "512", "-np", str(sequences), "-c", str(context), "-fa", flash, "-ctk", cache, "-ctv", cache]
+    more += ["--kv-unified", "--no-cache-idle-slots"] * (sequences > 1)  # unified: llama-server's own choice
     return Server(which, model_file(model), *more, "--slot-save-path", f"{FOLDER}/")
 
 
@@ -255,11 +259,12 @@ def main() -> None:
     parser.add_argument("--prepare", action="store_true")
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--seconds", type=float, default=float("inf"))
+    parser.add_argument("--only", default="", metavar="REGEX", help="of 'MODEL CACHE SEQUENCES DEPTH WORK'")
     parser.add_argument("--table", action="store_true")
     parser.add_argument("--picture")
     arguments = parser.parse_args()
     FOLDER.mkdir(parents=True, exist_ok=True)
-    wanted = points(arguments.quick)
+    wanted = [point for point in points(arguments.quick) if re.search(arguments.only, " ".join(map(str, point)))]
     if arguments.prepare:
         for model, cache in dict.fromkeys(point[:2] for point in wanted):
             print(base_state(model, cache), flush=True)

@@ -35,12 +35,12 @@ struct RopeSpec {
   double base = 10000;
   double scale = 1;      // 1 / the factor of linear scaling or of YaRN
   double magnitude = 1;  // of the turned queries and keys
-  std::optional<Yarn> yarn;
-  std::string factors;  // the tensor of factors [head_dim / 2]; empty: all are 1
+  std::optional<Yarn> yarn = {};
+  std::string factors = {};  // the tensor of factors [head_dim / 2]; empty: all are 1
   // LongRoPE: other factors for a context of at most original_context tokens. The engine's context
   // decides, as llama.cpp's does, not the length of a text: its angles must not change as it grows.
   // Source: Ding et al., "LongRoPE: Extending LLM Context Window Beyond 2 Million Tokens" (2024).
-  std::string short_factors;  // a tensor as `factors`; empty: those are for every context
+  std::string short_factors = {};  // a tensor as `factors`; empty: those are for every context
   int64_t original_context = 0;
 };
 

@@ -271,9 +271,8 @@ TEST(Gemma3Rope, AnglesAreTheirFormula) {
   for (int64_t i = 0; i < size / 2; ++i) {
     factors.push_back(i < 10 ? 1.0f : 8.0f);
   }
-  for (const RopeSpec& spec :
-       {RopeSpec{10000.0, 1, 1, std::nullopt, ""}, RopeSpec{1000000.0, 0.125, 1, std::nullopt, ""},
-        RopeSpec{500000.0, 1, 1, std::nullopt, "f"}}) {
+  for (const RopeSpec& spec : {RopeSpec{.base = 10000}, RopeSpec{.base = 1000000, .scale = 0.125},
+                               RopeSpec{.base = 500000, .factors = "f"}}) {
     const std::span<const float> used(factors.data(), spec.factors.empty() ? 0 : factors.size());
     RopeAngles at_once(size, spec, used), piecewise(size, spec, used);
     at_once.Grow(40000);
