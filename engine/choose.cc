@@ -17,17 +17,21 @@ constexpr int32_t kMaxFused = 1024;
 // Rows of stored logits at a time: 1 MB each.
 constexpr int64_t kStoredRows = 16;
 
-// What rows are chosen together by: 1 for greedy ones, else k, 0 for no or a large one and for rows
-// with penalties, which need all logits. Rows of different k never share a call, which makes the
-// sums of a row's draw independent of the others.
-int32_t FusedK(const SamplingParams& sampling) {
-  if (sampling.penalties.any()) {
-    return 0;
-  }
-  if (sampling.temperature == 0) {
-    return 1;
-  }
-  return sampling.top_k > kMaxFused ? 0 : sampling.top_k;
+// The best logits that a row's k best after its penalties are among.
+int64_t FoundFor(const Choice& choice, int32_t k) {
+  const bool penalized = choice.sampling.penalties.any();
+  return k + (penalized ? static_cast<int64_t>(choice.counts.size()) : 0);
+}
+
+// What rows are chosen together by: 1 for greedy ones, else k; 0 for those that need all logits,
+// since they have no or a large k, or penalties of many tokens or that raise logits. Rows of
+// different k never share a draw, which makes the sums of a row's draw independent of the others.
+int32_t FusedK(const Choice& choice) {
+  const SamplingParams& sampling = choice.sampling;
+  const int32_t k = sampling.temperature == 0 ? 1 : sampling.top_k;
+  const bool fused = FoundFor(choice, k) <= kMaxFused &&
+                     (!sampling.penalties.any() || sampling.penalties.only_lower());
+  return fused ? k : 0;
 }
 
 }  // namespace
@@ -43,7 +47,7 @@ void Chooser::Choose(std::span<const float> hidden, std::span<const Choice> choi
     next = std::numeric_limits<int32_t>::max();
     rows_.clear();
     for (size_t row = 0; row < choices.size(); ++row) {
-      const int32_t wanted = FusedK(choices[row].sampling);
+      const int32_t wanted = FusedK(choices[row]);
       if (wanted == k) {
         rows_.push_back(static_cast<int64_t>(row));
       } else if (wanted > k) {
@@ -112,24 +116,50 @@ void Chooser::FindLogProbabilities(std::span<float> log_probabilities) {
   lm_head_seconds_ += watch.seconds();
 }
 
-// Draws from the k best logits.
+// Draws from the k best logits, which are found among a few more where rows have penalties.
 void Chooser::FromTopK(int32_t k) {
   const Stopwatch watch;
   const ModelSpec& spec = model_.spec();
   const int64_t rows = static_cast<int64_t>(rows_.size());
   const int64_t best = std::min<int64_t>(k, spec.vocab_size);
-  values_.resize(static_cast<size_t>(rows * best));
-  candidates_.resize(static_cast<size_t>(rows * best));
-  model_.weights().head.TopK(states_.data(), rows, best, values_.data(), candidates_.data(),
+  int64_t found = best;
+  for (const int64_t row : rows_) {
+    found = std::max(found, FoundFor(choices_[static_cast<size_t>(row)], k));
+  }
+  found = std::min(found, spec.vocab_size);
+  values_.resize(static_cast<size_t>(rows * found));
+  candidates_.resize(static_cast<size_t>(rows * found));
+  model_.weights().head.TopK(states_.data(), rows, found, values_.data(), candidates_.data(),
                              scratch_, pool_);
   CapLogits(values_);
   lm_head_seconds_ += watch.seconds();
+  KeepBest(found, best);
   // Greedy rows too: a row of NaN is found there.
   Draw({values_.data(), DType::kF32, rows, best, best}, rows_);
   for (int64_t i = 0; i < rows; ++i) {
     int32_t& token = tokens_[static_cast<size_t>(rows_[static_cast<size_t>(i)])];
     token = token == kNoToken ? kNoToken : candidates_[static_cast<size_t>(i * best + token)];
   }
+}
+
+// Of `found` candidates of each row the `best` best after its penalties.
+void Chooser::KeepBest(int64_t found, int64_t best) {
+  const Stopwatch watch;
+  const auto size = static_cast<size_t>(found);
+  const auto kept = static_cast<size_t>(best);
+  for (size_t i = 0; i < rows_.size(); ++i) {
+    const Choice& choice = choices_[static_cast<size_t>(rows_[i])];
+    const auto values = std::span(values_).subspan(i * size, size);
+    const auto tokens = std::span(candidates_).subspan(i * size, size);
+    if (choice.sampling.penalties.any()) {
+      PenalizeBest(choice.sampling.penalties, choice.counts, values, tokens);
+    }
+    if (found > best && i > 0) {
+      std::copy_n(values.data(), kept, values_.data() + i * kept);
+      std::copy_n(tokens.data(), kept, candidates_.data() + i * kept);
+    }
+  }
+  sampling_seconds_ += watch.seconds();
 }
 
 // Draws from all logits, a few rows at a time.

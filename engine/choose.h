@@ -44,6 +44,7 @@ class Chooser {
   void GatherStates(std::span<const float> hidden);
   void FindLogProbabilities(std::span<float> log_probabilities);
   void FromTopK(int32_t k);
+  void KeepBest(int64_t found, int64_t best);
   void FromLogits();
   void CapLogits(std::span<float> logits) const;
   void PenalizeLogits(std::span<const int64_t> rows, int64_t stride);

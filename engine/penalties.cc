@@ -1,8 +1,30 @@
 #include "engine/penalties.h"
 
 #include <algorithm>
+#include <bit>
+
+#include "core/order.h"
 
 namespace riffle::engine {
+namespace {
+
+// The first of these counts that is of the token or of a later one.
+template <typename Counts>
+auto FindToken(Counts& counts, int32_t token) {
+  return std::lower_bound(
+      counts.begin(), counts.end(), token,
+      [](const TokenCount& count, int32_t wanted) { return count.token < wanted; });
+}
+
+void PenalizeOne(const Penalties& penalties, const TokenCount& count, float& logit) {
+  logit = logit < 0 ? logit * penalties.repetition : logit / penalties.repetition;
+  if (count.in_answer > 0) {
+    logit -= penalties.frequency * static_cast<float>(count.in_answer);
+    logit -= penalties.presence;
+  }
+}
+
+}  // namespace
 
 TokenCounts::TokenCounts(std::span<const int32_t> prompt) {
   std::vector<int32_t> tokens(prompt.begin(), prompt.end());
@@ -21,9 +43,7 @@ void TokenCounts::Reserve() {
 }
 
 void TokenCounts::Add(int32_t token) noexcept {
-  auto at = std::lower_bound(
-      counts_.begin(), counts_.end(), token,
-      [](const TokenCount& count, int32_t wanted) { return count.token < wanted; });
+  auto at = FindToken(counts_, token);
   if (at == counts_.end() || at->token != token) {
     at = counts_.insert(at, {token, 0});  // within the capacity
   }
@@ -32,12 +52,33 @@ void TokenCounts::Add(int32_t token) noexcept {
 
 void Penalize(const Penalties& penalties, std::span<const TokenCount> counts, float* logits) {
   for (const TokenCount& count : counts) {
-    float& logit = logits[count.token];
-    logit = logit < 0 ? logit * penalties.repetition : logit / penalties.repetition;
-    if (count.in_answer > 0) {
-      logit -= penalties.frequency * static_cast<float>(count.in_answer);
-      logit -= penalties.presence;
+    PenalizeOne(penalties, count, logits[count.token]);
+  }
+}
+
+void PenalizeBest(const Penalties& penalties, std::span<const TokenCount> counts,
+                  std::span<float> logits, std::span<int32_t> tokens) {
+  struct Ranked {
+    int32_t key;  // of the logit in the library's order
+    int32_t token;
+    float logit;
+  };
+  std::vector<Ranked> ranked;
+  ranked.reserve(tokens.size());
+  for (size_t i = 0; i < tokens.size(); ++i) {
+    const auto count = FindToken(counts, tokens[i]);
+    if (count != counts.end() && count->token == tokens[i]) {
+      PenalizeOne(penalties, *count, logits[i]);
     }
+    const int32_t key = core::Key(std::bit_cast<int32_t>(logits[i]), core::kF32Format);
+    ranked.push_back({key, tokens[i], logits[i]});
+  }
+  std::sort(ranked.begin(), ranked.end(), [](const Ranked& a, const Ranked& b) {
+    return a.key != b.key ? a.key > b.key : a.token < b.token;
+  });
+  for (size_t i = 0; i < tokens.size(); ++i) {
+    logits[i] = ranked[i].logit;
+    tokens[i] = ranked[i].token;
   }
 }
 

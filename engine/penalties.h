@@ -22,6 +22,9 @@ struct Penalties {
   float frequency = 0;   // 0: off; -2 to 2
 
   bool any() const { return repetition != 1 || presence != 0 || frequency != 0; }
+  // No logit is raised. So the k best after the penalties are among the k + n best before them,
+  // where n tokens are counted: k of these at least are not.
+  bool only_lower() const { return repetition >= 1 && presence >= 0 && frequency >= 0; }
 };
 
 struct TokenCount {
@@ -48,5 +51,9 @@ class TokenCounts {
 
 // Changes the logits of the tokens counted; `logits` has one for each token of the vocabulary.
 void Penalize(const Penalties& penalties, std::span<const TokenCount> counts, float* logits);
+// The same where `logits` are those of `tokens` alone, whose order becomes the library's again: the
+// best first, of equal ones the lower token.
+void PenalizeBest(const Penalties& penalties, std::span<const TokenCount> counts,
+                  std::span<float> logits, std::span<int32_t> tokens);
 
 }  // namespace riffle::engine

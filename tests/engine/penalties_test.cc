@@ -9,9 +9,13 @@
 #include <fstream>
 #include <limits>
 #include <nlohmann/json.hpp>
+#include <numeric>
 
+#include "engine/choose.h"
 #include "engine/engine.h"
+#include "engine/weights.h"
 #include "riffle/error.h"
+#include "riffle/sampling.h"
 #include "testing/crc32.h"
 #include "testing/greedy_check.h"
 #include "testing/random_models.h"
@@ -118,6 +122,78 @@ TEST(Penalties, CountsAreByRisingToken) {
   std::vector<std::pair<int32_t, int32_t>> got;
   for (const TokenCount& count : counts.counts()) got.emplace_back(count.token, count.in_answer);
   EXPECT_EQ(got, wanted);
+}
+
+// Rows of one call with other penalties, counts and filters: the tokens of all logits, penalized
+// one by one. Some rows find theirs among the best logits, some need all.
+TEST(Penalties, TheBestAfterPenaltiesAreFoundAmongTheBestBefore) {
+  const int64_t vocab = Tiny().spec().vocab_size;
+  const int64_t hidden_size = Tiny().spec().hidden_size;
+  test::Rng rng(9);
+  for (int round = 0; round < 40; ++round) {
+    constexpr int64_t kRows = 12;
+    std::vector<float> hidden(static_cast<size_t>(kRows * hidden_size));
+    for (float& x : hidden) x = static_cast<float>(rng.Below(2001) - 1000) / 500;
+    std::vector<TokenCounts> counts;
+    std::vector<Choice> choices;
+    for (int64_t row = 0; row < kRows; ++row) {
+      Tokens prompt;
+      for (int64_t i = rng.Below(150); i > 0; --i) {
+        prompt.push_back(static_cast<int32_t>(rng.Below(vocab)));
+      }
+      counts.emplace_back(prompt);
+      for (int64_t i = rng.Below(60); i > 0; --i) {
+        counts.back().Reserve();
+        counts.back().Add(static_cast<int32_t>(rng.Below(vocab)));
+      }
+      Choice choice;
+      choice.stream = row;
+      choice.position = round;
+      if (row % 3 == 1) choice.sampling = {2.0f, 5, 0.95f, 0};
+      if (row % 3 == 2) choice.sampling = {2.0f, 40, 1, 0.01f};
+      if (row % 4 != 3) choice.sampling.penalties = {1.3f, 0.5f, 0.25f};
+      if (row % 5 == 4) choice.sampling.penalties = {0.7f, -0.5f, 0};
+      choices.push_back(choice);
+    }
+    for (size_t row = 0; row < choices.size(); ++row) choices[row].counts = counts[row].counts();
+    std::vector<int32_t> got(kRows);
+    std::vector<float> logs(kRows);
+    Chooser chooser(Tiny(), 3, nullptr);
+    chooser.Choose(hidden, choices, got, logs);
+    LmHeadScratch scratch;
+    const MatrixView logits = Tiny().weights().head.Logits(hidden.data(), kRows, scratch, nullptr);
+    for (size_t row = 0; row < choices.size(); ++row) {
+      const SamplingParams& sampling = choices[row].sampling;
+      float* values = scratch.logits.data() + static_cast<int64_t>(row) * logits.row_stride;
+      Penalize(sampling.penalties, counts[row].counts(), values);
+      Tokens order(static_cast<size_t>(vocab));
+      std::iota(order.begin(), order.end(), 0);
+      std::stable_sort(order.begin(), order.end(),
+                       [&](int32_t a, int32_t b) { return values[a] > values[b]; });
+      size_t column = 0;
+      if (sampling.temperature > 0) {
+        std::vector<float> best;
+        // Rows that need all logits draw from them where they stand.
+        const bool all = !sampling.penalties.only_lower();
+        if (all) std::iota(order.begin(), order.end(), 0);
+        order.resize(static_cast<size_t>(all ? vocab : sampling.top_k));
+        for (const int32_t token : order) best.push_back(values[token]);
+        int32_t drawn = 0;
+        SampleOptions options;
+        options.temperature = std::span(&sampling.temperature, 1);
+        options.top_k = std::span(&sampling.top_k, 1);
+        options.top_p = std::span(&sampling.top_p, 1);
+        options.min_p = std::span(&sampling.min_p, 1);
+        options.seed = 3;
+        options.stream = std::span(&choices[row].stream, 1);
+        options.position = std::span(&choices[row].position, 1);
+        Sample(View(best.data(), 1, static_cast<int64_t>(best.size())), std::span(&drawn, 1),
+               options);
+        column = static_cast<size_t>(drawn);
+      }
+      EXPECT_EQ(got[row], order[column]) << "round " << round << ", row " << row;
+    }
+  }
 }
 
 // ---- requests
