@@ -16,10 +16,10 @@ namespace riffle {
 namespace lm_head {
 namespace {
 
-bool UsesPrefilter(PrefilterMode mode, const LinearArgs& args, int64_t k) {
+bool UsesPrefilter(PrefilterMode mode, const LinearArgs& args, int64_t rows, int64_t k) {
   switch (mode) {
     case PrefilterMode::kAuto:
-      return args.rows >= GetPrefilterKernels().min_rows && PrefilterPays(k, args);
+      return rows >= GetPrefilterKernels().min_rows && PrefilterPays(k, args);
     case PrefilterMode::kNever:
       return false;
     case PrefilterMode::kAlways:
@@ -65,7 +65,7 @@ void LinearTopKWith(PrefilterMode mode, const MatrixView& x, const WeightView& w
   LinearCall call(x, weight, options);
   core::Lease lease(options.pool);
   const PlainTopK plain(call, x.rows, k, lease.threads());
-  if (!UsesPrefilter(mode, call.args(), k)) {
+  if (!UsesPrefilter(mode, call.args(), x.rows, k)) {
     return RunPlain(call, plain, out, lease);
   }
   const PrefilterStats counts = RunPrefiltered(call, plain, k, out, lease);
