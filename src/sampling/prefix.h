@@ -5,7 +5,7 @@
 
 namespace riffle::sampling {
 
-// How many of weights[0, count), at least one, it takes to reach `mass`; count + 1 if all do not.
+// How many of weights[0, count), at least one, reach `mass` together; count + 1 if they do not.
 inline int64_t Reach(const float* weights, int64_t count, double mass) {
   double sum = 0;
   for (int64_t i = 0; i < count; ++i) {
