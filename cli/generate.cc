@@ -1,4 +1,4 @@
-// riffle generate: continues texts with a model, all of them at once, or talks.
+// riffle generate: continues several texts at once with a model, or holds a conversation.
 #include <fmt/format.h>
 
 #include <CLI/CLI.hpp>

@@ -6,7 +6,7 @@
 namespace riffle::cli {
 namespace {
 
-// Enough timed calls per visit that the first ones, which still warm the caches, carry little
+// Timed calls per visit: enough that the first ones, which still warm the caches, carry little
 // weight.
 constexpr int kTimedPerVisit = 5;
 constexpr double kVisitSeconds = 0.005;

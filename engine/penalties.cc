@@ -25,7 +25,7 @@ void TokenCounts::Add(int32_t token) noexcept {
       counts_.begin(), counts_.end(), token,
       [](const TokenCount& count, int32_t wanted) { return count.token < wanted; });
   if (at == counts_.end() || at->token != token) {
-    at = counts_.insert(at, {token, 0});  // within the capacity
+    at = counts_.insert(at, {token, 0});  // cannot throw: Reserve made room
   }
   ++at->in_answer;
 }
