@@ -63,7 +63,7 @@ class Interrupts {
   Interrupts(const Interrupts&) = delete;
   Interrupts& operator=(const Interrupts&) = delete;
 
-  // Readable after a Ctrl-C that was not taken yet; -1, which poll() passes over, if none is noted.
+  // Readable after a Ctrl-C that Take() has not reported; -1, which poll() ignores, if not in use.
   int fd() const { return pipe_[0]; }
   // Whether there was a Ctrl-C since the last call.
   bool Take() const {

@@ -113,7 +113,7 @@ void Generate(const GenerateArguments& arguments, const std::vector<Prompt>& pro
     for (const engine::Generated& token : engine.Step()) {
       Generation& generation = generations[static_cast<size_t>(token.request)];
       generation.Add(token);
-      if (generation.finish) engine.Cancel(token.request);  // at a stop text it runs still
+      if (generation.finish) engine.Cancel(token.request);  // the engine ignores stop texts
     }
     output.Update(engine.progress(), engine.stats());
   }

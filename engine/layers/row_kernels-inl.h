@@ -25,7 +25,7 @@ using DRow = hn::CappedTag<float, 16>;
 using VRow = hn::Vec<DRow>;
 
 constexpr float kLargest = 32767;
-constexpr float kNothing = 1e-30f;  // a block below it has its step: 1 / a step must not overflow
+constexpr float kNothing = 1e-30f;  // blocks below it get its step, so that 1 / step is finite
 
 // The smallest power of two that is at least x. Pre: x is positive and normal.
 HWY_INLINE VRow PowerOfTwoFrom(VRow x) {
