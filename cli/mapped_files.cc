@@ -40,7 +40,7 @@ void OnBusError(int signal, siginfo_t* info, void*) {
     ::signal(signal, SIG_DFL);  // returning repeats the instruction, which now ends the command
     return;
   }
-  // Several threads may get the signal at once: the first one prints the error and ends it all.
+  // Several threads may get the signal at once: the first prints the error and ends the command.
   static std::atomic_flag said;
   while (said.test_and_set()) {
     ::pause();

@@ -22,7 +22,7 @@ void Fill(uint8_t* data, size_t bytes, uint64_t bits, uint64_t base, test::Rng& 
   }
 }
 
-double E4M3(uint8_t code) {  // of normal codes
+double E4M3(uint8_t code) {  // for normal codes only
   const double magnitude = std::ldexp(8 + (code & 7), (code >> 3 & 15) - 10);
   return (code & 0x80) != 0 ? -magnitude : magnitude;
 }

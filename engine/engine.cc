@@ -170,9 +170,9 @@ void Engine::Impl::Check(const Request& request) const {
   }
   CheckSampling(request.sampling);
   // The last new token takes no room: nothing follows it.
-  const int64_t most = size + std::min(request.max_new_tokens - 1, context_ - size);
+  const int64_t max_cached = size + std::min(request.max_new_tokens - 1, context_ - size);
   const KvCacheOptions& cache = cache_.options();
-  if (most > cache.pages * cache.page_size) {
+  if (max_cached > cache.pages * cache.page_size) {
     Fail(Code::kOutOfPages, "a prompt of " + std::to_string(size) + " tokens and " +
                                 std::to_string(request.max_new_tokens) +
                                 " new ones do not fit into " + std::to_string(cache.pages) +
@@ -243,7 +243,7 @@ void Engine::Impl::RunStep() {
   AddSeconds(parts, watch.seconds());
 }
 
-// Stores in tokens_ the tokens of the parts that end their request's known tokens.
+// Chooses a token for each part that is the last of its request, into tokens_.
 void Engine::Impl::ChooseTokens(std::span<const Scheduler::Part> parts,
                                 std::span<const float> hidden) {
   const size_t size = static_cast<size_t>(model_.spec().hidden_size);

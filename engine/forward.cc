@@ -157,7 +157,7 @@ void Forward::WriteKeysAndValues(int64_t index) {
                  Heads(k_.data() + first, count, spec_.kv_heads, spec_.head_dim),
                  Heads(v_.data() + first, count, spec_.kv_heads, spec_.head_dim), {.pool = pool_});
   }
-  if (index == 0) {  // after the first write, which copies shared pages
+  if (index == 0) {  // the first write may have copied shared pages
     cache_.Batch(sequences_, kv_batch_);
     ForgetPlans();
   }

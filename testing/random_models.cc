@@ -208,7 +208,7 @@ class ModelWriter {
   void Weight(const std::string& name, int64_t in, int64_t out, TensorType type) {
     if (kind_.all_types) type = kAllTypes[next_type_++ % std::size(kAllTypes)];
     std::string bytes = RandomTensor(type, in * out, 0.1f, random_);
-    if (type == TensorType::kF32) bytes = RandomFloats(in * out);  // F32 weights: of both signs
+    if (type == TensorType::kF32) bytes = RandomFloats(in * out);  // of both signs
     Place(name + ".weight", {in, out}, type, bytes);
   }
   std::string RandomFloats(int64_t values) {

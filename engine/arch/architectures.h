@@ -16,8 +16,8 @@ ModelSpec ReadLlama(const SpecReader& reader);
 ModelSpec ReadQwen2(const SpecReader& reader);
 ModelSpec ReadQwen3(const SpecReader& reader);
 
-// The spec of a file, by its general.architecture. Throws BadModel: lists the known architectures
-// if this one is not, or names a key that is missing or has a value that cannot be run.
+// The spec of a file, by its general.architecture. Throws BadModel if that is unknown (listing the
+// known ones), or if a key is missing or has a value that cannot be run (naming it).
 ModelSpec ReadSpec(const GgufFile& file);
 
 std::string ArchitectureNames();  // "gemma2, gemma3, ..."

@@ -25,7 +25,7 @@ using DRow = hn::CappedTag<float, 16>;
 using VRow = hn::Vec<DRow>;
 
 constexpr float kLargest = 32767;
-constexpr float kNothing = 1e-30f;  // blocks below it get its step, so that 1 / step is finite
+constexpr float kMinLargest = 1e-30f;  // smaller blocks get its step: 1 / step is finite
 
 // The smallest power of two that is at least x. Pre: x is positive and normal.
 HWY_INLINE VRow PowerOfTwoFrom(VRow x) {
@@ -54,12 +54,12 @@ HWY_INLINE void RoundBlock(const VRow (&values)[8], int64_t at, Activations& out
   const VRow origin = hn::Set(df, 0x1.8p23f + kZeroPoint);
   const int lanes = static_cast<int>(hn::Lanes(df));
   // Compares magnitudes as integers, in which NaN is above infinity, and infinity above the rest.
-  auto largest = hn::BitCast(di, hn::Set(df, kNothing));
+  auto largest_bits = hn::BitCast(di, hn::Set(df, kMinLargest));
   for (int i = 0; i < 32 / lanes; ++i) {
-    largest = hn::Max(largest, hn::BitCast(di, hn::Abs(values[i])));
+    largest_bits = hn::Max(largest_bits, hn::BitCast(di, hn::Abs(values[i])));
   }
-  const VRow most = hn::BitCast(df, hn::MaxOfLanes(di, largest));
-  const VRow step = PowerOfTwoFrom(hn::Mul(most, hn::Set(df, 1 / kLargest)));
+  const VRow largest = hn::BitCast(df, hn::MaxOfLanes(di, largest_bits));
+  const VRow step = PowerOfTwoFrom(hn::Mul(largest, hn::Set(df, 1 / kLargest)));
   const VRow inverse = Inverse(step);
   uint8_t* planes = out.planes() + at * 2 * kBlock;
   VRow first = hn::Zero(df), second = hn::Zero(df);  // exact: integers below 2^24
@@ -74,7 +74,7 @@ HWY_INLINE void RoundBlock(const VRow (&values)[8], int64_t at, Activations& out
     hn::StoreU(hn::TruncateTo(du8, hn::ShiftRight<8>(q)), du8, planes + i * lanes);
     hn::StoreU(hn::TruncateTo(du8, q), du8, planes + kBlock + i * lanes);
   }
-  const float valid = hn::GetLane(hn::IfThenElse(hn::IsFinite(most), step, hn::NaN(df)));
+  const float valid = hn::GetLane(hn::IfThenElse(hn::IsFinite(largest), step, hn::NaN(df)));
   out.step()[at] = valid;
   out.sum()[at] = valid * hn::ReduceSum(df, hn::Add(first, second));
   out.first_sum()[at] = valid * hn::ReduceSum(df, first);

@@ -31,7 +31,7 @@ using VF = hn::Vec<DF>;
 
 // A block of a weight, for as many outputs as a vector has lanes.
 struct BlockVector {
-  VI8 codes[8];  // each holds a quarter of the inputs
+  VI8 codes[8];  // [q]: quarter q, which is inputs 4 q to 4 q + 3
   // -128 times the sum of the codes, which cancels the zero point of the high plane: over all
   // inputs, or over the first 16 and over the others.
   VI zero[2];

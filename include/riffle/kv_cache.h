@@ -38,8 +38,8 @@ struct KvCacheOptions {
   int64_t head_dim = 128;  // PagedAttention takes multiples of 8 from 8 to 1024
   int64_t pages = 0;       // 1 to 2^31 - 1; of each layer
   int64_t page_size = 16;  // tokens, at least 1
-  // How keys are kept: f32, f16, bf16; e4m3, e5m2 and i8 with scales; or blocks of a format other
-  // than kPlain, for which dtype is ignored. See riffle/write_kv.h.
+  // How keys are kept: f32, f16, bf16; e4m3, e5m2 and i8 with scales; or, if format is not kPlain,
+  // blocks of that format, whatever dtype says. See riffle/write_kv.h.
   DType dtype = DType::kBF16;
   KvFormat format = KvFormat::kPlain;
 
@@ -63,7 +63,7 @@ struct BlockKey {
   friend bool operator==(const BlockKey&, const BlockKey&) = default;
 };
 
-// Counts since the cache was made, except the last one, which is a current number.
+// Counts since the cache was made; the last member is a current number.
 struct KvCacheStats {
   int64_t blocks_wanted = 0;      // keys that Create was given
   int64_t blocks_found = 0;       // pages that it shared for them
@@ -74,11 +74,11 @@ struct KvCacheStats {
   int64_t pages_reusable = 0;     // now: pages that have a key but no sequence
 };
 
-// Lengths and page tables; valid until a sequence in it is extended, written, truncated or freed.
+// Lengths and pages; valid until one of the sequences is extended, written, truncated or freed.
 struct KvBatch {
   std::vector<int32_t> kv_lens;     // [sequences]
   std::vector<int32_t> page_table;  // [sequences, max_pages]; -1 after a sequence's last page
-  int64_t max_pages = 0;            // of the sequence that has most
+  int64_t max_pages = 0;            // the largest number of pages of a sequence
 };
 
 class RIFFLE_API KvCache {

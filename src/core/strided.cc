@@ -56,7 +56,7 @@ int64_t FloorDiv(int64_t a, int64_t b) { return a / b - (a % b < 0 ? 1 : 0); }
 bool Meet(SubRegion a, SubRegion b);
 
 // Whether sub-regions i of a and j of b meet depends only on i - j, so one test per distance will
-// do, and few distances are short enough: one or two where two pools share pages.
+// do, and few distances are short enough, for example where two pools share pages.
 bool MeetAtEqualStrides(SubRegion a, SubRegion b) {
   const int64_t stride = a.nest->stride[a.fixed];
   const int64_t a_extent = a.nest->extent[a.fixed + 1];

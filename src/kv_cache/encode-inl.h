@@ -20,7 +20,7 @@ namespace riffle::kv_cache::HWY_NAMESPACE {
 namespace hn = hwy::HWY_NAMESPACE;
 using core::HWY_NAMESPACE::LoadAny;
 
-// Vectors of at most 16 floats: kernels process a row in steps of so many elements.
+// Vectors of at most 16 floats: kernels process a row in steps of this many elements.
 using DF = hn::CappedTag<float, 16>;
 using VF = hn::Vec<DF>;
 inline constexpr size_t kMaxLanes = 16;

@@ -12,7 +12,7 @@ namespace riffle::kv_cache {
 inline constexpr int64_t kSkipped = -1;
 
 // Copies the list into `out` of the same size, as another thread may change the list meanwhile.
-// Throws Error(kBadPage) for a slot that is not -1 or below `page_size` * `num_pages`.
+// Throws Error(kBadPage) for a slot that is neither -1 nor in [0, page_size * num_pages).
 void CopySlots(const IndexSpan& slots, int64_t num_pages, int64_t page_size,
                std::span<int64_t> out);
 

@@ -8,7 +8,7 @@ int64_t StrideBytes(int64_t stride, DType dtype, int64_t size) {
   return size > 1 ? stride * static_cast<int64_t>(SizeOf(dtype)) : 0;
 }
 
-// No scales if there is no memory of them: their strides may then be too large to multiply.
+// Empty scales if the pool has none: the strides may then be too large to multiply.
 KvScales ScalesOf(const PagedKvOut& pages) {
   const bool has_scales = pages.scales.data != nullptr || pages.computed_scales != nullptr;
   return has_scales ? pages.scales : KvScales();

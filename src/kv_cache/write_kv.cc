@@ -54,8 +54,8 @@ void WriteKv(const HeadsView& keys, const HeadsView& values, const IndexSpan& sl
   const Writers writers{{kernels, keys, key_pages}, {kernels, values, value_pages}, page_size};
   const bool is_large = tokens > kv_cache::kThreadsBytes / writers.token_bytes();
   if (tokens <= kFewTokens && !is_large) {
-    int64_t few[kFewTokens];
-    const std::span<int64_t> list = std::span(few).first(static_cast<size_t>(tokens));
+    int64_t copy[kFewTokens];
+    const std::span<int64_t> list = std::span(copy).first(static_cast<size_t>(tokens));
     kv_cache::CopySlots(slots, key_pages.num_pages, page_size, list);
     return writers.Write(list, 0, tokens);
   }

@@ -195,7 +195,7 @@ typedef struct riffle_weights {
   const void* data;
   int64_t rows;
   int64_t cols;
-  int64_t row_stride;  // elements; for Q8_0 blocks
+  int64_t row_stride;  // elements; for Q8_0 in blocks
   int64_t col_stride;
   int32_t format;  // RIFFLE_WEIGHT_...
   int32_t reserved;
