@@ -37,7 +37,7 @@ double Number(DType dtype, const void* data, int64_t i) {
 }
 
 // Checks one query head's result against a softmax in double. Weights and the result are rounded to
-// bf16, with an error of 2^-8 each; the rest of the tolerance is for f32 (docs/attention.md).
+// bf16, an error of 2^-8 each; the rest of the tolerance covers f32 (docs/attention.md).
 void CheckRow(const AttentionData& data, size_t b, int query, int head) {
   const AttentionCase& what = data.what;
   const int position = what.kv_lens[b] - what.q_lens[b] + query;
@@ -217,7 +217,7 @@ RooflineLine RunAttentionCase(const AttentionCase& what, double min_seconds, Thr
   roofline.call = [&] {
     PagedAttention(data.q, data.keys, data.values, data.batch, data.out, options);
   };
-  if (what.decode()) {  // prefill is bound by arithmetic: not worth timing a read beside it
+  if (what.decode()) {  // prefill is bound by arithmetic, so reading is not timed
     roofline.read = [&] { ReadPages(data.keys, data.values, data.batch, {.pool = pool}); };
   }
   roofline.call();

@@ -26,14 +26,14 @@ struct AttentionCase {
   // > 0: a matrix of bools, not an option, makes attention causal within blocks of so many keys.
   int mask_block = 0;
 
-  bool decode() const;  // one query a sequence
+  bool decode() const;  // whether there is one query per sequence
   // The first key that a query at `position` sees; the last one is its own.
   int first_key(int position) const {
     return mask_block > 0 ? position / mask_block * mask_block : 0;
   }
   int values_dim() const { return value_dim > 0 ? value_dim : head_dim; }
-  double bytes() const;       // of keys and values; separate scales do not count
-  double operations() const;  // multiplications and additions; only half of them if causal
+  double bytes() const;       // of keys and values, without separate scales
+  double operations() const;  // multiplications and additions; if causal, of the causal half only
 };
 
 // `quick` leaves out the cases that take more than 100 MB.

@@ -16,9 +16,9 @@
 namespace riffle::cli {
 namespace {
 
-constexpr int64_t kVocab = 201088;  // the published TPU kernel's rows
+constexpr int64_t kVocab = 201088;  // rows as in the published results of the TPU kernel
 constexpr int64_t kRows = 32;
-constexpr int64_t kPerRowVocab = 129280;  // FlagGems' and vLLM's
+constexpr int64_t kPerRowVocab = 129280;  // rows as in FlagGems' and vLLM's benchmarks
 constexpr int64_t kPerRowK = 1024;
 
 BenchSection Main(bool quick) {
@@ -26,7 +26,7 @@ BenchSection Main(bool quick) {
   for (const DType dtype : {DType::kBF16, DType::kF32, DType::kF16}) {
     section.cases.push_back({fmt::format("rows32-{}", ShortName(dtype)), dtype, kRows, kVocab, 64});
   }
-  for (const int64_t k : {1, 64}) {  // an array's own pages, of 4 KiB, and the others
+  for (const int64_t k : {1, 64}) {  // 4 KiB pages, as NumPy's arrays have, and 2 MiB pages
     for (const PageKind pages : {PageKind::kOrdinary, PageKind::kHuge}) {
       BenchCase what{fmt::format("pages-{}-k{}-bf16", pages == PageKind::kHuge ? "2m" : "4k", k),
                      DType::kBF16, kRows, kVocab, k};
@@ -92,9 +92,9 @@ BenchSection Algorithms() {
   return section;
 }
 
-// Where the matrices of one shape stand, one at a time. A cache that other machines share holds one
-// stretch of memory better than another of the same size, by up to a factor of two: orders of the
-// data can be compared only in the same place.
+// Memory that holds the matrices of one shape, one at a time. A cache that other machines share
+// holds one stretch of memory better than another, by up to a factor of two, so orders of the data
+// are only comparable at the same address.
 struct Workspace {
   HugeBuffer buffer;
   std::optional<Distribution> holds;
@@ -105,7 +105,7 @@ struct Matrix {
   std::shared_ptr<Workspace> workspace;
   MatrixView view;  // in the workspace
   Distribution distribution = Distribution::kNormal;
-  HugeBuffer source;  // what goes into the workspace; empty: it is never taken out
+  HugeBuffer source;  // copied into the workspace; empty: the matrix stays there
   int64_t reference_k = 0;
   std::vector<int32_t> reference;  // [rows, reference_k]
   PageKind page_kind = PageKind::kHuge;
@@ -148,7 +148,7 @@ Matrix MakeMatrix(const BenchCase& what, std::shared_ptr<Workspace> workspace, b
   return matrix;
 }
 
-// One case ready to be called, with its own results.
+// A case that is ready to be called, with results of its own.
 class Call {
  public:
   Call(const BenchCase& what, const MatrixView& x, ThreadPool* pool) : what_(what), x_(x) {
@@ -199,7 +199,7 @@ std::vector<Matrix> MakeMatrices(const BenchSection& section,
       const auto same_shape =
           std::find_if(matrices.begin(), matrices.end(),
                        [&](const Matrix& matrix) { return matrix.HasShape(what); });
-      // Only where ratios are wanted do several orders share a shape.
+      // Several orders of data share a shape only in sections with ratios.
       matrices.push_back(MakeMatrix(what,
                                     same_shape == matrices.end() ? nullptr : same_shape->workspace,
                                     /*keep_source=*/section.ratios));
@@ -274,7 +274,7 @@ std::vector<BenchLine> RunSection(const BenchSection& section, double min_second
     matrix.Load();
     calls.push_back(std::make_unique<Call>(what, matrix.view, pool));
     calls.back()->Check(matrix);
-    // A reading for each call: it finds the caches as this call leaves them.
+    // A separate read for each call, so that it finds the caches as that call leaves them.
     const auto read = [&matrix, &sink, pool] {
       sink = ReadMax(matrix.view.data, matrix.bytes(), {.pool = pool});
     };

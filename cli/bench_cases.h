@@ -21,7 +21,7 @@ struct BenchCase {
   int64_t k = 0;
   Distribution distribution = Distribution::kNormal;
   Algorithm algorithm = Algorithm::kAuto;
-  bool per_row = false;  // TopKPerRow over whole rows, else TopK
+  bool per_row = false;  // TopKPerRow over whole rows instead of TopK
   PageKind page_kind = PageKind::kHuge;
 };
 
@@ -29,7 +29,7 @@ struct BenchCase {
 struct BenchSection {
   std::string title;
   std::vector<BenchCase> cases;
-  bool ratios = false;  // each case beside the normal one of its dtype, which is always there
+  bool ratios = false;  // each case beside the normal case of its dtype, always included
 };
 
 // A case's figures. `read` is ReadMax over the same bytes with the same pool.
@@ -39,7 +39,7 @@ struct BenchLine {
   std::string pages;
   Timing time;
   Timing read;
-  double ratio = 0;  // of the median to the normal case's; 0 outside of such sections
+  double ratio = 0;  // of the median to the normal case's; 0 in sections without ratios
 
   double share() const { return read.median / time.median; }
 };
@@ -49,12 +49,12 @@ const char* ShortName(DType dtype);
 // All sections; `quick` leaves out the matrix that does not fit in a cache.
 std::vector<BenchSection> BenchSections(bool quick);
 
-// The sections and cases whose name contains `part`, and the normal cases they are held against.
+// Sections and cases whose name contains `part`, with the normal cases that they are compared with.
 std::vector<BenchSection> Select(const std::vector<BenchSection>& sections,
                                  const std::string& part);
 
-// Makes the data, holds every answer against the reference, then measures. Throws
-// std::runtime_error when an answer is wrong: what is wrong is not timed.
+// Makes the data, checks every answer against the reference, then measures. Throws
+// std::runtime_error if an answer is wrong: wrong results are not timed.
 std::vector<BenchLine> RunSection(const BenchSection& section, double min_seconds, ThreadPool* pool,
                                   const std::function<void(const std::string&)>& progress);
 

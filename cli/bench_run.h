@@ -33,10 +33,10 @@ struct BenchCommand {
   int name_width = 12;  // of the table
 };
 
-// Throws BadInput: --only is part of none of these names.
+// Throws BadInput: none of these names contains --only.
 [[noreturn]] void FailNoCase(const std::string& only, const std::vector<std::string>& names);
 
-// The cases whose names contain `only`, or FailNoCase.
+// The cases whose names contain `only`. Calls FailNoCase if there are none.
 template <typename Case>
 std::vector<Case> CasesNamed(const std::string& only, const std::vector<Case>& cases) {
   std::vector<Case> chosen;
@@ -63,8 +63,8 @@ class BenchRun {
   double min_seconds() const { return min_seconds_; }
   bool json() const { return json_asked_; }
   void Add(nlohmann::ordered_json line) { json_["lines"].push_back(std::move(line)); }
-  // Adds a line to the JSON, `fields` first, or prints it; before the first line, prints the
-  // table's head.
+  // Adds a line to the JSON, `fields` first, or prints it; prints the table's head before the first
+  // line.
   void Show(nlohmann::ordered_json fields, const RooflineLine& line);
   void Finish() const;  // prints the JSON, if it was asked for
 

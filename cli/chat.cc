@@ -22,9 +22,9 @@ namespace {
 
 using engine::ChatMessage;
 
-// The cache of a conversation without --context.
+// The context of a conversation without --context.
 constexpr int64_t kMaxContext = 32768;
-// What is kept free for an answer, at most a quarter of the context.
+// Tokens that are kept free for an answer, but at most a quarter of the context.
 constexpr int64_t kRoomForAnswer = 256;
 
 int interrupt_pipe_end = -1;  // where the handler writes
@@ -32,14 +32,14 @@ int interrupt_pipe_end = -1;  // where the handler writes
 void OnInterrupt(int) {
   const int saved = errno;
   if (::write(interrupt_pipe_end, "", 1) < 0) {
-    // The pipe is full of bytes that say the same.
+    // The pipe is full, and each byte in it says the same.
   }
   errno = saved;
 }
 
-// While it lives, Ctrl-C puts a byte into a pipe and does nothing else. So none is lost, whichever
-// thread the signal comes to and whatever the program does then: waiting for input waits for the
-// pipe too.
+// While it lives, Ctrl-C only puts a byte into a pipe. So none is lost, whichever thread
+// gets the signal and whatever the program does next: waiting for input also waits for the
+// pipe.
 class Interrupts {
  public:
   explicit Interrupts(bool wanted) : wanted_(wanted) {
@@ -63,7 +63,7 @@ class Interrupts {
   Interrupts(const Interrupts&) = delete;
   Interrupts& operator=(const Interrupts&) = delete;
 
-  // Readable after a Ctrl-C that was not taken yet; -1, which poll() passes over, if none is noted.
+  // Readable after a Ctrl-C that Take() has not reported; -1, which poll() ignores, if not in use.
   int fd() const { return pipe_[0]; }
   // Whether there was a Ctrl-C since the last call.
   bool Take() const {
@@ -79,12 +79,12 @@ class Interrupts {
   struct sigaction before_ = {};
 };
 
-// Lines of standard input. Not by std::cin, which cannot be interrupted.
+// Reads lines of standard input; std::cin cannot be interrupted.
 class LineReader {
  public:
   enum class Result : uint8_t { kLine, kInterrupted, kEnd };
 
-  // kInterrupted drops what was typed of a line.
+  // kInterrupted: what was typed of the line is dropped.
   Result Read(const Interrupts& interrupts, std::string* line) {
     for (;;) {
       if (const size_t end = pending_.find('\n'); end != std::string::npos) {
@@ -156,13 +156,13 @@ class Conversation {
   bool interactive_;
   engine::Model weights_;
   engine::Engine engine_;
-  Interrupts interrupts_;  // last: until the model is there, Ctrl-C ends the program
+  Interrupts interrupts_;  // last: while the model loads, Ctrl-C ends the program
   std::vector<ChatMessage> messages_;
   LineReader lines_;
   int64_t line_ = 0;
 };
 
-// Nothing at the end of stdin.
+// The next question; nullopt at the end of stdin.
 std::optional<std::string> Conversation::NextQuestion() {
   std::string line;
   for (;;) {
@@ -193,8 +193,8 @@ std::optional<std::string> Conversation::NextQuestion() {
   }
 }
 
-// The conversation as tokens, which leave room for an answer. Its oldest turns are forgotten if
-// they must be; nothing if the last question alone is too long.
+// The conversation as tokens that leave room for an answer, without its oldest turns if necessary;
+// nullopt if the last question alone is too long.
 std::optional<std::vector<int32_t>> Conversation::TokensInContext() {
   const int64_t room =
       std::min({*arguments_.max_new_tokens, kRoomForAnswer, engine_.context() / 4});
@@ -214,7 +214,7 @@ std::optional<std::vector<int32_t>> Conversation::TokensInContext() {
   }
 }
 
-// Prints the answer as it comes. It ends early at Ctrl-C.
+// Prints the answer as it comes. Ctrl-C ends it early.
 Generation Conversation::Generate(std::vector<int32_t> tokens) {
   engine::Request request = model_.MakeRequest(arguments_);
   request.prompt = std::move(tokens);

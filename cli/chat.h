@@ -1,4 +1,4 @@
-// `riffle generate --chat` without prompts: a conversation, a line of stdin a turn.
+// `riffle generate --chat` without prompts: a conversation in which each line of stdin is a turn.
 #pragma once
 
 #include "cli/generate_arguments.h"
@@ -6,8 +6,8 @@
 
 namespace riffle::cli {
 
-// Until the end of stdin. Where stdin is a terminal, Ctrl-C ends the answer that is being written
-// and nothing else. Turns are forgotten from the oldest on when the context is full.
+// Runs until the end of stdin. If stdin is a terminal, Ctrl-C ends only the current answer. When
+// the context is full, the oldest turns are forgotten.
 void Chat(const GenerateArguments& arguments, const GenerateModel& model);
 
 }  // namespace riffle::cli

@@ -1,5 +1,5 @@
 // The matrices that top-k is timed on: rows of the testing library's distributions, under the names
-// that published results have for them.
+// that published results use.
 #pragma once
 
 #include <cstdint>
@@ -16,7 +16,7 @@ struct TimedDistribution {
   const char* name;
 };
 
-// What logits look like, and orders that make other methods slow.
+// What logits look like, and orders of data that make other methods slow.
 inline constexpr TimedDistribution kTimedDistributions[] = {
     {Distribution::kNormal, "normal"},
     {Distribution::kAscending, "ascending"},

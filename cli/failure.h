@@ -29,7 +29,7 @@ template <typename... Args>
   throw std::runtime_error(fmt::format(format, std::forward<Args>(args)...));
 }
 
-// Allocates zeros, or throws an error that says what there is no memory for and what would help.
+// Allocates zeros, or throws an error that names what they were for and how to need less.
 template <typename T>
 std::vector<T> Allocate(size_t count, const char* what, const char* remedy) {
   try {

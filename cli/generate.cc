@@ -1,4 +1,4 @@
-// riffle generate: continues texts with a model, all of them at once, or talks.
+// riffle generate: continues several texts at once with a model, or holds a conversation.
 #include <fmt/format.h>
 
 #include <CLI/CLI.hpp>
@@ -113,7 +113,7 @@ void Generate(const GenerateArguments& arguments, const std::vector<Prompt>& pro
     for (const engine::Generated& token : engine.Step()) {
       Generation& generation = generations[static_cast<size_t>(token.request)];
       generation.Add(token);
-      if (generation.finish) engine.Cancel(token.request);  // at a stop text it runs still
+      if (generation.finish) engine.Cancel(token.request);  // the engine ignores stop texts
     }
     output.Update(engine.progress(), engine.stats());
   }

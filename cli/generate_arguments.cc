@@ -18,8 +18,8 @@
 namespace riffle::cli {
 namespace {
 
-// No option takes more texts than this: CLI11 would take a larger limit for "any number", and then
-// read "[a, b]" as a list.
+// The most texts an option may take: CLI11 takes a larger limit for "any number", and then reads
+// "[a, b]" as a list.
 constexpr int kMaxTexts = 1 << 20;
 constexpr int64_t kNewTokens = 64;
 constexpr int64_t kNewTokensOfAnswers = 512;
@@ -210,7 +210,7 @@ void CheckGenerateArguments(GenerateArguments& a) {
 std::vector<Prompt> ReadPrompts(const GenerateArguments& arguments) {
   std::vector<Prompt> prompts;
   if (arguments.prompt->count() > 0) {
-    // Not by CLI11's conversion to a vector, which takes "{}" for an empty vector.
+    // Not converted to a vector by CLI11, which takes "{}" for an empty one.
     for (const std::string& text : arguments.prompt->results()) {
       prompts.push_back({text, fmt::format("--prompt {}", prompts.size() + 1)});
     }

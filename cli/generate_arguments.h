@@ -1,4 +1,4 @@
-// What `riffle generate` is asked for: its options, checked as far as they can be without a model.
+// The options of `riffle generate`, checked as far as they can be without a model.
 #pragma once
 
 #include <CLI/CLI.hpp>
@@ -28,7 +28,7 @@ struct GenerateArguments {
   bool log_probabilities = false;
   bool json = false;
 
-  // Not by CLI11's conversion to a vector, which takes "{}" for an empty vector.
+  // Not converted to a vector by CLI11, which takes "{}" for an empty one.
   const std::vector<std::string>& stop_texts() const { return stop->results(); }
   bool has_prompts() const { return prompt->count() > 0 || !prompts.empty(); }
   engine::KvKind kv_kind() const { return *engine::KvKindOf(kv); }
@@ -41,8 +41,8 @@ struct Prompt {
 
 void AddGenerateOptions(CLI::App& command, GenerateArguments& arguments);
 
-// Throws BadInput, which names the option, its value and what it may be. max_new_tokens is set
-// then.
+// Throws BadInput, which names the option, its value and the values that it may have. Sets
+// max_new_tokens if the option was not given.
 void CheckGenerateArguments(GenerateArguments& arguments);
 
 // The texts of --prompt or --prompts, none empty, all UTF-8. Throws BadInput.

@@ -1,5 +1,5 @@
-// The model of `riffle generate`: its file, what is read of it before the weights, and the requests
-// it gets.
+// The model of `riffle generate`: its file, what is read from the file before the weights, and the
+// requests made for the model.
 #pragma once
 
 #include <cstdint>
@@ -27,13 +27,13 @@ struct GenerateModel {
   // Throws BadModel, BadInput.
   explicit GenerateModel(const GenerateArguments& arguments);
 
-  // A request as the options have it, without its prompt.
+  // A request with the values of the options, without a prompt.
   engine::Request MakeRequest(const GenerateArguments& arguments) const;
-  // The tokens of a conversation, which ends with a question.
+  // The tokens of a conversation. Pre: its last message is a question.
   std::vector<int32_t> Encode(const std::vector<engine::ChatMessage>& messages) const;
 };
 
-// What the engine is made with, but for its pages.
+// The options that the engine is made with, except the number of its pages.
 engine::EngineOptions OptionsOf(const GenerateArguments& arguments);
 
 // --list-models: the models in the folder of scripts/model.sh.

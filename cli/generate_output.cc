@@ -139,7 +139,7 @@ void GenerateOutput::Update(const engine::Progress& p, const engine::EngineStats
   } else {
     StreamText();
   }
-  // Streamed text shows progress by itself, and a progress line would be printed into it.
+  // Streamed text shows progress itself, and a progress line would be printed into the text.
   if (terminal_ && started_) return;
   if (p.prompt_tokens_prefilled < p.prompt_tokens) {
     line_.Show(fmt::format("prefill: {} of {} prompt tokens; {} waiting, {} running, {} done",

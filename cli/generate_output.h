@@ -16,7 +16,7 @@
 
 namespace riffle::cli {
 
-// Why a request has no more tokens, if its finish is kError.
+// The reason that is printed for a request whose finish is kError.
 inline constexpr const char* kErrorReason =
     "the model gave logits that are not numbers, so the answer ends";
 
@@ -29,8 +29,8 @@ struct Generation {
         decoder(tokenizer),
         stop(stop_texts) {}
 
-  // Takes the next token. If its text completes a stop text, `finish` is set although the engine
-  // does not know: cancel the request.
+  // Takes the next token. If its text completes a stop text, `finish` is set, but the engine does
+  // not know: the caller must cancel the request.
   void Add(const engine::Generated& generated);
   // No more tokens follow: what was held back of the text is part of it. Safe to call again.
   void End();
@@ -45,8 +45,8 @@ struct Generation {
   std::optional<engine::Finish> finish;
 };
 
-// A model may write anything, including control sequences of terminals. Where stdout is one, they
-// become U+FFFD.
+// Replaces control sequences by U+FFFD if stdout is a terminal: a model may write anything, and a
+// terminal would obey them.
 std::string SafeForTerminal(std::string_view text);
 
 // One line of --json.
@@ -73,7 +73,7 @@ class GenerateOutput {
     bool chat = false;  // answers begin on a line of their own
   };
   GenerateOutput(const std::vector<Generation>& generations, const Format& format);
-  // Prints what can be printed by now.
+  // Prints what has become printable.
   void Update(const engine::Progress& progress, const engine::EngineStats& stats);
   void Finish(const engine::EngineStats& stats, double load_seconds);
 

@@ -14,7 +14,7 @@ enum class PageKind : uint8_t { kHuge, kOrdinary };
 class HugeBuffer {
  public:
   HugeBuffer() = default;
-  // Zeroed memory. By madvise it asks for 2 MiB pages or refuses them. Throws std::runtime_error.
+  // Zeroed memory. Asks for 2 MiB pages, or refuses them, by madvise. Throws std::runtime_error.
   explicit HugeBuffer(size_t bytes, PageKind pages = PageKind::kHuge);
   ~HugeBuffer();
   HugeBuffer(HugeBuffer&& other) noexcept;

@@ -195,8 +195,8 @@ std::vector<LinearMatrix> LinearMatrices(bool quick, const std::string& part) {
 void RunLinearCases(const LinearMatrix& what, double min_seconds, ThreadPool* pool,
                     const std::function<void(int64_t rows, const RooflineLine&)>& done) {
   const Head head(what);
-  const int64_t most = *std::max_element(what.rows.begin(), what.rows.end());
-  const Inputs x(what, most);
+  const int64_t max_rows = *std::max_element(what.rows.begin(), what.rows.end());
+  const Inputs x(what, max_rows);
   bool first = true;
   for (const int64_t rows : what.rows) {
     Answer answer{std::vector<float>(static_cast<size_t>(rows * what.k)),

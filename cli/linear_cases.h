@@ -24,7 +24,7 @@ struct LinearMatrix {
   double bytes() const;  // of the weights
 };
 
-// The matrices and rows whose names contain `part`. `quick` leaves out what takes more than 200 MB.
+// Matrices and rows whose names contain `part`. `quick` leaves out those that take over 200 MB.
 std::vector<LinearMatrix> LinearMatrices(bool quick, const std::string& part);
 std::string CaseName(const LinearMatrix& what, int64_t rows);
 

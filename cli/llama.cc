@@ -1,4 +1,4 @@
-// riffle llama: puts libggml-cpu-riffle.so among the CPU backends of llama.cpp, and takes it away.
+// riffle llama: adds libggml-cpu-riffle.so to the CPU backends of llama.cpp, and removes it.
 #include <fmt/format.h>
 #include <unistd.h>
 
@@ -45,7 +45,7 @@ void PrintStatus(const LlamaOptions& options) {
   }
 }
 
-// The folder to change: the one that is given, or the only one there is.
+// The folder to change: the one that the user names, or the only one that was found.
 LlamaFolder Choose(const LlamaOptions& options, const char* command) {
   const std::vector<LlamaFolder> folders = Folders(options);
   if (folders.empty()) {
@@ -61,7 +61,7 @@ LlamaFolder Choose(const LlamaOptions& options, const char* command) {
   return folders[0];
 }
 
-// True: --yes, or a person said so.
+// Returns true with --yes, or if a person agrees.
 bool Agreed(const LlamaOptions& options, const std::string& what) {
   if (options.yes) {
     fmt::print("{}\n", what);
@@ -88,8 +88,8 @@ void Install(const LlamaOptions& options) {
   if (!Agreed(options, fmt::format("copy {} to {}", file.string(), target.string()))) {
     return;
   }
-  // Copied beside and renamed, so that a llama.cpp that starts meanwhile sees a whole file, and one
-  // that runs keeps what it has mapped.
+  // Copies to a new file and renames it, so that a llama.cpp that starts meanwhile sees a whole
+  // file, and one that runs keeps the file that it has mapped.
   const fs::path fresh = folder.path / (std::string(".") + kLlamaBackend + ".new");
   fs::copy_file(file, fresh, fs::copy_options::overwrite_existing, error);
   if (!error) {

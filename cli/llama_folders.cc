@@ -22,7 +22,7 @@ void ForEachEntry(const fs::path& folder, const Visit& visit) {
   }
 }
 
-// 0.27.0 of libggml-base.so.0.27.0 in the folder or in one of the two above it.
+// The version, 0.27.0 of libggml-base.so.0.27.0, found in the folder or in the two above it.
 std::string FindGgmlVersion(const fs::path& folder) {
   constexpr std::string_view kPrefix = "libggml-base.so.";
   std::string version;
@@ -30,7 +30,7 @@ std::string FindGgmlVersion(const fs::path& folder) {
   for (int up = 0; up < 3 && version.empty(); ++up, place = place.parent_path()) {
     ForEachEntry(place, [&](const fs::path& path) {
       const std::string name = path.filename().string();
-      // The longest: libggml-base.so.0 is a link to it.
+      // The longest name has the full version; libggml-base.so.0 is a link to it.
       if (name.starts_with(kPrefix) && name.size() - kPrefix.size() > version.size()) {
         version = name.substr(kPrefix.size());
       }
@@ -59,7 +59,7 @@ fs::path OwnFolder() {
   return fs::read_symlink("/proc/self/exe", error).parent_path();
 }
 
-// Folders that may hold variants, each looked at later.
+// Folders that may hold variants; the caller inspects each.
 std::vector<fs::path> Candidates() {
   std::vector<fs::path> candidates;
   for (const char* root : {"/usr/lib", "/usr/local/lib"}) {

@@ -20,11 +20,11 @@ struct LlamaFolder {
 // What is in a folder. Throws BadInput if it holds no variant of llama.cpp's CPU backend.
 LlamaFolder InspectLlamaFolder(const std::filesystem::path& path);
 
-// The folders of this machine: those of distributions, of Ollama, and beside the llama.cpp programs
-// that PATH has.
+// The folders of this machine: those of distributions, of Ollama, and those beside llama.cpp's
+// programs in PATH.
 std::vector<LlamaFolder> FindLlamaFolders();
 
-// The file to install: built or installed with this command. Empty if it is in neither place.
+// The file to install, which was built or installed with this command. Empty if there is none.
 std::filesystem::path FindLlamaBackend();
 
 }  // namespace riffle::cli

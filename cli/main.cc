@@ -47,7 +47,7 @@ std::string Explain(const CLI::App& app, const CLI::ParseError& error) {
     command = command->get_subcommands()[0];
     path += " " + command->get_name();
   }
-  // CLI11's text would be about the missing command instead of the unknown word.
+  // Names the unknown word; CLI11's own text would only say that a command is missing.
   const std::vector<std::string> unknown = command->remaining();
   const bool no_command = command->get_require_subcommand_min() > 0 && !unknown.empty();
   return fmt::format("{}\nTry `{} --help`.",

@@ -14,7 +14,7 @@
 namespace riffle::cli {
 namespace {
 
-constexpr int kSlots = 4;  // the command maps one file
+constexpr int kSlots = 4;  // enough: the command maps one file
 constexpr size_t kMaxName = 1024;
 
 // What the signal handler reads: it must not allocate or lock.
@@ -37,10 +37,10 @@ void Write(std::string_view text) {
 
 void OnBusError(int signal, siginfo_t* info, void*) {
   if (info->si_code != BUS_ADRERR) {
-    ::signal(signal, SIG_DFL);  // the instruction is repeated and then ends the command
+    ::signal(signal, SIG_DFL);  // returning repeats the instruction, which now ends the command
     return;
   }
-  // Several threads may find out at once: the first one says so and ends the command.
+  // Several threads may get the signal at once: the first prints the error and ends the command.
   static std::atomic_flag said;
   while (said.test_and_set()) {
     ::pause();
@@ -75,7 +75,7 @@ MappedFile::MappedFile(const std::string& path, const void* data, size_t bytes) 
     }
   }
   if (slot_ < 0) {
-    return;  // then errors do not name the file
+    return;  // no free slot: errors will not name this file
   }
   Slot& slot = slots[slot_];
   const size_t length = std::min(path.size(), kMaxName - 1);

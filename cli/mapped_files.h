@@ -7,8 +7,8 @@
 
 namespace riffle::cli {
 
-// From now on that signal ends the command with exit code 1 and an error on stderr, which names the
-// file if a MappedFile has registered it. Every other SIGBUS does what it did before.
+// From then on that signal ends the command with exit code 1 and an error on stderr, which names
+// the file if a MappedFile has registered it. Any other SIGBUS has its previous effect.
 void CatchShrinkingFiles();
 
 // Registers the file mapped at [data, data + bytes) while it lives.

@@ -6,7 +6,7 @@
 namespace riffle::cli {
 namespace {
 
-// Enough timed calls per visit that the first ones, which still warm the caches, carry little
+// Timed calls per visit: enough that the first ones, which still warm the caches, carry little
 // weight.
 constexpr int kTimedPerVisit = 5;
 constexpr double kVisitSeconds = 0.005;
@@ -57,11 +57,11 @@ void Visit(const Group& group, std::vector<Samples>& samples) {
 
 // The fraction of a group's measurements that is done.
 double Done(const std::vector<Samples>& samples, double min_seconds) {
-  double least = 1;
+  double done = 1;
   for (const Samples& call : samples) {
-    least = std::min(least, call.Done(min_seconds));
+    done = std::min(done, call.Done(min_seconds));
   }
-  return least;
+  return done;
 }
 
 }  // namespace
@@ -73,14 +73,14 @@ std::vector<std::vector<Timing>> Measure(const std::vector<Group>& groups, doubl
   for (const Group& group : groups) {
     samples.emplace_back(group.calls.size());
   }
-  for (double least = 0; least < 1;) {
-    progress(least);
-    least = 1;
+  for (double done = 0; done < 1;) {
+    progress(done);
+    done = 1;
     for (size_t g = 0; g < groups.size(); ++g) {
       if (Done(samples[g], min_seconds) < 1) {
         Visit(groups[g], samples[g]);
       }
-      least = std::min(least, Done(samples[g], min_seconds));
+      done = std::min(done, Done(samples[g], min_seconds));
     }
   }
   std::vector<std::vector<Timing>> timings(groups.size());

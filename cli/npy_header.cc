@@ -16,7 +16,7 @@ using engine::Quote;
 
 constexpr std::string_view kMagic = "\x93NUMPY";
 constexpr std::string_view kSaveAgain = "save it again with numpy.save";
-constexpr size_t kMostAxes = 64;  // the same limit as NumPy's
+constexpr size_t kMaxAxes = 64;  // the same limit as NumPy's
 
 // A parser for the header, a Python dictionary with three known keys. It does not parse Python in
 // general.
@@ -122,8 +122,8 @@ class DictParser {
     Expect('(');
     while (!Accept(')')) {
       shape.push_back(Dimension());
-      if (shape.size() > kMostAxes) {
-        FailInput("{}: more than {} axes in the npy header; {}", path_, kMostAxes, kSaveAgain);
+      if (shape.size() > kMaxAxes) {
+        FailInput("{}: more than {} axes in the npy header; {}", path_, kMaxAxes, kSaveAgain);
       }
       if (!Accept(',') && (Peek() != ')' || shape.size() == 1)) {
         Fail("a ',' after a dimension");

@@ -1,5 +1,5 @@
-// Compares the results of top-k with the testing library's scalar reference, which knows nothing of
-// the library but its contract. No call is timed whose answer differs.
+// Compares results of top-k with the testing library's scalar reference, which shares nothing with
+// the library but its contract. A call whose answer differs is not timed.
 #pragma once
 
 #include <cstdint>

@@ -28,7 +28,7 @@ std::string Dump(const nlohmann::ordered_json& json, int indent);
 // "AMD EPYC", as the operating system names it; "unknown CPU" if it does not.
 std::string CpuName();
 
-// A pool of `threads` threads; null, which means the library's own pool, for 0.
+// A pool of `threads` threads; for 0 null, which means the library's default pool.
 std::unique_ptr<ThreadPool> MakePool(int threads);
 
 }  // namespace riffle::cli

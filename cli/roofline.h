@@ -1,4 +1,4 @@
-// A call beside the two limits of a machine: reading its bytes, and the peak of dot products.
+// A call compared with two limits of the machine: reading its bytes, and the peak of dot products.
 #pragma once
 
 #include <functional>
@@ -15,11 +15,11 @@ namespace riffle::cli {
 struct RooflineCase {
   std::string name;
   std::string pages;           // kind of the memory pages read
-  double bytes = 0;            // how many the call must read
+  double bytes = 0;            // that the call must read
   double operations = 0;       // 0: no comparison with dot products
   DType dtype = DType::kBF16;  // of the dot products that the peak is measured for
   std::function<void()> call;  // its answer has been checked
-  std::function<void()> read;  // reads the same bytes; none: no comparison with reading
+  std::function<void()> read;  // reads the same bytes; empty: no comparison with reading
 };
 
 struct RooflineLine {

@@ -9,8 +9,8 @@
 namespace riffle::cli {
 namespace {
 
-// Identifies a file by its device and number; if it does not exist, by those of its folder and its
-// name.
+// Identifies a file by its device and inode number; a file that does not exist by those of its
+// folder, and its name.
 struct FileId {
   bool known = false;
   uint64_t device = 0;

@@ -13,7 +13,7 @@
 namespace riffle::cli {
 namespace {
 
-// DeepSeek-V3.2's: 192^-1/2 would fit random rows badly, whose logits are then in the hundreds.
+// Not DeepSeek-V3.2's 192^-1/2, with which random rows would have logits in the hundreds.
 constexpr float kScale = 0.02f;
 constexpr int64_t kValueDim = 512;
 
@@ -139,7 +139,7 @@ class Work {
   void CheckSelection() const {
     std::vector<int32_t> reference = ReferenceTopK(
         {logits_.data(), DType::kF32, what_.queries, what_.context, what_.context}, Named());
-    if (Named() == what_.context) {  // nothing is scored: in order
+    if (Named() == what_.context) {  // all positions are selected, in order, without scores
       for (size_t i = 0; i < reference.size(); ++i) {
         reference[i] = static_cast<int32_t>(i);
       }

@@ -1,4 +1,4 @@
-// What `riffle bench sparse` measures, and how a case of it is run.
+// The cases that `riffle bench sparse` measures, and how to run one.
 #pragma once
 
 #include <cstdint>
@@ -19,14 +19,14 @@ struct SparseCase {
   SparseWork work = SparseWork::kAttend;
   int64_t queries = 1;
   int64_t context = 131072;  // tokens
-  bool int8_keys = true;     // else DeepGEMM's e4m3
+  bool int8_keys = true;     // false: DeepGEMM's e4m3
   int64_t window = 0;        // V4: rows of a second scope
   int64_t k = 2048;
   SparseRowFormat rows = SparseRowFormat::kPlain;  // kPlain: bf16
   int64_t heads = 128;
 
   int64_t row_dim() const { return rows == SparseRowFormat::kMla584 ? 512 : 576; }
-  double operations() const;  // 0 of kStep
+  double operations() const;  // 0 for kStep
   double bytes() const;       // of keys and rows that are read
   bool needs_keys() const { return work != SparseWork::kAttend && work != SparseWork::kDense; }
   bool needs_rows() const { return work >= SparseWork::kAttend; }

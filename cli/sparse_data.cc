@@ -11,9 +11,9 @@ namespace riffle::cli {
 namespace {
 
 constexpr uint64_t kBF16Bits = 0x80ff80ff80ff80ffu;  // sign, one bit of the exponent, fraction
-constexpr uint64_t kBF16Base = 0x3f003f003f003f00u;  // so that 0.5 <= |x| < 2
+constexpr uint64_t kBF16Base = 0x3f003f003f003f00u;  // added, so that 0.5 <= |x| < 2
 constexpr uint64_t kE4M3Bits = 0x8787878787878787u;  // sign and fraction
-constexpr uint64_t kE4M3Base = 0x3838383838383838u;  // so that 1 <= |x| < 2
+constexpr uint64_t kE4M3Base = 0x3838383838383838u;  // added, so that 1 <= |x| < 2
 
 void Fill(uint8_t* data, size_t bytes, uint64_t bits, uint64_t base, test::Rng& random) {
   for (size_t i = 0; i < bytes; i += 8) {
@@ -22,7 +22,7 @@ void Fill(uint8_t* data, size_t bytes, uint64_t bits, uint64_t base, test::Rng& 
   }
 }
 
-double E4M3(uint8_t code) {  // normal ones
+double E4M3(uint8_t code) {  // for normal codes only
   const double magnitude = std::ldexp(8 + (code & 7), (code >> 3 & 15) - 10);
   return (code & 0x80) != 0 ? -magnitude : magnitude;
 }

@@ -16,9 +16,9 @@ void OpenStandardStreams();
 // neither the exit code nor the output.
 void PrintToStderr(std::string_view text) noexcept;
 
-// Calls print(part) for the parts of `text`, in order, with what a terminal would obey as \xNN:
-// control characters other than a line feed, and bytes that are not UTF-8. For whole errors, which
-// name files by any bytes and at any length; safe in a signal handler if print() is.
+// Calls print(part) for the parts of `text`, in order, with \xNN in place of what a terminal would
+// obey: control characters other than line feed, and bytes that are not UTF-8. Use it for whole
+// errors, which may name files by any bytes; safe in a signal handler if print() is.
 template <typename Print>
 void PrintEscaped(std::string_view text, const Print& print) {
   constexpr std::string_view kDigits = "0123456789abcdef";

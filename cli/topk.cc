@@ -111,7 +111,7 @@ void CheckOutputs(const Arguments& arguments, const NpyMatrix& input) {
 Speed MeasureSpeed(const NpyMatrix& input, const Arguments& arguments, const TopKOut& out) {
   volatile uint8_t sink;
   const MatrixView& x = input.view();
-  // Statistics are not timed: counting ties reads every row once more.
+  // Times the call without statistics: counting ties reads every row once more.
   TopKOut timed = out;
   timed.stats = nullptr;
   const Group group{
@@ -121,7 +121,7 @@ Speed MeasureSpeed(const NpyMatrix& input, const Arguments& arguments, const Top
   return {timings[0][0], timings[0][1]};
 }
 
-// Checks the answer against one that was found without the library.
+// Checks the answer against one that was computed without the library.
 void CheckAnswer(const NpyMatrix& input, const Arguments& arguments, const Results& results) {
   const MatrixView& x = input.view();
   const std::vector<int32_t> reference = ReferenceTopK(x, arguments.k);
@@ -182,7 +182,7 @@ void PrintText(const Arguments& arguments, const NpyMatrix& input, const Results
   }
 }
 
-// Prints one row at a time: a document with millions of results must not be in memory twice.
+// Prints one row at a time, so that a document with millions of results is never held in memory.
 void PrintJson(const Arguments& arguments, const NpyMatrix& input, const Results& results,
                const std::optional<Speed>& speed) {
   const MatrixView& x = input.view();
@@ -247,7 +247,7 @@ void Run(Arguments arguments) {
 
   const NpyMatrix input(arguments.file, ParseDTypeOption(arguments.dtype));
   const MatrixView& x = input.view();
-  // Checked before anything of that size is allocated.
+  // Checks k before anything of that size is allocated.
   if (arguments.k < 1 || arguments.k > x.cols) {
     FailInput("-k {} is not in 1..{}, the length of a row of {}", arguments.k, x.cols,
               arguments.file);

@@ -19,9 +19,9 @@ namespace {
 
 constexpr int64_t kPageSize = 16;
 constexpr int64_t kPoolPages = 2048;
-constexpr int64_t kCopyBytes = 64 << 10;  // of a task of the copy
+constexpr int64_t kCopyBytes = 64 << 10;  // per task of the copy
 
-// One call's arrays: both pools lie in one buffer, as both inputs do.
+// One call's arrays. Both pools are in one buffer, and both inputs in another.
 class Write {
  public:
   explicit Write(const WriteCase& what)
@@ -63,7 +63,7 @@ class Write {
     WriteKv(In(0), In(1), slots_, Out(0), Out(1), {threads});
   }
 
-  // The copy that writing is compared with: of the input, to memory of its size.
+  // The copy that writing is compared with: all input bytes, to memory of the same size.
   void Copy(uint8_t* to, ThreadPool* threads) const {
     const int64_t bytes = 2 * InputBytes();
     if (bytes <= kCopyBytes) {
@@ -79,7 +79,7 @@ class Write {
                 {.pool = threads});
   }
 
-  // Throws unless what the last call has written stands for the tokens.
+  // Throws unless what the last call wrote decodes to the tokens.
   void Check() const {
     for (int side = 0; side < 2; ++side) {
       for (int64_t t = 0; t < what_.tokens; ++t) {
@@ -144,7 +144,7 @@ class Write {
     return std::bit_cast<float>(bits);
   }
 
-  // Element i of a row, and how far it may be from what was written.
+  // Element i of a row, and how far it may be from the value that was given.
   std::pair<double, double> Element(const uint8_t* row, double scale, int64_t i) const {
     const test::KvCoding coding{.dtype = what_.dtype, .format = what_.format};
     const double value = test::DecodeElement(coding, row, static_cast<int>(i)) * scale;

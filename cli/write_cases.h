@@ -1,4 +1,4 @@
-// What `riffle bench write` measures, and how a case of it is run.
+// The cases that `riffle bench write` measures, and how to run one.
 #pragma once
 
 #include <cstdint>
@@ -22,8 +22,8 @@ struct WriteCase {
 
 std::vector<WriteCase> WriteCases();
 
-// Makes tokens and pages, holds what was written against what was given, then measures a call
-// beside a copy of the same bytes of the tokens. Throws std::runtime_error when an answer is wrong.
+// Makes tokens and pages, checks what a call wrote against its input, then measures the call beside
+// a copy of the tokens' bytes. Throws std::runtime_error if an answer is wrong.
 RooflineLine RunWriteCase(const WriteCase& what, double min_seconds, ThreadPool* pool);
 
 }  // namespace riffle::cli

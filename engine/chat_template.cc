@@ -18,7 +18,7 @@ struct Known {
   Family family;
   const char* name;
   std::string_view mark;      // what only templates of the family contain
-  std::string_view not_with;  // a relative that writes otherwise has it too; empty: none
+  std::string_view not_with;  // a mark of a different, related family; empty: none
   std::string_view end_of_turn;
 };
 constexpr Known kFamilies[] = {
@@ -40,7 +40,7 @@ const Known* Recognise(std::string_view text) {
   return nullptr;
 }
 
-// Removes a newline at the front, as itself or as Jinja's literals may write it.
+// Removes a newline at the front, either the character or an escape in a Jinja literal.
 bool SkipNewline(std::string_view& text) {
   for (const std::string_view newline : {"\n", "\\n"}) {
     if (text.starts_with(newline)) {
@@ -51,7 +51,7 @@ bool SkipNewline(std::string_view& text) {
   return false;
 }
 
-// The system text that a ChatML template writes where a conversation has none: the first literal
+// The system text that a ChatML template writes for a conversation without one: the first literal
 // between the role and the end of the turn.
 std::string DefaultSystem(std::string_view text) {
   constexpr std::string_view kStart = "<|im_start|>system";
@@ -69,7 +69,7 @@ std::string DefaultSystem(std::string_view text) {
   return "";
 }
 
-// `text` without white space at its ends, as Jinja's filter trim.
+// `text` without white space at its ends, like Jinja's filter trim.
 std::string_view Trim(std::string_view text) {
   size_t first = std::string_view::npos;
   size_t end = 0;
@@ -193,7 +193,7 @@ void ChatTemplate::RenderChatMl(std::span<const ChatMessage> messages,
   Literal(parts, "<|im_start|>assistant\n");
 }
 
-// A system message stands before the first question.
+// A system message is written at the start of the first question.
 void ChatTemplate::RenderGemma(std::span<const ChatMessage> messages,
                                std::vector<TextPart>& parts) const {
   std::string before;
@@ -211,8 +211,8 @@ void ChatTemplate::RenderGemma(std::span<const ChatMessage> messages,
   Literal(parts, "<start_of_turn>model\n");
 }
 
-// Llama 3.1 and later always have a system message, which begins with dates; the second one is the
-// template's own where nobody tells it another.
+// Llama 3.1 and later always have a system message, which begins with two dates. The second date is
+// the one that the template itself uses if its caller gives none.
 void ChatTemplate::RenderLlama3(std::span<const ChatMessage> messages,
                                 std::vector<TextPart>& parts) const {
   const auto start = [&](const char* role) {

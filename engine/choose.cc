@@ -12,20 +12,20 @@
 namespace riffle::engine {
 namespace {
 
-// Above it the logits are stored and sampled from instead of fused with a top-k.
+// Above this k, all logits are stored and sampled from; up to it, top-k is fused with the product.
 constexpr int32_t kMaxFused = 1024;
 // Rows of stored logits at a time: 1 MB each.
 constexpr int64_t kStoredRows = 16;
 
-// The best logits that a row's k best after its penalties are among.
+// How many of the best logits are certain to hold a row's k best after its penalties.
 int64_t FoundFor(const Choice& choice, int32_t k) {
   const bool penalized = choice.sampling.penalties.any();
   return k + (penalized ? static_cast<int64_t>(choice.counts.size()) : 0);
 }
 
-// What rows are chosen together by: 1 for greedy ones, else k; 0 for those that need all logits,
-// since they have no or a large k, or penalties of many tokens or that raise logits. Rows of
-// different k never share a draw, which makes the sums of a row's draw independent of the others.
+// The key that rows are grouped by: 1 for greedy rows, otherwise k; 0 for rows that need all
+// logits, because k is off or large, or their penalties count many tokens or raise logits. Rows of
+// different k never share a call, so a row's sums, and its draw, do not depend on the others.
 int32_t FusedK(const Choice& choice) {
   const SamplingParams& sampling = choice.sampling;
   const int32_t k = sampling.temperature == 0 ? 1 : sampling.top_k;
@@ -40,7 +40,7 @@ void Chooser::Choose(std::span<const float> hidden, std::span<const Choice> choi
                      std::span<int32_t> tokens, std::span<float> log_probabilities) {
   choices_ = choices;
   tokens_ = tokens;
-  // The least k that is left, until none is.
+  // Takes groups in ascending order of k until none is left.
   int32_t next = 0;
   while (next != std::numeric_limits<int32_t>::max()) {
     const int32_t k = next;
@@ -87,9 +87,9 @@ void Chooser::GatherStates(std::span<const float> hidden) {
   }
 }
 
-// Of the tokens of rows_: riffle::Sample has that of the best token of all, and another one's is
-// less by the difference of their logits. The tokens have been drawn before, so that asking for
-// this changes none.
+// Finds the log-probabilities of the tokens of rows_. riffle::Sample gives that of the best token;
+// another token's is lower by the difference of their logits. It runs after the tokens are drawn,
+// so that asking for log-probabilities changes no token.
 void Chooser::FindLogProbabilities(std::span<float> log_probabilities) {
   const Stopwatch watch;
   const ModelSpec& spec = model_.spec();
@@ -134,7 +134,7 @@ void Chooser::FromTopK(int32_t k) {
   CapLogits(values_);
   lm_head_seconds_ += watch.seconds();
   KeepBest(found, best);
-  // Greedy rows too: a row of NaN is found there.
+  // Draws greedy rows too, because only Draw detects rows of NaN.
   Draw({values_.data(), DType::kF32, rows, best, best}, rows_);
   for (int64_t i = 0; i < rows; ++i) {
     int32_t& token = tokens_[static_cast<size_t>(rows_[static_cast<size_t>(i)])];
@@ -179,7 +179,7 @@ void Chooser::FromLogits() {
   }
 }
 
-// Of rows whose logits are in the scratch.
+// Applies penalties to rows whose logits are in the scratch.
 void Chooser::PenalizeLogits(std::span<const int64_t> rows, int64_t stride) {
   const Stopwatch watch;
   for (size_t i = 0; i < rows.size(); ++i) {
@@ -192,14 +192,14 @@ void Chooser::PenalizeLogits(std::span<const int64_t> rows, int64_t stride) {
   sampling_seconds_ += watch.seconds();
 }
 
-// Logits as the model's soft cap has them, which keeps their order.
+// Applies the model's soft cap, which keeps the order of logits.
 void Chooser::CapLogits(std::span<float> logits) const {
   if (const std::optional<float> cap = model_.spec().logit_soft_cap) {
     SoftCapRow(*cap, static_cast<int64_t>(logits.size()), logits.data());
   }
 }
 
-// Leaves the columns drawn in tokens_ of the rows.
+// Stores the drawn columns in tokens_ of the rows.
 void Chooser::Draw(const MatrixView& logits, std::span<const int64_t> rows) {
   const Stopwatch watch;
   std::vector<float> temperature, top_p, min_p;
@@ -238,7 +238,7 @@ void Chooser::Draw(const MatrixView& logits, std::span<const int64_t> rows) {
   sampling_seconds_ += watch.seconds();
 }
 
-// Some row has NaN: row by row, so that it alone has no token.
+// Some row has a NaN: draws row by row, so that only that row gets no token.
 void Chooser::DrawEach(const MatrixView& logits, const SampleOptions& options) {
   for (int64_t row = 0; row < logits.rows; ++row) {
     const auto i = static_cast<size_t>(row);

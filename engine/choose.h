@@ -19,7 +19,7 @@ struct Choice {
   int64_t stream = 0;
   int64_t position = 0;
   bool log_probability = false;
-  std::span<const TokenCount> counts = {};  // what the penalties are for
+  std::span<const TokenCount> counts = {};  // the tokens that penalties apply to
 };
 
 constexpr int32_t kNoToken = -1;
@@ -30,13 +30,13 @@ class Chooser {
   Chooser(const Model& model, uint64_t seed, ThreadPool* pool)
       : model_(model), seed_(seed), pool_(pool) {}
 
-  // tokens[r] of hidden[r]; [rows, hidden] f32. A row's token depends on its own state and choice
-  // alone: kNoToken if its logits are NaN. log_probabilities[r] is that of the token by all logits,
-  // for rows that ask for it and have a token, else 0. Throws riffle::Error.
+  // tokens[r] is chosen from hidden[r], [rows, hidden] f32, and depends on that and the row's
+  // choice alone; kNoToken if its logits are NaN. log_probabilities[r] is the token's, by all
+  // logits, for rows that ask for it and have a token, else 0. Throws riffle::Error.
   void Choose(std::span<const float> hidden, std::span<const Choice> choices,
               std::span<int32_t> tokens, std::span<float> log_probabilities);
 
-  // The sums over all calls: logits with their top-k, which are one operation, and the draws.
+  // Sums over all calls. lm_head_seconds: logits with their top-k, which are one operation.
   double lm_head_seconds() const { return lm_head_seconds_; }
   double sampling_seconds() const { return sampling_seconds_; }
 
@@ -57,13 +57,13 @@ class Chooser {
   double lm_head_seconds_ = 0;
   double sampling_seconds_ = 0;
 
-  // Of the call that runs: the rows that are chosen together, and their hidden states.
+  // Of the call that is running: the rows that are chosen together, and their hidden states.
   std::span<const Choice> choices_;
   std::span<int32_t> tokens_;
   std::vector<int64_t> rows_;
   std::vector<float> states_;
   std::vector<float> values_;        // the k best logits of each
-  std::vector<int32_t> candidates_;  // their tokens, if they are the k best
+  std::vector<int32_t> candidates_;  // the tokens of these logits if they are the k best
   std::vector<int32_t> drawn_;
   LmHeadScratch scratch_;
 };

@@ -8,13 +8,13 @@
 namespace riffle::engine {
 namespace {
 
-// As in the shell's ${NAME:-}: set but empty is as good as unset.
+// Like the shell's ${NAME:-}: a variable that is set but empty counts as unset.
 std::string Environment(const char* name) {
   const char* value = std::getenv(name);
   return value == nullptr ? "" : value;
 }
 
-// As the shell's ~ without HOME.
+// Like the shell's ~ where HOME is unset.
 std::string Home() {
   const std::string home = Environment("HOME");
   const passwd* const user = home.empty() ? ::getpwuid(::getuid()) : nullptr;

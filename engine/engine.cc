@@ -137,7 +137,7 @@ class Engine::Impl {
 
   std::map<int64_t, Limits> limits_;  // of the requests that wait or run
   std::vector<Slice> batch_;
-  std::vector<float> ready_;  // the hidden states that a token is chosen from
+  std::vector<float> ready_;  // the hidden states of the rows that get a token
   std::vector<Choice> choices_;
   std::vector<int32_t> tokens_;
   std::vector<float> log_probabilities_;
@@ -170,9 +170,9 @@ void Engine::Impl::Check(const Request& request) const {
   }
   CheckSampling(request.sampling);
   // The last new token takes no room: nothing follows it.
-  const int64_t most = size + std::min(request.max_new_tokens - 1, context_ - size);
+  const int64_t max_cached = size + std::min(request.max_new_tokens - 1, context_ - size);
   const KvCacheOptions& cache = cache_.options();
-  if (most > cache.pages * cache.page_size) {
+  if (max_cached > cache.pages * cache.page_size) {
     Fail(Code::kOutOfPages, "a prompt of " + std::to_string(size) + " tokens and " +
                                 std::to_string(request.max_new_tokens) +
                                 " new ones do not fit into " + std::to_string(cache.pages) +
@@ -243,7 +243,7 @@ void Engine::Impl::RunStep() {
   AddSeconds(parts, watch.seconds());
 }
 
-// Leaves the tokens of the parts that are last in tokens_.
+// Chooses a token for each part that is the last of its request, into tokens_.
 void Engine::Impl::ChooseTokens(std::span<const Scheduler::Part> parts,
                                 std::span<const float> hidden) {
   const size_t size = static_cast<size_t>(model_.spec().hidden_size);
@@ -257,7 +257,7 @@ void Engine::Impl::ChooseTokens(std::span<const Scheduler::Part> parts,
     ready_.insert(ready_.end(), state.begin(), state.end());
     Limits& limits = limits_.at(parts[i].request);
     if (limits.sampling.penalties.any()) {
-      limits.counts.Reserve();  // for Take
+      limits.counts.Reserve();  // so that Take cannot throw
     }
     const size_t position = scheduler_.Find(parts[i].request)->tokens.size();
     choices_.push_back({limits.sampling, limits.stream, static_cast<int64_t>(position),
@@ -271,7 +271,7 @@ void Engine::Impl::ChooseTokens(std::span<const Scheduler::Part> parts,
   chooser_.Choose(ready_, choices_, tokens_, log_probabilities_);
 }
 
-// What Append, the counts and the list of tokens need has been reserved.
+// Pre: memory for Append, the counts and the list of tokens has been reserved.
 void Engine::Impl::Take(int64_t request, int32_t token, float log_probability) noexcept {
   const std::vector<int32_t>& stops = model_.spec().stop_tokens;
   Limits& limits = limits_.at(request);
@@ -359,7 +359,7 @@ EngineStats Engine::Impl::stats() const {
 
 namespace {
 
-// Memory runs out as an Error.
+// Calls `f`; if memory runs out, throws Error(kOutOfMemory).
 template <typename F>
 decltype(auto) Allocating(const F& f) {
   try {

@@ -12,7 +12,7 @@
 namespace riffle::engine {
 namespace {
 
-// Rows a task takes: a row's norms take 0.3 to 2 us.
+// Rows per task: the norms of one row take 0.3 to 2 us.
 constexpr int64_t kRowsPerTask = 4;
 
 void Grow(std::vector<float>& values, int64_t size) {
@@ -126,7 +126,7 @@ void Forward::NormRoundRows(const std::vector<float>& weight) {
   });
 }
 
-// x [rows, heads, head_dim]: what the layer does to queries or keys behind their product.
+// Bias, norm and RoPE on x [rows, heads, head_dim]: what follows the product for queries or keys.
 void Forward::FinishHeads(int64_t index, const std::vector<float>& bias,
                           const std::vector<float>& weight, int64_t heads, std::vector<float>& x) {
   const int64_t size = spec_.head_dim;
@@ -157,7 +157,7 @@ void Forward::WriteKeysAndValues(int64_t index) {
                  Heads(k_.data() + first, count, spec_.kv_heads, spec_.head_dim),
                  Heads(v_.data() + first, count, spec_.kv_heads, spec_.head_dim), {.pool = pool_});
   }
-  if (index == 0) {  // now, since the first write copies the pages that are shared
+  if (index == 0) {  // the first write may have copied shared pages
     cache_.Batch(sequences_, kv_batch_);
     ForgetPlans();
   }
@@ -215,7 +215,7 @@ void Forward::ForgetPlans() {
   }
 }
 
-// Only the last token of each slice goes on.
+// Drops all rows but the last of each slice.
 void Forward::KeepLast() {
   const int64_t hidden = spec_.hidden_size;
   rows_ = static_cast<int64_t>(batch_.size());
@@ -229,7 +229,7 @@ void Forward::KeepLast() {
   ResizeRounded();
 }
 
-// The residual stream of a row += x, normed if the layer does that.
+// Adds `out_` to a row of the residual stream, normed first if the layer does so.
 void Forward::AddToStream(const std::vector<float>& post_norm, int64_t row) {
   const int64_t hidden = spec_.hidden_size;
   const float* x = out_.data() + row * hidden;

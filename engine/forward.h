@@ -1,5 +1,5 @@
-// The forward pass: a ragged batch of tokens through all layers, as the model's spec says. It knows
-// no architecture.
+// The forward pass: takes a ragged batch of tokens through all layers, as the model's spec says. It
+// contains nothing specific to an architecture.
 #pragma once
 
 #include <cstdint>
@@ -17,8 +17,8 @@
 
 namespace riffle::engine {
 
-// Consecutive tokens of a sequence: their keys and values are written at positions start and on,
-// which the sequence of the cache has been extended to.
+// Consecutive tokens of a sequence. Their keys and values are written at positions from `start` on;
+// the sequence of the cache has already been extended to hold them.
 struct Slice {
   int64_t sequence = 0;
   int64_t start = 0;
@@ -27,13 +27,13 @@ struct Slice {
 
 class Forward {
  public:
-  // `model` and `cache` must outlive this. `context`: the most tokens of a sequence, which LongRoPE
-  // chooses its factors by; 0: the model's.
+  // `model` and `cache` must outlive this object. `context`: the most tokens that a sequence may
+  // have, by which LongRoPE chooses its factors; 0: the model's.
   Forward(const Model& model, KvCache& cache, ThreadPool* pool, int64_t context = 0);
   ~Forward();
 
-  // Runs the batch. Its result is the last token of each slice, after the last norm: what the LM
-  // head takes, [slices, hidden] f32. Valid until the next call. Throws riffle::Error.
+  // Runs the batch. Returns, for the last token of each slice, the LM head's input after the last
+  // norm: [slices, hidden] f32, valid until the next call. Throws riffle::Error.
   std::span<const float> Run(std::span<const Slice> batch);
 
   double attention_seconds() const { return attention_seconds_; }  // the sum over all calls
@@ -42,7 +42,7 @@ class Forward {
   void Prepare(std::span<const Slice> batch);
   void ResizeRounded();
   void Embed();
-  void Attention(int64_t layer);  // leaves only the last tokens after the last layer
+  void Attention(int64_t layer);  // leaves only the last token of each slice after the last layer
   void NormRoundRows(const std::vector<float>& weight);
   void FinishHeads(int64_t layer, const std::vector<float>& bias, const std::vector<float>& weight,
                    int64_t heads, std::vector<float>& x);
@@ -72,7 +72,7 @@ class Forward {
   std::vector<int64_t> sequences_;  // [slices]
   KvBatch kv_batch_;
 
-  // The batch as layers attend to it, planned by the first layer of each window.
+  // The batch as attention takes it, planned by the first layer of each kind of window.
   struct SharedPlan {
     std::optional<int64_t> window;
     AttentionPlan plan;

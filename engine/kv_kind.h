@@ -1,4 +1,4 @@
-// How the engine keeps keys and values in its cache, by names as commands and logs have them.
+// How the engine keeps keys and values in its cache, under the names of commands and logs.
 #pragma once
 
 #include <optional>
@@ -10,8 +10,8 @@
 
 namespace riffle::engine {
 
-// A dtype, or a block format of which dtype says nothing, as KvCacheOptions takes them. The default
-// is f16: bf16 moved the gap of Gemma 3's two best logits by up to 0.063, f16 by up to 0.0076
+// A dtype, or a block format, for which dtype is ignored, as in KvCacheOptions. The default is f16:
+// bf16 moved the gap between Gemma 3's two best logits by up to 0.063, f16 by up to 0.0076
 // (README.md), and the largest key or value was 132, far from f16's limit.
 struct KvKind {
   DType dtype = DType::kF16;

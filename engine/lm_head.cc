@@ -9,7 +9,7 @@
 namespace riffle::engine {
 namespace {
 
-// Rows whose logits are stored at a time: 0.5 to 1 MB each.
+// How many rows' logits are stored at a time: 0.5 to 1 MB each.
 constexpr int64_t kStoredRows = 16;
 
 std::optional<WeightFormat> FormatOf(TensorType type) {

@@ -1,4 +1,4 @@
-// The LM head: the logits of hidden states, or the best of them.
+// The LM head: the logits of hidden states, or the k best of them.
 #pragma once
 
 #include <cstdint>
@@ -13,19 +13,19 @@
 
 namespace riffle::engine {
 
-// Memory of calls; grows to the shapes, and is used again.
+// Memory that calls reuse; it grows to the largest shapes.
 struct LmHeadScratch {
   Activations rounded;
   std::vector<float> logits;
 };
 
-// Weights in a format of riffle::LinearTopK stay in the file's mapping and are multiplied by it,
-// the hidden states in f32. Those in another block format are repacked, and the hidden states
-// rounded to 16 bits, as for any other product of the engine.
+// Weights in a format of riffle::LinearTopK stay in the file's mapping and are multiplied by that,
+// with hidden states in f32. Weights in other block formats are repacked, and hidden states rounded
+// to 16 bits, as for the engine's other products.
 class LmHead {
  public:
   LmHead() = default;
-  // `tensor` [vocab, hidden] of `file`. Throws Error(kOutOfMemory).
+  // Pre: `tensor` is [vocab, hidden] and belongs to `file`. Throws Error(kOutOfMemory).
   LmHead(const GgufFile& file, const Tensor& tensor, ThreadPool* pool);
 
   // The k best of each row's logits, best first; hidden [rows, hidden], values and tokens [rows,

@@ -25,7 +25,7 @@ class WeightReader {
   Layer ReadLayer(const LayerTensors& names) const;
   std::vector<float> RopeFactors(const std::string& name) const;
 
-  // Empty without a name.
+  // The values of a vector; empty if the name is empty.
   std::vector<float> Vector(const std::string& name, int64_t size, RowOrder order = {}) const {
     if (name.empty()) {
       return {};
@@ -49,7 +49,7 @@ class WeightReader {
   const GgufFile& file_;
   const ModelSpec& spec_;
   ThreadPool* pool_;
-  RowOrder turned_;  // of the rows of Q and K
+  RowOrder turned_;  // the row order of Q and K
 };
 
 Layer WeightReader::ReadLayer(const LayerTensors& names) const {

@@ -45,7 +45,7 @@ void TokenCounts::Reserve() {
 void TokenCounts::Add(int32_t token) noexcept {
   auto at = FindToken(counts_, token);
   if (at == counts_.end() || at->token != token) {
-    at = counts_.insert(at, {token, 0});  // within the capacity
+    at = counts_.insert(at, {token, 0});  // cannot throw: Reserve made room
   }
   ++at->in_answer;
 }

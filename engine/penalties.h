@@ -1,4 +1,4 @@
-// Penalties: logits of tokens that a request has already are lowered (or raised), before its next
+// Penalties: lower (or raise) the logits of tokens that a request already contains, before its next
 // token is chosen.
 #pragma once
 
@@ -8,14 +8,14 @@
 
 namespace riffle::engine {
 
-// Of a token's logit x, in this order, each in f32:
+// What becomes of a token's logit x, in this order, each step in f32:
 //   repetition r  x / r if x >= 0, else x * r, of every token of the prompt and of the answer
 //   frequency f   x - f * how often the token occurs in the answer
 //   presence p    x - p, of every token that occurs in the answer
 //
-// Source: Keskar et al., "CTRL" (2019), section 4.1, as Transformers' RepetitionPenaltyLogits-
-// Processor has it for negative logits; frequency and presence from OpenAI's API, and the order as
-// in vLLM.
+// Source: Keskar et al., "CTRL" (2019), section 4.1, with negative logits treated as in
+// Transformers' RepetitionPenaltyLogitsProcessor; frequency and presence as in OpenAI's API, in the
+// order that vLLM uses.
 struct Penalties {
   float repetition = 1;  // 1: off; finite, > 0
   float presence = 0;    // 0: off; -2 to 2
@@ -29,7 +29,7 @@ struct Penalties {
 
 struct TokenCount {
   int32_t token;
-  int32_t in_answer;  // how often it was generated; 0: it occurs in the prompt only
+  int32_t in_answer;  // how often it was generated; 0: it is in the prompt only
 };
 
 // The different tokens of a request.
@@ -38,12 +38,12 @@ class TokenCounts {
   TokenCounts() = default;
   explicit TokenCounts(std::span<const int32_t> prompt);
 
-  // Room for the next Add(), which then does not throw.
+  // Makes room for the next Add(), which then does not throw.
   void Reserve();
-  // A token of the answer. Pre: Reserve() was called since the last one.
+  // Counts a token of the answer. Pre: Reserve() was called since the last Add().
   void Add(int32_t token) noexcept;
 
-  std::span<const TokenCount> counts() const { return counts_; }  // by rising token
+  std::span<const TokenCount> counts() const { return counts_; }  // in ascending order of token
 
  private:
   std::vector<TokenCount> counts_;

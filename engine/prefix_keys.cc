@@ -10,8 +10,8 @@ namespace {
 using Chain = std::array<uint64_t, 4>;
 constexpr size_t kTokensPerWord = 2;
 
-// The chain value after up to 8 more tokens. Pages have the same size in all chains of a cache, so
-// zeros may fill the rest.
+// The chain value after up to 8 more tokens. Zeros may fill the rest without ambiguity, as pages
+// have the same size in all chains of a cache.
 Chain Next(const Chain& chain, std::span<const int32_t> tokens) {
   using Cipher = r123::Threefry4x64_R<72>;
   Cipher::ctr_type block = {{0, 0, 0, 0}};

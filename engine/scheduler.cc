@@ -9,7 +9,7 @@
 namespace riffle::engine {
 namespace {
 
-// Room for `size` elements; grows by doubling.
+// Makes room for `size` elements; grows by doubling.
 template <typename T>
 void Reserve(std::vector<T>& list, size_t size) {
   if (size > list.capacity()) {
@@ -43,7 +43,7 @@ int64_t Scheduler::PagesFor(int64_t tokens) const {
   return (tokens + page_size - 1) / page_size;
 }
 
-// Pages that the running ones will still take for tokens they have.
+// Pages that running requests have yet to take for tokens that they already have.
 int64_t Scheduler::PagesPromised() const {
   int64_t pages = 0;
   for (const auto& [request, entry] : running_) {
@@ -52,7 +52,7 @@ int64_t Scheduler::PagesPromised() const {
   return pages;
 }
 
-// How many pages with the first of these names a running request has or is about to compute from
+// How many pages with the first of these keys some running request has, or will soon compute from
 // its prompt.
 int64_t Scheduler::PagesSoon(std::span<const BlockKey> keys) const {
   int64_t soon = 0;
@@ -80,11 +80,11 @@ Scheduler::Admission Scheduler::Admit(int64_t request, Entry& entry) {
     }
   }
   Reserve(admitted_, admitted_.size() + 1);
-  // A sequence first: pages that it finds may have been free ones until now.
+  // Creates the sequence before counting: the pages that it finds may have been free until now.
   const int64_t sequence = cache_.Create(keys);
   const int64_t shared = cache_.Length(sequence);
   const int64_t pages = PagesFor(SizeOf(entry)) - shared / page_size;
-  // And one for each that runs already, so that it need not give way at once.
+  // Keeps one page for each running request, so that this one need not soon be preempted.
   const auto reserve = static_cast<int64_t>(running_.size());
   if (pages + reserve > cache_.pages_free() - PagesPromised()) {
     cache_.Free(sequence);
@@ -98,7 +98,7 @@ Scheduler::Admission Scheduler::Admit(int64_t request, Entry& entry) {
   return Admission::kAdmitted;
 }
 
-// One that waits for pages is not overtaken by smaller ones; one that waits for a prefix is.
+// A request that waits for pages is not overtaken by smaller ones; one that waits for a prefix is.
 void Scheduler::AdmitWaiting() {
   for (auto next = waiting_.begin(); next != waiting_.end();) {
     if (static_cast<int64_t>(running_.size()) >= options_.max_running) {
@@ -111,7 +111,7 @@ void Scheduler::AdmitWaiting() {
   }
 }
 
-// A running request gives its pages back and waits again.
+// Takes the pages of a running request away and makes it wait again.
 void Scheduler::Requeue(int64_t request) noexcept {
   auto node = running_.extract(request);
   Entry& entry = node.mapped();
@@ -121,7 +121,7 @@ void Scheduler::Requeue(int64_t request) noexcept {
   waiting_.insert(std::move(node));
 }
 
-// Extends a running request's sequence; later ones give way. False: it had to give way itself.
+// Extends a running request's sequence, preempting later requests. False: it was preempted itself.
 bool Scheduler::Grow(int64_t request, int64_t tokens) {
   const int64_t sequence = running_.at(request).sequence;
   for (;;) {
@@ -148,7 +148,7 @@ std::span<const Scheduler::Part> Scheduler::Next() {
   AdmitWaiting();
   Reserve(parts_, running_.size());
   int64_t budget = options_.prefill_chunk;
-  // By number: requests from this one on may leave running_ in Grow().
+  // Looked up by number each time: Grow() may remove this and later requests from running_.
   for (auto at = running_.begin(); at != running_.end();) {
     const int64_t request = at->first;
     Entry& entry = at->second;
@@ -157,7 +157,7 @@ std::span<const Scheduler::Part> Scheduler::Next() {
     const int64_t count = decode ? 1 : std::min(left, budget);
     if (count > 0) {
       if (count == left) {
-        Reserve(entry.tokens, entry.tokens.size() + 1);  // for Append
+        Reserve(entry.tokens, entry.tokens.size() + 1);  // so that Append cannot throw
       }
       if (!Grow(request, count)) {
         break;
@@ -185,8 +185,8 @@ void Scheduler::Undo() noexcept {
   admitted_.clear();
 }
 
-// Names the full pages that have been computed. Without memory for it they stay without a name:
-// others cannot begin with them, and compute them themselves.
+// Gives computed full pages their keys. If memory runs out they stay without: other requests then
+// cannot reuse these pages and compute their own.
 void Scheduler::NamePages(Entry& entry) noexcept {
   try {
     const auto computed = std::span(entry.tokens).first(static_cast<size_t>(entry.computed));

@@ -1,17 +1,17 @@
-// Who runs in the next step, and whose pages give way: continuous batching over a KvCache. It knows
+// Who runs in the next step, and who is preempted: continuous batching over a KvCache. It knows
 // lengths and tokens, nothing of the model.
 //
 // - Requests wait in the order of arrival and are admitted while the pool has pages for their
 //   prompt.
 // - A step takes every request that decodes, and up to `prefill_chunk` tokens of prompts.
-// - Full pages are named by their tokens in the cache (PrefixKeys). A request begins with the pages
-//   of its prompt that the cache has, of requests that are long gone too; where a running one is
-//   about to compute more of them, it waits for that.
-// - A step that fails is undone: requests are as before it, except that those which gave way still
-//   wait. Next() alone allocates, so nothing behind it fails.
-// - When a sequence cannot grow, the request that arrived last gives its pages back and waits
-//   again, at the front, with its tokens; they are computed again. So the first to arrive always
-//   goes on.
+// - Full pages have keys made from their tokens (PrefixKeys). A request begins with those pages of
+//   its prompt that the cache has, also from requests that have ended; if a running request is
+//   about to compute more of them, the new one waits for that.
+// - A step that fails is undone: requests are as before it, but preempted ones still wait. Only
+//   Next() allocates, so nothing after it can fail.
+// - When a sequence cannot grow, the request that arrived last is preempted: it loses its pages,
+//   keeps its tokens and waits at the front; the tokens are computed again. So the request that
+//   arrived first always makes progress.
 // - Nothing is kept of a request that has finished or was cancelled, apart from its pages in the
 //   cache until they are needed. Time and memory of a step depend on those that run and wait.
 #pragma once
@@ -39,9 +39,9 @@ class Scheduler {
     int64_t prompt_tokens = 0;
     int64_t sequence = 0;  // of the cache; 0: none
     int64_t computed = 0;  // tokens whose keys and values are in the cache
-    PrefixKeys pages;      // names of the first full pages
+    PrefixKeys pages;      // keys of the first full pages
   };
-  // Requests by their numbers. They change sides as nodes, which allocates nothing.
+  // Requests by number. They move between the two maps as nodes, which allocates nothing.
   using Entries = std::map<int64_t, Entry>;
 
   // A part of a step: tokens [computed, computed + count) of a request, for which the sequence has
@@ -49,8 +49,8 @@ class Scheduler {
   struct Part {
     int64_t request;
     int64_t count;
-    bool prefill;  // tokens of the prompt, or computed again
-    bool last;     // all tokens are computed then, so a new one follows
+    bool prefill;  // prompt tokens, or tokens computed again
+    bool last;     // after this part all tokens are computed, so a new one follows
   };
 
   Scheduler(KvCache& cache, const SchedulerOptions& options) : cache_(cache), options_(options) {}
@@ -62,15 +62,15 @@ class Scheduler {
   // The parts of the next step, in the order of requests. Not empty unless done(). If it throws,
   // call Undo().
   std::span<const Part> Next();
-  // Takes the step of the last Next() back, which may have been half done.
+  // Undoes the step of the last Next(), even one that threw halfway.
   void Undo() noexcept;
 
-  // The parts of Next() have been computed.
+  // Call it when the parts of Next() have been computed.
   void Computed() noexcept;
-  // A token of a running request for which a new one follows.
+  // Adds the new token of a running request all of whose tokens have been computed.
   void Append(int64_t request, int32_t token) noexcept;
-  // The request needs no further token: it is forgotten, and its pages are free. Between steps and
-  // behind Computed(), of a request that waits or runs.
+  // Forgets a request that needs no further token, and frees its pages. Call it between steps or
+  // after Computed(), for a request that waits or runs.
   void Remove(int64_t request) noexcept;
 
   // Null for a request that neither waits nor runs.

@@ -5,7 +5,7 @@
 
 namespace riffle::engine {
 
-// The length of the longest stop text that ends at this offset of pending_; 0: none does.
+// The length of the longest stop text that ends at this offset of pending_; 0 if none does.
 size_t StopTexts::StopEndingAt(size_t end) const {
   const std::string_view before = std::string_view(pending_).substr(0, end);
   size_t longest = 0;
@@ -17,7 +17,7 @@ size_t StopTexts::StopEndingAt(size_t end) const {
   return longest;
 }
 
-// The length of the longest end of pending_ that is the beginning of a stop text.
+// The length of the longest suffix of pending_ that is a prefix of a stop text.
 size_t StopTexts::HeldBack() const {
   size_t longest = 0;
   for (const std::string& text : texts_) {

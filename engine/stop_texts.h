@@ -1,4 +1,4 @@
-// Texts that end an answer, found in it as it comes.
+// Texts that end an answer, looked for while the answer arrives.
 #pragma once
 
 #include <cstddef>
@@ -8,17 +8,17 @@
 
 namespace riffle::engine {
 
-// The answer ends before the first of them that is complete; of two that are complete with the same
+// The answer ends before the first stop text that is complete; if two become complete with the same
 // byte, before the longer one. How the answer is cut into parts makes no difference.
 class StopTexts {
  public:
   // No text may be empty.
   explicit StopTexts(std::vector<std::string> texts = {}) : texts_(std::move(texts)) {}
 
-  // Takes the next part of the answer. What of it, and of what was held back before, can be shown:
-  // all but an end that may be the beginning of a stop text. Nothing after stopped().
+  // Takes the next part of the answer. Returns the text that can be shown now: everything so far
+  // but a suffix that may be the beginning of a stop text. Empty after stopped().
   std::string Push(std::string_view part);
-  // What is still held back, at the end of the answer. It is no stop text.
+  // Returns what is still held back at the end of the answer, where it can be no stop text.
   std::string Finish();
   bool stopped() const { return stopped_; }
 

@@ -10,7 +10,7 @@
 
 namespace riffle::engine {
 
-// As LayerTensors names them; empty where a layer has none.
+// The tensors that LayerTensors names; empty if a layer has no such tensor.
 struct Layer {
   Matrix q, k, v, o;
   std::vector<float> q_bias, k_bias, v_bias, o_bias;
@@ -21,7 +21,7 @@ struct Layer {
 
 struct Weights {
   std::vector<Layer> layers;
-  // Of ModelSpec::ropes, [head_dim / 2] or empty.
+  // The factors of each of ModelSpec::ropes, [head_dim / 2] or empty.
   std::vector<std::vector<float>> rope_factors, rope_short_factors;
   std::vector<float> output_norm;     // [hidden]
   const Tensor* embedding = nullptr;  // [vocab, hidden], in the file's mapping

@@ -22,7 +22,7 @@ float FloatOfHalf(uint16_t bits) {
   return (bits & 0x8000) != 0 ? -magnitude : magnitude;
 }
 
-// Nothing for bool and for elements that no call supports.
+// nullopt for bool and for elements that no call supports.
 std::optional<DType> DTypeOf(Element element) {
   switch (element) {
     case Element::kF32:
@@ -103,7 +103,7 @@ void CheckElement(const Array& x, Element element) {
 }
 
 void CheckAxes(const Array& x, int ndim, const char* form) {
-  if (x.element() == Element::kOther) {  // no call takes it, whatever its shape is
+  if (x.element() == Element::kOther) {  // no call supports it, whatever its shape
     ThrowTypeError(std::string(x.name()) + " has dtype " + x.DTypeName() +
                    ", which no call of riffle takes");
   }
@@ -152,7 +152,7 @@ Int32Span::Int32Span(nb::handle object, const char* name) : array_(object, name)
   CheckAxes(array_, 1, "1-dimensional");
   const auto [size, stride] = array_.axis(0);
   const auto* data = static_cast<const int32_t*>(array_.data());
-  // The copy is for strides and for addresses that an int32_t* may not have.
+  // Copies if elements are strided, or at an address that is not aligned for int32_t.
   if ((size > 1 && stride != 1) || reinterpret_cast<uintptr_t>(data) % alignof(int32_t) != 0) {
     copy_.resize(static_cast<size_t>(size));
     for (int64_t i = 0; i < size; ++i) {
@@ -177,7 +177,7 @@ Indices::Indices(nb::handle object, const char* name, int ndim, const char* form
   const auto [cols, stride] = array_.axis(-1);
   const void* data = array_.data();
   row_stride_ = ndim > 1 ? array_.axis(0).stride : cols;
-  // The copy is for strides and for addresses that an integer may not have.
+  // Copies if elements are strided, or at an address that is not aligned for the integer.
   if ((cols > 1 && stride != 1) ||
       reinterpret_cast<uintptr_t>(data) % static_cast<uintptr_t>(size) != 0) {
     copy_.resize(static_cast<size_t>(rows * cols));  // enough for either type
@@ -208,7 +208,7 @@ std::string Repr(nb::handle value) {
     return std::string(whole);
   }
   size_t end = kLimit;
-  while ((static_cast<uint8_t>(whole[end]) & 0xc0) == 0x80) {  // not inside of a character
+  while ((static_cast<uint8_t>(whole[end]) & 0xc0) == 0x80) {  // do not cut inside a character
     --end;
   }
   return std::string(whole.substr(0, end)) + "...";
@@ -272,7 +272,7 @@ bool IsArray(nb::handle object) {
     return false;
   }
   if (FrameworkOf(object) == Framework::kMasked) {
-    return true;  // Array says why not
+    return true;  // Array throws and says why not
   }
   const nb::object ndim = nb::getattr(object, "ndim", nb::none());
   return ndim.is_none() || Int64(ndim, "ndim") != 0;

@@ -40,7 +40,7 @@ Element IntegerOf(int64_t bits, bool is_signed) {
   }
 }
 
-// The element type of a buffer's format, by the codes of the struct module.
+// The element type that a buffer's format names, in the codes of the struct module.
 Element ElementOfFormat(const char* format, int64_t size) {
   if (*format == '@' || *format == '=' || *format == '<') {
     ++format;
@@ -96,7 +96,7 @@ Element ElementOfDLPack(nb::dlpack::dtype dtype) {
     default:
       break;
   }
-  // DLPack 1.1's 8-bit floats, which nanobind does not name.
+  // 8-bit floats of DLPack 1.1, which nanobind does not name.
   switch (dtype.code) {
     case 10:
       return Element::kE4M3;
@@ -109,7 +109,7 @@ Element ElementOfDLPack(nb::dlpack::dtype dtype) {
   }
 }
 
-// What no memory can hold is refused before frameworks, whose arithmetic may overflow, see it.
+// Refuses sizes beyond any memory here, because a framework's arithmetic might overflow on them.
 void CheckBytes(Element element, std::span<const int64_t> shape) {
   int64_t bytes = SizeOf(element);
   bool fits = true;
@@ -130,7 +130,7 @@ nb::object ShapeTuple(std::span<const int64_t> shape) {
   return tuple;
 }
 
-// The memory of an array that this module has just made.
+// The memory of an array that this module has just created.
 void* NumPyData(nb::handle array, Element element) {
   const nb::object plain = element == Element::kBF16
                                ? CallMethod(array, known().view, known().numpy_uint16)
@@ -190,7 +190,7 @@ void Array::ReadBuffer(nb::handle object, Access access) {
   const int64_t size = buffer.itemsize;
   for (int i = 0; i < ndim_; ++i) {
     axes_[i] = {buffer.shape[i], 0};
-    // Strides of other elements do not matter, as no call takes those; their size may be 0.
+    // Strides of other elements do not matter, as no call accepts them; their size may be 0.
     if (buffer.shape[i] > 1 && element_ != Element::kOther) {
       if (buffer.strides[i] % size != 0) {
         ThrowValueError(std::string(name_) + "'s axis " + std::to_string(i) + " has a stride of " +
@@ -213,7 +213,7 @@ void Array::ReadNumPy(nb::object array, Access access) {
     if (access == Access::kWrite && !IsTrue(array.attr("flags").attr("writeable"))) {
       ThrowReadOnly(name_);
     }
-    // Dates and the like have no buffer; the caller refuses the dtype by its name.
+    // Dates and similar types have no buffer; the caller rejects the dtype by its name.
     if (!error.matches(PyExc_ValueError)) {
       throw;
     }
@@ -226,10 +226,10 @@ void Array::ReadNumPy(nb::object array, Access access) {
 void Array::ReadJax(Access access) {
   CallMethod(object_, known().block_until_ready);
   try {
-    // Not nanobind's call of it: an interpreter that exits would end the process there.
+    // Not through nanobind's call, which would end the process here if the interpreter is exiting.
     owner_ = CallMethod(object_, known().dlpack);
   } catch (nb::python_error& error) {
-    if (IsMlDType(ElementNamed(DTypeName()))) {  // 8-bit floats, which its DLPack may not know
+    if (IsMlDType(ElementNamed(DTypeName()))) {  // 8-bit floats, which JAX's DLPack may not know
       ReadNumPy(nb::module_::import_("numpy").attr("asarray")(object_), access);
       return;
     }
@@ -251,7 +251,7 @@ void Array::ReadTorch(Access access) {
   nb::object tensor = object_;
   try {
     if (IsTrue(
-            CallMethod(tensor, known().is_neg))) {  // lazily negated: the bits are not the values'
+            CallMethod(tensor, known().is_neg))) {  // lazily negated: memory has the opposite sign
       if (access == Access::kWrite) {
         ThrowReadOnly(name_);
       }
@@ -273,10 +273,10 @@ void Array::ReadTorch(Access access) {
       ThrowNotOnCpu(name_, "device " + Text(object_.attr("device")));
     }
     tensor = tensor.attr("detach")();  // __dlpack__ refuses what requires grad
-  } catch (nb::python_error& error) {  // another device's, sparse, functorch's wrappers, ...
+  } catch (nb::python_error& error) {  // on another device, sparse, wrapped by functorch, ...
     const Element element = ElementNamed(DTypeName());
     if (IsMlDType(element) && SizeOf(element) == 1 && IsTrue(Get(object_, known().is_cpu))) {
-      // 8-bit floats, which older releases do not export.
+      // 8-bit floats, which older releases of PyTorch do not export.
       owner_ = CallMethod(tensor, known().view, TorchDType(Element::kU8));
       ReadDLPack(owner_, access);
       element_ = element;
@@ -294,11 +294,11 @@ void Array::ReadTorch(Access access) {
 void Array::ReadDLPack(nb::handle object, Access access) {
   bool read = false;
   if (access == Access::kRead && !PyCapsule_CheckExact(object.ptr())) {
-    try {  // not nanobind's call of it, as in ReadJax
+    try {  // not through nanobind's call, as in ReadJax
       owner_ = CallMethod(object, known().dlpack);
       object = owner_;
     } catch (nb::python_error&) {
-      // Read-only arrays are for versions of DLPack that have to be asked for: nanobind does.
+      // DLPack exports read-only arrays only to callers that request a version, as nanobind does.
     }
   }
   if (access == Access::kWrite) {
@@ -309,7 +309,7 @@ void Array::ReadDLPack(nb::handle object, Access access) {
     read = nb::try_cast(object, dlpack_, /*convert=*/false);
   }
   if (!read) {
-    try {  // once more, for the reason
+    try {  // again, to get the reason
       object.attr("__dlpack__")();
     } catch (nb::python_error& error) {
       nb::raise_from(error, PyExc_ValueError, "%s cannot be %s in place", name_,

@@ -29,16 +29,16 @@ struct Buffer {
   Buffer() = default;
   Buffer(const Buffer&) = delete;
   Buffer& operator=(const Buffer&) = delete;
-  ~Buffer() { PyBuffer_Release(&view); }  // does nothing for one that was not filled
+  ~Buffer() { PyBuffer_Release(&view); }  // does nothing if the view was never filled
 };
 
-// A view of the memory of one Python array, and what keeps that memory where it is. Strides are in
-// elements. To be made and destroyed under the GIL; may be read without it.
+// A view of the memory of one Python array, and a reference that keeps the memory alive. Strides
+// are in elements. Create and destroy it under the GIL; it may be read without.
 class Array {
  public:
   // Throws TypeError if `object` is no array, ValueError if its memory cannot be read (or written)
-  // in place: another device, read-only, strides of broken elements. `name` is for the text and
-  // outlives the view.
+  // in place: on another device, read-only, or with strides that split elements. `name` is for
+  // error texts and must outlive the view.
   Array(nb::handle object, const char* name, Access access = Access::kRead);
   Array(const Array&) = delete;
   Array& operator=(const Array&) = delete;
@@ -65,7 +65,7 @@ class Array {
 
   const char* name_;
   nb::object object_;
-  nb::object owner_;  // what was read instead of object_: a view of the same memory
+  nb::object owner_;  // the object that was read instead of object_: a view of the same memory
   Buffer buffer_;
   nb::ndarray<nb::ro> dlpack_;
   Framework framework_;
@@ -85,11 +85,11 @@ struct NewArray {
 };
 NewArray NewNumPyArray(Element element, std::span<const int64_t> shape);
 
-// Of x's framework and, where that has several, on x's device. JAX's arrays are immutable: theirs
-// is a NumPy array until Finished.
+// A new array of x's framework, on x's device if the framework has several. For JAX, whose arrays
+// are immutable, it is a NumPy array until Finished.
 NewArray NewArrayLike(const Array& x, Element element, std::span<const int64_t> shape);
 
-// What NewArrayLike made for x, when it has been filled, as an array of x's framework. No copy.
+// Turns a filled array from NewArrayLike into an array of x's framework. Copies nothing.
 nb::object Finished(const Array& x, NewArray array);
 
 }  // namespace riffle::python

@@ -18,7 +18,7 @@ namespace {
 
 constexpr const char* kQueryForm = "[tokens, heads, head_dim]";
 
-// The lse of a part, [tokens, heads], whose rows are contiguous or have been made so.
+// The lse of a part, [tokens, heads]; rows are contiguous, or are copied so that they are.
 class Lse {
  public:
   Lse(nb::handle object, const char* name) : array_(object, name) {
@@ -29,7 +29,7 @@ class Lse {
     const auto* bytes = static_cast<const uint8_t*>(array_.data());
     stride_ = row_stride;
     data_ = static_cast<const float*>(array_.data());
-    // The copy is for strides and for addresses that a float* may not have.
+    // Copies if elements are strided, or at an address that is not aligned for float.
     if ((cols > 1 && col_stride != 1) || reinterpret_cast<uintptr_t>(bytes) % alignof(float) != 0) {
       copy_.resize(static_cast<size_t>(rows * cols));
       float* to = copy_.data();
@@ -55,7 +55,7 @@ class Lse {
   const float* data_;
 };
 
-// The floats of a 1-dimensional array of any of the three dtypes.
+// The floats of a 1-dimensional float32, float16 or bfloat16 array.
 std::vector<float> Floats(nb::handle object, const char* name) {
   const Array x(object, name);
   const DType dtype = FloatingDType(x);
@@ -69,13 +69,13 @@ std::vector<float> Floats(nb::handle object, const char* name) {
   return floats;
 }
 
-// A mask [tokens or 1, q_heads or 1, kv]: numbers that are added, or bools, which tell what is
-// seen.
+// A mask [tokens or 1, q_heads or 1, kv]: numbers to add to logits, or bools, false where a key is
+// hidden.
 class MaskArgument {
  public:
   explicit MaskArgument(nb::handle object) : array_(object, "mask") {
     CheckAxes(array_, 3, "[tokens or 1, q_heads or 1, kv]");
-    // Null would be no mask; an array without elements need not have an address.
+    // A null pointer would mean no mask, but an array without elements may have a null address.
     static const uint8_t kNoElement = 0;
     view_.data = array_.data() != nullptr ? array_.data() : &kNoElement;
     view_.dtype = MaskDType(array_);
@@ -94,7 +94,7 @@ class MaskArgument {
   AttentionMask view_;
 };
 
-// `causal`: a bool, or an array of them, one for each sequence.
+// `causal`: a bool, or an array with a bool for each sequence.
 class Causality {
  public:
   Causality(nb::handle object, AttentionOptions* options, PagedBatch* batch) {
@@ -120,22 +120,22 @@ class Causality {
   std::vector<uint8_t> flags_;
 };
 
-// One number for each query head; names are for texts.
+// One number for each query head; `name` is for error texts.
 std::vector<float> OfHeads(nb::handle object, const char* name, int64_t heads) {
   std::vector<float> numbers;
   if (!object.is_none()) {
     numbers = Floats(object, name);
-    if (numbers.empty() && heads != 0) {  // which the entry point would take for None
+    if (numbers.empty() && heads != 0) {  // the entry point would take it for None
       ThrowValueError(std::string(name) + " is empty; it must have one element per query head");
     }
   }
   return numbers;
 }
 
-// The results of a call on x: `out`, given or new, and lse if wanted.
+// The results of a call on x: `out`, given or new, and lse if it is wanted.
 class Results {
  public:
-  // [tokens, heads, head_dim], the first two as x has them.
+  // Shape [tokens, heads, head_dim], the first two as in x.
   Results(const Array& x, int64_t head_dim, nb::handle given, bool want_lse) : like_(x) {
     const int64_t shape[] = {x.axis(0).size, x.axis(1).size, head_dim};
     if (given.is_none()) {
@@ -202,7 +202,7 @@ nb::object PyPagedAttention(nb::handle q_object, nb::handle keys_object, nb::han
   std::optional<Indices> cu_q_lens;
   if (!cu_q_lens_object.is_none()) {
     batch.cu_q_lens = cu_q_lens.emplace(cu_q_lens_object, "cu_q_lens", 1, "1-dimensional").get();
-    if (batch.cu_q_lens.empty()) {  // which the entry point would take for None
+    if (batch.cu_q_lens.empty()) {  // the entry point would take it for None
       ThrowValueError("cu_q_lens is empty; it must have one element more than kv_lens");
     }
   }
@@ -268,7 +268,7 @@ nb::object PyMergeStates(nb::handle outs_object, nb::handle lses_object) {
 }  // namespace
 
 void BindAttention(nb::module_& m) {
-  const auto any = nb::arg().none();  // what None means is for the functions to say
+  const auto any = nb::arg().none();  // the functions below handle None
   m.def("paged_attention", &PyPagedAttention, any, any, any, any, any, any, any, any, any, any, any,
         any, any, any, any, any, any, any, any, any, any);
   m.def("merge_states", &PyMergeStates, any, any);

@@ -46,7 +46,7 @@ nb::dict PyInfo() {
   return info;
 }
 
-// call(), in whose errors the argument has the name that Python gives it.
+// Runs call(); in its errors, the argument has the name that Python gives it.
 template <typename Call>
 void Renaming(const char* python_name, const Call& call) {
   try {
@@ -62,12 +62,12 @@ void Renaming(const char* python_name, const Call& call) {
 
 void PySetNumThreads(nb::handle n) {
   const int threads = Int32(n, "n");
-  const GilReleased no_gil;  // it waits for a running call
+  const GilReleased no_gil;  // the call waits for a running one
   Renaming("n", [threads] { SetNumThreads(threads); });
 }
 
-// `function` is the address of a ParallelRegion, 0 of none.
-void PySetTeam(uintptr_t function) {
+// `function` is the address of a ParallelRegion; 0: none.
+void PySetParallelRegion(uintptr_t function) {
   const GilReleased no_gil;
   SetParallelRegion(reinterpret_cast<ParallelRegion>(function));
 }
@@ -82,7 +82,7 @@ void PySetTarget(nb::handle name) {
 }
 
 void PyReleaseScratch() {
-  const GilReleased no_gil;  // it waits for a running call
+  const GilReleased no_gil;  // the call waits for a running one
   ReleaseScratch();
 }
 
@@ -101,14 +101,14 @@ void BindRuntime(nb::module_& m) {
   m.def("info", &PyInfo);
   m.def("set_num_threads", &PySetNumThreads, nb::arg().none());
   m.def("release_scratch", &PyReleaseScratch);
-  m.def("set_team", &PySetTeam);
+  m.def("set_team", &PySetParallelRegion);
   m.def("set_target", &PySetTarget, nb::arg().none());
 }
 
 }  // namespace riffle::python
 
 NB_MODULE(_core, m) {
-  // Daemon threads that live when the interpreter exits keep what they hold.
+  // Daemon threads that still run when the interpreter exits do not release their objects.
   nanobind::set_leak_warnings(false);
   nanobind::register_exception_translator(riffle::python::Translate);
   riffle::python::LoadKnown();

@@ -1,5 +1,5 @@
-// The parts of riffle._core, one file a capability. They marshal; what arguments mean and which are
-// wrong is the library's to say. Docstrings and signatures are in riffle/*.py.
+// The parts of riffle._core, one file per group of calls. They only convert arguments; the library
+// defines and checks their meaning. Docstrings and signatures are in riffle/*.py.
 #pragma once
 
 #include <nanobind/nanobind.h>

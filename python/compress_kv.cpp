@@ -33,7 +33,7 @@ nb::object PyCompressKv(nb::handle kv_object, nb::handle gates_object, nb::handl
   const MatrixView gates = Matrix(gates_array);
   CompressOptions options;
   options.ratio = Int64(ratio, "ratio");
-  CompressedEntries(0, options);  // checks ratio, before the shapes that follow from it
+  CompressedEntries(0, options);  // checks ratio first, on which the shapes below depend
   options.overlap = Bool(overlap, "overlap");
   options.norm = Bool(norm, "norm");
   options.norm_eps = nb::cast<float>(norm_eps);
@@ -82,7 +82,7 @@ nb::object PyCompressKv(nb::handle kv_object, nb::handle gates_object, nb::handl
 }  // namespace
 
 void BindCompressKv(nb::module_& m) {
-  const auto any = nb::arg().none();  // what None means is for the function to say
+  const auto any = nb::arg().none();  // the functions below handle None
   m.def("compress_kv", &PyCompressKv, any, any, any, any, any, any, any, any, any, any, any, any);
 }
 

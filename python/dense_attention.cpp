@@ -1,5 +1,5 @@
-// scaled_dot_product_attention: attention over dense tensors [batch, heads, tokens, head_dim],
-// whose keys and values are pages of one sequence each. Nothing is copied.
+// scaled_dot_product_attention: attention over dense tensors [batch, heads, tokens, head_dim]. Each
+// sequence's keys and values are treated as one page. Nothing is copied.
 #include <algorithm>
 #include <cstring>
 #include <limits>
@@ -17,8 +17,8 @@ namespace {
 
 enum { kBatch, kHead, kToken, kOuterAxes };
 
-// Queries, keys, values or results as [batch, heads, tokens, dim]; axes that an array does not have
-// are of size 1. Strides are in elements.
+// Queries, keys, values or results as [batch, heads, tokens, dim]; axes that the array lacks have
+// size 1. Strides are in elements.
 struct Dense {
   uint8_t* data;
   DType dtype;
@@ -27,7 +27,7 @@ struct Dense {
   int64_t dim;
 };
 
-// The same of a mask [batch, heads, queries, keys]; strides of axes that are broadcast are 0.
+// A mask [batch, heads, queries, keys]; axes that are broadcast have stride 0.
 struct DenseMask {
   const uint8_t* data = nullptr;  // null: no mask
   DType dtype = DType::kF32;
@@ -42,7 +42,7 @@ struct Problem {
   std::optional<float> scale;
 };
 
-// Nothing for what PagedAttention cannot read in place.
+// nullopt if PagedAttention cannot read the array in place.
 std::optional<Dense> DenseOf(const Array& x) {
   if (x.ndim() < 2 || x.ndim() > 4 || x.element() > Element::kBF16 || x.axis(-1).size % 8 != 0 ||
       x.axis(-1).size == 0 || x.axis(-1).size > 1024 || (x.axis(-1).stride != 1 && !x.empty())) {
@@ -58,7 +58,7 @@ std::optional<Dense> DenseOf(const Array& x) {
   return dense;
 }
 
-// Makes an axis of size 1 as long as `size`. Whether it has that size then.
+// Broadcasts an axis of size 1 to `size`. Returns whether the axis has that size then.
 bool Broadcast(Dense* x, int axis, int64_t size) {
   if (x->size[axis] == 1 && size != 1) {
     x->size[axis] = size;
@@ -73,7 +73,7 @@ std::optional<DenseMask> MaskOf(const Array& x, const Problem& problem) {
     return std::nullopt;
   }
   DenseMask mask;
-  // Null would be no mask; an array without elements need not have an address.
+  // A null pointer would mean no mask, but an array without elements may have a null address.
   static const uint8_t kNoElement = 0;
   mask.data = x.data() != nullptr ? static_cast<const uint8_t*>(x.data()) : &kNoElement;
   mask.dtype = MaskDType(x);
@@ -90,8 +90,8 @@ std::optional<DenseMask> MaskOf(const Array& x, const Problem& problem) {
   return mask;
 }
 
-// Batch and heads that fit, broadcast to each other; whether they do. Query heads share those of
-// keys only if `grouped`.
+// Broadcasts batch and heads to each other; returns whether the shapes fit. Several query heads may
+// share a KV head only if `grouped`.
 bool MatchShapes(Problem* problem, bool grouped) {
   Dense &q = problem->q, &k = problem->k, &v = problem->v;
   const auto [low, batch] = std::minmax({q.size[kBatch], k.size[kBatch], v.size[kBatch]});
@@ -113,7 +113,7 @@ bool MatchShapes(Problem* problem, bool grouped) {
          (kv_heads == 1 || Broadcast(&q, kHead, kv_heads));
 }
 
-// The stride of two axes taken as one, the first outside; nothing if they have none.
+// The stride of two axes merged into one, the first outermost; nullopt if they do not merge.
 std::optional<int64_t> Merged(int64_t outer_size, int64_t outer_stride, int64_t inner_size,
                               int64_t inner_stride) {
   if (outer_size == 1) return inner_stride;
@@ -126,7 +126,7 @@ std::optional<int64_t> BatchWith(int axis, const Dense& x) {
   return Merged(x.size[kBatch], x.stride[kBatch], x.size[axis], x.stride[axis]);
 }
 
-// The same of the mask of queries `q`.
+// The same for the mask of queries `q`.
 std::optional<int64_t> BatchWith(int axis, const DenseMask& mask, const Dense& q) {
   if (mask.stride[kBatch] == 0 && mask.stride[axis] == 0) return 0;
   return Merged(q.size[kBatch], mask.stride[kBatch], q.size[axis], mask.stride[axis]);
@@ -141,7 +141,7 @@ bool HeadsMerge(const Problem& p) {
          BatchWith(kHead, p.v) && BatchWith(kHead, p.mask, p.q);
 }
 
-// A problem of one sequence, whose heads are those of all.
+// The problem as one sequence, with the heads of all sequences.
 Problem WithMergedHeads(const Problem& p) {
   Problem merged = p;
   merged.mask.stride[kHead] = *BatchWith(kHead, p.mask, p.q);
@@ -181,8 +181,8 @@ PagedKv PageOfEachSequence(const Dense& x) {
   return pages;
 }
 
-// Lengths and pages. Queries past the last key see all of them if the others see keys 0..i: they
-// are sequences of their own on the same pages.
+// Lengths and page tables. With causal, queries past the last key see all keys: they become
+// sequences of their own over the same pages.
 struct Batch {
   std::vector<int32_t> kv_lens, pages, cu_q_lens;
   std::vector<uint8_t> causal;
@@ -251,8 +251,8 @@ void Run(const Problem& p) {
   }
 }
 
-// A tensor of `ndim` axes for the results, whose memory has heads and tokens in the order in which
-// that of the queries has them, as those of torch's function. `view` becomes its.
+// A tensor of `ndim` axes for the results. As with torch's function, its memory has heads and
+// tokens in the order of the queries' memory. Sets `view` to it.
 nb::object NewResults(const Array& q, int ndim, const Problem& p, Dense* view) {
   const bool token_major = p.q.size[kHead] > 1 && p.q.size[kToken] > 1 &&
                            p.q.stride[kHead] < p.q.stride[kToken] && p.q.stride[kHead] != 0;
@@ -278,8 +278,8 @@ nb::object NewResults(const Array& q, int ndim, const Problem& p, Dense* view) {
   return Call(transpose, arguments);
 }
 
-// What torch's function returns; None for what this file does not do: see DenseOf, MaskOf and
-// MatchShapes.
+// The result of torch's function; None for calls that this file does not support: see DenseOf,
+// MaskOf and MatchShapes.
 nb::object PyTorchAttention(nb::handle query, nb::handle key, nb::handle value,
                             nb::handle attn_mask, nb::handle is_causal, nb::handle scale,
                             nb::handle enable_gqa) {

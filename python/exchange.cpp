@@ -11,8 +11,8 @@ namespace {
 
 constexpr size_t kMaxTensorAxes = 16;
 
-// The functions of PyTorch's stable C ABI (torch/csrc/stable, shim.h) that make a tensor in half
-// the time that DLPack takes. PyTorch has all of them since 2.14. 0 is success.
+// Functions of PyTorch's stable C ABI (torch/csrc/stable, shim.h), which create a tensor in half
+// the time of DLPack. PyTorch has all of them since 2.14. They return 0 on success.
 struct TorchShim {
   int32_t (*empty_strided)(int64_t ndim, const int64_t* sizes, const int64_t* strides,
                            int32_t dtype, int32_t device_type, int32_t device_index, void** tensor);
@@ -21,7 +21,7 @@ struct TorchShim {
   int32_t (*release)(void* tensor);
 
   bool Find() {
-    // Loaded already, as PyTorch has been imported; looked up, never linked.
+    // The library is loaded already, as PyTorch has been imported; it is looked up, never linked.
     const LoadedLibrary library("torch_cpu");
     const auto find = [&library](auto& function, const char* name) {
       function = reinterpret_cast<std::remove_reference_t<decltype(function)>>(library.Find(name));
@@ -45,7 +45,7 @@ const TorchShim* FindTorchShim() {
   return found ? &shim : nullptr;
 }
 
-// c10::ScalarType, whose numbers the ABI fixes.
+// The numbers of c10::ScalarType, which the ABI fixes.
 int32_t ScalarType(Element element) {
   switch (element) {
     case Element::kU8:
@@ -152,7 +152,7 @@ const DLPackExchangeApi* FindTorchExchangeApi() {
 }  // namespace
 
 const DLPackExchangeApi* TorchExchangeApi() {
-  // No static of C++: its guard and the GIL could wait for each other.
+  // Not a C++ static with an initialiser: its guard and the GIL could deadlock.
   static const DLPackExchangeApi* api = nullptr;
   static bool found = false;
   if (!found) {
@@ -178,7 +178,7 @@ nb::object NewTensor(const DLPackExchangeApi& api, Element element, std::span<co
   DLManagedTensorVersioned* tensor = nullptr;
   void* object = nullptr;
   if (api.allocate(&prototype, &tensor, nullptr, IgnoreError) != 0) {
-    PyErr_Clear();  // PyTorch's text has its C++ stack in it
+    PyErr_Clear();  // PyTorch's text includes its C++ stack
     ThrowMemoryError("no memory for a result of shape " + ShapeText(shape) + " and dtype " +
                      Name(element));
   }

@@ -12,7 +12,7 @@
 
 namespace riffle::python {
 
-// The ABI of dlpack.h, as far as it is used here.
+// The part of dlpack.h's ABI that is used here.
 struct DLManagedTensorVersioned {
   uint32_t version[2];
   void* manager_ctx;
@@ -32,7 +32,7 @@ struct DLPackExchangeApi {
   int (*tensor_from_object)(void* object, nb::dlpack::dltensor* out);  // may be null
 };
 
-// PyTorch's, which must have been imported; null if it is older.
+// PyTorch's API, or null if PyTorch is too old. Pre: PyTorch has been imported.
 const DLPackExchangeApi* TorchExchangeApi();
 
 // A new row-major tensor on the CPU.

@@ -73,7 +73,7 @@ nb::handle Known::Jax() {
 }
 
 namespace {
-Known* the_known = nullptr;  // never destroyed: the interpreter may be gone by then
+Known* the_known = nullptr;  // never destroyed: the interpreter may end before it
 }  // namespace
 
 void LoadKnown() { the_known = new Known; }
@@ -198,7 +198,7 @@ int64_t SizeOf(Element element) {
 const char* Name(Element element) { return kElementNames[static_cast<int>(element)]; }
 
 Framework FrameworkOf(nb::handle object) {
-  constexpr size_t kMaxTypes = 64;  // a program that makes array types forever must not fill memory
+  constexpr size_t kMaxTypes = 64;  // a bound, for programs that keep creating array types
   PyTypeObject* const type = Py_TYPE(object.ptr());
   for (const auto& [known_type, framework] : known().types) {
     if (known_type == type) {

@@ -1,5 +1,5 @@
-// Array frameworks: whose an object is, how each names an element type, and quick access to their
-// objects. A framework is asked for only when one of its arrays comes, and never imported before.
+// Array frameworks: which one an object is from, how each names an element type, and fast access to
+// their objects. A framework is looked up only when one of its arrays comes, and never imported.
 #pragma once
 
 #include <nanobind/nanobind.h>
@@ -26,7 +26,7 @@ enum class Framework : uint8_t {
   kTorch,
   kJax,
   kJaxTracer,
-  kOther,  // whatever exports DLPack or a buffer; results for it are NumPy's
+  kOther,  // anything that exports DLPack or a buffer; its results are NumPy's
 };
 
 Framework FrameworkOf(nb::handle object);
@@ -53,22 +53,22 @@ enum class Element : uint8_t {
 inline constexpr int kElements = static_cast<int>(Element::kOther);
 
 const char* Name(Element element);
-// Whether NumPy has the dtype from ml_dtypes only, which exports neither a buffer nor DLPack.
+// Whether NumPy has the dtype only from ml_dtypes, which exports neither a buffer nor DLPack.
 constexpr bool IsMlDType(Element element) {
   return element == Element::kBF16 || element == Element::kE4M3 || element == Element::kE5M2 ||
          element == Element::kE8M0;
 }
-// The element of this name, as str() of a dtype gives it, "torch." before it or not; else kOther.
+// The element with the name that str(dtype) gives, with or without "torch."; otherwise kOther.
 Element ElementNamed(std::string_view name);
 int64_t SizeOf(Element element);
 Element ElementOf(DType dtype);
-// kOther for what is none of them by identity: NumPy's dtypes may also be equal without being one.
+// Compares by identity; kOther if none matches. NumPy's dtypes may be equal without being the same.
 Element ElementOfNumPy(nb::handle dtype);
 nb::handle NumPyDType(Element element);
 nb::handle TorchDType(Element element);
 
-// References that live as long as the process, so that a small call is a few pointer comparisons:
-// frameworks are looked up once a type, and only those that are imported already.
+// References that live as long as the process. With them a small call needs only a few pointer
+// comparisons: each type is looked up once, in frameworks that are already imported.
 struct Known {
   nb::str dtype = Intern("dtype"), is_cpu = Intern("is_cpu"), is_neg = Intern("is_neg"),
           resolve_neg = Intern("resolve_neg"), requires_grad = Intern("requires_grad"),
@@ -91,17 +91,17 @@ struct Known {
 };
 
 Known& known();
-void LoadKnown();  // once, before all else
+void LoadKnown();  // call it before anything else here
 
-// The Python API with exceptions, for threads that may live when the interpreter exits (see
-// SleepAtExit); `name` is one of Known's, so that no string is made.
+// Calls of Python that throw C++ exceptions, safe on threads that still run when the interpreter
+// exits (see SleepAtExit). `name` is one of Known's, so that no string is made.
 nb::object Checked(PyObject* result);
 nb::object Get(nb::handle object, const nb::str& name);
 nb::object CallMethod(nb::handle object, const nb::str& name, nb::handle argument = {});
 nb::object Call(nb::handle function, std::span<PyObject* const> arguments);
 bool IsTrue(nb::handle object);
 
-// str(object). nb::str(object.attr(...)) would take the attribute for a string that it is not.
+// str(object). nb::str(object.attr(...)) would treat the attribute as if it were a string already.
 std::string Text(nb::handle object);
 
 [[noreturn]] void ThrowValueError(const std::string& text);

@@ -1,4 +1,4 @@
-// A pool of index keys as Python gives it.
+// A pool of index keys as Python passes it.
 #pragma once
 
 #include <algorithm>
@@ -48,7 +48,7 @@ class KeyPool {
   const Keys& view() const { return keys_; }
 
  private:
-  // Pages of rows, then four bytes of scales a row.
+  // A page has its rows first, then four bytes of scales per row.
   void SetFused(IndexKeyFormat format, int64_t head_dim) {
     const bool mxfp4 = format == IndexKeyFormat::kMxFp4;
     const char* row = mxfp4 ? "head_dim / 2 + 4" : "head_dim + 4";
@@ -69,7 +69,7 @@ class KeyPool {
     keys_.page_stride = array_.axis(0).stride;
   }
 
-  // Broadcast to [pages, page_size] as NumPy broadcasts.
+  // Broadcasts to [pages, page_size] by NumPy's rules.
   void SetScales(nb::handle object, const char* name, Access access) {
     const Array& scales = scales_.emplace(object, name, access);
     CheckElement(scales, Element::kF32);

@@ -77,7 +77,7 @@ nb::object PyExpandBlocks(nb::handle blocks_object, nb::handle block_object,
   const PositionsView view{static_cast<const int32_t*>(blocks.data()), blocks.axis(0).size,
                            blocks.axis(1).size, blocks.axis(0).stride};
   const int64_t block = Int64(block_object, "block");
-  ExpandBlocks({nullptr, 0, view.cols, 0}, block, {}, {});  // checks block before memory is taken
+  ExpandBlocks({nullptr, 0, view.cols, 0}, block, {}, {});  // checks block before allocating
   OutMatrix out(blocks, nb::none(), Element::kI32, view.tokens, view.cols * block);
   {
     const KernelScope scope;
@@ -89,7 +89,7 @@ nb::object PyExpandBlocks(nb::handle blocks_object, nb::handle block_object,
 }  // namespace
 
 void BindIndexKeys(nb::module_& m) {
-  const auto any = nb::arg().none();  // what None means is for the functions to say
+  const auto any = nb::arg().none();  // the functions below handle None
   m.def("write_index_keys", &PyWriteIndexKeys, any, any, any, any, any, any);
   m.def("hadamard", &PyHadamard, any);
   m.def("positions_to_slots", &PyPositionsToSlots, any, any, any, any);

@@ -35,7 +35,7 @@ class Weights {
   OptionalMatrix matrix_;
 };
 
-// The lengths and pages of a call.
+// The lengths and page table of a call.
 class Batch {
  public:
   Batch(nb::handle kv_lens, nb::handle page_table, nb::handle cu_q_lens)
@@ -83,7 +83,7 @@ nb::object PyIndexerLogits(nb::handle q_object, bool q_e4m3, nb::handle weights_
   IndexerOptions options;
   options.ratio = Int64(ratio, "ratio");
   options.activation = ActivationOf(activation);
-  // No more than there are pages for: a length beyond them is refused by the call.
+  // At most as many as the pages hold: the call itself rejects greater lengths.
   const int64_t cols = std::clamp<int64_t>(MaxIndexKeys(batch.view(), options.ratio), 0,
                                            batch.view().max_pages * keys.view().page_size);
   OutMatrix out(q, out_object, Element::kF32, view.tokens, cols);
@@ -95,7 +95,7 @@ nb::object PyIndexerLogits(nb::handle q_object, bool q_e4m3, nb::handle weights_
   return out.Finish();
 }
 
-// Over a matrix of keys [n, head_dim], columns [starts, ends) of each query.
+// Scores over a matrix of keys [n, head_dim]; query t sees keys [starts[t], ends[t]).
 nb::object PyIndexerRangeLogits(nb::handle q_object, bool q_e4m3, nb::handle weights_object,
                                 nb::handle keys_object, bool key_e4m3, nb::handle scales_object,
                                 nb::handle starts_object, nb::handle ends_object) {
@@ -165,7 +165,7 @@ nb::object PyIndexerTopK(nb::handle q_object, bool q_e4m3, nb::handle weights_ob
     options.candidate_cols = candidates.cols();
     options.candidate_stride = candidates.stride();
   }
-  // The entry point's own check of k, before anything is allocated by it.
+  // Lets the entry point check k before anything is allocated.
   PagedBatch nothing;
   HeadsView no_tokens = view;
   no_tokens.tokens = 0;
@@ -182,7 +182,7 @@ nb::object PyIndexerTopK(nb::handle q_object, bool q_e4m3, nb::handle weights_ob
 }  // namespace
 
 void BindIndexer(nb::module_& m) {
-  const auto any = nb::arg().none();  // what None means is for the functions to say
+  const auto any = nb::arg().none();  // the functions below handle None
   m.def("indexer_logits", &PyIndexerLogits, any, any, any, any, any, any, any, any, any, any, any,
         any);
   m.def("indexer_range_logits", &PyIndexerRangeLogits, any, any, any, any, any, any, any, any);

@@ -1,4 +1,4 @@
-// What a kernel runs in: without the GIL.
+// Scopes in which kernels run: without the GIL.
 #pragma once
 
 #include <Python.h>
@@ -7,12 +7,12 @@
 
 namespace riffle::python {
 
-// Runs `call`, a call of the C API that may take the GIL. Once the interpreter exits, CPython up to
-// 3.13 ends any other thread that wants the GIL by pthread_exit, which unwinds its stack: through
-// destructors that release Python objects without the GIL, and into handlers of all exceptions that
-// end the process by SIGABRT. Such a thread sleeps here instead, until the process is gone, which
-// is what CPython 3.14 does itself. `call` throws no exception of C++, so only that unwinding is
-// caught.
+// Runs `call`, which uses the C API and may take the GIL. When the interpreter exits,
+// CPython up to 3.13 ends any other thread that wants the GIL by pthread_exit. That unwinds
+// its stack, through destructors that release Python objects without the GIL, and into
+// catch-all handlers that end the process by SIGABRT. Here such a thread sleeps until the
+// process ends, as in CPython 3.14. `call` throws no C++ exception, so only that unwinding
+// is caught.
 template <typename Call>
 auto SleepAtExit(const Call& call) noexcept {
   try {
@@ -24,7 +24,7 @@ auto SleepAtExit(const Call& call) noexcept {
   }
 }
 
-// No GIL in the scope of this.
+// Releases the GIL while it lives.
 class GilReleased {
  public:
   GilReleased() : state_(PyEval_SaveThread()) {}
@@ -38,7 +38,7 @@ class GilReleased {
   PyThreadState* state_;
 };
 
-// No lock is needed for set_target: a call stays on the target that it began with.
+// set_target needs no lock: a call stays on the target that it began with.
 class KernelScope {
  private:
   GilReleased no_gil_;

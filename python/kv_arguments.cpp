@@ -190,7 +190,7 @@ PagedKvOut KvPagesArgument::out() const {
   return out;
 }
 
-// Of the scales along axis `axis` of the pages.
+// The stride of the scales along axis `axis` of the pages.
 int64_t KvPagesArgument::ScaleStride(int axis) const {
   const int own = axis - (scales_->ndim() == 4 ? 4 : 3) + scales_->ndim();
   return own < 0 || scales_->axis(own).size == 1 ? 0 : scales_->axis(own).stride;

@@ -58,19 +58,19 @@ DType ScaleDTypeNamed(nb::handle name) {
                  " is none of 'float32', 'float16', 'bfloat16', 'float8_e8m0fnu'");
 }
 
-// A KvCache that Python's threads may share: one call at a time, without the GIL.
+// A KvCache that threads of Python may share: it runs one call at a time, without the GIL.
 class SharedKvCache {
  public:
   explicit SharedKvCache(const KvCacheOptions& options) : cache_(options) {}
 
   template <typename Call>
   auto Locked(const Call& call) {
-    const KernelScope scope;  // first, so that nobody waits for the lock with the GIL
+    const KernelScope scope;  // before the lock: nobody may wait for that with the GIL
     const std::lock_guard<core::ForkSafeMutex> lock(mutex_);
     return call(cache_);
   }
 
-  // The views of pages, which never change.
+  // For the views of pages, which never change.
   const KvCache& cache() const { return cache_; }
 
  private:
@@ -106,11 +106,11 @@ nb::object Batch(SharedKvCache& self, nb::handle seqs_object) {
                         Int32Array(batch.page_table, shape));
 }
 
-// Memory of a layer as a read-only NumPy array that keeps `owner`, the cache, alive. Elements of
-// one byte that NumPy does not know come as uint8; the caller knows what they are.
+// The memory of a layer as a read-only NumPy array that keeps `owner`, the cache, alive. Elements
+// of one byte that NumPy has no dtype for are uint8; the caller knows what they mean.
 nb::object LayerArray(const void* data, DType dtype, std::span<const size_t> shape,
                       std::span<const int64_t> strides, nb::handle owner) {
-  // NumPy has no bfloat16 of its own: the bits come as uint16 and are then called what they are.
+  // NumPy has no bfloat16 of its own: the bits are exported as uint16 and then viewed as bfloat16.
   const nb::dlpack::dtype element = dtype == DType::kF32    ? nb::dtype<float>()
                                     : dtype == DType::kF16  ? nb::dlpack::dtype{2, 16, 1}
                                     : dtype == DType::kBF16 ? nb::dtype<uint16_t>()
@@ -146,7 +146,7 @@ nb::object ScalesArray(const PagedKv& kv, nb::handle owner) {
                     std::span(strides).first(axes), owner);
 }
 
-// (pages, scales or None) of a layer's keys, or values.
+// (pages, scales or None) of a layer's keys.
 nb::object Keys(nb::handle self, nb::handle layer) {
   const auto& cache = nb::cast<const SharedKvCache&>(self).cache();
   const PagedKv kv = cache.Keys(Int64(layer, "layer"));
@@ -159,7 +159,7 @@ nb::object Values(nb::handle self, nb::handle layer) {
   return nb::make_tuple(PagesArray(kv, self), ScalesArray(kv, self));
 }
 
-// 16 bytes a key.
+// Block keys of 16 bytes each.
 std::vector<BlockKey> BlockKeys(const nb::bytes& bytes) {
   std::vector<BlockKey> keys(bytes.size() / sizeof(BlockKey));
   std::memcpy(keys.data(), bytes.data(), keys.size() * sizeof(BlockKey));
@@ -239,7 +239,7 @@ void BindPrefixesAndSwaps(Class& type) {
 }  // namespace
 
 void BindKvCache(nb::module_& m) {
-  const auto any = nb::arg().none();  // what None means is for the functions to say
+  const auto any = nb::arg().none();  // the functions below handle None
   using Self = SharedKvCache;
   nb::class_<Self> type(m, "KvCache");
   BindPrefixesAndSwaps(type);

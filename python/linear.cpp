@@ -89,7 +89,7 @@ struct Operands {
     }
   }
 
-  // With which an entry point makes its checks before anything is allocated.
+  // x without rows: entry points check their arguments with it before anything is allocated.
   MatrixView NoRows() const {
     MatrixView no_rows = x_view;
     no_rows.rows = 0;

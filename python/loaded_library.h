@@ -1,5 +1,5 @@
-// Functions of a shared library that the process has loaded already: nothing is loaded or linked
-// for them. macOS and Windows are untested.
+// Finds functions of a shared library that the process has already loaded; loads and links nothing.
+// macOS and Windows are untested.
 #pragma once
 
 #include <string>
@@ -16,7 +16,7 @@ namespace riffle::python {
 
 class LoadedLibrary {
  public:
-  // `name` without what systems put around it: "torch_cpu" is libtorch_cpu.so on Linux.
+  // `name` without the system's prefix and suffix: "torch_cpu" is libtorch_cpu.so on Linux.
   explicit LoadedLibrary(const std::string& name)
 #if defined(_WIN32)
       : library_(GetModuleHandleA((name + ".dll").c_str()))
@@ -28,7 +28,7 @@ class LoadedLibrary {
   {
   }
 
-  // Null where the library is not loaded, or has no such function.
+  // Null if the library is not loaded or has no such function.
   void* Find(const char* function) const {
     if (library_ == nullptr) {
       return nullptr;

@@ -9,8 +9,8 @@
 
 namespace riffle::python {
 
-// The rows of x [..., n]. Where the strides of the leading axes do not make one, x falls into
-// blocks of rows that have one stride each.
+// The rows of x [..., n]. If the strides of the leading axes do not merge into one, x is split into
+// blocks of rows, each with one row stride.
 class Rows {
  public:
   explicit Rows(const Array& x) : data_(static_cast<uint8_t*>(x.data())) {
@@ -45,7 +45,7 @@ class Rows {
     return data_ + offset * element_size_;
   }
 
-  // The bytes from the first to past the last that any row has.
+  // The byte range from the start of the lowest row to the end of the highest.
   std::pair<const uint8_t*, const uint8_t*> Extent() const {
     int64_t low = 0;
     int64_t high = cols_;

@@ -17,7 +17,7 @@
 namespace riffle::python {
 namespace {
 
-// The double `value` of parameter `name` as a float. What rounds to 0 means what 0 does.
+// The double `value` of parameter `name` as a float. A value that rounds to 0 acts as 0.
 float Narrow(double value, const std::string& name) {
   const auto narrow = static_cast<float>(value);
   if (std::isinf(narrow) && !std::isinf(value)) {
@@ -30,7 +30,7 @@ float Narrow(double value, const std::string& name) {
 template <typename T, typename From>
 T Narrow(From value, const std::string& name) {
   if (!std::in_range<T>(value)) {
-    // A top_k beyond int32 is off, as any that is above the number of columns.
+    // A top_k beyond int32 is off, like any top_k above the number of columns.
     if (std::is_same_v<T, int32_t> && value > 0) {
       return std::numeric_limits<T>::max();
     }
@@ -40,8 +40,8 @@ T Narrow(From value, const std::string& name) {
   return static_cast<T>(value);
 }
 
-// A number, an array [rows], or None for the default: what each list of SampleOptions is made of.
-// Arrays are copied, a few numbers a row: of any integers, and for floats of any floats too.
+// A number, an array [rows], or None for the default, for one of SampleOptions' lists. Arrays are
+// copied, as they are small: any integers, and for float parameters any floats too.
 template <typename T>
 class List {
  public:
@@ -78,7 +78,7 @@ class List {
                       std::to_string(8 * sizeof(T)));
     } else {
       const double value = Double(object, name, "a float");
-      return static_cast<T>(value);  // beyond float32: infinity, which no parameter admits
+      return static_cast<T>(value);  // beyond float32: infinity, which every parameter rejects
     }
   }
 
@@ -135,7 +135,7 @@ class List {
     });
   }
 
-  // call(address, "name[i]")
+  // Calls call(address, "name[i]") for each element.
   template <typename Call>
   static void ForEach(const Array& array, const Call& call) {
     const auto [size, stride] = array.axis(0);
@@ -202,7 +202,7 @@ nb::object PySample(nb::handle logits_object, nb::handle temperature, nb::handle
 }  // namespace
 
 void BindSampling(nb::module_& m) {
-  const auto any = nb::arg().none();  // what None means is for the function to say
+  const auto any = nb::arg().none();  // the functions below handle None
   m.def("sample", &PySample, any, any, any, any, any, any, any, any, any);
 }
 

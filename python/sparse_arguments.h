@@ -12,7 +12,7 @@ namespace riffle::python {
 
 [[noreturn]] void ThrowNoneOf(const char* name, nb::handle value, const char* names);
 
-// The position of a text in a list; what is not in it is a ValueError.
+// The index of a text in a list; ValueError if it is not there.
 template <size_t kCount>
 int OneOf(nb::handle value, const char* name, const std::string_view (&names)[kCount],
           const char* all) {
@@ -27,10 +27,10 @@ int OneOf(nb::handle value, const char* name, const std::string_view (&names)[kC
   ThrowNoneOf(name, value, all);
 }
 
-// Codes of e4m3 come as uint8, with `e4m3` set.
+// The dtype of x. Codes of e4m3 are passed as uint8 with `e4m3` = true.
 DType IndexDType(const Array& x, bool e4m3);
 
-// A matrix argument that may be None, its last axis contiguous.
+// A matrix argument that may be None; its last axis must be contiguous.
 class OptionalMatrix {
  public:
   OptionalMatrix(nb::handle object, const char* name, Element element, const char* form) {
@@ -66,7 +66,7 @@ class OptionalMatrix {
   std::optional<Array> array_;
 };
 
-// An output [tokens, cols] like q: the caller's or a new one.
+// An output [tokens, cols] of q's framework: the caller's, or a new one.
 class OutMatrix {
  public:
   OutMatrix(const Array& like, nb::handle given, Element element, int64_t rows, int64_t cols);

@@ -21,7 +21,7 @@ constexpr const char* kRowFormatNames =
     "'plain', 'mla656', 'mla584', 'float8_e4m3fn', 'float8_e5m2', 'q8_0', 'q4_0', 'q4_1', 'q5_0', "
     "'q5_1', 'iq4_nl'";
 
-// Where the rows of coded formats are, [slots, 656] or [pages, page_size, 656 or 584].
+// Sets the memory of rows in coded formats, [slots, 656] or [pages, page_size, 656 or 584].
 void SetCodedRows(const Array& x, SparseRowFormat kind, SparseRows* rows) {
   const int axes = x.ndim();
   CheckElement(x, Element::kU8);
@@ -37,7 +37,7 @@ void SetCodedRows(const Array& x, SparseRowFormat kind, SparseRows* rows) {
   }
 }
 
-// Rows of a pool, [slots, d] or [pages, page_size, d]: all but their dtype.
+// Sets all members of a pool of rows, [slots, d] or [pages, page_size, d], except the dtype.
 void SetPool(const Array& x, SparseRows* rows) {
   rows->data = x.data();
   rows->row_stride = x.axis(-2).stride;
@@ -278,7 +278,7 @@ void PyWriteSparseRows(nb::handle x_object, nb::handle slots_object, nb::handle 
 }  // namespace
 
 void BindSparseAttention(nb::module_& m) {
-  const auto any = nb::arg().none();  // what None means is for the functions to say
+  const auto any = nb::arg().none();  // the functions below handle None
   m.def("sparse_attention", &PySparseAttention, any, any, any, any, any, any, any, any, any);
   m.def("write_sparse_rows", &PyWriteSparseRows, any, any, any, any, any);
 }

@@ -24,7 +24,7 @@ class K {
   int64_t width = 0;  // the largest
 
   K(nb::handle k, const MatrixView& x, const TopKOptions& options) {
-    // The door's own checks, of k and the options, before anything is allocated by them.
+    // Lets the entry point check k and the options before anything is allocated.
     MatrixView no_rows = x;
     no_rows.rows = 0;
     if (!IsArray(k)) {
@@ -34,12 +34,12 @@ class K {
     }
     const std::span<const int32_t> values = per_row.emplace(k, "k").get();
     TopK(no_rows, std::span<const int32_t>(), {}, options);
-    const auto [least, most] = std::minmax_element(values.begin(), values.end());
+    const auto [min, max] = std::minmax_element(values.begin(), values.end());
     if (static_cast<int64_t>(values.size()) != x.rows ||
-        (x.rows > 0 && (*least < 1 || *most > x.cols))) {
-      TopK(x, values, {}, options);  // throws, with the text
+        (x.rows > 0 && (*min < 1 || *max > x.cols))) {
+      TopK(x, values, {}, options);  // throws, with the library's text
     }
-    width = x.rows > 0 ? *most : 0;
+    width = x.rows > 0 ? *max : 0;
   }
 };
 
@@ -125,7 +125,7 @@ class Output {
   int64_t row_bytes_ = 0;
 };
 
-// The door checks the memory of each block; what lies between blocks is for us to check.
+// The entry point checks the memory of each block; this checks the space between blocks.
 void CheckApart(const Rows& rows, const char* name, const Rows& other, const char* other_name) {
   const auto [begin, end] = rows.Extent();
   const auto [other_begin, other_end] = other.Extent();
@@ -175,8 +175,8 @@ nb::object Column(const Array& x, Element element, const std::vector<TopKStats>&
   return Finished(x, std::move(column));
 }
 
-// The bits of -inf, or of the lowest integer; where the smallest are wanted, of +inf or the
-// highest: what the library pads values with.
+// The bits that the library pads values with: those of -inf or the lowest integer; when selecting
+// the smallest, those of +inf or the highest.
 uint64_t PadBits(DType dtype, bool largest) {
   switch (dtype) {
     case DType::kF32:
@@ -194,7 +194,7 @@ uint64_t PadBits(DType dtype, bool largest) {
   }
 }
 
-// The columns [begin, end) of a block whose largest k is below that of all.
+// Pads columns [begin, end) of a block whose largest k is below that of the whole call.
 void PadColumns(const MatrixView& x, int64_t begin, int64_t end, bool largest, const TopKOut& out) {
   const uint64_t padding = PadBits(x.dtype, largest);
   const auto size = static_cast<int64_t>(SizeOf(x.dtype));
@@ -209,7 +209,7 @@ void PadColumns(const MatrixView& x, int64_t begin, int64_t end, bool largest, c
   }
 }
 
-// Payload ids [n] or like x, read in place; indices are of their type.
+// Ids [n], or of x's shape, read in place; the indices returned have their type.
 class Ids {
  public:
   Ids(nb::handle given, const Array& x, const Rows& rows) {
@@ -243,7 +243,7 @@ class Ids {
   Element element() const {
     return view_.type == IndexType::kInt64 ? Element::kI64 : Element::kI32;
   }
-  // Of the rows from `row` on.
+  // The ids of the rows from `row` on.
   IdsView At(int64_t row) const {
     IdsView ids = view_;
     if (ids.data != nullptr) {
@@ -317,22 +317,22 @@ nb::object PyTopK(nb::handle x_object, nb::handle k_object, nb::handle sorted, n
                         Column<int32_t>(x, Element::kI32, stats, &TopKStats::depth));
 }
 
-// What both per-row forms share. `door` takes (x, indices) and throws for a bad k when x has no
-// rows.
-template <typename Door>
-nb::object PerRow(const Array& x, int64_t k, nb::handle out, const Door& door) {
+// What both per-row forms share. `call` takes (x, indices); for an x without rows it only checks k
+// and throws if it is bad.
+template <typename Call>
+nb::object PerRow(const Array& x, int64_t k, nb::handle out, const Call& call) {
   const DType dtype = SelectionDType(x);
   CheckAxes(x, 2, "[rows, n]");
   const Rows rows(x);
   const MatrixView view{x.data(), dtype, rows.rows(), rows.cols(), rows.stride()};
   MatrixView no_rows = view;
   no_rows.rows = 0;
-  door(no_rows, OutView<int32_t>{});
+  call(no_rows, OutView<int32_t>{});
   const int64_t shape[] = {rows.rows(), k};
   Output indices(x, out.is_none() ? nb::handle() : out, "out", Element::kI32, shape, rows.rows());
   {
     const KernelScope scope;
-    door(view, OutView<int32_t>{reinterpret_cast<int32_t*>(indices.Row(0)), indices.stride()});
+    call(view, OutView<int32_t>{reinterpret_cast<int32_t*>(indices.Row(0)), indices.stride()});
   }
   return indices.Finish(x);
 }
@@ -406,7 +406,7 @@ nb::object PyDepthProbabilities(nb::handle k, nb::handle lanes) {
 }  // namespace
 
 void BindTopK(nb::module_& m) {
-  const auto any = nb::arg().none();  // what None means is for the functions to say
+  const auto any = nb::arg().none();  // the functions below handle None
   m.def("top_k", &PyTopK, any, any, any, any, any, any, any, any, any, any);
   m.def("top_k_per_row", &PyTopKPerRow, any, any, any, any, any, any, any);
   m.def("top_k_per_row_decode", &PyTopKPerRowDecode, any, any, any, any, any, any);

@@ -1,5 +1,5 @@
-// What riffle.torch needs of selection: int64 indices, the smallest, ranges that are clamped.
-// Arguments that PyTorch words its own errors for have been checked in riffle/torch.
+// The parts of selection that riffle.torch needs: int64 indices, the smallest, clamped ranges.
+// Arguments for which PyTorch words its own errors have been checked in riffle/torch.
 #include "arguments.h"
 #include "array.h"
 #include "bindings.h"
@@ -16,10 +16,10 @@
 namespace riffle::python {
 namespace {
 
-// The kernels of top-k take these; the operator says what it makes of the others.
+// Elements that the kernels of top-k support; the operator handles the others.
 bool IsSelectable(Element element) { return element < Element::kBool; }
 
-// A Python int; nothing for what is none or does not fit.
+// A Python int; nullopt if it is none or does not fit.
 std::optional<int64_t> ExactInt(nb::handle number) {
   if (!PyLong_CheckExact(number.ptr())) {
     return std::nullopt;
@@ -29,7 +29,7 @@ std::optional<int64_t> ExactInt(nb::handle number) {
   return overflow == 0 ? std::optional(value) : std::nullopt;
 }
 
-// What torch.topk is asked for, once it is known that this file can answer.
+// The arguments of torch.topk, once it is known that this file supports them.
 struct Question {
   int64_t k;
   int dim;
@@ -38,7 +38,7 @@ struct Question {
 
 bool IsBool(nb::handle object) { return object.ptr() == Py_True || object.ptr() == Py_False; }
 
-// Nothing for an error that PyTorch has a text for, and for what is not plain memory of numbers.
+// nullopt where PyTorch must report an error, and for tensors that are not plain memory of numbers.
 std::optional<Question> ParseRequest(const Array& x, nb::handle k_object, nb::handle dim_object,
                                      nb::handle largest, nb::handle sorted) {
   const std::optional<int64_t> k = ExactInt(k_object);
@@ -60,7 +60,7 @@ std::optional<Question> ParseRequest(const Array& x, nb::handle k_object, nb::ha
   return question;
 }
 
-// The rows of x, whose last axis is the one asked about and contiguous, into row-major results.
+// Selects in the rows of x, whose selected axis is the last one and contiguous.
 void RunInPlace(const Array& x, const Question& question, const NewArray& values,
                 const NewArray& indices) {
   const Rows rows(x);
@@ -77,7 +77,7 @@ void RunInPlace(const Array& x, const Question& question, const NewArray& values
   }
 }
 
-// The axes of x but `dim`, merged as far as their strides allow.
+// The axes of x except `dim`, merged as far as their strides allow.
 std::vector<Axis> OtherAxes(const Array& x, int dim) {
   std::vector<Axis> axes;
   for (int i = 0; i < x.ndim(); ++i) {
@@ -97,7 +97,7 @@ std::vector<Axis> OtherAxes(const Array& x, int dim) {
   return axes;
 }
 
-// x with the axis asked about last, contiguous: rows of all other axes in row-major order.
+// Copies x so that the selected axis is last: rows of all other axes in row-major order.
 template <typename T>
 void GatherRows(const Array& x, int dim, void* to, int64_t to_stride) {
   const std::vector<Axis> axes = OtherAxes(x, dim);
@@ -119,7 +119,7 @@ void GatherRows(const Array& x, int dim, void* to, int64_t to_stride) {
   }
 }
 
-// Results [outer, inner, k] to [outer, k, inner].
+// Moves results [outer, inner, k] to [outer, k, inner].
 template <typename T>
 void PlaceAxis(const void* rows, int64_t outer, int64_t inner, int64_t k, void* to) {
   const int64_t size = inner * k;
@@ -129,7 +129,7 @@ void PlaceAxis(const void* rows, int64_t outer, int64_t inner, int64_t k, void* 
   }
 }
 
-// f.operator()<T>() with the unsigned integer of `bytes` bytes.
+// Calls f.operator()<T>() with T the unsigned integer of `bytes` bytes.
 template <typename F>
 void WithWord(int64_t bytes, const F& f) {
   switch (bytes) {
@@ -144,7 +144,7 @@ void WithWord(int64_t bytes, const F& f) {
   }
 }
 
-// Any axis: copied to rows, and the results to where they belong.
+// Selects along any axis: copies to rows first, and results to their places afterwards.
 void RunGathered(const Array& x, const Question& question, const NewArray& values,
                  const NewArray& indices) {
   const int64_t element = SizeOf(x.element());
@@ -156,12 +156,12 @@ void RunGathered(const Array& x, const Question& question, const NewArray& value
   }
   const int64_t rows = outer * inner;
   const int64_t k = question.k;
-  // A line more than n: rows a power of two apart would share a few sets of the cache.
+  // One cache line more than n: rows a power of two apart would share a few sets of the cache.
   const int64_t stride = n + 64 / element;
   const int64_t copy_shape[] = {rows, stride};
   const int64_t out_shape[] = {rows, k};
   const NewArray copy = NewArrayLike(x, x.element(), copy_shape);
-  const bool in_place = inner == 1 || k == 1;  // the results are where they belong
+  const bool in_place = inner == 1 || k == 1;  // the results are in their places already
   const NewArray row_values = in_place ? values : NewArrayLike(x, x.element(), out_shape);
   const NewArray row_indices = in_place ? indices : NewArrayLike(x, Element::kI64, out_shape);
   const KernelScope scope;
@@ -180,7 +180,7 @@ void RunGathered(const Array& x, const Question& question, const NewArray& value
            [&]<typename T>() { PlaceAxis<T>(row_values.data, outer, inner, k, values.data); });
 }
 
-// What torch.topk returns; None for what has to go another way: see Understand.
+// The result of torch.topk; None if another path must answer: see ParseRequest.
 nb::object PyTorchTopK(nb::handle input, nb::handle k, nb::handle dim, nb::handle largest,
                        nb::handle sorted, nb::handle result_type) {
   std::optional<Array> array;
@@ -209,7 +209,7 @@ nb::object PyTorchTopK(nb::handle input, nb::handle k, nb::handle dim, nb::handl
   } else {
     RunGathered(x, *question, values, indices);
   }
-  // torch.return_types.topk is a struct sequence: a third of the time of calling it.
+  // torch.return_types.topk is a struct sequence; made directly in a third of a call's time.
   nb::object result =
       Checked(PyStructSequence_New(reinterpret_cast<PyTypeObject*>(result_type.ptr())));
   PyStructSequence_SetItem(result.ptr(), 0, values.object.release().ptr());
@@ -241,7 +241,7 @@ MatrixView Logits(const Array& logits, int64_t num_rows) {
   return {logits.data(), dtype, num_rows, logits.axis(1).size, logits.axis(0).stride};
 }
 
-// The k best of the columns [starts[r], ends[r]) that there are.
+// The k best of the columns [starts[r], ends[r]), clamped to the columns of x.
 void RunClamped(const MatrixView& x, std::span<const int32_t> starts, std::vector<int32_t>& ends,
                 int64_t k, const OutView<int32_t>& out) {
   const auto limit =

@@ -25,7 +25,7 @@ void PyWriteKv(nb::handle keys_object, nb::handle values_object, nb::handle slot
                             Access::kWrite);
   KvPagesArgument value_pages(value_pages_object, "value_pages", value_format, "value_format",
                               layout, Access::kWrite);
-  // Only what is quantised has scales: the other side of a call may be of any dtype.
+  // Only quantised pages have scales: the other side of the call may have any dtype.
   const bool compute = Bool(compute_object, "compute_scales");
   if (compute && !key_pages.takes_scales() && !value_pages.takes_scales()) {
     ThrowValueError(
@@ -54,7 +54,7 @@ void PyWriteKv(nb::handle keys_object, nb::handle values_object, nb::handle slot
 }  // namespace
 
 void BindWriteKv(nb::module_& m) {
-  const auto any = nb::arg().none();  // what None means is for the functions to say
+  const auto any = nb::arg().none();  // the functions below handle None
   m.def("write_kv", &PyWriteKv, any, any, any, any, any, any, any, any, any, any, any);
 }
 

@@ -4,8 +4,8 @@
 // build. python/tests/xla_abi_check.cpp compares them with the headers of the jaxlib that is
 // installed.
 //
-// XLA owns whatever is pointed to; it lives until the call returns. Every structure begins with the
-// bytes it has, by which the other side knows which members an older version lacks.
+// XLA owns everything that is pointed to; it lives until the call returns. Every structure begins
+// with its size, which tells the other side which members an older version lacks.
 #pragma once
 
 #include <cstddef>
@@ -16,13 +16,13 @@ namespace riffle::python::xla {
 constexpr int kMajor = 0;
 constexpr int kNewestMinor = 5;  // the newest whose layout was compared
 
-// The list of what newer versions add to a call.
+// A linked list of what newer versions add to a call.
 struct Extension {
   size_t struct_size;
   int type;
   Extension* next;
 };
-constexpr int kMetadataExtension = 1;  // a question for the handler's version, not a call
+constexpr int kMetadataExtension = 1;  // asks for the handler's version; not a call
 
 struct Version {
   size_t struct_size;
@@ -54,7 +54,7 @@ struct ErrorCreateArgs {
   ErrorCode code;
 };
 
-// XLA's functions, of which the first is all that a handler here needs.
+// XLA's functions. A handler here needs only the first one.
 struct Api {
   size_t struct_size;
   Extension* extensions;
@@ -113,7 +113,7 @@ struct Scalar {
   void* value;
 };
 
-// Attributes by name; what a value points to is by its kind.
+// Attributes by name; the kind says what a value points to.
 struct Attributes {
   size_t struct_size;
   Extension* extensions;

@@ -44,7 +44,7 @@ constexpr size_t ByteWidth(DataType type) {
     case DataType::kF64:
       return 8;
   }
-  return 0;  // a type that no handler takes
+  return 0;  // a type that no handler supports
 }
 
 // An operand or result of any type and shape.
@@ -62,7 +62,7 @@ class AnyBuffer {
   const xla::Buffer* buffer_;
 };
 
-// A buffer that the call is to fill.
+// A buffer for the call to fill.
 class Result {
  public:
   explicit Result(const xla::Buffer* buffer) : buffer_(buffer) {}
@@ -72,7 +72,7 @@ class Result {
   AnyBuffer buffer_;
 };
 
-// The buffers behind those that a handler names.
+// The buffers after those that a handler names.
 class RemainingBuffers {
  public:
   RemainingBuffers(xla::Buffer* const* buffers, int64_t size)
@@ -92,13 +92,13 @@ struct RemainingResults : RemainingBuffers {
   using RemainingBuffers::RemainingBuffers;
 };
 
-// What a call ends with.
+// The outcome of a call: success or an error.
 class Error {
  public:
   Error(ErrorCode code, std::string message) : code_(code), message_(std::move(message)) {}
   static Error Success() { return {}; }
 
-  // XLA's own, null for success.
+  // The error as XLA's object, null for success.
   xla::Error* Make(const xla::Api& api) const {
     if (success_) {
       return nullptr;
@@ -199,7 +199,7 @@ Error CallWithFrame(Error (*function)(Parameters...), const xla::CallFrame& fram
                     std::span<const std::string_view> attributes) {
   try {
     CallReader reader(frame, attributes);
-    // Braces: from left to right.
+    // Braces guarantee evaluation from left to right.
     std::tuple<Parameters...> arguments{reader.Next<Parameters>()...};
     reader.CheckAllTaken();
     return std::apply(function, arguments);
@@ -210,12 +210,12 @@ Error CallWithFrame(Error (*function)(Parameters...), const xla::CallFrame& fram
   }
 }
 
-// Answers XLA's question for the version of the interface that a handler was built for. XLA
-// refuses, and JAX does not start, when that is newer than its own; it takes older ones for a year
-// at least. So an XLA up to the newest version that xla_abi.h was compared with is told its own.
+// Tells XLA which version of the interface the handler was built for. XLA refuses a version newer
+// than its own, and JAX then does not start; it accepts older ones for at least a year. So every
+// XLA up to the newest version that xla_abi.h was compared with is told its own version.
 inline void AnswerVersion(const xla::CallFrame& frame, xla::Metadata& metadata) {
   xla::Version version{sizeof(version), nullptr, xla::kMajor, 1};
-  if (frame.api != nullptr && frame.api->version.major == xla::kMajor) {  // 0.1 does not say
+  if (frame.api != nullptr && frame.api->version.major == xla::kMajor) {  // 0.1 passes no version
     version.minor = std::min(frame.api->version.minor, xla::kNewestMinor);
   }
   metadata.version = version;
@@ -227,7 +227,7 @@ inline void AnswerVersion(const xla::CallFrame& frame, xla::Metadata& metadata) 
 
 inline constexpr std::string_view kNoAttributes[] = {""};
 
-// What XLA calls. kAttributes: the names of the attributes that kFunction takes, in its order.
+// The function that XLA calls. kAttributes: the names of kFunction's attributes, in its order.
 template <auto kFunction, const auto& kAttributes = kNoAttributes>
 xla::Error* Handler(xla::CallFrame* frame) {
   xla::Extension* const extension = frame->extensions;

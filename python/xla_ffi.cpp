@@ -1,7 +1,7 @@
-// What riffle.jax calls inside of XLA programs: custom calls by XLA's foreign function interface,
-// as xla_abi.h and xla_call.h have it. So nothing of JAX is needed to build or to load the module.
-// riffle/jax.py has checked shapes and dtypes when a call was traced; lengths, ranges and page
-// numbers are the library's to check. Operands are read, and results written, where XLA has them.
+// The custom calls of riffle.jax in XLA programs, by XLA's foreign function interface as in
+// xla_abi.h and xla_call.h, so nothing of JAX is needed to build or to load the module.
+// riffle/jax.py has checked shapes and dtypes when a call was traced; the library checks lengths,
+// ranges and page numbers. Operands are read, and results written, in XLA's memory.
 #include <algorithm>
 #include <cstdint>
 #include <cstring>
@@ -47,7 +47,7 @@ ffi::Error XlaTopKPerRow(ffi::AnyBuffer x_buffer, ffi::AnyBuffer starts_buffer,
             "starts, ends and the result are not int32 of x's rows");
     const DType dtype = SelectionDTypeOf(x.type());
     auto* const out = reinterpret_cast<int32_t*>(indices.data());
-    if (x.items() == indices.items()) {  // rows are rows, whichever item they are of
+    if (x.items() == indices.items()) {  // no batch axis is broadcast: items are just more rows
       std::vector<int32_t> start_copy, end_copy;
       TopKPerRow({x.data(), dtype, rows * x.items(), n, n}, Int32s(starts, indices, start_copy),
                  Int32s(ends, indices, end_copy), k, {out, k});
@@ -111,15 +111,15 @@ struct Pages {
   }
 };
 
-// The options of a call; what is negative, or a soft cap of 0, is not set.
+// The options of a call. A negative value, or a soft cap of 0, means that it is not set.
 struct AttentionAttributes {
   float scale;
   float soft_cap;
   bool causal;
   int64_t window;
   int64_t window_right;
-  int64_t scaled;  // 1: keys have scales, the next operand; 2: values have
-  float divisor;   // of scales
+  int64_t scaled;  // bit 0: keys have scales, as the next operand; bit 1: values have
+  float divisor;   // for scales
 };
 
 // What decode and prefill share.
@@ -151,7 +151,7 @@ struct Attention {
     if (given.window_right >= 0) options.window_right = given.window_right;
   }
 
-  // Of `tokens` queries from item `item` on.
+  // The view of `tokens` queries from item `item` on.
   HeadsView Queries(int64_t item, int64_t tokens) const {
     return {q.At(item, out), DTypeOf(q.type()),     tokens,   q.axis(1),
             q.axis(2),       q.axis(1) * q.axis(2), q.axis(2)};
@@ -161,10 +161,10 @@ struct Attention {
   }
 };
 
-// The library's names of arguments -> those of riffle.jax.
+// Maps names of the library's arguments to those of riffle.jax.
 struct Name {
   std::string_view from, to;
-  bool single = false;  // one number there, of which an index is no part
+  bool single = false;  // a single number in riffle.jax, so an index is dropped
 };
 constexpr Name kDecodeNames[] = {{"page_table", "page_indices"},
                                  {"kv_lens", "lengths"},
@@ -237,8 +237,8 @@ ffi::Error XlaPagedAttention(ffi::AnyBuffer q_buffer, ffi::AnyBuffer k, ffi::Any
   });
 }
 
-// q [chunk, q_heads, d], the last chunk of a sequence cut into chunks from its begin; length [1],
-// page_indices [max_pages] -> out like q, zeros in rows behind the length
+// q [chunk, q_heads, d], the last chunk of a sequence that is cut into chunks from its start;
+// length [1], page_indices [max_pages] -> out like q, with zeros in rows past the length
 ffi::Error XlaPrefillAttention(ffi::AnyBuffer q_buffer, ffi::AnyBuffer k, ffi::AnyBuffer v,
                                ffi::AnyBuffer length_buffer, ffi::AnyBuffer page_indices_buffer,
                                ffi::RemainingArgs scales, ffi::Result result, float scale,

@@ -1,4 +1,4 @@
-// What handlers of XLA's custom calls do with their operands and errors.
+// Helpers for handlers of XLA's custom calls: operands and errors.
 #pragma once
 
 #include <cstdint>
@@ -33,7 +33,7 @@ inline DType DTypeOf(ffi::DataType type) {
   }
 }
 
-// Of pages of keys and values, and of their scales.
+// The dtype of pages of keys and values, or of their scales.
 inline DType KvDTypeOf(ffi::DataType type) {
   switch (type) {
     case ffi::DataType::kF8E4M3FN:
@@ -51,7 +51,7 @@ inline DType KvDTypeOf(ffi::DataType type) {
   }
 }
 
-// Of top-k's operands; bool counts as uint8.
+// The dtype of top-k's operands; bool counts as uint8.
 inline DType SelectionDTypeOf(ffi::DataType type) {
   switch (type) {
     case ffi::DataType::kF64:
@@ -78,8 +78,8 @@ inline DType SelectionDTypeOf(ffi::DataType type) {
   }
 }
 
-// An operand or result of which vmap may have made a batch: axes before its own. In operands they
-// have size 1 where the whole batch shares them (vmap_method="expand_dims").
+// An operand or result to which vmap may have added batch axes, before its own. In operands they
+// have size 1 if the whole batch shares them (vmap_method="expand_dims").
 class Batched {
  public:
   using Dimensions = ffi::AnyBuffer::Dimensions;
@@ -99,7 +99,7 @@ class Batched {
   ffi::DataType type() const { return buffer_.element_type(); }
   uint8_t* data() const { return static_cast<uint8_t*>(buffer_.untyped_data()); }
 
-  // Item `item` of the batch that `result` has.
+  // The address of item `item` of the batch of `result`.
   uint8_t* At(int64_t item, const Batched& result) const {
     Require(leading_ == result.leading_, "an operand has another number of batch axes");
     int64_t index = 0;
@@ -122,7 +122,7 @@ class Batched {
   int64_t size_ = 1;
 };
 
-// The int32 operand for all items of a batch as one array: in place, or repeated into `copy`.
+// An int32 operand for all items of a batch as one array: in place, or repeated in `copy`.
 inline std::span<const int32_t> Int32s(const Batched& x, const Batched& result,
                                        std::vector<int32_t>& copy) {
   Require(x.type() == ffi::DataType::kS32, "an operand is not int32");
@@ -144,12 +144,12 @@ inline IndexPointer IndexPointerOf(ffi::DataType type, const void* data) {
                                      : IndexPointer(static_cast<const int32_t*>(data));
 }
 
-// Item `item` of an operand of int32 or int64.
+// Item `item` of an int32 or int64 operand.
 inline IndexPointer IndicesAt(const Batched& x, int64_t item, const Batched& result) {
   return IndexPointerOf(x.type(), x.At(item, result));
 }
 
-// As Int32s, of int32 or int64.
+// Like Int32s, for int32 or int64.
 inline IndexPointer AllIndices(const Batched& x, const Batched& result,
                                std::vector<int64_t>& copy) {
   if (x.items() == result.items()) {
@@ -169,7 +169,7 @@ inline std::span<const int32_t> Int32sAt(const Batched& x, int64_t item, const B
   return {reinterpret_cast<const int32_t*>(x.At(item, result)), static_cast<size_t>(x.size())};
 }
 
-// Runs `call`; what it throws is the call's error.
+// Runs `call` and returns its exception, if any, as the call's error.
 template <typename Call>
 ffi::Error Run(const Call& call) {
   try {

@@ -1,5 +1,5 @@
-// Sparse attention inside of XLA programs: the handlers of riffle.jax.indexer_top_k and
-// sparse_attention. An operand that is not given comes with no elements.
+// Sparse attention in XLA programs: the handlers of riffle.jax.indexer_top_k and sparse_attention.
+// An operand that is not given has no elements.
 #include <cstdint>
 #include <string_view>
 #include <vector>
@@ -101,8 +101,8 @@ ffi::Error XlaIndexerTopK(ffi::AnyBuffer q_buffer, ffi::AnyBuffer weights_buffer
   });
 }
 
-// Scopes of a call: rows [slots, d] or [pages, page_size, bytes], slots [tokens, n], lengths
-// [tokens], three operands each.
+// The scopes of a call, three operands each: rows [slots, d] or [pages, page_size, bytes], slots
+// [tokens, n], lengths [tokens].
 struct ScopeOperands {
   Batched rows, slots, lengths;
   SparseRowFormat format;
@@ -131,7 +131,7 @@ struct ScopeOperands {
 };
 
 // q [tokens, heads, d], sinks [heads], scopes -> out [tokens, heads, value_dim], lse [tokens,
-// heads]. Two bits of `formats` are the row format of a scope.
+// heads]. Each scope's row format is two bits of `formats`.
 ffi::Error XlaSparseAttention(ffi::AnyBuffer q_buffer, ffi::AnyBuffer sinks_buffer,
                               ffi::RemainingArgs scopes, ffi::Result out_result,
                               ffi::Result lse_result, float scale, int64_t formats,

@@ -1,6 +1,6 @@
-// Writing keys and values into pages inside of XLA programs. The pages, and the scales that are
-// computed, are operands and results at once: XLA gives both one buffer, and copies an operand
-// before if it is needed afterwards. riffle/_jax_write_kv.py has checked shapes and dtypes.
+// Writing keys and values into pages in XLA programs. Pages, and computed scales, are both operands
+// and results: XLA gives both one buffer, and first copies an operand that is needed later.
+// riffle/_jax_write_kv.py has checked shapes and dtypes.
 #include "xla_write_kv.h"
 
 #include <cstdint>
@@ -14,7 +14,7 @@
 namespace riffle::python {
 namespace {
 
-// Strides of a row-major buffer's axes; 0 along axes of size 1, of which one element serves all.
+// Strides of a row-major buffer's axes; 0 for axes of size 1, whose one element serves all.
 struct Strides {
   int64_t of[4] = {};
   explicit Strides(ffi::AnyBuffer::Dimensions dims) {
@@ -30,7 +30,7 @@ struct Strides {
 // Where a layout has the axes of pages, tokens and heads: HND, NHD, JAX.
 constexpr size_t kAxes[3][3] = {{0, 2, 1}, {0, 1, 2}, {1, 2, 0}};
 
-// The result, which holds what the operand did.
+// The result buffer, which already holds the operand's contents.
 ffi::AnyBuffer Updated(const ffi::AnyBuffer& operand, const ffi::AnyBuffer& result) {
   if (result.untyped_data() != operand.untyped_data()) {
     size_t bytes = ffi::ByteWidth(operand.element_type());
@@ -69,7 +69,7 @@ PagedKvOut Pages(const ffi::AnyBuffer& x, int64_t layout, int64_t format) {
   return pages;
 }
 
-// Of three axes, or four whose last one counts groups.
+// Adds scales of three axes, or of four whose last axis counts groups.
 void AddScales(const ffi::AnyBuffer& x, int64_t layout, bool computed, PagedKvOut* pages) {
   const auto dims = x.dimensions();
   const Strides strides(dims);
@@ -90,11 +90,11 @@ void AddScales(const ffi::AnyBuffer& x, int64_t layout, bool computed, PagedKvOu
   }
 }
 
-// What the attribute `scales` says of one side.
+// The values of the attribute `scales` for keys or for values.
 enum ScaleKind : int64_t { kNoScales, kGivenScales, kComputedScales, kScaleKinds };
 
-// Operands behind the pages: scales of keys, then of values, of those that have some. Results: the
-// pages, then the scales that are computed.
+// Operands after the pages: the scales of keys, then of values, for sides that have some. Results:
+// the pages, then the computed scales.
 ffi::Error XlaWriteKv(ffi::AnyBuffer keys, ffi::AnyBuffer values, ffi::AnyBuffer slots,
                       ffi::AnyBuffer key_pages, ffi::AnyBuffer value_pages,
                       ffi::RemainingArgs scales, ffi::Result keys_out, ffi::Result values_out,

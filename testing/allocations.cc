@@ -14,7 +14,7 @@ std::atomic<bool> failing{false};
 std::atomic<int64_t> good_left{0};
 std::atomic<int64_t> failures{0};
 Fail how = Fail::kOnce;
-thread_local bool made_it = false;  // whether this thread made the FailingAllocations that lives
+thread_local bool made_it = false;  // whether this thread made the FailingAllocations in force
 
 void* Allocate(size_t bytes, size_t alignment) {
   ++allocations;

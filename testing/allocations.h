@@ -15,8 +15,8 @@ enum class Fail {
   kOnceInThisThread,  // one allocation of the thread that made the FailingAllocations
 };
 
-// While it lives, the first `good` allocations succeed and the next one fails. Those that `fail`
-// does not speak of succeed and are not counted. At most one lives at a time.
+// While it lives, the first `good` allocations succeed and the next one fails. Allocations of other
+// threads succeed and are not counted if `fail` is kOnceInThisThread. At most one lives at a time.
 class FailingAllocations {
  public:
   FailingAllocations(int64_t good, Fail fail);

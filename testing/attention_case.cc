@@ -38,7 +38,7 @@ Rng VectorRng(const AttentionSpec& spec, int kind, int seq, int position, int he
   return Rng(key);
 }
 
-// Of keys and values before they are coded.
+// An element of keys or values before it is coded.
 double Element(const AttentionSpec& spec, bool value, int seq, int kv_len, int position, int i,
                Rng& rng) {
   const double x = Normal(rng);
@@ -81,10 +81,10 @@ void PutElement(DType dtype, float value, uint8_t* at) {
 
 namespace {
 
-// Of keys, or values, that have no coding of their own.
+// The coding of keys, or values, for which the spec names no coding of their own.
 KvCoding CommonCoding(const AttentionSpec& spec) {
   KvCoding coding{.dtype = spec.kv_dtype};
-  if (spec.int8) {  // as JAX's quantised pages have it
+  if (spec.int8) {  // as in JAX's quantised pages
     coding = {.dtype = DType::kI8,
               .scaling = Scaling::kRow,
               .scale_dtype = spec.kv_dtype,
@@ -166,7 +166,7 @@ AttentionCase::AttentionCase(const AttentionSpec& spec) : spec_(spec) {
   for (size_t i = order.size(); i > 1; --i) {
     std::swap(order[i - 1], order[static_cast<size_t>(rng.Below(static_cast<int64_t>(i)))]);
   }
-  // Entries that no position needs name no page.
+  // Entries that no position needs hold an invalid page number.
   table_.assign(spec.kv_lens.size() * static_cast<size_t>(max_pages_ + kTableGap), -7);
   size_t next = 0;
   for (size_t b = 0; b < spec.kv_lens.size(); ++b) {
@@ -297,7 +297,7 @@ AttentionOptions AttentionCase::options() const {
 
 AttentionResult AttentionCase::Run(ThreadPool* pool) const {
   const size_t element = SizeOf(spec_.q_dtype);
-  // Gaps between heads and between tokens, patterned, as is everything before results are written.
+  // Leaves gaps between heads and tokens, and fills everything with a pattern before the call.
   const int dim = ValueDim(spec_);
   const int64_t head_stride = dim + 3;
   const int64_t token_stride = heads() * head_stride + 5;

@@ -18,9 +18,9 @@ namespace riffle::test {
 enum class KvData : uint8_t {
   kNormal,
   kHugeLogits,     // logits of some thousands
-  kOneHotKey,      // one key far above the others
+  kOneHotKey,      // one key's logit is far above the others
   kEqualKeys,      // every key the same: plain means
-  kConstant,       // every value 0.1: rounding errors of sums all go one way
+  kConstant,       // every value 0.1: all rounding errors of sums have the same sign
   kTiny,           // values near the smallest normal f32, of both signs
   kVisibleNaN,     // a NaN in some keys and values that some queries see and others do not
   kInfiniteLater,  // the last key's values are infinite, of both signs: only the last query sees it
@@ -35,9 +35,9 @@ struct AttentionSpec {
   int page_size = 16;
   DType q_dtype = DType::kF32;
   DType kv_dtype = DType::kF32;         // of keys and values; of their scales if int8
-  bool int8 = false;                    // with a scale for each row
-  std::optional<KvCoding> keys = {};    // instead of these two
-  std::optional<KvCoding> values = {};  // likewise
+  bool int8 = false;                    // keys and values are int8 with a scale for each row
+  std::optional<KvCoding> keys = {};    // replaces kv_dtype and int8 for keys
+  std::optional<KvCoding> values = {};  // the same for values
   int value_dim = 0;                    // 0: dim
   int value_offset = -1;  // >= 0: values are the elements of their keys from this one on
   Layout layout = Layout::kHND;
@@ -69,7 +69,7 @@ struct AttentionResult {
   DType dtype = DType::kF32;
   std::vector<uint8_t> out;  // [tokens][heads][dim]
   std::vector<float> lse;    // [tokens][heads]
-  std::string damage;        // what was written outside of the results; empty: nothing
+  std::string damage;        // which bytes outside of the results were written; empty: none
 
   double Value(int token, int head, int i) const;
   // Whether `count` tokens from `token` on have the same bits as those of `other` from `at` on.
@@ -78,7 +78,7 @@ struct AttentionResult {
 
 struct Expected {
   double value;
-  double bound;  // how far from it an answer may be
+  double bound;  // how far from `value` an answer may be
 };
 
 class AttentionCase {
@@ -94,10 +94,10 @@ class AttentionCase {
   PagedBatch batch() const;
   AttentionOptions options() const;
 
-  // One call; inputs are read-only meanwhile and end at a page that faults.
+  // Makes the call; its inputs are read-only meanwhile and end at a page that faults.
   AttentionResult Run(ThreadPool* pool = nullptr) const;
 
-  // Empty when every result is within its bound; else names the worst.
+  // Empty if every result is within its bound; otherwise names the worst one.
   std::string Check(const AttentionResult& result) const;
   // The largest |error|, relative to 1 for values below 1.
   double LargestError(const AttentionResult& result) const;

@@ -24,8 +24,8 @@ namespace {
 constexpr double kU = 0x1p-24;
 constexpr double kInf = std::numeric_limits<double>::infinity();
 
-// The relative error of an element of keys or values: f32 holds what a code of at most 8 bits times
-// a scale of 16 bits is; a scale of f32, its divisor and the product are rounded.
+// The relative error of an element of keys or values. A code of at most 8 bits times a scale of 16
+// bits is exact in f32; otherwise an f32 scale, its divisor and the product are rounded.
 double Dequantisation(const KvCoding& coding) {
   return coding.scaling == Scaling::kNone && coding.format == KvFormat::kPlain ? 0 : 4 * kU;
 }
@@ -36,8 +36,8 @@ bool FitsBF16(const KvCoding& coding) {
          coding.dtype != DType::kF32 && coding.dtype != DType::kF16;
 }
 
-// The largest code that a weight times a scale multiplies: what such a product may lose when it
-// falls below the least normal number.
+// The largest code that a weight times a scale multiplies, which bounds what the product loses when
+// it falls below the smallest normal number.
 double LargestMultiplied(const KvCoding& coding) {
   return coding.dtype == DType::kE5M2 ? 0x1p16 : coding.dtype == DType::kE4M3 ? 0x1p9 : 0x1p7;
 }
@@ -50,7 +50,7 @@ struct AttentionCase::Row {
   std::vector<double> delta;   // relative error of a weight
   double largest = -kInf;
   double sum = 0;        // of weights, and of the sink's
-  double sum_delta = 0;  // relative error of it
+  double sum_delta = 0;  // relative error of `sum`
   double gamma = 0;
 };
 
@@ -157,7 +157,7 @@ Expected AttentionCase::Lse(const Row& row) const {
   return {value, 2 * row.sum_delta + 4 * kU * (std::abs(row.largest) + std::abs(value))};
 }
 
-// In the order of Compare; computed once, for all targets.
+// Fills expected_ in the order of Compare; computed once, for all targets.
 void AttentionCase::FindExpected() const {
   if (!expected_.empty()) {
     return;
@@ -175,7 +175,7 @@ void AttentionCase::FindExpected() const {
   }
 }
 
-// f(where, got, expected) for every result.
+// Calls f(where, got, expected) for every result.
 template <typename F>
 void AttentionCase::Compare(const AttentionResult& result, const F& f) const {
   FindExpected();

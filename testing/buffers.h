@@ -22,7 +22,7 @@ class GuardedBuffer {
   GuardedBuffer& operator=(const GuardedBuffer&) = delete;
 
   uint8_t* data() const { return data_; }
-  // From now on writing into the buffer faults too.
+  // From then on writing to the buffer faults too.
   void MakeReadOnly();
 
  private:

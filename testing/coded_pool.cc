@@ -26,7 +26,7 @@ CodedPool::CodedPool(const KvCoding& coding, const CodedPoolShape& shape)
                        SizeOf(coding.dtype);
   const auto shift = static_cast<size_t>(shape.shift);
   rows_ = std::make_unique<GuardedBuffer>(bytes + shift, shift == 0);
-  // NaN in every code: 0xff... is one in all floats; integers have theirs from their scales.
+  // NaN in every code: 0xff... is a NaN in all floats; integers are NaN through their scales.
   std::fill_n(rows_->data(), bytes, uint8_t{0xff});
   if (coding.scaling != Scaling::kNone) {
     const auto groups =
@@ -72,8 +72,8 @@ PagedKv CodedPool::view() const {
   if (coding_.scaling == Scaling::kHead) {
     kv.scales.head_stride = 1;
   } else if (coding_.scaling >= Scaling::kRow) {
-    // In an order of their own: [heads, pages, page_size] or [pages, page_size, heads], each with
-    // groups first or last.
+    // Scales have a layout other than the rows': [heads, pages, page_size] or [pages, page_size,
+    // heads], each with groups first or last.
     const bool heads_first = shape_.layout == Layout::kJAX;
     const int64_t rows = int64_t{shape_.pages} * shape_.page_size;
     const bool grouped = coding_.scaling == Scaling::kGroups;
@@ -104,8 +104,8 @@ uint8_t* CodedPool::Scale(int page, int token, int head, int group) {
                                static_cast<int64_t>(SizeOf(s.dtype));
 }
 
-// The scale of elements [begin, end) of a row, with its divisor. Integers have no other way to be
-// NaN or infinite than by their scale.
+// The scale of elements [begin, end) of a row, with its divisor. Integer codes can be NaN or
+// infinite only through their scale.
 double CodedPool::MakeScale(int page, int token, int head, int begin, int end,
                             const std::vector<double>& x) {
   double largest = 0;
@@ -115,7 +115,7 @@ double CodedPool::MakeScale(int page, int token, int head, int begin, int end,
       largest = std::isnan(magnitude) || magnitude > largest ? magnitude : largest;
     }
   }
-  // Scales of many rows must not depend on one of them.
+  // A scale that many rows share must not depend on one of them.
   double scale = largest / LargestCode(coding_.dtype);
   if (coding_.scaling == Scaling::kTensor) {
     scale = 3.7 / LargestCode(coding_.dtype);

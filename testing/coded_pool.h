@@ -1,4 +1,4 @@
-// A pool of keys or values in any code and layout, in guarded memory of which every byte that must
+// A pool of keys or values in any code and layout, in guarded memory in which every byte that must
 // not matter is NaN.
 #pragma once
 
@@ -29,9 +29,9 @@ class CodedPool {
 
   PagedKv view() const;
 
-  // Writes a row and puts what was written, exactly, in its place.
+  // Writes a row coded, and replaces x by the values that the codes stand for, exactly.
   void Put(int page, int token, int head, std::vector<double>& x);
-  // The bytes of a row, to be written as they are; the scales stay what they were.
+  // The bytes of a row, for a caller that writes codes itself; the scales do not change.
   uint8_t* Row(int page, int token, int head);
 
   void MakeReadOnly();

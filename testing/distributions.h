@@ -20,8 +20,8 @@ enum class Distribution : uint8_t {
   kDescending,
   kOrganPipe,  // ascending, then descending
   kAllEqual,
-  kHotBucket,       // the k best lie side by side
-  kHotLane,         // the k best lie 128 columns apart, as far as the row reaches
+  kHotBucket,       // the k best are neighbours
+  kHotLane,         // the k best are 128 columns apart, as far as the row reaches
   kMostlyMinusInf,  // a masked vocabulary
   kAllMinusInf,
   kNaNSprinkled,  // one element in eight is a NaN, of either sign and several payloads

@@ -11,7 +11,7 @@ namespace riffle::testing {
 
 class GgufWriter {
  public:
-  // The numbers that types have in a file.
+  // The numbers of value types in a file.
   enum : uint32_t {
     kU8,
     kI8,
@@ -38,7 +38,7 @@ class GgufWriter {
     return Raw<uint64_t>(text.size()) + std::string(text);
   }
 
-  // Adds a key whose value, the bytes behind its type, is `value`.
+  // Adds a key with the given type; `value` holds the bytes that follow the type in the file.
   void AddRaw(std::string_view key, uint32_t type, const std::string& value) {
     metadata_ += Text(key) + Raw(type) + value;
     ++keys_;

@@ -10,7 +10,7 @@
 namespace riffle::testing {
 namespace {
 
-// The request for tokens from step `step` on, as if the reference's had been taken until then.
+// The request for tokens from step `step` on, after the reference's tokens before that step.
 engine::Request Continue(const GreedyCase& expected, size_t step, size_t end) {
   engine::Request request;
   request.prompt = expected.prompt;

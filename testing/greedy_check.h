@@ -14,15 +14,15 @@ struct GreedyCase {
   std::string name;
   std::vector<int32_t> prompt;
   std::vector<int32_t> tokens;  // by the other implementation
-  std::vector<double> gaps;     // between its two best logits, before each of them
+  std::vector<double> gaps;     // between its two best logits, at each of the tokens
 };
 
-// Where the best logits are closer than this, rounding may choose: activations are not float32
-// everywhere.
+// If the two best logits are closer than this, rounding may decide between them: activations are
+// not float32 everywhere.
 constexpr double kCloseLogits = 0.05;
 
-// Fails the test where a token differs although the gap is larger than kCloseLogits. Returns how
-// many tokens were compared at such gaps. At most `max_steps` of a case. `context` is the engine's.
+// Fails the test where a token differs although the gap is above kCloseLogits; returns how many
+// were compared at smaller gaps. At most `max_steps` of a case. `context` is the engine's.
 size_t ExpectSameGreedyTokens(const engine::Model& model, const std::vector<GreedyCase>& cases,
                               size_t max_steps, int64_t context = 0);
 

@@ -34,7 +34,7 @@ double ValueOfE4M3(int code) {
   return values[static_cast<size_t>(code)];
 }
 
-// Fills a row of MXFP4 and its scales; values[0, dim) are what they stand for.
+// Fills a row of MXFP4 and its scales, and values[0, dim) with the values that they encode.
 void PutMxFp4(int dim, bool ties, bool special, Rng& rng, uint8_t* row, uint8_t* scales,
               float* values) {
   constexpr double kMagnitudes[] = {0, 0.5, 1, 1.5, 2, 3, 4, 6};
@@ -53,7 +53,7 @@ void PutMxFp4(int dim, bool ties, bool special, Rng& rng, uint8_t* row, uint8_t*
   }
 }
 
-// Stores about x, or a special element; returns what was stored, exactly.
+// Stores about x, or a special element; returns the stored value, exactly.
 float Put(DType dtype, double x, bool special, Rng& rng, uint8_t* to) {
   if (dtype == DType::kI8) {
     const auto code = static_cast<int8_t>(special ? rng.Between(-128, 127)
@@ -63,7 +63,7 @@ float Put(DType dtype, double x, bool special, Rng& rng, uint8_t* to) {
   }
   if (dtype == DType::kE4M3) {
     int code = static_cast<int>(rng.Below(256));
-    if (!special) {  // the nearest
+    if (!special) {  // the nearest code
       int best = 0;
       for (int c = 0; c < 256; ++c) {
         if (std::fabs(ValueOfE4M3(c) - x) < std::fabs(ValueOfE4M3(best) - x)) {
@@ -128,7 +128,7 @@ IndexerCase::IndexerCase(const IndexerSpec& spec) : spec_(spec) {
     pages += own;
   }
   tokens_ = cu_q_lens_.back();
-  pages_ = pages + 2;  // two of nobody
+  pages_ = pages + 2;  // two pages that belong to no sequence
   std::vector<int32_t> order(static_cast<size_t>(pages_));
   for (size_t i = 0; i < order.size(); ++i) {
     order[i] = static_cast<int32_t>(i);
@@ -254,7 +254,7 @@ double IndexerCase::Score(int64_t token, int64_t key, double* bound) const {
       key_sum += std::fabs(k[i]);
     }
     const double error = (spec_.head_dim + spec_.heads + 8) * 0x1p-23 * size;
-    // What rounding q to int8 may add.
+    // The error that rounding q to int8 may add.
     const bool rounded = spec_.key_dtype == DType::kI8 && spec_.q_dtype != DType::kI8;
     magnitude +=
         std::fabs(WeightOf(token, h)) * (error + (rounded ? max / 127.0 * 0.501 * key_sum : 0));

@@ -21,11 +21,11 @@ struct IndexerSpec {
   int64_t ratio = 1;
   IndexActivation activation = IndexActivation::kRelu;
   bool weights = true;
-  bool scales = true;  // of keys that need none too
+  bool scales = true;  // also for keys that need none
   std::vector<int> q_lens = {1};
   std::vector<int> kv_lens = {100};
-  // Values of q and keys are small integers, and weights and scales powers of two: scores are exact
-  // and tie by the dozen.
+  // q and keys are small integers, weights and scales powers of two: scores are exact, and many of
+  // them are equal.
   bool ties = false;
   bool specials = false;  // some rows with NaN, infinities, and codes of every kind
   uint64_t seed = 0;
@@ -49,12 +49,12 @@ class IndexerCase {
   }
 
   int64_t Sequence(int64_t token) const { return sequence_[static_cast<size_t>(token)]; }
-  int64_t Visible(int64_t token) const;  // keys
+  int64_t Visible(int64_t token) const;  // number of keys that it sees
 
-  // The score of a key that the query sees, from exact values in double; *bound is what an f32
-  // evaluation may be away from it.
+  // The score of a key that the query sees, from exact values in double; *bound is how far an f32
+  // evaluation may be from it.
   double Score(int64_t token, int64_t key, double* bound) const;
-  // int8 keys and q: the bits that are promised.
+  // For int8 keys and q: the exact bits that the library promises.
   float ExactScore(int64_t token, int64_t key) const;
   int32_t Slot(int64_t sequence, int64_t position) const;
 

@@ -17,26 +17,26 @@ struct KvCoding {
   DType dtype = DType::kF32;
   KvFormat format = KvFormat::kPlain;
   Scaling scaling = Scaling::kNone;
-  int group = 32;  // of kGroups
+  int group = 32;  // elements per scale with kGroups
   DType scale_dtype = DType::kF32;
   float divisor = 1.0f;
 };
 
-// What one code of an 8-bit float stands for: of kE4M3 (finite only), kE5M2 or kE8M0.
+// The value of a code of an 8-bit float: kE4M3 (finite only), kE5M2 or kE8M0.
 double DecodeFloat8(DType dtype, uint8_t code);
 
-// The number of a scale's dtype at `from`.
+// The value of the scale at `from`.
 double DecodeScale(DType dtype, const uint8_t* from);
-// `scale`, or the next larger one that the dtype has, written to `to`; its value.
+// Writes `scale`, or the next larger number of the dtype, to `to`; returns the number written.
 double EncodeScale(DType dtype, double scale, uint8_t* to);
 
-// The values of a row's elements. Of a coding with scales, scale(i) is that of element i, with its
-// divisor.
+// The values of a row's elements. For a coding with scales, scale(i) is the scale of element i,
+// with its divisor.
 template <typename Scale>
 std::vector<double> DecodeRow(const KvCoding& coding, const uint8_t* row, int dim,
                               const Scale& scale);
 
-// Element i of a row before its scale; of a block format with its block's scale and offset.
+// Element i of a row without its scale; for a block format with its block's scale and offset.
 double DecodeElement(const KvCoding& coding, const uint8_t* row, int i);
 
 // Writes x as element i of a row of a dtype: the nearest code to x / scale.
@@ -45,7 +45,7 @@ void EncodeElement(DType dtype, double x, uint8_t* row, int i);
 // Writes 32 elements as a block of a format, with a scale made for them.
 void EncodeBlock(KvFormat format, const double* x, uint8_t* block);
 
-// The largest magnitude of a code: what scales are made from.
+// The largest magnitude of a code, from which scales are made.
 double LargestCode(DType dtype);
 
 template <typename Scale>

@@ -1,4 +1,4 @@
-// The codings that tests of attention and of the page pool go through.
+// The codings that tests of attention and of the KV cache loop over.
 #pragma once
 
 #include <vector>
@@ -7,7 +7,7 @@
 
 namespace riffle::test {
 
-// Every dtype and format, each scaling and each dtype of scales somewhere.
+// Every dtype and format, every scaling, and every dtype of scales at least once.
 inline std::vector<KvCoding> AllKvCodings() {
   std::vector<KvCoding> codings = {
       {.dtype = DType::kF32},

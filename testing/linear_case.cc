@@ -171,12 +171,12 @@ void LinearCase::MakeWeight() {
         continue;
       }
       uint8_t* block = data + (row * weight_.row_stride + col / 32) * element;
-      if (col % 32 == 0) {  // the scale is 1/16 for ties, so that sums stay exact
+      if (col % 32 == 0) {  // the scale is 1/16 with kTies, so that sums stay exact
         const float scale = Value(spec_.data, true, rng) * 0.01f;
         const bool exact_scale = spec_.data == LinearData::kTies;
         Store(DType::kF16, exact_scale ? 0x2c00 : Encode(DType::kF16, scale), block);
       }
-      auto q = static_cast<int8_t>(rng.Between(-128, 127));  // -128 too, which no encoder writes
+      auto q = static_cast<int8_t>(rng.Between(-128, 127));  // also -128, which no encoder writes
       if (spec_.data == LinearData::kTies) q = static_cast<int8_t>(rng.Between(-1, 1) * 16);
       std::memcpy(block + 2 + col % 32, &q, 1);
       exact = q;
@@ -253,7 +253,7 @@ LinearCase::Expected LinearCase::Reference(int64_t row, int64_t column) const {
   const int64_t chain = spec_.format == WeightFormat::kQ8_0 ? 32 : 256;
   const auto roundings =
       static_cast<double>(std::min(spec_.d, chain) + (spec_.d + chain - 1) / chain + 3);
-  // Results may underflow to a denormal or to zero; a block's scale multiplies what is lost so.
+  // Results may underflow to a denormal or to zero; a block's scale multiplies the loss.
   const double lost = static_cast<double>(spec_.d + 2) * (may_flush ? 0x1p-126 : 0x1p-149) *
                       (spec_.format == WeightFormat::kQ8_0 ? 0x1p16 : 1);
   return {sum, magnitude * roundings * 0x1p-24 + flushed + lost};

@@ -33,8 +33,8 @@ struct MaskedSpec {
   bool one_token = false, one_head = true;  // of the mask
   int key_stride = 1;
   int hidden_of_8 = 4;     // how many of 8 keys the mask hides
-  bool in_blocks = false;  // it hides whole blocks of 64 keys
-  bool adds = true;        // it adds something to the keys that it does not hide
+  bool in_blocks = false;  // the mask hides whole blocks of 64 keys
+  bool adds = true;        // the mask adds something to the keys that it does not hide
   bool slopes = false;
   bool sinks = false;
   bool poisoned = false;  // keys that no query sees, and keys hidden by chance, hold NaN
@@ -62,14 +62,14 @@ class MaskedCase {
   MaskedResult Run(const AttentionOptions& options) const;
   MaskedResult Run() const { return Run(Options()); }
 
-  // Which element of the mask, and of keys and values, a place has.
+  // The indices of an element of the mask, and of keys and values.
   size_t MaskAt(size_t token, int head, int key) const;
   size_t KvAt(size_t b, int head, int key) const;
   // Whether the options, without the mask, let a query of sequence b see a key.
   bool Sees(size_t b, int query, int key) const;
 
-  // "" if every result is right within `tolerance` (lse within four times that), or a text about
-  // the first that is not.
+  // Empty if every result is within `tolerance` of the answer (lse within four times that),
+  // otherwise a text about the first that is not.
   std::string Difference(const MaskedResult& result, double tolerance) const;
 
   MaskedSpec s;
@@ -94,7 +94,7 @@ class MaskedCase {
   void FillPages();
   void FillMask();
   void Poison();
-  double Added(size_t token, int head, int key) const;  // by the mask; -inf: hidden
+  double Added(size_t token, int head, int key) const;  // what the mask adds; -inf: hidden
   Row Reference(size_t b, int query, size_t token, int head) const;
   std::string RowDifference(const MaskedResult& result, const Row& expected, size_t row,
                             double tolerance) const;

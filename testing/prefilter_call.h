@@ -51,7 +51,7 @@ struct PrefilterCall {
     return reinterpret_cast<int8_t&>(w[static_cast<size_t>(block * 34 + 2 + i)]);
   }
 
-  // Rows [begin, begin + count) alone.
+  // The same call for rows [begin, begin + count) alone.
   PrefilterCall Rows(int64_t begin, int64_t count) const {
     PrefilterCall part = *this;
     part.rows = count;

@@ -31,12 +31,12 @@ struct Kind {
   bool post_norms = false;
   std::function<void(GgufWriter&)> metadata = [](GgufWriter&) {};
   std::vector<float> rope_factors = {};
-  std::vector<float> long_factors = {}, short_factors = {};  // of LongRoPE
-  bool all_types = false;  // every weight of another type than the one before
+  std::vector<float> long_factors = {}, short_factors = {};  // for LongRoPE
+  bool all_types = false;  // every weight has another type than the one before it
 };
 
-// The factors of Llama 3 for angles of base 10000: 8 for long waves, 1 for short ones, and between
-// them where a wave has 1 to 4 turns in the 32 tokens of the first training.
+// Llama 3's factors for angles of base 10000: 8 for long waves, 1 for short ones, and values
+// between for waves with 1 to 4 turns in the 32 tokens of the original context.
 std::vector<float> Llama3Factors(int64_t head_dim) {
   std::vector<float> factors;
   for (int64_t i = 0; i < head_dim / 2; ++i) {
@@ -49,7 +49,7 @@ std::vector<float> Llama3Factors(int64_t head_dim) {
   return factors;
 }
 
-// Factors that rise to `last`, with steps in them as a search finds them.
+// Factors that rise to `last` in uneven steps, like those that LongRoPE's search finds.
 std::vector<float> RisingFactors(int64_t head_dim, float last) {
   std::vector<float> factors;
   const int64_t half = head_dim / 2;
@@ -62,7 +62,7 @@ std::vector<float> RisingFactors(int64_t head_dim, float last) {
 
 std::vector<Kind> Kinds() {
   std::vector<Kind> kinds;
-  // SmolLM2's heads: nine on three.
+  // SmolLM2's heads: nine query heads on three KV heads.
   kinds.push_back(
       {.name = "llama", .architecture = "llama", .hidden = 576, .q_heads = 9, .kv_heads = 3});
   kinds.push_back({.name = "llama-untied-biased",
@@ -100,7 +100,7 @@ std::vector<Kind> Kinds() {
                          writer.AddString(scaling + "type", "longrope");
                          writer.Add(scaling + "original_context_length", GgufWriter::kU32,
                                     uint32_t{64});
-                         // For four times the context: sqrt(1 + ln(4) / ln(64)).
+                         // The value for four times the context: sqrt(1 + ln(4) / ln(64)).
                          writer.Add(scaling + "attn_factor", GgufWriter::kF32, 1.1547005f);
                        },
                    .long_factors = RisingFactors(64, 12),
@@ -218,7 +218,7 @@ class ModelWriter {
     }
     return bytes;
   }
-  // Numbers up to 0.5 from `middle`.
+  // Adds a vector of numbers up to 0.5 away from `middle`.
   void Vector(const std::string& name, int64_t size, float middle) {
     std::vector<float> values;
     for (int64_t i = 0; i < size; ++i) {
@@ -242,7 +242,7 @@ class ModelWriter {
   std::mt19937 random_;
   GgufWriter writer_;
   std::string data_;
-  size_t next_type_ = 12;  // Q6_K: the embedding
+  size_t next_type_ = 12;  // Q6_K: the embedding's type
 };
 
 }  // namespace

@@ -1,5 +1,5 @@
-// GGUF files of small models with random weights, one of each kind that the engine runs. They are
-// the same on every machine: tests hold them against what Transformers made of them
+// GGUF files of small models with random weights, one for each kind that the engine runs. They are
+// the same on every machine: tests compare the engine with what Transformers computed from them
 // (tests/engine/make_random_models_fixture.py).
 #pragma once
 
@@ -10,10 +10,10 @@
 namespace riffle::testing {
 
 std::vector<std::string> RandomModelNames();
-// The bytes of the file of that name.
+// The bytes of the file with that name.
 std::vector<uint8_t> RandomModelFile(const std::string& name);
 
-// A file of one tensor [40, 512] of each type, named by it.
+// A file with one tensor [40, 512] of each type, named after its type.
 std::vector<uint8_t> RandomFormatsFile();
 
 }  // namespace riffle::testing

@@ -26,13 +26,13 @@ struct Ranges {
 
 std::string Describe(const Ranges& ranges);
 
-// The ranges that TopKPerRowDecode makes of lengths.
+// The ranges that TopKPerRowDecode derives from lengths.
 Ranges DecodeRanges(const std::vector<int32_t>& seq_lens, int next_n);
 
 // Makes the call on the target in use and checks it.
 Outcome CheckRanges(const Input& input, const Ranges& ranges);
 
-// Does so on every target of the machine; all must agree. Empty if everything is right.
+// Checks the call on every target of the machine; all must agree. Empty if everything is right.
 std::string CheckRangesOnAllTargets(const Input& input, const Ranges& ranges);
 
 }  // namespace riffle::test

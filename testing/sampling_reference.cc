@@ -80,7 +80,7 @@ double ChiSquaredExcess(const ExactDistribution& exact, const std::vector<int32_
     left -= share;
     observed +=
         static_cast<double>(seen[static_cast<size_t>(exact.columns[static_cast<size_t>(i)])]);
-    // What is left must make a bin too.
+    // The columns left over must fill a bin too.
     if ((expected >= kBin && left >= kBin) || i + 1 == exact.kept) {
       statistic += (observed - expected) * (observed - expected) / expected;
       ++bins;

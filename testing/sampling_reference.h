@@ -19,8 +19,8 @@ struct SampleParameters {
 struct ExactDistribution {
   std::vector<int32_t> columns;  // all columns of the row, best first
   std::vector<double> weights;   // [columns], relative to the best column, whose weight is 1
-  // `kept` columns are left by the filters. Rounding of f32 weights acts like a change of top_p and
-  // min_p by 1e-6, with which `least` to `most` columns would be left.
+  // The filters leave `kept` columns. Rounding of f32 weights acts like a change of top_p and min_p
+  // by 1e-6, which would leave `least` to `most` columns.
   int64_t kept = 0;
   int64_t least = 0;
   int64_t most = 0;

@@ -39,7 +39,7 @@ ReferenceHead ReferenceAttend(const std::vector<double>& q,
     largest = std::isnan(logits.back()) ? logits.back() : std::max(largest, logits.back());
   }
   result.lse = largest;
-  if (std::isinf(largest)) {  // nothing, or a sink that takes all
+  if (std::isinf(largest)) {  // no row, or a sink of +inf that takes all the weight
     return result;
   }
   double weight = std::exp(sink - largest);

@@ -1,4 +1,4 @@
-// Attention over named rows in double, slow, for tests.
+// Attention over named rows by slow loops in double, for tests.
 #pragma once
 
 #include <cstdint>
@@ -11,7 +11,7 @@ struct ReferenceHead {
   double lse = 0;  // with the sink
 };
 
-// One head: q [d] over rows [n][d], the first value_dim elements of which are values. `sink` is a
+// One head: q [d] over rows [n][d], whose first value_dim elements are the values. `sink` is a
 // logit, -inf for none.
 ReferenceHead ReferenceAttend(const std::vector<double>& q,
                               const std::vector<std::vector<double>>& rows, int64_t value_dim,

@@ -8,15 +8,15 @@
 
 namespace riffle::test {
 
-// Does a sanitizer watch this program? Everything takes ten to thirty times as long then.
+// Whether a sanitizer watches this program; everything then takes ten to thirty times as long.
 #if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
 inline constexpr bool kSanitized = true;
 #else
 inline constexpr bool kSanitized = false;
 #endif
 
-// The targets of one case in a sweep of hundreds: all that this machine has, the best first. Under
-// sanitizers one of them, drawn anew for each case: the sweep reaches every target there too.
+// The targets for one case in a sweep of hundreds: all of this machine, best first. Under
+// sanitizers only one, drawn anew for each case, so that the sweep still reaches every target.
 std::vector<std::string> SweepTargets();
 
 // Calls f(target) with each target chosen in turn, then chooses the best one again.

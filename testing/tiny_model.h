@@ -16,7 +16,7 @@
 
 namespace riffle::testing {
 
-// The bytes of a tensor of random weights of about `size` each, as a file holds them.
+// The bytes of a tensor with random weights of about `size` each, as a file holds them.
 inline std::string RandomTensor(engine::TensorType type, int64_t values, float size,
                                 std::mt19937& random) {
   using engine::TensorType;
@@ -40,7 +40,7 @@ inline std::string RandomTensor(engine::TensorType type, int64_t values, float s
   }
   const engine::BlockSize block = engine::BlockSizeOf(type);
   for (int64_t i = 0; i < values; i += block.values) {
-    std::string scales, rest;  // before and behind random bytes
+    std::string scales, rest;  // bytes before and after the random ones
     switch (type) {
       case TensorType::kF16:
       case TensorType::kBF16: {
@@ -103,7 +103,7 @@ inline constexpr engine::TensorType kAllTypes[] = {
 // tokens of vocabulary, and the model.
 class TinyModel {
  public:
-  // `spike`: the first weights of the last norm, if not 0. `more` adds metadata.
+  // `spike`: if not 0, the value of the first weights of the last norm. `more` adds metadata.
   explicit TinyModel(
       int64_t window = 24, int64_t context = 256, float spike = 0,
       const std::function<void(GgufWriter&)>& more = [](GgufWriter&) {}) {

@@ -33,7 +33,7 @@ std::string Join(const std::vector<T>& list) {
   return text.str();
 }
 
-// The id of a column, which is the column itself where the call has no ids.
+// The id of a column; the column itself if the call has no ids.
 int64_t IdOf(const Call& call, int64_t row, int64_t column) {
   return call.ids == Call::Ids::kNone     ? column
          : call.ids == Call::Ids::kShared ? 3 * column - 40

@@ -36,7 +36,7 @@ std::string Describe(const Call& call);
 // The algorithms that support the dtype.
 std::vector<Algorithm> AlgorithmsFor(DType dtype);
 
-// The reference's answer for k, which holds those for every smaller k.
+// The reference's answer for k, whose prefixes are the answers for every smaller k.
 struct Truth {
   Truth(const MatrixView& x, int64_t k, bool largest = true);
   std::vector<std::vector<int32_t>> columns;  // [rows][k], best first
@@ -54,13 +54,13 @@ struct Outcome {
 // around them with what they should be.
 Outcome CheckTopK(const Input& input, const Truth& truth, const Call& call);
 
-// Does so on every target of the machine; all must agree. Empty if everything is right, otherwise a
-// description of the whole case.
+// Checks the call on every target of the machine; all must agree. Empty if everything is right,
+// otherwise a description of the whole case.
 std::string CheckTopKOnAllTargets(const Input& input, const Truth& truth, const Call& call);
 
-// The row of `width` indices that a call should have written: `best`, then -1. An unsorted answer
-// may be any permutation of `best`; it is then returned as it is, else *fault says what is wrong
-// with it.
+// The row of `width` indices that a call should have written: `best`, then -1. If the call is
+// unsorted, any permutation of `best` is right and is returned as it was written; otherwise *fault
+// says what is wrong with it.
 std::vector<int32_t> RowAnswer(Output& indices, int64_t row, const std::vector<int32_t>& best,
                                int64_t width, bool sorted, std::string* fault);
 

@@ -12,7 +12,7 @@
 namespace riffle::test {
 namespace {
 
-constexpr int64_t kMargin = 64;  // bytes before and behind each array
+constexpr int64_t kMargin = 64;  // bytes before and after each array
 
 int64_t Size(DType dtype) { return static_cast<int64_t>(SizeOf(dtype)); }
 
@@ -56,7 +56,7 @@ float RandomElement(Rng& rng, bool finite) {
   }
 }
 
-// As WriteKv documents it.
+// The limit that WriteKv documents.
 float MaxOf(DType dtype) {
   return dtype == DType::kE4M3 ? 448.0f : dtype == DType::kE5M2 ? 57344.0f : 127.0f;
 }
@@ -80,7 +80,7 @@ WriteSide::WriteSide(const WriteSpec& spec, const SideSpec& side, Rng& rng)
   view_.head_dim = side.head_dim;
   const int64_t row =
       (is_block ? side.head_dim / 32 * BlockBytes(side.format) : side.head_dim) + spec.gap;
-  // From the innermost axis on, each with a gap.
+  // Places the axes from the innermost outwards, with a gap after each.
   const auto place = [&](int64_t& inner, int64_t inner_size, int64_t& middle, int64_t middle_size,
                          int64_t& outer, int64_t from, int64_t gap) {
     inner = from;
@@ -176,7 +176,7 @@ float WriteSide::Input(int64_t token, int64_t head, int64_t i) const {
                           ((token * spec_.kv_heads + head) * in_row_ + i) * Size(spec_.in_dtype)));
 }
 
-// The scale at an offset from the first, in elements; computed from `x` where that is asked for.
+// The scale at an offset from the first, in elements; if scales are computed, computed from `x`.
 float WriteSide::ExpectScale(int64_t at, const std::vector<float>& x) {
   const DType dtype = view_.scales.dtype;
   uint8_t* const where = expected_scales_.data() + kMargin + spec_.shift + at * Size(dtype);
@@ -231,7 +231,7 @@ void WriteSide::Expect(int64_t token, int64_t page, int64_t offset) {
 std::string WriteSide::Difference() const {
   const auto differs = [&](const char* what, DType dtype, const std::vector<uint8_t>& got,
                            const std::vector<uint8_t>& expected) -> std::string {
-    // Elements are compared as such, so that NaNs may differ; the rest byte by byte.
+    // Compares elements as elements, so that any NaN will do; everything else byte by byte.
     const size_t size = SizeOf(dtype), first = static_cast<size_t>(kMargin + spec_.shift);
     for (size_t i = 0; i < got.size(); ++i) {
       if (got[i] == expected[i]) continue;

@@ -20,7 +20,7 @@ struct SideSpec {
   int64_t head_dim = 64;
   ScaleKind scales = ScaleKind::kNone;
   DType scale_dtype = DType::kF32;
-  int64_t group = 32;  // of kGrouped
+  int64_t group = 32;  // elements per scale with kGrouped
   float divisor = 1.0f;
   bool compute = false;
 };
@@ -42,8 +42,8 @@ struct WriteSpec {
   uint64_t seed = 1;
 };
 
-// The keys, or the values, of a call: input, pool, scales, and the twins that say what the latter
-// two should be.
+// The keys, or the values, of a call: input, pool, scales, and twins of pool and scales that hold
+// the expected bytes.
 class WriteSide {
  public:
   WriteSide(const WriteSpec& spec, const SideSpec& side, Rng& rng);
@@ -51,11 +51,11 @@ class WriteSide {
   HeadsView in() const;
   PagedKvOut pages();
 
-  // Puts token t's rows, quantised by the reference, where they belong.
+  // Puts token t's rows, quantised by the reference, into the twins.
   void Expect(int64_t token, int64_t page, int64_t offset);
-  // Empty when every byte is as expected; NaN codes may be any.
+  // Empty if every byte is as expected; any NaN code will do for a NaN.
   std::string Difference() const;
-  // Everything back to what it was before any call.
+  // Restores the state before any call.
   void Reset();
 
  private:
@@ -75,7 +75,7 @@ class WriteCase {
  public:
   explicit WriteCase(const WriteSpec& spec);
 
-  // One call; what differs from the reference afterwards.
+  // Makes the call; returns what differs from the reference afterwards.
   std::string Run(ThreadPool* pool = nullptr);
   void Call(const CallOptions& options);
 

@@ -14,7 +14,7 @@ namespace {
 struct FloatForm {
   int mantissa, bias;
   uint32_t largest;  // the code of the largest finite element
-  bool has_inf;      // the code behind it is infinite
+  bool has_inf;      // the code after `largest` is infinite
 };
 
 FloatForm Form(DType dtype) {
@@ -124,7 +124,7 @@ void AppendIQ4(const float* x, std::vector<uint8_t>* out) {
     float sum_xq = 0, sum_qq = 0;
     for (size_t i = 0; i < 32; ++i) {
       const float wanted = inverse * x[i];
-      // The nearest value, of two equally near ones the upper: exact in double.
+      // The nearest value, the upper of two that are equally near: exact in double.
       int best = 0;
       for (int code = 1; code < 16; ++code) {
         if (std::fabs(double{wanted} - kIQ4Values[code]) <=
@@ -146,7 +146,7 @@ void AppendIQ4(const float* x, std::vector<uint8_t>* out) {
   AppendHalves(codes, out);
 }
 
-// A block's elements, as GGUF lays them out.
+// The elements of a block in GGUF's layout.
 void DecodeBlock(KvFormat format, const uint8_t* block, std::vector<double>* x) {
   const auto half = [block](size_t at) {
     return DecodeCode(DType::kF16, block[at] | static_cast<uint32_t>(block[at + 1]) << 8);

@@ -17,7 +17,7 @@ constexpr Architecture kArchitectures[] = {
     {"qwen2", ReadQwen2},   {"qwen3", ReadQwen3},
 };
 
-// A model in several files: only the first one has the metadata, and none has all tensors.
+// Rejects a model split into several files: only the first has the metadata, none all tensors.
 void CheckWhole(const GgufFile& file) {
   if (!file.Has("split.count") || file.Integer("split.count") <= 1) {
     return;
@@ -29,8 +29,8 @@ void CheckWhole(const GgufFile& file) {
       part, file.Integer("split.count")));
 }
 
-// What the spec does not name would be left out, and the model be another one: a mixture of
-// experts, say, or biases that no other file of the architecture has.
+// Rejects tensors that the spec does not name, such as experts of a mixture, or biases that the
+// architecture usually lacks: without them the engine would run a different model.
 void CheckTensors(const GgufFile& file, const ModelSpec& spec) {
   std::set<std::string_view> names = {spec.embedding,
                                       spec.head,

@@ -1,6 +1,6 @@
-// Gemma 2. Every other layer, the first among them, sees a window; the products of queries and keys
-// and the logits are soft-capped; outputs of attention and of the feed-forward network are normed
-// too. Every norm's weight is 1 + that of the checkpoint, as the file has it already.
+// Gemma 2. Every other layer, starting with the first, sees a window; attention logits and output
+// logits are soft-capped; outputs of attention and of the feed-forward network are normed too. The
+// file's norm weights already include the 1 that Gemma adds to the checkpoint's.
 //
 // Source: Gemma Team, "Gemma 2: Improving Open Language Models at a Practical Size" (2024).
 #include <cmath>
@@ -13,7 +13,7 @@ ModelSpec ReadGemma2(const SpecReader& reader) {
   constexpr int64_t kLayersOf27B = 46;
   ModelSpec spec = reader.ReadCommon();
   spec.embedding_scale = std::sqrt(static_cast<float>(spec.hidden_size));
-  // Files from before these keys are of models with these values.
+  // Files without these keys are older than the keys; their models have these values.
   spec.logit_soft_cap = reader.OptionalPositive("final_logit_softcapping").value_or(30.0f);
   const float soft_cap = reader.OptionalPositive("attn_logit_softcapping").value_or(50.0f);
   spec.ropes = {reader.ReadRope()};
@@ -25,7 +25,7 @@ ModelSpec ReadGemma2(const SpecReader& reader) {
     }
     layer.activation = Activation::kGelu;
     layer.attention_soft_cap = soft_cap;
-    if (spec.layer_count() == kLayersOf27B) {  // another scale, which the file does not tell
+    if (spec.layer_count() == kLayersOf27B) {  // another scale, which the file does not state
       layer.attention_scale =
           1.0f / std::sqrt(static_cast<float>(spec.hidden_size) / static_cast<float>(spec.q_heads));
     }

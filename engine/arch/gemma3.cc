@@ -1,6 +1,6 @@
-// Gemma 3 (text only). Five layers of six see a window and turn by angles of base 10000; the sixth
-// sees everything, with the file's base and scaling. Every norm's weight is 1 + that of the
-// checkpoint, as the file has it already.
+// Gemma 3 (text only). Five layers of six see a window and use RoPE with base 10000; the sixth sees
+// everything, with the file's base and scaling. The file's norm weights already include the 1 that
+// Gemma adds to the checkpoint's.
 //
 // Source: Gemma Team, "Gemma 3 Technical Report" (2025).
 #include <cmath>
@@ -27,7 +27,7 @@ ModelSpec ReadGemma3(const SpecReader& reader) {
     }
     layer.activation = Activation::kGelu;
     layer.attention_soft_cap = soft_cap;
-    if (spec.layer_count() == kLayersOf27B) {  // another scale, which the file does not tell
+    if (spec.layer_count() == kLayersOf27B) {  // another scale, which the file does not state
       layer.attention_scale =
           1.0f / std::sqrt(static_cast<float>(spec.hidden_size) / static_cast<float>(spec.q_heads));
     }

@@ -1,5 +1,5 @@
-// Llama 2 and 3, and what has their layers: SmolLM2, Mistral. Files hold the rows of Q and K so
-// that adjacent elements of a head turn together; Llama 3's scaling of the angles is in their
+// Llama 2 and 3, and models with the same layers: SmolLM2, Mistral. Files hold the rows of Q and K
+// so that RoPE rotates adjacent elements of a head; Llama 3's factors of the angles are in the
 // tensor rope_freqs.weight, LongRoPE's in rope_factors_long.weight and rope_factors_short.weight.
 //
 // Source: Touvron et al., "Llama 2" (2023); Grattafiori et al., "The Llama 3 Herd of Models"

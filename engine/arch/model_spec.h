@@ -9,23 +9,23 @@
 
 namespace riffle::engine {
 
-// Of the gate of a feed-forward network, down(activation(gate(x)) * up(x)).
+// The activation of a feed-forward network's gate: down(activation(gate(x)) * up(x)).
 enum class Activation : uint8_t {
   kGelu,  // x / 2 * (1 + tanh(sqrt(2 / pi) * (x + 0.044715 x^3)))
   kSilu,  // x / (1 + e^-x)
 };
 
-// Which elements of a head turn together, as the rows of the file's Q and K weights have them.
+// Which elements of a head form a RoPE pair, given the row order of the file's Q and K weights.
 enum class RopePairs : uint8_t {
   kHalves,    // i and i + head_dim / 2
   kAdjacent,  // 2 i and 2 i + 1
 };
 
-// Pair i of position p turns by p * scale * base^(-2 i / head_dim) / factor[i].
+// Pair i at position p is rotated by p * scale * base^(-2 i / head_dim) / factor[i].
 struct RopeSpec {
-  // YaRN: pairs of more than beta_fast turns in the context of the first training turn without the
-  // scale, those of fewer than beta_slow with it, and those between by a mixture that is linear in
-  // i. Source: Peng et al., "YaRN: efficient context window extension" (2023), section 3.
+  // YaRN: pairs that rotate more than beta_fast times in the original context are not scaled, those
+  // that rotate less than beta_slow times are, and between them the mixture is linear in i. Source:
+  // Peng et al., "YaRN: efficient context window extension" (2023), section 3.
   struct Yarn {
     double original_context;  // tokens
     double beta_fast = 32;
@@ -34,13 +34,13 @@ struct RopeSpec {
 
   double base = 10000;
   double scale = 1;      // 1 / the factor of linear scaling or of YaRN
-  double magnitude = 1;  // of the turned queries and keys
+  double magnitude = 1;  // factor on rotated queries and keys
   std::optional<Yarn> yarn = {};
   std::string factors = {};  // the tensor of factors [head_dim / 2]; empty: all are 1
-  // LongRoPE: other factors for a context of at most original_context tokens. The engine's context
-  // decides, as llama.cpp's does, not the length of a text: its angles must not change as it grows.
+  // LongRoPE: other factors for a context of at most original_context tokens. As in llama.cpp, the
+  // engine's context decides, not the length of a text, whose angles must not change as it grows.
   // Source: Ding et al., "LongRoPE: Extending LLM Context Window Beyond 2 Million Tokens" (2024).
-  std::string short_factors = {};  // a tensor as `factors`; empty: those are for every context
+  std::string short_factors = {};  // a tensor like `factors`; empty: `factors` serves every context
   int64_t original_context = 0;
 };
 
@@ -50,8 +50,8 @@ struct LayerTensors {
   std::string q, k, v, o;  // weights [out, in]; o: the attention's output
   std::string q_bias, k_bias, v_bias, o_bias;
   std::string gate, up, down;  // the feed-forward network's
-  // Root mean square norms: before attention, of its output, before the feed-forward network, of
-  // its output [hidden]; of every head of q and k [head_dim]. x is normed to x / rms(x) * weight.
+  // RMS norms, x / rms(x) * weight: [hidden] before attention, of its output, before the
+  // feed-forward network, and of its output; [head_dim] of every head of q and k.
   std::string attention_norm, post_attention_norm, ffn_norm, post_ffn_norm;
   std::string q_norm, k_norm;
 };
@@ -59,8 +59,8 @@ struct LayerTensors {
 struct LayerSpec {
   LayerTensors tensors;
   std::optional<int64_t> window;  // tokens that a query sees, its own included; unset: all
-  size_t rope = 0;                // in ModelSpec::ropes
-  float attention_scale = 1;      // of the products of queries and keys
+  size_t rope = 0;                // index into ModelSpec::ropes
+  float attention_scale = 1;      // multiplies the products of queries and keys
   std::optional<float> attention_soft_cap;  // c: a scaled product x becomes c * tanh(x / c)
   Activation activation = Activation::kSilu;
 };
@@ -77,14 +77,14 @@ struct ModelSpec {
   float rms_epsilon = 0;
   float embedding_scale = 1;
   std::optional<float> logit_soft_cap;  // c: a logit x becomes c * tanh(x / c)
-  std::vector<int32_t> stop_tokens;     // each ends a text: of the sequence, of a turn, ...
+  std::vector<int32_t> stop_tokens;     // each ends a text: end of text, end of turn, ...
 
   std::string embedding;    // tensor [vocab, hidden]
   std::string output_norm;  // tensor [hidden]
-  std::string head;         // tensor [vocab, hidden]: the LM head; that of `embedding` if tied
+  std::string head;         // tensor [vocab, hidden]: the LM head; `embedding` if tied
 
   RopePairs rope_pairs = RopePairs::kHalves;
-  std::vector<RopeSpec> ropes;  // the different ones of the layers
+  std::vector<RopeSpec> ropes;  // those that layers use, each once
   std::vector<LayerSpec> layers;
 
   int64_t layer_count() const { return static_cast<int64_t>(layers.size()); }

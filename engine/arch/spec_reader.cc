@@ -220,7 +220,7 @@ RopeSpec SpecReader::ReadRope() const {
     rope.base = Positive("rope.freq_base");
   }
   const bool typed = Has("rope.scaling.type");
-  // Older files have no type and, if they scale, do so linearly, some by a key of its own.
+  // Older files state no type; if they scale, they do so linearly, some under another key.
   const std::string kind =
       typed ? std::string(file_.String(Key("rope.scaling.type"))) : std::string("linear");
   if (kind == "linear") {

@@ -27,12 +27,12 @@ class SpecReader {
   int64_t MultipleOf32(const std::string& name, int64_t max) const;
   double Positive(const std::string& name) const;
   std::optional<float> OptionalPositive(const std::string& name) const;
-  // Throws if the key is there and not 0: what it stands for is not supported.
+  // Throws if the key exists and is not 0, because the feature it turns on is not supported.
   void RefuseNumber(const std::string& name) const;
 
-  // All but ropes, the layers' windows, scales and activations, and what few architectures have.
-  // A layer's tensors are those of attention, of a gated feed-forward network and of the norms
-  // before both, and the biases that the file has. attention_scale is 1 / sqrt(head_dim).
+  // Everything except ropes, the layers' windows, scales and activations, and what few
+  // architectures have. A layer has the tensors of attention, of a gated feed-forward network, of
+  // the norms before both, and the biases that the file has. attention_scale is 1 / sqrt(head_dim).
   ModelSpec ReadCommon() const;
   // RoPE with base `rope.freq_base` and scaling of the kinds none, linear, YaRN, LongRoPE and,
   // where there is a tensor rope_freqs.weight, by its factors.
@@ -49,6 +49,6 @@ class SpecReader {
   std::string architecture_;
 };
 
-constexpr int64_t kMaxSize = 1 << 20;  // of hidden states, contexts, windows
+constexpr int64_t kMaxSize = 1 << 20;  // limit of hidden sizes, contexts and windows
 
 }  // namespace riffle::engine

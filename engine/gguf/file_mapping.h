@@ -1,4 +1,4 @@
-// A file as memory.
+// Files mapped into memory.
 #pragma once
 
 #include <cstdint>
@@ -9,7 +9,7 @@
 namespace riffle::engine {
 
 struct FileMapping {
-  std::shared_ptr<const void> owner;  // the bytes are there as long as a copy of it is
+  std::shared_ptr<const void> owner;  // keeps the bytes mapped; copies share it
   std::span<const uint8_t> bytes;
 };
 

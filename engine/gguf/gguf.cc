@@ -33,7 +33,7 @@ constexpr TypeInfo kTypes[] = {
     {TensorType::kQ4_K, "Q4_K", {256, 144}}, {TensorType::kQ5_K, "Q5_K", {256, 176}},
     {TensorType::kQ6_K, "Q6_K", {256, 210}}, {TensorType::kIQ4_NL, "IQ4_NL", {32, 18}}};
 
-// Types of ggml that cannot be used here, for errors to name.
+// Types of ggml that the engine cannot use, with names for errors.
 struct OtherType {
   uint32_t number;
   const char* name;

@@ -28,8 +28,8 @@ class BadModel : public std::runtime_error {
   using std::runtime_error::runtime_error;
 };
 
-// The numbers are ggml's. A file may contain types that are not listed; its other tensors can be
-// used.
+// The numbers are ggml's. A file may contain tensors of types that are not listed; its other
+// tensors can be used.
 enum class TensorType : uint32_t {
   kF32 = 0,
   kF16 = 1,
@@ -43,7 +43,7 @@ enum class TensorType : uint32_t {
   kQ4_K = 12,  // 256 values: f16 scale, f16 minimum, 12 bytes of 6-bit scales, 128 of nibbles
   kQ5_K = 13,  // 256 values: as Q4_K, with 32 bytes of high bits before the nibbles
   kQ6_K = 14,  // 256 values: 128 bytes of low nibbles, 64 of high bits, 16 int8 scales, f16 scale
-  kIQ4_NL = 20,  // 32 values: f16 scale, 16 bytes of nibbles, which number 16 integers
+  kIQ4_NL = 20,  // 32 values: f16 scale, 16 bytes of nibbles, indices of 16 integers
   kBF16 = 30,
 };
 
@@ -53,14 +53,14 @@ struct BlockSize {
   int64_t bytes;
 };
 BlockSize BlockSizeOf(TensorType type);
-// "Q4_K"; for a type that is not listed above ggml's name of it, or "number 99".
+// "Q4_K"; for a type that is not listed above, ggml's name for it, or "number 99".
 std::string NameOf(TensorType type);
 
 struct Tensor {
   std::string_view name;
   TensorType type;
-  // In ggml's order: shape[0] is contiguous; a weight is [in, out]. A tensor that nobody uses may
-  // have no dimensions (it is one value) or a dimension of 0.
+  // In ggml's order: shape[0] is contiguous; a weight is [in, out]. A tensor that the model does
+  // not use may have no dimensions (a single value) or a dimension of 0.
   std::vector<int64_t> shape;
   const uint8_t* data;  // aligned to general.alignment (32 unless the file says otherwise)
   int64_t bytes;
@@ -76,8 +76,8 @@ class GgufFile {
   // Maps `path`. Throws BadModel if it cannot be opened or is not GGUF,
   // Error(kOutOfMemory) if there is no memory to map it.
   static GgufFile Open(const std::string& path);
-  // The same for bytes in memory, which must outlive the result. They must be aligned to 32 bytes
-  // if `data` of tensors is to be. `name` replaces the path in errors.
+  // The same for bytes in memory, which must outlive the result. Align them to 32 bytes if the
+  // `data` of tensors must be aligned. `name` replaces the path in errors.
   static GgufFile Parse(std::span<const uint8_t> bytes, const std::string& name);
 
   const std::string& path() const;
@@ -91,8 +91,8 @@ class GgufFile {
   // shape differs.
   const Tensor& Get(std::string_view name, std::span<const int64_t> shape) const;
 
-  // Metadata. All of these throw BadModel, naming the key, if the key is missing or has another
-  // type.
+  // Metadata. All of these except Has throw BadModel, naming the key, if it is missing or has
+  // another type.
   bool Has(std::string_view key) const;
   // A value of any integer type; it must not be negative.
   int64_t Integer(std::string_view key) const;

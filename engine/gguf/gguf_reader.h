@@ -1,4 +1,4 @@
-// Reads the head of a file for gguf.cc; every read is checked against the end of the file.
+// Reads the head of a file for gguf.cc, and checks every read against the end of the file.
 // Internal.
 #pragma once
 

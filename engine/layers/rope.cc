@@ -8,14 +8,14 @@ namespace {
 
 constexpr int64_t kNear = 64;
 
-// The part of YaRN's mixture that turns with the scale, 0 to 1, of each pair.
+// For each pair, the weight (0 to 1) of the scaled angle in YaRN's mixture.
 std::vector<double> ScaledParts(int64_t head_dim, const RopeSpec& spec) {
   const int64_t half = head_dim / 2;
   std::vector<double> parts(static_cast<size_t>(half), 1.0);
   if (!spec.yarn) {
     return parts;
   }
-  // The pair, as a real number, that turns this often in the first training's context.
+  // The pair, as a real number, that rotates this many times in the original context.
   const auto pair_of = [&](double turns) {
     return static_cast<double>(head_dim) *
            std::log(spec.yarn->original_context / (turns * 2 * M_PI)) / (2 * std::log(spec.base));
@@ -56,8 +56,8 @@ RopeAngles::Turn RopeAngles::Of(int64_t position, int64_t i) const {
   return {std::cos(angle), std::sin(angle)};
 }
 
-// A position is a multiple of 64 and a rest: the angle's cosine and sine by those of the two parts,
-// in double.
+// A position is a multiple of 64 plus a rest: cosine and sine of the sum follow from those of the
+// two parts, in double.
 void RopeAngles::Grow(int64_t last) {
   const int64_t half = head_dim_ / 2;
   int64_t position = static_cast<int64_t>(values_.size()) / head_dim_;

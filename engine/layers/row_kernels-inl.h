@@ -25,9 +25,9 @@ using DRow = hn::CappedTag<float, 16>;
 using VRow = hn::Vec<DRow>;
 
 constexpr float kLargest = 32767;
-constexpr float kNothing = 1e-30f;  // a block below it has its step: 1 / a step must not overflow
+constexpr float kMinLargest = 1e-30f;  // smaller blocks get its step: 1 / step is finite
 
-// The least power of two from x on, of a positive normal x.
+// The smallest power of two that is at least x. Pre: x is positive and normal.
 HWY_INLINE VRow PowerOfTwoFrom(VRow x) {
   const DRow df;
   const hn::RebindToSigned<DRow> di;
@@ -41,25 +41,25 @@ HWY_INLINE VRow Inverse(VRow power) {
   return hn::BitCast(df, hn::Sub(hn::Set(di, 0x7f000000), hn::BitCast(di, power)));
 }
 
-// Rounds a block of 32 values to place `at`.
+// Rounds a block of 32 values and stores it at place `at` of `out`.
 HWY_INLINE void RoundBlock(const VRow (&values)[8], int64_t at, Activations& out) {
   const DRow df;
   const hn::RebindToUnsigned<DRow> du;
   const hn::RebindToSigned<DRow> di;
   const hn::Repartition<uint16_t, DRow> du16;
   const hn::Rebind<uint8_t, decltype(du16)> du8;
-  // Beside it a float's last bit is worth 1: a sum with it rounds to the nearest integer, and its
-  // low 16 bits are that integer, from the zero point on. (Not finite: any bytes, and a step of
-  // NaN.)
+  // At this magnitude a float's last bit is worth 1: adding a value rounds it to the nearest
+  // integer, and the low 16 bits are that integer plus the zero point. (If a value is not finite,
+  // the bytes are arbitrary and the step is NaN.)
   const VRow origin = hn::Set(df, 0x1.8p23f + kZeroPoint);
   const int lanes = static_cast<int>(hn::Lanes(df));
-  // As integers: NaN is above infinity, infinity above the rest.
-  auto largest = hn::BitCast(di, hn::Set(df, kNothing));
+  // Compares magnitudes as integers, in which NaN is above infinity, and infinity above the rest.
+  auto largest_bits = hn::BitCast(di, hn::Set(df, kMinLargest));
   for (int i = 0; i < 32 / lanes; ++i) {
-    largest = hn::Max(largest, hn::BitCast(di, hn::Abs(values[i])));
+    largest_bits = hn::Max(largest_bits, hn::BitCast(di, hn::Abs(values[i])));
   }
-  const VRow most = hn::BitCast(df, hn::MaxOfLanes(di, largest));
-  const VRow step = PowerOfTwoFrom(hn::Mul(most, hn::Set(df, 1 / kLargest)));
+  const VRow largest = hn::BitCast(df, hn::MaxOfLanes(di, largest_bits));
+  const VRow step = PowerOfTwoFrom(hn::Mul(largest, hn::Set(df, 1 / kLargest)));
   const VRow inverse = Inverse(step);
   uint8_t* planes = out.planes() + at * 2 * kBlock;
   VRow first = hn::Zero(df), second = hn::Zero(df);  // exact: integers below 2^24
@@ -74,14 +74,14 @@ HWY_INLINE void RoundBlock(const VRow (&values)[8], int64_t at, Activations& out
     hn::StoreU(hn::TruncateTo(du8, hn::ShiftRight<8>(q)), du8, planes + i * lanes);
     hn::StoreU(hn::TruncateTo(du8, q), du8, planes + kBlock + i * lanes);
   }
-  const float valid = hn::GetLane(hn::IfThenElse(hn::IsFinite(most), step, hn::NaN(df)));
+  const float valid = hn::GetLane(hn::IfThenElse(hn::IsFinite(largest), step, hn::NaN(df)));
   out.step()[at] = valid;
   out.sum()[at] = valid * hn::ReduceSum(df, hn::Add(first, second));
   out.first_sum()[at] = valid * hn::ReduceSum(df, first);
 }
 
-// Rounds `count` blocks to places at, at + pitch, ...; value(b, i) are the values of block b from i
-// on.
+// Rounds `count` blocks and stores them at places at, at + pitch, ...; value(b, i) returns the
+// values of block b from element i on.
 template <class Value>
 HWY_INLINE void RoundBlocks(const Value& value, int64_t count, int64_t at, int64_t pitch,
                             Activations& out) {
@@ -101,7 +101,7 @@ void RoundRowOf(const float* x, int64_t row, Activations& out) {
               out.blocks(), out.At(0, row), out.At(1, row) - out.At(0, row), out);
 }
 
-// 1 / sqrt(mean(x^2) + epsilon). Pre: size is a multiple of 32.
+// Returns 1 / sqrt(mean(x^2) + epsilon). Pre: size is a multiple of 32.
 HWY_INLINE float InverseRms(const float* x, int64_t size, float epsilon) {
   const DRow df;
   const int64_t lanes = static_cast<int64_t>(hn::Lanes(df));
@@ -151,7 +151,7 @@ void AddRowOf(const float* x, int64_t size, float* sum) {
   }
 }
 
-// x [size] = value turned, where value(i) are its elements from i on.
+// x [size] = RoPE of value, where value(i) returns its elements from i on.
 template <class Value>
 HWY_INLINE void Turn(const Value& value, const float* turn, int64_t size, float* x) {
   const DRow df;

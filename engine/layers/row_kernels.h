@@ -1,5 +1,5 @@
-// The loops of the model's layers that Riffle does not have, one SIMD target each at run time. All
-// work on single rows (or panels), so that a row's result depends on nothing else.
+// Loops of the model's layers that Riffle does not provide, dispatched to one SIMD target at run
+// time. All work on single rows (or panels), so that a row's result depends on nothing else.
 #pragma once
 
 #include <cstdint>
@@ -8,9 +8,9 @@
 
 namespace riffle::engine {
 
-// A panel of x Wt, of the rows of a tile.
+// Multiplies the rows of a tile of x by a panel of a weight.
 void MultiplyPanel(const Activations& x, int64_t tile, const Product& product, int64_t panel);
-// Block `panel` of the rows of a tile of out = activation(x gatet) * (x upt), rounded.
+// Stores block `panel` of out = activation(x gatet) * (x upt), rounded, for the rows of a tile.
 void MultiplyGatedPanel(const Activations& x, int64_t tile, const Matrix& gate, const Matrix& up,
                         Activation activation, int64_t panel, Activations& out);
 
@@ -28,8 +28,8 @@ void NormRoundRow(const float* x, const Norm& norm, int64_t row, Activations& ou
 void NormRow(const float* x, const Norm& norm, int64_t size, float* out);
 // hidden [size] += norm(x).
 void AddNormRow(const float* x, const Norm& norm, int64_t size, float* hidden);
-// x [size] = rope(norm(x)): pairs (i, i + size / 2) turn by an angle whose cosines and sines are
-// turn[0, size / 2) and turn[size / 2, size). size is a multiple of 32.
+// x [size] = rope(norm(x)): pairs (i, i + size / 2) are rotated by angles whose cosines and sines
+// are turn[0, size / 2) and turn[size / 2, size). size is a multiple of 32.
 void NormRopeRow(const Norm& norm, const float* turn, int64_t size, float* x);
 // x [size] = rope(x), the same without a norm.
 void RopeRow(const float* turn, int64_t size, float* x);

@@ -29,11 +29,11 @@ using VU8 = hn::Vec<DU8>;
 using VI8 = hn::Vec<DI8>;
 using VF = hn::Vec<DF>;
 
-// A block and a vector of its outputs.
+// A block of a weight, for as many outputs as a vector has lanes.
 struct BlockVector {
-  VI8 codes[8];  // of a quarter each
-  // -128 times the sum of the codes, which the high plane's zero point adds to their dot product:
-  // of all inputs, or of the first 16 and of the others.
+  VI8 codes[8];  // [q]: quarter q, which is inputs 4 q to 4 q + 3
+  // -128 times the sum of the codes, which cancels the zero point of the high plane: over all
+  // inputs, or over the first 16 and over the others.
   VI zero[2];
   VF scale[2];    // likewise
   VF minimum[2];  // likewise
@@ -48,7 +48,7 @@ HWY_INLINE VU8 ShiftLeftBits(VU8 bytes) {
   return hn::BitCast(DU8(), hn::ShiftLeft<kBits>(hn::BitCast(DU16(), bytes)));
 }
 
-// codes |= the bits `from` and on of `bits`, at 4 and on.
+// codes |= the bits of `bits` from bit kFrom on, moved to bit 4 and up.
 template <int kFrom>
 HWY_INLINE void AddBits(VU8 bits, uint8_t mask, VU8& codes) {
   if constexpr (kFrom < 4) {
@@ -112,14 +112,14 @@ HWY_INLINE void LoadCodes(const uint8_t* block, size_t lane, VI8 (&out)[8]) {
   }
 }
 
-// How many codes add up to at most 127.
+// How many codes can be added without exceeding 127.
 template <Packing kPacking>
 constexpr int kCodesOfAByte = kPacking == Packing::kQ8          ? 1
                               : kPacking == Packing::kQ5Minimum ? 4
                               : kPacking == Packing::kQ6        ? 4
                                                                 : 8;
 
-// -128 times the sum of the codes of kCount quarters.
+// Returns -128 times the sum of the codes of kCount quarters.
 template <Packing kPacking, int kCount>
 HWY_INLINE VI ZeroOf(const VI8* codes) {
   const VU8 factor = hn::Set(DU8(), 128);
@@ -173,7 +173,7 @@ HWY_INLINE BlockVector LoadBlock(const uint8_t* block, size_t lane) {
   return out;
 }
 
-// A vector of elements without blocks.
+// A vector of elements of a weight without blocks.
 template <Packing kPacking>
 HWY_INLINE VF LoadDense(const uint8_t* from) {
   const DF df;

@@ -22,7 +22,7 @@ int Nibble(const uint8_t* nibbles, int i) {
 }
 int Bit(const uint8_t* bits, int i) { return bits[i / 8] >> (i % 8) & 1; }
 
-// The f16 of -x.
+// The f16 bits of -x.
 uint16_t Negated(uint16_t x) { return static_cast<uint16_t>(x ^ 0x8000); }
 
 // f16 d; 16 bytes, the nibbles of weights i and i + 16. d * (q - 8).
@@ -53,7 +53,7 @@ void UnpackQ5_1(const uint8_t* p, Block* out) {
   }
 }
 
-// f16 d; nibbles as above, which number these integers. d * integer.
+// f16 d; nibbles as above, which are indices of these integers. d * integer.
 void UnpackIQ4NL(const uint8_t* p, Block* out) {
   static constexpr int8_t kIntegers[16] = {-127, -104, -83, -65, -49, -35, -22, -10,
                                            1,    13,   25,  38,  53,  69,  89,  113};
@@ -61,8 +61,8 @@ void UnpackIQ4NL(const uint8_t* p, Block* out) {
   for (int i = 0; i < 32; ++i) out->code[i] = kIntegers[Nibble(p + 2, i)];
 }
 
-// 16 bytes, a scale in the low and a minimum in the high nibble, of 16 weights each; 64 bytes of
-// pairs of bits; f16 d, f16 dmin. Of each half of 128 weights, four runs of 32 share bytes of
+// 16 bytes, each with a scale (low nibble) and a minimum (high nibble) for 16 weights; 64 bytes of
+// bit pairs; f16 d, f16 dmin. In each half of 128 weights, four runs of 32 share the bytes of
 // pairs. d * scale * q - dmin * minimum.
 void UnpackQ2K(const uint8_t* p, Block* out) {
   for (int b = 0; b < 8; ++b) {

@@ -20,19 +20,19 @@ HWY_BEFORE_NAMESPACE();
 namespace riffle::engine::HWY_NAMESPACE {
 namespace hn = hwy::HWY_NAMESPACE;
 
-// Vectors of outputs at a time: a broadcast of activations serves both, their 16 vectors of codes
-// and the sums of four rows stay in registers.
+// Vectors of outputs at a time. A broadcast of activations serves both, and their 16 vectors of
+// codes and the sums of four rows fit in registers.
 constexpr size_t kVectors = 2;
 
-// Four inputs of a plane in every lane.
+// Broadcasts four inputs of a plane to every lane.
 HWY_INLINE VU8 Four(const uint8_t* p) {
   int32_t bits;
   std::memcpy(&bits, p, sizeof(bits));
   return hn::BitCast(DU8(), hn::Set(DI(), bits));
 }
 
-// For kRows rows, dots += the sum of plane * code over the inputs 4 * kFirst .. 4 * kLast of the
-// block, a lane an output.
+// For kRows rows, adds the sum of plane * code over the inputs 4 * kFirst .. 4 * kLast of the block
+// to `dots`; each lane is an output.
 template <int kFirst, int kLast, int kRows>
 HWY_INLINE void DotPlane(const BlockVector (&blocks)[kVectors], const uint8_t* plane,
                          VI (&dots)[kRows][kVectors]) {
@@ -46,8 +46,8 @@ HWY_INLINE void DotPlane(const BlockVector (&blocks)[kVectors], const uint8_t* p
   }
 }
 
-// dots = the sum of (256 * high + low - 32768) * code. The two calls are not a loop: g++ would keep
-// the sums in memory.
+// dots = the sum of (256 * high + low - 32768) * code. Two calls instead of a loop, in which g++
+// would keep the sums in memory.
 template <int kFirst, int kLast, int kRows>
 HWY_INLINE void DotPlanes(const BlockVector (&blocks)[kVectors], const uint8_t* planes,
                           VI (&dots)[kRows][kVectors]) {
@@ -75,7 +75,7 @@ HWY_INLINE VF Step(float step) { return hn::Set(DF(), step); }
 HWY_INLINE VF Scaled(VF scale, VF step) { return hn::Mul(scale, step); }
 #endif
 
-// Adds the product of a block with kRows rows of x, which lie from `at` on, to sums [kRows][32].
+// Adds the product of a block and kRows rows of x, stored from `at` on, to sums [kRows][32].
 template <Packing kPacking, int kRows>
 HWY_INLINE void AddRows(const Activations& x, const BlockVector (&blocks)[kVectors], int64_t at,
                         float* HWY_RESTRICT sums) {
@@ -113,7 +113,7 @@ HWY_INLINE void AddRows(const Activations& x, const BlockVector (&blocks)[kVecto
   }
 }
 
-// The same for a block of elements without scales: input by input, in f32.
+// The same for a block of elements without scales: one input after another, in f32.
 template <Packing kPacking>
 HWY_INLINE void AddDense(const Activations& x, const uint8_t* block, int64_t at, int64_t rows,
                          float* HWY_RESTRICT sums) {
@@ -138,7 +138,7 @@ HWY_INLINE void AddDense(const Activations& x, const uint8_t* block, int64_t at,
   }
 }
 
-// Adds a block's product with `rows` rows of x, which lie from `at` on, to sums [rows][32].
+// Adds the product of a block and `rows` rows of x, stored from `at` on, to sums [rows][32].
 template <Packing kPacking>
 HWY_INLINE void AddBlock(const Activations& x, const uint8_t* block, int64_t at, int64_t rows,
                          float* HWY_RESTRICT sums) {
@@ -161,10 +161,10 @@ HWY_INLINE void AddBlock(const Activations& x, const uint8_t* block, int64_t at,
   }
 }
 
-// Bytes ahead of the block at work. Past the weight's end they are prefetched, never read.
+// How many bytes ahead to prefetch. Addresses past the weight's end are prefetched, never read.
 constexpr int64_t kAhead = 4096;
 
-// sums [rows of the tile][32] = the product of a panel with a tile of x.
+// sums [rows of the tile][32] = the product of a panel and a tile of x.
 template <Packing kPacking>
 HWY_INLINE void SumPanelOf(const Activations& x, int64_t tile, const uint8_t* panel,
                            float* HWY_RESTRICT sums) {
@@ -211,7 +211,7 @@ void MultiplyPanelOf(const Activations& x, int64_t tile, const Product& product,
   const int64_t first = tile * kRowTile;
   const int64_t rows = std::min(kRowTile, x.rows() - first);
   float* y = product.y + first * product.stride + panel * kPanel;
-  for (int64_t row = 0; row < rows; ++row) {  // to be written: asked for while the panel is summed
+  for (int64_t row = 0; row < rows; ++row) {  // prefetches outputs while the panel is summed
     __builtin_prefetch(y + row * product.stride, 1);
     __builtin_prefetch(y + row * product.stride + kPanel - 1, 1);
   }
@@ -231,7 +231,7 @@ void MultiplyGatedPanelOf(const Activations& x, int64_t tile, const Matrix& gate
   SumPanel(x, tile, up, panel, ups);
   const int64_t first = tile * kRowTile;
   const int64_t rows = std::min(kRowTile, x.rows() - first);
-  // Apart from rounding, whose blocks are chains of steps that wait for each other.
+  // Separate from rounding, whose blocks are chains of dependent steps.
   const auto activate = [&](const auto& function) HWY_ATTR {
     for (int64_t i = 0; i < rows * kPanel; i += static_cast<int64_t>(hn::Lanes(df))) {
       hn::Store(hn::Mul(function(hn::Load(df, gates + i)), hn::Load(df, ups + i)), df, gates + i);

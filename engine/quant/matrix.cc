@@ -44,7 +44,7 @@ Packing PackingOf(TensorType type) {
   return Packing::kF32;
 }
 
-// `codes` [32] of output `lane`, weights + Bias(packing), into a block.
+// Packs `codes` [32] of output `lane`, which are weights + Bias(packing), into a block.
 void PackCodes(Packing packing, const uint8_t* codes, int64_t lane, uint8_t* block) {
   for (int64_t i = 0; i < kBlock; ++i) {
     const int64_t quarter = i / 4;
@@ -70,7 +70,7 @@ void PackCodes(Packing packing, const uint8_t* codes, int64_t lane, uint8_t* blo
   }
 }
 
-// A block of output `lane` into a panel's, which was zero.
+// Packs a block of output `lane` into a panel's block. Pre: that was zero.
 void PackBlock(Packing packing, const Block& from, int64_t lane, uint8_t* block) {
   uint8_t codes[kBlock];
   for (int64_t i = 0; i < kBlock; ++i) {
@@ -94,7 +94,7 @@ void PackBlock(Packing packing, const Block& from, int64_t lane, uint8_t* block)
   }
 }
 
-// The elements of output `lane`, of all inputs, into a panel without blocks.
+// Copies the elements of all inputs of output `lane` into a panel without blocks.
 void PackDense(const Matrix& matrix, const uint8_t* row, int64_t lane, uint8_t* panel) {
   const int64_t size = matrix.packing == Packing::kF32 ? 4 : 2;
   for (int64_t i = 0; i < matrix.inputs; ++i) {
@@ -120,8 +120,8 @@ void PackPanel(const Matrix& matrix, const Tensor& tensor, RowOrder order, int64
   }
 }
 
-// panel(tile, panel) for all tiles of rows and panels, tile by tile. With few rows a task takes a
-// run of panels: long runs of memory, as long as they can be shared evenly.
+// Calls panel(tile, panel) for all tiles of rows and panels, tile by tile. With few rows a task
+// takes consecutive panels: runs of memory as long as an even division allows.
 template <typename Panel>
 void ForPanels(int64_t tiles, int64_t panels, bool few_rows, ThreadPool* pool, const Panel& panel) {
   const int64_t threads = pool != nullptr ? pool->threads() : NumThreads();

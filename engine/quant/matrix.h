@@ -1,12 +1,12 @@
 // Products with quantised weights: y = x Wt, nearly as exact as in f32, at the speed of int8.
 //
-// Weights keep the integers and scales of the file, nothing is rounded. An activation is rounded to
-// 16 bits of fixed point in blocks of 32, x = step * q with a step that is a power of two (so by at
-// most 2^-15 of the block's largest), and held as two planes of bytes, q = 256 * high + low -
-// 32768. A block's product is then two sums of int8 products, exact in int32 in any order; the
-// blocks' results are scaled and added in f32 in the order of the blocks. So a row's result does
-// not depend on the other rows, on threads or on tiles. (int8 activations alone, as llama.cpp has
-// them, or bf16 ones move logits by more than 0.05: README.md.)
+// Weights keep the integers and scales of the file; nothing is rounded. An activation is rounded to
+// 16-bit fixed point in blocks of 32: x = step * q, where step is a power of two (the error is at
+// most 2^-15 of the block's largest magnitude). q is held as two planes of bytes, q = 256 * high +
+// low - 32768. A block's product is then two sums of int8 products, exact in int32 in any order;
+// the blocks' results are scaled and added in f32 in the order of blocks. So a row's result does
+// not depend on other rows, on threads or on tiles. (int8 activations, as in llama.cpp, or bf16
+// ones move logits by more than 0.05: README.md.)
 #pragma once
 
 #include <hwy/aligned_allocator.h>
@@ -21,12 +21,12 @@
 
 namespace riffle::engine {
 
-constexpr int64_t kPanel = 32;    // outputs that lie side by side
+constexpr int64_t kPanel = 32;    // outputs that are stored side by side
 constexpr int64_t kBlock = 32;    // inputs that share a scale
-constexpr int64_t kRowTile = 64;  // rows of activations that lie together
+constexpr int64_t kRowTile = 64;  // rows of activations that are stored together
 
-// How a block of 32 inputs and 32 outputs of a weight lies in memory: codes, then scales. Four
-// inputs of an output lie side by side, quarter q of a block is the inputs 4 q and on.
+// The memory layout of a block of 32 inputs and 32 outputs of a weight: codes, then scales. Four
+// inputs of an output are neighbours; quarter q of a block is the inputs 4 q to 4 q + 3.
 //   kQ8  [8 quarters][32 outputs][4] i8
 //   kQ2  [2][32][4] u8, in byte h bits 2 i and 2 i + 1 the codes of quarter 4 h + i
 //   else, of code + Bias, the low 4 bits, [4][32][4] u8, of quarters q and q + 4, then
@@ -37,8 +37,8 @@ constexpr int64_t kRowTile = 64;  // rows of activations that lie together
 //   minimum               dmin [32] f16
 //   minimum or halves     factor [1 or 2][32] u8, kQ6's i8
 //   minimum               minimum_factor [1 or 2][32] u8
-// So a token reads about as much as the file has, 4.5 to 8.5 bits a weight. What has no blocks lies
-// as [32 inputs][32 outputs] of its own elements.
+// So a token reads about as many bytes as the file has, 4.5 to 8.5 bits a weight. Weights without
+// blocks are stored as [32 inputs][32 outputs] of their own elements.
 enum class Packing : uint8_t {
   kQ2,         // Q2_K: halves, minimum
   kQ4,         // Q4_0
@@ -115,11 +115,11 @@ struct Matrix {
   int64_t bytes() const { return panels() * panel_bytes(); }
 };
 
-// Which row of a file's tensor becomes a row in memory.
+// Which row of a file's tensor each row in memory comes from.
 struct RowOrder {
-  // 0: rows stay in their order. Else row i of every `head` rows is the file's 2 i, and row
-  // i + head / 2 the file's 2 i + 1: the two elements that RoPE turns together are apart by half a
-  // head then, as kernels have them.
+  // 0: rows keep their order. Otherwise row i of every `head` rows is the file's row 2 i, and row i
+  // + head / 2 the file's 2 i + 1: the two elements of a RoPE pair are then half a head apart, as
+  // the kernels need them.
   int64_t head = 0;
 
   int64_t Source(int64_t row) const {
@@ -134,12 +134,12 @@ struct RowOrder {
 // Repacks a tensor of any type. Pre: its rows are a multiple of 32. Throws Error(kOutOfMemory).
 Matrix Pack(const GgufFile& file, const Tensor& tensor, RowOrder order, ThreadPool* pool);
 
-constexpr int kZeroPoint = 32768;  // of the planes of activations: high = 128, low = 0 stand for 0
+constexpr int kZeroPoint = 32768;  // of the planes: high = 128 and low = 0 encode 0
 
-// Rows of activations, rounded, in tiles of 64 rows, which a core keeps in its second-level cache.
+// Rows of rounded activations, in tiles of 64 rows that fit in a core's L2 cache.
 class Activations {
  public:
-  // Room for `rows` rows of `inputs` values.
+  // Makes room for `rows` rows of `inputs` values.
   void Resize(int64_t rows, int64_t inputs);
   int64_t rows() const { return rows_; }
   int64_t inputs() const { return inputs_; }
@@ -152,7 +152,7 @@ class Activations {
     return first * blocks() + block * std::min(kRowTile, rows_ - first) + row - first;
   }
 
-  // At that place:
+  // The data at that place:
   uint8_t* planes() { return planes_.get(); }      // [64]: 32 high, 32 low
   float* step() { return step_.get(); }            // a power of two; NaN if a value is not finite
   float* sum() { return sum_.get(); }              // of the 32 rounded values
@@ -179,12 +179,12 @@ struct Product {
   int64_t stride = 0;
 };
 
-// Several products of the same x, in one parallel loop.
+// Computes several products of the same x in one parallel loop.
 void Multiply(const Activations& x, std::span<const Product> products, ThreadPool* pool);
 
-// out = activation(x gatet) * (x upt), rounded: what a gated feed-forward network has between its
-// products. Pre: gate and up have the same shape, a multiple of 32 outputs; out has been resized to
-// it.
+// out = activation(x gatet) * (x upt), rounded: the step between the products of a gated
+// feed-forward network. Pre: gate and up have the same shape, whose outputs are a multiple of 32;
+// out has been resized to it.
 void MultiplyGated(const Activations& x, const Matrix& gate, const Matrix& up,
                    Activation activation, Activations& out, ThreadPool* pool);
 

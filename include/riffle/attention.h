@@ -64,14 +64,14 @@ constexpr const char* Name(KvFormat format) {
                                                   : "an unknown format";
 }
 
-// The keys, or the values, of every page of the pool. Element (page, token, head, i) is at
-// page * page_stride + token * token_stride + head * head_stride + i, so the layouts in use are all
-// views: HND [pages, kv_heads, page_size, d] (vLLM CPU, FlashInfer), NHD [pages, page_size,
-// kv_heads, d] (FlashInfer, sglang) and [kv_heads, pages, page_size, d] (JAX). In a block
-// format dtype is kU8: the strides are in bytes, and a row is head_dim / 32 blocks at any address.
+// The keys, or the values, of every page of the pool. Element (page, token, head, i) is at page *
+// page_stride + token * token_stride + head * head_stride + i, so the layouts in use are all views:
+// HND [pages, kv_heads, page_size, d] (vLLM CPU, FlashInfer), NHD [pages, page_size, kv_heads, d]
+// (FlashInfer, sglang) and [kv_heads, pages, page_size, d] (JAX). For a block format, dtype is kU8,
+// strides are in bytes, and a row is head_dim / 32 blocks at any address.
 struct PagedKv {
   const void* data = nullptr;
-  DType dtype = DType::kF32;  // f32, f16, bf16, e4m3, e5m2 or i8; u8 of a block format
+  DType dtype = DType::kF32;  // f32, f16, bf16, e4m3, e5m2 or i8; u8 for a block format
   int64_t num_pages = 0;
   int64_t page_size = 0;  // tokens of a page, at least 1; a contiguous cache [B, S, heads, d] is
                           // a page of S tokens for each sequence
@@ -80,7 +80,7 @@ struct PagedKv {
   int64_t page_stride = 0;  // the three strides are in elements
   int64_t token_stride = 0;
   int64_t head_stride = 0;
-  KvScales scales = {};  // of e4m3, e5m2 and i8
+  KvScales scales = {};  // for e4m3, e5m2 and i8 only
   KvFormat format = KvFormat::kPlain;
 };
 
@@ -95,14 +95,14 @@ constexpr int64_t RowBytes(const PagedKv& kv) {
 // positions do not hide keys: without causal and window (cross attention), or without any key.
 struct PagedBatch {
   IndexSpan cu_q_lens;      // [B + 1], from 0 to the number of tokens; empty: one query a sequence
-                            // (decode). These three: int32 or int64 each
+                            // (decode). Like the next two, int32 or int64
   IndexSpan kv_lens;        // [B], the length of each sequence, its queries included
   IndexPointer page_table;  // [B, max_pages]; entries past ceil(kv_len / page_size) of a row are
                             // ignored
   int64_t max_pages = 0;
   int64_t page_table_stride = 0;  // elements from a row to the next
-  // [B] or empty: sequences of a flag other than 0 are causal even if AttentionOptions::causal is
-  // not set; window_right is 0 for them.
+  // [B] or empty: a sequence whose flag is not 0 is causal even if AttentionOptions::causal is not
+  // set, and its window_right is 0.
   std::span<const uint8_t> causal = {};
 };
 
@@ -114,8 +114,8 @@ struct AttentionMask {
   // f32, f16 or bf16: added to the scaled and capped logit; -inf hides the key, whatever key and
   // value hold. u8: 0 hides the key, all else changes nothing (bool arrays have this form).
   DType dtype = DType::kF32;
-  int64_t tokens = 0;        // those of q, or 1: one for all
-  int64_t heads = 0;         // those of q, or 1: one for all
+  int64_t tokens = 0;        // q.tokens, or 1: the same for all
+  int64_t heads = 0;         // those of q, or 1: the same for all
   int64_t keys = 0;          // at least the largest kv_len
   int64_t token_stride = 0;  // elements; any value
   int64_t head_stride = 0;
@@ -124,7 +124,7 @@ struct AttentionMask {
 
 struct AttentionOptions {
   std::optional<float> scale = {};  // of the logits; default 1 / sqrt(head_dim)
-  // A query at position p sees keys 0..p; else all keys, but for what PagedBatch::causal says.
+  // true: a query at position p sees keys 0..p; false: all keys, unless PagedBatch::causal is set.
   bool causal = true;
   // w >= 1: a query at position p sees no key before p-w+1 and, unless window_right is set, none
   // after p (causal or not).
@@ -136,7 +136,7 @@ struct AttentionOptions {
   // [q_heads] or empty: one raw logit per head, neither scaled nor capped, that counts in the
   // softmax and in lse but has no value.
   std::span<const float> sinks = {};
-  // A block of 64 keys is neither read nor computed where no query of a work item sees one of them.
+  // A block of 64 keys that it hides from all queries computed together is not even read.
   AttentionMask mask;
   // [q_heads] or empty: slope * (key position - query position) is added to scaled and capped
   // logits (ALiBi, Press et al. 2022).
@@ -156,18 +156,18 @@ struct AttentionOut {
 // Softmax(scale * q K^T) V for each query head. KV head h serves q_heads / kv_heads query heads,
 // from number h * q_heads / kv_heads on.
 //   q       [tokens, q_heads, head_dim of keys] f32|f16|bf16; tokens and B may be 0
-//   keys, values  pools of the same pages, tokens and heads; head_dim, dtype, scales, format and
-//                 strides are each its own. Values may be a part of their keys (MLA: the same
-//                 strides, dtype and format, data inside of a key's row): memory is read once then.
+//   keys, values  pools of the same num_pages, page_size and kv_heads; head_dim, dtype, scales,
+//                 format and strides may differ. Values may be a part of their keys (MLA: the same
+//                 strides, dtype and format, data inside a key's row); memory is then read once.
 // A query that sees no key (kv_len = 0, whatever its q_len) gets zeros and lse = -inf, or lse = the
-// sink. Slots beyond kv_len are never read. Accumulation and softmax are in f32; where q is
+// sink. Slots beyond kv_len are never read. Accumulation and softmax are in f32. Probabilities
+// (times the scales of values, if any) are rounded to bf16 before they multiply values if q is
 // bf16, keys and values have elements that bf16 holds (bf16, e4m3, e5m2, int8, Q8_0, Q4_0, Q5_0,
-// IQ4_NL) and the target has bf16 dot products, probabilities, times the scales of values if there
-// are any, are rounded to bf16 before they multiply values; elements are never rounded. A NaN that
-// a query sees makes its result NaN; sums of products and logits that overflow f32 do too. Any
-// positive soft_cap is right: a tiny one makes all logits equal, a huge one leaves them as they
-// are. Throws Error: kBadShape, kBadDType, kBadOption, kBadRange (lengths), kBadPage, kOverlap,
-// kOutOfMemory. Nothing is written on error. Allocates nothing once the pool's scratch has grown.
+// IQ4_NL) and the target has bf16 dot products; elements are never rounded. A NaN that a query sees
+// makes its result NaN; so do sums of products and logits that overflow f32. Any positive soft_cap
+// works: a tiny one makes all logits equal, a huge one leaves them as they are. Throws Error:
+// kBadShape, kBadDType, kBadOption, kBadRange (lengths), kBadPage, kOverlap, kOutOfMemory. Nothing
+// is written on error. Allocates nothing once the pool's scratch has grown.
 // Source of the method: Kwon et al. 2023 (paged attention), Milakov and Gimelshein 2018 (online
 // softmax), Dao 2023 (split-KV).
 RIFFLE_API void PagedAttention(const HeadsView& q, const PagedKv& keys, const PagedKv& values,
@@ -196,7 +196,7 @@ class RIFFLE_API AttentionPlan {
   AttentionPlan(AttentionPlan&&) noexcept;
   AttentionPlan& operator=(AttentionPlan&&) noexcept;
 
-  // Plans another batch in the memory of the last one. After an error the plan has no batch.
+  // Plans another batch, reusing the plan's memory. After an error the plan has no batch.
   void Make(const HeadsView& q, const PagedKv& keys, const PagedBatch& batch,
             const AttentionOptions& options = {});
 

@@ -22,32 +22,32 @@ struct RopeTable {
 
 struct CompressOptions {
   int64_t ratio = 4;  // tokens of a window
-  // An entry is made of two windows: of the first half of the columns in the window before its own,
-  // and of the second half in its own; entry 0 of a sequence of its own alone.
+  // An entry combines two windows: the first half of the columns in the window before its own, the
+  // second half in its own. Entry 0 of a sequence has its own window alone.
   bool overlap = false;
   const float* gate_bias = nullptr;    // [ratio, cols], contiguous, added to gates; null: none
   bool norm = true;                    // RMS norm of each entry
   const float* norm_weight = nullptr;  // [dim]; null: all 1
   float norm_eps = 1e-6f;
   RopeTable rope;  // entry i of a sequence takes row i * ratio
-  // Sequences one behind the other: tokens [cu_lens[b], cu_lens[b + 1]) of kv. Empty: one sequence.
+  // Sequence b has tokens [cu_lens[b], cu_lens[b + 1]) of kv. Empty: one sequence.
   IndexSpan cu_lens;
-  // [B] the number of a sequence's first entry that is made; empty: 0. With overlap, and where it
-  // is not 0, the tokens begin with the window before.
+  // [B] the number of the first entry to make in each sequence; empty: 0. With overlap, where it is
+  // not 0, the tokens must begin with the window before that entry's own.
   IndexSpan first_entries;
   ThreadPool* pool = nullptr;
 };
 
-// How many entries CompressKv makes of `tokens` tokens: of each sequence those of its complete
-// windows. Throws Error(kBadShape, kBadOption, kBadRange).
+// The number of entries that CompressKv makes of `tokens` tokens: only complete windows count.
+// Throws Error(kBadShape, kBadOption, kBadRange).
 RIFFLE_API int64_t CompressedEntries(int64_t tokens, const CompressOptions& options);
 
 // Entry i of a sequence, before norm and RoPE, in each channel:
 //   sum over tokens j of softmax over j of (gates[j] + gate_bias[j % ratio]) times kv[j]
 //   kv, gates  [tokens, cols] f32|f16|bf16, cols = dim, with overlap 2 * dim; dim is a multiple of
 //              16 up to 1024
-//   out        [CompressedEntries, dim] in the dtype of kv; entries of sequences one behind the
-//              other; row_stride in elements
+//   out        [CompressedEntries, dim] in the dtype of kv, sequence after sequence; row_stride in
+//              elements
 // Tokens of an incomplete last window are not read. A token whose gate is -inf does not count; a
 // channel without any that counts is NaN. Sums in f32; an entry has the same bits whatever else is
 // in the call, on one SIMD target. Throws Error: kBadShape, kBadDType, kBadOption, kBadRange,

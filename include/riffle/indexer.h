@@ -1,6 +1,6 @@
 // The indexer of sparse attention: a small score for every (query, key), and the exact top-k of
-// them, by which attention then reads a few thousand keys of a long context (DeepSeek's DSA, and
-// its relatives). sparse_attention.h has that attention.
+// these scores, which picks the few thousand keys of a long context that attention then reads
+// (DeepSeek's DSA, and its relatives). sparse_attention.h has that attention.
 //
 //   I[t, s] = scale(s) * sum over heads h of  w[t, h] * act(q[t, h] . k[s])
 //
@@ -95,7 +95,7 @@ struct IndexLogitsOut {
   int64_t row_stride = 0;  // elements
 };
 
-// Scores of every key that a query sees; -inf in the columns behind them.
+// Scores of every key that a query sees; -inf in the columns after them.
 //   q      [tokens, heads, head_dim] f32|f16|bf16|e4m3|i8, 1 to 128 heads
 //   batch  riffle/attention.h; kv_lens are in tokens, page_table is of key pages: sequence b has
 //          kv_lens[b] / ratio keys. There may be more queries than tokens: a query before position
@@ -120,7 +120,7 @@ RIFFLE_API void IndexerLogits(const HeadsView& q, const IndexWeights& weights,
 // The most keys that a query of the batch sees.
 RIFFLE_API int64_t MaxIndexKeys(const PagedBatch& batch, int64_t ratio = 1);
 
-// How the scores of a block's keys become one. The last block may have fewer keys than the others.
+// How the scores of a block's keys become one score. The last block may have fewer keys.
 enum class BlockScore : uint8_t {
   kMax,   // the first in the order of riffle/topk.h
   kMean,  // their sum in ascending order of keys, in f32, divided by their number
@@ -133,10 +133,10 @@ struct IndexTopKOptions {
   // ceil(n / block) of them.
   int64_t block = 1;
   BlockScore block_score = BlockScore::kMax;
-  // Forced members: selected first, in ascending order, without a look at their scores. Together at
-  // most k.
+  // Forced members: selected first, in ascending order, whatever their scores; together at most
+  // k.
   int64_t first_blocks = 0;
-  int64_t local_blocks = 0;      // the last ones that the query sees
+  int64_t local_blocks = 0;      // the last blocks that the query sees
   bool incomplete_tail = false;  // the last block if it has fewer than `block` keys
   // [tokens, candidate_cols] int32: only these blocks, and the forced ones, may be selected. In any
   // order; -1, blocks that the query does not see and repetitions are ignored.
@@ -146,7 +146,7 @@ struct IndexTopKOptions {
   // The number of neighbours that a candidate stands for: candidate c means blocks [c *
   // candidate_span, (c + 1) * candidate_span). DeepSeek-V4.1's second level takes keys by eights.
   int64_t candidate_span = 1;
-  bool slots = false;  // page * page_size + offset in place of positions; block must be 1
+  bool slots = false;  // returns page * page_size + offset instead of positions; block must be 1
   ThreadPool* pool = nullptr;
 };
 
@@ -161,7 +161,7 @@ RIFFLE_API void IndexerTopK(const HeadsView& q, const IndexWeights& weights, con
                             const PagedBatch& batch, int64_t k, const OutView<int32_t>& indices,
                             const IndexTopKOptions& options = {});
 
-// Index keys of a pool that are written.
+// The index keys of a pool, to be written.
 struct IndexKeysOut {
   void* data = nullptr;
   DType dtype = DType::kF32;  // kPlain: f32, f16, bf16, e4m3 or i8; else u8

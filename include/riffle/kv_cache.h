@@ -38,8 +38,8 @@ struct KvCacheOptions {
   int64_t head_dim = 128;  // PagedAttention takes multiples of 8 from 8 to 1024
   int64_t pages = 0;       // 1 to 2^31 - 1; of each layer
   int64_t page_size = 16;  // tokens, at least 1
-  // How keys are kept: f32, f16, bf16; e4m3, e5m2 and i8 with scales; or blocks of a format other
-  // than kPlain, of which dtype says nothing. See riffle/write_kv.h.
+  // How keys are kept: f32, f16, bf16; e4m3, e5m2 and i8 with scales; or, if format is not kPlain,
+  // blocks of that format, whatever dtype says. See riffle/write_kv.h.
   DType dtype = DType::kBF16;
   KvFormat format = KvFormat::kPlain;
 
@@ -49,10 +49,10 @@ struct KvCacheOptions {
   std::optional<DType> value_dtype = {};
   std::optional<KvFormat> value_format = {};
 
-  // Of e4m3, e5m2 and i8. Write computes them: one for each row of head_dim elements, or for each
-  // group of 32, 64 or 128 elements of it.
+  // Scales of e4m3, e5m2 and i8. Write computes one for each row of head_dim elements, or for each
+  // group of 32, 64 or 128 elements of a row.
   DType scale_dtype = DType::kF32;  // f32, f16, bf16 or e8m0
-  int64_t scale_group = 0;          // 0: the row
+  int64_t scale_group = 0;          // 0: the whole row
 };
 
 // The caller's name for the contents of a page: a hash of its tokens and of all tokens before it
@@ -63,22 +63,22 @@ struct BlockKey {
   friend bool operator==(const BlockKey&, const BlockKey&) = default;
 };
 
-// Counts since the cache was made, but for the last one.
+// Counts since the cache was made; the last member is a current number.
 struct KvCacheStats {
   int64_t blocks_wanted = 0;      // keys that Create was given
   int64_t blocks_found = 0;       // pages that it shared for them
-  int64_t pages_evicted = 0;      // that had a key and were taken for other contents
-  int64_t pages_copied = 0;       // shared ones, before new contents
-  int64_t pages_swapped_out = 0;  // copied to the caller's memory
-  int64_t pages_swapped_in = 0;   // and back
-  int64_t pages_reusable = 0;     // now: without a sequence, but with a key
+  int64_t pages_evicted = 0;      // pages with a key that were taken for other contents
+  int64_t pages_copied = 0;       // shared pages, copied before a write
+  int64_t pages_swapped_out = 0;  // pages copied to the caller's memory
+  int64_t pages_swapped_in = 0;   // pages copied back
+  int64_t pages_reusable = 0;     // now: pages that have a key but no sequence
 };
 
-// Where sequences lie; right until one of them is extended, written, truncated or freed.
+// Lengths and pages; valid until one of the sequences is extended, written, truncated or freed.
 struct KvBatch {
   std::vector<int32_t> kv_lens;     // [sequences]
-  std::vector<int32_t> page_table;  // [sequences, max_pages]; -1 behind a sequence's last page
-  int64_t max_pages = 0;            // the most that one of the sequences has
+  std::vector<int32_t> page_table;  // [sequences, max_pages]; -1 after a sequence's last page
+  int64_t max_pages = 0;            // the largest number of pages of a sequence
 };
 
 class RIFFLE_API KvCache {
@@ -109,14 +109,14 @@ class RIFFLE_API KvCache {
   // page has.
   int64_t Lookup(std::span<const BlockKey> keys) const;
 
-  // Gives the first keys.size() pages of `seq` their keys, so that Create finds them, after the end
-  // of `seq` too: a page with a key that no sequence has any more stays as it is until another page
-  // is needed and none is free; then the one freed longest ago is taken, and of a
-  // sequence its last one first. All that these pages hold must have been written, in every layer.
-  // A page whose key another page has already goes without. Writing to a page takes its key away,
+  // Gives the first keys.size() pages of `seq` their keys, so that Create finds them, even after
+  // `seq` has ended: a page that has a key but no sequence keeps its contents until a page is
+  // needed and none is free. Then the page that was released longest ago is taken, and of one
+  // sequence the last page first. The contents of these pages must have been written in every
+  // layer. A page whose key another page already has gets none. Writing to a page removes its key,
   // and so does extending a sequence into it.
-  // Throws Error: kBadRange if they are more than the full pages of `seq`, kBadOption if a page has
-  // another key already, kOutOfMemory.
+  // Throws Error: kBadRange if there are more keys than full pages of `seq`, kBadOption if a page
+  // has another key already, kOutOfMemory.
   void SetBlockKeys(int64_t seq, std::span<const BlockKey> keys);
 
   // Copies the pages of `seq` into the caller's memory of at least SwapBytes(seq) bytes, and
@@ -131,9 +131,9 @@ class RIFFLE_API KvCache {
   void SwapIn(int64_t seq, std::span<const uint8_t> memory, const CallOptions& options = {});
   int64_t SwapBytes(int64_t seq) const;
 
-  // Makes `seq` longer by `tokens` >= 0, whose keys and values are unspecified until written: takes
-  // the pages for them, and one more to copy the last page if new positions lie in it and it is
-  // shared. So writing the new positions needs no page, unless `seq` has been forked since.
+  // Makes `seq` longer by `tokens` >= 0, whose keys and values are unspecified until written. Takes
+  // the pages for them, and one more to copy the last page if that is shared and has room. So
+  // writing the new positions needs no page, unless `seq` has been forked since.
   // Throws Error: kOutOfPages if fewer are free, kBadRange for tokens < 0 and a length of 2^31 or
   // more.
   void Extend(int64_t seq, int64_t tokens);
@@ -148,8 +148,8 @@ class RIFFLE_API KvCache {
   void Write(int64_t layer, int64_t seq, int64_t position, const HeadsView& keys,
              const HeadsView& values, const CallOptions& options = {});
 
-  // Shortens `seq` to `length` and releases the pages behind it. Throws Error(kBadRange) unless
-  // 0 <= length <= Length(seq).
+  // Shortens `seq` to `length` and releases the pages after it. Throws Error(kBadRange) unless 0 <=
+  // length <= Length(seq).
   void Truncate(int64_t seq, int64_t length);
 
   // Releases the sequence, and its pages unless other sequences have them.
@@ -157,8 +157,8 @@ class RIFFLE_API KvCache {
 
   int64_t Length(int64_t seq) const;  // in tokens
 
-  // Lengths and page table of sequences, in the order given; one may stand there more than once.
-  // The second form reuses the memory of `batch`, which is unspecified after an error.
+  // Lengths and page table of sequences, in the order given; a sequence may be listed twice. The
+  // second form reuses the memory of `batch`, which is unspecified after an error.
   KvBatch Batch(std::span<const int64_t> seqs) const;
   void Batch(std::span<const int64_t> seqs, KvBatch& batch) const;
 
@@ -169,7 +169,7 @@ class RIFFLE_API KvCache {
   PagedKv Values(int64_t layer) const;
 
   int64_t sequences() const;
-  int64_t pages_free() const;    // without a sequence, those that have a key among them
+  int64_t pages_free() const;    // without a sequence, including those that have a key
   int64_t pages_used() const;    // by one sequence or more: pages - pages_free
   int64_t pages_shared() const;  // by two or more
   int64_t bytes() const;         // of storage, pages of all layers

@@ -59,9 +59,9 @@ class RIFFLE_API ThreadPool {
   // `threads` includes the caller; 0 means the CPUs that this process may use. Throws
   // Error(kBadOption) unless 0 <= threads <= 1024.
   explicit ThreadPool(int threads = 0);
-  // Has no threads of its own: each call that is given the pool runs on those of `region`. For one
-  // call, or a part of a program, on another library's threads; a null region is none. Throws as
-  // above.
+  // A pool without threads of its own: a call that is given it runs on the threads of `region`. Use
+  // it to run one call, or a part of a program, on another library's threads. A null region makes a
+  // pool with its own threads. Throws as above.
   explicit ThreadPool(ParallelRegion region, int threads = 0);
   ~ThreadPool();
   ThreadPool(const ThreadPool&) = delete;

@@ -117,12 +117,12 @@ struct WriteSparseRowsOptions {
 };
 
 // Writes rows x [tokens, 576 or 512] f32|f16|bf16 to slots (int32 or int64); -1 skips a row; of
-// equal slots the later one stays. RoPE is the caller's. The first 512 (448) elements become e4m3:
+// equal slots the later one wins. RoPE is the caller's. The first 512 (448) elements become e4m3:
 // scale = max(max|x|, 1e-4) / 448 of each 128 (64), code = x / scale to the nearest even, in f32;
-// the last 64 become bf16, to the nearest even. Elements that are not all finite get a scale of
-// NaN, so that what names their row is NaN. The same bits on every SIMD target. Plain rows are
-// written as any matrix is, or by WriteKv. Throws Error: kBadShape, kBadDType, kBadOption, kBadPage
-// (slots), kOverlap. Nothing is written on error. Allocates nothing.
+// the last 64 become bf16, to the nearest even. Elements that are not all finite get a NaN scale,
+// so that results of queries that name their row are NaN. The same bits on every SIMD target. Plain
+// rows are written as any matrix is, or by WriteKv. Throws Error: kBadShape, kBadDType, kBadOption,
+// kBadPage (slots), kOverlap. Nothing is written on error. Allocates nothing.
 RIFFLE_API void WriteSparseRows(const MatrixView& x, IndexSpan slots, const SparseRowsOut& rows,
                                 const WriteSparseRowsOptions& options = {});
 

@@ -15,7 +15,7 @@
 
 namespace riffle {
 
-// Selection supports the first dtypes of DType, this many.
+// Selection supports this many dtypes, the first of DType.
 inline constexpr int kNumTopKDTypes = 12;
 
 enum class Algorithm : uint8_t {
@@ -90,8 +90,8 @@ RIFFLE_API void TopK(const MatrixView& x, int64_t k, const TopKOut& out,
                      const TopKOptions& options = {});
 
 // The same with one k per row, k[r] in 1..n. Columns k[r] and beyond, up to the largest k, are
-// padded with -inf and -1; values of integers with the lowest of their dtype (selecting the
-// smallest: the highest).
+// padded: indices with -1, values with -inf or the lowest integer of their dtype (selecting the
+// smallest: +inf or the highest).
 RIFFLE_API void TopK(const MatrixView& x, std::span<const int32_t> k, const TopKOut& out,
                      const TopKOptions& options = {});
 

@@ -33,11 +33,11 @@ namespace riffle {
 // A pool of keys, or of values, that is written: the members of PagedKv, which it converts to.
 struct PagedKvOut {
   void* data = nullptr;
-  DType dtype = DType::kF32;  // f32, f16, bf16, e4m3, e5m2 or i8; u8 of a block format
+  DType dtype = DType::kF32;  // f32, f16, bf16, e4m3, e5m2 or i8; u8 for a block format
   int64_t num_pages = 0;
   int64_t page_size = 0;
   int64_t kv_heads = 0;
-  int64_t head_dim = 0;  // of a block format a multiple of 32
+  int64_t head_dim = 0;  // for a block format a multiple of 32
   int64_t page_stride = 0;
   int64_t token_stride = 0;
   int64_t head_stride = 0;
@@ -68,8 +68,8 @@ struct PagedKvOut {
 //   values       [tokens, kv_heads, head_dim of value_pages], likewise
 //   slots        [tokens] int32 or int64
 //   key_pages, value_pages  the same num_pages, page_size and kv_heads; head_dim, dtype, format,
-//                scales and strides are each one's own. head_dim may be any number from 1 on, or
-//                multiple of 32 for a block format
+//                scales and strides may differ. head_dim may be any number from 1 on, but must
+//                be a multiple of 32 for a block format
 // Everything is checked first, so that nothing is written on error: Error of kBadShape, kBadDType,
 // kBadOption (group, divisor, scales where there must be none), kBadPage (a slot outside the pool),
 // kOverlap (pools that share bytes with each other, with themselves or with an input),

@@ -17,7 +17,7 @@
 namespace riffle::core {
 namespace {
 
-// 0: the system does not say.
+// Returns 0 if the system does not say.
 int CpusOfAffinity() {
 #if defined(__linux__)
   cpu_set_t set;
@@ -25,7 +25,7 @@ int CpusOfAffinity() {
 #elif defined(_WIN32)
   DWORD_PTR process = 0;
   DWORD_PTR system = 0;
-  // Of the process's own group of at most 64 CPUs.
+  // Counts only the process's own group, which has at most 64 CPUs.
   return GetProcessAffinityMask(GetCurrentProcess(), &process, &system) != 0
              ? std::popcount(static_cast<unsigned long long>(process))
              : 0;

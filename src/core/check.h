@@ -18,8 +18,8 @@ std::string Concat(const Parts&... parts) {
 }
 
 // The length of the argument's name at the start of an error text; 0 if the text does not begin
-// with one. What follows a name tells: "k = ...", "kv_lens[1] = ...", "keys.num_pages = ...", "x
-// has ...", "q's ...".
+// with one. A name is recognised by what follows it: "k = ...", "kv_lens[1] = ...", "keys.num_pages
+// = ...", "x has ...", "q's ...".
 inline size_t ArgumentSize(std::string_view text) {
   size_t size = 0;
   while (size < text.size() &&

@@ -16,7 +16,7 @@ namespace riffle::core {
 // process share. The first entry of a table is what Highway calls while it has chosen none.
 //
 // static: files are compiled for different targets (riffle_use_vnni in cmake/RiffleHighway.cmake),
-// and each must look among its own. One that lacks the chosen target runs the next lower it has.
+// so each must search its own. A file without the chosen target runs the next lower one it has.
 template <typename Function, size_t kSize>
 static Function* ForTarget(Function* const (&table)[kSize]) {
   if constexpr (kSize == 1) {  // compiled for one target alone

@@ -40,7 +40,7 @@ struct Int8Dot {
 #endif
   }
 
-  // Of unsigned bytes, the second at most 127.
+  // The same for unsigned bytes; those in `b` are at most 127.
   template <class DI, class VI = hn::Vec<DI>, class VU8 = hn::Vec<hn::Repartition<uint8_t, DI>>>
   static HWY_INLINE VI StepUnsigned(DI di, VU8 a, VU8 b, VI sum) {
 #if HWY_TARGET == HWY_NEON_BF16

@@ -27,7 +27,7 @@ class Lease {
   uint8_t* Shared(size_t bytes);
 
   // Gives every thread `bytes` of its own for the Run calls that follow. Throws
-  // Error(kOutOfMemory). Both are called before any output is written.
+  // Error(kOutOfMemory), so call this and Shared before any output is written.
   void ReserveScratch(size_t bytes);
 
   // task(i, scratch) for i in [0, tasks), each once, on any thread; returns when all are done.

@@ -92,7 +92,7 @@ struct Acquired {
 void ThreadPool::Impl::Resize(int threads) {
   Acquire("SetNumThreads");
   const Acquired acquired{this};
-  // The new workers first: if there is no memory for them, the old ones stay.
+  // Makes the new workers first: if there is no memory for them, the old ones stay.
   workers_ = std::make_unique<core::Workers>(threads, workers_->region());
   threads_.store(threads, std::memory_order_relaxed);
 }

@@ -54,7 +54,7 @@ class RIFFLE_LOCAL ThreadPool::Impl {
 
   std::unique_ptr<core::Workers> workers_;
   core::Arena shared_;
-  size_t largest_ = 0;  // bytes of the largest arena among these
+  size_t largest_ = 0;  // bytes of the largest arena: `shared_` or a worker's
   std::atomic<pid_t> owner_;
   std::atomic<int> threads_;
   std::atomic<bool> busy_{false};

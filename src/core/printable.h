@@ -6,8 +6,8 @@
 
 namespace riffle::core {
 
-// `text` in printable ASCII: other bytes as \xNN, and cut off behind kMaxPrintable characters. A
-// terminal then shows the text and obeys none of it.
+// `text` in printable ASCII: other bytes become \xNN, and it is cut off after kMaxPrintable
+// characters. A terminal then shows escape sequences and does not obey them.
 inline constexpr size_t kMaxPrintable = 80;
 inline std::string Printable(std::string_view text) {
   constexpr const char* kDigits = "0123456789abcdef";

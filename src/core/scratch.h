@@ -21,8 +21,8 @@ class Arena {
     data_.reset();
     capacity_ = 0;
   }
-  void CutTo(size_t most) {  // frees the memory if it is larger
-    if (capacity_ > most) [[unlikely]] {
+  void CutTo(size_t max_bytes) {  // frees the memory if it is larger
+    if (capacity_ > max_bytes) [[unlikely]] {
       Release();
     }
   }

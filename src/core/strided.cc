@@ -55,8 +55,8 @@ int64_t FloorDiv(int64_t a, int64_t b) { return a / b - (a % b < 0 ? 1 : 0); }
 
 bool Meet(SubRegion a, SubRegion b);
 
-// Sub-region i of a meets sub-region j of b if it does so for any other pair i - j apart, so a step
-// for each distance will do, of which few are short enough: as of two pools in the pages of one.
+// Whether sub-regions i of a and j of b meet depends only on i - j, so one test per distance will
+// do, and few distances are short enough, for example where two pools share pages.
 bool MeetAtEqualStrides(SubRegion a, SubRegion b) {
   const int64_t stride = a.nest->stride[a.fixed];
   const int64_t a_extent = a.nest->extent[a.fixed + 1];

@@ -31,7 +31,7 @@ void CheckSize(size_t bytes) {
 
 #if defined(_WIN32)
 
-// Huge pages take a privilege there that few processes have, so they are not asked for.
+// Windows grants huge pages only to privileged processes, so they are not asked for.
 SystemMemory AllocateSystemMemory(size_t bytes) {
   CheckSize(bytes);
   void* const start = VirtualAlloc(nullptr, bytes, MEM_RESERVE | MEM_COMMIT, PAGE_READWRITE);
@@ -62,8 +62,8 @@ SystemMemory AllocateSystemMemory(size_t bytes) {
   if (bytes < kHugePage) {
     return {Map(bytes, bytes), bytes};
   }
-  // One huge page more than needed, so that the data can begin at a multiple of it; the rest before
-  // and after is unmapped.
+  // Maps one huge page more than needed, so that the data can begin at a multiple of its size; the
+  // rest before and after is unmapped.
   const size_t whole = (bytes + kHugePage - 1) / kHugePage * kHugePage;
   uint8_t* const start = Map(whole + kHugePage, bytes);
   const size_t head = -reinterpret_cast<uintptr_t>(start) % kHugePage;

@@ -75,9 +75,9 @@ void Workers::ReserveScratch(size_t bytes) {
   }
 }
 
-void Workers::CutScratch(size_t most) {
+void Workers::CutScratch(size_t max_bytes) {
   for (Slot& slot : slots_) {
-    slot.arena.CutTo(most);
+    slot.arena.CutTo(max_bytes);
     slot.data = slot.arena.data();
   }
 }

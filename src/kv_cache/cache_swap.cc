@@ -1,4 +1,4 @@
-// Sequences out to the caller's memory and back: [pages, layers, bytes of a page].
+// Swaps sequences out to the caller's memory, an image [pages, layers, bytes of a page], and back.
 #include <cstring>
 
 #include "core/lease.h"
@@ -6,7 +6,7 @@
 
 namespace riffle {
 
-// The pages that the sequence has, or had before it was swapped out, in all layers.
+// Counts the pages that the sequence has, or had before it was swapped out, in all layers.
 int64_t KvCache::Impl::SwapBytes(int64_t seq) const {
   const int64_t pages = kv_cache::CeilDiv(FindAnywhere(seq).length, options_.page_size);
   return pages * options_.layers * layout_.page;
@@ -57,7 +57,7 @@ void KvCache::Impl::SwapIn(int64_t seq, std::span<const uint8_t> memory, ThreadP
   core::Check(pages <= pool_.free(), Code::kOutOfPages, "seq = ", seq, " takes ", pages,
               " pages but ", pool_.free(), " of ", options_.pages, " are free");
   core::Lease lease(pool);  // may throw, so before anything is changed
-  // The vector has kept its memory.
+  // SwapOut emptied the vector but did not free it, so push_back cannot throw.
   HWY_DASSERT(sequence.pages.capacity() >= static_cast<size_t>(pages));
   for (int64_t i = 0; i < pages; ++i) {
     sequence.pages.push_back(pool_.Take());

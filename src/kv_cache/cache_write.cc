@@ -1,4 +1,4 @@
-// Tokens into the pages of a sequence.
+// Writes tokens into the pages of a sequence.
 #include <limits>
 
 #include "core/lease.h"
@@ -9,7 +9,7 @@
 namespace riffle {
 namespace {
 
-// The pages of a sequence's positions, as tokens go there.
+// Writes tokens to the pages that hold a sequence's positions.
 struct SequenceWriters {
   const kv_cache::TokenWriter keys;
   const kv_cache::TokenWriter values;
@@ -45,7 +45,7 @@ void KvCache::Impl::CheckInput(const char* name, const HeadsView& in, int64_t to
     return;
   }
   core::Check(in.data != nullptr, Code::kBadShape, name, " is null");
-  // Wide enough for any strides, as `tokens` is a length and kv_heads fits in memory.
+  // Cannot overflow for any strides, as `tokens` is a length and kv_heads fits in memory.
   using Wide = __int128;
   const Wide size = static_cast<Wide>(SizeOf(in.dtype));
   const Wide across_tokens = size * in.token_stride * (tokens - 1);
@@ -95,8 +95,8 @@ void KvCache::Impl::Write(int64_t layer, int64_t seq, int64_t position, const He
   }
   core::Lease lease(pool);  // may throw, so before anything is changed
   make_private();
-  // Whole pages: tasks that ended inside of pages took 20 ms for two layers of 16384 tokens of 8
-  // heads of 128 where these take 13 (f32 to f16, two threads; 22 on one).
+  // Tasks take whole pages: two layers of 16384 tokens of 8 heads of 128 (f32 to f16) then take 13
+  // ms on two threads (22 on one); tasks that ended inside pages took 20.
   const int64_t chunk =
       kv_cache::CeilDiv(kv_cache::CeilDiv(kv_cache::kTaskBytes, token_bytes), page_size) *
       page_size;

@@ -1,4 +1,4 @@
-// f32 to the elements of pages, and elements of callers to f32. Included once per SIMD target.
+// Converts f32 to elements of pages, and callers' elements to f32. Included once per SIMD target.
 #if defined(RIFFLE_KV_CACHE_ENCODE_INL_H_) == defined(HWY_TARGET_TOGGLE)
 #ifdef RIFFLE_KV_CACHE_ENCODE_INL_H_
 #undef RIFFLE_KV_CACHE_ENCODE_INL_H_
@@ -20,7 +20,7 @@ namespace riffle::kv_cache::HWY_NAMESPACE {
 namespace hn = hwy::HWY_NAMESPACE;
 using core::HWY_NAMESPACE::LoadAny;
 
-// Vectors of at most 16 floats: kernels handle rows by as many elements.
+// Vectors of at most 16 floats: kernels process a row in steps of this many elements.
 using DF = hn::CappedTag<float, 16>;
 using VF = hn::Vec<DF>;
 inline constexpr size_t kMaxLanes = 16;
@@ -31,7 +31,7 @@ HWY_INLINE void StoreAny(D /*d*/, V value, uint8_t* p) {
   hn::StoreU(hn::BitCast(d8, value), d8, p);
 }
 
-// As many elements of kIn as DF has lanes, at any address; exact.
+// Loads as many elements of kIn as DF has lanes, from any address; exact.
 template <DType kIn>
 HWY_INLINE VF LoadF32(DF df, const uint8_t* p) {
   if constexpr (kIn == DType::kF32) {
@@ -45,7 +45,7 @@ HWY_INLINE VF LoadF32(DF df, const uint8_t* p) {
   }
 }
 
-// The first n < lanes elements, then zeros. Reads no byte behind them.
+// Loads the first n < lanes elements, then zeros. Reads no byte past them.
 template <DType kIn>
 HWY_INLINE VF LoadF32N(DF df, const uint8_t* p, size_t n) {
   HWY_DASSERT(n < hn::Lanes(df));
@@ -54,8 +54,8 @@ HWY_INLINE VF LoadF32N(DF df, const uint8_t* p, size_t n) {
   return LoadF32<kIn>(df, padded);
 }
 
-// The codes of an 8-bit float of kMantissa bits of mantissa and the exponent's bias kBias, one in
-// the lowest byte of each lane. What rounds to more than kMax becomes kMax; kNaN is a NaN's code.
+// The codes of an 8-bit float with kMantissa bits of mantissa and the exponent bias kBias, one in
+// the lowest byte of each lane. What rounds to more than kMax becomes kMax; a NaN becomes kNaN.
 template <int kMantissa, int kBias, uint32_t kMax, uint32_t kNaN>
 HWY_INLINE hn::Vec<hn::RebindToUnsigned<DF>> Float8Codes(DF df, VF value) {
   constexpr int kDropped = 23 - kMantissa;
@@ -64,12 +64,12 @@ HWY_INLINE hn::Vec<hn::RebindToUnsigned<DF>> Float8Codes(DF df, VF value) {
   const auto sign = hn::And(hn::ShiftRight<24>(bits), hn::Set(du, 0x80));
   const auto magnitude = hn::And(bits, hn::Set(du, 0x7fffffffu));
   const auto odd = hn::And(hn::ShiftRight<kDropped>(magnitude), hn::Set(du, 1));
-  // Below one half of the last place that stays, plus its lowest bit.
+  // Adds just under half of the last place kept, plus that place's bit: ties go to even.
   constexpr uint32_t kHalf = (1u << (kDropped - 1)) - 1;
   const auto rebiased = hn::Sub(magnitude, hn::Set(du, ((127u - kBias) << 23) - kHalf));
   const auto normal = hn::Min(hn::ShiftRight<kDropped>(hn::Add(rebiased, odd)), hn::Set(du, kMax));
-  // Below the least normal number, 2^(1 - kBias): the last place of the sum is that of subnormals,
-  // 2^(1 - kBias - kMantissa), so the addition rounds.
+  // Below the smallest normal number, 2^(1 - kBias): the last place of the sum is that of a
+  // subnormal, 2^(1 - kBias - kMantissa), so the addition rounds.
   constexpr uint32_t kMagic = (127u + 1 - kBias - kMantissa + 23) << 23;
   const auto sum = hn::Add(hn::BitCast(df, magnitude), hn::BitCast(df, hn::Set(du, kMagic)));
   const auto tiny = hn::Sub(hn::BitCast(du, sum), hn::Set(du, kMagic));
@@ -79,14 +79,14 @@ HWY_INLINE hn::Vec<hn::RebindToUnsigned<DF>> Float8Codes(DF df, VF value) {
   return hn::Or(sign, hn::IfThenElse(is_nan, hn::Set(du, kNaN), number));
 }
 
-// To the nearest of -128..127, ties to even; NaN is 0.
+// Rounds to -128..127, ties to even; NaN becomes 0.
 HWY_INLINE hn::Vec<hn::Rebind<int8_t, DF>> Int8Codes(DF df, VF value) {
   const auto number = hn::IfThenElseZero(hn::Eq(value, value), value);
   const auto limited = hn::Min(hn::Max(number, hn::Set(df, -128.0f)), hn::Set(df, 127.0f));
   return hn::DemoteTo(hn::Rebind<int8_t, DF>(), hn::NearestInt(limited));
 }
 
-// Elements of kOut to any address.
+// Stores elements of kOut at any address.
 template <DType kOut>
 HWY_INLINE void Encode(DF df, VF value, uint8_t* out) {
   const hn::Rebind<uint8_t, DF> d8;
@@ -106,7 +106,7 @@ HWY_INLINE void Encode(DF df, VF value, uint8_t* out) {
   }
 }
 
-// The first n < lanes of them. Writes no byte behind them.
+// Stores the first n < lanes elements. Writes no byte past them.
 template <DType kOut>
 HWY_INLINE void EncodeN(DF df, VF value, uint8_t* out, size_t n) {
   HWY_DASSERT(n < hn::Lanes(df));

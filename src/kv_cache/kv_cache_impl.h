@@ -28,7 +28,7 @@ struct Sequence {
 
 inline int64_t CeilDiv(int64_t a, int64_t b) { return a / b + (a % b != 0 ? 1 : 0); }
 
-// Memory for bookkeeping runs out as an Error.
+// Calls f. If memory for bookkeeping runs out, throws Error(kOutOfMemory).
 template <typename F>
 auto Allocate(const F& f) {
   try {
@@ -62,7 +62,7 @@ class RIFFLE_LOCAL KvCache::Impl {
     return next_id_++;
   }
 
-  // Throws Error(kBadSequence), `Find` for sequences that are swapped out too.
+  // Throw Error(kBadSequence) for an id that is no sequence; Find also if it is swapped out.
   const Sequence& FindAnywhere(int64_t seq) const;
   const Sequence& Find(int64_t seq) const;
   Sequence& Find(int64_t seq) {
@@ -74,7 +74,7 @@ class RIFFLE_LOCAL KvCache::Impl {
   void Truncate(int64_t seq, int64_t length);
   void Free(int64_t seq);
 
-  // Blocks from the first on that a page holds.
+  // How many of these blocks, from the first on, are in pages of the cache.
   int64_t FindBlocks(std::span<const BlockKey> keys) const;
   int64_t CreateFrom(std::span<const BlockKey> keys);
   void SetBlockKeys(int64_t seq, std::span<const BlockKey> keys);
@@ -90,7 +90,7 @@ class RIFFLE_LOCAL KvCache::Impl {
     core::Check(layer >= 0 && layer < options_.layers, Code::kBadRange, "layer = ", layer,
                 " is not in 0..", options_.layers - 1);
   }
-  // Of a layer that exists.
+  // Pre: `layer` exists.
   PagedKvOut Keys(int64_t layer) const { return View(layer, layout_.keys); }
   PagedKvOut Values(int64_t layer) const { return View(layer, layout_.values); }
 

@@ -26,7 +26,7 @@ SideLayout Side(const char* name, const KvCacheOptions& options, int64_t head_di
   side.format = format;
   side.dtype = format == KvFormat::kPlain ? dtype : DType::kU8;
   side.head_dim = head_dim;
-  PagedKvOut like;  // of which CheckFormat looks at this much
+  PagedKvOut like;  // with only the members that CheckFormat reads
   like.dtype = side.dtype;
   like.format = format;
   like.head_dim = head_dim;
@@ -41,7 +41,7 @@ SideLayout Side(const char* name, const KvCacheOptions& options, int64_t head_di
   return side;
 }
 
-// Multiplies and adds up to a size in memory.
+// Multiplies and adds sizes, and notices when a result does not fit in memory.
 class Size {
  public:
   int64_t Times(int64_t a, int64_t b) {
@@ -80,7 +80,7 @@ KvLayout KvLayout::Of(const KvCacheOptions& options) {
   layout.values =
       Side("values", options, value_dim, options.value_dtype.value_or(options.dtype), value_format);
 
-  // Elements of one dtype are one array; what else may follow needs alignment.
+  // Elements of one dtype form one array. Scales or another dtype begin at a multiple of 64 bytes.
   const bool is_plain = layout.keys.groups == 0 && layout.values.groups == 0 &&
                         layout.keys.dtype == layout.values.dtype;
   const int64_t unit = is_plain ? 1 : 64;

@@ -1,4 +1,4 @@
-// Where a token's keys and values lie. Pure.
+// Where a token's keys and values are in a page: a pure function of the options.
 #pragma once
 
 #include <cstddef>
@@ -9,12 +9,12 @@
 
 namespace riffle::kv_cache {
 
-// The keys, or the values, of a page: [kv_heads, page_size] rows, then as many rows' scales.
+// The keys, or the values, of a page: [kv_heads, page_size] rows, then the scales of these rows.
 struct SideLayout {
-  DType dtype = DType::kF32;  // kU8 of a block format
+  DType dtype = DType::kF32;  // kU8 for a block format
   KvFormat format = KvFormat::kPlain;
   int64_t head_dim = 0;
-  int64_t groups = 0;  // scales of a row; 0: none
+  int64_t groups = 0;  // scales per row; 0: none
 
   // Bytes.
   int64_t row = 0;     // one token of one head
@@ -35,7 +35,7 @@ struct KvLayout {
   // space.
   static KvLayout Of(const KvCacheOptions& options);
 
-  // The pages of a layer whose memory begins at `data`, for writing. Computed scales.
+  // The pages of a layer whose memory begins at `data`, to be written with computed scales.
   PagedKvOut View(const KvCacheOptions& options, const SideLayout& side, uint8_t* data) const;
 };
 

@@ -1,5 +1,5 @@
-// Which pages are free and how many references each of the others has. No checks, no pages'
-// storage.
+// Which pages are free, and how many references each of the others has. Checks nothing; the
+// contents of pages are elsewhere.
 #pragma once
 
 #include <hwy/base.h>
@@ -14,7 +14,7 @@ namespace riffle::kv_cache {
 
 class PagePool {
  public:
-  // Memory is taken as pages are, so a vast pool costs nothing before it is used. Throws
+  // Takes memory only for pages that have been taken, so a vast pool costs nothing at first. Throws
   // Error(kOutOfMemory).
   explicit PagePool(int64_t pages)
       : pages_(pages),
@@ -23,16 +23,16 @@ class PagePool {
     HWY_DASSERT(pages > 0 && pages <= INT32_MAX);
   }
 
-  // Pages without a reference, reusable ones among them.
+  // Pages without a reference, including reusable ones.
   int64_t free() const { return released_count_ + pages_ - untouched_ + reusable(); }
   int64_t shared() const { return shared_; }  // pages of two references or more
-  int64_t reusable() const { return prefixes_ == nullptr ? 0 : prefixes_->given_up(); }
+  int64_t reusable() const { return prefixes_ == nullptr ? 0 : prefixes_->reusable(); }
   int64_t evicted() const { return evicted_; }
   bool IsShared(int32_t page) const { return refs()[page] > 1; }
   bool HasKey(int32_t page) const { return prefixes_ != nullptr && prefixes_->HasKey(page); }
 
-  // A page of one reference: the one released last, else the lowest that was never taken, else the
-  // reusable one that was released longest ago, which loses its key.
+  // Takes a page and gives it one reference: the page released last, else the lowest that was never
+  // taken, else the reusable one that was released longest ago, which loses its key.
   int32_t Take() {
     HWY_DASSERT(free() > 0);
     int32_t page;
@@ -41,7 +41,7 @@ class PagePool {
     } else if (untouched_ < pages_) {
       page = static_cast<int32_t>(untouched_++);
     } else {
-      page = prefixes_->TakeLongestGivenUp();
+      page = prefixes_->TakeOldestReusable();
       ++evicted_;
     }
     HWY_DASSERT(refs()[page] == 0);
@@ -49,15 +49,15 @@ class PagePool {
     return page;
   }
 
-  // One reference more: of a page that is taken, or reusable.
+  // Adds a reference to a page that is in use or reusable.
   void Share(int32_t page) {
     if (refs()[page] == 0) {
-      prefixes_->TakeBack(page);
+      prefixes_->RemoveReusable(page);
     }
     shared_ += ++refs()[page] == 2;
   }
 
-  // One reference less; without any the page is free, and reusable if it has a key.
+  // Removes a reference. A page without any is free, and also reusable if it has a key.
   void Release(int32_t page) {
     HWY_DASSERT(refs()[page] > 0);
     const int64_t left = --refs()[page];
@@ -66,13 +66,13 @@ class PagePool {
       return;
     }
     if (HasKey(page)) {
-      prefixes_->GiveUp(page);
+      prefixes_->AppendReusable(page);
     } else {
       released()[released_count_++] = page;
     }
   }
 
-  // The contents of a page that is taken change.
+  // Call it before the contents of a page in use change: its key no longer names them.
   void ForgetKey(int32_t page) {
     HWY_DASSERT(refs()[page] > 0);
     if (HasKey(page)) {
@@ -80,9 +80,9 @@ class PagePool {
     }
   }
 
-  // Null: no page has a key.
+  // The pages that have keys; null if none ever had one.
   const PrefixPages* prefixes() const { return prefixes_.get(); }
-  // Made at the first use. Throws Error(kOutOfMemory), std::bad_alloc.
+  // Creates `prefixes` at the first call. Throws Error(kOutOfMemory), std::bad_alloc.
   PrefixPages& MakePrefixes() {
     if (prefixes_ == nullptr) {
       prefixes_ = std::make_unique<PrefixPages>(pages_);
@@ -100,7 +100,7 @@ class PagePool {
   int64_t shared_ = 0;
   int64_t evicted_ = 0;
   Storage refs_;      // int64 [pages]; 0 = free
-  Storage released_;  // int32 [released_count_], the next to take is last
+  Storage released_;  // int32 [released_count_], a stack
   std::unique_ptr<PrefixPages> prefixes_;
 };
 

@@ -19,8 +19,8 @@ void PrefixPages::Add(std::span<const int32_t> pages, std::span<const BlockKey> 
       }
     }
   } catch (...) {
-    // Those that this call has added: they were without a key, so their entries are new. Whether
-    // one was is told by a mark that only entries of earlier calls bear.
+    // Forget the keys that this call has added, and no others. Only entries of earlier, completed
+    // calls are settled.
     for (size_t i = 0; i < done; ++i) {
       if (HasKey(pages[i]) && !nodes()[pages[i]].is_settled) {
         Forget(pages[i]);
@@ -39,28 +39,28 @@ void PrefixPages::Forget(int32_t page) {
   nodes()[page].has_key = nodes()[page].is_settled = false;
 }
 
-void PrefixPages::GiveUp(int32_t page) {
+void PrefixPages::AppendReusable(int32_t page) {
   HWY_DASSERT(HasKey(page));
   Node* const all = nodes();
   const int32_t last = all[end_].before;
   all[page].before = last;
   all[page].behind = end_;
   all[last].behind = all[end_].before = page;
-  ++given_up_;
+  ++reusable_;
 }
 
-void PrefixPages::TakeBack(int32_t page) {
-  HWY_DASSERT(HasKey(page) && given_up_ > 0);
+void PrefixPages::RemoveReusable(int32_t page) {
+  HWY_DASSERT(HasKey(page) && reusable_ > 0);
   Node* const all = nodes();
   all[all[page].before].behind = all[page].behind;
   all[all[page].behind].before = all[page].before;
-  --given_up_;
+  --reusable_;
 }
 
-int32_t PrefixPages::TakeLongestGivenUp() {
-  HWY_DASSERT(given_up_ > 0);
+int32_t PrefixPages::TakeOldestReusable() {
+  HWY_DASSERT(reusable_ > 0);
   const int32_t page = nodes()[end_].behind;
-  TakeBack(page);
+  RemoveReusable(page);
   Forget(page);
   return page;
 }

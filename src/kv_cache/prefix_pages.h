@@ -1,5 +1,5 @@
-// The keys of pages, and the pages with a key that no sequence has, in the order in which they were
-// freed.
+// The keys of pages, and the reusable pages, which have a key but no sequence, in the order in
+// which they were released.
 #pragma once
 
 #include <hwy/base.h>
@@ -16,17 +16,17 @@ namespace riffle::kv_cache {
 
 struct BlockKeyHash {
   size_t operator()(const BlockKey& key) const {
-    // Callers' hashes are spread well already; this is for those that count.
+    // Callers' hashes are spread well already; the multiplication spreads keys that are counters.
     return static_cast<size_t>((key.words[0] ^ key.words[1] << 1) * 0x9e3779b97f4a7c15u);
   }
 };
 
 class PrefixPages {
  public:
-  // Memory is taken as pages get keys. Throws Error(kOutOfMemory).
+  // Takes memory only as pages get keys. Throws Error(kOutOfMemory).
   explicit PrefixPages(int64_t pages);
 
-  // The page of a key; -1: none.
+  // The page with this key; -1: none.
   int32_t Find(const BlockKey& key) const {
     const auto found = page_of_.find(key);
     return found == page_of_.end() ? -1 : found->second;
@@ -38,18 +38,18 @@ class PrefixPages {
     return nodes()[page].key;
   }
 
-  // Gives pages[i] the key keys[i] unless a page has that key already. All or nothing: throws
-  // std::bad_alloc. pages[i] has no key, or this one.
+  // Gives pages[i] the key keys[i] unless a page has that key already. Throws std::bad_alloc; then
+  // no page has got a key. Pre: pages[i] has no key, or this one.
   void Add(std::span<const int32_t> pages, std::span<const BlockKey> keys);
 
-  // Takes the key of a page away that has one and is not in the list.
+  // Removes the key of a page. Pre: it has one and is not in the list of reusable pages.
   void Forget(int32_t page);
 
-  // The list of pages that have a key but no sequence.
-  void GiveUp(int32_t page);     // at its end
-  void TakeBack(int32_t page);   // from anywhere
-  int32_t TakeLongestGivenUp();  // from its start, which loses its key; given_up() > 0
-  int64_t given_up() const { return given_up_; }
+  // The list of reusable pages: those that have a key but no sequence.
+  void AppendReusable(int32_t page);
+  void RemoveReusable(int32_t page);
+  int32_t TakeOldestReusable();  // removes the first page and its key. Pre: reusable() > 0
+  int64_t reusable() const { return reusable_; }
 
  private:
   struct Node {
@@ -61,10 +61,10 @@ class PrefixPages {
 
   Node* nodes() const { return reinterpret_cast<Node*>(nodes_.data()); }
 
-  int32_t end_;    // the node that is before the first of the list and behind the last
+  int32_t end_;    // the list's sentinel: before its first page and after its last
   Storage nodes_;  // [pages + 1]
   std::unordered_map<BlockKey, int32_t, BlockKeyHash> page_of_;
-  int64_t given_up_ = 0;
+  int64_t reusable_ = 0;
 };
 
 }  // namespace riffle::kv_cache

@@ -38,18 +38,18 @@ struct Block {
     }
   }
 
-  // The largest magnitude; NaN if there is one.
+  // The largest magnitude; NaN if an element is NaN.
   HWY_INLINE float MaxMagnitude() const {
     const DF df;
     const hn::RebindToSigned<DF> di;
-    auto most = hn::Zero(di);
+    auto max = hn::Zero(di);
     for (size_t i = 0; i < kBlock; i += hn::Lanes(df)) {
-      most = hn::Max(most, hn::BitCast(di, hn::Abs(hn::Load(df, x + i))));
+      max = hn::Max(max, hn::BitCast(di, hn::Abs(hn::Load(df, x + i))));
     }
-    return std::bit_cast<float>(hn::ReduceMax(di, most));
+    return std::bit_cast<float>(hn::ReduceMax(di, max));
   }
 
-  // The first element of this magnitude, of which there is one.
+  // The first element of this magnitude. Pre: there is one.
   HWY_INLINE float FirstOfMagnitude(float magnitude) const {
     const DF df;
     for (size_t i = 0; i < kBlock; i += hn::Lanes(df)) {
@@ -69,14 +69,14 @@ HWY_INLINE void StoreHalf(float value, uint8_t* out) {
   std::memcpy(out, &bits, sizeof(bits));
 }
 
-// 1 / d; 0 where no element can be divided by d: then all have the code of 0.
+// 1 / d, or 0 if d is no divisor (0, not finite, or 1 / d overflows): all then get the code of 0.
 HWY_INLINE float ReciprocalOrZero(float d) {
   const float inverse = 1.0f / d;
   return d != 0.0f && std::isfinite(d) && std::isfinite(inverse) ? inverse : 0.0f;
 }
 
-// codes[i] = (x[i] - offset) * inverse + half, cut off to an integer, at most `most`.
-HWY_INLINE void CodeAll(const Block& block, float offset, float inverse, float half, int most,
+// codes[i] = (x[i] - offset) * inverse + half, truncated to an integer of at most `max_code`.
+HWY_INLINE void CodeAll(const Block& block, float offset, float inverse, float half, int max_code,
                         uint8_t* codes) {
   const DF df;
   const hn::RebindToSigned<DF> di;
@@ -84,19 +84,19 @@ HWY_INLINE void CodeAll(const Block& block, float offset, float inverse, float h
   for (size_t i = 0; i < kBlock; i += hn::Lanes(df)) {
     const auto centred = hn::Sub(hn::Load(df, block.x + i), hn::Set(df, offset));
     const auto scaled = hn::Add(hn::Mul(centred, hn::Set(df, inverse)), hn::Set(df, half));
-    const auto code = hn::Min(hn::ConvertTo(di, scaled), hn::Set(di, most));
+    const auto code = hn::Min(hn::ConvertTo(di, scaled), hn::Set(di, max_code));
     hn::StoreU(hn::DemoteTo(d8, code), d8, codes + i);
   }
 }
 
-// Two codes a byte: element i in the lower half of byte i, element i + 16 in the upper one.
+// Packs two codes per byte: element i in the lower half of byte i, element i + 16 in the upper.
 HWY_INLINE void PackHalves(const uint8_t* codes, uint8_t* out) {
   const hn::FixedTag<uint8_t, 16> d8;
   const auto low = hn::And(hn::LoadU(d8, codes), hn::Set(d8, 15));
   hn::StoreU(hn::Or(low, hn::ShiftLeft<4>(hn::LoadU(d8, codes + 16))), d8, out);
 }
 
-// Bit 4 of each code, element i at bit i of four bytes.
+// Packs bit 4 of each code: element i becomes bit i of four bytes.
 HWY_INLINE void PackFifthBits(const uint8_t* codes, uint8_t* out) {
   const hn::FixedTag<uint8_t, 16> d8;
   for (size_t i = 0; i < 2; ++i) {
@@ -106,7 +106,7 @@ HWY_INLINE void PackFifthBits(const uint8_t* codes, uint8_t* out) {
   }
 }
 
-// d, then 32 int8: x / d, halves away from zero.
+// Writes d, then 32 int8: x / d, with halves rounded away from zero.
 HWY_NOINLINE void QuantizeQ8(const Block& block, uint8_t* out) {
   const DF df;
   const hn::RebindToSigned<DF> di;
@@ -133,7 +133,7 @@ HWY_NOINLINE void QuantizeQ8(const Block& block, uint8_t* out) {
   }
 }
 
-// Q4_0 and Q5_0: the element of the largest magnitude has the code 0, and zero the middle one.
+// Q4_0 and Q5_0: the element of the largest magnitude gets the code 0, and zero the middle code.
 template <int kBits>
 HWY_NOINLINE void QuantizeCentred(const Block& block, uint8_t* out) {
   constexpr int kMiddle = 1 << (kBits - 1);
@@ -154,7 +154,7 @@ HWY_NOINLINE void QuantizeCentred(const Block& block, uint8_t* out) {
   PackHalves(codes, out + (kBits == 5 ? 6 : 2));
 }
 
-// Q4_1 and Q5_1: the smallest element has the code 0 and is stored, the largest the last one.
+// Q4_1 and Q5_1: the smallest element, which is stored, gets the code 0, the largest the last one.
 template <int kBits>
 HWY_NOINLINE void QuantizeFromMin(const Block& block, uint8_t* out) {
   constexpr int kLast = (1 << kBits) - 1;
@@ -170,7 +170,7 @@ HWY_NOINLINE void QuantizeFromMin(const Block& block, uint8_t* out) {
   const bool is_nan = std::isnan(magnitude);
   float min = is_nan ? magnitude : hn::ReduceMin(df, low);
   if (min == 0.0f) {
-    min = block.FirstOfMagnitude(0.0f);  // of zeros of both signs the first, on every target
+    min = block.FirstOfMagnitude(0.0f);  // takes the first of +0 and -0, on every target
   }
   const float d = is_nan ? magnitude : (hn::ReduceMax(df, high) - min) / static_cast<float>(kLast);
   const float inverse = ReciprocalOrZero(d);
@@ -187,14 +187,14 @@ HWY_NOINLINE void QuantizeFromMin(const Block& block, uint8_t* out) {
   PackHalves(codes, out + (kBits == 5 ? 8 : 4));
 }
 
-// What the codes of IQ4_NL stand for, times d.
+// The values that the codes of IQ4_NL stand for, in units of d.
 alignas(64) inline constexpr float kIQ4Values[16] = {-127, -104, -83, -65, -49, -35, -22, -10,
                                                      1,    13,   25,  38,  53,  69,  89,  113};
 
-// The code whose value is nearest to x / d by way of d = x_max / -127; then d is fitted to the
-// codes by least squares, weighted with x^2.
+// Each code is the one whose value is nearest to x / d for d = x_max / -127; then d is fitted to
+// the codes by least squares, weighted with x^2.
 HWY_NOINLINE void QuantizeIQ4(const Block& block, uint8_t* out) {
-  constexpr float kLeastMagnitude = 1e-15f;  // ggml's; what is smaller becomes zeros
+  constexpr float kMinMagnitude = 1e-15f;  // ggml's; a block below it becomes zeros
   const DF df;
   const hn::RebindToSigned<DF> di;
   const hn::Rebind<uint8_t, DF> d8;
@@ -203,7 +203,7 @@ HWY_NOINLINE void QuantizeIQ4(const Block& block, uint8_t* out) {
   float d = 0.0f;
   if (!std::isfinite(magnitude)) {
     d = std::numeric_limits<float>::quiet_NaN();
-  } else if (magnitude >= kLeastMagnitude) {
+  } else if (magnitude >= kMinMagnitude) {
     HWY_ALIGN float xq[kBlock], qq[kBlock];  // the terms of the two sums
     const float inverse = 1.0f / (block.FirstOfMagnitude(magnitude) / kIQ4Values[0]);
     for (size_t i = 0; i < kBlock; i += hn::Lanes(df)) {
@@ -211,7 +211,7 @@ HWY_NOINLINE void QuantizeIQ4(const Block& block, uint8_t* out) {
       const auto wanted = hn::Mul(hn::Set(df, inverse), x);
       auto code = hn::Zero(di);
       auto value = hn::Set(df, kIQ4Values[0]);
-      for (int step = 1; step < 16; ++step) {  // half-way values are the upper one's
+      for (int step = 1; step < 16; ++step) {  // a value half-way between two takes the upper one
         const float half = (kIQ4Values[step - 1] + kIQ4Values[step]) / 2;
         const auto above = hn::Ge(wanted, hn::Set(df, half));
         code = hn::Sub(code, hn::VecFromMask(di, hn::RebindMask(di, above)));

@@ -1,4 +1,4 @@
-// Scales of rows and of blocks as single numbers: reading them, making them, rounding them.
+// Reads, rounds and stores the scales of rows and of blocks, one number at a time.
 #pragma once
 
 #include <hwy/base.h>
@@ -14,7 +14,7 @@ namespace riffle::kv_cache {
 
 inline constexpr uint32_t kInfBits = 0x7f800000;
 
-// To the nearest, ties to even; subnormals kept, NaNs quiet.
+// Rounds to nearest, ties to even; keeps subnormals and makes NaNs quiet.
 inline uint16_t F16Bits(float value) {
   const auto bits = std::bit_cast<uint32_t>(value);
   const uint32_t sign = bits >> 16 & 0x8000;
@@ -38,8 +38,8 @@ inline uint16_t BF16Bits(float value) {
   return static_cast<uint16_t>(is_nan ? upper | 0x40 : (bits + 0x7fff + (upper & 1)) >> 16);
 }
 
-// The code of the least power of two that is not below `value`, at most 2^127; infinities and NaNs
-// have the code of NaN. `value` is not negative.
+// The code of the smallest power of two that is not below `value`, at most 2^127; infinities and
+// NaNs get the code of NaN. Pre: `value` is not negative.
 inline uint8_t E8M0CodeUp(float value) {
   HWY_DASSERT(!(value < 0));
   const uint32_t bits = std::bit_cast<uint32_t>(value) & 0x7fffffff;
@@ -77,7 +77,7 @@ inline float StoreScale(DType dtype, float value, uint8_t* at) {
   return LoadScale(dtype, at);
 }
 
-// The largest magnitude that is written where scales are computed.
+// The largest magnitude of an element that is written with a computed scale.
 constexpr float MaxCode(DType dtype) {
   return dtype == DType::kE4M3 ? 448.0f : dtype == DType::kE5M2 ? 57344.0f : 127.0f;
 }

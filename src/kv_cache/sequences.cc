@@ -1,4 +1,4 @@
-// What sequences do with pages: growing, sharing, copying on write, finding them by keys.
+// How sequences use pages: they grow, share, copy on write, and are found by keys.
 #include <cstring>
 #include <limits>
 
@@ -9,7 +9,7 @@ namespace {
 
 constexpr int64_t kMaxLength = std::numeric_limits<int32_t>::max();  // kv_lens are int32
 
-// Room for `more` elements, so that appending them cannot throw; grows by doubling.
+// Makes room for `more` elements, so that appending them cannot throw; grows by doubling.
 void Reserve(std::vector<int32_t>& pages, int64_t more) {
   const size_t need = pages.size() + static_cast<size_t>(more);
   if (need > pages.capacity()) {
@@ -43,7 +43,7 @@ KvCacheStats KvCache::Impl::stats() const {
 int64_t KvCache::Impl::Fork(int64_t seq) {
   const Sequence& parent = Find(seq);
   Sequence child = kv_cache::Allocate([&] { return parent; });
-  const std::vector<int32_t>& pages = parent.pages;  // stays where it is when the map grows
+  const std::vector<int32_t>& pages = parent.pages;  // its address stays valid when the map grows
   const int64_t id = Add(std::move(child));
   for (const int32_t page : pages) {
     pool_.Share(page);
@@ -61,7 +61,7 @@ void KvCache::Impl::Extend(int64_t seq, int64_t tokens) {
   const int64_t room = held * options_.page_size - sequence.length;
   const int64_t copies = room > 0 && pool_.IsShared(sequence.pages.back()) ? 1 : 0;
   const int64_t fresh = tokens > room ? kv_cache::CeilDiv(tokens - room, options_.page_size) : 0;
-  // fresh + copies would overflow for the largest `tokens` and pages of one token.
+  // Subtracts copies: fresh + copies would overflow for the largest `tokens` and a page_size of 1.
   core::Check(fresh <= pool_.free() - copies, Code::kOutOfPages, "tokens = ", tokens,
               " for seq = ", seq, " of length ", sequence.length, " takes ", fresh, " pages",
               copies > 0 ? " and one for a copy of its shared last page" : "", " but ",
@@ -71,7 +71,7 @@ void KvCache::Impl::Extend(int64_t seq, int64_t tokens) {
               kMaxLength);
   Reserve(sequence.pages, fresh);
   if (room > 0) {
-    // Without its key nobody comes to share the page before its new positions are written.
+    // Also removes the page's key, so that nobody shares it before its new positions are written.
     MakePrivate(sequence, held - 1, held);
   }
   for (int64_t i = 0; i < fresh; ++i) {
@@ -85,7 +85,7 @@ void KvCache::Impl::Truncate(int64_t seq, int64_t length) {
   core::Check(length >= 0 && length <= sequence.length, Code::kBadRange, "length = ", length,
               " is not in 0..", sequence.length, ", the length of seq = ", seq);
   const size_t keep = static_cast<size_t>(kv_cache::CeilDiv(length, options_.page_size));
-  while (sequence.pages.size() > keep) {  // last first, so that they are taken again in order
+  while (sequence.pages.size() > keep) {  // last page first, so that Take returns them in order
     pool_.Release(sequence.pages.back());
     sequence.pages.pop_back();
   }
@@ -99,8 +99,8 @@ void KvCache::Impl::Free(int64_t seq) {
   sequences_.erase(seq);
 }
 
-// Copies those of the sequence's pages [first_page, end_page) that other sequences have too, and
-// takes the keys of the others.
+// Replaces those of the sequence's pages [first_page, end_page) that are shared by copies, and
+// removes the keys of the others.
 void KvCache::Impl::MakePrivate(Sequence& sequence, int64_t first_page, int64_t end_page) {
   HWY_DASSERT(first_page >= 0 && end_page <= static_cast<int64_t>(sequence.pages.size()));
   const auto first = sequence.pages.begin() + first_page;
@@ -114,7 +114,7 @@ void KvCache::Impl::MakePrivate(Sequence& sequence, int64_t first_page, int64_t 
       continue;
     }
     const int32_t copy = pool_.Take();
-    for (int64_t layer = 0; layer < options_.layers; ++layer) {  // keys and values in one go
+    for (int64_t layer = 0; layer < options_.layers; ++layer) {  // keys and values at once
       std::memcpy(Page(layer, copy), Page(layer, *page), static_cast<size_t>(layout_.page));
     }
     pool_.Release(*page);
@@ -125,9 +125,9 @@ void KvCache::Impl::MakePrivate(Sequence& sequence, int64_t first_page, int64_t 
 
 int64_t KvCache::Impl::FindBlocks(std::span<const BlockKey> keys) const {
   const kv_cache::PrefixPages* const prefixes = pool_.prefixes();
-  const auto most = std::min(static_cast<int64_t>(keys.size()), kMaxLength / options_.page_size);
+  const auto limit = std::min(static_cast<int64_t>(keys.size()), kMaxLength / options_.page_size);
   int64_t found = 0;
-  while (prefixes != nullptr && found < most &&
+  while (prefixes != nullptr && found < limit &&
          prefixes->Find(keys[static_cast<size_t>(found)]) >= 0) {
     ++found;
   }

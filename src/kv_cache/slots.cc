@@ -31,7 +31,7 @@ SlotTable SlotTable::Place(int64_t tokens, core::ScratchLayout& layout) {
 }
 
 void SkipOverwritten(std::span<int64_t> slots, const SlotTable& table, uint8_t* memory) {
-  // Ascending, as the slots of a prompt in pages that were taken in order: none is equal.
+  // Ascending slots, such as those of a prompt in pages taken in order, have no duplicates.
   int64_t last = kSkipped;
   bool ascends = true;
   for (const int64_t slot : slots) {
@@ -41,7 +41,7 @@ void SkipOverwritten(std::span<int64_t> slots, const SlotTable& table, uint8_t* 
   if (ascends) {
     return;
   }
-  // A hash table of the tokens that stay, by their slots; the last tokens come first.
+  // A hash table of tokens by their slots. It is filled from the last token, which wins.
   HWY_DASSERT(static_cast<size_t>(table.entries) > slots.size());
   int32_t* const entries = table.tokens.At(memory);
   std::fill(entries, entries + table.entries, -1);
@@ -51,7 +51,7 @@ void SkipOverwritten(std::span<int64_t> slots, const SlotTable& table, uint8_t* 
     if (slots[t] == kSkipped) {
       continue;
     }
-    // Fibonacci hashing: slots of one page, which are neighbours, go far apart.
+    // Fibonacci hashing spreads the slots of a page, which are neighbours.
     uint64_t at = static_cast<uint64_t>(slots[t]) * 0x9e3779b97f4a7c15u >> shift;
     while (entries[at] >= 0 && slots[static_cast<size_t>(entries[at])] != slots[t]) {
       at = (at + 1) & mask;

@@ -3,12 +3,12 @@
 namespace riffle::kv_cache {
 namespace {
 
-// Bytes of a stride along an axis of `size`.
+// The bytes of a stride along an axis of `size` elements; 0 if no step is ever taken.
 int64_t StrideBytes(int64_t stride, DType dtype, int64_t size) {
   return size > 1 ? stride * static_cast<int64_t>(SizeOf(dtype)) : 0;
 }
 
-// Without scales their strides may be anything, so they are not multiplied.
+// Empty scales if the pool has none: the strides may then be too large to multiply.
 KvScales ScalesOf(const PagedKvOut& pages) {
   const bool has_scales = pages.scales.data != nullptr || pages.computed_scales != nullptr;
   return has_scales ? pages.scales : KvScales();

@@ -1,4 +1,4 @@
-// One side of a write: tokens of keys, or of values, into a pool.
+// One side of a write: the keys, or the values, of tokens, written into a pool.
 #pragma once
 
 #include <hwy/base.h>
@@ -14,7 +14,7 @@ namespace riffle::kv_cache {
 
 class TokenWriter {
  public:
-  // For a call whose arguments have been checked.
+  // Pre: the arguments have been checked.
   TokenWriter(const WriteKernels& kernels, const HeadsView& in, const PagedKvOut& pages);
 
   // Writes a token of `in` to a slot of a page. May run beside writes to other slots.
@@ -31,7 +31,7 @@ class TokenWriter {
     write_(args_, rows);
   }
 
-  // Of memory that writing a token reads or writes, the larger.
+  // Bytes read or bytes written for one token, whichever is more.
   int64_t token_bytes() const { return token_bytes_; }
 
  private:
@@ -41,7 +41,7 @@ class TokenWriter {
   uint8_t* out_;
   const uint8_t* scales_;
   uint8_t* computed_scales_;
-  // In bytes. A stride that is never taken may be anything, so none is multiplied before it is.
+  // In bytes; 0 for an axis of one element, whose stride may be too large to multiply.
   int64_t in_token_;
   int64_t out_page_;
   int64_t out_token_;

@@ -90,8 +90,8 @@ core::Strided Rows(const PagedKvOut& pages) {
           width};
 }
 
-// The scales of a pool: one region where the scales of a row's groups are contiguous or the same
-// one, else a region for each group.
+// The number of regions that the scales of a pool form: one if the scales of a row's groups are
+// contiguous or the same scale, else one per group.
 int64_t NumScaleRegions(const PagedKvOut& pages) {
   if (!HasScales(pages)) {
     return 0;
@@ -114,8 +114,8 @@ core::Strided Scales(const PagedKvOut& pages, int64_t region) {
           scales.group_stride == 1 ? NumGroups(pages) * element : element};
 }
 
-// Whether no two rows share a byte: each axis steps over all that lies within the axes of smaller
-// strides. So does every layout in use; strides that interleave some other way are refused.
+// Whether no two rows share a byte: each axis must step over all rows within the axes of smaller
+// strides. So does every layout in use; strides that interleave rows in other ways are refused.
 bool AreApart(std::span<std::pair<int64_t, int64_t>> axes, int64_t width) {
   std::sort(axes.begin(), axes.end());
   for (const auto& [stride, size] : axes) {
@@ -125,7 +125,7 @@ bool AreApart(std::span<std::pair<int64_t, int64_t>> axes, int64_t width) {
     if (stride < width) {
       return false;
     }
-    width += stride * (size - 1);  // an address: checked before
+    width += stride * (size - 1);  // fits, as all addresses have been checked
   }
   return true;
 }
@@ -157,7 +157,7 @@ void CheckPool(const char* name, const char* scales_name, const PagedKvOut& page
   const auto element = static_cast<int64_t>(SizeOf(pages.scales.dtype));
   const int64_t group_stride = SaturatingMul(pages.scales.group_stride, element);
   const int64_t groups = NumGroups(pages);
-  // All that lies between the first and the last group of the first row must be addressable too.
+  // All bytes between the first and the last group of the first row must be addressable too.
   const core::Strided first = {
       Scales(pages, 0).data, {groups, 1, 1}, {group_stride, 0, 0}, element};
   core::CheckAddressable(scales_name, first);
@@ -176,7 +176,7 @@ void CheckNoOverlap(const Named& output, const Named& other) {
               " shares memory with ", other.name);
 }
 
-// What is written shares no byte with anything else.
+// Checks that what is written shares no byte with anything else.
 void CheckOverlaps(const HeadsView& keys, const HeadsView& values, const IndexSpan& slots,
                    const PagedKvOut& key_pages, const PagedKvOut& value_pages) {
   const core::Strided list = {slots.data(), {1, 1, 1}, {0, 0, 0}, slots.size_bytes()};

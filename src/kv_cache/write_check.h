@@ -1,17 +1,17 @@
-// What WriteKv accepts.
+// The argument checks of WriteKv.
 #pragma once
 
 #include "riffle/write_kv.h"
 
 namespace riffle::kv_cache {
 
-// Whether a pool may consist of such elements, and its scales be what they are; `name` begins the
-// texts. Throws Error: kBadDType, kBadOption, kBadShape.
+// Checks the dtype, format and kind of scales of a pool; `name` begins the error texts. Throws
+// Error: kBadDType, kBadOption, kBadShape.
 void CheckFormat(const char* name, const PagedKvOut& pages);
 
-// Everything about a call but the slots' values. Throws Error: kBadShape, kBadDType, kBadOption,
-// kOverlap. Takes the same time whatever the size of the pools, unless pools or scales of different
-// strides interleave.
+// Checks everything about a call except the values of slots. Throws Error: kBadShape, kBadDType,
+// kBadOption, kOverlap. Takes the same time for pools of any size, unless pools or scales of
+// different strides interleave.
 void CheckWrite(const HeadsView& keys, const HeadsView& values, const IndexSpan& slots,
                 const PagedKvOut& key_pages, const PagedKvOut& value_pages);
 

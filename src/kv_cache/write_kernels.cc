@@ -29,12 +29,12 @@ HWY_INLINE void CopyBytes(const uint8_t* in, uint8_t* out, size_t bytes) {
   for (size_t i = 0; i + lanes <= bytes; i += lanes) {
     hn::StoreU(hn::LoadU(d8, in + i), d8, out + i);
   }
-  if (bytes % lanes != 0) {  // the last vector, part of it once more
+  if (bytes % lanes != 0) {  // the last vector overlaps the one before it
     hn::StoreU(hn::LoadU(d8, in + bytes - lanes), d8, out + bytes - lanes);
   }
 }
 
-// convert(vector of f32) on a row, stored as kOut.
+// Applies `convert`, on vectors of f32, to a row and stores the result as kOut.
 template <DType kIn, DType kOut, class F>
 HWY_INLINE void WriteRow(const uint8_t* in, uint8_t* out, size_t n, const F& convert) {
   const DF df;
@@ -49,26 +49,26 @@ HWY_INLINE void WriteRow(const uint8_t* in, uint8_t* out, size_t n, const F& con
   }
 }
 
-// The largest magnitude of a row; NaN if there is one.
+// The largest magnitude of a row; NaN if an element is NaN.
 template <DType kIn>
 HWY_INLINE float MaxMagnitude(const uint8_t* in, size_t n) {
   const DF df;
   const hn::RebindToSigned<DF> di;
   const size_t lanes = hn::Lanes(df);
-  auto most = hn::Zero(di);
+  auto max = hn::Zero(di);
   size_t i = 0;
   for (; i + lanes <= n; i += lanes) {
     const VF x = LoadF32<kIn>(df, in + i * SizeOf(kIn));
-    most = hn::Max(most, hn::BitCast(di, hn::Abs(x)));
+    max = hn::Max(max, hn::BitCast(di, hn::Abs(x)));
   }
   if (i < n) {
     const VF x = LoadF32N<kIn>(df, in + i * SizeOf(kIn), n - i);
-    most = hn::Max(most, hn::BitCast(di, hn::Abs(x)));
+    max = hn::Max(max, hn::BitCast(di, hn::Abs(x)));
   }
-  return std::bit_cast<float>(hn::ReduceMax(di, most));
+  return std::bit_cast<float>(hn::ReduceMax(di, max));
 }
 
-// Elements that stand for themselves.
+// Writes elements without scales.
 template <DType kIn, DType kOut>
 void WritePlain(const WriteArgs& args, const TokenRows& token) {
   const auto n = static_cast<size_t>(args.head_dim);
@@ -85,7 +85,7 @@ void WritePlain(const WriteArgs& args, const TokenRows& token) {
   }
 }
 
-// Elements of one byte that are divided by scales.
+// Writes one-byte elements, which are divided by scales.
 template <DType kIn, DType kOut>
 void WriteScaled(const WriteArgs& args, const TokenRows& token) {
   static_assert(SizeOf(kOut) == 1);
@@ -134,7 +134,7 @@ void WriteBlocks(const WriteArgs& args, const TokenRows& token) {
   }
 }
 
-// In the order of OutFormat.
+// The functions in the order of OutFormat.
 template <DType kIn>
 constexpr WritersFrom Writers() {
   return {{WritePlain<kIn, DType::kF32>, WritePlain<kIn, DType::kF16>,

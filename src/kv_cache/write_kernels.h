@@ -8,7 +8,7 @@
 
 namespace riffle::kv_cache {
 
-// What the tokens of a call have in common, in keys or in values. Strides are in bytes.
+// What all tokens of a call have in common, in keys or in values. Strides are in bytes.
 struct WriteArgs {
   int64_t heads = 0;
   int64_t head_dim = 0;  // elements
@@ -16,12 +16,12 @@ struct WriteArgs {
   int64_t out_head = 0;
   DType scale_dtype = DType::kF32;
   int64_t scale_head = 0;
-  int64_t scale_group = 0;  // from a group's scale to the next
+  int64_t scale_group = 0;  // from a group's scale to the next group's
   int64_t group = 0;        // elements that share a scale; at least 1, head_dim: the whole row
   float divisor = 1.0f;
 };
 
-// Where a token's rows begin. Any address; `in` and `out` share no byte.
+// Where a token's rows begin, at any address. Pre: `in` and `out` share no byte.
 struct TokenRows {
   const uint8_t* in = nullptr;
   uint8_t* out = nullptr;
@@ -42,10 +42,10 @@ struct WriteKernels {
   WritersFrom from[kNumInDTypes];  // by dtype
 };
 
-// Of the SIMD target in use, for a call that has done EnsureTarget().
+// The kernels for the SIMD target in use. Pre: the call has called EnsureTarget().
 const WriteKernels& GetWriteKernels();
 
-// The place of a pool's elements, of a format that WriteKv supports, in WriteKernels.
+// The index in WriteKernels of a pool's elements, whose format WriteKv must support.
 constexpr int OutFormat(DType dtype, KvFormat format) {
   if (format != KvFormat::kPlain) {
     return 5 + static_cast<int>(format);

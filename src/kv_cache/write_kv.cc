@@ -15,10 +15,10 @@
 namespace riffle {
 namespace {
 
-// So many slots are copied to the stack: the tokens of a decoding step.
+// At most this many slots, those of a decoding step, are copied to the stack.
 constexpr int64_t kFewTokens = 128;
 
-// Keys and values of the tokens of a call.
+// Writes keys and values of the tokens of a call.
 struct Writers {
   const kv_cache::TokenWriter keys;
   const kv_cache::TokenWriter values;
@@ -26,7 +26,7 @@ struct Writers {
 
   int64_t token_bytes() const { return keys.token_bytes() + values.token_bytes(); }
 
-  // Tokens [begin, end), in this order.
+  // Writes tokens [begin, end), in this order.
   void Write(std::span<const int64_t> slots, int64_t begin, int64_t end) const {
     for (int64_t token = begin; token < end; ++token) {
       const int64_t slot = slots[static_cast<size_t>(token)];
@@ -54,8 +54,8 @@ void WriteKv(const HeadsView& keys, const HeadsView& values, const IndexSpan& sl
   const Writers writers{{kernels, keys, key_pages}, {kernels, values, value_pages}, page_size};
   const bool is_large = tokens > kv_cache::kThreadsBytes / writers.token_bytes();
   if (tokens <= kFewTokens && !is_large) {
-    int64_t few[kFewTokens];
-    const std::span<int64_t> list = std::span(few).first(static_cast<size_t>(tokens));
+    int64_t copy[kFewTokens];
+    const std::span<int64_t> list = std::span(copy).first(static_cast<size_t>(tokens));
     kv_cache::CopySlots(slots, key_pages.num_pages, page_size, list);
     return writers.Write(list, 0, tokens);
   }

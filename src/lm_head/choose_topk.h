@@ -9,9 +9,9 @@
 namespace riffle::lm_head {
 
 enum class PrefilterMode : uint8_t {
-  kAuto,  // where it saves time
+  kAuto,  // if it saves time
   kNever,
-  kAlways,  // wherever it is possible, on every SIMD target
+  kAlways,  // if possible, on every SIMD target
 };
 
 // riffle::LinearTopK is this function with kAuto. `stats` may be null; it is not written where the

@@ -25,7 +25,7 @@ struct Undecided {
   int64_t count = 0;
 
   struct Range {
-    float least, largest;
+    float min, max;
   };
 
   HWY_INLINE void Append(WeightVec value, WeightVec mass, hn::Mask<WeightTag> keep) {
@@ -49,13 +49,13 @@ struct Undecided {
     HWY_DASSERT(count > 0);
     const WeightTag d;
     const WeightVec infinity = hn::Set(d, std::numeric_limits<float>::infinity());
-    WeightVec least = infinity;
-    WeightVec largest = hn::Neg(infinity);
+    WeightVec min = infinity;
+    WeightVec max = hn::Neg(infinity);
     Visit([&](WeightVec value, WeightVec, hn::Mask<WeightTag> valid) HWY_ATTR {
-      least = hn::Min(least, hn::IfThenElse(valid, value, infinity));
-      largest = hn::Max(largest, hn::IfThenElse(valid, value, hn::Neg(infinity)));
+      min = hn::Min(min, hn::IfThenElse(valid, value, infinity));
+      max = hn::Max(max, hn::IfThenElse(valid, value, hn::Neg(infinity)));
     });
-    return {hn::ReduceMin(d, least), hn::ReduceMax(d, largest)};
+    return {hn::ReduceMin(d, min), hn::ReduceMax(d, max)};
   }
 
   double MassAbove(float pivot) const {
@@ -81,14 +81,14 @@ struct Undecided {
   }
 };
 
-// A value in [least, largest): the middle of the values, which halves a bell-shaped row, or
+// A value in [min, max): the middle of the values, which halves a bell-shaped row, or
 // (of_bits) the middle of the floats between them, with which the search ends after at most 32
 // steps.
 inline float Pivot(Undecided::Range range, bool of_bits) {
-  float middle = range.least / 2 + range.largest / 2;
-  if (of_bits || !(middle >= range.least && middle < range.largest)) {
-    const int64_t low = core::Key(std::bit_cast<int32_t>(range.least), core::kF32Format);
-    const int64_t high = core::Key(std::bit_cast<int32_t>(range.largest), core::kF32Format);
+  float middle = range.min / 2 + range.max / 2;
+  if (of_bits || !(middle >= range.min && middle < range.max)) {
+    const int64_t low = core::Key(std::bit_cast<int32_t>(range.min), core::kF32Format);
+    const int64_t high = core::Key(std::bit_cast<int32_t>(range.max), core::kF32Format);
     middle = core::KeyToFloat(low + (high - low) / 2, DType::kF32);
   }
   return middle;
@@ -116,7 +116,7 @@ Nucleus NucleusOf(const WeightRow& row, int64_t n, double mass, uint8_t* scratch
   for (bool of_bits = false;;) {
     const int64_t before = undecided.count;
     const Undecided::Range range = undecided.Extremes();
-    if (!(range.least < range.largest)) {
+    if (!(range.min < range.max)) {
       break;
     }
     const float pivot = Pivot(range, of_bits);
@@ -128,8 +128,8 @@ Nucleus NucleusOf(const WeightRow& row, int64_t n, double mass, uint8_t* scratch
   }
   const float weight = undecided.weight[0];
   const double wanted = std::ceil((mass - above) / static_cast<double>(weight));
-  const auto most = static_cast<double>(undecided.count);
-  const double ties = wanted > 1 ? std::min(wanted, most) : 1;  // NaN in such a row too: 1
+  const auto equal = static_cast<double>(undecided.count);
+  const double ties = wanted > 1 ? std::min(wanted, equal) : 1;  // if `wanted` is NaN: 1
   return {undecided.x[0], weight, static_cast<int64_t>(ties)};
 }
 

@@ -5,7 +5,7 @@
 
 namespace riffle::sampling {
 
-// How many of weights[0, count), at least one, it takes to reach `mass`; count + 1 if all do not.
+// The smallest n >= 1 for which weights[0, n) sum to `mass` or more; count + 1 if there is none.
 inline int64_t Reach(const float* weights, int64_t count, double mass) {
   double sum = 0;
   for (int64_t i = 0; i < count; ++i) {

@@ -20,10 +20,10 @@ struct WeightRow {
   float unit = 1;
 };
 
-// Which columns take part: x > above and weight >= least.
+// Which columns take part: x > above and weight >= min_weight.
 struct Cut {
   float above = 0;
-  float least = 0;
+  float min_weight = 0;
 };
 
 // The best columns that together reach a mass: those of x > threshold, and the first `ties` columns

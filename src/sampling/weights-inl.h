@@ -58,7 +58,7 @@ template <DType kDType, bool kCut>
 struct WeightReader {
   using E = Elements<kDType>;
   const uint8_t* x;
-  WeightVec max, unit, max_units, scale, above, least;
+  WeightVec max, unit, max_units, scale, above, min_weight;
 
   WeightReader(const WeightRow& row, const Cut& cut)
       : x(row.x),
@@ -67,7 +67,7 @@ struct WeightReader {
         max_units(hn::Set(WeightTag(), row.max * row.unit)),
         scale(hn::Set(WeightTag(), row.scale)),
         above(hn::Set(WeightTag(), cut.above)),
-        least(hn::Set(WeightTag(), cut.least)) {}
+        min_weight(hn::Set(WeightTag(), cut.min_weight)) {}
 
   HWY_INLINE WeightVec Kept(WeightVec value) const {
     const WeightTag d;
@@ -76,7 +76,7 @@ struct WeightReader {
     const WeightVec weight =
         hn::IfThenElse(hn::Eq(value, max), hn::Set(d, 1.0f), Exp2(d, hn::Mul(below, scale)));
     if constexpr (kCut) {
-      return hn::IfThenElseZero(hn::And(hn::Gt(value, above), hn::Ge(weight, least)), weight);
+      return hn::IfThenElseZero(hn::And(hn::Gt(value, above), hn::Ge(weight, min_weight)), weight);
     } else {
       return weight;
     }

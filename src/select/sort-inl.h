@@ -121,8 +121,8 @@ void RadixSort(Candidates<TI>& candidates, uint64_t* memory) {
     }
   }
   const auto bits = static_cast<int>(std::bit_width(max - min));
-  const int most = std::clamp(static_cast<int>(std::bit_width(count)) - 2, 4, kMaxDigit);
-  const int passes = (bits + most - 1) / most;
+  const int max_digit = std::clamp(static_cast<int>(std::bit_width(count)) - 2, 4, kMaxDigit);
+  const int passes = (bits + max_digit - 1) / max_digit;
   const int digit = passes == 0 ? 0 : (bits + passes - 1) / passes;
   const uint64_t mask = (uint64_t{1} << digit) - 1;
   for (int pass = 0; pass < passes; ++pass) {

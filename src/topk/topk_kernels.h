@@ -30,15 +30,15 @@ struct TopKKernels {
   // A whole row on one thread.
   void (*row)(const RowTask& task, uint8_t* scratch);
 
-  // Selects in rows [begin, end) of few columns, `narrow_lanes()` rows at once; 0 for dtypes for
-  // which there is no narrow way.
+  // Selects in rows [begin, end) of few columns, `narrow_lanes()` rows at once. `narrow_lanes()` is
+  // 0 for dtypes for which there is no such kernel.
   void (*narrow)(const NarrowRows& rows, size_t begin, size_t end, uint8_t* scratch);
   int64_t (*narrow_lanes)();
 
   // A row in steps, if its first pass is split over threads. `first` computes the maxima of buckets
   // [begin, end), where begin is a multiple of kMinBucket. It returns false when the order of the
-  // bits is not that of the values; then only kKeyed will do. For integers it always makes kKeyed,
-  // whatever `pass` is.
+  // bits is not that of the values; only a kKeyed pass is then valid. For integers every pass is
+  // kKeyed, whatever `pass` is.
   bool (*first)(const RowTask& task, int64_t begin, int64_t end, FirstPass pass, uint8_t* maxima);
   // The pass that suits a row whose maxima are those of kPositive.
   FirstPass (*suited)(const RowTask& task, uint8_t* maxima);

@@ -58,7 +58,7 @@ void RunLaneSorts(const TopKBatch& batch, core::Lease& lease) {
   });
 }
 
-// The bytes that any row needs at most.
+// The most bytes that any row of the call needs.
 struct RowBytes {
   size_t scratch = 0;
   size_t maxima = 0;

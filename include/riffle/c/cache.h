@@ -1,5 +1,5 @@
-// riffle::KvCache for C: a pool of pages of keys and values, shared by sequences. riffle/kv_cache.h
-// says what the calls do; riffle/c/riffle.h, which brings this header, how they fail and grow.
+// riffle::KvCache for C: a pool of pages of keys and values, shared by sequences. What the calls
+// do: riffle/kv_cache.h. How they fail, how structs grow: riffle/c/riffle.h, which includes this.
 #ifndef RIFFLE_C_CACHE_H_
 #define RIFFLE_C_CACHE_H_
 
@@ -19,10 +19,10 @@ typedef struct riffle_kv_cache_options {
   int64_t pages;
   int64_t page_size;
   int64_t value_dim;         // 0: head_dim
-  int64_t scale_group;       // 0: the row
+  int64_t scale_group;       // 0: the whole row
   riffle_dtype dtype;        // of keys, and of values unless separate_values
-  riffle_kv_format format;   // other than RIFFLE_KV_PLAIN: dtype says nothing
-  riffle_dtype scale_dtype;  // of e4m3, e5m2 and i8
+  riffle_kv_format format;   // other than RIFFLE_KV_PLAIN: dtype is ignored
+  riffle_dtype scale_dtype;  // for e4m3, e5m2 and i8
   int32_t separate_values;   // 1: values are kept as the next two members say
   riffle_dtype value_dtype;
   riffle_kv_format value_format;
@@ -30,7 +30,7 @@ typedef struct riffle_kv_cache_options {
 
 RIFFLE_API riffle_status riffle_kv_cache_create(const riffle_kv_cache_options* options,
                                                 riffle_kv_cache** cache);
-RIFFLE_API void riffle_kv_cache_destroy(riffle_kv_cache* cache);  // null: nothing
+RIFFLE_API void riffle_kv_cache_destroy(riffle_kv_cache* cache);  // null: does nothing
 
 // Sequences. Ids are above zero.
 RIFFLE_API riffle_status riffle_kv_cache_add(riffle_kv_cache* cache, int64_t* seq);
@@ -49,12 +49,12 @@ RIFFLE_API riffle_status riffle_kv_cache_write(riffle_kv_cache* cache, int64_t l
                                                const riffle_heads* values,
                                                riffle_thread_pool* pool);
 
-// The most pages that one of the sequences has.
+// The largest number of pages of any of the sequences.
 RIFFLE_API riffle_status riffle_kv_cache_max_pages(const riffle_kv_cache* cache,
                                                    const int64_t* seqs, int64_t num_seqs,
                                                    int64_t* max_pages);
-// Their lengths and page numbers: kv_lens [num_seqs], page_table [num_seqs, max_pages], -1 behind a
-// sequence's last page. RIFFLE_BAD_SHAPE if max_pages is too small.
+// Lengths and page numbers of the sequences: kv_lens [num_seqs], page_table [num_seqs, max_pages],
+// -1 after a sequence's last page. RIFFLE_BAD_SHAPE if max_pages is too small.
 RIFFLE_API riffle_status riffle_kv_cache_batch(const riffle_kv_cache* cache, const int64_t* seqs,
                                                int64_t num_seqs, int32_t* kv_lens,
                                                int32_t* page_table, int64_t max_pages);
@@ -85,7 +85,7 @@ typedef struct riffle_kv_cache_info {
 RIFFLE_API riffle_status riffle_kv_cache_get_info(const riffle_kv_cache* cache,
                                                   riffle_kv_cache_info* info);
 
-// Reuse of what has been written: the caller's names for the contents of pages.
+// Block keys: the caller's names for the contents of pages, by which later sequences reuse them.
 typedef struct riffle_block_key {
   uint64_t words[2];
 } riffle_block_key;

@@ -6,11 +6,11 @@
 // written, and riffle_error_message() has the text, which names the argument, its value and the
 // limit. No exception leaves the library.
 //
-// Growth. What stands here stays as it is: later versions add functions, constants and members at
-// the end of those structs whose first member is `size`. The caller sets it to the sizeof of the
-// struct that it was compiled with. In a member that the caller has and the library does not know,
-// only zero is accepted: RIFFLE_BAD_OPTION. Structs without `size` never change, nor do `reserved`
-// members, which must be 0.
+// Growth. What these headers declare does not change: later versions add functions, constants and
+// members at the end of those structs whose first member is `size`. The caller sets it to the
+// sizeof of the struct that it was compiled with. Members that the caller has but the library does
+// not know must be zero, else RIFFLE_BAD_OPTION. Structs without `size` never change, nor do
+// `reserved` members, which must be 0.
 //
 // Zero is the default of every member of an options struct, and a null pointer to options stands
 // for all defaults:
@@ -18,7 +18,7 @@
 //   riffle_topk_options options = {.size = sizeof options};
 //   options.smallest = 1;
 //
-// Strides are in elements (of a block format in bytes) and may be zero or negative for inputs.
+// Strides are in elements (for a block format in bytes) and may be zero or negative for inputs.
 // Lists of indices are int32 or int64, as the type beside them says.
 //
 // Threads: any function may be called on any thread; riffle_kv_cache has the rules of
@@ -44,7 +44,7 @@ extern "C" {
 typedef int32_t riffle_status;
 enum {
   RIFFLE_OK = 0,
-  RIFFLE_BAD_SHAPE = 1,      // a dimension, stride or pointer that describes no array; null
+  RIFFLE_BAD_SHAPE = 1,      // a dimension, stride or pointer that describes no array, or null
   RIFFLE_BAD_K = 2,          // k outside its limits
   RIFFLE_BAD_RANGE = 3,      // start, end, length or position outside of what there is
   RIFFLE_BAD_OPTION = 4,     // an option outside its limits; a wrong `size`
@@ -95,7 +95,7 @@ enum { RIFFLE_INDEX_I32 = 0, RIFFLE_INDEX_I64 = 1 };
 // The target that kernels run on at present; valid until the next call on this thread. Null on
 // failure.
 RIFFLE_API const char* riffle_target(void);
-// Of all later calls in the process; "" or null: the best one.
+// Sets the target of all later calls in the process; "" or null: the best one.
 RIFFLE_API riffle_status riffle_set_target(const char* name);
 
 // Threads of the default pool; 0 on failure.
@@ -154,7 +154,7 @@ typedef struct riffle_topk_options {
 typedef struct riffle_topk_out {
   size_t size;
   void* values;           // [rows, k] of x's dtype, or null
-  int64_t values_stride;  // from a row to the next
+  int64_t values_stride;  // elements from a row to the next
   void* indices;          // [rows, k]
   int64_t indices_stride;
   riffle_topk_stats* stats;  // [rows], or null
@@ -195,7 +195,7 @@ typedef struct riffle_weights {
   const void* data;
   int64_t rows;
   int64_t cols;
-  int64_t row_stride;  // of Q8_0 in blocks
+  int64_t row_stride;  // elements; for Q8_0 in blocks
   int64_t col_stride;
   int32_t format;  // RIFFLE_WEIGHT_...
   int32_t reserved;
@@ -223,7 +223,7 @@ typedef struct riffle_linear_topk_out {
 RIFFLE_API riffle_status riffle_linear(const riffle_matrix* x, const riffle_weights* weight,
                                        float* y, int64_t y_stride,
                                        const riffle_linear_options* options);
-// The k best of each row of it, whose logits are never stored as a whole.
+// The k best of each row of x Wt + bias, whose logits are never stored as a whole.
 RIFFLE_API riffle_status riffle_linear_topk(const riffle_matrix* x, const riffle_weights* weight,
                                             int64_t k, const riffle_linear_topk_out* out,
                                             const riffle_linear_options* options);
@@ -292,13 +292,13 @@ typedef struct riffle_kv_scales {
   int64_t token_stride;
   int64_t head_stride;
   int64_t group_stride;
-  int64_t group;  // elements of a row that share a scale; 0: the row
+  int64_t group;  // elements of a row that share a scale; 0: the whole row
   riffle_dtype dtype;
   float divisor;  // 0: 1
 } riffle_kv_scales;
 
-// The keys, or the values, of every page of a pool: element (page, token, head, i) is at
-// page * page_stride + token * token_stride + head * head_stride + i. Of a block format dtype is
+// The keys, or the values, of every page of a pool: element (page, token, head, i) is at page *
+// page_stride + token * token_stride + head * head_stride + i. For a block format, dtype is
 // RIFFLE_U8 and strides are in bytes.
 typedef struct riffle_paged_kv {
   size_t size;
@@ -354,7 +354,7 @@ typedef struct riffle_attention_options {
   float soft_cap;        // c > 0; 0: none
   int32_t has_scale;
   int32_t has_window_right;
-  int32_t not_causal;  // 1: all keys
+  int32_t not_causal;  // 1: a query sees all keys, also later ones
   int32_t reserved;
 } riffle_attention_options;
 
@@ -380,7 +380,7 @@ RIFFLE_API riffle_status riffle_attention_plan_create(const riffle_heads* q,
                                                       const riffle_paged_batch* batch,
                                                       const riffle_attention_options* options,
                                                       riffle_attention_plan** plan);
-// Plans another batch in the memory of the last one. After a failure the plan is of no batch.
+// Plans another batch, reusing the plan's memory. After a failure the plan has no batch.
 RIFFLE_API riffle_status riffle_attention_plan_make(riffle_attention_plan* plan,
                                                     const riffle_heads* q,
                                                     const riffle_paged_kv* keys,
@@ -399,7 +399,7 @@ typedef struct riffle_attention_part {
   const float* lse;
   int64_t lse_token_stride;
 } riffle_attention_part;
-// One result from those over disjoint parts of the keys.
+// Merges results over disjoint parts of the keys into one.
 RIFFLE_API riffle_status riffle_merge_states(const riffle_attention_part* parts, int64_t num_parts,
                                              const riffle_attention_out* out,
                                              riffle_thread_pool* pool);
@@ -407,8 +407,8 @@ RIFFLE_API riffle_status riffle_merge_states(const riffle_attention_part* parts,
 typedef struct riffle_write_kv_options {
   size_t size;
   riffle_thread_pool* pool;
-  // Null: elements are divided by the scales of key_pages. Else scales are made and stored here, in
-  // the dtype and strides of key_pages->scales.
+  // Null: elements are divided by the scales of key_pages. Otherwise scales are computed and stored
+  // here, in the dtype and strides of key_pages->scales.
   void* key_computed_scales;
   void* value_computed_scales;
 } riffle_write_kv_options;

@@ -128,8 +128,8 @@ HWY_INLINE void PackHalfBlock(const uint8_t* const* column, int64_t offset, uint
                             hn::InterleaveLower(du, b, e), hn::InterleaveUpper(du, b, e)};
   for (int i = 0; i < 4; ++i) {
     const auto size = hn::BitCast(d, hn::Abs(hn::BitCast(di8, packed[i])));  // 128 for -128
-    const auto least = hn::Min(size, hn::Set(d, uint8_t{127}));
-    squares = Int8Dot::StepUnsigned(di, size, least, squares);
+    const auto clamped = hn::Min(size, hn::Set(d, uint8_t{127}));
+    squares = Int8Dot::StepUnsigned(di, size, clamped, squares);
     hn::Store(hn::Xor(packed[i], hn::Set(du, Int8Dot::kFlip)), du, to + i * kPanel);
   }
 }
