@@ -73,26 +73,25 @@ HWY_INLINE KeyBlocks Load16Bytes(const uint8_t* const* rows, int64_t offset) {
   return blocks;
 }
 
-// f(w, keys) for the four operands of bf16 in 16 bytes of each key; lanes as above.
-template <class F>
-HWY_INLINE void ForOperandsOf16Bytes(const KeyBlocks& blocks, const F& f) {
+// The four operands of bf16 in 16 bytes of each key, transposed: to[w] is aligned.
+HWY_INLINE void StoreOperandsOf16Bytes(const KeyBlocks& blocks, uint32_t* HWY_RESTRICT to) {
   const Keys16 d;
   const hn::Repartition<uint64_t, Keys16> d64;
   const auto operands = [&](int i) HWY_ATTR { return hn::BitCast(d, blocks.of[i]); };
   const auto twice = [&](auto x) HWY_ATTR { return hn::BitCast(d64, x); };
   const auto low01 = twice(hn::InterleaveLower(d, operands(0), operands(1)));
   const auto low23 = twice(hn::InterleaveLower(d, operands(2), operands(3)));
-  f(0, hn::BitCast(d, hn::InterleaveLower(d64, low01, low23)));
-  f(1, hn::BitCast(d, hn::InterleaveUpper(d64, low01, low23)));
+  hn::Store(hn::BitCast(d, hn::InterleaveLower(d64, low01, low23)), d, to);
+  hn::Store(hn::BitCast(d, hn::InterleaveUpper(d64, low01, low23)), d, to + 16);
   const auto high01 = twice(hn::InterleaveUpper(d, operands(0), operands(1)));
   const auto high23 = twice(hn::InterleaveUpper(d, operands(2), operands(3)));
-  f(2, hn::BitCast(d, hn::InterleaveLower(d64, high01, high23)));
-  f(3, hn::BitCast(d, hn::InterleaveUpper(d64, high01, high23)));
+  hn::Store(hn::BitCast(d, hn::InterleaveLower(d64, high01, high23)), d, to + 32);
+  hn::Store(hn::BitCast(d, hn::InterleaveUpper(d64, high01, high23)), d, to + 48);
 }
 
-// Transposes 16 codes of 8 bits of each key, pairs as they are: blocks[j] has pair 2 j of all keys
+// Transposes 16 codes of 8 bits of each key, pairs as they are: vector j has pair 2 j of all keys
 // in the lower halves of blocks, pair 2 j + 1 in the upper ones.
-HWY_INLINE KeyBlocks TransposePairs(const KeyBlocks& blocks) {
+HWY_INLINE KeyBlocks TransposedPairs(const KeyBlocks& blocks) {
   const hn::Repartition<uint16_t, Bytes64> d16;
   const hn::Repartition<uint32_t, Bytes64> d32;
   const Bytes64 d;
@@ -107,62 +106,75 @@ HWY_INLINE KeyBlocks TransposePairs(const KeyBlocks& blocks) {
            hn::BitCast(d, hn::InterleaveLower(d32, high01, high23)),
            hn::BitCast(d, hn::InterleaveUpper(d32, high01, high23))}};
 }
+HWY_INLINE void StorePairs(const KeyBlocks& blocks, uint8_t* HWY_RESTRICT to) {
+  const KeyBlocks pairs = TransposedPairs(blocks);
+  for (int i = 0; i < 4; ++i) {
+    hn::Store(pairs.of[i], Bytes64(), to + 64 * i);
+  }
+}
 
-// f(w, keys), f(w + 1, keys) for two transposed pairs.
-template <class Decoder, class F>
-HWY_INLINE void ForDecoded(const Decoder& decode, int w, hn::Vec<Bytes64> codes, const F& f) {
+// Two neighbouring operands of 16 keys.
+struct TwoOperands {
+  hn::Vec<Keys16> of[2];
+};
+
+// Of two transposed pairs.
+template <class Decoder>
+HWY_INLINE TwoOperands Decoded(const Decoder& decode, hn::Vec<Bytes64> codes) {
   const Bytes64 d;
   const Keys16 d32;
   const BF16Bytes bytes = decode(codes);
-  f(w, hn::BitCast(d32, hn::InterleaveLower(d, bytes.low, bytes.high)));
-  f(w + 1, hn::BitCast(d32, hn::InterleaveUpper(d, bytes.low, bytes.high)));
+  return {{hn::BitCast(d32, hn::InterleaveLower(d, bytes.low, bytes.high)),
+           hn::BitCast(d32, hn::InterleaveUpper(d, bytes.low, bytes.high))}};
 }
 
-// How keys of a code pass through a kernel in steps: kStepBytes of a row, from kSkip on, are
-// kStepOperands operands. ForOperands calls f(w, keys) for each of them, in order. kLines: 64-byte
-// lines of 16 rows to prefetch in each step.
+// How keys of a code pass through a kernel in steps: kStepBytes of a row are kStepOperands
+// operands. Transpose stores the codes of a step of 16 keys to kVectors vectors, from which
+// Operands decodes the operands 2 i and 2 i + 1.
 template <RowCode kCode>
 struct KeySteps {  // codes of 8 bits
   static constexpr int kStepBytes = 32;
   static constexpr int kStepOperands = 16;
-  static constexpr int kLines = 8;
+  static constexpr int kVectors = 8;
   const ByteDecoder<kCode> decode;
 
   HWY_INLINE KeySteps() {}
 
-  template <class F>
-  HWY_INLINE void ForOperands(const uint8_t* const* rows, int step, const F& f) const {
-    Run(rows, int64_t{step} * kStepBytes, f);
+  HWY_INLINE void Transpose(const uint8_t* const* rows, int step, uint8_t* codes) const {
+    TransposeAt(rows, int64_t{step} * kStepBytes, codes);
   }
-
-  template <class F>
-  HWY_INLINE void Run(const uint8_t* const* rows, int64_t offset, const F& f) const {
-    KeyBlocks blocks[2];
-    Load32Bytes(rows, offset, blocks, blocks + 1);
-    for (int i = 0; i < 2; ++i) {
-      const KeyBlocks pairs = TransposePairs(blocks[i]);
-      for (int j = 0; j < 4; ++j) {
-        ForDecoded(decode, 8 * i + 2 * j, pairs.of[j], f);
-      }
-    }
+  static HWY_INLINE void TransposeAt(const uint8_t* const* rows, int64_t offset, uint8_t* codes) {
+    KeyBlocks first;
+    KeyBlocks second;
+    Load32Bytes(rows, offset, &first, &second);
+    StorePairs(first, codes);
+    StorePairs(second, codes + 256);
+  }
+  HWY_INLINE TwoOperands Operands(const uint8_t* codes, int i) const {
+    return Decoded(decode, hn::Load(Bytes64(), codes + 64 * i));
   }
 };
 
 template <>
 struct KeySteps<RowCode::kBF16> {
-  HWY_INLINE KeySteps() {}
-
   static constexpr int kStepBytes = 32;
   static constexpr int kStepOperands = 8;
-  static constexpr int kLines = 8;
+  static constexpr int kVectors = 8;
 
-  template <class F>
-  HWY_INLINE void ForOperands(const uint8_t* const* rows, int step, const F& f) const {
+  HWY_INLINE KeySteps() {}
+
+  HWY_INLINE void Transpose(const uint8_t* const* rows, int step, uint8_t* codes) const {
     KeyBlocks first;
     KeyBlocks second;
     Load32Bytes(rows, int64_t{step} * kStepBytes, &first, &second);
-    ForOperandsOf16Bytes(first, f);
-    ForOperandsOf16Bytes(second, [&](int w, auto keys) HWY_ATTR { f(4 + w, keys); });
+    auto* to = reinterpret_cast<uint32_t*>(codes);
+    StoreOperandsOf16Bytes(first, to);
+    StoreOperandsOf16Bytes(second, to + 64);
+  }
+  HWY_INLINE TwoOperands Operands(const uint8_t* codes, int i) const {
+    const Keys16 d;
+    const auto* from = reinterpret_cast<const uint32_t*>(codes) + 32 * i;
+    return {{hn::Load(d, from), hn::Load(d, from + 16)}};
   }
 };
 
@@ -170,14 +182,16 @@ template <>
 struct KeySteps<RowCode::kQ8_0> {
   static constexpr int kStepBytes = static_cast<int>(BlockBytes(KvFormat::kQ8_0));
   static constexpr int kStepOperands = kBlockElements / 2;
-  static constexpr int kLines = 12;
-  const KeySteps<RowCode::kI8> codes;
+  static constexpr int kVectors = 8;
+  const KeySteps<RowCode::kI8> steps;
 
   HWY_INLINE KeySteps() {}
 
-  template <class F>
-  HWY_INLINE void ForOperands(const uint8_t* const* rows, int step, const F& f) const {
-    codes.Run(rows, int64_t{step} * kStepBytes + kBlockHeader<RowCode::kQ8_0>, f);
+  HWY_INLINE void Transpose(const uint8_t* const* rows, int step, uint8_t* codes) const {
+    steps.TransposeAt(rows, int64_t{step} * kStepBytes + kBlockHeader<RowCode::kQ8_0>, codes);
+  }
+  HWY_INLINE TwoOperands Operands(const uint8_t* codes, int i) const {
+    return steps.Operands(codes, i);
   }
 };
 
@@ -186,25 +200,25 @@ template <RowCode kCode>
 struct NibbleKeySteps {
   static constexpr int kStepBytes = static_cast<int>(BlockBytes(KvFormat::kQ4_0));
   static constexpr int kStepOperands = kBlockElements / 2;
-  static constexpr int kLines = 8;
+  static constexpr int kVectors = 8;
   const NibbleDecoder<kCode> decode;
 
   HWY_INLINE NibbleKeySteps() {}
 
-  template <class F>
-  HWY_INLINE void ForOperands(const uint8_t* const* rows, int step, const F& f) const {
+  HWY_INLINE void Transpose(const uint8_t* const* rows, int step, uint8_t* codes) const {
     const Bytes64 d;
     const hn::Repartition<uint16_t, Bytes64> d16;
     const auto nibble = hn::Set(d, 15);
     const KeyBlocks pairs =
-        TransposePairs(Load16Bytes(rows, int64_t{step} * kStepBytes + kBlockHeader<kCode>));
-    for (int j = 0; j < 4; ++j) {
-      ForDecoded(decode, 2 * j, hn::And(pairs.of[j], nibble), f);
+        TransposedPairs(Load16Bytes(rows, int64_t{step} * kStepBytes + kBlockHeader<kCode>));
+    for (int i = 0; i < 4; ++i) {
+      const auto upper = hn::BitCast(d, hn::ShiftRight<4>(hn::BitCast(d16, pairs.of[i])));
+      hn::Store(hn::And(pairs.of[i], nibble), d, codes + 64 * i);
+      hn::Store(hn::And(upper, nibble), d, codes + 256 + 64 * i);
     }
-    for (int j = 0; j < 4; ++j) {
-      const auto upper = hn::BitCast(d, hn::ShiftRight<4>(hn::BitCast(d16, pairs.of[j])));
-      ForDecoded(decode, 8 + 2 * j, hn::And(upper, nibble), f);
-    }
+  }
+  HWY_INLINE TwoOperands Operands(const uint8_t* codes, int i) const {
+    return Decoded(decode, hn::Load(Bytes64(), codes + 64 * i));
   }
 };
 template <>
@@ -225,26 +239,44 @@ struct LaneKeys {
   const float* scales;
   const uint8_t* const* ahead;  // as many as rows
   int ahead_lines;              // of 64 bytes, of each of them
+
+  int Steps() const { return end_step - begin_step; }
 };
 
-// Prefetches the step's part of the lines of 16 rows.
-template <int kLines>
-HWY_INLINE void PrefetchStep(const uint8_t* const* ahead, int lines, int step) {
-  if constexpr (16 % kLines == 0) {  // of one line of each row
-    const int line = step * kLines / 16;
-    if (line < lines) {
-      for (int i = 0; i < kLines; ++i) {
-        PrefetchAt(ahead[step * kLines % 16 + i], line * 64);
-      }
+// Rows that are prefetched while others are multiplied: all lines of a few rows in every few
+// products. (The first line of all rows before their second ones: decode over Q8_0 took a tenth
+// longer. Each row's pointer once for each of its lines: the kernels are bound by loads.)
+class RowPrefetch {
+ public:
+  // `count` rows of `lines` lines of 64 bytes; Some is called `times` times.
+  HWY_INLINE RowPrefetch(const uint8_t* const* rows, int count, int lines, int times)
+      : next_(rows),
+        end_(rows + count),
+        lines_(lines),
+        at_once_((count + times - 1) / times),
+        every_(HWY_MAX(1, times / count)) {}
+
+  HWY_INLINE void Some() {
+    if (--wait_ > 0) {
+      return;
     }
-  } else {
-    for (int i = step * kLines; i < (step + 1) * kLines; ++i) {
-      if (i / 16 < lines) {
-        PrefetchAt(ahead[i % 16], i / 16 * 64);
+    wait_ = every_;
+    for (int i = 0; i < at_once_ && next_ != end_; ++i, ++next_) {
+      const uint8_t* row = *next_;
+      for (int line = 0; line < lines_; ++line) {
+        PrefetchAt(row, line * 64);
       }
     }
   }
-}
+
+ private:
+  const uint8_t* const* next_;
+  const uint8_t* const* const end_;
+  const int lines_;
+  const int at_once_;
+  const int every_;  // calls
+  int wait_ = 1;
+};
 
 // scores[key][row] of 16 keys = sum[row], lanes as above.
 template <int kRows>
@@ -285,72 +317,137 @@ HWY_INLINE hn::Vec<FloatTag<16>> LaneScales(const float* scales) {
   return hn::TableLookupLanes(hn::Load(df, scales), hn::SetTableIndices(df, kKeys));
 }
 
+// Sums of kSets sets of 16 keys and kRows rows.
+template <int kRows, int kSets>
+struct LaneSums {
+  hn::Vec<FloatTag<16>> of[kSets][kRows];
+
+  HWY_INLINE LaneSums() {
+    for (auto& set : of) {
+      for (auto& sum : set) {
+        sum = hn::Zero(FloatTag<16>());
+      }
+    }
+  }
+
+  // Adds the products of a step's operands.
+  //   q      [operands of the step][kRows]
+  //   codes  [kSets][64 * kVectors], as Transpose stores them
+  template <class Steps>
+  HWY_INLINE void AddStep(const Steps& steps, const uint32_t* HWY_RESTRICT q,
+                          const uint8_t* HWY_RESTRICT codes, RowPrefetch& prefetch) {
+    const FloatTag<16> df;
+#pragma GCC unroll 1
+    for (int i = 0; i < Steps::kStepOperands / 2; ++i, q += 2 * kRows) {
+      prefetch.Some();
+      TwoOperands x[kSets];
+      for (int set = 0; set < kSets; ++set) {
+        x[set] = steps.Operands(codes + set * 64 * Steps::kVectors, i);
+      }
+      for (int j = 0; j < 2; ++j) {
+        for (int row = 0; row < kRows; ++row) {
+          for (int set = 0; set < kSets; ++set) {
+            of[set][row] = BF16Math::Step(df, q[j * kRows + row], x[set].of[j], of[set][row]);
+          }
+        }
+      }
+    }
+  }
+
+  HWY_INLINE void Store(float* HWY_RESTRICT scores) const {
+    for (int set = 0; set < kSets; ++set) {
+      StoreLanes<kRows>(of[set], scores + 16 * set * kRows);
+    }
+  }
+};
+
+// Transposes a step of kSets times 16 keys.
+template <class Steps, int kSets>
+HWY_INLINE void TransposeStep(const Steps& steps, const LaneKeys& keys, int step,
+                              uint8_t* HWY_RESTRICT codes) {
+  for (int set = 0; set < kSets; ++set) {
+    steps.Transpose(keys.rows + 16 * set, step, codes + set * 64 * Steps::kVectors);
+  }
+}
+
 // Scores of kSets times 16 keys against kRows rows.
 //   q  [operands][kRows]; scores [keys][kRows], aligned
 template <RowCode kCode, int kRows, int kSets>
 HWY_INLINE void LaneScores(const uint32_t* HWY_RESTRICT q, const LaneKeys& keys,
                            float* HWY_RESTRICT scores) {
   using Steps = KeySteps<kCode>;
-  const FloatTag<16> df;
+  constexpr int kStepWords = Steps::kStepOperands * kRows;
   const Steps steps;
-  hn::Vec<decltype(df)> sum[kSets][kRows];
-  for (auto& set : sum) {
-    for (auto& s : set) {
-      s = hn::Zero(df);
-    }
+  alignas(64) uint8_t codes[kSets * 64 * Steps::kVectors];
+  LaneSums<kRows, kSets> sums;
+  RowPrefetch prefetch(keys.ahead, 16 * kSets, keys.ahead_lines,
+                       keys.Steps() * Steps::kStepOperands / 2);
+  for (int step = keys.begin_step; step < keys.end_step; ++step) {
+    TransposeStep<Steps, kSets>(steps, keys, step, codes);
+    sums.AddStep(steps, q + step * kStepWords, codes, prefetch);
   }
-  alignas(64) float total[IsBlocks(kCode) ? kSets * kRows * 16 : 16] = {};
-  q += int64_t{keys.begin_step} * Steps::kStepOperands * kRows;
-  for (int step = keys.begin_step; step < keys.end_step;
-       ++step, q += Steps::kStepOperands * kRows) {
-    for (int set = 0; set < kSets; ++set) {
-      PrefetchStep<Steps::kLines>(keys.ahead + 16 * set, keys.ahead_lines, step);
-      steps.ForOperands(keys.rows + 16 * set, step, [&](int w, auto x) HWY_ATTR {
-        for (int row = 0; row < kRows; ++row) {
-          sum[set][row] = BF16Math::Step(df, q[w * kRows + row], x, sum[set][row]);
-        }
-      });
-    }
-    if constexpr (IsBlocks(kCode)) {
-      if (keys.scales != nullptr) {
-        for (int set = 0; set < kSets; ++set) {
-          const auto scale = LaneScales(keys.scales + step * kBlock + 16 * set);
-          for (int row = 0; row < kRows; ++row) {
-            float* at = total + (set * kRows + row) * 16;
-            const auto x = sum[set][row];
-            hn::Store(step == 0 ? hn::Mul(x, scale) : hn::MulAdd(x, scale, hn::Load(df, at)), df,
-                      at);
-            sum[set][row] = hn::Zero(df);
-          }
-        }
-      }
-    }
-  }
-  for (int set = 0; set < kSets; ++set) {
-    if constexpr (IsBlocks(kCode)) {
-      if (keys.scales != nullptr) {
-        for (int row = 0; row < kRows; ++row) {
-          sum[set][row] = hn::Load(df, total + (set * kRows + row) * 16);
-        }
-      }
-    }
-    StoreLanes<kRows>(sum[set], scores + 16 * set * kRows);
-  }
+  sums.Store(scores);
 }
 
-// Of `sets` sets of 16 keys, one or two.
+// LaneScores where each step is a block with scales of its own.
+template <RowCode kCode, int kRows, int kSets>
+HWY_INLINE void ScaledLaneScores(const uint32_t* HWY_RESTRICT q, const LaneKeys& keys,
+                                 float* HWY_RESTRICT scores) {
+  using Steps = KeySteps<kCode>;
+  constexpr int kStepWords = Steps::kStepOperands * kRows;
+  const FloatTag<16> df;
+  const Steps steps;
+  alignas(64) uint8_t codes[kSets * 64 * Steps::kVectors];
+  alignas(64) float total[kSets][kRows][16] = {};
+  RowPrefetch prefetch(keys.ahead, 16 * kSets, keys.ahead_lines,
+                       keys.Steps() * Steps::kStepOperands / 2);
+  for (int step = keys.begin_step; step < keys.end_step; ++step) {
+    TransposeStep<Steps, kSets>(steps, keys, step, codes);
+    LaneSums<kRows, kSets> sums;
+    sums.AddStep(steps, q + step * kStepWords, codes, prefetch);
+    for (int set = 0; set < kSets; ++set) {
+      const auto scale = LaneScales(keys.scales + step * kBlock + 16 * set);
+      for (int row = 0; row < kRows; ++row) {
+        float* at = total[set][row];
+        hn::Store(hn::MulAdd(sums.of[set][row], scale, hn::Load(df, at)), df, at);
+      }
+    }
+  }
+  LaneSums<kRows, kSets> sums;
+  for (int set = 0; set < kSets; ++set) {
+    for (int row = 0; row < kRows; ++row) {
+      sums.of[set][row] = hn::Load(df, total[set][row]);
+    }
+  }
+  sums.Store(scores);
+}
+
+template <RowCode kCode, int kRows, int kSets>
+HWY_INLINE void LaneScoresOf(const uint32_t* q, const LaneKeys& keys, float* scores) {
+  if constexpr (IsBlocks(kCode)) {
+    if (keys.scales != nullptr) {
+      return ScaledLaneScores<kCode, kRows, kSets>(q, keys, scores);
+    }
+  }
+  LaneScores<kCode, kRows, kSets>(q, keys, scores);
+}
+
+// Of `sets` sets of 16 keys, up to four.
 template <RowCode kCode>
-void LaneScoresOf(const uint32_t* q, int lanes, LaneKeys keys, int sets, float* scores) {
+void LaneScoresOfSets(const uint32_t* q, int lanes, LaneKeys keys, int sets, float* scores) {
+  if (lanes == 4 && sets == 4) {
+    return LaneScoresOf<kCode, 4, 4>(q, keys, scores);
+  }
   if (lanes == 4 && sets == 2) {
-    return LaneScores<kCode, 4, 2>(q, keys, scores);
+    return LaneScoresOf<kCode, 4, 2>(q, keys, scores);
   }
   for (int set = 0; set < sets; ++set) {
     if (lanes == 4) {
-      LaneScores<kCode, 4, 1>(q, keys, scores);
+      LaneScoresOf<kCode, 4, 1>(q, keys, scores);
     } else if (lanes == 8) {
-      LaneScores<kCode, 8, 1>(q, keys, scores);
+      LaneScoresOf<kCode, 8, 1>(q, keys, scores);
     } else {
-      LaneScores<kCode, 16, 1>(q, keys, scores);
+      LaneScoresOf<kCode, 16, 1>(q, keys, scores);
     }
     keys.rows += kGroupKeys;
     keys.ahead += kGroupKeys;
@@ -367,7 +464,7 @@ struct LaneKernel {
 };
 template <RowCode kCode>
 constexpr LaneKernel LaneKernelOf() {
-  return {&LaneScoresOf<kCode>, KeySteps<kCode>::kStepOperands};
+  return {&LaneScoresOfSets<kCode>, KeySteps<kCode>::kStepOperands};
 }
 
 // The kernel that reads rows of this code in place; none for codes, and for head_dims, that are
