@@ -118,8 +118,9 @@ inline KeyRange WorkItemKeys(const AttentionArgs& args, const WorkItem& item) {
   return keys;
 }
 
-// What the mask does to a block of keys for queries [query_begin, query_end) of a sequence and the
-// query heads of KV head `head`; kMaskShows without a mask.
+// What the mask does to a block of keys, in the bits of mask_args.h, for queries
+// [query_begin, query_end) of a sequence and the query heads of KV head `head`; kMaskShows without
+// a mask.
 inline uint8_t MaskCodeOf(const AttentionArgs& args, int seq, int query_begin, int query_end,
                           int head, int block) {
   if (args.mask.data == nullptr) {
@@ -130,7 +131,7 @@ inline uint8_t MaskCodeOf(const AttentionArgs& args, int seq, int query_begin, i
   const int heads = args.mask.by_head ? group : 1;
   const int queries = args.mask.code_token_stride != 0 ? query_end - query_begin : 1;
   uint8_t code = 0;
-  for (int query = 0; query < queries && code != kMaskBoth; ++query) {
+  for (int query = 0; query < queries && code != (kMaskShows | kMaskAlters); ++query) {
     for (int i = 0; i < heads; ++i) {
       code |=
           args.mask.Codes(token + query_begin + query, int64_t{head} * group + i)[block / kBlock];
@@ -141,7 +142,8 @@ inline uint8_t MaskCodeOf(const AttentionArgs& args, int seq, int query_begin, i
 
 // Whether no row of a work item sees any key of a block of a KV head.
 inline bool IsHidden(const AttentionArgs& args, const WorkItem& item, int head, int block) {
-  return MaskCodeOf(args, item.seq, item.query_begin, item.query_end, head, block) == kMaskHides;
+  const uint8_t code = MaskCodeOf(args, item.seq, item.query_begin, item.query_end, head, block);
+  return (code & kMaskShows) == 0;
 }
 
 // Walks the tiles (block of keys, KV head) of a chunk in the order in which kernels take them: all
