@@ -103,7 +103,7 @@ double AttentionCase::bytes() const {
     kv.head_dim = dim;
     return static_cast<double>(RowBytes(kv));
   };
-  return keys * kv_heads * (row(head_dim) + (value_dim > 0 ? 0 : row(head_dim)));
+  return keys * kv_heads * (row(head_dim) + (values_in_keys ? 0 : row(values_dim())));
 }
 
 double AttentionCase::operations() const {
@@ -156,7 +156,8 @@ void AddMasks(std::vector<AttentionCase>* cases) {
                     .mask_block = 4096});
 }
 
-// DeepSeek's latent attention: one KV head, whose values are the first 512 elements of its keys.
+// DeepSeek's latent attention: decode of one KV head, whose values are the first 512 elements of
+// its keys.
 void AddLatent(std::vector<AttentionCase>* cases) {
   for (const bool many : {true, false}) {
     for (const int group : {16, 128}) {
@@ -166,9 +167,26 @@ void AddLatent(std::vector<AttentionCase>* cases) {
                         .kv_heads = 1,
                         .group = group,
                         .head_dim = 576,
-                        .value_dim = 512});
+                        .value_dim = 512,
+                        .values_in_keys = true});
     }
   }
+  // Prefill of heads with keys and values of their own, then of 16 heads over the latent pages.
+  cases->push_back({.name = "MLA-prefill",
+                    .q_lens = {2048},
+                    .kv_lens = {2048},
+                    .kv_heads = 16,
+                    .group = 1,
+                    .head_dim = 192,
+                    .value_dim = 128});
+  cases->push_back({.name = "MLA-absorbed",
+                    .q_lens = {256},
+                    .kv_lens = {4096},
+                    .kv_heads = 1,
+                    .group = 16,
+                    .head_dim = 576,
+                    .value_dim = 512,
+                    .values_in_keys = true});
 }
 
 }  // namespace
@@ -191,6 +209,7 @@ std::vector<AttentionCase> AttentionCases(bool quick) {
        .group = 8,
        .head_dim = 256},
       {.name = "D4", .q_lens = Repeat(1, 64), .kv_lens = Ragged(64, 4096)},
+      {.name = "D4-ratio7", .q_lens = Repeat(1, 64), .kv_lens = Ragged(64, 4096), .group = 7},
       {.name = "P1", .q_lens = {2048}, .kv_lens = {2048}},
       {.name = "P2", .q_lens = {512}, .kv_lens = {8704}}};
   AddMasks(&cases);

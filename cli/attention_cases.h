@@ -21,8 +21,9 @@ struct AttentionCase {
   DType q_dtype = DType::kBF16;
   DType dtype = DType::kBF16;  // of keys and values
   KvFormat format = KvFormat::kPlain;
-  bool row_scales = false;  // an f32 for each row of 8-bit elements
-  int value_dim = 0;        // > 0: values are the first value_dim elements of their keys, as in MLA
+  bool row_scales = false;      // an f32 for each row of 8-bit elements
+  int value_dim = 0;            // 0: head_dim
+  bool values_in_keys = false;  // values are the first value_dim elements of their keys, as in MLA
   // > 0: a matrix of bools, not an option, makes attention causal within blocks of so many keys.
   int mask_block = 0;
 

@@ -112,7 +112,7 @@ AttentionData::AttentionData(const AttentionCase& the_case) : what(the_case) {
   keys.page_stride = what.kv_heads * keys.head_stride;
   const auto bytes = static_cast<size_t>(total_pages * keys.page_stride) * SizeOf(what.dtype);
   keys_memory = HugeBuffer(bytes);
-  values_memory = HugeBuffer(what.value_dim > 0 ? 64 : bytes);
+  values_memory = HugeBuffer(what.values_in_keys ? 64 : bytes);
   const int heads = what.kv_heads * what.group;
   const size_t element = SizeOf(what.q_dtype);
   q_memory = HugeBuffer(static_cast<size_t>(tokens * heads * what.head_dim) * element);
@@ -137,7 +137,7 @@ AttentionData::AttentionData(const AttentionCase& the_case) : what(the_case) {
   }
   values = keys;
   values.head_dim = what.values_dim();
-  values.data = what.value_dim > 0 ? keys.data : values_memory.data();
+  values.data = what.values_in_keys ? keys.data : values_memory.data();
   q = {q_memory.data(), what.q_dtype,          tokens,       heads,
        what.head_dim,   heads * what.head_dim, what.head_dim};
   if (what.mask_block > 0) {

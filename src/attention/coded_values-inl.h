@@ -154,9 +154,11 @@ class CodedPairs<RowCode::kIQ4NL, kHalves> : public NibblePairs<RowCode::kIQ4NL,
 
 // DirectValueKernel over codes, for up to kRows rows: the arithmetic of the others is done for
 // lanes without a row, and their sums are dropped.
-template <RowCode kCode, int kRows, int kHalves>
-HWY_INLINE void CodedValueKernel(const uint32_t* HWY_RESTRICT p, int lanes, int rows,
-                                 const DirectValues& v, int column, float* HWY_RESTRICT sums) {
+//   p  of the first 32 columns; upper_p: of the others, if there are any
+template <RowCode kCode, int kRows, int kHalves, bool kSameP>
+HWY_INLINE void CodedValueKernel(const uint32_t* HWY_RESTRICT p, const uint32_t* upper_p, int lanes,
+                                 int rows, const DirectValues& v, int column,
+                                 float* HWY_RESTRICT sums) {
   using Pairs = CodedPairs<kCode, kHalves>;
   const FloatTag<16> df;
   constexpr int kVecs = 2 * kHalves;
@@ -170,19 +172,25 @@ HWY_INLINE void CodedValueKernel(const uint32_t* HWY_RESTRICT p, int lanes, int 
   }
   const int at = Pairs::ByteOf(column);
   const int end = Pairs::ByteOf(column + 32 * kHalves);
-  const int line = (at + 63) / 64 * 64;
   // One prefetch for each line, by the columns in whose bytes it begins.
-  const bool prefetches = line < end;
-  for (int key = 0; key < v.keys; key += 2, p += lanes) {
+  const int line = (at + 63) / 64 * 64;
+  const int lines = (end - line + 63) / 64;
+  HWY_DASSERT(lines <= 2);
+  for (int key = 0; key < v.keys; key += 2, p += lanes, upper_p += lanes) {
     hn::Vec<Operands16> x[kVecs];
     pairs.Load(v.rows[key] + at, v.rows[key + 1] + at, x);
-    if (prefetches) {
+    if (lines > 0) {
       PrefetchAt(v.ahead.rows[key], line);
       PrefetchAt(v.ahead.rows[key + 1], line);
     }
+    if (lines > 1) {
+      PrefetchAt(v.ahead.rows[key], line + 64);
+      PrefetchAt(v.ahead.rows[key + 1], line + 64);
+    }
     for (int row = 0; row < kRows; ++row) {
       for (int i = 0; i < kVecs; ++i) {
-        sum[row][i] = BF16Math::Step(df, p[row], x[i], sum[row][i]);
+        const uint32_t of_row = kSameP || i < 2 ? p[row] : upper_p[row];
+        sum[row][i] = BF16Math::Step(df, of_row, x[i], sum[row][i]);
       }
     }
   }
@@ -194,22 +202,31 @@ HWY_INLINE void CodedValueKernel(const uint32_t* HWY_RESTRICT p, int lanes, int 
 }
 
 // sums[row][column] += p * v for up to 8 rows.
-//   p  [v.keys / 2][lanes], lanes 4 or 8
+//   p  [groups of columns][kBlock / 2][lanes], lanes 4 or 8
 template <RowCode kCode>
 void AddCodedValues(const uint32_t* p, int lanes, int rows, const DirectValues& v, float* sums) {
   HWY_DASSERT(lanes == 4 || lanes == 8);
+  const auto of = [&](int column) {
+    return p + (column - v.begin_column) / v.group_columns * (kBlock / 2 * lanes);
+  };
   int column = v.begin_column;
   if (lanes == 8) {
     for (; column < v.end_column; column += 32) {
-      CodedValueKernel<kCode, 8, 1>(p, lanes, rows, v, column, sums + column);
+      CodedValueKernel<kCode, 8, 1, true>(of(column), p, lanes, rows, v, column, sums + column);
     }
     return;
   }
   for (; column + 64 <= v.end_column; column += 64) {
-    CodedValueKernel<kCode, 4, 2>(p, lanes, rows, v, column, sums + column);
+    const uint32_t* lower = of(column);
+    const uint32_t* upper = of(column + 32);
+    if (lower == upper && !IsBlocks(kCode)) {
+      CodedValueKernel<kCode, 4, 2, true>(lower, p, lanes, rows, v, column, sums + column);
+    } else {
+      CodedValueKernel<kCode, 4, 2, false>(lower, upper, lanes, rows, v, column, sums + column);
+    }
   }
   if (column < v.end_column) {
-    CodedValueKernel<kCode, 4, 1>(p, lanes, rows, v, column, sums + column);
+    CodedValueKernel<kCode, 4, 1, true>(of(column), p, lanes, rows, v, column, sums + column);
   }
 }
 

@@ -1,8 +1,8 @@
 // Scores of the few rows of a decode by dot products of bf16, 16 keys in the lanes of a vector: a
 // step multiplies an operand of 16 keys by the operand of a row of q, which the instruction
-// broadcasts from memory. Codes of 8 and 4 bits are transposed first and decoded in registers
-// afterwards. Every score is the chain of dot-inl.h, so the bits are those of prefill. Included
-// once per SIMD target.
+// broadcasts from memory. Codes of 8 and 4 bits are transposed first (key_steps-inl.h) and decoded
+// in registers afterwards. Every score is the chain of dot-inl.h, so the bits are those of prefill.
+// Included once per SIMD target.
 #if defined(RIFFLE_ATTENTION_KEY_LANES_INL_H_) == defined(HWY_TARGET_TOGGLE)
 #ifdef RIFFLE_ATTENTION_KEY_LANES_INL_H_
 #undef RIFFLE_ATTENTION_KEY_LANES_INL_H_
@@ -13,209 +13,16 @@
 #include <hwy/highway.h>
 
 #include <cstdint>
-#include <type_traits>
 
-#include "attention/decode_bf16-inl.h"
 #include "attention/dot-inl.h"
+#include "attention/key_steps-inl.h"
 #include "attention/kv_rows.h"
-#include "core/load-inl.h"
 
 #if HWY_NATIVE_DOT_BF16 && HWY_ARCH_X86 && HWY_CAP_GE512
 
 HWY_BEFORE_NAMESPACE();
 namespace riffle::attention::HWY_NAMESPACE {
 namespace hn = hwy::HWY_NAMESPACE;
-using core::HWY_NAMESPACE::LoadAny;
-
-// Lane 4 b + i of a vector belongs to key 4 i + b: the transpositions below stay within blocks of
-// 128 bits, and scores of four rows leave them in the order of the keys.
-using Keys16 = hn::CappedTag<uint32_t, 16>;
-
-// Of 16 keys four vectors, of which block b of vector i has 16 bytes of key 4 i + b.
-struct KeyBlocks {
-  hn::Vec<Bytes64> of[4];
-};
-
-// volatile forces a reload: otherwise the compiler hoists 16 pointers and spills them.
-HWY_INLINE const uint8_t* RowAt(const uint8_t* const* rows, int key) {
-  return *const_cast<const uint8_t* const volatile*>(rows + key);
-}
-
-// 32 bytes of each key: first[0, 16) and second[16, 32).
-HWY_INLINE void Load32Bytes(const uint8_t* const* rows, int64_t offset, KeyBlocks* first,
-                            KeyBlocks* second) {
-  const Bytes64 d;
-  const hn::Half<Bytes64> half;
-  const auto two = [&](int key) HWY_ATTR {
-    return hn::Combine(d, hn::LoadU(half, RowAt(rows, key + 1) + offset),
-                       hn::LoadU(half, RowAt(rows, key) + offset));
-  };
-  for (int i = 0; i < 4; ++i) {
-    const auto low = two(4 * i);
-    const auto high = two(4 * i + 2);
-    first->of[i] = hn::Vec<Bytes64>{_mm512_shuffle_i64x2(low.raw, high.raw, 0x88)};
-    second->of[i] = hn::Vec<Bytes64>{_mm512_shuffle_i64x2(low.raw, high.raw, 0xdd)};
-  }
-}
-
-// 16 bytes of each key.
-HWY_INLINE KeyBlocks Load16Bytes(const uint8_t* const* rows, int64_t offset) {
-  const Bytes64 d;
-  const hn::Half<Bytes64> half;
-  const hn::Half<decltype(half)> quarter;
-  const auto one = [&](int key) HWY_ATTR { return hn::LoadU(quarter, RowAt(rows, key) + offset); };
-  KeyBlocks blocks;
-  for (int i = 0; i < 4; ++i) {
-    const auto low = hn::Combine(half, one(4 * i + 1), one(4 * i));
-    const auto high = hn::Combine(half, one(4 * i + 3), one(4 * i + 2));
-    blocks.of[i] = hn::Combine(d, high, low);
-  }
-  return blocks;
-}
-
-// f(w, keys) for the four operands of bf16 in 16 bytes of each key; lanes as above.
-template <class F>
-HWY_INLINE void ForOperandsOf16Bytes(const KeyBlocks& blocks, const F& f) {
-  const Keys16 d;
-  const hn::Repartition<uint64_t, Keys16> d64;
-  const auto operands = [&](int i) HWY_ATTR { return hn::BitCast(d, blocks.of[i]); };
-  const auto twice = [&](auto x) HWY_ATTR { return hn::BitCast(d64, x); };
-  const auto low01 = twice(hn::InterleaveLower(d, operands(0), operands(1)));
-  const auto low23 = twice(hn::InterleaveLower(d, operands(2), operands(3)));
-  f(0, hn::BitCast(d, hn::InterleaveLower(d64, low01, low23)));
-  f(1, hn::BitCast(d, hn::InterleaveUpper(d64, low01, low23)));
-  const auto high01 = twice(hn::InterleaveUpper(d, operands(0), operands(1)));
-  const auto high23 = twice(hn::InterleaveUpper(d, operands(2), operands(3)));
-  f(2, hn::BitCast(d, hn::InterleaveLower(d64, high01, high23)));
-  f(3, hn::BitCast(d, hn::InterleaveUpper(d64, high01, high23)));
-}
-
-// Transposes 16 codes of 8 bits of each key, pairs as they are: blocks[j] has pair 2 j of all keys
-// in the lower halves of blocks, pair 2 j + 1 in the upper ones.
-HWY_INLINE KeyBlocks TransposePairs(const KeyBlocks& blocks) {
-  const hn::Repartition<uint16_t, Bytes64> d16;
-  const hn::Repartition<uint32_t, Bytes64> d32;
-  const Bytes64 d;
-  const auto pairs = [&](int i) HWY_ATTR { return hn::BitCast(d16, blocks.of[i]); };
-  const auto twice = [&](auto x) HWY_ATTR { return hn::BitCast(d32, x); };
-  const auto low01 = twice(hn::InterleaveLower(d16, pairs(0), pairs(1)));
-  const auto low23 = twice(hn::InterleaveLower(d16, pairs(2), pairs(3)));
-  const auto high01 = twice(hn::InterleaveUpper(d16, pairs(0), pairs(1)));
-  const auto high23 = twice(hn::InterleaveUpper(d16, pairs(2), pairs(3)));
-  return {{hn::BitCast(d, hn::InterleaveLower(d32, low01, low23)),
-           hn::BitCast(d, hn::InterleaveUpper(d32, low01, low23)),
-           hn::BitCast(d, hn::InterleaveLower(d32, high01, high23)),
-           hn::BitCast(d, hn::InterleaveUpper(d32, high01, high23))}};
-}
-
-// f(w, keys), f(w + 1, keys) for two transposed pairs.
-template <class Decoder, class F>
-HWY_INLINE void ForDecoded(const Decoder& decode, int w, hn::Vec<Bytes64> codes, const F& f) {
-  const Bytes64 d;
-  const Keys16 d32;
-  const BF16Bytes bytes = decode(codes);
-  f(w, hn::BitCast(d32, hn::InterleaveLower(d, bytes.low, bytes.high)));
-  f(w + 1, hn::BitCast(d32, hn::InterleaveUpper(d, bytes.low, bytes.high)));
-}
-
-// How keys of a code pass through a kernel in steps: kStepBytes of a row, from kSkip on, are
-// kStepOperands operands. ForOperands calls f(w, keys) for each of them, in order. kLines: 64-byte
-// lines of 16 rows to prefetch in each step.
-template <RowCode kCode>
-struct KeySteps {  // codes of 8 bits
-  static constexpr int kStepBytes = 32;
-  static constexpr int kStepOperands = 16;
-  static constexpr int kLines = 8;
-  const ByteDecoder<kCode> decode;
-
-  HWY_INLINE KeySteps() {}
-
-  template <class F>
-  HWY_INLINE void ForOperands(const uint8_t* const* rows, int step, const F& f) const {
-    Run(rows, int64_t{step} * kStepBytes, f);
-  }
-
-  template <class F>
-  HWY_INLINE void Run(const uint8_t* const* rows, int64_t offset, const F& f) const {
-    KeyBlocks blocks[2];
-    Load32Bytes(rows, offset, blocks, blocks + 1);
-    for (int i = 0; i < 2; ++i) {
-      const KeyBlocks pairs = TransposePairs(blocks[i]);
-      for (int j = 0; j < 4; ++j) {
-        ForDecoded(decode, 8 * i + 2 * j, pairs.of[j], f);
-      }
-    }
-  }
-};
-
-template <>
-struct KeySteps<RowCode::kBF16> {
-  HWY_INLINE KeySteps() {}
-
-  static constexpr int kStepBytes = 32;
-  static constexpr int kStepOperands = 8;
-  static constexpr int kLines = 8;
-
-  template <class F>
-  HWY_INLINE void ForOperands(const uint8_t* const* rows, int step, const F& f) const {
-    KeyBlocks first;
-    KeyBlocks second;
-    Load32Bytes(rows, int64_t{step} * kStepBytes, &first, &second);
-    ForOperandsOf16Bytes(first, f);
-    ForOperandsOf16Bytes(second, [&](int w, auto keys) HWY_ATTR { f(4 + w, keys); });
-  }
-};
-
-template <>
-struct KeySteps<RowCode::kQ8_0> {
-  static constexpr int kStepBytes = static_cast<int>(BlockBytes(KvFormat::kQ8_0));
-  static constexpr int kStepOperands = kBlockElements / 2;
-  static constexpr int kLines = 12;
-  const KeySteps<RowCode::kI8> codes;
-
-  HWY_INLINE KeySteps() {}
-
-  template <class F>
-  HWY_INLINE void ForOperands(const uint8_t* const* rows, int step, const F& f) const {
-    codes.Run(rows, int64_t{step} * kStepBytes + kBlockHeader<RowCode::kQ8_0>, f);
-  }
-};
-
-// Codes of 4 bits: byte i of a block has elements i and 16 + i.
-template <RowCode kCode>
-struct NibbleKeySteps {
-  static constexpr int kStepBytes = static_cast<int>(BlockBytes(KvFormat::kQ4_0));
-  static constexpr int kStepOperands = kBlockElements / 2;
-  static constexpr int kLines = 8;
-  const NibbleDecoder<kCode> decode;
-
-  HWY_INLINE NibbleKeySteps() {}
-
-  template <class F>
-  HWY_INLINE void ForOperands(const uint8_t* const* rows, int step, const F& f) const {
-    const Bytes64 d;
-    const hn::Repartition<uint16_t, Bytes64> d16;
-    const auto nibble = hn::Set(d, 15);
-    const KeyBlocks pairs =
-        TransposePairs(Load16Bytes(rows, int64_t{step} * kStepBytes + kBlockHeader<kCode>));
-    for (int j = 0; j < 4; ++j) {
-      ForDecoded(decode, 2 * j, hn::And(pairs.of[j], nibble), f);
-    }
-    for (int j = 0; j < 4; ++j) {
-      const auto upper = hn::BitCast(d, hn::ShiftRight<4>(hn::BitCast(d16, pairs.of[j])));
-      ForDecoded(decode, 8 + 2 * j, hn::And(upper, nibble), f);
-    }
-  }
-};
-template <>
-struct KeySteps<RowCode::kQ4_0> : NibbleKeySteps<RowCode::kQ4_0> {
-  HWY_INLINE KeySteps() {}
-};
-template <>
-struct KeySteps<RowCode::kIQ4NL> : NibbleKeySteps<RowCode::kIQ4NL> {
-  HWY_INLINE KeySteps() {}
-};
-
 // Rows of keys, what of them is multiplied, and rows to prefetch meanwhile.
 struct LaneKeys {
   const uint8_t* const* rows;  // [sets of 16 keys]
@@ -225,26 +32,44 @@ struct LaneKeys {
   const float* scales;
   const uint8_t* const* ahead;  // as many as rows
   int ahead_lines;              // of 64 bytes, of each of them
+
+  int Steps() const { return end_step - begin_step; }
 };
 
-// Prefetches the step's part of the lines of 16 rows.
-template <int kLines>
-HWY_INLINE void PrefetchStep(const uint8_t* const* ahead, int lines, int step) {
-  if constexpr (16 % kLines == 0) {  // of one line of each row
-    const int line = step * kLines / 16;
-    if (line < lines) {
-      for (int i = 0; i < kLines; ++i) {
-        PrefetchAt(ahead[step * kLines % 16 + i], line * 64);
-      }
+// Rows that are prefetched while others are multiplied: all lines of a few rows in every few
+// products. (The first line of all rows before their second ones: decode over Q8_0 took a tenth
+// longer. Each row's pointer once for each of its lines: the kernels are bound by loads.)
+class RowPrefetch {
+ public:
+  // `count` rows of `lines` lines of 64 bytes; Some is called `times` times.
+  HWY_INLINE RowPrefetch(const uint8_t* const* rows, int count, int lines, int times)
+      : next_(rows),
+        end_(rows + count),
+        lines_(lines),
+        at_once_((count + times - 1) / times),
+        every_(HWY_MAX(1, times / count)) {}
+
+  HWY_INLINE void Some() {
+    if (--wait_ > 0) {
+      return;
     }
-  } else {
-    for (int i = step * kLines; i < (step + 1) * kLines; ++i) {
-      if (i / 16 < lines) {
-        PrefetchAt(ahead[i % 16], i / 16 * 64);
+    wait_ = every_;
+    for (int i = 0; i < at_once_ && next_ != end_; ++i, ++next_) {
+      const uint8_t* row = *next_;
+      for (int line = 0; line < lines_; ++line) {
+        PrefetchAt(row, line * 64);
       }
     }
   }
-}
+
+ private:
+  const uint8_t* const* next_;
+  const uint8_t* const* const end_;
+  const int lines_;
+  const int at_once_;
+  const int every_;  // calls
+  int wait_ = 1;
+};
 
 // scores[key][row] of 16 keys = sum[row], lanes as above.
 template <int kRows>
@@ -285,72 +110,137 @@ HWY_INLINE hn::Vec<FloatTag<16>> LaneScales(const float* scales) {
   return hn::TableLookupLanes(hn::Load(df, scales), hn::SetTableIndices(df, kKeys));
 }
 
+// Sums of kSets sets of 16 keys and kRows rows.
+template <int kRows, int kSets>
+struct LaneSums {
+  hn::Vec<FloatTag<16>> of[kSets][kRows];
+
+  HWY_INLINE LaneSums() {
+    for (auto& set : of) {
+      for (auto& sum : set) {
+        sum = hn::Zero(FloatTag<16>());
+      }
+    }
+  }
+
+  // Adds the products of a step's operands.
+  //   q      [operands of the step][kRows]
+  //   codes  [kSets][64 * kVectors], as Transpose stores them
+  template <class Steps>
+  HWY_INLINE void AddStep(const Steps& steps, const uint32_t* HWY_RESTRICT q,
+                          const uint8_t* HWY_RESTRICT codes, RowPrefetch& prefetch) {
+    const FloatTag<16> df;
+#pragma GCC unroll 1
+    for (int i = 0; i < Steps::kStepOperands / 2; ++i, q += 2 * kRows) {
+      prefetch.Some();
+      TwoOperands x[kSets];
+      for (int set = 0; set < kSets; ++set) {
+        x[set] = steps.Operands(codes + set * 64 * Steps::kVectors, i);
+      }
+      for (int j = 0; j < 2; ++j) {
+        for (int row = 0; row < kRows; ++row) {
+          for (int set = 0; set < kSets; ++set) {
+            of[set][row] = BF16Math::Step(df, q[j * kRows + row], x[set].of[j], of[set][row]);
+          }
+        }
+      }
+    }
+  }
+
+  HWY_INLINE void Store(float* HWY_RESTRICT scores) const {
+    for (int set = 0; set < kSets; ++set) {
+      StoreLanes<kRows>(of[set], scores + 16 * set * kRows);
+    }
+  }
+};
+
+// Transposes a step of kSets times 16 keys.
+template <class Steps, int kSets>
+HWY_INLINE void TransposeStep(const Steps& steps, const LaneKeys& keys, int step,
+                              uint8_t* HWY_RESTRICT codes) {
+  for (int set = 0; set < kSets; ++set) {
+    steps.Transpose(keys.rows + 16 * set, step, codes + set * 64 * Steps::kVectors);
+  }
+}
+
 // Scores of kSets times 16 keys against kRows rows.
 //   q  [operands][kRows]; scores [keys][kRows], aligned
 template <RowCode kCode, int kRows, int kSets>
 HWY_INLINE void LaneScores(const uint32_t* HWY_RESTRICT q, const LaneKeys& keys,
                            float* HWY_RESTRICT scores) {
   using Steps = KeySteps<kCode>;
-  const FloatTag<16> df;
+  constexpr int kStepWords = Steps::kStepOperands * kRows;
   const Steps steps;
-  hn::Vec<decltype(df)> sum[kSets][kRows];
-  for (auto& set : sum) {
-    for (auto& s : set) {
-      s = hn::Zero(df);
-    }
+  alignas(64) uint8_t codes[kSets * 64 * Steps::kVectors];
+  LaneSums<kRows, kSets> sums;
+  RowPrefetch prefetch(keys.ahead, 16 * kSets, keys.ahead_lines,
+                       keys.Steps() * Steps::kStepOperands / 2);
+  for (int step = keys.begin_step; step < keys.end_step; ++step) {
+    TransposeStep<Steps, kSets>(steps, keys, step, codes);
+    sums.AddStep(steps, q + step * kStepWords, codes, prefetch);
   }
-  alignas(64) float total[IsBlocks(kCode) ? kSets * kRows * 16 : 16] = {};
-  q += int64_t{keys.begin_step} * Steps::kStepOperands * kRows;
-  for (int step = keys.begin_step; step < keys.end_step;
-       ++step, q += Steps::kStepOperands * kRows) {
-    for (int set = 0; set < kSets; ++set) {
-      PrefetchStep<Steps::kLines>(keys.ahead + 16 * set, keys.ahead_lines, step);
-      steps.ForOperands(keys.rows + 16 * set, step, [&](int w, auto x) HWY_ATTR {
-        for (int row = 0; row < kRows; ++row) {
-          sum[set][row] = BF16Math::Step(df, q[w * kRows + row], x, sum[set][row]);
-        }
-      });
-    }
-    if constexpr (IsBlocks(kCode)) {
-      if (keys.scales != nullptr) {
-        for (int set = 0; set < kSets; ++set) {
-          const auto scale = LaneScales(keys.scales + step * kBlock + 16 * set);
-          for (int row = 0; row < kRows; ++row) {
-            float* at = total + (set * kRows + row) * 16;
-            const auto x = sum[set][row];
-            hn::Store(step == 0 ? hn::Mul(x, scale) : hn::MulAdd(x, scale, hn::Load(df, at)), df,
-                      at);
-            sum[set][row] = hn::Zero(df);
-          }
-        }
-      }
-    }
-  }
-  for (int set = 0; set < kSets; ++set) {
-    if constexpr (IsBlocks(kCode)) {
-      if (keys.scales != nullptr) {
-        for (int row = 0; row < kRows; ++row) {
-          sum[set][row] = hn::Load(df, total + (set * kRows + row) * 16);
-        }
-      }
-    }
-    StoreLanes<kRows>(sum[set], scores + 16 * set * kRows);
-  }
+  sums.Store(scores);
 }
 
-// Of `sets` sets of 16 keys, one or two.
+// LaneScores where each step is a block with scales of its own.
+template <RowCode kCode, int kRows, int kSets>
+HWY_INLINE void ScaledLaneScores(const uint32_t* HWY_RESTRICT q, const LaneKeys& keys,
+                                 float* HWY_RESTRICT scores) {
+  using Steps = KeySteps<kCode>;
+  constexpr int kStepWords = Steps::kStepOperands * kRows;
+  const FloatTag<16> df;
+  const Steps steps;
+  alignas(64) uint8_t codes[kSets * 64 * Steps::kVectors];
+  alignas(64) float total[kSets][kRows][16] = {};
+  RowPrefetch prefetch(keys.ahead, 16 * kSets, keys.ahead_lines,
+                       keys.Steps() * Steps::kStepOperands / 2);
+  for (int step = keys.begin_step; step < keys.end_step; ++step) {
+    TransposeStep<Steps, kSets>(steps, keys, step, codes);
+    LaneSums<kRows, kSets> sums;
+    sums.AddStep(steps, q + step * kStepWords, codes, prefetch);
+    for (int set = 0; set < kSets; ++set) {
+      const auto scale = LaneScales(keys.scales + step * kBlock + 16 * set);
+      for (int row = 0; row < kRows; ++row) {
+        float* at = total[set][row];
+        hn::Store(hn::MulAdd(sums.of[set][row], scale, hn::Load(df, at)), df, at);
+      }
+    }
+  }
+  LaneSums<kRows, kSets> sums;
+  for (int set = 0; set < kSets; ++set) {
+    for (int row = 0; row < kRows; ++row) {
+      sums.of[set][row] = hn::Load(df, total[set][row]);
+    }
+  }
+  sums.Store(scores);
+}
+
+template <RowCode kCode, int kRows, int kSets>
+HWY_INLINE void LaneScoresOf(const uint32_t* q, const LaneKeys& keys, float* scores) {
+  if constexpr (IsBlocks(kCode)) {
+    if (keys.scales != nullptr) {
+      return ScaledLaneScores<kCode, kRows, kSets>(q, keys, scores);
+    }
+  }
+  LaneScores<kCode, kRows, kSets>(q, keys, scores);
+}
+
+// Of `sets` sets of 16 keys, up to four.
 template <RowCode kCode>
-void LaneScoresOf(const uint32_t* q, int lanes, LaneKeys keys, int sets, float* scores) {
+void LaneScoresOfSets(const uint32_t* q, int lanes, LaneKeys keys, int sets, float* scores) {
+  if (lanes == 4 && sets == 4) {
+    return LaneScoresOf<kCode, 4, 4>(q, keys, scores);
+  }
   if (lanes == 4 && sets == 2) {
-    return LaneScores<kCode, 4, 2>(q, keys, scores);
+    return LaneScoresOf<kCode, 4, 2>(q, keys, scores);
   }
   for (int set = 0; set < sets; ++set) {
     if (lanes == 4) {
-      LaneScores<kCode, 4, 1>(q, keys, scores);
+      LaneScoresOf<kCode, 4, 1>(q, keys, scores);
     } else if (lanes == 8) {
-      LaneScores<kCode, 8, 1>(q, keys, scores);
+      LaneScoresOf<kCode, 8, 1>(q, keys, scores);
     } else {
-      LaneScores<kCode, 16, 1>(q, keys, scores);
+      LaneScoresOf<kCode, 16, 1>(q, keys, scores);
     }
     keys.rows += kGroupKeys;
     keys.ahead += kGroupKeys;
@@ -367,7 +257,7 @@ struct LaneKernel {
 };
 template <RowCode kCode>
 constexpr LaneKernel LaneKernelOf() {
-  return {&LaneScoresOf<kCode>, KeySteps<kCode>::kStepOperands};
+  return {&LaneScoresOfSets<kCode>, KeySteps<kCode>::kStepOperands};
 }
 
 // The kernel that reads rows of this code in place; none for codes, and for head_dims, that are

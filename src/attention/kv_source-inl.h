@@ -61,37 +61,44 @@ class KvSource {
   // Scale g of each of the block's 64 keys. Pre: FindScales has run for the block's groups.
   const float* Scales(int g) const { return scales_ + g * kBlock; }
 
-  // Loads the scales of group `group` of a block, if groups() > 0.
-  void FindScales(const RowsAt& at, int group) const {
+  // Loads the scales of group `group` of a block, whose rows are `rows`, if groups() > 0.
+  void FindScales(const RowsAt& at, [[maybe_unused]] const KvRows& rows, int group) const {
     if (groups() > 0) {
-      FindScalesIn(at, kBlock, scales_ + group * kGroupKeys);
+      float* to = scales_ + group * kGroupKeys;
+#if HWY_CAP_GE512
+      if (IsBlocks(kv_.code)) {
+        LoadScalesOfBlocks(kv_, rows, kBlock, to);
+        return;
+      }
+#endif
+      FindScalesIn(at, kBlock, to);
     }
   }
 
-  KvRows Rows(const RowsAt& at) const { return Find(kv_, at); }
+  void Rows(const RowsAt& at, KvRows* rows) const { Find(kv_, at, rows); }
 
   // Rows that kernels can read: in place, or decoded into buffer[16][stride].
-  KvRows Readable(const RowsAt& at, int stride, Word* buffer) const {
+  void Readable(const RowsAt& at, int stride, Word* buffer, KvRows* rows) const {
     if (in_place()) {
-      return Rows(at);
+      return Rows(at, rows);
     }
     Decode(at, stride, buffer);
-    KvRows rows;
     for (int i = 0; i < kGroupKeys; ++i) {
-      rows.row[i] = reinterpret_cast<const uint8_t*>(buffer + i * stride);
+      rows->row[i] = reinterpret_cast<const uint8_t*>(buffer + i * stride);
     }
-    return rows;
   }
 
   // -> to[16][stride], in order along a row.
   void Decode(const RowsAt& at, int stride, Word* to) const {
+    KvRows rows;
+    Rows(at, &rows);
     if constexpr (kUnscaledOperands) {
-      decode_(kv_, Rows(at), stride, to);
+      decode_(kv_, rows, stride, to);
     } else {
       if (kv_.groups > 0) {
         FindScalesIn(at, kGroupKeys, scales_);
       }
-      decode_(kv_, Rows(at), scales_, stride, to);
+      decode_(kv_, rows, scales_, stride, to);
     }
   }
 
@@ -99,7 +106,9 @@ class KvSource {
   //   buffer  [16][dim / kPerOperand]
   void PackColumns(const RowsAt& at, int stride, Word* buffer, Word* to) const {
     if constexpr (kUnscaledOperands) {
-      InterleaveRows(Readable(at, kv_.dim / Math::kPerOperand, buffer), kv_.dim, stride, to);
+      KvRows rows;
+      Readable(at, kv_.dim / Math::kPerOperand, buffer, &rows);
+      InterleaveRows(rows, kv_.dim, stride, to);
     } else {
       Decode(at, stride, to);
     }
@@ -114,14 +123,15 @@ class KvSource {
       });
       return;
     }
-    const KvRows rows = Find(kv_.scales, at);
+    KvRows rows;
+    Find(kv_.scales, at, &rows);
     LoadScales(kv_, stride, to, [&](int64_t offset, float* numbers) HWY_ATTR {
       LoadNumbers(kv_.scale_dtype, rows, offset, numbers);
     });
   }
 
-  KvRows Find(const KvBytes& bytes, const RowsAt& at) const {
-    return FindRows(args_, bytes, at.seq, at.head, at.begin, at.seen);
+  void Find(const KvBytes& bytes, const RowsAt& at, KvRows* rows) const {
+    FindRows(args_, bytes, at.seq, at.head, at.begin, at.seen, rows);
   }
 
   const AttentionArgs& args_;

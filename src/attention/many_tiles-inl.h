@@ -29,8 +29,11 @@ class ManyTiles {
       ahead.Prefetch(group);
       ahead.Prefetch(kGroups + group);
       const RowsAt rows = c.Group(head, key0, group, c.seen);
-      c.keys.FindScales(rows, group);
-      c.values.FindScales(rows, group);
+      KvRows found;
+      c.keys.Rows(rows, &found);
+      c.keys.FindScales(rows, found, group);
+      c.values.Rows(rows, &found);
+      c.values.FindScales(rows, found, group);
       c.keys.Decode(rows, c.key_stride, c.at.keys + group * kGroupKeys * c.key_stride);
     }
     c.PackValues(head, key0, 0, kGroups, c.seen, c.at.values);
@@ -60,7 +63,7 @@ class ManyTiles {
                   c.at.last + tile.row);
       }
     };
-    c.softmax.ForColumnGroups(tile.lanes, block.begin, block.end, c.shape.columns, add);
+    c.softmax.ForColumnGroups(tile.lanes, block.begin, block.end, c.shape.columns, 1, add);
   }
 
   void Score(const TileBlock& block, const Tile& tile) {

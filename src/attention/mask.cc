@@ -4,6 +4,7 @@
 #include <cstring>
 
 #include "attention/attention_plan.h"
+#include "attention/kv_rows.h"
 #include "core/strided.h"
 
 namespace riffle::attention {
@@ -30,29 +31,17 @@ struct Bits<DType::kBF16> {
   static constexpr Word kHides = 0xff80, kMagnitude = 0x7fff;
 };
 
-// Which kinds of elements are among n that lie `stride` bytes apart.
-struct Kinds {
-  bool hides = false;
-  bool shows = false;
-  bool adds = false;
-
-  uint8_t Code() const {
-    if (adds || (hides && shows)) {
-      return kMaskBoth;
-    }
-    return shows ? kMaskShows : kMaskHides;
-  }
-};
-
+// The code of a group whose n elements lie `stride` bytes apart, as bits 0 and 4.
 template <DType kDType>
-Kinds FindKinds(const uint8_t* row, int64_t stride, int64_t n) {
+uint8_t GroupCode(const uint8_t* row, int64_t stride, int64_t n) {
   if constexpr (kDType == DType::kU8) {
-    Kinds kinds;
+    bool hides = false;
+    bool shows = false;
     for (int64_t i = 0; i < n; ++i) {
-      kinds.hides |= row[i * stride] == 0;
-      kinds.shows |= row[i * stride] != 0;
+      hides |= row[i * stride] == 0;
+      shows |= row[i * stride] != 0;
     }
-    return kinds;
+    return static_cast<uint8_t>(hides | shows << 4);
   } else {
     using Word = typename Bits<kDType>::Word;
     Word hides = 0;  // without branches, so that the compiler makes vectors of it
@@ -67,20 +56,36 @@ Kinds FindKinds(const uint8_t* row, int64_t stride, int64_t n) {
       shows |= static_cast<Word>(zero);
       adds |= static_cast<Word>(!hidden & !zero);
     }
-    return {hides != 0, shows != 0, adds != 0};
+    return static_cast<uint8_t>((hides | adds) | (shows | adds) << 4);
   }
+}
+
+// The same of a whole group of neighbouring bools.
+uint8_t GroupCodeOf16Bools(const uint8_t* row) {
+  constexpr uint64_t kOnes = 0x0101010101010101;
+  uint64_t x[2];
+  std::memcpy(x, row, sizeof(x));
+  const auto zeros = [](uint64_t bytes) { return (bytes - kOnes) & ~bytes & kOnes << 7; };
+  const bool hides = (zeros(x[0]) | zeros(x[1])) != 0;
+  const bool shows = (x[0] | x[1]) != 0;
+  return static_cast<uint8_t>(hides | shows << 4);
 }
 
 template <DType kDType>
 void FindCodes(const MaskArgs& mask, const uint8_t* row, int64_t keys, uint8_t* codes) {
   constexpr auto kSize = static_cast<int64_t>(SizeOf(kDType));
-  for (int64_t key = 0; key < keys; key += kBlock) {
-    const int64_t n = std::min<int64_t>(kBlock, keys - key);
+  std::fill_n(codes, Blocks(keys), uint8_t{0});
+  for (int64_t key = 0; key < keys; key += kGroupKeys) {
+    const int64_t n = std::min<int64_t>(kGroupKeys, keys - key);
     const uint8_t* from = row + key * mask.key_stride;
-    // A stride that the compiler knows.
-    const Kinds kinds = mask.key_stride == kSize ? FindKinds<kDType>(from, kSize, n)
-                                                 : FindKinds<kDType>(from, mask.key_stride, n);
-    codes[key / kBlock] = kinds.Code();
+    uint8_t code = 0;
+    if (kDType == DType::kU8 && mask.key_stride == kSize && n == kGroupKeys) {
+      code = GroupCodeOf16Bools(from);
+    } else {  // a stride that the compiler knows
+      code = mask.key_stride == kSize ? GroupCode<kDType>(from, kSize, n)
+                                      : GroupCode<kDType>(from, mask.key_stride, n);
+    }
+    codes[key / kBlock] |= static_cast<uint8_t>(code << key % kBlock / kGroupKeys);
   }
 }
 

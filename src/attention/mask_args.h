@@ -7,12 +7,11 @@
 
 namespace riffle::attention {
 
-// What a row of a mask does to a block of keys. The bits of several rows are joined by `or`.
-enum MaskCode : uint8_t {
-  kMaskHides = 1,  // every key is hidden
-  kMaskShows = 2,  // every key is seen and 0 is added to its logit
-  kMaskBoth = 3,   // anything else
-};
+// What a row of a mask does to a block of keys: bit g tells that some key of group g, of 16 keys,
+// is hidden or that something is added to its logit, bit 4 + g that some key of it is seen. The
+// bits of several rows are joined by `or`.
+inline constexpr uint8_t kMaskAlters = 0x0f;
+inline constexpr uint8_t kMaskShows = 0xf0;
 
 // AttentionMask in bytes, with the code of each block of each of its rows.
 struct MaskArgs {

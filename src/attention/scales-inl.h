@@ -8,6 +8,7 @@
 
 #include <hwy/highway.h>
 
+#include <array>
 #include <cstdint>
 #include <cstring>
 #include <type_traits>
@@ -152,6 +153,102 @@ HWY_INLINE void LoadScales(const KvPages& kv, int stride, float* HWY_RESTRICT to
     load(g * kv.scale_group_stride + 2, to);
   }
 }
+
+#if HWY_CAP_GE512
+// Scales of four blocks of a row: word g of the result is that of block g, from words of 128 bytes.
+template <int kBytes>
+constexpr std::array<uint16_t, 32> ScaleWords() {
+  std::array<uint16_t, 32> words{};
+  for (int g = 0; g < 4; ++g) {
+    words[static_cast<size_t>(g)] = static_cast<uint16_t>(g * kBytes / 2);
+  }
+  return words;
+}
+// The same of two rows whose scales lie in 64 bytes each: words 2 g and 2 g + 1.
+template <int kBytes>
+constexpr std::array<uint16_t, 32> ScaleWordsOfTwoRows() {
+  std::array<uint16_t, 32> words{};
+  for (int g = 0; g < 4; ++g) {
+    words[static_cast<size_t>(2 * g)] = static_cast<uint16_t>(g * kBytes / 2);
+    words[static_cast<size_t>(2 * g + 1)] = static_cast<uint16_t>(32 + g * kBytes / 2);
+  }
+  return words;
+}
+
+// to[g * stride + i] = scale g of row i of blocks of kBytes, an f16 at the beginning of each block,
+// for the `groups` blocks of 16 rows. A row's scales are picked out of its bytes, four at a time:
+// loads of single scales were a fifth of a decode over Q4_0.
+template <int kBytes>
+HWY_INLINE void LoadBlockScales(const KvRows& rows, int groups, int stride,
+                                float* HWY_RESTRICT to) {
+  const hn::CappedTag<uint8_t, 64> d;
+  const hn::CappedTag<uint16_t, 32> d16;
+  const hn::FixedTag<uint32_t, 4> d4;
+  const hn::FixedTag<uint32_t, 8> d8;
+  const hn::FixedTag<uint64_t, 4> twice;
+  const hn::FixedTag<uint16_t, 16> halves;
+  constexpr bool kInOneVector = 3 * kBytes + 2 <= 64;
+  alignas(64) static constexpr auto kWords =
+      kInOneVector ? ScaleWordsOfTwoRows<kBytes>() : ScaleWords<kBytes>();
+  const auto words = hn::SetTableIndices(d16, kWords.data());
+  for (int g = 0; g < groups; g += 4) {
+    const auto bytes = static_cast<size_t>(HWY_MIN(groups - g, 4) * kBytes);
+    const auto first = hn::FirstN(d, HWY_MIN(bytes, size_t{64}));
+    const auto second = hn::FirstN(d, bytes - HWY_MIN(bytes, size_t{64}));
+    const auto load = [&](int row, int at, auto mask) HWY_ATTR {
+      return hn::BitCast(d16, hn::MaskedLoad(mask, d, rows.row[row] + g * kBytes + at));
+    };
+    // Scales of rows i and i + 1, for each block side by side.
+    const auto two = [&](int i) HWY_ATTR {
+      if constexpr (kInOneVector) {
+        const auto pairs =
+            hn::TwoTablesLookupLanes(d16, load(i, 0, first), load(i + 1, 0, first), words);
+        return hn::ResizeBitCast(d4, pairs);
+      } else {
+        const hn::FixedTag<uint16_t, 8> d16x8;
+        const auto of_row = [&](int row) HWY_ATTR {
+          return hn::ResizeBitCast(d16x8, hn::TwoTablesLookupLanes(d16, load(row, 0, first),
+                                                                   load(row, 64, second), words));
+        };
+        return hn::BitCast(d4, hn::InterleaveLower(d16x8, of_row(i), of_row(i + 1)));
+      }
+    };
+    // Rows 2 i and 2 i + 1 in the lower block, rows 8 + 2 i and 9 + 2 i in the upper one.
+    const auto four = [&](int i) HWY_ATTR { return hn::Combine(d8, two(8 + 2 * i), two(2 * i)); };
+    const auto x0 = four(0);
+    const auto x1 = four(1);
+    const auto x2 = four(2);
+    const auto x3 = four(3);
+    const auto low01 = hn::BitCast(twice, hn::InterleaveLower(d8, x0, x1));
+    const auto low23 = hn::BitCast(twice, hn::InterleaveLower(d8, x2, x3));
+    const auto high01 = hn::BitCast(twice, hn::InterleaveUpper(d8, x0, x1));
+    const auto high23 = hn::BitCast(twice, hn::InterleaveUpper(d8, x2, x3));
+    const auto store = [&](int i, auto scales) HWY_ATTR {
+      if (g + i < groups) {
+        StoreHalves(FloatTag<16>(), DType::kF16, hn::BitCast(halves, scales),
+                    to + (g + i) * stride);
+      }
+    };
+    store(0, hn::InterleaveLower(twice, low01, low23));
+    store(1, hn::InterleaveUpper(twice, low01, low23));
+    store(2, hn::InterleaveLower(twice, high01, high23));
+    store(3, hn::InterleaveUpper(twice, high01, high23));
+  }
+}
+
+// LoadScales of block formats without offsets.
+HWY_INLINE void LoadScalesOfBlocks(const KvPages& kv, const KvRows& rows, int stride, float* to) {
+  if (kv.code == RowCode::kQ8_0) {
+    LoadBlockScales<BlockBytes(KvFormat::kQ8_0)>(rows, kv.groups, stride, to);
+  } else if (kv.code == RowCode::kQ5_0) {
+    LoadBlockScales<BlockBytes(KvFormat::kQ5_0)>(rows, kv.groups, stride, to);
+  } else {
+    static_assert(BlockBytes(KvFormat::kQ4_0) == BlockBytes(KvFormat::kIQ4NL));
+    HWY_DASSERT(kv.code == RowCode::kQ4_0 || kv.code == RowCode::kIQ4NL);
+    LoadBlockScales<BlockBytes(KvFormat::kQ4_0)>(rows, kv.groups, stride, to);
+  }
+}
+#endif
 
 }  // namespace riffle::attention::HWY_NAMESPACE
 HWY_AFTER_NAMESPACE();

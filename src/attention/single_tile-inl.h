@@ -123,27 +123,35 @@ class SingleTile {
     return context_.Group(block.head, block.key0, group, context_.seen);
   }
 
-  // Keys pass through two groups at a time: 32 rows keep eight vectors of four lanes busy and leave
-  // room in L1. Decoded keys of values that lie in them are kept for these.
-  static constexpr int kGroupsAtOnce = 2;
+  // Keys that are read in place pass through all groups of a block at a time: four rows of q times
+  // 64 keys are 16 chains of products, where 8 left the multipliers waiting for each other. Those
+  // that are decoded into memory pass two groups at a time, which leaves room in L1. Decoded keys
+  // of values that lie in them are kept for these.
+  static constexpr int kDecodedAtOnce = 2;
   static constexpr bool kKeepsKeys = Math::kPerOperand == 2;  // whose operands are unscaled
   int KeyPlace(int group) const {
-    return kKeepsKeys && context_.args.values_in_keys ? group : group % kGroupsAtOnce;
+    return kKeepsKeys && context_.args.values_in_keys ? group : group % kDecodedAtOnce;
   }
 
   void Score(const TileBlock& block, const Tile& tile) {
     const Context& c = context_;
     const int end = block.end / kGroupKeys;
+    const int at_once = TakesKeys(tile) ? kGroups : kDecodedAtOnce;
     for (int group = block.begin / kGroupKeys; group < end;) {
-      const int count = std::min(kGroupsAtOnce - group % kGroupsAtOnce, end - group);
-      KvRows rows[kGroupsAtOnce];
+      const int count = std::min(at_once - group % at_once, end - group);
+      KvRows* rows = rows_.keys + group;
       for (int i = 0; i < count; ++i) {
         const RowsAt at = Group(block, group + i);
-        c.keys.FindScales(at, group + i);
-        c.values.FindScales(at, group + i);
+        KvRows* values = rows_.values + group + i;
+        c.keys.Rows(at, rows + i);
+        c.values.Rows(at, values);
+        c.keys.FindScales(at, rows[i], group + i);
+        c.values.FindScales(at, *values, group + i);
         Word* buffer = c.at.keys + KeyPlace(group + i) * kGroupKeys * c.key_stride;
         if constexpr (Math::kDirect) {
-          rows[i] = TakesKeys(tile) ? c.keys.Rows(at) : c.keys.Readable(at, c.key_stride, buffer);
+          if (!TakesKeys(tile)) {
+            c.keys.Readable(at, c.key_stride, buffer, rows + i);
+          }
         } else {
           c.keys.Decode(at, c.key_stride, buffer);
         }
@@ -217,10 +225,10 @@ class SingleTile {
   // Values are read in place, or where they have been decoded to.
   void AddInPlace(const TileBlock& block, const Tile& tile) {
     const Context& c = context_;
-    KvRows rows[kGroups];
+    KvRows* rows = rows_.values;
     const int stride = c.shape.columns / Math::kPerOperand;
     for (int group = block.begin / kGroupKeys; group < block.end / kGroupKeys; ++group) {
-      rows[group] = ReadableValues(Group(block, group), group, stride, tile);
+      MakeReadable(Group(block, group), group, stride, tile, &rows[group]);
       for (int i = 0; block.masked && i < kGroupKeys; ++i) {
         if (c.Hides(block, group * kGroupKeys + i, 0, tile.lanes)) {
           rows[group].row[i] = kZeroRow;
@@ -234,6 +242,7 @@ class SingleTile {
         .columns = c.shape.columns,
         .begin_column = 0,
         .end_column = 0,
+        .group_columns = c.values.groups() < 2 ? c.shape.columns : c.values.group(),
         .ahead = {ahead_.values[block.begin / kGroupKeys].row, AheadStep(c.args.values, 32)}};
     const auto add = [&](int begin_column, int end_column) HWY_ATTR {
       values.begin_column = begin_column;
@@ -241,7 +250,8 @@ class SingleTile {
       AddDirect(c.at.p + block.begin / Math::kPerOperand * tile.lanes, tile, values,
                 c.Sums(block, tile));
     };
-    c.softmax.ForColumnGroups(tile.lanes, block.begin, block.end, c.shape.columns, add);
+    const int groups = TakesValues(tile) ? kTileRows / tile.lanes : 1;
+    c.softmax.ForColumnGroups(tile.lanes, block.begin, block.end, c.shape.columns, groups, add);
   }
 
   bool TakesValues([[maybe_unused]] const Tile& tile) const {
@@ -251,33 +261,32 @@ class SingleTile {
     return false;
   }
 
-  KvRows ReadableValues(const RowsAt& at, int group, int stride, const Tile& tile) const {
+  // `rows`, the values' own, become rows that kernels can read.
+  void MakeReadable(const RowsAt& at, int group, int stride, const Tile& tile, KvRows* rows) const {
     const Context& c = context_;
     if constexpr (Math::kPerOperand == 1) {
       if (c.values.code() <= RowCode::kBF16) {  // converted as they are loaded
-        return c.values.Rows(at);
+        return;
       }
     } else if (c.args.values_in_keys && !c.values.in_place() && !TakesKeys(tile)) {
-      return DecodedWithKeys(group);
+      return FindDecodedWithKeys(group, rows);
     }
-    if (TakesValues(tile)) {
-      return c.values.Rows(at);
+    if (TakesValues(tile) || c.values.in_place()) {
+      return;
     }
-    return c.values.Readable(at, stride, c.at.values + group * kGroupKeys * stride);
+    c.values.Readable(at, stride, c.at.values + group * kGroupKeys * stride, rows);
   }
 
   // Values that lie in keys, which have just been decoded without their scales.
-  KvRows DecodedWithKeys(int group) const {
+  void FindDecodedWithKeys(int group, KvRows* rows) const {
     const Context& c = context_;
     const auto offset = static_cast<size_t>(c.args.values.data - c.args.keys.data);
     const size_t element = offset * static_cast<size_t>(c.args.keys.dim) / c.args.keys.row_bytes;
-    KvRows rows;
     for (int i = 0; i < kGroupKeys; ++i) {
-      rows.row[i] = reinterpret_cast<const uint8_t*>(
-                        c.at.keys + (KeyPlace(group) * kGroupKeys + i) * c.key_stride) +
-                    2 * element;
+      rows->row[i] = reinterpret_cast<const uint8_t*>(
+                         c.at.keys + (KeyPlace(group) * kGroupKeys + i) * c.key_stride) +
+                     2 * element;
     }
-    return rows;
   }
 
   void AddDirect(const Word* p, const Tile& tile, const DirectValues& values, float* sums) const {
@@ -321,7 +330,7 @@ class SingleTile {
           AddValuesAhead(product, tile.rows, {ahead_.values[group].row, value_step_});
         }
       };
-      c.softmax.ForColumnGroups(tile.lanes, begin, end, c.shape.columns, add);
+      c.softmax.ForColumnGroups(tile.lanes, begin, end, c.shape.columns, 1, add);
       product.p += Context::kGroupSteps * tile.lanes;
       product.fresh = false;
     }
@@ -338,6 +347,7 @@ class SingleTile {
   const int operands_;
   const int key_step_;
   const int value_step_;
+  TileRows rows_;   // of the block in hand
   TileRows ahead_;  // what is prefetched
 };
 

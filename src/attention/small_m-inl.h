@@ -158,7 +158,9 @@ struct DirectValues {
   int columns;                 // of a row of sums
   int begin_column;            // of them [begin_column, end_column), multiples of 32
   int end_column;
-  Ahead ahead;  // rows [keys]; step: bytes of 32 columns
+  int group_columns;  // columns that have the same probabilities, from begin_column on; see
+                      // TileSoftmax::ForColumnGroups
+  Ahead ahead;        // rows [keys]; step: bytes of 32 columns
 };
 
 // Loads a step of values: the next keys' kVecs vectors of columns from `column` on.

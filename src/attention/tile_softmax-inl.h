@@ -8,6 +8,7 @@
 
 #include <hwy/highway.h>
 
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 
@@ -69,21 +70,24 @@ class TileSoftmax {
     });
   }
 
-  // f(begin, end) for ranges of columns that have the same probabilities, once p holds those of the
-  // keys [begin, end) of the block.
+  // f(begin, end) for ranges of columns, once p holds the probabilities of keys [begin, end) of the
+  // block for each of the range's groups, one after the other: [groups][kBlock /
+  // kPerOperand][lanes]. `groups` limits how many these are; p has room for kTileRows / lanes of
+  // them.
   template <class F>
-  void ForColumnGroups(int lanes, int begin, int end, int columns, const F& f) const {
+  void ForColumnGroups(int lanes, int begin, int end, int columns, int groups, const F& f) const {
     if (values_.groups() < 2) {
       f(0, columns);
       return;
     }
-    for (int g = 0; g < values_.groups(); ++g) {
+    for (int g = 0; g < values_.groups(); g += groups) {
+      const int count = std::min(groups, values_.groups() - g);
       WithLanes(lanes, [&](auto df) HWY_ATTR {
         ScaleKeptWeights<Math>(df, lanes, begin, end, at_.group_scores, at_.scores,
-                               values_.Scales(g), at_.p);
+                               values_.Scales(g), count, at_.p);
         return true;
       });
-      f(g * values_.group(), (g + 1) * values_.group());
+      f(g * values_.group(), (g + count) * values_.group());
     }
   }
 

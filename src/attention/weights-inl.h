@@ -78,6 +78,21 @@ HWY_INLINE void StoreWeightsOf4(BF16Math, hn::Vec<FourKeys> weights, int key, ui
   const auto pairs = hn::TableLookupLanes(halves, hn::SetTableIndices(du16, kPairs));
   hn::StoreU(hn::BitCast(du, pairs), du, p + 2 * key);
 }
+
+// Two such vectors, of eight keys from `key` on, at once.
+HWY_INLINE void StoreWeightsOf8(BF16Math, hn::Vec<FourKeys> low, hn::Vec<FourKeys> high, int key,
+                                uint32_t* p) {
+  const hn::Repartition<hwy::bfloat16_t, FourKeys> dh;
+  const hn::Repartition<uint16_t, FourKeys> du16;
+  const hn::RebindToUnsigned<FourKeys> du;
+  // [8 keys][4 rows] -> [4 pairs][4 rows][2 keys]
+  alignas(64) static constexpr uint16_t kPairs[32] = {0,  4,  1,  5,  2,  6,  3,  7,  8,  12, 9,
+                                                      13, 10, 14, 11, 15, 16, 20, 17, 21, 18, 22,
+                                                      19, 23, 24, 28, 25, 29, 26, 30, 27, 31};
+  const auto halves = hn::BitCast(du16, hn::OrderedDemote2To(dh, low, high));
+  const auto pairs = hn::TableLookupLanes(halves, hn::SetTableIndices(du16, kPairs));
+  hn::Store(hn::BitCast(du, pairs), du, p + 2 * key);
+}
 #endif
 
 // A weight times the scale of its key's value. A hidden key's scale may be NaN or infinite; its
@@ -141,27 +156,52 @@ struct KeptWeights {
 #endif
 };
 
-// p = the kept weights of keys [begin, end), multiples of 4, times scales[key].
-//   scores  [kBlock][lanes], masked
+#if HWY_NATIVE_DOT_BF16 && HWY_ARCH_X86 && HWY_CAP_GE512
+// ScaleKeptWeights for four lanes: eight keys of all groups at a time.
+HWY_INLINE void ScaleKeptWeightsOf4(int begin, int end, const float* weights, const float* scores,
+                                    const float* scales, int groups, uint32_t* HWY_RESTRICT p) {
+  const FourKeys d;
+  const auto minus_inf = hn::Set(d, -std::numeric_limits<float>::infinity());
+  for (int key = begin; key < end; key += 8) {
+    const auto low = hn::Load(d, weights + 4 * key);
+    const auto high = hn::Load(d, weights + 4 * key + 16);
+    const auto low_hidden = hn::Eq(hn::Load(d, scores + 4 * key), minus_inf);
+    const auto high_hidden = hn::Eq(hn::Load(d, scores + 4 * key + 16), minus_inf);
+    for (int g = 0; g < groups; ++g) {
+      const float* of_keys = scales + g * kBlock + key;
+      StoreWeightsOf8(BF16Math(),
+                      hn::IfThenZeroElse(low_hidden, hn::Mul(low, RepeatEach4(of_keys))),
+                      hn::IfThenZeroElse(high_hidden, hn::Mul(high, RepeatEach4(of_keys + 4))), key,
+                      p + g * (kBlock / 2 * 4));
+    }
+  }
+}
+#endif
+
+// p[g] = the kept weights of keys [begin, end), multiples of 16, times scales[g][key], for `groups`
+// groups of columns.
+//   scores  [kBlock][lanes], masked; scales [groups][kBlock]
+//   p       [groups][kBlock / kPerOperand][lanes]
 template <class Math, class DF>
 HWY_INLINE void ScaleKeptWeights(DF df, int lanes, int begin, int end, const float* weights,
-                                 const float* scores, const float* scales, typename Math::Word* p) {
-  const ScaledWeights<Math> to{p, scales};
-#if HWY_CAP_GE512
-  if constexpr (hn::MaxLanes(DF()) == 4) {
-    const FourKeys d;
-    for (int key = begin; key < end; key += 4) {
-      to.PutFour(hn::Load(d, weights + 4 * key), hn::Load(d, scores + 4 * key), key);
-    }
+                                 const float* scores, const float* scales, int groups,
+                                 typename Math::Word* p) {
+#if HWY_NATIVE_DOT_BF16 && HWY_ARCH_X86 && HWY_CAP_GE512
+  if constexpr (hn::MaxLanes(DF()) == 4 && Math::kPerOperand == 2) {
+    ScaleKeptWeightsOf4(begin, end, weights, scores, scales, groups, p);
     return;
   }
 #endif
-  for (int lane = 0; lane < lanes; lane += static_cast<int>(hn::MaxLanes(df))) {
-    for (int key = begin; key < end; key += 2) {
-      const int at = key * lanes + lane;
-      const hn::Vec<DF> weight[] = {hn::Load(df, weights + at), hn::Load(df, weights + at + lanes)};
-      const hn::Vec<DF> score[] = {hn::Load(df, scores + at), hn::Load(df, scores + at + lanes)};
-      to.Put(df, weight, score, key, lane, lanes);
+  for (int g = 0; g < groups; ++g, scales += kBlock, p += kBlock / Math::kPerOperand * lanes) {
+    const ScaledWeights<Math> to{p, scales};
+    for (int lane = 0; lane < lanes; lane += static_cast<int>(hn::MaxLanes(df))) {
+      for (int key = begin; key < end; key += 2) {
+        const int at = key * lanes + lane;
+        const hn::Vec<DF> weight[] = {hn::Load(df, weights + at),
+                                      hn::Load(df, weights + at + lanes)};
+        const hn::Vec<DF> score[] = {hn::Load(df, scores + at), hn::Load(df, scores + at + lanes)};
+        to.Put(df, weight, score, key, lane, lanes);
+      }
     }
   }
 }

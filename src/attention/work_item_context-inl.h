@@ -168,12 +168,20 @@ struct WorkItemContext {
     const int last = item->query_begin + (tile.row + tile.rows - 1) / group;
     const uint8_t code =
         MaskCodeOf(args, item->seq, first, last + 1, item->head_begin + block.head, block.key0);
-    block.masked = code == kMaskBoth;
+    // Groups at both ends that no row sees are left out.
+    const auto group_code = [code](int key) { return code >> (key / kGroupKeys); };
+    while (block.begin < block.end && (group_code(block.begin) & 0x10) == 0) {
+      block.begin += kGroupKeys;
+    }
+    while (block.begin < block.end && (group_code(block.end - 1) & 0x10) == 0) {
+      block.end -= kGroupKeys;
+    }
+    block.masked = false;
+    for (int key = block.begin; key < block.end; key += kGroupKeys) {
+      block.masked |= (group_code(key) & 1) != 0;
+    }
     block.partial |= block.masked;
     block.fresh = false;
-    if (code == kMaskHides) {
-      block.end = block.begin;
-    }
   }
 
   void MakeBias(const TileBlock& block, const Tile& tile) const {

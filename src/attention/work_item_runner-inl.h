@@ -45,13 +45,17 @@ class WorkItemRunner {
         partial_states + PartialStateFloats(std::max<int64_t>(item.state_row, 0), shape.columns);
     const int64_t state_floats =
         PartialStateFloats(PartialStateRows(shape.heads, shape.rows), shape.columns);
+    const Splits splits = VisibleSplits();
     // Merging one KV split into nothing would change no result.
-    const bool one_split = item.state_row < 0 && item.split_end - item.split_begin == 1;
+    const bool one_split = item.state_row < 0 && splits.end - splits.begin == 1;
     if (!one_split) {
       at.total.Clear(shape);
       std::fill_n(at.total.sums, int64_t{shape.heads} * shape.rows * shape.columns, 0.0f);
     }
-    for (int split = item.split_begin; split < item.split_end; ++split) {
+    for (int split = splits.begin; split < splits.end; ++split) {
+      if (item.merges && !one_split && IsHiddenSplit(split)) {
+        continue;
+      }
       RunSplit(strategy, split, ahead);
       if (one_split) {
         WriteResults(at.split);
@@ -74,16 +78,61 @@ class WorkItemRunner {
   template <class Strategy>
   void RunSplit(Strategy& strategy, int split, TileCursor& ahead) {
     context_.BeginSplit(split * kKvSplit);
+    ForEachBlock(split, [&](int head, int key0) {
+      if (!IsHiddenBlock(head, key0)) {
+        strategy.RunBlock(head, key0, ahead);
+        ahead.Next();
+      }
+      return true;
+    });
+  }
+
+  // f(head, key0) for the blocks of keys of a KV split and all heads, until it returns false.
+  template <class F>
+  void ForEachBlock(int split, const F& f) const {
     const int begin = std::max(context_.seen.begin, split * kKvSplit) / kBlock * kBlock;
     const int end = std::min(context_.seen.end, (split + 1) * kKvSplit);
     for (int key0 = begin; key0 < end; key0 += kBlock) {
       for (int head = 0; head < context_.shape.heads; ++head) {
-        if (!IsHidden(context_.args, *context_.item, context_.item->head_begin + head, key0)) {
-          strategy.RunBlock(head, key0, ahead);
-          ahead.Next();
+        if (!f(head, key0)) {
+          return;
         }
       }
     }
+  }
+
+  bool IsHiddenBlock(int head, int key0) const {
+    return IsHidden(context_.args, *context_.item, context_.item->head_begin + head, key0);
+  }
+
+  // Whether the mask hides all of a KV split from the work item.
+  bool IsHiddenSplit(int split) const {
+    if (context_.args.mask.data == nullptr) {
+      return false;
+    }
+    bool hidden = true;
+    ForEachBlock(split, [&](int head, int key0) { return hidden = IsHiddenBlock(head, key0); });
+    return hidden;
+  }
+
+  // The KV splits of the work item, at least one. Those that the mask hides are left out where they
+  // would be merged: an empty state changes nothing, but clearing and merging it cost a third of a
+  // prefill over a block-diagonal mask. Each that is stored has a place of its own.
+  struct Splits {
+    int begin;
+    int end;
+  };
+  Splits VisibleSplits() const {
+    Splits splits{context_.item->split_begin, context_.item->split_end};
+    if (context_.item->merges || context_.item->state_row < 0) {
+      while (splits.end - splits.begin > 1 && IsHiddenSplit(splits.begin)) {
+        ++splits.begin;
+      }
+      while (splits.end - splits.begin > 1 && IsHiddenSplit(splits.end - 1)) {
+        --splits.end;
+      }
+    }
+    return splits;
   }
 
   void WriteResults(const WorkItemState& state) const {

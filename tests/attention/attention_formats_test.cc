@@ -73,7 +73,7 @@ TEST_F(Formats, HeadDimsPagesAndAddresses) {
   int i = 0;
   for (const KvCoding& coding : AllKvCodings()) {
     const bool grouped = coding.scaling == Scaling::kGroups || coding.format != KvFormat::kPlain;
-    for (const int dim : {8, 40, 72, 200, 32, 96, 128, 256, 1024}) {
+    for (const int dim : {8, 40, 72, 200, 32, 96, 128, 160, 256, 1024}) {
       const int unit = coding.scaling == Scaling::kGroups ? coding.group : 32;
       if (grouped && dim % unit != 0) {
         continue;
@@ -81,6 +81,7 @@ TEST_F(Formats, HeadDimsPagesAndAddresses) {
       ++i;
       Check({.q_lens = {1, 20},
              .kv_lens = {80, 45},
+             .group = i % 2 == 0 ? 4 : 2,
              .dim = dim,
              .page_size = 1 + 7 * (i % 5),
              .q_dtype = kDTypes[(i + 2) % 3],

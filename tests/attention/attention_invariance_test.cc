@@ -48,6 +48,12 @@ std::vector<Kind> Kinds() {
     spec.q_dtype = DType::kF32;
     spec.group = 3;
     kinds.push_back({Name(coding.format), spec});
+    if (coding.format != KvFormat::kPlain || coding.group == 32) {  // five scales a row
+      spec.q_dtype = DType::kBF16;
+      spec.group = 4;
+      spec.dim = 160;
+      kinds.push_back({Name(coding.format), spec});
+    }
   }
   kinds.push_back({"values in keys",
                    {.kv_heads = 1,
