@@ -101,7 +101,7 @@ void AddModelOptions(CLI::App& command, GenerateArguments& a) {
   command
       .add_option("--kv", a.kv,
                   "how keys and values are kept: " + engine::KvKindNames() +
-                      " (f16). Fewer bits take less memory and round more")
+                      " (f16), or fp8, which is e4m3. Fewer bits take less memory and round more")
       ->type_name("FORMAT");
   command
       .add_option("--threads", a.threads,

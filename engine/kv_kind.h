@@ -39,7 +39,11 @@ inline constexpr NamedKvKind kKvKinds[] = {
     {"iq4_nl", {DType::kU8, KvFormat::kIQ4NL}},
 };
 
+// "fp8", as other engines name it, is e4m3.
 inline std::optional<KvKind> KvKindOf(std::string_view name) {
+  if (name == "fp8") {
+    name = "e4m3";
+  }
   for (const NamedKvKind& known : kKvKinds) {
     if (known.name == name) {
       return known.kind;

@@ -73,6 +73,8 @@ class Options(Cli):
             self.assertEqual(self.objects("--prompt", prompt, "--kv", kind)[0]["text"], f16, kind)
         for kind in ("e4m3", "int8", "q4_0", "e5m2", "q5_1", "q5_0", "q4_1", "iq4_nl")[: 3 if SLOW else 8]:
             self.assertGreater(len(self.objects("--prompt", prompt, "--kv", kind)[0]["text"]), 5, kind)
+        e4m3, fp8 = (self.objects("--prompt", prompt, "--kv", kind)[0]["tokens"] for kind in ("e4m3", "fp8"))
+        self.assertEqual(fp8, e4m3)
 
     def test_list_models(self):
         done = self.run_riffle("generate", "--list-models")

@@ -107,13 +107,15 @@ class Generate(Cli):
     def test_penalties(self):
         prompt = "one two one two one two one two"
         plain = self.objects("--prompt", prompt)[0]["tokens"]
-        off = self.objects("--prompt", prompt, "--repetition-penalty", 1, "--presence-penalty", 0, "--frequency-penalty", "-0")
-        self.assertEqual(off[0]["tokens"], plain)
         never = self.objects("--prompt", prompt, prompt, "--repetition-penalty", 100)
         for result in never[:-1]:
             self.assertNotEqual(result["tokens"][0], plain[0])  # the prompt had it
             self.assertEqual(len(set(result["tokens"])), len(result["tokens"]))
         self.assertEqual(never[0]["tokens"], never[1]["tokens"])
+        if os.environ.get("RIFFLE_SLOW"):
+            return
+        off = self.objects("--prompt", prompt, "--repetition-penalty", 1, "--presence-penalty", 0, "--frequency-penalty", "-0")
+        self.assertEqual(off[0]["tokens"], plain)
         for option in ("--presence-penalty", "--frequency-penalty"):
             first = self.objects("--prompt", prompt, option, 2)[0]["tokens"]
             self.assertEqual(first[0], plain[0])  # the answer had none yet

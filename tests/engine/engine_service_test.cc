@@ -392,6 +392,7 @@ TEST(EngineService, EveryKindOfKeysAndValues) {
   EXPECT_LT(errors["bf16"], errors["q4_1"]);
   EXPECT_LT(errors["e4m3"], errors["e5m2"]);
   EXPECT_EQ(KvKindOf("f8"), std::nullopt);
+  EXPECT_EQ(KvKindOf("fp8"), KvKind{DType::kE4M3});
   EXPECT_THAT(KvKindNames(), HasSubstr("f32, f16, bf16, e4m3"));
 }
 
