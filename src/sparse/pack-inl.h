@@ -41,68 +41,101 @@ HWY_INLINE VecU32 LoadFourthRows(const uint8_t* const* row, int64_t offset) {
   return hn::BitCast(LaneU32(), v);
 }
 
+// put(word, vector) for each word of kLanes rows of `words` words, a multiple of 4: that word of
+// all rows.
+template <class Put>
+HWY_INLINE void TransposeWords(const uint8_t* const* row, int words, const Put& put) {
+  HWY_DASSERT(words % 4 == 0);
+  const LaneU32 d;
+  for (int word = 0; word < words; word += 4) {
+    const auto r0 = LoadFourthRows(row, 4 * word);
+    const auto r1 = LoadFourthRows(row + 1, 4 * word);
+    const auto r2 = LoadFourthRows(row + 2, 4 * word);
+    const auto r3 = LoadFourthRows(row + 3, 4 * word);
+    const auto a = hn::InterleaveLower(d, r0, r2);
+    const auto b = hn::InterleaveLower(d, r1, r3);
+    const auto c = hn::InterleaveUpper(d, r0, r2);
+    const auto e = hn::InterleaveUpper(d, r1, r3);
+    put(word, hn::InterleaveLower(d, a, b));
+    put(word + 1, hn::InterleaveUpper(d, a, b));
+    put(word + 2, hn::InterleaveLower(d, c, e));
+    put(word + 3, hn::InterleaveUpper(d, c, e));
+  }
+}
+
 // Transposes rows of `words` words, a multiple of 4, into the panels of a tile; each word is xored
 // with `flip`. Reads and writes whole panels: `rows` has pointers for all of their keys.
 HWY_INLINE void PackTile(const uint8_t* const* rows, int panels, int words, uint32_t flip,
                          uint32_t* tile) {
-  HWY_DASSERT(words % 4 == 0);
   const LaneU32 d;
   const auto mask = hn::Set(d, flip);
   for (int panel = 0; panel < panels; ++panel, tile += words * kPanel) {
     for (int half = 0; half < kPanel; half += kLanes) {
-      const uint8_t* const* row = rows + panel * kPanel + half;
-      uint32_t* to = tile + half;
-      for (int word = 0; word < words; word += 4, to += 4 * kPanel) {
-        const auto r0 = LoadFourthRows(row, 4 * word);
-        const auto r1 = LoadFourthRows(row + 1, 4 * word);
-        const auto r2 = LoadFourthRows(row + 2, 4 * word);
-        const auto r3 = LoadFourthRows(row + 3, 4 * word);
-        const auto a = hn::InterleaveLower(d, r0, r2);
-        const auto b = hn::InterleaveLower(d, r1, r3);
-        const auto c = hn::InterleaveUpper(d, r0, r2);
-        const auto e = hn::InterleaveUpper(d, r1, r3);
-        hn::Store(hn::Xor(hn::InterleaveLower(d, a, b), mask), d, to);
-        hn::Store(hn::Xor(hn::InterleaveUpper(d, a, b), mask), d, to + kPanel);
-        hn::Store(hn::Xor(hn::InterleaveLower(d, c, e), mask), d, to + 2 * kPanel);
-        hn::Store(hn::Xor(hn::InterleaveUpper(d, c, e), mask), d, to + 3 * kPanel);
-      }
+      TransposeWords(rows + panel * kPanel + half, words, [&](int word, VecU32 x) HWY_ATTR {
+        hn::Store(hn::Xor(x, mask), d, tile + half + word * kPanel);
+      });
     }
   }
 }
 
+#if HWY_TARGET <= HWY_AVX3_ZEN4 && HWY_ARCH_X86
+#undef RIFFLE_SPARSE_E4M3_TABLES
+#define RIFFLE_SPARSE_E4M3_TABLES 1
+// The bytes of what codes stand for as bf16, without their sign.
+struct E4M3Bytes {
+  alignas(64) uint8_t low[128] = {};
+  alignas(64) uint8_t high[128] = {};
+  constexpr E4M3Bytes() {
+    // m * 2^-9 for the subnormal codes m = 0..7.
+    constexpr uint16_t kSubnormal[8] = {0, 0x3b00, 0x3b80, 0x3bc0, 0x3c00, 0x3c20, 0x3c40, 0x3c60};
+    for (int code = 0; code < 128; ++code) {
+      const int bits = code == 127 ? 0x7fc0 : code < 8 ? kSubnormal[code] : (code << 4) + 0x3c00;
+      low[code] = static_cast<uint8_t>(bits & 255);
+      high[code] = static_cast<uint8_t>(bits >> 8);
+    }
+  }
+};
+inline constexpr E4M3Bytes kE4M3Bytes = {};
+
+// e4m3 as bf16 by tables of 128: 6 operations for 64 elements, where arithmetic takes
+// 30.
+class E4M3Tables {
+ public:
+  using D = hn::CappedTag<uint8_t, 64>;
+  using V = hn::Vec<D>;
+
+  HWY_INLINE E4M3Tables()
+      : low0_(hn::Load(D(), kE4M3Bytes.low)),
+        low1_(hn::Load(D(), kE4M3Bytes.low + 64)),
+        high0_(hn::Load(D(), kE4M3Bytes.high)),
+        high1_(hn::Load(D(), kE4M3Bytes.high + 64)) {}
+
+  // The low and the high bytes of codes.
+  HWY_INLINE void Look(V codes, V& low, V& high) const {
+    const D d;
+    const auto sign = hn::Set(d, uint8_t{0x80});
+    const auto index = hn::IndicesFromVec(d, hn::AndNot(sign, codes));
+    low = hn::TwoTablesLookupLanes(d, low0_, low1_, index);
+    high = hn::Or(hn::TwoTablesLookupLanes(d, high0_, high1_, index), hn::And(codes, sign));
+  }
+
+ private:
+  V low0_, low1_, high0_, high1_;
+};
+#else
+#undef RIFFLE_SPARSE_E4M3_TABLES
+#define RIFFLE_SPARSE_E4M3_TABLES 0
+#endif
+
 // e4m3 as bf16, exact. NaN codes become NaN.
 HWY_INLINE void E4M3ToBF16(const uint8_t* from, int count, uint16_t* to) {
-#if HWY_TARGET <= HWY_AVX3_ZEN4 && HWY_ARCH_X86
-  // Both bytes of the result by tables of 128: 6 operations for 64 elements, where arithmetic takes
-  // 30.
-  struct Tables {
-    alignas(64) uint8_t low[128] = {};
-    alignas(64) uint8_t high[128] = {};
-    constexpr Tables() {
-      // m * 2^-9 for the subnormal codes m = 0..7.
-      constexpr uint16_t kSubnormal[8] = {0,      0x3b00, 0x3b80, 0x3bc0,
-                                          0x3c00, 0x3c20, 0x3c40, 0x3c60};
-      for (int code = 0; code < 128; ++code) {
-        const int bits = code == 127 ? 0x7fc0 : code < 8 ? kSubnormal[code] : (code << 4) + 0x3c00;
-        low[code] = static_cast<uint8_t>(bits & 255);
-        high[code] = static_cast<uint8_t>(bits >> 8);
-      }
-    }
-  };
-  static constexpr Tables kTables;
-  const hn::CappedTag<uint8_t, 64> d;
+#if RIFFLE_SPARSE_E4M3_TABLES
+  const E4M3Tables tables;
+  const E4M3Tables::D d;
   const hn::Repartition<uint16_t, decltype(d)> d16;
-  const auto low0 = hn::Load(d, kTables.low);
-  const auto low1 = hn::Load(d, kTables.low + 64);
-  const auto high0 = hn::Load(d, kTables.high);
-  const auto high1 = hn::Load(d, kTables.high + 64);
-  const auto sign = hn::Set(d, uint8_t{0x80});
   for (int i = 0; i < count; i += 64) {
-    const auto codes = hn::LoadN(d, from + i, static_cast<size_t>(count - i));
-    const auto index = hn::IndicesFromVec(d, hn::AndNot(sign, codes));
-    const auto low = hn::TwoTablesLookupLanes(d, low0, low1, index);
-    const auto high =
-        hn::Or(hn::TwoTablesLookupLanes(d, high0, high1, index), hn::And(codes, sign));
+    E4M3Tables::V low, high;
+    tables.Look(hn::LoadN(d, from + i, static_cast<size_t>(count - i)), low, high);
     const auto left = static_cast<size_t>(count - i);
     hn::StoreN(hn::BitCast(d16, hn::InterleaveWholeLower(d, low, high)), d16, to + i, left);
     if (left > 32) {
@@ -116,6 +149,35 @@ HWY_INLINE void E4M3ToBF16(const uint8_t* from, int count, uint16_t* to) {
   ExactBF16(wide, count, to);
 #endif
 }
+
+#if RIFFLE_SPARSE_E4M3_TABLES
+// PackTile of rows of e4m3 codes as words of two bf16: four codes of a key are transposed as one
+// word, then decoded to two. Half the words to transpose, and no row of bf16 between: scores of
+// one query over 131072 keys took 2.83 ms with both, 2.52 ms so (docs/lab/sparse.md).
+HWY_INLINE void PackE4M3Tile(const uint8_t* const* rows, int panels, int head_dim, uint32_t* tile) {
+  const E4M3Tables tables;
+  const E4M3Tables::D d8;
+  const LaneU32 d;
+  // The first two codes of each key of a 16-byte block, then the last two.
+  alignas(16) static constexpr uint8_t kHalves[16] = {0, 1, 4, 5, 8,  9,  12, 13,
+                                                      2, 3, 6, 7, 10, 11, 14, 15};
+  const auto halves = hn::LoadDup128(d8, kHalves);
+  const auto put = [&](VecU32 codes, uint32_t* to) HWY_ATTR {
+    E4M3Tables::V low, high;
+    tables.Look(hn::TableLookupBytes(hn::BitCast(d8, codes), halves), low, high);
+    hn::Store(hn::BitCast(d, hn::InterleaveLower(d8, low, high)), d, to);
+    hn::Store(hn::BitCast(d, hn::InterleaveUpper(d8, low, high)), d, to + kPanel);
+  };
+  const int words = head_dim / 2;
+  for (int panel = 0; panel < panels; ++panel, tile += words * kPanel) {
+    for (int half = 0; half < kPanel; half += kLanes) {
+      TransposeWords(rows + panel * kPanel + half, head_dim / 4,
+                     [&](int word, VecU32 codes)
+                         HWY_ATTR { put(codes, tile + half + 2 * word * kPanel); });
+    }
+  }
+}
+#endif
 
 // 2^(code - 127); 255 is NaN.
 HWY_INLINE float FromE8M0(uint8_t code) {

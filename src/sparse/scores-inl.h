@@ -121,6 +121,12 @@ class Scorer {
     }
     const int words = args_.words();
     panels_ = (count_ + kPanel - 1) / kPanel;
+#if RIFFLE_SPARSE_E4M3_TABLES
+    if (args_.product == Product::kBF16 && args_.key_dtype == DType::kE4M3 && !args_.mxfp4) {
+      PackE4M3Tile(rows_, panels_, args_.head_dim, layout_.tile.At(scratch_));
+      return;
+    }
+#endif
     uint32_t* converted = layout_.rows.At(scratch_);
     const uint8_t* rows[kTileKeys];
     for (int i = 0; i < panels_ * kPanel; ++i) {
