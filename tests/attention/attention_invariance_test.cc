@@ -100,14 +100,14 @@ TEST_F(Invariance, DecodeChunksAndPrefill) {
       int begin, size;
       AttentionCase attention;
     };
-    spec.q_lens = {kLength};
-    spec.kv_lens = {kLength};
+    spec.q_lens = std::vector<int>{kLength};
+    spec.kv_lens = std::vector<int>{kLength};
     auto prefill = std::make_shared<AttentionCase>(spec);
     auto chunks = std::make_shared<std::vector<Chunk>>();
     for (const int size : {1, 3, 100}) {
       for (int end = size; end <= kLength; end += size == 100 ? size : 83) {
-        spec.q_lens = {size};
-        spec.kv_lens = {end};
+        spec.q_lens = std::vector<int>{size};
+        spec.kv_lens = std::vector<int>{end};
         // The infinite values' place depends on the length.
         if (spec.data != KvData::kInfiniteLater || end == kLength) {
           chunks->push_back({end - size, size, AttentionCase(spec)});
@@ -137,8 +137,8 @@ TEST_F(Invariance, DecodeAndPrefillInShort) {
       const AttentionResult expected = prefill.Run();
       for (const auto& [size, end] :
            {std::pair{1, 1}, {1, 257}, {1, kLength}, {7, 64}, {40, 520}}) {
-        spec.q_lens = {size};
-        spec.kv_lens = {end};
+        spec.q_lens = std::vector<int>{size};
+        spec.kv_lens = std::vector<int>{end};
         ASSERT_TRUE(RunCase(spec).SameBits(0, expected, end - size, size))
             << Name(dtype) << " on " << target << ", queries " << end - size << " + " << size;
       }
@@ -172,8 +172,8 @@ TEST_F(Invariance, AloneAndInABatch) {
     auto alone = std::make_shared<std::vector<AttentionCase>>();
     for (size_t b = 0; b < spec.q_lens.size(); ++b) {
       AttentionSpec one = spec;
-      one.q_lens = {spec.q_lens[b]};
-      one.kv_lens = {spec.kv_lens[b]};
+      one.q_lens = std::vector<int>{spec.q_lens[b]};
+      one.kv_lens = std::vector<int>{spec.kv_lens[b]};
       one.first_sequence = static_cast<int>(b);
       alone->push_back(AttentionCase(one));
     }
@@ -197,8 +197,8 @@ TEST_F(Invariance, Threads) {
     auto cases = std::make_shared<std::vector<AttentionCase>>();
     // Long single sequences are split over threads, the heads of short ones too.
     for (const int length : {3000, 600, 100}) {
-      spec.q_lens = {2};
-      spec.kv_lens = {length};
+      spec.q_lens = std::vector<int>{2};
+      spec.kv_lens = std::vector<int>{length};
       cases->push_back(AttentionCase(spec));
     }
     return [cases, pools] {

@@ -168,7 +168,7 @@ TEST(AttentionMask, ChangesNoBitByTheBatch) {
           options = c.Options();
           options.alibi_slopes = {};
           const MaskedResult plain = c.Run(options);
-          alone.s.q_lens = {1};
+          alone.s.q_lens = std::vector<int>{1};
           alone.cu_q_lens = {0, 1};
           alone.q.bytes.assign(c.q.bytes.begin() + static_cast<int64_t>(query * row),
                                c.q.bytes.begin() + static_cast<int64_t>((query + 1) * row));

@@ -148,8 +148,8 @@ TEST(IndexerLogits, SpecialElements) {
       spec.q_dtype = keys == DType::kI8 ? DType::kI8 : DType::kBF16;
       spec.key_dtype = keys;
       spec.specials = true;
-      spec.q_lens = {4};
-      spec.kv_lens = {500};
+      spec.q_lens = std::vector<int>{4};
+      spec.kv_lens = std::vector<int>{500};
       spec.heads = 3;
       const IndexerCase test(spec);
       ASSERT_EQ(Check(test, test.Logits()), "") << target << " " << Describe(spec);
@@ -228,8 +228,8 @@ TEST(IndexerLogits, Int8KeysGiveTheSameBitsOnEveryTarget) {
     spec.heads = 64;
     spec.head_dim = 128;
     spec.specials = q != DType::kI8;
-    spec.q_lens = {3};
-    spec.kv_lens = {300};
+    spec.q_lens = std::vector<int>{3};
+    spec.kv_lens = std::vector<int>{300};
     const IndexerCase test(spec);
     const std::vector<float> want = test.Logits();
     OnEveryTarget([&](const std::string& target) {
@@ -246,8 +246,8 @@ TEST(IndexerLogits, Invariance) {
       spec.q_dtype = keys == DType::kF32 ? keys : DType::kBF16;
       spec.key_dtype = keys;
       spec.heads = 11;
-      spec.q_lens = {40};
-      spec.kv_lens = {3000};
+      spec.q_lens = std::vector<int>{40};
+      spec.kv_lens = std::vector<int>{3000};
       const IndexerCase test(spec);
       const std::vector<float> want = test.Logits(&PoolOf(1));
       for (const int threads : {2, 3, 8}) {
@@ -281,8 +281,8 @@ TEST(IndexerLogits, Ranges) {
     IndexerSpec spec;
     spec.q_dtype = spec.key_dtype = keys;
     spec.page_size = 400;
-    spec.q_lens = {19};
-    spec.kv_lens = {400};
+    spec.q_lens = std::vector<int>{19};
+    spec.kv_lens = std::vector<int>{400};
     const IndexerCase test(spec);
     IndexKeys one = test.keys();  // the page of the sequence
     const int32_t page = test.Slot(0, 0) / 400;

@@ -220,8 +220,8 @@ TEST(IndexerTopK, Int8SelectsTheSameOnEveryTarget) {
   spec.key_dtype = DType::kI8;
   spec.heads = 64;
   spec.head_dim = 128;
-  spec.q_lens = {2};
-  spec.kv_lens = {6000};
+  spec.q_lens = std::vector<int>{2};
+  spec.kv_lens = std::vector<int>{6000};
   const IndexerCase test(spec);
   const Rows want = Call(test, 512, {});
   OnEveryTarget([&](const std::string& target) { EXPECT_EQ(Call(test, 512, {}), want) << target; });
