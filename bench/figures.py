@@ -135,6 +135,9 @@ def bench_table(result):
 TABLES = {
     "topk": topk_table,
     "attention": attention_table,
+    "attention-formats": bench_table("attention-formats.txt"),
+    "attention-latent": bench_table("attention-latent.txt"),
+    "write": bench_table("write.txt"),
     "peers": peers_table,
     "linear": bench_table("linear.txt"),
     "sample": bench_table("sample.txt"),
