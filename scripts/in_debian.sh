@@ -46,7 +46,8 @@ if [ -d /usr/local/share/ca-certificates ]; then
   chroot "$folder" update-ca-certificates >/dev/null 2>&1 || true
 fi
 
-# The checkout as it is, without what is built or ignored, with times kept so that a second run builds what has changed alone.
+# The checkout as it is, without what is built or ignored. Files that differ alone are copied, so that a second run builds what has
+# changed; they get the time of now, as an edit made during an earlier run would otherwise be older than the object that lacks it.
 inside=/riffle
 mkdir -p "$folder$inside" "$folder/cache"
 cd "$ROOT"
@@ -57,7 +58,9 @@ done | sort -z >"$files.new"
 # Those that were there the last time and are no more.
 if [ -f "$files" ]; then comm -z -23 "$files" "$files.new" | (cd "$folder$inside" && xargs -0 -r rm -f); fi
 mv "$files.new" "$files"
-tar -c --null -T "$files" | tar -x -C "$folder$inside"
+while IFS= read -r -d '' file; do
+  cmp -s "$file" "$folder$inside/$file" || printf '%s\0' "$file"
+done <"$files" | tar -c --null -T - | tar -x -m -C "$folder$inside"
 for kept in "$CACHE"/highway_*.tar.gz "$CACHE/models"; do
   if [ -e "$kept" ]; then cp -Ru "$kept" "$folder/cache/"; fi
 done
