@@ -15,19 +15,11 @@
 #include "testing/reference.h"
 #include "testing/rng.h"
 #include "testing/sparse_attention_reference.h"
+#include "testing/targets.h"
 #include "testing/topk_check.h"
 
 namespace riffle::test {
 namespace {
-
-template <class F>
-void OnEveryTarget(const F& f) {
-  for (const std::string& target : Targets()) {
-    SetTarget(target);
-    f(target);
-  }
-  SetTarget("");
-}
 
 std::string NameOf(const KvCoding& coding) {
   return std::string(coding.format == KvFormat::kPlain ? Name(coding.dtype) : Name(coding.format)) +
