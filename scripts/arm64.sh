@@ -2,7 +2,7 @@
 # Builds the library and its C++ tests for 64-bit ARM, here, and runs them under qemu-user on NEON.
 #
 #   scripts/arm64.sh                        every test that can run under qemu
-#   scripts/arm64.sh -L arm64_quick         those that `make test` runs: a few minutes
+#   scripts/arm64.sh -L arm64_quick         those that `make test-arm64-quick` runs: a few minutes
 #   scripts/arm64.sh [options of ctest]     scripts/arm64.sh -R attention_invariance
 set -euo pipefail
 . "$(dirname "$0")/lib.sh"
