@@ -37,6 +37,13 @@ int64_t Spoil(Bytes& bytes, int64_t good) {
   return bytes.OneIn(2) ? kHuge[bytes.Take<uint8_t>() % 4] : bytes.Between(-2, 70);
 }
 
+// Smaller strides than the largest fit an address, so no call can know that the pool lacks the
+// rows.
+int64_t SpoilStride(Bytes& bytes, int64_t good) {
+  const int64_t stride = Spoil(bytes, good);
+  return stride > INT32_MAX ? INT64_MAX : stride;
+}
+
 // Keys or values: what is written, and a pool with room for any layout of its axes.
 struct Side {
   static constexpr size_t kRoom = 1 << 15;
@@ -65,9 +72,9 @@ struct Side {
     in.head_dim = Spoil(bytes, in.head_dim);
     view.head_dim = Spoil(bytes, view.head_dim);
     view.num_pages = std::min(Spoil(bytes, view.num_pages), pages);
-    view.page_stride = Spoil(bytes, view.page_stride);
-    view.head_stride = Spoil(bytes, view.head_stride);
-    view.scales.token_stride = Spoil(bytes, view.scales.token_stride);
+    view.page_stride = SpoilStride(bytes, view.page_stride);
+    view.head_stride = SpoilStride(bytes, view.head_stride);
+    view.scales.token_stride = SpoilStride(bytes, view.scales.token_stride);
     view.scales.group = Spoil(bytes, view.scales.group);
     input = bytes.Rest();
     input.resize(static_cast<size_t>(tokens * heads * 96 * 8), 0x3c);

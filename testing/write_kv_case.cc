@@ -210,7 +210,11 @@ void WriteSide::ExpectRow(int64_t row_at, int64_t scale_at, const std::vector<fl
       scale_at += view_.scales.group_stride;
     }
     for (size_t i = begin; i < end; ++i) {
-      const float quotient = side_.scales == ScaleKind::kNone ? x[i] : x[i] / scale;
+      float quotient = side_.scales == ScaleKind::kNone ? x[i] : x[i] / scale;
+      // A computed scale may be less than wanted where its dtype has few bits for it.
+      if (side_.compute && side_.dtype == DType::kE5M2 && std::fabs(quotient) > 57344.0f) {
+        quotient = std::copysign(57344.0f, quotient);
+      }
       const uint32_t code = scale == 0.0f ? 0 : NearestCode(side_.dtype, quotient);
       StoreCode(side_.dtype, code, row + i * SizeOf(side_.dtype));
     }

@@ -50,7 +50,8 @@ struct PagedKvOut {
   // address. No two rows or groups may share a scale. The scale is amax / 448 (e4m3), / 57344
   // (e5m2) or / 127 (i8), times the divisor, where amax is the largest magnitude; it is rounded to
   // its dtype, e8m0 upwards to the next power of two, and it is the rounded one that elements are
-  // divided by. A NaN in a row makes its scale NaN, an infinity makes it infinite (NaN in e8m0).
+  // divided by; where that is less than wanted, quotients saturate at +-57344 in e5m2 too. A NaN in
+  // a row makes its scale NaN, an infinity makes it infinite (NaN in e8m0).
   void* computed_scales = nullptr;
 
   // What PagedAttention reads.

@@ -85,6 +85,17 @@ void WritePlain(const WriteArgs& args, const TokenRows& token) {
   }
 }
 
+// Elements divided by the scale that was computed for them. A scale so small that its dtype holds
+// it in few bits may be less than was wanted: quotients stop at the largest code then.
+template <DType kOut>
+HWY_INLINE VF DivideBelowOverflow(VF x, float scale) {
+  const DF df;
+  const VF quotient = hn::Div(x, hn::Set(df, scale));
+  const VF largest = hn::Set(df, MaxCode(kOut));
+  const auto overflows = hn::Gt(hn::Abs(quotient), largest);  // false for NaN, which stays
+  return hn::IfThenElse(overflows, hn::CopySign(largest, quotient), quotient);
+}
+
 // Writes one-byte elements, which are divided by scales.
 template <DType kIn, DType kOut>
 void WriteScaled(const WriteArgs& args, const TokenRows& token) {
@@ -112,8 +123,13 @@ void WriteScaled(const WriteArgs& args, const TokenRows& token) {
         std::memset(out + i, 0, n);
         continue;
       }
-      WriteRow<kIn, kOut>(from, out + i, n,
-                          [scale](VF x) HWY_ATTR { return hn::Div(x, hn::Set(DF(), scale)); });
+      if (kOut == DType::kE5M2 && token.computed_scales != nullptr) {  // the others saturate
+        WriteRow<kIn, kOut>(from, out + i, n,
+                            [scale](VF x) HWY_ATTR { return DivideBelowOverflow<kOut>(x, scale); });
+      } else {
+        WriteRow<kIn, kOut>(from, out + i, n,
+                            [scale](VF x) HWY_ATTR { return hn::Div(x, hn::Set(DF(), scale)); });
+      }
     }
   }
 }

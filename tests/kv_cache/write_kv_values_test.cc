@@ -180,6 +180,30 @@ TEST(WriteKvValues, ComputedScales) {
   });
 }
 
+// An f16 scale below 2^-14 has few bits. Rounded down it makes quotients that overflow e5m2; finite
+// elements stay finite all the same.
+TEST(WriteKvValues, ComputedScalesOfFewBitsDoNotOverflow) {
+  OnEveryTarget([] {
+    for (const DType dtype : {DType::kE4M3, DType::kE5M2, DType::kI8}) {
+      for (const DType scale_dtype : {DType::kF16, DType::kBF16, DType::kF32}) {
+        for (float amax = 0x1p-140f; amax < 1; amax *= 1.37f) {
+          const Row row = Write({amax, -amax, amax / 3}, dtype, KvFormat::kPlain,
+                                {.dtype = scale_dtype, .token_stride = 1}, true);
+          const auto scale = static_cast<double>(row.Scale(scale_dtype));
+          for (size_t i = 0; i < 3; ++i) {
+            const double x = i == 0 ? amax : i == 1 ? -amax : amax / 3;
+            const double got = DecodeCode(dtype, CodeAt(row, dtype, i)) * scale;
+            // Saturated by up to a third, or rounded by half a step of the scale; zero where no
+            // scale is that small.
+            ASSERT_LE(std::abs(got - (scale == 0 ? 0 : x)), std::abs(x) / 2 + scale / 2)
+                << Name(dtype) << " by " << Name(scale_dtype) << " " << amax;
+          }
+        }
+      }
+    }
+  });
+}
+
 TEST(WriteKvValues, ScalesAtTheEndsOfE8M0) {
   OnEveryTarget([] {
     KvScales scales;
