@@ -17,17 +17,19 @@
 #include "core/entry_point.h"
 #include "core/lease.h"
 #include "core/stopwatch.h"
+#include "core/strided.h"
 #include "core/targets.h"
 
 namespace riffle {
 namespace {
 
-// Of a PagedKv or its scales; `unit` bytes are what its strides count.
+// Of a PagedKv or its scales; `unit` bytes are what its strides count. The stride of an axis on
+// which no step is taken may be too large to multiply.
 template <typename View>
 attention::KvBytes Bytes(const View& kv, size_t unit) {
   const auto bytes = static_cast<int64_t>(unit);
-  return {static_cast<const uint8_t*>(kv.data), kv.page_stride * bytes, kv.token_stride * bytes,
-          kv.head_stride * bytes};
+  return {static_cast<const uint8_t*>(kv.data), core::SaturatingMul(kv.page_stride, bytes),
+          core::SaturatingMul(kv.token_stride, bytes), core::SaturatingMul(kv.head_stride, bytes)};
 }
 
 // Where scales are that no array holds.
@@ -116,8 +118,8 @@ attention::AttentionArgs MakeArgs(const HeadsView& q, const PagedKv& keys, const
   const auto element = static_cast<int64_t>(SizeOf(q.dtype));
   args.q = static_cast<const uint8_t*>(q.data);
   args.q_dtype = q.dtype;
-  args.q_token_stride = q.token_stride * element;
-  args.q_head_stride = q.head_stride * element;
+  args.q_token_stride = core::SaturatingMul(q.token_stride, element);
+  args.q_head_stride = core::SaturatingMul(q.head_stride, element);
   args.scale =
       options.scale.value_or(static_cast<float>(1.0 / std::sqrt(static_cast<double>(q.head_dim))));
   args.soft_cap = options.soft_cap.value_or(0.0f);
@@ -125,8 +127,8 @@ attention::AttentionArgs MakeArgs(const HeadsView& q, const PagedKv& keys, const
   args.mask = batch.mask;
   args.slopes = options.alibi_slopes.empty() ? nullptr : options.alibi_slopes.data();
   args.out = static_cast<uint8_t*>(out.data);
-  args.out_token_stride = out.token_stride * element;
-  args.out_head_stride = out.head_stride * element;
+  args.out_token_stride = core::SaturatingMul(out.token_stride, element);
+  args.out_head_stride = core::SaturatingMul(out.head_stride, element);
   args.lse = out.lse;
   args.lse_token_stride = out.lse_token_stride;
   return args;

@@ -123,9 +123,9 @@ MaskArgs FindMaskCodes(const AttentionMask& mask, int64_t longest, std::span<uin
   const int64_t blocks = Blocks(longest);
   args.data = static_cast<const uint8_t*>(mask.data);
   args.dtype = mask.dtype;
-  args.token_stride = mask.tokens > 1 ? mask.token_stride * element : 0;
-  args.head_stride = mask.heads > 1 ? mask.head_stride * element : 0;
-  args.key_stride = mask.key_stride * element;
+  args.token_stride = mask.tokens > 1 ? core::SaturatingMul(mask.token_stride, element) : 0;
+  args.head_stride = mask.heads > 1 ? core::SaturatingMul(mask.head_stride, element) : 0;
+  args.key_stride = core::SaturatingMul(mask.key_stride, element);
   args.by_head = mask.heads > 1;
   args.codes = codes.data();
   args.code_token_stride = mask.tokens > 1 ? mask.heads * blocks : 0;

@@ -142,7 +142,7 @@ bool OverlapsItself(const Strided& x) {
   }
   // Whether two heads share bytes depends only on the distance between them: they do if a row of
   // one starts less than a row's width from a row of the other. Rows are `rows.stride` apart.
-  const int64_t stride = std::abs(rows.stride);
+  const int64_t stride = rows.rows > 1 ? std::abs(rows.stride) : 0;  // else it may be anything
   for (int64_t head = 1; head < x.size[1]; ++head) {
     const int64_t distance = std::abs(head * x.stride[1]);
     const int64_t below = stride == 0 ? 0 : std::min(distance / stride, rows.rows - 1);

@@ -17,6 +17,13 @@ inline int64_t SaturatingMul(int64_t a, int64_t b) {
   return (a < 0) == (b < 0) ? INT64_MAX : INT64_MIN;
 }
 
+// The bytes of a stride along an axis of `size` elements of `element` bytes; 0 if no step is ever
+// taken, since the stride may be any number then. So it may where another axis is empty, as no
+// address was checked: the product does not overflow.
+inline int64_t StrideBytes(int64_t stride, int64_t element, int64_t size) {
+  return size > 1 ? SaturatingMul(stride, element) : 0;
+}
+
 // size[0] * size[1] * size[2] rows of `width` bytes; the strides are in bytes.
 struct Strided {
   const void* data = nullptr;

@@ -3,12 +3,11 @@
 namespace riffle::kv_cache {
 namespace {
 
-// The bytes of a stride along an axis of `size` elements; 0 if no step is ever taken.
 int64_t StrideBytes(int64_t stride, DType dtype, int64_t size) {
-  return size > 1 ? stride * static_cast<int64_t>(SizeOf(dtype)) : 0;
+  return core::StrideBytes(stride, static_cast<int64_t>(SizeOf(dtype)), size);
 }
 
-// Empty scales if the pool has none: the strides may then be too large to multiply.
+// Empty scales if the pool has none: their dtype and group may then be anything.
 KvScales ScalesOf(const PagedKvOut& pages) {
   const bool has_scales = pages.scales.data != nullptr || pages.computed_scales != nullptr;
   return has_scales ? pages.scales : KvScales();

@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "core/scratch_layout.h"
+#include "core/strided.h"
 #include "lm_head/linear_check.h"
 #include "lm_head/linear_kernels.h"
 
@@ -21,7 +22,9 @@ LinearCall::LinearCall(const MatrixView& x, const WeightView& weight, const Line
   args_.transposed = IsTransposed(weight);
   const int64_t element =
       weight.format == WeightFormat::kQ8_0 ? kQ8BlockBytes : args_.element_bytes();
-  args_.weight_stride = (args_.transposed ? weight.col_stride : weight.row_stride) * element;
+  args_.weight_stride = args_.transposed
+                            ? core::StrideBytes(weight.col_stride, element, weight.cols)
+                            : core::StrideBytes(weight.row_stride, element, weight.rows);
   args_.vocab = weight.rows;
   args_.bias = options.bias;
 }
@@ -39,7 +42,8 @@ const LinearArgs& LinearCall::PackRows(const int32_t* row_list, int64_t begin, i
   PackXTask task;
   task.x = static_cast<const uint8_t*>(x_.data);
   task.dtype = x_.dtype;
-  task.row_stride = x_.row_stride * static_cast<int64_t>(SizeOf(x_.dtype));
+  task.row_stride =
+      core::StrideBytes(x_.row_stride, static_cast<int64_t>(SizeOf(x_.dtype)), x_.rows);
   if (row_list != nullptr) {
     task.row_list = row_list + begin;
   } else {

@@ -11,6 +11,7 @@
 #include "core/entry_point.h"
 #include "core/lease.h"
 #include "core/scratch_layout.h"
+#include "core/strided.h"
 #include "core/targets.h"
 #include "riffle/sparse_attention.h"
 #include "sparse/attend_check.h"
@@ -114,8 +115,8 @@ class Call {
     const auto element = static_cast<int64_t>(SizeOf(q_.dtype));
     args_.q = static_cast<const uint8_t*>(q_.data);
     args_.q_dtype = q_.dtype;
-    args_.q_token_stride = q_.token_stride * element;
-    args_.q_head_stride = q_.head_stride * element;
+    args_.q_token_stride = core::SaturatingMul(q_.token_stride, element);
+    args_.q_head_stride = core::SaturatingMul(q_.head_stride, element);
     args_.keys = PagesOf(static_cast<int>(q_.head_dim));
     args_.values = PagesOf(value_dim_);
     args_.values_in_keys = true;
@@ -125,8 +126,8 @@ class Call {
     args_.sinks = options_.sinks.empty() ? nullptr : options_.sinks.data();
     args_.lse_without_sinks = !options_.lse_with_sinks;
     args_.out = static_cast<uint8_t*>(out.data);
-    args_.out_token_stride = out.token_stride * element;
-    args_.out_head_stride = out.head_stride * element;
+    args_.out_token_stride = core::SaturatingMul(out.token_stride, element);
+    args_.out_head_stride = core::SaturatingMul(out.head_stride, element);
     args_.lse = out.lse;
     args_.lse_token_stride = out.lse_token_stride;
     args_.shape = {1, static_cast<int>(q_.heads), static_cast<int>(q_.head_dim), 0, -1};

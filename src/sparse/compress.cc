@@ -7,6 +7,7 @@
 #include "core/check.h"
 #include "core/entry_point.h"
 #include "core/lease.h"
+#include "core/strided.h"
 #include "core/targets.h"
 #include "riffle/compress_kv.h"
 #include "sparse/compress_kernels.h"
@@ -173,9 +174,10 @@ void CompressKv(const MatrixView& kv, const MatrixView& gates, const OutView<voi
               "cu_lens or first_entries changed while the call read them");
   const auto bytes = [](const MatrixView& x) { return static_cast<int64_t>(SizeOf(x.dtype)); };
   sparse::CompressArgs args;
-  args.kv = {static_cast<const uint8_t*>(kv.data), kv.dtype, kv.row_stride * bytes(kv)};
+  args.kv = {static_cast<const uint8_t*>(kv.data), kv.dtype,
+             core::SaturatingMul(kv.row_stride, bytes(kv))};
   args.gates = {static_cast<const uint8_t*>(gates.data), gates.dtype,
-                gates.row_stride * bytes(gates)};
+                core::SaturatingMul(gates.row_stride, bytes(gates))};
   args.dim = static_cast<int>(dim);
   args.ratio = static_cast<int>(options.ratio);
   args.overlap = options.overlap;
@@ -185,7 +187,7 @@ void CompressKv(const MatrixView& kv, const MatrixView& gates, const OutView<voi
   args.norm_eps = options.norm_eps;
   args.rope = options.rope;
   args.out = static_cast<uint8_t*>(out.data);
-  args.out_stride = out.row_stride * bytes(kv);
+  args.out_stride = core::SaturatingMul(out.row_stride, bytes(kv));
   const sparse::CompressKernels& kernels = sparse::GetCompressKernels();
   const int64_t chunk = std::max<int64_t>(1, 65536 / (options.ratio * kv.cols));
   lease.Run((count + chunk - 1) / chunk, [&](int64_t task, uint8_t*) {

@@ -1,5 +1,6 @@
 #include "sparse/indexer_make.h"
 
+#include "core/strided.h"
 #include "sparse/indexer_kernels.h"
 
 namespace riffle::sparse {
@@ -24,8 +25,8 @@ IndexerArgs MakeIndexerArgs(const HeadsView& q, const IndexWeights& weights, con
   const auto q_element = static_cast<int64_t>(SizeOf(q.dtype));
   args.q = static_cast<const uint8_t*>(q.data);
   args.q_dtype = q.dtype;
-  args.q_token_stride = q.token_stride * q_element;
-  args.q_head_stride = q.head_stride * q_element;
+  args.q_token_stride = core::SaturatingMul(q.token_stride, q_element);
+  args.q_head_stride = core::SaturatingMul(q.head_stride, q_element);
   args.heads = static_cast<int>(q.heads);
   args.head_dim = static_cast<int>(q.head_dim);
   args.weights = weights.data;
@@ -46,11 +47,11 @@ IndexerArgs MakeIndexerArgs(const HeadsView& q, const IndexWeights& weights, con
     const auto element = static_cast<int64_t>(SizeOf(keys.dtype));
     args.key_dtype = keys.dtype;
     args.key_bytes = keys.head_dim * element;
-    args.page_stride = keys.page_stride * element;
-    args.token_stride = keys.token_stride * element;
+    args.page_stride = core::SaturatingMul(keys.page_stride, element);
+    args.token_stride = core::SaturatingMul(keys.token_stride, element);
     args.scales = reinterpret_cast<const uint8_t*>(keys.scales.data);
-    args.scale_page_stride = keys.scales.page_stride * int64_t{sizeof(float)};
-    args.scale_token_stride = keys.scales.token_stride * int64_t{sizeof(float)};
+    args.scale_page_stride = core::SaturatingMul(keys.scales.page_stride, int64_t{sizeof(float)});
+    args.scale_token_stride = core::SaturatingMul(keys.scales.token_stride, int64_t{sizeof(float)});
   }
   args.page_numbers = plan.page_numbers.data();
   args.page_begin = plan.page_begin.data();

@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <cstring>
 
+#include "core/strided.h"
+
 namespace riffle::sparse {
 namespace {
 
@@ -95,12 +97,12 @@ ReadRows ChooseReadRows(std::span<const SparseScope> scopes) {
 KvPages PagesInPlace(const SparseRows& rows, int dim) {
   KvPages pages = Described(rows, dim);
   pages.data = static_cast<const uint8_t*>(rows.data);
-  pages.page_stride = rows.row_stride * Element(rows);
+  pages.page_stride = core::SaturatingMul(rows.row_stride, Element(rows));
   if (attention::IsBlocks(pages.code)) {
     pages.scales = pages;
   } else if (HasOwnScales(pages)) {
     pages.scales.data = static_cast<const uint8_t*>(rows.scales.data);
-    pages.scales.page_stride = rows.scales.token_stride * ScaleElement(rows);
+    pages.scales.page_stride = core::SaturatingMul(rows.scales.token_stride, ScaleElement(rows));
   }
   return pages;
 }
@@ -142,8 +144,9 @@ int64_t CopiedScaleBytes(const KvPages& pages) {
 RowAddress AddressOf(const SparseRows& rows, int32_t slot) {
   const int64_t page = rows.page_size == 0 ? 0 : slot / rows.page_size;
   const int64_t token = rows.page_size == 0 ? slot : slot % rows.page_size;
-  const int64_t stride =
-      rows.format == SparseRowFormat::kMla584 ? 576 : rows.row_stride * Element(rows);
+  const int64_t stride = rows.format == SparseRowFormat::kMla584
+                             ? 576
+                             : core::SaturatingMul(rows.row_stride, Element(rows));
   RowAddress address{};
   address.row = static_cast<const uint8_t*>(rows.data) + page * rows.page_stride * Element(rows) +
                 token * stride;

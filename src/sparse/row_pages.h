@@ -23,9 +23,9 @@ constexpr int64_t PlainRowBytes(const SparseRows& rows, int64_t dim) {
 // How a call reads its rows. What can be read in more than one way gives the same bits in each.
 enum class ReadRows : uint8_t {
   kInPlace,  // one pool, whose slots are pages of one row
-  kCopied,   // pools of coded rows that differ in nothing but where they lie: rows and scales as
-             // they are, one behind the other
-  kDecoded,  // as f32 or bf16, one behind the other
+  kCopied,   // coded rows of one format, of several pools: copied with their scales, one after
+             // another
+  kDecoded,  // to f32 or bf16, one after another
 };
 ReadRows ChooseReadRows(std::span<const SparseScope> scopes);
 

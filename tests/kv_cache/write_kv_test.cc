@@ -151,6 +151,9 @@ TEST(WriteKv, NoTokensAndNothingButSkips) {
   keys.data = values.data = nullptr;
   WriteKv(none.keys(), none.values(), spec.slots, keys, values);
   WriteKv({nullptr, DType::kF32, 0, 3, 64}, {nullptr, DType::kBF16, 0, 3, 64}, {}, keys, values);
+  // Nor does it have rows whose strides could be too large.
+  keys.token_stride = keys.head_stride = values.token_stride = values.head_stride = INT64_MAX;
+  WriteKv(none.keys(), none.values(), spec.slots, keys, values);
 }
 
 TEST(WriteKv, StridesOfScalesThatAreNotThereMayBeAnything) {
