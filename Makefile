@@ -62,6 +62,11 @@ test-tsan: setup ## pool and concurrent callers under ThreadSanitizer
 	@$(STAGE) tsan "pool and concurrent callers under ThreadSanitizer" scripts/ctest.sh tsan
 test-llama: setup ## libggml-cpu-riffle.so in an unmodified llama.cpp of Debian's
 	@$(STAGE) llama "libggml-cpu-riffle.so in llama.cpp" scripts/llama_test.sh
+test-vllm: setup ## riffle.vllm in vLLM's engine and server (downloads vLLM: 2 GB)
+	@$(STAGE) venv "Python environment" scripts/venv.sh
+	@$(STAGE) venv-vllm "Python environment of vLLM" scripts/venv.sh vllm
+	@$(STAGE) package-vllm "Python package, for vLLM" scripts/python_package.sh vllm
+	@$(STAGE) vllm "riffle.vllm in vLLM" .venv-vllm/bin/python -P -m pytest python/tests_vllm
 fuzz: setup ## every fuzz target over its corpus, a minute in all
 	@$(STAGE) fuzz "fuzzing for a minute" scripts/fuzz.sh 60
 
@@ -102,4 +107,4 @@ start:
 	@rm -rf build/log
 
 .PHONY: help demo test build python llama test-cpp test-clang test-consumer test-python test-install test-arm64 test-arm64-quick \
-  test-dispatch test-transformers test-asan test-tsan test-llama fuzz setup sdist wheels bench bench-llama docs format lint clean distclean start
+  test-dispatch test-transformers test-asan test-tsan test-llama test-vllm fuzz setup sdist wheels bench bench-llama docs format lint clean distclean start

@@ -7,7 +7,7 @@
 
 Set up with `make python` and `scripts/venv.sh bench`. vLLM's kernels need a PyTorch of their own:
 
-    python3 -m venv .venv-vllm && .venv-vllm/bin/pip install --no-deps -r python/requirements-vllm.txt
+    scripts/venv.sh vllm
 
 The cases are those of `riffle bench attention`, in bfloat16. Each peer runs in processes of its own, in several rounds
 (peer_bench.py), and has the data in the form that it likes best, made outside of the timed call:

@@ -3,6 +3,7 @@
 #
 #   scripts/venv.sh            NAME = test: NumPy, PyTorch, JAX, pytest and what builds the package
 #   scripts/venv.sh bench      the peers of the benchmarks as well
+#   scripts/venv.sh vllm       vLLM for CPUs, in an environment of its own: .venv-vllm
 #
 # Downloads are kept in the cache folder; with a warm cache this takes seconds and no network. riffle itself is installed
 # by `make python`. PYTHON=... chooses the interpreter (3.11 or newer).
@@ -13,6 +14,9 @@ name=${1:-test}
 requirements=$ROOT/python/requirements-$name.txt
 [ -f "$requirements" ] || die "there is no python/requirements-$name.txt"
 venv=$ROOT/.venv
+overrides=$ROOT/python/overrides.txt
+# vLLM pins another PyTorch.
+if [ "$name" = vllm ]; then venv=$ROOT/.venv-vllm overrides=$ROOT/python/overrides-vllm.txt; fi
 stamp=$venv/.riffle-$name
 uv_version=0.13.9
 uv=$CACHE/tools/bin/uv
@@ -31,12 +35,12 @@ choose_python() {
   die "needs Python 3.11 or newer${PYTHON:+; PYTHON=$PYTHON is not}"
 }
 python=$(choose_python)
-lock .venv
+lock "${venv##*/}"
 
 # What is installed is a function of these; the same text means that nothing is to be done.
-wanted=$("$python" --version && cat "$ROOT"/python/requirements-*.txt "$ROOT"/python/{constraints,overrides}.txt)
+wanted=$("$python" --version && cat "$ROOT"/python/requirements-*.txt "$ROOT"/python/constraints.txt "$overrides")
 if [ "$(cat "$stamp" 2>/dev/null)" = "$wanted" ] && "$venv/bin/python" -c '' 2>/dev/null; then
-  say ".venv has what python/requirements-$name.txt asks for"
+  say "${venv##*/} has what python/requirements-$name.txt asks for"
   exit 0
 fi
 
@@ -53,7 +57,7 @@ with_uv() {
   eval "$("$CACHE/tools/bin/python" "$ROOT/scripts/pip_settings.py")"
   export UV_PYTHON_DOWNLOADS=never UV_NO_CONFIG=1
   [ -n "${CI:-}" ] && export UV_NO_PROGRESS=1
-  local install=("$uv" pip install --python "$venv/bin/python" -r "$requirements" --overrides "$ROOT/python/overrides.txt")
+  local install=("$uv" pip install --python "$venv/bin/python" -r "$requirements" --overrides "$overrides")
   # First from the cache alone; its complaint about what it lacks is of no interest.
   if [ ! -x "$venv/bin/python" ] || ! fits; then
     "$uv" venv -q --clear --seed --offline --python "$python" "$venv" 2>/dev/null ||
@@ -70,7 +74,7 @@ with_pip() {
 # Whether .venv was made from the Python that is asked for.
 fits() { [ "$("$venv/bin/python" --version)" = "$("$python" --version)" ]; }
 
-say "making .venv from $("$python" --version) with python/requirements-$name.txt (cold: 2 GB to download; warm: seconds)"
+say "making ${venv##*/} from $("$python" --version) with python/requirements-$name.txt (cold: 2 GB to download; warm: seconds)"
 if get_uv; then
   with_uv
 else

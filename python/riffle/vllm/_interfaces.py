@@ -1,0 +1,30 @@
+"""Looks at vLLM's interfaces before anything is put in their place."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+
+class Differs(Exception):
+    """vLLM has not the interface that a part of Riffle was written for."""
+
+
+def find(module: str, *path: str) -> Any:
+    """The object `path` of `module`. Raises Differs, naming what is missing."""
+    try:
+        found: Any = importlib.import_module(module)
+        for name in path:
+            found = getattr(found, name)
+    except (ImportError, AttributeError) as error:
+        raise Differs(f"no {'.'.join((module, *path))}") from error
+    return found
+
+
+def expect_parameters(function: Callable[..., Any], *names: str) -> None:
+    """Raises Differs unless these are the first parameters of `function`, in this order."""
+    have = list(inspect.signature(function).parameters)[: len(names)]
+    if have != list(names):
+        raise Differs(f"{function.__qualname__}({', '.join(have)}), not ({', '.join(names)})")
