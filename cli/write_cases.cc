@@ -9,6 +9,7 @@
 #include <random>
 #include <span>
 #include <stdexcept>
+#include <utility>
 
 #include "cli/huge_buffer.h"
 #include "testing/kv_codes.h"

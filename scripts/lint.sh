@@ -4,7 +4,7 @@
 #
 #   scripts/lint.sh           all
 #   scripts/lint.sh python    the Python files only
-#   scripts/lint.sh format    the format only; --fix after it rewrites the files
+#   scripts/lint.sh format    the format and the includes only; --fix after it rewrites the files
 #   scripts/lint.sh docs      the pages only: the picture of the architecture, published figures, names of files and links
 set -euo pipefail
 . "$(dirname "$0")/lib.sh"
@@ -24,6 +24,7 @@ format() {
   local mode=(--dry-run -Werror)
   if [ "${1:-}" = --fix ]; then mode=(-i); fi
   cxx_files | xargs -r "$(tool clang-format)" --style=file "${mode[@]}"
+  python3 scripts/includes_check.py
 }
 
 # What they check and what not is in pyproject.toml.

@@ -1,6 +1,7 @@
 #include "sparse/sort_slots.h"
 
 #include <algorithm>
+#include <utility>
 
 namespace riffle::sparse {
 namespace {

@@ -1,6 +1,7 @@
 // Compares MergeStates over disjoint parts of the keys with one call over all of them.
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
 #include <limits>
 #include <vector>

@@ -2,6 +2,7 @@
 // (make_smollm2_fixture.py). And a request's tokens are the same alone and among others.
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <fstream>
 #include <nlohmann/json.hpp>
 

@@ -4,6 +4,8 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
+
 #include "lm_head/plain_topk_plan.h"
 
 namespace riffle::test {

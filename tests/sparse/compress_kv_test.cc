@@ -1,9 +1,11 @@
 // CompressKv against softmax pooling, RMS norm and RoPE in double.
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 #include <limits>
+#include <utility>
 
 #include "riffle/compress_kv.h"
 #include "riffle/error.h"

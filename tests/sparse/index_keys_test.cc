@@ -1,10 +1,12 @@
 // Writing index keys, the Hadamard transform, and slots of positions.
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <bit>
 #include <cmath>
 #include <cstring>
 #include <limits>
+#include <utility>
 
 #include "riffle/error.h"
 #include "riffle/indexer.h"

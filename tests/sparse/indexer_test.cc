@@ -1,6 +1,7 @@
 // IndexerLogits against sums in double, and its bits against each other.
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 

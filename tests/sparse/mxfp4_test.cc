@@ -1,8 +1,10 @@
 // Index keys in MXFP4: every code and scale, scores against double, selection, writing.
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <utility>
 
 #include "riffle/error.h"
 #include "riffle/indexer.h"

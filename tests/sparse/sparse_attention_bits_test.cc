@@ -2,6 +2,7 @@
 // bits of attention to all keys.
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 #include <numeric>

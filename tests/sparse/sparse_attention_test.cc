@@ -5,6 +5,7 @@
 #include <cmath>
 #include <cstring>
 #include <set>
+#include <utility>
 
 #include "riffle/error.h"
 #include "riffle/sparse_attention.h"

@@ -8,6 +8,7 @@
 #include <bit>
 #include <set>
 #include <tuple>
+#include <utility>
 
 #include "testing/reference.h"
 #include "testing/text.h"

@@ -1,6 +1,7 @@
 // Thread counts never change a bit of an answer, and callers need no lock.
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <atomic>
 #include <thread>
 
