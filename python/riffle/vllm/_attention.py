@@ -1,0 +1,47 @@
+"""The part `attention`: Riffle's backend in the place of vLLM's CPU_ATTN."""
+
+from __future__ import annotations
+
+from riffle.vllm._interfaces import Differs, expect_parameters, find
+
+
+def install() -> str | None:
+    """Registers the backend. None when it is on; otherwise what this vLLM has not, and why attention is left to it."""
+    try:
+        _check_interfaces()
+        backends = find("vllm.v1.attention.backends.registry", "AttentionBackendEnum", "CPU_ATTN")
+        register = find("vllm.v1.attention.backends.registry", "register_backend")
+    except Differs as differs:
+        return str(differs)
+    # Whatever backend is asked for, vLLM's platform for CPUs answers with the path that is registered for CPU_ATTN.
+    register(backends, "riffle.vllm._attention_backend.RiffleAttentionBackend")
+    return None
+
+
+def _check_interfaces() -> None:
+    """Raises Differs unless vLLM has all that the backend takes hold of."""
+    native = "vllm.v1.attention.backends.cpu_attn"
+    find(native, "CPUAttentionBackend", "forward_includes_kv_cache_update")
+    expect_parameters(find(native, "CPUAttentionMetadataBuilder", "__init__"), "self", "kv_cache_spec", "layer_names", "vllm_config",
+                      "device")  # fmt: skip
+    expect_parameters(find(native, "CPUAttentionMetadataBuilder", "build"), "self", "common_prefix_len", "common_attn_metadata", "fast_build")
+    expect_parameters(find(native, "CPUAttentionBackendImpl", "__init__"), "self", "num_heads", "head_size", "scale", "num_kv_heads",
+                      "alibi_slopes", "sliding_window", "kv_cache_dtype", "logits_soft_cap", "attn_type",
+                      "kv_sharing_target_layer_name", "sinks")  # fmt: skip
+    expect_parameters(find(native, "CPUAttentionBackendImpl", "forward"), "self", "layer", "query", "key", "value", "kv_cache",
+                      "attn_metadata", "output", "output_scale", "output_block_scale")  # fmt: skip
+    expect_parameters(find(native, "CPUAttentionBackendImpl", "do_kv_cache_update"), "self", "layer", "key", "value", "kv_cache",
+                      "slot_mapping")  # fmt: skip
+    metadata = find(native, "CPUAttentionMetadata", "__dataclass_fields__")
+    common = find("vllm.v1.attention.backend", "CommonAttentionMetadata", "__dataclass_fields__")
+    for fields, names in (
+        (metadata, ("num_actual_tokens", "max_query_len", "query_start_loc", "max_seq_len", "seq_lens", "block_table", "slot_mapping",
+                    "scheduler_metadata", "causal")),
+        (common, ("query_start_loc", "query_start_loc_cpu", "seq_lens", "num_reqs", "num_actual_tokens", "max_query_len", "max_seq_len",
+                  "block_table_tensor", "slot_mapping", "causal")),
+    ):  # fmt: skip
+        missing = [name for name in names if name not in fields]
+        if missing:
+            raise Differs(f"no {', '.join(missing)} in vLLM's metadata of attention")
+    find("vllm.model_executor.layers.attention", "Attention")
+    find("vllm.config", "get_layers_from_vllm_config")
