@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import inspect
 from collections.abc import Callable
@@ -28,3 +29,14 @@ def expect_parameters(function: Callable[..., Any], *names: str) -> None:
     have = list(inspect.signature(function).parameters)[: len(names)]
     if have != list(names):
         raise Differs(f"{function.__qualname__}({', '.join(have)}), not ({', '.join(names)})")
+
+
+def wrap_classmethod(owner: type, name: str, wrapper: Callable[..., Any]) -> None:
+    """Has owner.name(...) call wrapper(original, ...) instead, `original` being what was there, bound to the same class."""
+    inner = inspect.getattr_static(owner, name).__func__
+
+    @functools.wraps(inner)
+    def outer(cls: type, *args: Any, **kwargs: Any) -> Any:
+        return wrapper(functools.partial(inner, cls), *args, **kwargs)
+
+    setattr(owner, name, classmethod(outer))

@@ -1,0 +1,106 @@
+"""Multi-head latent attention (DeepSeek V2, V3, R1) in vLLM on Riffle: the part `mla` of the plugin.
+
+It takes the place of vLLM's CPU_MLA, a reference with pages of 16 tokens, no chunked prefill and no prefix cache, where vLLM
+would choose that. On hosts with AMX vLLM chooses AMX_MLA, which has all of this and AMX's matrix tiles: that is left to vLLM
+unless RIFFLE_VLLM names the part (`RIFFLE_VLLM=mla,...`).
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import os
+from typing import Any
+
+from riffle.vllm._interfaces import Differs, expect_parameters, find, wrap_classmethod
+
+BACKEND = "riffle.vllm._mla_backend.RiffleMLABackend"
+
+# Tokens of a page where the user names none: rows of 1152 bytes, so a page is 72 KiB. Riffle reads pages of any size; small
+# ones let the prefix cache share more.
+BLOCK_SIZE = 64
+
+_logger = logging.getLogger("vllm.riffle")
+
+
+def install() -> str | None:
+    """Wraps the two methods of vLLM's CPU platform by which it chooses and restricts MLA. None, or why it is left to vLLM."""
+    import torch
+
+    platform = find("vllm.platforms.cpu", "CpuPlatform")
+    expect_parameters(platform.get_attn_backend_cls, "selected_backend", "attn_selector_config", "num_heads")
+    expect_parameters(platform.check_and_update_config, "vllm_config")
+    backends = find("vllm.v1.attention.backends.registry", "AttentionBackendEnum")
+    replaced = {find_path(backends, "CPU_MLA")}
+    if torch.cpu._is_amx_tile_supported():
+        if "mla" not in os.environ.get("RIFFLE_VLLM", "").lower().split(","):
+            return "AMX_MLA is there; RIFFLE_VLLM=mla,... has Riffle take its place"
+        replaced.add(find_path(backends, "AMX_MLA"))
+    wrap_classmethod(platform, "get_attn_backend_cls", functools.partial(_choose, replaced))
+    wrap_classmethod(platform, "check_and_update_config", _configure)
+    return None
+
+
+def find_path(backends: Any, name: str) -> str:
+    """The class that vLLM has under this name, before anybody has put another in its place."""
+    member = getattr(backends, name, None)
+    if member is None or not isinstance(member.value, str):
+        raise Differs(f"no attention backend {name}")
+    return member.value
+
+
+def _choose(replaced: set[str], original, selected_backend, attn_selector_config, num_heads=None) -> str:
+    """get_attn_backend_cls: Riffle's where vLLM's answer is one of `replaced` and Riffle can."""
+    path = original(selected_backend, attn_selector_config, num_heads)
+    config = attn_selector_config
+    wanted = config.use_mla and not config.use_sparse and path in replaced
+    return BACKEND if wanted and why_not(config.use_dcp or config.use_pcp) is None else path
+
+
+def why_not(context_parallel: bool) -> str | None:
+    """None where Riffle's backend can be used; otherwise the reason, which is logged once."""
+    if context_parallel:
+        _warn("mla is left to vLLM: keys of a sequence that are shared out among processes are not supported")
+        return "context parallel"
+    return _backend_problem()
+
+
+@functools.cache
+def _backend_problem() -> str | None:
+    # The classes are looked at only where a model with MLA is being made: importing vLLM's layers takes seconds.
+    try:
+        base = find("vllm.model_executor.layers.attention.mla_attention", "MLACommonImpl")
+        expect_parameters(base.forward_mqa, "self", "q", "kv_c_and_k_pe_cache", "attn_metadata", "layer")
+        expect_parameters(base.forward_mha, "self", "q", "kv_c_normed", "k_pe", "kv_c_and_k_pe_cache", "attn_metadata", "k_scale", "output")
+        expect_parameters(
+            base.do_kv_cache_update, "self", "kv_c_normed", "k_pe", "kv_cache", "slot_mapping", "kv_cache_dtype", "k_scale"
+        )
+        find("riffle.vllm._mla_backend", "RiffleMLABackend")
+        find("riffle.vllm._rotation", "mend")()
+    except Differs as error:
+        _warn(f"mla is left to vLLM: {error}")
+        return str(error)
+    return None
+
+
+@functools.cache
+def _warn(text: str) -> None:
+    _logger.warning("riffle: %s", text)
+
+
+def _configure(original, vllm_config) -> None:
+    """check_and_update_config, without what it takes away from models with MLA for the sake of its reference backend.
+
+    That sets pages of 16 tokens, turns chunked prefill and the prefix cache off, and has a step take whole prompts.
+    """
+    model = vllm_config.model_config
+    cache, scheduler, parallel = vllm_config.cache_config, vllm_config.scheduler_config, vllm_config.parallel_config
+    before = (cache.block_size, scheduler.enable_chunked_prefill, cache.enable_prefix_caching, scheduler.max_num_batched_tokens)
+    original(vllm_config)
+    if model is None or not model.use_mla or getattr(model.hf_config, "model_type", None) == "deepseek_v4":
+        return
+    context_parallel = parallel.decode_context_parallel_size > 1 or parallel.prefill_context_parallel_size > 1
+    if why_not(context_parallel) is not None:
+        return
+    block_size, scheduler.enable_chunked_prefill, cache.enable_prefix_caching, scheduler.max_num_batched_tokens = before
+    cache.block_size = block_size if cache.user_specified_block_size else BLOCK_SIZE
