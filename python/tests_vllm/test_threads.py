@@ -44,3 +44,34 @@ def test_riffle_starts_no_second_team(preloaded):
     before, after, iomp = count_threads(str(LIBIOMP5) if preloaded else "")
     assert after == before, "riffle has started threads of its own"
     assert iomp == str(preloaded)
+
+
+BOUND = """
+import os, sys
+sys.path.insert(0, "TESTS")
+import llama_case
+os.environ.update(llama_case.ENVIRONMENT, VLLM_CPU_OMP_THREADS_BIND="0")
+
+def threads(worker):
+    import os, riffle, riffle.torch, torch
+    x = torch.randn(64, 20000)
+    before = len(os.listdir("/proc/self/task"))
+    riffle.torch.topk(x, 64)
+    riffle.sample(x, top_k=64)
+    return os.environ["OMP_NUM_THREADS"], torch.get_num_threads(), riffle.info()["threads"], len(os.listdir("/proc/self/task")) - before
+
+if __name__ == "__main__":
+    from vllm import LLM, SamplingParams
+    llm = LLM(llama_case.model(), **llama_case.ENGINE)
+    llm.generate(llama_case.prompts(4), SamplingParams(max_tokens=4))
+    print("threads", *llm.collective_rpc(threads)[0])
+"""
+
+
+def test_worker_of_one_core_runs_one_thread(tmp_path):
+    script = tmp_path / "bound.py"
+    script.write_text(BOUND.replace("TESTS", str(pathlib.Path(__file__).parent)))
+    environment = {name: value for name, value in os.environ.items() if name not in ("OMP_NUM_THREADS", "LD_PRELOAD")}
+    run = subprocess.run([sys.executable, script], env=environment, timeout=300, capture_output=True, text=True)
+    assert run.returncode == 0, run.stdout + run.stderr
+    assert [line.split()[1:] for line in run.stdout.splitlines() if line.startswith("threads")] == [["1", "1", "1", "0"]]
