@@ -117,15 +117,22 @@ class _Hooks:
             sampler: Any, logits: torch.Tensor, sampling_metadata: Any, logprobs_mode_override: Any = None
         ) -> tuple[torch.Tensor, torch.Tensor | None]:
             batch = sampling_metadata
-            min_ps = _min_p(batch.logitsprocs.argmax_invariant, min_p)
-            # vLLM's min-p comes before top-p, Riffle's after it; and other processors want logits that are divided.
-            fused = min_ps is not None and (min_ps == 0.0 or batch.top_p is None)
-            if batch.all_greedy or sampler.use_fp64_gumbel or sampler.logprobs_mode in processed_modes or not fused:
+            processors = batch.logitsprocs.argmax_invariant
+            min_ps = [processor.min_p.view(-1) for processor in processors if type(processor) is min_p and processor.min_p_count]
+            if (
+                batch.all_greedy
+                or sampler.use_fp64_gumbel
+                or sampler.logprobs_mode in processed_modes
+                # Other processors want logits that are divided by the temperature.
+                or any(type(processor) is not min_p for processor in processors)
+                # vLLM's min-p comes before top-p, Riffle's after it.
+                or (min_ps and batch.top_p is not None)
+            ):
                 return sample(sampler, logits, batch, logprobs_mode_override)
             temperature = batch.temperature
             if not batch.all_random:
                 temperature = torch.where(temperature < _GREEDY, 0.0, temperature)
-            return draw(logits, batch.generators, temperature, batch.top_k, batch.top_p, min_ps), None
+            return draw(logits, batch.generators, temperature, batch.top_k, batch.top_p, min_ps[0] if min_ps else None), None
 
         def riffle_gather_logprobs(logprobs: torch.Tensor, num_logprobs: int, token_ids: torch.Tensor) -> Any:
             if not 0 < num_logprobs <= logprobs.shape[-1] or logprobs.dtype != torch.float32 or not logprobs.is_cpu:
@@ -143,17 +150,6 @@ class _Hooks:
         cls.gather_logprobs = staticmethod(riffle_gather_logprobs)
 
 
-def _min_p(processors: list[Any], min_p: type) -> torch.Tensor | float | None:
-    """The min-p of each row, 0.0 for none, None where other processors are to be applied."""
-    values: torch.Tensor | float = 0.0
-    for processor in processors:
-        if type(processor) is not min_p:
-            return None
-        if processor.min_p_count:
-            values = processor.min_p.view(-1)
-    return values
-
-
 def greedy(logits: torch.Tensor) -> torch.Tensor:
     """The best token of each row."""
     return _valid(riffle.sample(logits, temperature=0.0, on_invalid="token"))
@@ -165,7 +161,7 @@ def draw(
     temperature: torch.Tensor | float = 1.0,
     top_k: torch.Tensor | None = None,
     top_p: torch.Tensor | None = None,
-    min_p: torch.Tensor | float = 0.0,
+    min_p: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """A token of each row.
 
@@ -181,7 +177,7 @@ def draw(
         temperature=temperature,
         top_k=0 if top_k is None else top_k,
         top_p=1.0 if top_p is None else top_p,
-        min_p=min_p,
+        min_p=0.0 if min_p is None else min_p,
         stream=streams,
         on_invalid="token",
     )
