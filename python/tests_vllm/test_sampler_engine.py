@@ -75,9 +75,14 @@ def test_seeds_with_chunked_prompts_and_preemption(llm):
     prompts = llama_case.prompts(6, length=100)
     params = [seeded(i, 40) for i in range(6)]
     expected = [generated(llm, [prompt], [param])[0] for prompt, param in zip(prompts, params, strict=True)]
-    # 16 tokens a step: a prompt takes seven. 40 blocks of 16 tokens hold four of the six sequences, so some are preempted.
-    small = engine(max_num_batched_tokens=16, max_num_seqs=6, block_size=16, num_gpu_blocks_override=40, enable_prefix_caching=False)
+    # 16 tokens a step: a prompt takes seven. 20 blocks of 32 tokens hold three of the six sequences, so some are preempted.
+    small = engine(max_num_batched_tokens=16, max_num_seqs=6, block_size=32, num_gpu_blocks_override=20, enable_prefix_caching=False)
+    preempted = []
+    scheduler = small.llm_engine.engine_core.engine_core.scheduler
+    preempt = scheduler._preempt_request
+    scheduler._preempt_request = lambda request, *more, **named: (preempted.append(request), preempt(request, *more, **named))[1]
     assert generated(small, prompts, params) == expected
+    assert preempted
 
 
 def test_speculative_decoding_with_sampling(llm):
@@ -92,8 +97,8 @@ def test_speculative_decoding_with_sampling(llm):
     mixed = [seeded(i, 32, top_k=40, min_p=0.0) for i in range(3)] + [free(32)]
     first, second = (generated(speculative, prompts, mixed) for _ in range(2))
     assert all(len(tokens) == 32 for tokens in first + second)
-    # In the same batch, as vLLM's own: drafts that are verified together take one draw.
     assert first[:3] == second[:3]
+    assert [generated(speculative, [prompts[i]], [mixed[i]])[0] for i in range(3)] == first[:3]
     outputs = speculative.generate(prompts, [seeded(i, 16, logprobs=3) for i in range(4)], use_tqdm=False)
     assert all(len(output.outputs[0].logprobs) == 16 for output in outputs)
     bad = [seeded(0, 16), seeded(1, 16), seeded(2, 16), seeded(3, 16, logit_bias={5: math.nan})]

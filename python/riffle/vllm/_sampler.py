@@ -13,7 +13,7 @@ import torch
 
 import riffle
 import riffle.torch
-from riffle.vllm import _failed_requests, _generators
+from riffle.vllm import _failed_requests, _generators, _speculative
 from riffle.vllm._interfaces import Differs, expect_parameters, find
 
 _MODULE = "vllm.v1.sample.sampler"
@@ -31,6 +31,7 @@ def install() -> str | None:
         return f"not with this version of vLLM: {differs}"
     hooks.install()
     _generators.install()
+    _speculative.install()
     return None
 
 
