@@ -63,9 +63,12 @@ def linear_top_k(
     x: Array, weight: Array, k: int, weight_format: str | None, bias: Array | None, /
 ) -> tuple[Array, Array]: ...
 def sample(
-    logits: Array, temperature: float | Array, top_k: int | Array, top_p: float | Array, min_p: float | Array, seed: int,
-    stream: int | Array | None, position: int | Array | None, return_logprobs: bool, /,
+    logits: Array, temperature: float | Array, top_k: int | Array, top_p: float | Array, min_p: float | Array,
+    seed: int | Array, stream: int | Array | None, position: int | Array | None, return_logprobs: bool, on_invalid: str, /,
 ) -> Any: ...  # tokens, or (tokens, logprobs)
+def apply_top_k_top_p_(
+    logits: Array, top_k: int | Array | None, top_p: float | Array | None, min_p: float | Array | None, /,
+) -> None: ...
 def paged_attention(
     q: Array, keys: Array, values: Array, kv_lens: Array, page_table: Array, cu_q_lens: Array | None, layout: str,
     scale: float | None, causal: bool | Array, window: int | None, window_right: int | None, soft_cap: float | None,

@@ -51,7 +51,8 @@ def core_calls():
     yield "linear", riffle.linear, dict(x=X, weight=X, bias=np.ones(3, F32), weight_format=None, out=None)
     yield "linear_top_k", riffle.linear_top_k, dict(x=X, weight=X, k=2, bias=None, weight_format=None)
     yield "sample", riffle.sample, dict(logits=X, temperature=1.0, top_k=0, top_p=1.0, min_p=0.0, seed=0, stream=None, position=None,
-                                        return_logprobs=False)  # fmt: skip
+                                        return_logprobs=False, on_invalid="token")  # fmt: skip
+    yield "apply_top_k_top_p_", riffle.apply_top_k_top_p_, dict(logits=X.copy(), top_k=2, top_p=0.5, min_p=None)
     yield "paged_attention", riffle.paged_attention, dict(attention, key_scales=None, value_scales=None,
                                                                  key_format=None, value_format=None)  # fmt: skip
     yield "paged_attention-int8", riffle.paged_attention, dict(attention, keys=int8, values=int8, key_scales=0.5, value_scales=0.5,
@@ -170,7 +171,8 @@ def torch_calls():
     yield "top_k_per_row_decode", riffle.torch.top_k_per_row_decode, dict(logits=x, next_n=1, seq_lens=ones, **per_row)
     yield "linear_top_k", riffle.torch.linear_top_k, dict(x=x, weight=x, k=2, bias=None)
     yield "sample", riffle.torch.sample, dict(logits=x, temperature=1.0, top_k=0, top_p=1.0, min_p=0.0, seed=0, stream=None, position=None,
-                                              return_logprobs=False)  # fmt: skip
+                                              return_logprobs=False, on_invalid="token")  # fmt: skip
+    yield "apply_top_k_top_p_", riffle.torch.apply_top_k_top_p_, dict(logits=x.clone(), top_k=2, top_p=0.5, min_p=None)
     yield "paged_attention", riffle.torch.paged_attention, dict(
         q=torch.ones(2, 2, 32), keys=pages, values=pages, kv_lens=ones[:2], page_table=torch.tensor([[0], [1]], dtype=torch.int32),
         cu_q_lens=None, layout="HND", scale=None, causal=True, window=None, window_right=None, soft_cap=None, sinks=None, mask_value=None,

@@ -39,26 +39,27 @@ void RowDraw::WeighCandidates(const Candidates& from) const {
   batch_.kernels.weights(weights, nullptr, 0, from.count, weights_);
 }
 
-// Draws from weighed candidates, leaving out those below the plan's min_weight.
-int32_t RowDraw::DrawKept(const Candidates& from) const {
+// The weighed candidates without those below the plan's min_weight.
+Candidates RowDraw::DropBelowMinWeight(Candidates from) const {
   int64_t kept = 1;
   while (kept < from.count && weights_[kept] >= plan_.min_weight) {
     ++kept;
   }
-  return from.indices[Locate(weights_, kept, batch_.Random(row_) * Sum(weights_, kept))];
+  from.count = kept;
+  return from;
 }
 
-int32_t RowDraw::DrawFromCandidates() const {
+Kept RowDraw::FilterCandidates() {
   Candidates from = Best(plan_.k);
   WeighCandidates(from);
   if (plan_.top_p < 1) {
     const double mass = static_cast<double>(plan_.top_p) * Sum(weights_, plan_.k);
     from.count = std::min(from.count, Reach(weights_, plan_.k, mass));
   }
-  return DrawKept(from);
+  return {DropBelowMinWeight(from), {}, {}};
 }
 
-int32_t RowDraw::DrawFromNucleus() const {
+Kept RowDraw::FilterNucleus() {
   double all = 0;
   for (int64_t block = 0; block < batch_.blocks; ++block) {
     all += sums_[block];
@@ -69,19 +70,29 @@ int32_t RowDraw::DrawFromNucleus() const {
     WeighCandidates(from);
     from.count = Reach(weights_, k, mass);
     if (from.count <= k) {
-      return DrawKept(from);
+      return {DropBelowMinWeight(from), {}, {}};
     }
   }
   Nucleus nucleus = batch_.kernels.find_nucleus(row_weights_, batch_.logits.cols, mass, rest_);
   if (nucleus.tie_weight < plan_.min_weight) {
     nucleus.ties = 0;
   }
-  const Cut cut{nucleus.threshold, plan_.min_weight};
-  for (int64_t block = 0; block < batch_.blocks; ++block) {
-    sums_[block] = batch_.kernels.sum_weights(row_weights_, &cut, batch_.BlockBegin(block),
-                                              batch_.BlockEnd(block));
+  return {{}, {nucleus.threshold, plan_.min_weight}, nucleus};
+}
+
+Kept RowDraw::Filter() {
+  switch (plan_.path) {
+    case SamplePath::kGreedy:
+      break;
+    case SamplePath::kCandidates:
+      return FilterCandidates();
+    case SamplePath::kNucleus:
+      return FilterNucleus();
+    case SamplePath::kAll:
+      return {{}, {-std::numeric_limits<float>::infinity(), plan_.min_weight}, {}};
   }
-  return DrawFromAll(cut, nucleus);
+  weights_[0] = 1;
+  return {Best(1), {}, {}};
 }
 
 // Draws from the columns that the cut keeps, in ascending order, followed by the nucleus's ties.
@@ -112,17 +123,38 @@ int32_t RowDraw::DrawFromAll(const Cut& cut, const Nucleus& nucleus) const {
 }
 
 int32_t RowDraw::Draw() {
-  switch (plan_.path) {
-    case SamplePath::kGreedy:
-      break;
-    case SamplePath::kCandidates:
-      return DrawFromCandidates();
-    case SamplePath::kNucleus:
-      return DrawFromNucleus();
-    case SamplePath::kAll:
-      return DrawFromAll({-std::numeric_limits<float>::infinity(), plan_.min_weight}, {});
+  const auto [from, cut, nucleus] = Filter();
+  if (from.count > 0) {
+    const double place = batch_.Random(row_) * Sum(weights_, from.count);
+    return from.indices[Locate(weights_, from.count, place)];
   }
-  return first_.indices[0];
+  if (plan_.path == SamplePath::kNucleus) {
+    for (int64_t block = 0; block < batch_.blocks; ++block) {
+      sums_[block] = batch_.kernels.sum_weights(row_weights_, &cut, batch_.BlockBegin(block),
+                                                batch_.BlockEnd(block));
+    }
+  }
+  return DrawFromAll(cut, nucleus);
+}
+
+void RowDraw::Mask(float* x) {
+  const bool every_column = plan_.path == SamplePath::kAll || plan_.k == batch_.logits.cols;
+  if (every_column && plan_.top_p == 1 && plan_.min_weight == 0) {
+    return;
+  }
+  auto [from, cut, nucleus] = Filter();
+  if (from.count > 0) {
+    // Every column above the last candidate is one, and of its equals those are that come first.
+    const auto value = [&](int64_t i) {
+      return core::LoadElement(batch_.logits.dtype,
+                               from.values + static_cast<size_t>(i) * batch_.element);
+    };
+    cut.above = nucleus.threshold = value(from.count - 1);
+    for (int64_t i = from.count; i > 0 && value(i - 1) == cut.above; --i) {
+      ++nucleus.ties;
+    }
+  }
+  batch_.kernels.mask(row_weights_, batch_.logits.cols, cut, nucleus, x);
 }
 
 }  // namespace riffle::sampling

@@ -1,4 +1,4 @@
-// The draw of one row's token.
+// What the filters keep of one row, and the draw of its token.
 #pragma once
 
 #include <cstdint>
@@ -6,6 +6,14 @@
 #include "sampling/sampling_batch.h"
 
 namespace riffle::sampling {
+
+// What the filters keep: the candidates, best first, or if there are none, the columns that the cut
+// keeps and the nucleus's ties.
+struct Kept {
+  Candidates candidates;
+  Cut cut;
+  Nucleus nucleus;
+};
 
 class RowDraw {
  public:
@@ -17,12 +25,16 @@ class RowDraw {
   // Returns the token. Call it once per row: it may overwrite the sums.
   int32_t Draw();
 
+  // Writes -inf to the columns of the row that the filters drop.
+  void Mask(float* x);
+
  private:
+  Kept Filter();
+  Kept FilterCandidates();
+  Kept FilterNucleus();
   Candidates Best(int64_t count) const;
   void WeighCandidates(const Candidates& from) const;
-  int32_t DrawKept(const Candidates& from) const;
-  int32_t DrawFromCandidates() const;
-  int32_t DrawFromNucleus() const;
+  Candidates DropBelowMinWeight(Candidates from) const;
   int32_t DrawFromAll(const Cut& cut, const Nucleus& nucleus) const;
 
   const SamplingBatch& batch_;

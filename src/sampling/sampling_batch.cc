@@ -16,9 +16,11 @@ T ValueForRow(std::span<const T> list, int64_t row, T otherwise) {
 
 }  // namespace
 
-SamplingBatch::SamplingBatch(const MatrixView& call_logits, const SampleOptions& call_options)
+SamplingBatch::SamplingBatch(const MatrixView& call_logits, const SampleOptions& call_options,
+                             bool call_draws)
     : logits(call_logits),
       options(call_options),
+      draws(call_draws),
       kernels(GetSamplingKernels()),
       topk(topk::Kernels(call_logits.dtype)),
       element(SizeOf(call_logits.dtype)),
@@ -27,11 +29,12 @@ SamplingBatch::SamplingBatch(const MatrixView& call_logits, const SampleOptions&
 RowPlan SamplingBatch::Plan(int64_t row) const {
   return PlanRow({ValueForRow(options.temperature, row, 1.0f), ValueForRow(options.top_k, row, 0),
                   ValueForRow(options.top_p, row, 1.0f), ValueForRow(options.min_p, row, 0.0f)},
-                 logits.cols);
+                 logits.cols, draws);
 }
 
 double SamplingBatch::Random(int64_t row) const {
-  return Uniform(options.seed, ValueForRow(options.stream, row, row),
+  return Uniform(ValueForRow(options.seeds, row, options.seed),
+                 ValueForRow(options.stream, row, row),
                  ValueForRow(options.position, row, int64_t{0}));
 }
 

@@ -22,12 +22,14 @@ struct Candidates {
 struct SamplingBatch {
   MatrixView logits;
   const SampleOptions& options;
+  const bool draws;  // false: rows are only filtered
   const SamplingKernels& kernels;
   const topk::TopKKernels& topk;
   size_t element;  // bytes
   int64_t blocks;  // of each row's sums
 
-  SamplingBatch(const MatrixView& call_logits, const SampleOptions& call_options);
+  SamplingBatch(const MatrixView& call_logits, const SampleOptions& call_options,
+                bool call_draws = true);
 
   RowPlan Plan(int64_t row) const;
   // The random number, in [0, 1), for the row's draw.

@@ -48,6 +48,13 @@ void CheckIn(const char* name, std::span<const T> list, int64_t rows, T low, T h
   }
 }
 
+void CheckFilterLists(const SampleOptions& options, int64_t rows) {
+  CheckIn("top_k", options.top_k, rows, 0, std::numeric_limits<int32_t>::max(),
+          "at least 0 (0: off)");
+  CheckIn("top_p", options.top_p, rows, 0.0f, 1.0f, "in 0..1");
+  CheckIn("min_p", options.min_p, rows, 0.0f, 1.0f, "in 0..1");
+}
+
 template <typename T>
 core::ByteRows Bytes(std::span<const T> list) {
   return {list.data(), list.empty() ? 0 : 1, 0, static_cast<int64_t>(list.size_bytes())};
@@ -58,23 +65,28 @@ struct Named {
   core::ByteRows rows;
 };
 
+core::ByteRows Bytes(const MatrixView& x) {
+  const auto element = static_cast<int64_t>(SizeOf(x.dtype));
+  return {x.data, x.rows, x.row_stride * element, x.cols * element};
+}
+
+void CheckOutput(const Named& out, std::span<const Named> inputs) {
+  for (const Named& in : inputs) {
+    core::Check(!core::Overlaps(out.rows, in.rows), Code::kOverlap, out.name,
+                " shares memory with ", in.name, ", which is only read");
+  }
+}
+
 void CheckOverlaps(const MatrixView& logits, const SampleOptions& options,
                    std::span<const int32_t> tokens, std::span<const float> logprobs) {
-  const auto element = static_cast<int64_t>(SizeOf(logits.dtype));
   const Named inputs[] = {
-      {"logits", {logits.data, logits.rows, logits.row_stride * element, logits.cols * element}},
-      {"temperature", Bytes(options.temperature)},
-      {"top_k", Bytes(options.top_k)},
-      {"top_p", Bytes(options.top_p)},
-      {"min_p", Bytes(options.min_p)},
-      {"stream", Bytes(options.stream)},
-      {"position", Bytes(options.position)}};
+      {"logits", Bytes(logits)},         {"temperature", Bytes(options.temperature)},
+      {"top_k", Bytes(options.top_k)},   {"top_p", Bytes(options.top_p)},
+      {"min_p", Bytes(options.min_p)},   {"seeds", Bytes(options.seeds)},
+      {"stream", Bytes(options.stream)}, {"position", Bytes(options.position)}};
   const Named outputs[] = {{"tokens", Bytes(tokens)}, {"logprobs", Bytes(logprobs)}};
   for (const Named& out : outputs) {
-    for (const Named& in : inputs) {
-      core::Check(!core::Overlaps(out.rows, in.rows), Code::kOverlap, out.name,
-                  " shares memory with ", in.name, ", which is only read");
-    }
+    CheckOutput(out, inputs);
   }
   core::Check(!core::Overlaps(outputs[0].rows, outputs[1].rows), Code::kOverlap,
               "logprobs shares memory with tokens");
@@ -94,13 +106,22 @@ void CheckSample(const MatrixView& logits, const SampleOptions& options,
               " elements for ", rows, " rows");
   CheckIn("temperature", options.temperature, rows, 0.0f, std::numeric_limits<float>::max(),
           "finite and at least 0");
-  CheckIn("top_k", options.top_k, rows, 0, std::numeric_limits<int32_t>::max(),
-          "at least 0 (0: off)");
-  CheckIn("top_p", options.top_p, rows, 0.0f, 1.0f, "in 0..1");
-  CheckIn("min_p", options.min_p, rows, 0.0f, 1.0f, "in 0..1");
+  CheckFilterLists(options, rows);
+  CheckList("seeds", options.seeds, rows);
   CheckList("stream", options.stream, rows);
   CheckList("position", options.position, rows);
   CheckOverlaps(logits, options, tokens, logprobs);
+}
+
+void CheckFilters(const MatrixView& logits, const SampleOptions& options) {
+  CheckLogits(logits);
+  CheckFilterLists(options, logits.rows);
+  core::Check(!core::OverlapsItself(Bytes(logits)), Code::kOverlap, "the rows of logits, ",
+              logits.cols, " columns at a stride of ", logits.row_stride, ", share memory");
+  const Named inputs[] = {{"top_k", Bytes(options.top_k)},
+                          {"top_p", Bytes(options.top_p)},
+                          {"min_p", Bytes(options.min_p)}};
+  CheckOutput({"logits", Bytes(logits)}, inputs);
 }
 
 }  // namespace riffle::sampling

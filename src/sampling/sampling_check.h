@@ -12,4 +12,7 @@ namespace riffle::sampling {
 void CheckSample(const MatrixView& logits, const SampleOptions& options,
                  std::span<const int32_t> tokens, std::span<const float> logprobs);
 
+// The same for a call that filters `logits` in place.
+void CheckFilters(const MatrixView& logits, const SampleOptions& options);
+
 }  // namespace riffle::sampling

@@ -9,6 +9,7 @@
 
 #include "core/dispatch.h"
 #include "core/scratch_layout.h"
+#include "sampling/mask-inl.h"
 #include "sampling/nucleus-inl.h"
 #include "sampling/weights-inl.h"
 
@@ -56,11 +57,22 @@ int64_t FindEqual(const WeightRow& row, int64_t n, float value, int64_t place) {
   return ForDType(row.dtype, [&]<DType kDType>() { return EqualAt<kDType>(row, n, value, place); });
 }
 
+void MaskRange(const WeightRow& row, int64_t n, const Cut& cut, const Nucleus& nucleus, float* x) {
+  HWY_DASSERT(n > 0 && row.dtype == DType::kF32);
+  HWY_DASSERT(row.x == reinterpret_cast<const uint8_t*>(x));
+  if (cut.min_weight > 0) {
+    MaskRow<true>(row, n, cut, nucleus, x);
+  } else {
+    MaskRow<false>(row, n, cut, nucleus, x);
+  }
+}
+
 const SamplingKernels* SamplingKernelsForTarget() {
   static constexpr SamplingKernels kKernels = {.sum_weights = SumRange,
                                                .weights = WeighRange,
                                                .find_nucleus = FindNucleus,
-                                               .find_equal = FindEqual};
+                                               .find_equal = FindEqual,
+                                               .mask = MaskRange};
   return &kKernels;
 }
 

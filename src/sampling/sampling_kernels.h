@@ -59,6 +59,10 @@ struct SamplingKernels {
   // The column of element number `place` (from 0) among those equal to `value`. If another thread
   // wrote to the row and there are fewer, the last column.
   int64_t (*find_equal)(const WeightRow& row, int64_t n, float value, int64_t place);
+
+  // Writes -inf to the elements of x[0, n), which is the row itself, in f32, except for those that
+  // the cut keeps and the nucleus's ties. Kept elements are not written.
+  void (*mask)(const WeightRow& row, int64_t n, const Cut& cut, const Nucleus& nucleus, float* x);
 };
 
 // The kernels for the target in use.

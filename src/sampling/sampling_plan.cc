@@ -27,7 +27,7 @@ const float kRawScale = Scale(1, 1);
 
 bool RowPlan::raw() const { return scale == kRawScale && unit == 1 && min_weight == 0; }
 
-RowPlan PlanRow(const RowParameters& parameters, int64_t n) {
+RowPlan PlanRow(const RowParameters& parameters, int64_t n, bool draws) {
   RowPlan plan;
   if (parameters.temperature == 0) {
     return plan;
@@ -43,9 +43,11 @@ RowPlan PlanRow(const RowParameters& parameters, int64_t n) {
     plan.first = plan.k <= kMaxFirst ? plan.k : 1;
   } else if (parameters.top_p < 1) {
     plan.path = SamplePath::kNucleus;
+    plan.sums = true;
     plan.first = kNucleusSteps[0];
   } else {
     plan.path = SamplePath::kAll;
+    plan.sums = draws;
   }
   return plan;
 }

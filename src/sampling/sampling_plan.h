@@ -31,12 +31,13 @@ struct RowPlan {
   float top_p = 1;
   float min_weight = 0;  // relative to the best column, whose weight is 1
 
-  bool sums_all() const { return path == SamplePath::kNucleus || path == SamplePath::kAll; }
+  bool sums = false;  // whether the weights of all columns are summed
   // Whether the sum of weights over all columns is also the one that log-probabilities need.
   bool raw() const;
 };
 
-RowPlan PlanRow(const RowParameters& parameters, int64_t n);
+// Without `draws` the row is only filtered.
+RowPlan PlanRow(const RowParameters& parameters, int64_t n, bool draws);
 
 // The scale for raw logits, without a temperature.
 extern const float kRawScale;

@@ -17,14 +17,17 @@ namespace {
 
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
 
-// A call has three steps: top-k finds the best columns of every row; weights are summed in the rows
-// that need it; the tokens are drawn.
+// A row has three steps: top-k finds its best columns; weights are summed if it needs them; the
+// token is drawn, or the row masked.
 class Sampler {
  public:
   Sampler(const SamplingBatch& batch, bool logprobs)
       : batch_(batch), logprobs_(logprobs), any_sums_(logprobs) {}
 
-  void Run(std::span<int32_t> tokens, std::span<float> logprobs);
+  // Calls finish(row, its draw, which still has to be made) for every row that can be sampled, on
+  // any thread.
+  void Run(core::FunctionRef<void(int64_t row, RowDraw& draw)> finish);
+  void Draw(std::span<int32_t> tokens, std::span<float> logprobs);
 
  private:
   Candidates First(int64_t row, int64_t count) const {
@@ -38,6 +41,8 @@ class Sampler {
     return {batch_.RowData(row), batch_.logits.dtype, Max(row), scale, unit};
   }
   double* Sums(int64_t row) const { return sums_ + row * batch_.blocks; }
+  // NaN is above all values, so if there is one it is the maximum.
+  bool IsValid(int64_t row) const { return !std::isnan(Max(row)) && Max(row) != -kInfinity; }
 
   void PlaceFirst();
   void FindFirst();
@@ -65,7 +70,7 @@ void Sampler::PlaceFirst() {
   for (int64_t row = 0; row < rows; ++row) {
     const RowPlan plan = batch_.Plan(row);
     uniform_ &= plan.first == batch_.Plan(0).first;
-    any_sums_ |= plan.sums_all();
+    any_sums_ |= plan.sums;
     width_ = std::max(width_, plan.first);
   }
   const FirstScratch layout = PlanFirst(rows, width_, batch_.element);
@@ -88,8 +93,10 @@ void Sampler::FindFirst() {
   TopK(logits, std::span<const int32_t>(counts_, static_cast<size_t>(logits.rows)), out, options);
 }
 
-// NaN is above all values, so if there is one it is the maximum.
 void Sampler::CheckMaxima() const {
+  if (!batch_.draws || batch_.options.on_invalid == InvalidRow::kToken) {
+    return;
+  }
   for (int64_t row = 0; row < batch_.logits.rows; ++row) {
     const float max = Max(row);
     core::Check(!std::isnan(max), Code::kBadValue, "logits[", row, ", ", First(row, 1).indices[0],
@@ -125,11 +132,11 @@ void Sampler::SumBlocksOf(int64_t row, int64_t begin, int64_t end) {
   const WeightRow weights = RowWeights(row, plan.scale, plan.unit);
   const Cut min_weight{-kInfinity, plan.min_weight};
   const bool cut = plan.path == SamplePath::kAll && plan.min_weight > 0;
-  const bool raw = logprobs_ && !(plan.sums_all() && plan.raw());
+  const bool raw = logprobs_ && !(plan.sums && plan.raw());
   for (int64_t block = begin; block < end; ++block) {
     const int64_t from = batch_.BlockBegin(block);
     const int64_t to = batch_.BlockEnd(block);
-    if (plan.sums_all()) {
+    if (plan.sums) {
       Sums(row)[block] = sum_weights(weights, cut ? &min_weight : nullptr, from, to);
     }
     if (raw) {
@@ -173,7 +180,7 @@ float Sampler::LogProb(int64_t row, int32_t token) const {
   return static_cast<float>(below - std::log(sum));
 }
 
-void Sampler::Run(std::span<int32_t> tokens, std::span<float> logprobs) {
+void Sampler::Run(core::FunctionRef<void(int64_t row, RowDraw& draw)> finish) {
   PlaceFirst();
   PlanScratch();
   const int64_t rows = batch_.logits.rows;
@@ -194,20 +201,42 @@ void Sampler::Run(std::span<int32_t> tokens, std::span<float> logprobs) {
     CheckMaxima();
   }
   lease.Run(rows, [&](int64_t row, uint8_t* memory) {
-    const Candidates first = First(row, batch_.Plan(row).first);
-    double* const sums = any_sums_ ? Sums(row) : nullptr;
-    const int32_t token = RowDraw(batch_, row, first, sums, scratch_, memory).Draw();
-    tokens[static_cast<size_t>(row)] = token;
-    if (logprobs_) {
-      logprobs[static_cast<size_t>(row)] = LogProb(row, token);
+    if (IsValid(row)) {
+      const Candidates first = First(row, batch_.Plan(row).first);
+      double* const sums = any_sums_ ? Sums(row) : nullptr;
+      RowDraw draw(batch_, row, first, sums, scratch_, memory);
+      finish(row, draw);
     }
   });
+}
+
+void Sampler::Draw(std::span<int32_t> tokens, std::span<float> logprobs) {
+  Run([&](int64_t row, RowDraw& draw) {
+    tokens[static_cast<size_t>(row)] = draw.Draw();
+    if (logprobs_) {
+      logprobs[static_cast<size_t>(row)] = LogProb(row, tokens[static_cast<size_t>(row)]);
+    }
+  });
+  for (int64_t row = 0; row < batch_.logits.rows; ++row) {
+    if (!IsValid(row)) {
+      tokens[static_cast<size_t>(row)] = -1;
+      if (logprobs_) {
+        logprobs[static_cast<size_t>(row)] = std::numeric_limits<float>::quiet_NaN();
+      }
+    }
+  }
 }
 
 }  // namespace
 
 void RunSample(const SamplingBatch& batch, std::span<int32_t> tokens, std::span<float> logprobs) {
-  Sampler(batch, !logprobs.empty()).Run(tokens, logprobs);
+  Sampler(batch, !logprobs.empty()).Draw(tokens, logprobs);
+}
+
+void RunFilters(const SamplingBatch& batch, float* logits) {
+  Sampler(batch, false).Run([&](int64_t row, RowDraw& draw) {
+    draw.Mask(logits + row * batch.logits.row_stride);
+  });
 }
 
 }  // namespace riffle::sampling

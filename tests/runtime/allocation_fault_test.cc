@@ -165,6 +165,18 @@ TEST_F(AllocationFaults, Sample) {
       0);
 }
 
+TEST_F(AllocationFaults, ApplyTopKTopP) {
+  std::vector<float> x = Numbers(3 * 20000);
+  const std::vector<float> top_p = {0.999f};
+  Outputs outputs;
+  outputs.Add(x.data(), x.size() * 4);
+  EXPECT_GT(FailAtEach("ApplyTopKTopP", outputs,
+                       [&] {
+                         ApplyTopKTopP({x.data(), 20000}, 3, 20000, {.top_p = top_p});
+                       }),
+            0);
+}
+
 TEST_F(AllocationFaults, Linear) {
   const std::vector<float> x = Numbers(5 * 64), weight = Numbers(9000 * 64);
   std::vector<uint8_t> blocks(9000 * 2 * 34);

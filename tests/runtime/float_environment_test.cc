@@ -132,6 +132,19 @@ TEST_P(FloatEnvironments, Sample) {
   }
 }
 
+TEST_P(FloatEnvironments, ApplyTopKTopP) {
+  const std::vector<float> x = Numbers(16 * 5000, GetParam() < 1 ? GetParam() : 3.0f);
+  for (const float top_p : {0.3f, 0.9f}) {
+    ExpectSame("ApplyTopKTopP", [&] {
+      std::vector<float> y = x;
+      ApplyTopKTopP({y.data(), 5000}, 16, 5000, {.top_p = {&top_p, 1}});
+      std::vector<uint8_t> bytes;
+      Append(bytes, y);
+      return bytes;
+    });
+  }
+}
+
 TEST_P(FloatEnvironments, Linear) {
   const std::vector<float> x = Numbers(8 * 64, 1), weight = Numbers(2000 * 64, GetParam());
   const MatrixView view{x.data(), DType::kF32, 8, 64, 64};

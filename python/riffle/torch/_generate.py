@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 from torch import Tensor
 from torch.compiler import is_compiling
@@ -64,15 +66,16 @@ def sample(
     top_k: int | Tensor = 0,
     top_p: float | Tensor = 1.0,
     min_p: float | Tensor = 0.0,
-    seed: int = 0,
+    seed: int | Tensor = 0,
     stream: int | Tensor | None = None,
     position: int | Tensor | None = None,
     return_logprobs: bool = False,
+    on_invalid: Literal["raise", "token"] = "raise",
 ) -> Tensor | tuple[Tensor, Tensor]:
     """riffle.sample as an operator of PyTorch.
 
     Arguments, shapes and results are riffle.sample's: int32 tokens, and float32 log-probabilities if asked for. Logits
-    whose last axis is not contiguous are made so. Parameters may be tensors of any float or integer dtype; top_k, stream
+    whose last axis is not contiguous are made so. Parameters may be tensors of any float or integer dtype; top_k, seed, stream
     and position of any integer dtype.
 
     Under torch.compile all parameters, the seed included, may change from call to call without compiling anew.
@@ -83,15 +86,17 @@ def sample(
       TypeError: logits is not a tensor; a parameter is neither a tensor nor a number.
     """
     parameters = temperature, top_k, top_p, min_p, stream, position
-    tensors = [p for p in parameters if type(p) is not float and type(p) is not int]
+    tensors = [p for p in (*parameters, seed) if type(p) is not float and type(p) is not int]
     if type(return_logprobs) is not bool:
         return_logprobs = call(as_bool, "return_logprobs", return_logprobs)
     if not is_compiling() and plain(logits, optional=tensors) and in_cpu_memory(logits):
-        return _sample(logits, *parameters[:4], seed, stream, position, return_logprobs)
+        return _sample(logits, *parameters[:4], seed, stream, position, return_logprobs, on_invalid)
     check_tensors("sample", dict(logits=logits))
     filters = [_parameter(name, p) for name, p in zip(("temperature", "top_k", "top_p", "min_p"), parameters)]
     draws = [_parameter(name, p) for name, p in (("stream", stream), ("position", position))]
-    result = torch.ops.riffle.sample(logits, *filters, _signed(seed), *draws, return_logprobs)
+    seeds = seed if isinstance(seed, Tensor) and seed.dim() > 0 else None
+    number = _signed(seed) if seeds is None else 0
+    result = torch.ops.riffle.sample(logits, *filters, number, *draws, return_logprobs, seeds, on_invalid)
     return tuple(result) if return_logprobs else result[0]
 
 
@@ -130,13 +135,13 @@ def _signed(seed):
     return seed - 2**64 if seed >= 2**63 else seed
 
 
-def _sample(logits, temperature, top_k, top_p, min_p, seed, stream, position, return_logprobs):
+def _sample(logits, temperature, top_k, top_p, min_p, seed, stream, position, return_logprobs, on_invalid):
     if logits.dim() == 2 and logits.stride(1) != 1 and logits.shape[1] > 1:
         logits = logits.contiguous()
     return call(
         riffle.sample, logits, temperature=_wide(temperature, False), top_k=_wide(top_k, True), top_p=_wide(top_p, False),
-        min_p=_wide(min_p, False), seed=seed, stream=_wide(stream, True), position=_wide(position, True),
-        return_logprobs=return_logprobs,
+        min_p=_wide(min_p, False), seed=_wide_seed(seed), stream=_wide(stream, True), position=_wide(position, True),
+        return_logprobs=return_logprobs, on_invalid=on_invalid,
     )  # fmt: skip
 
 
@@ -157,9 +162,50 @@ def _wide(value, whole):
     return value
 
 
-def _sample_cpu(logits, temperature, top_k, top_p, min_p, seed, stream=None, position=None, return_logprobs=True):
+def _wide_seed(seed):
+    if isinstance(seed, Tensor):
+        return seed.item() if seed.dim() == 0 else seed.numpy() if seed.dtype is torch.uint64 else _wide(seed, True)
+    return seed
+
+
+def apply_top_k_top_p_(
+    logits: Tensor, top_k: int | Tensor | None, top_p: float | Tensor | None, min_p: float | Tensor | None = None
+) -> Tensor:
+    """riffle.apply_top_k_top_p_ as an operator of PyTorch that writes logits in place: torch.compile keeps it.
+
+    Arguments are riffle.apply_top_k_top_p_'s; filters may be tensors of any float dtype, top_k of any integer dtype.
+
+    Raises:
+      RuntimeError: what riffle.apply_top_k_top_p_ calls ValueError or TypeError; nothing has been written then.
+      NotImplementedError: a device that is not the CPU.
+      TypeError: logits is not a tensor; a filter is neither a tensor, a number nor None.
+    """
+    filters = top_k, top_p, min_p
+    tensors = [f for f in filters if type(f) is not float and type(f) is not int]
+    if not is_compiling() and plain(logits, optional=tensors) and in_cpu_memory(logits):
+        _filter(logits, *filters)
+        return logits
+    check_tensors("apply_top_k_top_p_", dict(logits=logits))
+    given = [None if f is None else _parameter(name, f) for name, f in zip(("top_k", "top_p", "min_p"), filters)]
+    torch.ops.riffle.apply_top_k_top_p_(logits, *given)
+    return logits
+
+
+def _filter(logits, top_k, top_p, min_p=None):
+    call(riffle.apply_top_k_top_p_, logits, _wide(top_k, True), _wide(top_p, False), _wide(min_p, False))
+
+
+def _filter_fake(logits, top_k, top_p, min_p=None):
+    torch._check(logits.dim() == 2, lambda: "logits must be [rows, vocab]")
+
+
+def _sample_cpu(
+    logits, temperature, top_k, top_p, min_p, seed, stream=None, position=None, return_logprobs=True, seeds=None,
+    on_invalid="raise",
+):  # fmt: skip
     filters = temperature, top_k, top_p, min_p
-    result = _sample(logits, *filters, seed % 2**64, stream, position, return_logprobs)
+    seed = seed % 2**64 if seeds is None else seeds
+    result = _sample(logits, *filters, seed, stream, position, return_logprobs, on_invalid)
     return tuple(result) if return_logprobs else (result, logits.new_empty(0, dtype=torch.float32))
 
 
@@ -168,7 +214,10 @@ def _sample_direct(logits, *arguments):
     return _sample_cpu(logits, *arguments) if plain(logits, *tensors) and in_cpu_memory(logits) else None
 
 
-def _sample_fake(logits, temperature, top_k, top_p, min_p, seed, stream=None, position=None, return_logprobs=True):
+def _sample_fake(
+    logits, temperature, top_k, top_p, min_p, seed, stream=None, position=None, return_logprobs=True, seeds=None,
+    on_invalid="raise",
+):  # fmt: skip
     torch._check(logits.dim() == 2, lambda: "logits must be [rows, vocab]")
     rows = logits.shape[0]
     tokens = logits.new_empty(rows, dtype=torch.int32)
@@ -186,10 +235,17 @@ no_gradient("linear_top_k")
 
 LIBRARY.define(
     "sample(Tensor logits, Tensor temperature, Tensor top_k, Tensor top_p, Tensor min_p, SymInt seed, "
-    "Tensor? stream=None, Tensor? position=None, bool return_logprobs=True) -> (Tensor tokens, Tensor logprobs)",
+    "Tensor? stream=None, Tensor? position=None, bool return_logprobs=True, Tensor? seeds=None, str on_invalid=\"raise\") "
+    "-> (Tensor tokens, Tensor logprobs)",
     tags=_TAGS,
 )
 LIBRARY.impl("sample", _sample_cpu, "CPU")
 LIBRARY.direct["sample"] = _sample_direct
 torch.library.register_fake("riffle::sample", _sample_fake, lib=LIBRARY)
 no_gradient("sample")
+
+LIBRARY.define(
+    "apply_top_k_top_p_(Tensor(a!) logits, Tensor? top_k, Tensor? top_p, Tensor? min_p=None) -> ()", tags=_TAGS
+)
+LIBRARY.impl("apply_top_k_top_p_", _filter, "CPU")
+torch.library.register_fake("riffle::apply_top_k_top_p_", _filter_fake, lib=LIBRARY)

@@ -1,0 +1,163 @@
+// The parameters of sampling as Python gives them: one number, or one a row.
+#pragma once
+
+#include <cmath>
+#include <cstring>
+#include <limits>
+#include <span>
+#include <string>
+#include <type_traits>
+#include <utility>
+#include <vector>
+
+#include "arguments.h"
+#include "array.h"
+#include "bindings.h"
+
+namespace riffle::python {
+
+// The double `value` of parameter `name` as a float. A value that rounds to 0 acts as 0.
+inline float Narrow(double value, const std::string& name) {
+  const auto narrow = static_cast<float>(value);
+  if (std::isinf(narrow) && !std::isinf(value)) {
+    ThrowValueError(name + " = " + Repr(nb::float_(value)) + " is not in the range of float32");
+  }
+  return narrow;
+}
+
+// For an error text.
+template <typename T>
+std::string Limits() {
+  return std::is_unsigned_v<T> ? "0..2^64 - 1" : "the range of int" + std::to_string(8 * sizeof(T));
+}
+
+// The int `value` of parameter `name` as a T.
+template <typename T, typename From>
+T Narrow(From value, const std::string& name) {
+  if (!std::in_range<T>(value)) {
+    // A top_k beyond int32 is off, like any top_k above the number of columns.
+    if (std::is_same_v<T, int32_t> && value > 0) {
+      return std::numeric_limits<T>::max();
+    }
+    ThrowValueError(name + " = " + std::to_string(value) + " is not in " + Limits<T>());
+  }
+  return static_cast<T>(value);
+}
+
+// A number, an array [rows], or None for the default, for one of SampleOptions' lists. Arrays are
+// copied, as they are small: any integers, and for float parameters any floats too.
+template <typename T>
+class List {
+ public:
+  List(nb::handle object, const char* name) {
+    if (object.is_none()) {
+      return;
+    }
+    if (!IsArray(object)) {
+      values_.push_back(Number(object, name));
+      return;
+    }
+    const Array array(object, name);
+    CheckAxes(array, 1, "one number, or [rows]");
+    Read(array);
+  }
+
+  std::span<const T> get() const { return values_; }
+
+ private:
+  static constexpr bool kInt = std::is_integral_v<T>;
+
+  static T Number(nb::handle object, const char* name) {
+    if constexpr (std::is_unsigned_v<T>) {
+      const nb::object index = Index(object, name);
+      const unsigned long long value = PyLong_AsUnsignedLongLong(index.ptr());
+      if (PyErr_Occurred() != nullptr) {
+        PyErr_Clear();
+        ThrowValueError(std::string(name) + " = " + Text(index) + " is not in " + Limits<T>());
+      }
+      return value;
+    } else if constexpr (kInt) {
+      const nb::object index = Index(object, name);
+      int overflow = 0;
+      const long long value = PyLong_AsLongLongAndOverflow(index.ptr(), &overflow);
+      if (overflow == 0) {
+        return Narrow<T>(value, name);
+      }
+      if (std::is_same_v<T, int32_t> && overflow > 0) {
+        return std::numeric_limits<T>::max();
+      }
+      ThrowValueError(std::string(name) + " = " + Text(index) + " is not in " + Limits<T>());
+    } else {
+      const double value = Double(object, name, "a float");
+      return static_cast<T>(value);  // beyond float32: infinity, which every parameter rejects
+    }
+  }
+
+  void Read(const Array& array) {
+    switch (array.element()) {
+      case Element::kI8:
+        return Copy<int8_t>(array);
+      case Element::kI16:
+        return Copy<int16_t>(array);
+      case Element::kI32:
+        return Copy<int32_t>(array);
+      case Element::kI64:
+        return Copy<int64_t>(array);
+      case Element::kU8:
+        return Copy<uint8_t>(array);
+      case Element::kU16:
+        return Copy<uint16_t>(array);
+      case Element::kU32:
+        return Copy<uint32_t>(array);
+      case Element::kU64:
+        return Copy<uint64_t>(array);
+      default:
+        ReadFloats(array);
+    }
+  }
+
+  void ReadFloats(const Array& array) {
+    if constexpr (!kInt) {
+      if (array.element() == Element::kF64) {
+        return Copy<double>(array);
+      }
+      const Element type = array.element();
+      if (type == Element::kF32 || type == Element::kF16 || type == Element::kBF16) {
+        const DType dtype = FloatingDType(array);
+        return ForEach(array, [&](const uint8_t* element, const std::string&) {
+          values_.push_back(FloatAt(element, dtype));
+        });
+      }
+    }
+    ThrowTypeError(std::string(array.name()) + " has dtype " + array.DTypeName() + "; it must be " +
+                   (kInt ? "an integer type" : "a float or an integer type"));
+  }
+
+  template <typename From>
+  void Copy(const Array& array) {
+    ForEach(array, [&](const uint8_t* element, const std::string& name) {
+      From value;
+      std::memcpy(&value, element, sizeof(From));
+      if constexpr (kInt) {
+        values_.push_back(Narrow<T>(value, name));
+      } else {
+        values_.push_back(Narrow(static_cast<double>(value), name));
+      }
+    });
+  }
+
+  // Calls call(address, "name[i]") for each element.
+  template <typename Call>
+  static void ForEach(const Array& array, const Call& call) {
+    const auto [size, stride] = array.axis(0);
+    const auto* data = static_cast<const uint8_t*>(array.data());
+    for (int64_t i = 0; i < size; ++i) {
+      call(data + i * stride * SizeOf(array.element()),
+           std::string(array.name()) + "[" + std::to_string(i) + "]");
+    }
+  }
+
+  std::vector<T> values_;
+};
+
+}  // namespace riffle::python
