@@ -36,12 +36,16 @@ def use_torch_threads(use: bool = True) -> bool:
 
 @functools.cache
 def _gomp_parallel() -> int:
-    """The address of the function in the OpenMP that PyTorch is linked to; 0 where there is none."""
+    """The address of the function in the OpenMP that PyTorch runs on; 0 where there is none.
+
+    The global scope comes first, as for the linker: an OpenMP that was preloaded (LD_PRELOAD) serves PyTorch instead of
+    the one that PyTorch was linked to, which is loaded beside it and would start a second team.
+    """
     if not torch.backends.openmp.is_available():
         return 0
-    for library in pathlib.Path(torch.__file__).parent.glob("lib/libtorch_cpu.*"):
-        try:  # it is loaded already; names are looked up in what it depends on, too
-            return ctypes.cast(ctypes.CDLL(str(library)).GOMP_parallel, ctypes.c_void_p).value or 0
+    for library in (None, *map(str, pathlib.Path(torch.__file__).parent.glob("lib/libtorch_cpu.*"))):
+        try:  # libtorch_cpu is loaded already; names are looked up in what it depends on, too
+            return ctypes.cast(ctypes.CDLL(library).GOMP_parallel, ctypes.c_void_p).value or 0
         except (OSError, AttributeError):
             continue
     return 0

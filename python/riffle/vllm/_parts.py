@@ -15,6 +15,7 @@ TRIED = ("0.32.0",)
 
 _logger = logging.getLogger("vllm.riffle")
 _registered = False
+_on: list[str] = []  # the parts that are on
 
 
 def wanted(setting: str | None) -> list[str]:
@@ -35,6 +36,9 @@ def register() -> None:
     """vLLM's entry point. Installs the parts that are wanted and never raises: what fails is left to vLLM."""
     global _registered
     if _registered:
+        # A worker that was forked has its own threads.
+        if _on:
+            _follow_threads()
         return
     _registered = True
     parts = wanted(os.environ.get("RIFFLE_VLLM"))
@@ -59,7 +63,17 @@ def register() -> None:
             reason = f"not with this version of vLLM: {error!r}"
         if reason is not None:
             left[part] = reason
-    _report([part for part in parts if part not in left], left)
+    _on.extend(part for part in parts if part not in left)
+    if _on:
+        _follow_threads()
+    _report(_on, left)
+
+
+def _follow_threads() -> None:
+    try:
+        importlib.import_module("riffle.vllm._threads").follow()
+    except Exception as error:
+        _logger.warning("riffle: not on PyTorch's threads: %r", error)
 
 
 def _report(on: list[str], left: dict[str, str]) -> None:

@@ -1,0 +1,45 @@
+"""Requests with a seed while their prompt is read in chunks.
+
+vLLM samples a token after each chunk, drops all but the last, and takes the draws of those that are dropped back. It does so
+by the generators' offsets, which those of CPUs do not have, and fails. Here such a request's generator is out of sight while
+a token that will be dropped is drawn, so there is nothing to take back.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from riffle.vllm._interfaces import Differs, expect_parameters, find
+
+
+def install() -> None:
+    """Hides generators from the CPU's model runner. Does nothing where vLLM's interfaces differ."""
+    try:
+        runner = find("vllm.v1.worker.cpu_model_runner", "CPUModelRunner")
+        expect_parameters(runner._sample, "self", "logits", "spec_decode_metadata")
+        expect_parameters(runner._bookkeeping_sync, "self", "scheduler_output", "sampler_output")
+    except (AttributeError, Differs):
+        return
+    runner._sample = _without_dropped(runner._sample)
+    runner._bookkeeping_sync = _without_dropped(runner._bookkeeping_sync)
+
+
+def _without_dropped(method: Callable[..., Any]) -> Callable[..., Any]:
+    def wrapped(runner: Any, *args: Any, **kwargs: Any) -> Any:
+        with _hidden(runner):
+            return method(runner, *args, **kwargs)
+
+    return wrapped
+
+
+@contextlib.contextmanager
+def _hidden(runner: Any) -> Iterator[None]:
+    batch = runner.input_batch
+    dropped = runner.discard_request_mask.np
+    hidden = {row: batch.generators.pop(row) for row in list(batch.generators) if row < batch.num_reqs and dropped[row]}
+    try:
+        yield
+    finally:
+        batch.generators.update(hidden)

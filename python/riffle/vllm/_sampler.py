@@ -1,0 +1,194 @@
+"""vLLM's V1 sampler on Riffle: draws, masks and the best log-probabilities.
+
+The distributions are vLLM's: temperature, then min-p, then top-k, then top-p of what is left. Riffle decides ties (equal
+logits: the lower token first), where vLLM keeps all that tie with the k-th.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import torch
+
+import riffle
+import riffle.torch
+from riffle.vllm import _failed_requests, _generators, _speculative
+from riffle.vllm._interfaces import Differs, expect_parameters, find
+
+_MODULE = "vllm.v1.sample.sampler"
+_TOPK_TOPP = "vllm.v1.sample.ops.topk_topp_sampler"
+
+# Below this temperature a request is greedy, as in vLLM.
+_GREEDY = 1e-5
+
+
+def install() -> str | None:
+    """Puts Riffle in the place of vLLM's sampling. Returns why not, or None."""
+    try:
+        hooks = _Hooks()
+    except Differs as differs:
+        return f"not with this version of vLLM: {differs}"
+    hooks.install()
+    _generators.install()
+    _speculative.install()
+    return None
+
+
+class _Hooks:
+    """What is taken hold of in vLLM. Finding it all comes before changing anything."""
+
+    def __init__(self) -> None:
+        self.sampler = find(_MODULE, "Sampler")
+        self.topk_topp = find(_TOPK_TOPP, "TopKTopPSampler")
+        self.min_p = find("vllm.v1.sample.logits_processor.builtin", "MinPLogitsProcessor")
+        self.mask = find(_TOPK_TOPP, "apply_top_k_top_p")
+        self.processed_modes = find("vllm.config.model", "PROCESSED_LOGPROBS_MODES")
+        expect_parameters(find(_MODULE, "Sampler", "forward"), "self", "logits", "sampling_metadata")
+        expect_parameters(find(_MODULE, "Sampler", "sample"), "self", "logits", "sampling_metadata", "logprobs_mode_override")
+        expect_parameters(find(_MODULE, "Sampler", "greedy_sample"), "logits")
+        expect_parameters(find(_MODULE, "Sampler", "gather_logprobs"), "logprobs", "num_logprobs", "token_ids")
+        expect_parameters(find(_TOPK_TOPP, "TopKTopPSampler", "forward_cpu"), "self", "logits", "generators", "k", "p")
+        expect_parameters(self.mask, "logits", "k", "p")
+        expect_parameters(self.min_p.apply, "self", "logits")
+        expect_parameters(self.min_p.__init__, "self", "vllm_config", "device", "is_pin_memory")
+        fields = find("vllm.v1.sample.metadata", "SamplingMetadata", "__dataclass_fields__")
+        wanted = ("temperature", "all_greedy", "all_random", "top_p", "top_k", "generators", "logitsprocs", "max_num_logprobs")
+        missing = [name for name in wanted if name not in fields]
+        if missing:
+            raise Differs(f"SamplingMetadata has no {', '.join(missing)}")
+
+    def install(self) -> None:
+        _failed_requests.install()
+        self._install_mask()
+        self._install_min_p()
+        self._install_topk_topp()
+        self._install_sampler()
+
+    def _install_mask(self) -> None:
+        """apply_top_k_top_p, for rejection sampling, processed log-probabilities and the V2 runner."""
+        native = self.mask
+
+        def apply_top_k_top_p(logits: torch.Tensor, k: torch.Tensor | None, p: torch.Tensor | None) -> torch.Tensor:
+            if logits.dtype != torch.float32 or logits.ndim != 2 or not logits.is_cpu:
+                return native(logits, k, p)
+            if k is None and p is None:
+                return logits
+            return riffle.apply_top_k_top_p_(logits, k, p)
+
+        # Modules that have imported it by name hold it themselves.
+        for module in [module for name, module in sys.modules.items() if name.startswith("vllm.")]:
+            if getattr(module, "apply_top_k_top_p", None) is native:
+                module.apply_top_k_top_p = apply_top_k_top_p
+
+    def _install_min_p(self) -> None:
+        native = self.min_p.apply
+
+        def apply(processor: Any, logits: torch.Tensor) -> torch.Tensor:
+            if logits.dtype != torch.float32 or not logits.is_cpu or not processor.min_p_count:
+                return native(processor, logits)
+            return riffle.apply_top_k_top_p_(logits, None, None, processor.min_p.view(-1))
+
+        self.min_p.apply = apply
+
+    def _install_topk_topp(self) -> None:
+        native = self.topk_topp.forward_cpu
+        processed_modes = self.processed_modes
+
+        def forward_cpu(
+            sampler: Any, logits: torch.Tensor, generators: dict[int, torch.Generator], k: torch.Tensor | None, p: torch.Tensor | None
+        ) -> tuple[torch.Tensor, torch.Tensor | None]:
+            if sampler.use_fp64_gumbel:
+                return native(sampler, logits, generators, k, p)
+            processed = None
+            if sampler.logprobs_mode in processed_modes:
+                logits, k, p = riffle.apply_top_k_top_p_(logits, k, p), None, None
+                processed = logits
+                if sampler.logprobs_mode == "processed_logprobs":
+                    processed = logits.log_softmax(dim=-1, dtype=torch.float32)
+            return draw(logits, generators, top_k=k, top_p=p), processed
+
+        self.topk_topp.forward_cpu = forward_cpu
+
+    def _install_sampler(self) -> None:
+        cls, min_p, processed_modes = self.sampler, self.min_p, self.processed_modes
+        forward, sample, gather_logprobs = cls.forward, cls.sample, cls.gather_logprobs
+
+        def riffle_sample(
+            sampler: Any, logits: torch.Tensor, sampling_metadata: Any, logprobs_mode_override: Any = None
+        ) -> tuple[torch.Tensor, torch.Tensor | None]:
+            batch = sampling_metadata
+            processors = batch.logitsprocs.argmax_invariant
+            min_ps = [processor.min_p.view(-1) for processor in processors if type(processor) is min_p and processor.min_p_count]
+            if (
+                batch.all_greedy
+                or sampler.use_fp64_gumbel
+                or sampler.logprobs_mode in processed_modes
+                # Other processors want logits that are divided by the temperature.
+                or any(type(processor) is not min_p for processor in processors)
+                # vLLM's min-p comes before top-p, Riffle's after it.
+                or (min_ps and batch.top_p is not None)
+            ):
+                return sample(sampler, logits, batch, logprobs_mode_override)
+            temperature = batch.temperature
+            if not batch.all_random:
+                temperature = torch.where(temperature < _GREEDY, 0.0, temperature)
+            return draw(logits, batch.generators, temperature, batch.top_k, batch.top_p, min_ps[0] if min_ps else None), None
+
+        def riffle_gather_logprobs(logprobs: torch.Tensor, num_logprobs: int, token_ids: torch.Tensor) -> Any:
+            if not 0 < num_logprobs <= logprobs.shape[-1] or logprobs.dtype != torch.float32 or not logprobs.is_cpu:
+                return gather_logprobs(logprobs, num_logprobs, token_ids)
+            best = riffle.torch.topk(logprobs, num_logprobs)
+            token = gather_logprobs(logprobs, 0, token_ids)
+            return token._replace(
+                logprob_token_ids=torch.cat((token.logprob_token_ids, best.indices.to(torch.int32)), dim=1),
+                logprobs=torch.cat((token.logprobs, best.values), dim=1),
+            )
+
+        cls.forward = _failed_requests.marking(forward)
+        cls.sample = riffle_sample
+        cls.greedy_sample = staticmethod(greedy)
+        cls.gather_logprobs = staticmethod(riffle_gather_logprobs)
+
+
+def greedy(logits: torch.Tensor) -> torch.Tensor:
+    """The best token of each row."""
+    return _valid(riffle.sample(logits, temperature=0.0, on_invalid="token"))
+
+
+def draw(
+    logits: torch.Tensor,
+    generators: dict[int, torch.Generator],
+    temperature: torch.Tensor | float = 1.0,
+    top_k: torch.Tensor | None = None,
+    top_p: torch.Tensor | None = None,
+    min_p: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """A token of each row.
+
+    Each row draws from a stream of its own, whose number comes from its request's generator, or from PyTorch's for requests
+    without a seed. So the tokens of a request with a seed depend on no other request; and all ranks of tensor parallelism,
+    whose generators are seeded alike, draw the same.
+    """
+    streams = torch.empty(logits.shape[0], dtype=torch.int64).random_(0, 2**63 - 1)
+    for row, generator in generators.items():
+        streams[row : row + 1].random_(0, 2**63 - 1, generator=generator)
+    tokens = riffle.sample(
+        logits,
+        temperature=temperature,
+        top_k=0 if top_k is None else top_k,
+        top_p=1.0 if top_p is None else top_p,
+        min_p=0.0 if min_p is None else min_p,
+        stream=streams,
+        on_invalid="token",
+    )
+    return _valid(tokens)
+
+
+def _valid(tokens: torch.Tensor) -> torch.Tensor:
+    """int64 tokens, 0 for rows that have none: those are remembered for the end of the sampler's forward."""
+    tokens = tokens.long()
+    if tokens.numel() and int(tokens.min()) < 0:
+        _failed_requests.remember(tokens < 0)
+        tokens = tokens.clamp_(min=0)
+    return tokens
