@@ -101,21 +101,42 @@ ffi::Error XlaIndexerTopK(ffi::AnyBuffer q_buffer, ffi::AnyBuffer weights_buffer
   });
 }
 
-// The scopes of a call, three operands each: rows [slots, d] or [pages, page_size, bytes], slots
-// [tokens, n], lengths [tokens].
+// A scope of a call, four operands: rows [slots, d or bytes] or [pages, page_size, bytes], slots
+// [tokens, n], lengths [tokens], scales [slots or 1, groups of d].
 struct ScopeOperands {
-  Batched rows, slots, lengths;
+  static constexpr size_t kOperands = 4;
+  static constexpr int64_t kFirstBlocks = 3;
+
+  Batched rows, slots, lengths, scales;
   SparseRowFormat format;
+  KvFormat blocks;
+
+  // `format`: a SparseRowFormat, or a KvFormat that is not plain, from kFirstBlocks on.
+  static ScopeOperands From(const ffi::RemainingArgs& args, size_t first, int64_t format) {
+    Require(format < kFirstBlocks + kNumKvFormats - 1, "a row format is unknown");
+    const bool in_blocks = format >= kFirstBlocks;
+    const auto row_format =
+        in_blocks ? SparseRowFormat::kPlain : static_cast<SparseRowFormat>(format);
+    return {Batched(args[first], row_format == SparseRowFormat::kMla584 ? 3 : 2),
+            Batched(args[first + 1], 2),
+            Batched(args[first + 2], 1),
+            Batched(args[first + 3], 2),
+            row_format,
+            in_blocks ? static_cast<KvFormat>(format - kFirstBlocks + 1) : KvFormat::kPlain};
+  }
 
   SparseScope At(int64_t item, const Batched& result) const {
     SparseScope scope;
     scope.rows.data = rows.At(item, result);
     scope.rows.format = format;
-    scope.rows.dtype = format == SparseRowFormat::kPlain ? DTypeOf(rows.type()) : DType::kU8;
+    scope.rows.blocks = blocks;
+    scope.rows.dtype = KvDTypeOf(rows.type());
     scope.rows.slots = rows.axis(0);
     scope.rows.row_dim = rows.axis(1);
     scope.rows.row_stride = rows.axis(1);
-    if (format == SparseRowFormat::kMla656) {
+    if (blocks != KvFormat::kPlain) {
+      scope.rows.row_dim = rows.axis(1) / BlockBytes(blocks) * 32;
+    } else if (format == SparseRowFormat::kMla656) {
       scope.rows.row_dim = 576;
     } else if (format == SparseRowFormat::kMla584) {
       scope.rows.row_dim = 512;
@@ -123,15 +144,34 @@ struct ScopeOperands {
       scope.rows.slots *= scope.rows.page_size;
       scope.rows.page_stride = scope.rows.page_size * 584;
     }
+    if (scales.size() > 0) {
+      scope.rows.scales = ScalesAt(item, result);
+    }
     scope.slots = OptionalInt32s(slots, item, result);
     scope.cols = scope.slots_stride = slots.axis(1);
     scope.lengths = OptionalInt32s(lengths, item, result);
     return scope;
   }
+
+ private:
+  KvScales ScalesAt(int64_t item, const Batched& result) const {
+    Require(scales.axis(0) == 1 || scales.axis(0) == rows.axis(0),
+            "scales do not broadcast to their rows");
+    const int64_t groups = scales.axis(1);
+    KvScales view;
+    view.data = scales.At(item, result);
+    view.dtype = KvDTypeOf(scales.type());
+    view.token_stride = scales.axis(0) == 1 ? 0 : groups;
+    if (groups > 1) {
+      view.group = rows.axis(1) / groups;
+      view.group_stride = 1;
+    }
+    return view;
+  }
 };
 
 // q [tokens, heads, d], sinks [heads], scopes -> out [tokens, heads, value_dim], lse [tokens,
-// heads]. Each scope's row format is two bits of `formats`.
+// heads]. Each scope's row format is four bits of `formats`.
 ffi::Error XlaSparseAttention(ffi::AnyBuffer q_buffer, ffi::AnyBuffer sinks_buffer,
                               ffi::RemainingArgs scopes, ffi::Result out_result,
                               ffi::Result lse_result, float scale, int64_t formats,
@@ -140,13 +180,13 @@ ffi::Error XlaSparseAttention(ffi::AnyBuffer q_buffer, ffi::AnyBuffer sinks_buff
     const Batched q(q_buffer, 3), sinks(sinks_buffer, 1), out(*out_result, 3), lse(*lse_result, 2);
     const int64_t tokens = q.axis(0), heads = q.axis(1), dim = q.axis(2), value_dim = out.axis(2);
     Require(out.type() == q.type() && lse.type() == ffi::DataType::kF32 && out.axis(0) == tokens &&
-                out.axis(1) == heads && lse.size() == tokens * heads && scopes.size() % 3 == 0,
+                out.axis(1) == heads && lse.size() == tokens * heads &&
+                scopes.size() % ScopeOperands::kOperands == 0,
             "the results are not of q's tokens and heads");
     std::vector<ScopeOperands> operands;
-    for (size_t s = 0; s < scopes.size() / 3; ++s) {
-      const auto format = static_cast<SparseRowFormat>(formats >> (2 * s) & 3);
-      operands.push_back({Batched(scopes[3 * s], format == SparseRowFormat::kMla584 ? 3 : 2),
-                          Batched(scopes[3 * s + 1], 2), Batched(scopes[3 * s + 2], 1), format});
+    for (size_t s = 0; s < scopes.size() / ScopeOperands::kOperands; ++s) {
+      operands.push_back(
+          ScopeOperands::From(scopes, s * ScopeOperands::kOperands, formats >> (4 * s) & 15));
     }
     for (int64_t item = 0; item < out.items(); ++item) {
       std::vector<SparseScope> views;

@@ -10,8 +10,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from riffle._arguments import as_bool, as_int, shown
-from riffle._jax_call import FLOATING, check_arrays, check_axes, check_dtype, check_shape, custom_call, finite
+from riffle._arguments import as_bool, as_float, as_int, shown
+from riffle._jax_call import (
+    FLOATING,
+    SCALED,
+    SCALES,
+    check_arrays,
+    check_axes,
+    check_dtype,
+    check_shape,
+    custom_call,
+    finite,
+)
 from riffle._sparse import scopes_of
 
 Array = Any
@@ -19,7 +29,9 @@ Array = Any
 _INT32_MAX = np.iinfo(np.int32).max
 _E4M3 = "float8_e4m3fn"
 _KEY_FORMATS = ("plain", "e4m3", "deepgemm", "mxfp4")
-_ROW_FORMATS = ("plain", "mla656", "mla584")
+_BLOCKS = {"q8_0": 34, "q4_0": 18, "q4_1": 20, "q5_0": 22, "q5_1": 24, "iq4_nl": 18}  # the bytes of 32 elements
+_ROW_FORMATS = ("plain", "mla656", "mla584", *_BLOCKS)  # by their numbers in the handler
+_CODES = {"float8_e4m3fn": jnp.float8_e4m3fn, "float8_e5m2": jnp.float8_e5m2}  # row formats of uint8 that stand for a dtype
 
 
 def _one_of(name, value, values):
@@ -149,21 +161,42 @@ def indexer_top_k(
 
 def _check_rows(rows, row_format, d):
     if row_format == "plain":
-        check_dtype("rows", rows)
-        if rows.ndim == 3:
-            rows = rows.reshape(-1, rows.shape[2])
-        check_axes("rows", rows, "[slots, d]")
-        if rows.shape[1] != d:
-            raise ValueError(f"rows has shape {rows.shape} but q has rows of {d}")
-        return rows
-    check_dtype("rows", rows, ("uint8",))
-    own, size = (576, 656) if row_format == "mla656" else (512, 584)
-    if row_format == "mla656" and rows.ndim == 3:
+        check_dtype("rows", rows, (*FLOATING, *SCALED))
+        size = own = d
+    else:
+        check_dtype("rows", rows, ("uint8",))
+        own, size = {"mla656": (576, 656), "mla584": (512, 584)}.get(row_format, (d, d // 32 * _BLOCKS.get(row_format, 0)))
+    if row_format != "mla584" and rows.ndim == 3:
         rows = rows.reshape(-1, rows.shape[2])
-    check_axes("rows", rows, "[slots, 656]" if row_format == "mla656" else "[pages, page_size, 584]")
+    axes = {"mla656": "[slots, 656]", "mla584": "[pages, page_size, 584]"}
+    check_axes("rows", rows, axes.get(row_format, "[slots, bytes]" if row_format in _BLOCKS else "[slots, d]"))
+    if row_format in _BLOCKS and (d % 32 or rows.shape[1] != size):
+        raise ValueError(f"rows has shape {rows.shape} but q has rows of {d}; {row_format} has {_BLOCKS[row_format]} bytes for each 32 elements")
+    if row_format == "plain" and rows.shape[1] != d:
+        raise ValueError(f"rows has shape {rows.shape} but q has rows of {d}")
     if rows.shape[-1] != size or d != own:
         raise ValueError(f"rows has shape {rows.shape} and q rows of {d}; {row_format} has {size} bytes and {own} elements")
     return rows
+
+
+def _check_scales(scales, rows):
+    """Scales as [slots or 1, groups of d]. rows: as they are given, or as codes of a dtype."""
+    if scales is None:
+        return _nothing(0, 0, dtype=jnp.float32)
+    if str(rows.dtype) not in SCALED:
+        raise TypeError(f"rows has dtype {rows.dtype}; with row_scales it must be {', '.join(SCALED[:-1])} or {SCALED[-1]}")
+    check_dtype("row_scales", scales, SCALES)
+    of_rows, d = rows.shape[:-1], rows.shape[-1]
+    grouped = scales if scales.ndim == rows.ndim else scales[..., None]
+    groups = grouped.shape[-1]
+    own = (1,) * (rows.ndim - grouped.ndim) + grouped.shape[:-1]
+    fits = len(own) == len(of_rows) and all(n in (1, m) for n, m in zip(own, of_rows))
+    if not fits or groups != 1 and d not in (32 * groups, 64 * groups, 128 * groups):
+        raise ValueError(f"row_scales has shape {scales.shape}; it must broadcast to {of_rows}, or have one more axis: a scale for each "
+                         "32, 64 or 128 elements")
+    if math.prod(own) == 1:
+        return grouped.reshape(1, groups)
+    return jnp.broadcast_to(grouped.reshape(*own, groups), (*of_rows, groups)).reshape(-1, groups)
 
 
 @functools.partial(jax.jit, inline=True, static_argnames=("row_formats", "value_dim", "scale", "ignore_invalid"))
@@ -174,8 +207,13 @@ def _sparse_attention(q, scopes, sinks, *, row_formats, value_dim, scale, ignore
     value_dim = d if value_dim is None else value_dim
     if not 16 <= value_dim <= d or value_dim % 16:
         raise ValueError(f"value_dim = {value_dim} is not a multiple of 16 in 16..{d}")
-    operands = []
-    for (rows, slots, lengths), row_format in zip(scopes, row_formats):
+    operands, formats = [], 0
+    for s, ((rows, slots, lengths, scales), row_format) in enumerate(zip(scopes, row_formats)):
+        if row_format in _CODES:
+            check_dtype("rows", rows, ("uint8",))
+            rows, row_format = jax.lax.bitcast_convert_type(rows, _CODES[row_format]), "plain"
+        formats |= _ROW_FORMATS.index(row_format) << 4 * s
+        scales = _check_scales(scales, rows)
         rows = _check_rows(rows, row_format, d)
         _check_int32("slots", slots)
         check_axes("slots", slots, "[tokens, n]")
@@ -185,18 +223,26 @@ def _sparse_attention(q, scopes, sinks, *, row_formats, value_dim, scale, ignore
         else:
             _check_int32("lengths", lengths)
             check_shape("lengths", lengths, (tokens,), "one for each token of q")
-        operands += [rows, slots, lengths]
+        operands += [rows, slots, lengths, scales]
     if sinks is None:
         sinks = _nothing(0, dtype=jnp.float32)
     else:
         check_dtype("sinks", sinks)
         check_shape("sinks", sinks, (heads,), "one for each head of q")
         sinks = sinks.astype(jnp.float32)
-    formats = sum(_ROW_FORMATS.index(f) << 2 * s for s, f in enumerate(row_formats))
     results = (jax.ShapeDtypeStruct((tokens, heads, value_dim), q.dtype), jax.ShapeDtypeStruct((tokens, heads), jnp.float32))
     return custom_call("riffle_sparse_attention", results)(
         q, sinks, *operands, scale=np.float32(1 / math.sqrt(d) if scale is None else scale), formats=np.int64(formats),
         ignore_invalid=np.bool_(ignore_invalid))
+
+
+def _scales_operand(scales):
+    """A number as an array without axes."""
+    if scales is None or hasattr(scales, "dtype"):
+        if scales is not None:
+            check_arrays(row_scales=scales)
+        return scales
+    return np.float32(as_float("row_scales", scales, "a number, an array or None"))
 
 
 def sparse_attention(
@@ -205,7 +251,8 @@ def sparse_attention(
     slots: Array,
     *,
     lengths: Array | None = None,
-    row_format: Literal["plain", "mla656", "mla584"] = "plain",
+    row_format: str = "plain",
+    row_scales: float | Array | None = None,
     value_dim: int | None = None,
     extra: Sequence[tuple] = (),
     scale: float | None = None,
@@ -222,11 +269,12 @@ def sparse_attention(
       ValueError, TypeError: shapes, dtypes and options, when traced.
       JaxRuntimeError: slots and lengths, when it runs.
     """
-    scopes = [(rows, slots, lengths, row_format), *scopes_of(extra)]
+    more = scopes_of(extra, "rows, slots, lengths, row_format, row_scales")
+    scopes = [(rows, slots, lengths, row_format, row_scales), *((*scope, None)[:5] for scope in more)]
     if len(scopes) > 8:
         raise ValueError(f"extra has {len(extra)} elements, not up to 7")
     for scope in scopes:
-        _one_of("row_format", scope[3], _ROW_FORMATS)
+        _one_of("row_format", scope[3], (*_ROW_FORMATS, *_CODES))
         check_arrays(rows=scope[0], slots=scope[1])
         if scope[2] is not None:
             check_arrays(lengths=scope[2])
@@ -234,7 +282,7 @@ def sparse_attention(
     if sinks is not None:
         check_arrays(sinks=sinks)
     out, lse = _sparse_attention(
-        q, tuple(scope[:3] for scope in scopes), sinks, row_formats=tuple(scope[3] for scope in scopes),
+        q, tuple((*scope[:3], _scales_operand(scope[4])) for scope in scopes), sinks, row_formats=tuple(scope[3] for scope in scopes),
         value_dim=None if value_dim is None else as_int("value_dim", value_dim),
         scale=None if scale is None else finite("scale", scale),
         ignore_invalid=_one_of("invalid", invalid, ("raise", "ignore")) == "ignore")

@@ -99,6 +99,61 @@ def test_coded_rows(rng, row_format):
     np.testing.assert_array_equal(got, want)
 
 
+FLOAT8 = ("float8_e4m3fn", "float8_e5m2")
+BLOCKS = {"q8_0": 34, "q4_0": 18, "q4_1": 20, "q5_0": 22, "q5_1": 24, "iq4_nl": 18}
+
+
+def rows_of(rng, kind, pages=3, size=8, d=128):
+    """Rows as riffle.write_kv makes them."""
+    pool = np.zeros((pages, size, d // 32 * BLOCKS[kind] if kind in BLOCKS else d), np.uint8 if kind in BLOCKS else jnp.dtype(kind))
+    unread = np.zeros((pages, size, 1, 32), np.float32)
+    scales = None if kind in BLOCKS else np.zeros((pages, size, 1), np.float32)
+    x = rng.standard_normal((pages * size, 1, d), np.float32)
+    riffle.write_kv(x, x[..., :32], np.arange(pages * size), pool[:, :, None], unread, layout="NHD", key_format=kind if kind in BLOCKS else None,
+                    key_scales=scales, compute_scales=scales is not None)
+    return pool, None if scales is None else scales[..., 0]
+
+
+@pytest.mark.parametrize("kind", ["int8", *FLOAT8, *BLOCKS])
+def test_rows_in_every_format(rng, kind):
+    """Scales of the tensor, of pages, of rows and of groups, in every dtype of scales."""
+    pool, scales = rows_of(rng, kind)
+    row_format = kind if kind in BLOCKS else "plain"
+    q, slots = rng.standard_normal((2, 4, 128), np.float32), rng.integers(-1, 24, (2, 6)).astype(np.int32)
+    sides = [scales]
+    if kind not in BLOCKS:
+        sides += [None, 0.25, np.array(0.5, np.float16), scales[:, :1], scales[0], np.float32(scales[..., None] * [1, 2, 0.5, 4]),
+                  np.ones((1, 1, 2), np.float32) / 4, jnp.full((3, 8, 1), 2, jnp.float8_e8m0fnu)]
+    for side in sides:
+        want = riffle.sparse_attention(q, pool, slots, row_format=row_format, row_scales=side)
+        assert np.isfinite(want).all() and want.any()
+        attend = functools.partial(riffle.jax.sparse_attention, row_format=row_format)
+        np.testing.assert_array_equal(attend(q, pool, slots, row_scales=side), want)
+        np.testing.assert_array_equal(jax.jit(attend)(q, pool, slots, row_scales=side), want)
+        if kind in FLOAT8:  # codes in uint8
+            codes = pool.view(np.uint8)
+            np.testing.assert_array_equal(riffle.jax.sparse_attention(q, codes, slots, row_format=kind, row_scales=side), want)
+        flat = riffle.jax.sparse_attention(q, pool.reshape(24, -1), slots, row_format=row_format)
+        np.testing.assert_array_equal(flat, riffle.sparse_attention(q, pool, slots, row_format=row_format))
+
+
+def test_scopes_of_different_formats(rng):
+    """Each of up to eight scopes has a format and scales of its own; vmap over rows and their scales."""
+    q = rng.standard_normal((2, 4, 128), np.float32)
+    named = lambda: rng.integers(0, 24, (2, 5)).astype(np.int32)  # noqa: E731
+    scopes = [(*rows_of(rng, kind), kind if kind in BLOCKS else "plain", named()) for kind in ("int8", *BLOCKS, "float8_e5m2")]
+    (rows, scales, _, slots), *more = scopes
+    extra = [(rows, slots, None, row_format, scales) for rows, scales, row_format, slots in more]
+    want, want_lse = riffle.sparse_attention(q, rows, slots, row_scales=scales, extra=extra, return_lse=True)
+    out, lse = riffle.jax.sparse_attention(q, rows, slots, row_scales=scales, extra=extra, return_lse=True)
+    np.testing.assert_array_equal(out, want)
+    np.testing.assert_array_equal(lse, want_lse)
+    both = np.stack([rows, rows[::-1]]), np.stack([scales, 2 * scales])
+    got = jax.jit(jax.vmap(lambda r, s: riffle.jax.sparse_attention(q, r, slots, row_scales=s)))(*both)
+    for one, (r, s) in zip(got, zip(*both)):
+        np.testing.assert_array_equal(one, riffle.sparse_attention(q, r.copy(), slots, row_scales=s))
+
+
 def test_a_decode_step_is_one_program(rng):
     keys, rows = rng.standard_normal((6, 16, 32), np.float32), rng.standard_normal((96, 64), np.float32)
     table, lens = np.arange(6, dtype=np.int32)[None], np.array([90], np.int32)
@@ -138,6 +193,16 @@ def test_errors(rng):
         (lambda: attend(q, rows, slots, invalid=0), ValueError, "invalid = 0"),
         (lambda: attend(q, rows, slots.astype(np.float32)), TypeError, "slots must be int32"),
         (lambda: attend(q, None, slots), TypeError, "rows must be an array"),
+        (lambda: attend(q, rows, slots, row_scales=2.0), TypeError, "rows has dtype float32; with row_scales it must be int8"),
+        (lambda: attend(q, rows.astype(np.int8), slots, row_scales=np.ones(3, np.float32)), ValueError, r"row_scales has shape \(3,\)"),
+        (lambda: attend(q, rows.astype(np.int8), slots, row_scales=np.ones((9, 3), np.float32)), ValueError, r"row_scales has shape \(9, 3\)"),
+        (lambda: attend(q, rows.astype(np.int8), slots, row_scales=np.ones(9, np.int32)), TypeError, "row_scales must be float32"),
+        (lambda: attend(q, rows.astype(np.int8), slots, row_scales="2"), TypeError, "row_scales must be a number, an array or None"),
+        (lambda: attend(q, np.zeros((9, 33), np.uint8), slots, row_format="q8_0"), ValueError, "q8_0 has 34 bytes for each 32 elements"),
+        (lambda: attend(q[..., :16], np.zeros((9, 18), np.uint8), slots, row_format="q4_0"), ValueError, "q4_0 has 18 bytes"),
+        (lambda: attend(q, rows, slots, row_format="q8_0"), TypeError, "rows must be uint8, not float32"),
+        (lambda: attend(q, rows, slots, row_format="float8_e5m2"), TypeError, "rows must be uint8, not float32"),
+        (lambda: attend(q, np.zeros((9, 34), np.uint8), slots, row_format="q8_0", row_scales=1.0), TypeError, "rows has dtype uint8; with row_scales"),
     ):
         with pytest.raises(kind, match=text):
             bad()

@@ -70,7 +70,10 @@ class Server:
             return json.load(reply)
 
     def tokens(self, prompt: str, count: int) -> list[tuple[int, float]]:
-        """Greedy tokens, each with how far its logit is above the next one."""
+        """Greedy tokens, each with how far its logit is above the next one.
+
+        Of tokens that a draft model proposed, llama-server does not say that; they count as far above.
+        """
         request = {
             "prompt": prompt,
             "n_predict": count,
@@ -80,10 +83,11 @@ class Server:
             "cache_prompt": True,
         }
         steps = self.post("/completion", request)["completion_probabilities"]
-        return [
-            (step["id"], step["top_logprobs"][0]["logprob"] - step["top_logprobs"][1]["logprob"])
-            for step in steps
-        ]
+        found = []
+        for step in steps:
+            likeliest = [token["logprob"] for token in step["top_logprobs"]]
+            found.append((step["id"], likeliest[0] - likeliest[1] if len(likeliest) > 1 else float("inf")))
+        return found
 
     def all_at_once(self, prompts: list[str], count: int) -> list[list[tuple[int, float]]]:
         results: list[list[tuple[int, float]]] = [[] for _ in prompts]

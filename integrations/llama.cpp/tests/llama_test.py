@@ -157,11 +157,15 @@ class Logits(unittest.TestCase):
 class Tokens(unittest.TestCase):
     """Greedy tokens of llama-server, by models of f32 weights: no rounding of activations hides what is wrong, or looks like it."""
 
-    def compare(self, model, *arguments, gap=GAP, prompts=PROMPTS, count=24, together=False, which="on"):
-        """Tokens with and without the file, up to the first that was nearly another one."""
+    def compare(self, model, *arguments, gap=GAP, prompts=PROMPTS, count=24, together=False, which="on", draft=()):
+        """Tokens with and without the file, up to the first that was nearly another one.
+
+        The server with the file has a draft model by the arguments `draft`; the other one makes every token by itself.
+        """
         answers = {}
         for with_file in (False, True):
-            with Server(which if with_file else "off", model, *arguments) as server:
+            more = draft if with_file else ()
+            with Server(which if with_file else "off", model, *arguments, *more) as server:
                 if together:
                     answers[with_file] = server.all_at_once(prompts, count)
                 else:
@@ -172,6 +176,12 @@ class Tokens(unittest.TestCase):
                 nodes = re.findall(r"riffle: (q .*: Riffle)", log)
                 self.assertTrue(nodes, "no node was computed by Riffle:\n" + log[-2000:])
                 self.assertNotIn("attention failed", log)
+                if draft:
+                    counts = re.findall(r"draft acceptance = .*\(\s*(\d+) accepted /\s*(\d+) generated\)", log)
+                    accepted, drafted = (sum(int(count[i]) for count in counts) for i in range(2))
+                    print(f"{accepted} of {drafted} drafted tokens accepted", file=sys.stderr)
+                    self.assertGreater(accepted, len(prompts))
+                    self.assertLess(accepted, drafted, "no drafted token was taken back out of the cache")
             else:
                 self.assertNotIn("riffle:", log)
         same = 0
@@ -224,6 +234,26 @@ class Tokens(unittest.TestCase):
         """A prompt that begins as the last one did, and one that was longer."""
         prompts = [LONG_PROMPT, LONG_PROMPT + " more than", LONG_PROMPT[:300], LONG_PROMPT]
         self.compare(f32_model("smollm2"), "-c", "2048", "-np", "1", prompts=prompts, count=16)
+
+    def test_draft(self):
+        """Drafts, as batches of several tokens of which some are taken back: the target's own tokens, whatever is drafted.
+
+        The draft model is the same model with coarser weights. It has a context of its own on the same threads.
+        """
+        cases = [
+            ("one sequence", ["-c", "1024", "-np", "1"], {}),
+            ("four of one cache", ["-c", "2048", "-np", "4", "-kvu", "-fa", "on", "-ctkd", "q8_0", "-ctvd", "q8_0"], {"together": True}),
+            ("a prompt cache", ["-c", "2048", "-np", "1"], {"prompts": [LONG_PROMPT, LONG_PROMPT[:300] + PROMPTS[2], LONG_PROMPT]}),
+        ]
+        draft = ("-md", SMOLLM, "--spec-type", "draft-simple", "--spec-draft-n-max", "6")
+        for name, arguments, more in cases:
+            with self.subTest(case=name):
+                self.compare(f32_model("smollm2"), *arguments, draft=draft, count=32, **more)
+
+    def test_draft_for_sliding_windows(self):
+        """Taken back from ring caches, with a prompt that is longer than the window."""
+        draft = ("-md", GEMMA, "--spec-type", "draft-simple", "--spec-draft-n-max", "4")
+        self.compare(f32_model("gemma"), "-c", "2048", "-np", "1", draft=draft, prompts=[LONG_PROMPT, PROMPTS[0]], count=32)
 
     def test_context_shift(self):
         self.compare(f32_model("smollm2"), "-c", "256", "-np", "1", "--context-shift", prompts=PROMPTS[:2], count=300)
