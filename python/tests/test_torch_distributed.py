@@ -1,0 +1,65 @@
+"""riffle.torch.distributed in two and three processes; the checks themselves are in distributed_program.py."""
+
+import ast
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+torch = pytest.importorskip("torch", reason="PyTorch is not installed")
+
+FOLDER = pathlib.Path(__file__).parent
+PROGRAM = FOLDER / "distributed_program.py"
+CHECKS = [node.name for node in ast.parse(PROGRAM.read_text()).body
+          if isinstance(node, ast.FunctionDef) and any(getattr(x, "id", "") == "check" for x in node.decorator_list)]  # fmt: skip
+
+
+def environment(**variables):
+    return {**os.environ, "OMP_NUM_THREADS": "1", "RIFFLE_NUM_THREADS": "1", **variables,
+            "PYTHONPATH": os.pathsep.join(filter(None, (str(FOLDER), os.environ.get("PYTHONPATH"))))}  # fmt: skip
+
+
+def on_one_host(ranks, folder):
+    command = ["sh", "-c", 'exec "$0" -P "$1" "$RANK" "$WORLD_SIZE" "tcp://$MASTER_ADDR:$MASTER_PORT"', sys.executable, str(PROGRAM)]
+    script = FOLDER.parents[1] / "scripts" / "two_hosts.sh"
+    done = subprocess.run([script, *command], env=environment(), text=True, capture_output=True, timeout=300)
+    if done.returncode == 77:
+        pytest.skip(done.stderr.strip())
+    assert done.returncode == 0, done.stdout + done.stderr
+    other = "host 1: "
+    lines = [line for line in done.stdout.splitlines() if line.startswith(("{", other + "{"))]
+    return sorted((line.removeprefix(other) for line in lines), key=lambda line: json.loads(line)["rank"])
+
+
+@pytest.fixture(scope="module", params=["2 ranks", "3 ranks", "two_hosts"])
+def reports(request, tmp_path_factory):
+    """What each rank reports, of as many processes as there are ranks."""
+    if not torch.distributed.is_available() or not torch.distributed.is_gloo_available():
+        pytest.skip("this PyTorch has no gloo")
+    if request.param == "two_hosts":
+        if os.environ.get("RIFFLE_TEST_TWO_HOSTS") != "1":
+            pytest.skip("make test-two-hosts runs it")
+        outputs = on_two_hosts()
+    else:
+        outputs = on_one_host(int(request.param[0]), tmp_path_factory.mktemp("ranks"))
+    return [json.loads(out.splitlines()[-1]) for out in outputs]
+
+
+@pytest.mark.parametrize("name", CHECKS)
+def test_rank(reports, name):
+    for rank, report in enumerate(reports):
+        assert report["failures"].get(name, "not reached") == "", f"rank {rank}"
+
+
+def test_all_ranks_have_the_same_results(reports):
+    assert len({report["digest"] for report in reports}) == 1
+
+
+def test_without_a_group():
+    import riffle.torch.distributed
+
+    with pytest.raises(RuntimeError, match="there is no process group: call torch.distributed.init_process_group first"):
+        riffle.torch.distributed.topk(torch.zeros(3), 1)
