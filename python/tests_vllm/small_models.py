@@ -22,8 +22,8 @@ MODELS = {
     "llama_one_kv_head": ("LlamaConfig", dict(num_key_value_heads=1)),
     "llama_head_40": ("LlamaConfig", dict(head_dim=40)),
     "qwen3": ("Qwen3Config", {}),
-    "gemma2": ("Gemma2Config", dict(query_pre_attn_scalar=8, attn_logit_softcapping=2.0, final_logit_softcapping=None, **WINDOWS)),
-    "gemma3": ("Gemma3TextConfig", dict(query_pre_attn_scalar=8, **WINDOWS)),
+    "gemma2": ("Gemma2Config", dict(query_pre_attn_scalar=8, attn_logit_softcapping=2.0, final_logit_softcapping=None, tie_word_embeddings=True, **WINDOWS)),
+    "gemma3": ("Gemma3TextConfig", dict(query_pre_attn_scalar=8, tie_word_embeddings=True, **WINDOWS)),
     "gpt_oss": ("GptOssConfig", dict(num_local_experts=4, num_experts_per_tok=2, **WINDOWS)),
     "bloom": ("BloomConfig", dict(n_layer=4, n_head=4)),
     "bert": ("BertConfig", {}),
@@ -50,7 +50,8 @@ def _make(config, path: pathlib.Path) -> None:
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if "embed" in name and parameter.ndim == 2:
-                parameter.normal_(0, 1, generator=generator)
+                # Where they are the output's weights too, large ones would say the last token again.
+                parameter.normal_(0, 0.05 if config.tie_word_embeddings else 1, generator=generator)
             elif parameter.ndim >= 2:
                 # Twice the size that keeps activations as they are: heads look at few of their keys, and residual
                 # branches weigh more than the embedding of the last token.
