@@ -6,14 +6,13 @@ from dataclasses import dataclass, field
 from types import SimpleNamespace
 
 import torch
+from riffle.vllm._attention_backend import RiffleAttentionImpl, RiffleAttentionMetadataBuilder
 from vllm import _custom_ops as ops
 from vllm.platforms import current_platform
 from vllm.v1.attention.backend import AttentionType, CommonAttentionMetadata
 from vllm.v1.attention.backends import cpu_attn
 from vllm.v1.attention.backends.cpu_attn import CPUAttentionBackendImpl, CPUAttentionMetadata
 from vllm.v1.kv_cache_interface import EncoderOnlyAttentionSpec, FullAttentionSpec
-
-from riffle.vllm._attention_backend import RiffleAttentionImpl, RiffleAttentionMetadataBuilder
 
 current_platform.import_kernels()
 

@@ -9,8 +9,9 @@ import pathlib
 import gguf
 import torch
 import transformers
-from engine import CACHE, HERE
 from safetensors.torch import save_file
+
+from engine import CACHE, HERE
 
 NAMES = {
     "attn_norm": "input_layernorm", "attn_q": "self_attn.q_proj", "attn_k": "self_attn.k_proj", "attn_v": "self_attn.v_proj",

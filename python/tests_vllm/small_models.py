@@ -7,6 +7,7 @@ import pathlib
 
 import torch
 import transformers
+
 from engine import CACHE
 
 VOCABULARY = 512

@@ -6,11 +6,10 @@ import weakref
 import pytest
 import torch
 from attention_case import Case
-from vllm.v1.attention.backend import AttentionType
-
 from riffle.vllm import _attention_backend
 from riffle.vllm._attention_backend import RiffleAttentionBackend, RiffleAttentionImpl
 from riffle.vllm._attention_cache import CacheFormat
+from vllm.v1.attention.backend import AttentionType
 
 # Chunks of prompts, decoding sequences, drafts of several queries; lengths around pages and blocks of 64 keys.
 MIXED = dict(q_lens=[40, 1, 5, 1, 64], kv_lens=[40, 90, 129, 1, 200])

@@ -1,8 +1,9 @@
 """Gemma 3 270M in vLLM's engine: Riffle's attention gives vLLM's own tokens."""
 
-import engine
 import gemma
 import pytest
+
+import engine
 
 NEW = 24
 ENGINE = dict(dtype="float32", max_model_len=1536, max_num_batched_tokens=256, enable_chunked_prefill=True, block_size=64)

@@ -1,10 +1,11 @@
 """Small random models in vLLM's engine: tokens with Riffle's attention equal vLLM's own, or Transformers'."""
 
-import engine
 import pytest
 import small_models
 import torch
 import transformers
+
+import engine
 
 NEW = 16
 ENGINE = dict(dtype="float32", block_size=32)
@@ -109,7 +110,8 @@ def test_caches_of_few_bits(kind):
     job = dict(model=str(small_models.folder("llama")), engine=dict(dtype="bfloat16", block_size=32),
                runs=[dict(prompts=prompts, max_tokens=1, logprobs=20)])  # fmt: skip
     native = engine.run_native(job)
-    riffle = engine.run(dict(job, engine=dict(job["engine"], kv_cache_dtype=kind), runs=[*job["runs"], dict(job["runs"][0], forget=True, change=dict(soft_cap=0.5))]))
+    control = dict(job["runs"][0], forget=True, change=dict(soft_cap=0.5))
+    riffle = engine.run(dict(job, engine=dict(job["engine"], kv_cache_dtype=kind), runs=[*job["runs"], control]))
     engine.expect_riffle(riffle)
     dtype, bound = CACHES[kind]
     assert {layer["dtype"] for layer in riffle["layers"].values()} == {dtype}
@@ -125,3 +127,13 @@ def difference(ours, theirs):
         gaps += [abs(mine[0][token] - other[0][token]) for token in shared]
     assert len(gaps) > 20
     return sum(gaps) / len(gaps)
+
+
+def test_decode_context_parallelism():
+    """Two ranks, each with one half of the tokens of each sequence's only KV head, say what one engine without Riffle says."""
+    prompts = small_models.prompts(5, 60)
+    job = dict(model=str(small_models.folder("llama_one_kv_head")), engine=ENGINE, runs=[dict(prompts=prompts, max_tokens=NEW)])
+    ranks = dict(ENGINE, tensor_parallel_size=2, decode_context_parallel_size=2, cp_kv_cache_interleave_size=8, max_num_batched_tokens=128)
+    riffle = engine.run(dict(job, engine=ranks), VLLM_LOGGING_LEVEL="INFO", OMP_NUM_THREADS="1")
+    assert riffle["log"].count("attention on") >= 2  # in each of the workers
+    assert riffle["runs"][0]["tokens"] == engine.run_native(job)["runs"][0]["tokens"]
