@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-
 from riffle.vllm import _attention_shards
 
 PAD = -1
