@@ -12,6 +12,7 @@ A job:
   runs    a list, one after another in the same engine, each with
             prompts     lists of tokens
             max_tokens  generated for each, whatever they are; 0: embeddings instead
+            sounds      seconds of sound for each prompt, which is then the decoder's (optional)
             logprobs    how many of the best to return with each token (optional)
             change      arguments of riffle.paged_attention that this run replaces: a control (optional)
             forget      whether cached prefixes are forgotten first (optional)
@@ -119,13 +120,25 @@ def generated(llm, spec: dict) -> dict:
     from vllm import SamplingParams
 
     sampling = SamplingParams(temperature=0, max_tokens=spec["max_tokens"], ignore_eos=True, detokenize=False, logprobs=spec.get("logprobs"))
-    outputs = llm.generate([dict(prompt_token_ids=prompt) for prompt in spec["prompts"]], sampling, use_tqdm=False)
+    prompts = [dict(prompt_token_ids=prompt) for prompt in spec["prompts"]]
+    if "sounds" in spec:
+        prompts = [dict(encoder_prompt=dict(prompt_token_ids=[0], multi_modal_data=dict(audio=(sound(seconds), 16000))), decoder_prompt=prompt)
+                   for prompt, seconds in zip(prompts, spec["sounds"])]  # fmt: skip
+    outputs = llm.generate(prompts, sampling, use_tqdm=False)
     result = dict(tokens=[list(output.outputs[0].token_ids) for output in outputs], cached=[output.num_cached_tokens for output in outputs])
     if spec.get("logprobs"):
         result["logprobs"] = [
             [{token: entry.logprob for token, entry in position.items()} for position in output.outputs[0].logprobs] for output in outputs
         ]
     return result
+
+
+def sound(seconds: float):
+    """A tone that rises, at 16 kHz; another one for another length."""
+    import numpy
+
+    time = numpy.arange(int(seconds * 16000)) / 16000
+    return numpy.sin(2000 * time * (seconds + time)).astype(numpy.float32)
 
 
 def embeddings(llm, spec: dict) -> dict:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import pathlib
 
+import tokenizers
 import torch
 import transformers
 
@@ -28,7 +29,11 @@ MODELS = {
     "gpt_oss": ("GptOssConfig", dict(num_local_experts=4, num_experts_per_tok=2, **WINDOWS)),
     "bloom": ("BloomConfig", dict(n_layer=4, n_head=4)),
     "bert": ("BertConfig", {}),
-}
+    "whisper": ("WhisperConfig", dict(d_model=128, encoder_layers=2, decoder_layers=4, encoder_attention_heads=4, decoder_attention_heads=4,
+                                      encoder_ffn_dim=192, decoder_ffn_dim=192, num_mel_bins=80, max_target_positions=128,
+                                      decoder_start_token_id=3, suppress_tokens=None, begin_suppress_tokens=None)),
+}  # fmt: skip
+AUTO = {"bert": transformers.AutoModel, "whisper": transformers.AutoModelForSpeechSeq2Seq}
 
 
 def folder(name: str) -> pathlib.Path:
@@ -45,7 +50,7 @@ def folder(name: str) -> pathlib.Path:
 
 def _make(config, path: pathlib.Path) -> None:
     torch.manual_seed(3)
-    auto = transformers.AutoModel if config.model_type == "bert" else transformers.AutoModelForCausalLM
+    auto = AUTO.get(config.model_type, transformers.AutoModelForCausalLM)
     model = auto.from_config(config).to(torch.float32).eval()
     generator = torch.Generator().manual_seed(4)
     with torch.no_grad():
@@ -61,6 +66,17 @@ def _make(config, path: pathlib.Path) -> None:
                 parameter.normal_(2, 1, generator=generator)
     model.config.architectures = [type(model).__name__]
     model.save_pretrained(path)
+    if config.model_type == "whisper":
+        _make_processor(path)
+
+
+def _make_processor(path: pathlib.Path) -> None:
+    """What vLLM needs to read sound: a tokenizer of bytes, and the spectrum's settings."""
+    letters = sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet())
+    special = ["<|endoftext|>", "<|startoftranscript|>", "<|en|>", "<|translate|>", "<|transcribe|>", "<|nospeech|>", "<|notimestamps|>"]
+    vocabulary = {token: i for i, token in enumerate([*special, *letters])}
+    tokenizer = transformers.WhisperTokenizer(vocab=vocabulary, merges=[])
+    transformers.WhisperProcessor(transformers.WhisperFeatureExtractor(), tokenizer).save_pretrained(path)
 
 
 def prompts(count: int, length: int, seed: int = 0) -> list[list[int]]:

@@ -93,6 +93,20 @@ def test_encoder_only():
     assert (control - native).abs().max() > 0.05
 
 
+def test_cross_attention():
+    """A decoder that reads what an encoder made of sound: the cache of a sequence's sound is written once."""
+    prompts = [[3 + i, 20, 30 + i] for i in range(4)]
+    runs = [dict(prompts=prompts, sounds=[1.0, 2.0, 0.5, 3.0], max_tokens=NEW)]
+    job = dict(model=str(small_models.folder("whisper")), engine=dict(ENGINE, skip_tokenizer_init=False, max_model_len=128, max_num_seqs=4))
+    native = engine.run_native(dict(job, runs=runs))
+    riffle = engine.run(dict(job, runs=[*runs, dict(runs[0], change=dict(soft_cap=0.1))]))
+    engine.expect_riffle(riffle)
+    assert sum("CrossAttention" in layer["implementation"] for layer in riffle["layers"].values()) == 4
+    tokens, control = (run["tokens"] for run in riffle["runs"])
+    assert tokens == native["runs"][0]["tokens"]
+    assert control != tokens
+
+
 # kv_cache_dtype: dtype of the cache, and how far log-probabilities may be from those with a cache of bfloat16 on average.
 CACHES = {
     "auto": ("torch.bfloat16", 0.03),
