@@ -96,6 +96,12 @@ bench-llama: llama ## llama-bench with libggml-cpu-riffle.so and without, in tur
 	@python3 bench/llama_bench.py --prepare
 	@python3 bench/llama_bench.py
 	@python3 bench/llama_bench.py --table
+bench-vllm: setup ## vLLM's engine with its own attention and with Riffle's, in turn
+	@$(STAGE) venv "Python environment" scripts/venv.sh
+	@$(STAGE) venv-vllm "Python environment of vLLM" scripts/venv.sh vllm
+	@$(STAGE) package-vllm "Python package, for vLLM" scripts/python_package.sh vllm
+	@.venv-vllm/bin/python -P bench/vllm_bench.py --all
+	@.venv-vllm/bin/python -P bench/vllm_bench.py --table
 format: ## rewrite C++ files in the project's format
 	@scripts/lint.sh format --fix
 docs: ## the API site: build/docs/html
@@ -112,6 +118,6 @@ distclean: clean ## remove .venv and .deps too
 start:
 	@rm -rf build/log
 
-.PHONY: help demo test build python llama test-cpp test-clang test-consumer test-python test-two-hosts test-install test-arm64 \
-  test-arm64-quick test-dispatch test-transformers test-asan test-tsan test-llama test-vllm fuzz setup sdist wheels bench bench-llama \
-  docs format lint clean distclean start
+.PHONY: help demo test build python llama test-cpp test-clang test-consumer test-python test-install test-arm64 \
+  test-arm64-quick test-dispatch test-transformers test-two-hosts test-asan test-tsan test-llama test-vllm fuzz setup \
+  sdist wheels bench bench-llama bench-vllm format docs lint clean distclean start

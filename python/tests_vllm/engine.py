@@ -2,35 +2,64 @@
 
 from __future__ import annotations
 
+import atexit
 import hashlib
 import importlib.metadata
 import json
 import os
 import pathlib
+import select
+import signal
 import subprocess
 import sys
 import tempfile
 
 HERE = pathlib.Path(__file__).parent
 CACHE = HERE.parents[1] / "build" / "vllm"
-SECONDS = 240
+SECONDS = 600
 ENVIRONMENT = dict(
     HF_HUB_OFFLINE="1", VLLM_NO_USAGE_STATS="1", VLLM_CPU_OMP_THREADS_BIND="nobind", OMP_NUM_THREADS="2", VLLM_CPU_KVCACHE_SPACE="1",
     VLLM_ENABLE_V1_MULTIPROCESSING="0", VLLM_LOGGING_LEVEL="WARNING", RIFFLE_VLLM="attention",
 )  # fmt: skip
 
 
+class _Server:
+    """engine_process.py: imports vLLM once and runs each job in a fork of itself."""
+
+    process: subprocess.Popen[str] | None = None
+
+    @classmethod
+    def ask(cls, request: dict) -> int:
+        """The exit status of a job."""
+        if cls.process is None or cls.process.poll() is not None:
+            cls.process = subprocess.Popen([sys.executable, "-P", str(HERE / "engine_process.py")], env={**os.environ, **ENVIRONMENT},
+                                           stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True)  # fmt: skip
+            atexit.register(cls.stop)
+        assert cls.process.stdin is not None and cls.process.stdout is not None
+        cls.process.stdin.write(json.dumps(request) + "\n")
+        cls.process.stdin.flush()
+        if not select.select([cls.process.stdout], [], [], SECONDS)[0]:
+            cls.stop()
+            raise TimeoutError(f"an engine took more than {SECONDS} seconds")
+        return int(cls.process.stdout.readline() or -1)
+
+    @classmethod
+    def stop(cls) -> None:
+        """Ends the server and what it has forked."""
+        if cls.process is not None and cls.process.poll() is None:
+            os.killpg(cls.process.pid, signal.SIGKILL)
+            cls.process.wait()
+
+
 def run(job: dict, **environment: str) -> dict:
     """The job with Riffle's attention. The result has what the process logged as "log"."""
     with tempfile.TemporaryDirectory() as folder:
-        source, target = pathlib.Path(folder, "job.json"), pathlib.Path(folder, "result.json")
-        source.write_text(json.dumps(job), encoding="utf-8")
-        done = subprocess.run(
-            [sys.executable, "-P", str(HERE / "engine_process.py"), str(source), str(target)], env={**os.environ, **ENVIRONMENT, **environment},
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=SECONDS, check=False,
-        )  # fmt: skip
-        assert done.returncode == 0 and target.exists(), done.stdout[-6000:]
-        return {**json.loads(target.read_text(encoding="utf-8")), "log": done.stdout}
+        paths = {name: pathlib.Path(folder, name) for name in ("job", "result", "log")}
+        paths["job"].write_text(json.dumps(job), encoding="utf-8")
+        status = _Server.ask(dict(environment=environment, **{name: str(path) for name, path in paths.items()}))
+        log = paths["log"].read_text(encoding="utf-8") if paths["log"].exists() else ""
+        assert status == 0, log[-6000:]
+        return {**json.loads(paths["result"].read_text(encoding="utf-8")), "log": log}
 
 
 def run_native(job: dict, **environment: str) -> dict:

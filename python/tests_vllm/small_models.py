@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import pathlib
 
+import tokenizers
 import torch
 import transformers
+
 from engine import CACHE
 
 VOCABULARY = 512
@@ -22,12 +24,16 @@ MODELS = {
     "llama_one_kv_head": ("LlamaConfig", dict(num_key_value_heads=1)),
     "llama_head_40": ("LlamaConfig", dict(head_dim=40)),
     "qwen3": ("Qwen3Config", {}),
-    "gemma2": ("Gemma2Config", dict(query_pre_attn_scalar=8, attn_logit_softcapping=2.0, final_logit_softcapping=None, **WINDOWS)),
-    "gemma3": ("Gemma3TextConfig", dict(query_pre_attn_scalar=8, **WINDOWS)),
+    "gemma2": ("Gemma2Config", dict(query_pre_attn_scalar=8, attn_logit_softcapping=2.0, final_logit_softcapping=None, tie_word_embeddings=True, **WINDOWS)),
+    "gemma3": ("Gemma3TextConfig", dict(query_pre_attn_scalar=8, tie_word_embeddings=True, **WINDOWS)),
     "gpt_oss": ("GptOssConfig", dict(num_local_experts=4, num_experts_per_tok=2, **WINDOWS)),
     "bloom": ("BloomConfig", dict(n_layer=4, n_head=4)),
     "bert": ("BertConfig", {}),
-}
+    "whisper": ("WhisperConfig", dict(d_model=128, encoder_layers=2, decoder_layers=4, encoder_attention_heads=4, decoder_attention_heads=4,
+                                      encoder_ffn_dim=192, decoder_ffn_dim=192, num_mel_bins=80, max_target_positions=128,
+                                      decoder_start_token_id=3, suppress_tokens=None, begin_suppress_tokens=None)),
+}  # fmt: skip
+AUTO = {"bert": transformers.AutoModel, "whisper": transformers.AutoModelForSpeechSeq2Seq}
 
 
 def folder(name: str) -> pathlib.Path:
@@ -44,13 +50,14 @@ def folder(name: str) -> pathlib.Path:
 
 def _make(config, path: pathlib.Path) -> None:
     torch.manual_seed(3)
-    auto = transformers.AutoModel if config.model_type == "bert" else transformers.AutoModelForCausalLM
+    auto = AUTO.get(config.model_type, transformers.AutoModelForCausalLM)
     model = auto.from_config(config).to(torch.float32).eval()
     generator = torch.Generator().manual_seed(4)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if "embed" in name and parameter.ndim == 2:
-                parameter.normal_(0, 1, generator=generator)
+                # Where they are the output's weights too, large ones would say the last token again.
+                parameter.normal_(0, 0.05 if config.tie_word_embeddings else 1, generator=generator)
             elif parameter.ndim >= 2:
                 # Twice the size that keeps activations as they are: heads look at few of their keys, and residual
                 # branches weigh more than the embedding of the last token.
@@ -59,6 +66,17 @@ def _make(config, path: pathlib.Path) -> None:
                 parameter.normal_(2, 1, generator=generator)
     model.config.architectures = [type(model).__name__]
     model.save_pretrained(path)
+    if config.model_type == "whisper":
+        _make_processor(path)
+
+
+def _make_processor(path: pathlib.Path) -> None:
+    """What vLLM needs to read sound: a tokenizer of bytes, and the spectrum's settings."""
+    letters = sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet())
+    special = ["<|endoftext|>", "<|startoftranscript|>", "<|en|>", "<|translate|>", "<|transcribe|>", "<|nospeech|>", "<|notimestamps|>"]
+    vocabulary = {token: i for i, token in enumerate([*special, *letters])}
+    tokenizer = transformers.WhisperTokenizer(vocab=vocabulary, merges=[])
+    transformers.WhisperProcessor(transformers.WhisperFeatureExtractor(), tokenizer).save_pretrained(path)
 
 
 def prompts(count: int, length: int, seed: int = 0) -> list[list[int]]:

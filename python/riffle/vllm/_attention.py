@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from riffle.vllm._attention_shards import slot_mapping
 from riffle.vllm._interfaces import Differs, expect_parameters, find
 
 
@@ -13,6 +14,10 @@ def install() -> str | None:
         register = find("vllm.v1.attention.backends.registry", "register_backend")
     except Differs as differs:
         return str(differs)
+    slots = find("vllm.utils.cpu_triton_utils")
+    compute = getattr(slots, "_compute_slot_mapping_kernel_impl", None)
+    if compute is not None:  # else decode context parallelism stays what it is without Riffle: refused
+        slots._compute_slot_mapping_kernel_impl = slot_mapping(compute)
     # Whatever backend is asked for, vLLM's platform for CPUs answers with the path that is registered for CPU_ATTN.
     register(backends, "riffle.vllm._attention_backend.RiffleAttentionBackend")
     return None

@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 from vllm.config import get_layers_from_vllm_config
+from vllm.distributed.parallel_state import get_dcp_group, get_dcp_world_size_and_rank
 from vllm.model_executor.layers.attention import Attention
 from vllm.v1.attention.backend import AttentionMetadataBuilder, AttentionType, MultipleOf
 from vllm.v1.attention.backends.cpu_attn import (
@@ -21,6 +22,7 @@ from vllm.v1.kv_cache_interface import CrossAttentionSpec, EncoderOnlyAttentionS
 
 import riffle
 import riffle.torch
+from riffle.vllm import _attention_shards
 from riffle.vllm._attention_cache import KV_CACHE_DTYPES, SCALE_BYTES, CacheFormat
 
 _logger = logging.getLogger("vllm.riffle")
@@ -83,6 +85,7 @@ class RiffleAttentionMetadata(CPUAttentionMetadata):
     lens: Tensor | None = None
     pages: Tensor | None = None  # [sequences, max_pages]
     cu: Tensor | None = None
+    shard: _attention_shards.Shard | None = None  # with decode context parallelism
 
 
 class RiffleAttentionMetadataBuilder(CPUAttentionMetadataBuilder):
@@ -95,6 +98,7 @@ class RiffleAttentionMetadataBuilder(CPUAttentionMetadataBuilder):
             AttentionMetadataBuilder.__init__(self, kv_cache_spec, layer_names, vllm_config, device)
             self.is_cross_attention = isinstance(kv_cache_spec, CrossAttentionSpec)
             self.is_encoder_only_attention = isinstance(kv_cache_spec, EncoderOnlyAttentionSpec)
+        self.ranks, self.rank = get_dcp_world_size_and_rank(kv_cache_spec.dcp_sharded)
         use_worker_threads()
 
     def build(self, common_prefix_len, common_attn_metadata, fast_build=False):
@@ -116,10 +120,19 @@ class RiffleAttentionMetadataBuilder(CPUAttentionMetadataBuilder):
         if self.is_encoder_only_attention:
             # Keys and values are read where the layer has them: a page for each token.
             pages = cu[:-1, None] + torch.arange(common.max_query_len, dtype=cu.dtype)
-        return RiffleAttentionMetadata(**base, tokens=int(common.query_start_loc_cpu[-1]), flags=flags, lens=lens, pages=pages, cu=cu)
+        shard = None
+        if self.ranks > 1:
+            interleave = self.vllm_config.parallel_config.cp_kv_cache_interleave_size
+            shard = _attention_shards.shard(cu, lens, common.max_query_len, self.ranks, self.rank, interleave)
+        return RiffleAttentionMetadata(**base, tokens=int(common.query_start_loc_cpu[-1]), flags=flags, lens=lens, pages=pages, cu=cu, shard=shard)
 
 
 class RiffleAttentionImpl(CPUAttentionBackendImpl):
+    # Decode context parallelism: log-sum-exps are natural logarithms, which is vLLM's default (lse_base_on_e).
+    can_return_lse_for_decode = True
+    supports_dcp = True
+    supports_mtp_with_cp_non_trivial_interleave_size = True
+
     def __init__(self, num_heads, head_size, scale, num_kv_heads, alibi_slopes, sliding_window, kv_cache_dtype,
                  logits_soft_cap=None, attn_type=AttentionType.DECODER, kv_sharing_target_layer_name=None, sinks=None):  # fmt: skip
         super().__init__(num_heads, head_size, scale, num_kv_heads, alibi_slopes, sliding_window, kv_cache_dtype, logits_soft_cap,
@@ -132,29 +145,43 @@ class RiffleAttentionImpl(CPUAttentionBackendImpl):
         self.window = window
         self.window_right = None if window is None else window - 1
         self.cap = float(self.logits_soft_cap) or None
+        if self.dcp_world_size > 1 and (window or self.alibi_slopes is not None or self.left_to_vllm):
+            raise NotImplementedError("decode context parallelism: no windows, no ALiBi, and only layers that Riffle does")
 
     def forward(self, layer, query, key, value, kv_cache, attn_metadata, output, output_scale=None, output_block_scale=None):
         if attn_metadata is None:  # vLLM warms up
             return output
         if self.left_to_vllm:
-            return self._forward_native(layer, query, key, value, kv_cache, attn_metadata, output, output_scale, output_block_scale)
+            _warn_once(layer, self.left_to_vllm)
+            return super().forward(layer, query, key, value, kv_cache, attn_metadata, output, output_scale, output_block_scale)
         if output_scale is not None or output_block_scale is not None:
             raise NotImplementedError("riffle: attention does not quantise its output")
-        tokens, flags = attn_metadata.tokens, attn_metadata.flags
+        m = attn_metadata
         q, out = query, output
-        if query.shape[0] != tokens:
-            q, out = query[:tokens], output[:tokens]
+        if query.shape[0] != m.tokens:
+            q, out = query[: m.tokens], output[: m.tokens]
+        sinks = self.sinks
+        if sinks is not None and sinks.requires_grad:
+            sinks = self.sinks = sinks.detach()
         if self.is_encoder:
-            keys, values, layout, key_scales, value_scales = key[:tokens, None], value[:tokens, None], "NHD", None, None
-        else:
-            pages, layout = self.format.pages(kv_cache), "HND"
-            keys, values, key_scales, value_scales = pages.keys, pages.values, pages.key_scales, pages.value_scales
-            if self.format.scaled_tensors:
-                key_scales, value_scales = layer._k_scale_float, layer._v_scale_float
+            riffle.paged_attention(
+                q, key[: m.tokens, None], value[: m.tokens, None], m.lens, m.pages, cu_q_lens=m.cu, layout="NHD", scale=self.scale,
+                causal=m.flags, window=self.window, window_right=None if m.flags is True else self.window_right, soft_cap=self.cap,
+                sinks=sinks, alibi_slopes=self.alibi_slopes, key_scales=None, value_scales=None, out=out,
+            )  # fmt: skip
+            return output
+        pages = self.format.pages(kv_cache)
+        key_scales, value_scales = pages.key_scales, pages.value_scales
+        if self.format.scaled_tensors:
+            key_scales, value_scales = layer._k_scale_float, layer._v_scale_float
+        if m.shard is not None:
+            _attention_shards.attend(get_dcp_group(), q, key[: m.tokens], value[: m.tokens], pages, m, out, sinks=sinks, scale=self.scale,
+                                     soft_cap=self.cap, scales=dict(key_scales=key_scales, value_scales=value_scales))  # fmt: skip
+            return output
         riffle.paged_attention(
-            q, keys, values, attn_metadata.lens, attn_metadata.pages, cu_q_lens=attn_metadata.cu, layout=layout, scale=self.scale,
-            causal=flags, window=self.window, window_right=None if flags is True else self.window_right, soft_cap=self.cap,
-            sinks=self.sinks, alibi_slopes=self.alibi_slopes, key_scales=key_scales, value_scales=value_scales, out=out,
+            q, pages.keys, pages.values, m.lens, m.pages, cu_q_lens=m.cu, scale=self.scale, causal=m.flags, window=self.window,
+            window_right=None if m.flags is True else self.window_right, soft_cap=self.cap, sinks=sinks, alibi_slopes=self.alibi_slopes,
+            key_scales=key_scales, value_scales=value_scales, out=out,
         )  # fmt: skip
         return output
 
@@ -173,10 +200,6 @@ class RiffleAttentionImpl(CPUAttentionBackendImpl):
         riffle.write_kv(key, value, slot_mapping, pages.keys, pages.values, key_scales=key_scales, value_scales=value_scales,
                         compute_scales=self.format.scaled_rows)  # fmt: skip
         return None
-
-    def _forward_native(self, layer, *args):
-        _warn_once(layer, self.left_to_vllm)
-        return super().forward(layer, *args)
 
 
 def _reason(num_heads: int, num_kv_heads: int, head_size: int, kv_cache_dtype: str) -> str | None:
