@@ -37,7 +37,7 @@ def install() -> str | None:
             return "AMX_MLA is there; RIFFLE_VLLM=mla,... has Riffle take its place"
         replaced.add(find_path(backends, "AMX_MLA"))
     wrap_classmethod(platform, "get_attn_backend_cls", functools.partial(_choose, replaced))
-    wrap_classmethod(platform, "check_and_update_config", _configure)
+    wrap_classmethod(platform, "check_and_update_config", functools.partial(configure, _is_ours))
     return None
 
 
@@ -53,20 +53,24 @@ def _choose(replaced: set[str], original, selected_backend, attn_selector_config
     """get_attn_backend_cls: Riffle's where vLLM's answer is one of `replaced` and Riffle can."""
     path = original(selected_backend, attn_selector_config, num_heads)
     config = attn_selector_config
-    wanted = config.use_mla and not config.use_sparse and path in replaced
-    return BACKEND if wanted and why_not(config.use_dcp or config.use_pcp) is None else path
+    wanted = config.use_mla and not config.use_sparse and path in replaced and not (config.use_dcp or config.use_pcp)
+    return BACKEND if wanted and _problem() is None else path
 
 
-def why_not(context_parallel: bool) -> str | None:
-    """None where Riffle's backend can be used; otherwise the reason, which is logged once."""
-    if context_parallel:
-        _warn("mla is left to vLLM: keys of a sequence that are shared out among processes are not supported")
-        return "context parallel"
-    return _backend_problem()
+def _is_ours(vllm_config) -> bool:
+    """Whether the model is one whose layers get Riffle's backend."""
+    config, parallel = vllm_config.model_config.hf_config, vllm_config.parallel_config
+    if hasattr(config, "index_topk") or hasattr(config, "compress_ratios"):  # the sparse part's, and DeepSeek V4
+        return False
+    if parallel.decode_context_parallel_size > 1 or parallel.prefill_context_parallel_size > 1:
+        warn("mla is left to vLLM: a sequence whose keys are shared out among processes is not supported")
+        return False
+    return _problem() is None
 
 
 @functools.cache
-def _backend_problem() -> str | None:
+def _problem() -> str | None:
+    """None, or what of this vLLM differs from what the backend was written for."""
     # The classes are looked at only where a model with MLA is being made: importing vLLM's layers takes seconds.
     try:
         base = find("vllm.model_executor.layers.attention.mla_attention", "MLACommonImpl")
@@ -78,29 +82,25 @@ def _backend_problem() -> str | None:
         find("riffle.vllm._mla_backend", "RiffleMLABackend")
         find("riffle.vllm._rotation", "mend")()
     except Differs as error:
-        _warn(f"mla is left to vLLM: {error}")
+        warn(f"mla is left to vLLM: {error}")
         return str(error)
     return None
 
 
 @functools.cache
-def _warn(text: str) -> None:
+def warn(text: str) -> None:
     _logger.warning("riffle: %s", text)
 
 
-def _configure(original, vllm_config) -> None:
+def configure(is_ours, original, vllm_config) -> None:
     """check_and_update_config, without what it takes away from models with MLA for the sake of its reference backend.
 
     That sets pages of 16 tokens, turns chunked prefill and the prefix cache off, and has a step take whole prompts.
     """
-    model = vllm_config.model_config
-    cache, scheduler, parallel = vllm_config.cache_config, vllm_config.scheduler_config, vllm_config.parallel_config
+    model, cache, scheduler = vllm_config.model_config, vllm_config.cache_config, vllm_config.scheduler_config
     before = (cache.block_size, scheduler.enable_chunked_prefill, cache.enable_prefix_caching, scheduler.max_num_batched_tokens)
     original(vllm_config)
-    if model is None or not model.use_mla or getattr(model.hf_config, "model_type", None) == "deepseek_v4":
-        return
-    context_parallel = parallel.decode_context_parallel_size > 1 or parallel.prefill_context_parallel_size > 1
-    if why_not(context_parallel) is not None:
+    if model is None or not model.use_mla or not is_ours(vllm_config):
         return
     block_size, scheduler.enable_chunked_prefill, cache.enable_prefix_caching, scheduler.max_num_batched_tokens = before
     cache.block_size = block_size if cache.user_specified_block_size else BLOCK_SIZE
