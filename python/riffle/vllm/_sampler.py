@@ -181,7 +181,7 @@ def draw(
     return _valid(tokens)
 
 
-def _valid(tokens: torch.Tensor) -> torch.Tensor:
+def _valid(tokens: Any) -> torch.Tensor:
     """int64 tokens, 0 for rows that have none: those are remembered for the end of the sampler's forward."""
     tokens = tokens.long()
     if tokens.numel() and int(tokens.min()) < 0:
