@@ -26,7 +26,7 @@ def expected() -> list[list[int]]:
 def run(command: list, **environment: str) -> subprocess.CompletedProcess:
     full = {**os.environ, "VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": "1", **environment}
     full.pop("VLLM_ENABLE_V1_MULTIPROCESSING")
-    return subprocess.run(command, env=full, cwd=TESTS, timeout=900, capture_output=True, text=True)
+    return subprocess.run(command, env=full, cwd=TESTS, timeout=1800, capture_output=True, text=True)
 
 
 def test_two_processes(tmp_path, expected):

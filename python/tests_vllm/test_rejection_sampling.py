@@ -18,8 +18,10 @@ current_platform.register_triton_kernel_overrides()
 
 
 def outputs(logits: torch.Tensor, drafts: list[list[int]], draft_probs: torch.Tensor | None = None, **params) -> torch.Tensor:
-    """The tokens [request, drafts + 1] of requests with these drafts, where logits are [drafts + 1, vocab] of each of them."""
+    """The tokens [request, 2] of requests with one draft each, where logits are [2, vocab] of each of them."""
     metadata = SpecDecodeMetadata.make_dummy(drafts, torch.device("cpu"))
+    metadata.target_logits_indices = torch.arange(len(drafts)) * 2
+    metadata.bonus_logits_indices = torch.arange(len(drafts)) * 2 + 1
     per_request = batch(len(drafts), spec_token_ids=drafts, **params)
     rows = logits.repeat(len(drafts), 1)
     return RejectionSampler(Sampler())(metadata, draft_probs, rows, per_request).sampled_token_ids

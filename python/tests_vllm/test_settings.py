@@ -16,7 +16,9 @@ TESTS = pathlib.Path(__file__).parent
 # Each case in a child of a process that has imported vLLM and not yet registered anything.
 CASES = """
 import json, logging, os, sys
-import vllm.plugins
+import riffle.torch
+import vllm.v1.core.sched.scheduler
+import vllm.v1.worker.cpu_model_runner
 from vllm.v1.sample.sampler import Sampler
 
 own = Sampler.sample
@@ -72,7 +74,7 @@ def cases() -> dict:
     environment = {**os.environ, **llama_case.ENVIRONMENT, "OMP_NUM_THREADS": "1"}
     environment.pop("RIFFLE_VLLM", None)
     command = [sys.executable, "-c", CASES, json.dumps(list(wanted.values()))]
-    run = subprocess.run(command, env=environment, timeout=300, capture_output=True, text=True)
+    run = subprocess.run(command, env=environment, timeout=900, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
     return dict(zip(wanted, json.loads(run.stdout.splitlines()[-1]), strict=True))
 
@@ -127,7 +129,7 @@ print("own", Sampler.sample.__name__)
 
 def test_an_engine_of_another_vllm_works():
     code = ENGINE.replace("TESTS", str(TESTS)).replace("CHANGE", OTHER_SAMPLER)
-    run = subprocess.run([sys.executable, "-c", code], timeout=300, capture_output=True, text=True)
+    run = subprocess.run([sys.executable, "-c", code], timeout=900, capture_output=True, text=True)
     assert run.returncode == 0, run.stdout + run.stderr
     assert "tokens [8, 8]" in run.stdout and "own sample" in run.stdout
     assert (run.stdout + run.stderr).count("sampler (not with this version of vLLM") == 1

@@ -31,7 +31,7 @@ def count_threads(preload: str) -> list[str]:
     for name in ("OMP_NUM_THREADS", "RIFFLE_NUM_THREADS"):
         environment.pop(name, None)
     run = subprocess.run(
-        [sys.executable, "-c", COUNT], env=environment, timeout=120, capture_output=True, text=True, check=True
+        [sys.executable, "-c", COUNT], env=environment, timeout=600, capture_output=True, text=True, check=True
     )
     return run.stdout.split()
 
@@ -72,6 +72,6 @@ def test_worker_of_one_core_runs_one_thread(tmp_path):
     script = tmp_path / "bound.py"
     script.write_text(BOUND.replace("TESTS", str(pathlib.Path(__file__).parent)))
     environment = {name: value for name, value in os.environ.items() if name not in ("OMP_NUM_THREADS", "LD_PRELOAD")}
-    run = subprocess.run([sys.executable, script], env=environment, timeout=300, capture_output=True, text=True)
+    run = subprocess.run([sys.executable, script], env=environment, timeout=900, capture_output=True, text=True)
     assert run.returncode == 0, run.stdout + run.stderr
     assert [line.split()[1:] for line in run.stdout.splitlines() if line.startswith("threads")] == [["1", "1", "1", "0"]]

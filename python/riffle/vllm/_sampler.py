@@ -6,7 +6,6 @@ logits: the lower token first), where vLLM keeps all that tie with the k-th.
 
 from __future__ import annotations
 
-import sys
 from typing import Any
 
 import torch
@@ -14,7 +13,7 @@ import torch
 import riffle
 import riffle.torch
 from riffle.vllm import _failed_requests, _generators, _speculative
-from riffle.vllm._interfaces import Differs, expect_parameters, find
+from riffle.vllm._interfaces import Differs, expect_parameters, find, replace_function
 
 _MODULE = "vllm.v1.sample.sampler"
 _TOPK_TOPP = "vllm.v1.sample.ops.topk_topp_sampler"
@@ -76,10 +75,7 @@ class _Hooks:
                 return logits
             return riffle.apply_top_k_top_p_(logits, k, p)
 
-        # Modules that have imported it by name hold it themselves.
-        for module in [module for name, module in sys.modules.items() if name.startswith("vllm.")]:
-            if getattr(module, "apply_top_k_top_p", None) is native:
-                module.apply_top_k_top_p = apply_top_k_top_p
+        replace_function(native, apply_top_k_top_p)
 
     def _install_min_p(self) -> None:
         native = self.min_p.apply
@@ -185,7 +181,7 @@ def draw(
     return _valid(tokens)
 
 
-def _valid(tokens: torch.Tensor) -> torch.Tensor:
+def _valid(tokens: Any) -> torch.Tensor:
     """int64 tokens, 0 for rows that have none: those are remembered for the end of the sampler's forward."""
     tokens = tokens.long()
     if tokens.numel() and int(tokens.min()) < 0:

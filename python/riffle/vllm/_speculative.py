@@ -6,11 +6,9 @@ whatever the memory held.
 
 from __future__ import annotations
 
-import sys
-
 import torch
 
-from riffle.vllm._interfaces import Differs, expect_parameters, find
+from riffle.vllm._interfaces import Differs, expect_parameters, find, replace_function
 
 
 def install() -> None:
@@ -30,6 +28,4 @@ def install() -> None:
         expanded = torch.repeat_interleave(x, counts.long(), output_size=num_tokens)
         return expanded if replace_from == replace_to else expanded.masked_fill_(expanded == replace_from, replace_to)
 
-    for module in [module for name, module in sys.modules.items() if name.startswith("vllm.")]:
-        if getattr(module, "expand_batch_to_tokens", None) is native:
-            module.expand_batch_to_tokens = expand_batch_to_tokens
+    replace_function(native, expand_batch_to_tokens)
