@@ -101,7 +101,7 @@ void BindRuntime(nb::module_& m) {
   m.def("info", &PyInfo);
   m.def("set_num_threads", &PySetNumThreads, nb::arg().none());
   m.def("release_scratch", &PyReleaseScratch);
-  m.def("set_team", &PySetParallelRegion);
+  m.def("set_parallel_region", &PySetParallelRegion);
   m.def("set_target", &PySetTarget, nb::arg().none());
 }
 

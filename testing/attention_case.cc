@@ -18,11 +18,6 @@ namespace {
 constexpr int kTableGap = 3;  // columns of a row of the table past what it needs
 constexpr uint8_t kPattern = 0xa5;
 
-double Normal(Rng& rng) {
-  const double u = 1.0 - rng.Unit();
-  return std::sqrt(-2.0 * std::log(u)) * std::cos(6.283185307179586 * rng.Unit());
-}
-
 // What `value` becomes in `dtype`, exactly.
 float Rounded(DType dtype, double value) {
   const uint32_t bits = Encode(dtype, static_cast<float>(value));
@@ -42,7 +37,7 @@ Rng VectorRng(const AttentionSpec& spec, int kind, int seq, int position, int he
 // An element of keys or values before it is coded.
 double Element(const AttentionSpec& spec, bool value, int seq, int kv_len, int position, int i,
                Rng& rng) {
-  const double x = Normal(rng);
+  const double x = rng.Normal();
   switch (spec.data) {
     case KvData::kHugeLogits:
       return value ? x : 400 * x;
@@ -201,8 +196,10 @@ PagedKv AttentionCase::values() const {
 std::vector<double> AttentionCase::Content(bool value, int seq, int kv_len, int position,
                                            int head) const {
   Rng rng = VectorRng(spec_, value ? 1 : 0, seq, position, head);
+  const int dim = value ? ValueDim(spec_) : spec_.dim;
   std::vector<double> x;
-  for (int i = 0; i < (value ? ValueDim(spec_) : spec_.dim); ++i) {
+  x.reserve(static_cast<size_t>(dim));
+  for (int i = 0; i < dim; ++i) {
     x.push_back(Element(spec_, value, seq, kv_len, position, i, rng));
   }
   return x;
@@ -257,7 +254,7 @@ void AttentionCase::FillQueries() {
       for (int head = 0; head < heads(); ++head) {
         Rng rng = VectorRng(spec_, 2, static_cast<int>(b) + spec_.first_sequence, position, head);
         for (int i = 0; i < spec_.dim; ++i) {
-          const float x = Rounded(spec_.q_dtype, Normal(rng));
+          const float x = Rounded(spec_.q_dtype, rng.Normal());
           PutElement(spec_.q_dtype, x, q_bytes_->data() + q_.size() * element);
           q_.push_back(x);
         }

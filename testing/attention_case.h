@@ -108,7 +108,7 @@ class AttentionCase {
   void FillPool();
   void FillQueries();
   Row Reference(int seq, int query, int head) const;
-  Expected Output(const Row& row, int seq, int kv_head, int i) const;
+  void AppendOutputs(const Row& row, int seq, int kv_head) const;  // to expected_
   Expected Lse(const Row& row) const;
   void FindExpected() const;
   template <typename F>

@@ -80,18 +80,19 @@ AttentionCase::Row AttentionCase::Reference(int seq, int query, int head) const 
         spec_.scale ? *spec_.scale : 1.0 / std::sqrt(static_cast<double>(spec_.dim));
     const float* q =
         q_.data() + (static_cast<size_t>(cu_q_lens_[b] + query) * heads() + head) * spec_.dim;
+    const double error_of_score =
+        (2 * spec_.dim + 8) * kU + Dequantisation(KeyCoding(spec_));  // of a sum of magnitudes
     for (int j = row.begin; j < end; ++j) {
       const double* k =
           k_[b].data() + (static_cast<size_t>(j) * spec_.kv_heads + head / spec_.group) * spec_.dim;
       double dot = 0;
       double magnitude = 0;
       for (int i = 0; i < spec_.dim; ++i) {
-        dot += static_cast<double>(q[i]) * k[i];
-        magnitude += std::abs(static_cast<double>(q[i]) * k[i]);
+        const double product = static_cast<double>(q[i]) * k[i];
+        dot += product;
+        magnitude += std::abs(product);
       }
-      const double error_of_sum = (2 * spec_.dim + 8) * kU;
-      double error =
-          (error_of_sum + Dequantisation(KeyCoding(spec_))) * magnitude * std::abs(scale);
+      double error = error_of_score * magnitude * std::abs(scale);
       double x = dot * scale;
       if (spec_.soft_cap) {
         const double cap = *spec_.soft_cap;
@@ -117,36 +118,48 @@ AttentionCase::Row AttentionCase::Reference(int seq, int query, int head) const 
   return row;
 }
 
-Expected AttentionCase::Output(const Row& row, int seq, int kv_head, int i) const {
+void AttentionCase::AppendOutputs(const Row& row, int seq, int kv_head) const {
+  const auto dim = static_cast<size_t>(ValueDim(spec_));
   if (row.weight.empty()) {
-    return {0, 0};
+    expected_.insert(expected_.end(), dim, {0, 0});
+    return;
   }
   const KvCoding coding = ValueCoding(spec_);
   const bool bf16 = spec_.q_dtype == DType::kBF16 && FitsBF16(KeyCoding(spec_)) && FitsBF16(coding);
   const double p_rounding = bf16 ? 0x1p-8 : 0;
-  double value = 0;
-  double error = 0;
-  double magnitude = 0;
+  const double dequantisation = Dequantisation(coding);
+  // Weights below 2^-126 become 0, and so do bf16 products and sums below it.
+  const double vanishing = dequantisation > 0 ? 0x1p-126 * LargestMultiplied(coding) : 0x1p-124;
+  struct Sums {
+    double value = 0;
+    double error = 0;
+    double magnitude = 0;
+  };
+  std::vector<Sums> sums(dim);
   for (size_t j = 0; j < row.weight.size(); ++j) {
-    const double v =
-        v_[static_cast<size_t>(seq)]
-          [((static_cast<size_t>(row.begin) + j) * spec_.kv_heads + kv_head) * ValueDim(spec_) +
-           static_cast<size_t>(i)];
-    value += row.weight[j] * v;
-    magnitude += row.weight[j] * std::abs(v);
-    // Weights below 2^-126 become 0, and so do bf16 products and sums below it.
-    error += row.weight[j] * std::abs(v) * (row.delta[j] + p_rounding) + 0x1p-125 * std::abs(v) +
-             (Dequantisation(coding) > 0 ? 0x1p-126 * LargestMultiplied(coding) : 0x1p-124);
+    const double weight = row.weight[j];
+    const double relative_error = row.delta[j] + p_rounding;
+    const double* v = v_[static_cast<size_t>(seq)].data() +
+                      ((static_cast<size_t>(row.begin) + j) * spec_.kv_heads + kv_head) * dim;
+    for (size_t i = 0; i < dim; ++i) {
+      const double magnitude = std::abs(v[i]);
+      sums[i].value += weight * v[i];
+      sums[i].magnitude += weight * magnitude;
+      sums[i].error += weight * magnitude * relative_error + 0x1p-125 * magnitude + vanishing;
+    }
   }
-  value /= row.sum;
-  double bound = (error + magnitude * row.gamma) / row.sum + std::abs(value) * row.sum_delta +
-                 4 * kU * std::abs(value) + Dequantisation(coding) * magnitude / row.sum;
   const double rounding = spec_.q_dtype == DType::kF32   ? 0x1p-24
                           : spec_.q_dtype == DType::kF16 ? 0x1p-11
                                                          : 0x1p-8;
-  bound += (std::abs(value) + bound) * rounding;
-  bound += spec_.q_dtype == DType::kF16 ? 0x1p-24 : 0x1p-126;
-  return {value, bound};
+  for (const Sums& sum : sums) {
+    const double value = sum.value / row.sum;
+    double bound = (sum.error + sum.magnitude * row.gamma) / row.sum +
+                   std::abs(value) * row.sum_delta + 4 * kU * std::abs(value) +
+                   dequantisation * sum.magnitude / row.sum;
+    bound += (std::abs(value) + bound) * rounding;
+    bound += spec_.q_dtype == DType::kF16 ? 0x1p-24 : 0x1p-126;
+    expected_.push_back({value, bound});
+  }
 }
 
 Expected AttentionCase::Lse(const Row& row) const {
@@ -166,9 +179,7 @@ void AttentionCase::FindExpected() const {
     for (int query = 0; query < spec_.q_lens[static_cast<size_t>(seq)]; ++query) {
       for (int head = 0; head < heads(); ++head) {
         const Row row = Reference(seq, query, head);
-        for (int i = 0; i < ValueDim(spec_); ++i) {
-          expected_.push_back(Output(row, seq, head / spec_.group, i));
-        }
+        AppendOutputs(row, seq, head / spec_.group);
         expected_.push_back(Lse(row));
       }
     }

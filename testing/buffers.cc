@@ -88,7 +88,10 @@ Output::Output(int64_t rows, int64_t cols, int64_t stride, size_t element_bytes,
     origin_ += static_cast<size_t>(-stride * (rows - 1)) * element_bytes;
   }
   Rng rng(span);
-  std::ranges::generate(bytes_, [&] { return static_cast<uint8_t>(rng.Next()); });
+  for (size_t at = 0; at < bytes_.size(); at += sizeof(uint64_t)) {
+    const uint64_t noise = rng.Next();
+    std::memcpy(bytes_.data() + at, &noise, std::min(sizeof(noise), bytes_.size() - at));
+  }
   expected_ = bytes_;
 }
 

@@ -35,14 +35,17 @@ struct Row {
 float FiniteValue(Distribution distribution, const Row& row, int64_t i, Rng& rng) {
   const auto column = static_cast<double>(i);
   const auto n = static_cast<double>(row.n);
-  const double x = Normal(rng);
   switch (distribution) {
     case Distribution::kUniform:
       return static_cast<float>(rng.Unit());
-    case Distribution::kLogProbs:
+    case Distribution::kLogProbs: {
+      const double x = Normal(rng);
       return static_cast<float>(-12 - 2 * x * x + rng.Unit());
-    case Distribution::kFewPositive:
-      return static_cast<float>(rng.Below(row.n) < row.k / 2 ? std::abs(x) : -1 - std::abs(x));
+    }
+    case Distribution::kFewPositive: {
+      const double x = std::abs(Normal(rng));
+      return static_cast<float>(rng.Below(row.n) < row.k / 2 ? x : -1 - x);
+    }
     case Distribution::kTies:
       return static_cast<float>(rng.Below(64) - 40) * 0.25f;
     case Distribution::kAscending:
@@ -54,32 +57,32 @@ float FiniteValue(Distribution distribution, const Row& row, int64_t i, Rng& rng
     case Distribution::kAllEqual:
       return -1.5f;
     case Distribution::kHotBucket:
-      return static_cast<float>(x + (IsHot(i, row.hot, 1, row.k) ? 50 : 0));
+      return static_cast<float>(Normal(rng) + (IsHot(i, row.hot, 1, row.k) ? 50 : 0));
     case Distribution::kHotLane:
-      return static_cast<float>(x + (IsHot(i, row.hot % 128, 128, row.k) ? 50 : 0));
+      return static_cast<float>(Normal(rng) + (IsHot(i, row.hot % 128, 128, row.k) ? 50 : 0));
     default:
-      return static_cast<float>(x);
+      return static_cast<float>(Normal(rng));
   }
 }
 
 uint32_t ElementBits(Distribution distribution, const Row& row, int64_t i, Rng& rng) {
   const DType dtype = row.dtype;
   const uint32_t sign = rng.OneIn(2) ? SignBit(dtype) : 0;
-  const uint32_t finite = Encode(dtype, FiniteValue(distribution, row, i, rng));
+  const auto finite = [&] { return Encode(dtype, FiniteValue(distribution, row, i, rng)); };
   switch (distribution) {
     case Distribution::kMostlyMinusInf:
-      return rng.OneIn(50) ? finite : MinusInf(dtype);
+      return rng.OneIn(50) ? finite() : MinusInf(dtype);
     case Distribution::kAllMinusInf:
       return MinusInf(dtype);
     case Distribution::kNaNSprinkled:
-      return rng.OneIn(8) ? NaN(dtype, rng.Below(8)) : finite;
+      return rng.OneIn(8) ? NaN(dtype, rng.Below(8)) : finite();
     case Distribution::kFewNaN:
       return std::ranges::count(row.few, i) != 0 ? NaN(dtype, rng.Below(8)) | SignBit(dtype)
-                                                 : finite;
+                                                 : finite();
     case Distribution::kAllNaN:
       return NaN(dtype, rng.Below(8));
     case Distribution::kInfinities:
-      return rng.OneIn(16) ? PlusInf(dtype) | sign : finite;
+      return rng.OneIn(16) ? PlusInf(dtype) | sign : finite();
     case Distribution::kDenormals:
       return static_cast<uint32_t>(rng.Below(rng.OneIn(8) ? 2 : 100)) | sign;
     case Distribution::kSignedZeros:
@@ -88,7 +91,7 @@ uint32_t ElementBits(Distribution distribution, const Row& row, int64_t i, Rng& 
     case Distribution::kRandomBits:
       return static_cast<uint32_t>(rng.Next());
     default:
-      return finite;
+      return finite();
   }
 }
 
@@ -123,7 +126,7 @@ uint64_t DoubleBits(Distribution distribution, uint32_t single, Rng& rng) {
 
 uint64_t IntegerBits(Distribution distribution, DType dtype, uint32_t single, Rng& rng) {
   const auto width = static_cast<int>(8 * SizeOf(dtype));
-  const long double half = std::ldexp(1.0L, width - 1);
+  const auto half = static_cast<long double>(uint64_t{1} << (width - 1));
   const long double lowest = IsUnsigned(dtype) ? 0 : -half;
   const long double highest = IsUnsigned(dtype) ? 2 * half - 1 : half - 1;
   const auto value = std::bit_cast<float>(single);

@@ -1,6 +1,7 @@
 #include "testing/kv_codes.h"
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <cstring>
 #include <limits>
@@ -79,7 +80,9 @@ int NearestCode(KvFormat format, double x) {
 
 }  // namespace
 
-double DecodeFloat8(DType dtype, uint8_t code) {
+namespace {
+
+double ComputeFloat8(DType dtype, uint8_t code) {
   if (dtype == DType::kE8M0) {
     return code == 255 ? kNaN : std::ldexp(1.0, code - 127);
   }
@@ -96,6 +99,23 @@ double DecodeFloat8(DType dtype, uint8_t code) {
   }
   return exponent == 0 ? sign * std::ldexp(fraction, 1 - bias - places)
                        : sign * std::ldexp(fraction + (1 << places), exponent - bias - places);
+}
+
+std::array<double, 256> AllFloat8(DType dtype) {
+  std::array<double, 256> values;
+  for (int code = 0; code < 256; ++code) {
+    values[static_cast<size_t>(code)] = ComputeFloat8(dtype, static_cast<uint8_t>(code));
+  }
+  return values;
+}
+
+}  // namespace
+
+double DecodeFloat8(DType dtype, uint8_t code) {
+  static const std::array<double, 256> kE8M0 = AllFloat8(DType::kE8M0);
+  static const std::array<double, 256> kE4M3 = AllFloat8(DType::kE4M3);
+  static const std::array<double, 256> kE5M2 = AllFloat8(DType::kE5M2);
+  return (dtype == DType::kE8M0 ? kE8M0 : dtype == DType::kE4M3 ? kE4M3 : kE5M2)[code];
 }
 
 double DecodeScale(DType dtype, const uint8_t* from) {
@@ -161,8 +181,11 @@ void EncodeElement(DType dtype, double x, uint8_t* row, int i) {
     int high = last;
     while (low < high) {  // the largest code of at most the magnitude
       const int middle = (low + high + 1) / 2;
-      (DecodeFloat8(dtype, static_cast<uint8_t>(middle)) <= magnitude ? low : high) =
-          DecodeFloat8(dtype, static_cast<uint8_t>(middle)) <= magnitude ? middle : middle - 1;
+      if (DecodeFloat8(dtype, static_cast<uint8_t>(middle)) <= magnitude) {
+        low = middle;
+      } else {
+        high = middle - 1;
+      }
     }
     const double below = DecodeFloat8(dtype, static_cast<uint8_t>(low));
     const double above = DecodeFloat8(dtype, static_cast<uint8_t>(std::min(low + 1, last)));

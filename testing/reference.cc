@@ -1,6 +1,7 @@
 #include "testing/reference.h"
 
 #include <algorithm>
+#include <bit>
 #include <cmath>
 #include <cstring>
 #include <limits>
@@ -9,7 +10,13 @@
 namespace riffle::test {
 namespace {
 
-// Decodes an IEEE 754 binary format with the given widths of exponent and fraction.
+// 2^exponent, for exponents of normal doubles.
+double PowerOfTwo(int exponent) {
+  return std::bit_cast<double>(static_cast<uint64_t>(exponent + 1023) << 52);
+}
+
+// Decodes an IEEE 754 binary format with the given widths of exponent and fraction. Each product is
+// exact: doubles have more digits and a wider range than any of these formats.
 double DecodeBits(uint32_t bits, int exponent_bits, int fraction_bits) {
   const int exponent = static_cast<int>(bits >> fraction_bits) & ((1 << exponent_bits) - 1);
   const uint32_t fraction = bits & ((1u << fraction_bits) - 1);
@@ -19,10 +26,10 @@ double DecodeBits(uint32_t bits, int exponent_bits, int fraction_bits) {
     value = fraction != 0 ? std::numeric_limits<double>::quiet_NaN()
                           : std::numeric_limits<double>::infinity();
   } else if (exponent == 0) {
-    value = std::ldexp(static_cast<double>(fraction), 1 - bias - fraction_bits);
+    value = static_cast<double>(fraction) * PowerOfTwo(1 - bias - fraction_bits);
   } else {
-    value = std::ldexp(static_cast<double>(fraction | (1u << fraction_bits)),
-                       exponent - bias - fraction_bits);
+    value = static_cast<double>(fraction | (1u << fraction_bits)) *
+            PowerOfTwo(exponent - bias - fraction_bits);
   }
   return (bits >> (exponent_bits + fraction_bits)) != 0 ? -value : value;
 }
@@ -86,34 +93,40 @@ const uint8_t* ElementAt(const MatrixView& x, int64_t row, int64_t col) {
          (row * x.row_stride + col) * static_cast<int64_t>(SizeOf(x.dtype));
 }
 
-bool Before(long double a, int64_t ia, long double b, int64_t ib) {
+namespace {
+
+// Before and BeforeAscending, for values of any floating-point type.
+template <typename T>
+bool IsBefore(T a, int64_t ia, T b, int64_t ib) {
   const bool nan_a = std::isnan(a);
   const bool nan_b = std::isnan(b);
   if (nan_a != nan_b) return nan_a;
   if (!nan_a && a != b) return a > b;
   return ia < ib;
 }
-
-bool BeforeAscending(long double a, int64_t ia, long double b, int64_t ib) {
+template <typename T>
+bool IsBeforeAscending(T a, int64_t ia, T b, int64_t ib) {
   if (std::isnan(a) != std::isnan(b)) return std::isnan(b);
   if (!std::isnan(a) && a != b) return a < b;
   return ia < ib;
 }
 
-std::vector<int32_t> ReferenceTopK(const MatrixView& x, int64_t row, int64_t begin, int64_t end,
-                                   int64_t k, bool largest) {
+// `T` holds every value of the dtype.
+template <typename T>
+std::vector<int32_t> ReferenceTopKIn(const MatrixView& x, int64_t row, int64_t begin, int64_t end,
+                                     int64_t k, bool largest) {
   struct Element {
-    long double value;
+    T value;
     int64_t column;
   };
   std::vector<Element> elements;
   elements.reserve(static_cast<size_t>(std::max<int64_t>(0, end - begin)));
   for (int64_t column = begin; column < end; ++column) {
-    elements.push_back({Exact(x.dtype, ElementAt(x, row, column)), column});
+    elements.push_back({static_cast<T>(Exact(x.dtype, ElementAt(x, row, column))), column});
   }
   const auto before = [largest](const Element& a, const Element& b) {
-    return largest ? Before(a.value, a.column, b.value, b.column)
-                   : BeforeAscending(a.value, a.column, b.value, b.column);
+    return largest ? IsBefore(a.value, a.column, b.value, b.column)
+                   : IsBeforeAscending(a.value, a.column, b.value, b.column);
   };
   const auto kept = std::min(k, static_cast<int64_t>(elements.size()));
   // For few of many a heap looks at most elements once; for many of them it would be the slower
@@ -129,6 +142,22 @@ std::vector<int32_t> ReferenceTopK(const MatrixView& x, int64_t row, int64_t beg
     columns.push_back(static_cast<int32_t>(elements[static_cast<size_t>(i)].column));
   }
   return columns;
+}
+
+}  // namespace
+
+bool Before(long double a, int64_t ia, long double b, int64_t ib) { return IsBefore(a, ia, b, ib); }
+
+bool BeforeAscending(long double a, int64_t ia, long double b, int64_t ib) {
+  return IsBeforeAscending(a, ia, b, ib);
+}
+
+std::vector<int32_t> ReferenceTopK(const MatrixView& x, int64_t row, int64_t begin, int64_t end,
+                                   int64_t k, bool largest) {
+  // Comparisons of doubles are several times as fast as those of long doubles.
+  const bool needs_long = x.dtype == DType::kI64 || x.dtype == DType::kU64;
+  return needs_long ? ReferenceTopKIn<long double>(x, row, begin, end, k, largest)
+                    : ReferenceTopKIn<double>(x, row, begin, end, k, largest);
 }
 
 int64_t ReferenceTies(const MatrixView& x, int64_t row, int64_t col) {

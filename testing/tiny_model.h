@@ -99,14 +99,14 @@ inline constexpr engine::TensorType kAllTypes[] = {
     engine::TensorType::kQ3_K, engine::TensorType::kQ4_K,  engine::TensorType::kQ5_K,
     engine::TensorType::kQ6_K, engine::TensorType::kIQ4_NL};
 
-// The file of a model of 7 layers (the sixth is global), 2 query heads, 1 KV head of 32 and 128
-// tokens of vocabulary, and the model.
+// The file of a model of 8 query heads, 2 KV heads of 32 and 128 tokens of vocabulary, and the
+// model. It has 7 layers, of which the sixth is global, unless a test asks for fewer.
 class TinyModel {
  public:
   // `spike`: if not 0, the value of the first weights of the last norm. `more` adds metadata.
   explicit TinyModel(
       int64_t window = 24, int64_t context = 256, float spike = 0,
-      const std::function<void(GgufWriter&)>& more = [](GgufWriter&) {}) {
+      const std::function<void(GgufWriter&)>& more = [](GgufWriter&) {}, int layers = 7) {
     GgufWriter writer;
     writer.AddString("general.architecture", "gemma3");
     const auto number = [&](const char* key, uint32_t value) {
@@ -114,7 +114,7 @@ class TinyModel {
     };
     number("gemma3.context_length", static_cast<uint32_t>(context));
     number("gemma3.embedding_length", 256);
-    number("gemma3.block_count", 7);
+    number("gemma3.block_count", static_cast<uint32_t>(layers));
     number("gemma3.feed_forward_length", 512);
     number("gemma3.attention.head_count", 8);
     number("gemma3.attention.head_count_kv", 2);
@@ -133,7 +133,7 @@ class TinyModel {
     for (size_t i = 0; spike != 0 && i < 8; ++i) {
       data_.replace(last_norm + i * sizeof(float), sizeof(float), GgufWriter::Raw(spike));
     }
-    for (int layer = 0; layer < 7; ++layer) {
+    for (int layer = 0; layer < layers; ++layer) {
       const std::string prefix = "blk." + std::to_string(layer) + ".";
       const bool odd = layer % 2 == 1;
       Add(writer, prefix + "attn_q", {256, 256}, TensorType::kQ5_0);

@@ -210,9 +210,14 @@ Outcome CheckTopK(const Input& input, const Truth& truth, const Call& call) {
   options.lanes = call.lanes;
   options.depth_schedule = call.schedule;
   options.pool = &PoolOf(call.threads);
-  const std::vector<int64_t> wide_ids = MakeIds<int64_t>(x, call);
-  const std::vector<int32_t> ids = MakeIds<int32_t>(x, call);
+  std::vector<int64_t> wide_ids;
+  std::vector<int32_t> ids;
   if (call.ids != Call::Ids::kNone) {
+    if (call.wide) {
+      wide_ids = MakeIds<int64_t>(x, call);
+    } else {
+      ids = MakeIds<int32_t>(x, call);
+    }
     const void* const data = call.wide ? static_cast<const void*>(wide_ids.data()) : ids.data();
     options.ids = {data, out.index_type, call.ids == Call::Ids::kPerRow ? x.cols : 0};
   }

@@ -189,7 +189,7 @@ void GgufFile::Contents::PlaceTensors(std::span<const uint8_t> data, uint64_t al
     if (overflow || offset > data.size() || static_cast<uint64_t>(size) > data.size() - offset) {
       fail(
           fmt::format("starts at offset {} and needs {} bytes, but the data has {}: the file is "
-                      "truncated, or lies",
+                      "truncated or corrupt",
                       offset, overflow ? "more than 2^63" : std::to_string(size), data.size()));
     }
     tensor.data = data.data() + offset;

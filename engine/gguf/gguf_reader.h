@@ -77,7 +77,7 @@ class Reader {
   std::span<const uint8_t> Skip(uint64_t count, std::string_view what) {
     if (count > remaining()) {
       Fail(fmt::format(
-          "{} at byte {} needs {} bytes, but the file ends after {}: it is truncated, or lies",
+          "{} at byte {} needs {} bytes, but the file ends after {}: it is truncated or corrupt",
           what, position_, count, remaining()));
     }
     const auto skipped = bytes_.subspan(position_, count);
@@ -124,7 +124,7 @@ class Reader {
     // product.
     if (count > remaining()) {
       Fail(fmt::format(
-          "{} has {} elements, but only {} bytes follow: the file is truncated, or lies", what,
+          "{} has {} elements, but only {} bytes follow: the file is truncated or corrupt", what,
           count, remaining()));
     }
     if (depth > kMaxArrayDepth) Fail(fmt::format("{} is nested too deeply", what));

@@ -8,7 +8,7 @@ from frameworks import FRAMEWORKS
 @pytest.fixture(autouse=True, scope="session")
 def _threads_of_its_own():
     """riffle's own threads, whatever examples in docstrings have chosen before."""
-    riffle._core.set_team(0)
+    riffle._core.set_parallel_region(0)
 
 
 @pytest.fixture(autouse=True)

@@ -23,6 +23,21 @@ def environment(**variables):
 
 
 def on_one_host(ranks, folder):
+    commands = [[sys.executable, "-P", PROGRAM, str(rank), str(ranks), f"file://{folder / 'meeting'}"] for rank in range(ranks)]
+    processes = [subprocess.Popen(command, env=environment(GLOO_SOCKET_IFNAME="lo"), text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+                 for command in commands]  # fmt: skip
+    try:
+        outputs = [process.communicate(timeout=300) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    for process, (out, err) in zip(processes, outputs):
+        assert process.returncode == 0, out + err
+    return [out for out, _ in outputs]
+
+
+def on_two_hosts():
+    """In two network namespaces, where scripts/two_hosts.sh can make them."""
     command = ["sh", "-c", 'exec "$0" -P "$1" "$RANK" "$WORLD_SIZE" "tcp://$MASTER_ADDR:$MASTER_PORT"', sys.executable, str(PROGRAM)]
     script = FOLDER.parents[1] / "scripts" / "two_hosts.sh"
     done = subprocess.run([script, *command], env=environment(), text=True, capture_output=True, timeout=300)

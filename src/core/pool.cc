@@ -19,8 +19,8 @@ ThreadPool::Impl::Impl(int threads, ParallelRegion region)
 
 ThreadPool::Impl::~Impl() {
   if (core::ProcessId() != owner_.load(std::memory_order_relaxed)) {
-    [[maybe_unused]] core::Workers* leaked =
-        workers_.release();  // threads that are not in this process
+    // A forked child leaks the workers: their threads do not exist here and cannot be joined.
+    [[maybe_unused]] core::Workers* leaked = workers_.release();
   }
 }
 
@@ -56,7 +56,7 @@ void ThreadPool::Impl::Acquire(const char* function) {
     pid_t owner = owner_.load(std::memory_order_acquire);
     if (owner == core::ProcessId()) {
       core::Check(!core::call_context.InsideOf(this), Code::kBadOption, function,
-                  " was called from a task of the pool, whose end it would wait for");
+                  " was called from a task of the pool, which would wait for itself to end");
       core::Check(
           !closed_.load(std::memory_order_relaxed), Code::kBadOption, function,
           " was called after the library had ended its threads, which it does at the end of the "
@@ -65,8 +65,9 @@ void ThreadPool::Impl::Acquire(const char* function) {
         return;
       }
     } else if (owner != kNobody) {
-      // In a forked child: a call that held the pool at the fork will never release it, and threads
-      // of the parent's OpenMP do not exist here.
+      // This is a forked child. A call that held the pool when the parent forked never releases it
+      // here, and neither the parent's workers nor its OpenMP threads exist here, so the child
+      // starts with the calling thread alone.
       auto alone = std::make_unique<core::Workers>(1, nullptr);
       if (owner_.compare_exchange_strong(owner, kNobody)) {
         busy_.store(true, std::memory_order_relaxed);

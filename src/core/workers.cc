@@ -38,14 +38,14 @@ void SpinThenWait(const std::atomic<uint32_t>& word, bool may_spin, const Done& 
 }  // namespace
 
 Workers::Workers(int count, ParallelRegion lent)
-    : region_(lent), may_spin_(count <= AvailableCpus()), slots_(static_cast<size_t>(count)) {
+    : region_(lent), may_spin_(count <= AvailableCpus()), scratch_(static_cast<size_t>(count)) {
   if (lent != nullptr) {
     return;
   }
-  threads_.reserve(slots_.size());
+  threads_.reserve(scratch_.size());
   try {
-    for (size_t i = 1; i < slots_.size(); ++i) {
-      threads_.emplace_back([this, i] { Loop(slots_[i], 0); });
+    for (size_t i = 1; i < scratch_.size(); ++i) {
+      threads_.emplace_back([this, i] { Loop(scratch_[i], 0); });
     }
   } catch (const std::system_error& error) {
     const size_t started = threads_.size() + 1;
@@ -70,23 +70,23 @@ void Workers::Stop() {
 }
 
 void Workers::ReserveScratch(size_t bytes) {
-  for (Slot& slot : slots_) {
-    slot.data = slot.arena.Get(bytes);
+  for (WorkerScratch& scratch : scratch_) {
+    scratch.data = scratch.arena.Get(bytes);
   }
 }
 
 void Workers::CutScratch(size_t max_bytes) {
-  for (Slot& slot : slots_) {
-    slot.arena.CutTo(max_bytes);
-    slot.data = slot.arena.data();
+  for (WorkerScratch& scratch : scratch_) {
+    scratch.arena.CutTo(max_bytes);
+    scratch.data = scratch.arena.data();
   }
 }
 
 void Workers::Run(int64_t tasks, FunctionRef<void(int64_t, uint8_t*)> task,
                   const PoolFrame* frames) {
-  if (tasks <= 1 || slots_.size() == 1) {
+  if (tasks <= 1 || scratch_.size() == 1) {
     for (int64_t i = 0; i < tasks; ++i) {
-      task(i, slots_[0].data);
+      task(i, scratch_[0].data);
     }
     return;
   }
@@ -102,12 +102,12 @@ void Workers::Run(int64_t tasks, FunctionRef<void(int64_t, uint8_t*)> task,
   state_.store(kOpen, std::memory_order_release);
   epoch_.fetch_add(1, std::memory_order_release);
   epoch_.notify_all();
-  Work(slots_[0]);
+  Work(scratch_[0]);
   state_.fetch_and(~kOpen, std::memory_order_acq_rel);
   SpinThenWait(state_, may_spin_, [](uint32_t state) { return state == 0; });
 }
 
-void Workers::Loop(Slot& slot, uint32_t epoch) {
+void Workers::Loop(WorkerScratch& scratch, uint32_t epoch) {
   for (;;) {
     SpinThenWait(epoch_, may_spin_, [epoch](uint32_t now) { return now != epoch; });
     epoch = epoch_.load(std::memory_order_acquire);
@@ -121,22 +121,23 @@ void Workers::Loop(Slot& slot, uint32_t epoch) {
     if ((state & kOpen) == 0) {
       continue;
     }
-    WorkForCaller(slot);
+    WorkForCaller(scratch);
     if (state_.fetch_sub(1, std::memory_order_acq_rel) == 1) {
       state_.notify_one();
     }
   }
 }
 
-// Each thread of the region takes the next free slot, so any number of them may take part.
+// The threads of the region are numbered as they arrive, and each uses the scratch of its number.
+// Fewer threads than asked for are enough; threads beyond that number do nothing.
 void Workers::RunOnRegion() {
   joined_.store(0, std::memory_order_relaxed);
   region_(
       [](void* workers) {
         auto* self = static_cast<Workers*>(workers);
-        const size_t slot = self->joined_.fetch_add(1, std::memory_order_relaxed);
-        if (slot < self->slots_.size()) {
-          self->WorkForCaller(self->slots_[slot]);
+        const size_t thread = self->joined_.fetch_add(1, std::memory_order_relaxed);
+        if (thread < self->scratch_.size()) {
+          self->WorkForCaller(self->scratch_[thread]);
         }
       },
       this, static_cast<unsigned>(threads()), 0);
@@ -144,23 +145,23 @@ void Workers::RunOnRegion() {
 
 // Runs tasks on any thread as the calling thread would: in the library's floating-point
 // environment, on the call's SIMD target, and inside the pools that the caller is inside.
-void Workers::WorkForCaller(Slot& slot) {
+void Workers::WorkForCaller(WorkerScratch& scratch) {
   const FloatEnvironment environment;
   const CallContext own = call_context;
   call_context.targets = targets_;
   call_context.frames = frames_;
-  Work(slot);
+  Work(scratch);
   call_context.targets = own.targets;
   call_context.frames = own.frames;
 }
 
-void Workers::Work(Slot& slot) {
+void Workers::Work(WorkerScratch& scratch) {
   for (;;) {
     const int64_t i = next_.fetch_add(1, std::memory_order_relaxed);
     if (i >= tasks_) {
       return;
     }
-    (*task_)(i, slot.data);
+    (*task_)(i, scratch.data);
   }
 }
 

@@ -26,7 +26,7 @@ class Workers {
   Workers(const Workers&) = delete;
   Workers& operator=(const Workers&) = delete;
 
-  int threads() const { return static_cast<int>(slots_.size()); }
+  int threads() const { return static_cast<int>(scratch_.size()); }
   ParallelRegion region() const { return region_; }
 
   // Gives every thread `bytes` of its own.
@@ -42,20 +42,20 @@ class Workers {
  private:
   static constexpr uint32_t kOpen = 1u << 31;
 
-  struct alignas(64) Slot {
+  struct alignas(64) WorkerScratch {
     Arena arena;
     uint8_t* data = nullptr;
   };
 
   void Stop();
-  void Loop(Slot& slot, uint32_t epoch);
+  void Loop(WorkerScratch& scratch, uint32_t epoch);
   void RunOnRegion();
-  void WorkForCaller(Slot& slot);
-  void Work(Slot& slot);
+  void WorkForCaller(WorkerScratch& scratch);
+  void Work(WorkerScratch& scratch);
 
   const ParallelRegion region_;  // null: threads_
   const bool may_spin_;
-  std::vector<Slot> slots_;  // 0 is the caller's
+  std::vector<WorkerScratch> scratch_;  // 0 is the caller's
   std::vector<std::thread> threads_;
   std::atomic<bool> stop_{false};
   std::atomic<size_t> joined_{0};

@@ -2,7 +2,8 @@
 
     python3 tests/cli/generate_test.py build/release/riffle [unittest arguments]
 
-The model is where scripts/model.sh puts it. With RIFFLE_SLOW set (sanitizers) texts are shorter.
+The models are where scripts/model.sh puts them. With RIFFLE_SLOW set (sanitizers) texts are shorter, and what does not ask for a certain
+model runs the smaller one.
 """
 
 import json
@@ -16,13 +17,20 @@ import time
 import cli_case
 from cli_case import Cli
 
-MODEL = subprocess.run(
-    [os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "..", "scripts", "model.sh"), "--path"],
-    stdout=subprocess.PIPE, text=True, check=True,
-).stdout.strip()  # fmt: skip
-FIXTURE = os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "data", "gemma3_greedy.json")
+HERE = os.path.dirname(os.path.abspath(__file__))
+
+
+def path_of_model(*names):
+    script = os.path.join(HERE, "..", "..", "scripts", "model.sh")
+    return subprocess.run([script, "--path", *names], stdout=subprocess.PIPE, text=True, check=True).stdout.strip()
+
+
+MODEL = path_of_model()
+CHAT_MODEL = path_of_model("smollm2")
+FIXTURE = os.path.join(HERE, "..", "data", "gemma3_greedy.json")
 SLOW = bool(os.environ.get("RIFFLE_SLOW"))
 NEW_TOKENS = 3 if SLOW else 12
+ANY_MODEL = ("--model", CHAT_MODEL) if SLOW else ()
 CLOSE = 0.05  # where the two best logits are closer than this, rounding may decide
 
 
@@ -49,8 +57,8 @@ class Generate(Cli):
         self.assertEqual(done.returncode, 0, done.stderr)
         return done
 
-    def objects(self, *args, env=None):
-        done = self.generate(*args, "--json", "--max-new-tokens", NEW_TOKENS, env=env)
+    def objects(self, *args, env=None, tokens=NEW_TOKENS):
+        done = self.generate(*args, "--json", "--max-new-tokens", tokens, env=env)
         self.assertEqual(done.stderr, "")  # no progress where there is no terminal
         return [json.loads(line) for line in done.stdout.splitlines()]
 
@@ -84,20 +92,20 @@ class Generate(Cli):
 
     def test_text(self):
         prompts = ["The capital of France is", "[1, 2]", "{}"]
-        *results, _ = self.objects("--prompt", *prompts)
+        *results, _ = self.objects("--prompt", *prompts, *ANY_MODEL)
         self.assertEqual([r["prompt"] for r in results], prompts)
-        done = self.generate("--prompt", prompts[0], "--prompt", *prompts[1:], "--max-new-tokens", NEW_TOKENS)
+        done = self.generate("--prompt", prompts[0], "--prompt", *prompts[1:], "--max-new-tokens", NEW_TOKENS, *ANY_MODEL)
         blocks = [f"--- {i + 1} of 3\n{r['prompt']}{r['text']}\n" for i, r in enumerate(results)]
         self.assertEqual(done.stdout, "\n".join(blocks))
         self.assertIn("3 requests", done.stderr)
         self.assertIn("tokens/s", done.stderr)
         self.assertNotIn("\x1b", done.stdout + done.stderr)
-        one = self.generate("--prompt", prompts[0], "--max-new-tokens", NEW_TOKENS, "--threads", 1)
+        one = self.generate("--prompt", prompts[0], "--max-new-tokens", NEW_TOKENS, "--threads", 1, *ANY_MODEL)
         self.assertEqual(one.stdout, prompts[0] + results[0]["text"] + "\n")
 
     def test_sampling_is_seeded(self):
         args = ["--prompt", "Once upon a time", "Once upon a time", "--temperature", 1.2, "--top-k", 64, "--top-p", 0.95]
-        args += ["--min-p", 0.001]
+        args += ["--min-p", 0.001, *ANY_MODEL]
         first, again = self.objects(*args, "--seed", 3), self.objects(*args, "--seed", 3, "--threads", 1)
         self.assertEqual([r["tokens"] for r in first[:-1]], [r["tokens"] for r in again[:-1]])
         self.assertNotEqual(first[0]["tokens"], first[1]["tokens"])  # they draw from different streams
@@ -106,13 +114,13 @@ class Generate(Cli):
 
     def test_penalties(self):
         prompt = "one two one two one two one two"
-        plain = self.objects("--prompt", prompt)[0]["tokens"]
-        never = self.objects("--prompt", prompt, prompt, "--repetition-penalty", 100)
+        plain = self.objects("--prompt", prompt, *ANY_MODEL)[0]["tokens"]
+        never = self.objects("--prompt", prompt, prompt, "--repetition-penalty", 100, *ANY_MODEL)
         for result in never[:-1]:
             self.assertNotEqual(result["tokens"][0], plain[0])  # the prompt had it
             self.assertEqual(len(set(result["tokens"])), len(result["tokens"]))
         self.assertEqual(never[0]["tokens"], never[1]["tokens"])
-        if os.environ.get("RIFFLE_SLOW"):
+        if SLOW:
             return
         off = self.objects("--prompt", prompt, "--repetition-penalty", 1, "--presence-penalty", 0, "--frequency-penalty", "-0")
         self.assertEqual(off[0]["tokens"], plain)
@@ -123,17 +131,16 @@ class Generate(Cli):
             self.assertLessEqual(len(set(more)), len(set(first)))
 
     def test_filters_without_temperature_are_noted(self):
-        done = self.generate("--prompt", "x", "--top-k", 5, "--max-new-tokens", 1)
+        done = self.generate("--prompt", "x", "--top-k", 5, "--max-new-tokens", 1, *ANY_MODEL)
         self.assertIn("no effect at temperature 0", done.stderr)
 
     def test_standard_input(self):
-        done = subprocess.run([cli_case.RIFFLE, "generate", "--prompts", "-", "--json", "--max-new-tokens", "1"],
+        done = subprocess.run([cli_case.RIFFLE, "generate", "--prompts", "-", "--json", "--max-new-tokens", "1", *ANY_MODEL],
                               input=b"a\r\nb", capture_output=True, timeout=120)  # fmt: skip
         self.assertEqual([json.loads(line).get("prompt") for line in done.stdout.splitlines()], ["a", "b", None])
 
-
-    def prompts(self, *args, **kwargs):
-        return [r["prompt"] for r in self.objects(*args, **kwargs)[:-1]]
+    def prompts(self, *args):
+        return [r["prompt"] for r in self.objects(*args, *ANY_MODEL, tokens=1)[:-1]]
 
     def test_any_text_is_a_prompt(self):
         texts = ["a", "++", "b", "- c", "-1", "-", "[x,y]", "{}", "=", "topk", "%%", "--prompt=d"]
@@ -146,7 +153,7 @@ class Generate(Cli):
 
     def test_stops_at_the_end_of_a_turn(self):
         prompt = "The capital of France is"
-        tokens = self.objects("--prompt", prompt)[0]["tokens"]
+        tokens = self.objects("--prompt", prompt, tokens=3)[0]["tokens"]
         with open(MODEL, "rb") as file:
             model = file.read()
         # An entry that is not needed is replaced by one of the same size.
@@ -160,7 +167,7 @@ class Generate(Cli):
     def test_ends_when_nobody_reads(self):
         for more in ((), ("--json",)):
             with subprocess.Popen(
-                [cli_case.RIFFLE, "generate", "--prompt", "a", "b", "--max-new-tokens", "30000" if not more else "20", *more],
+                [cli_case.RIFFLE, "generate", "--prompt", "a", "b", "--max-new-tokens", "30000" if not more else "20", *more, *ANY_MODEL],
                 stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, restore_signals=False,
             ) as process:  # restore_signals: Python ignores SIGPIPE, and the command inherits it
                 if not more:

@@ -26,7 +26,7 @@ using riffle::testing::TinyModel;
 using ::testing::HasSubstr;
 using Tokens = std::vector<int32_t>;
 
-constexpr int kRequests = test::kSanitized ? 2000 : 100000;
+constexpr int kRequests = test::kSanitized ? 400 : 100000;
 // Under sanitizers mallinfo2() knows nothing, and time is another.
 constexpr bool kMeasures = !test::kSanitized;
 

@@ -85,10 +85,11 @@ RunResult RunWithFailure(Engine& engine, int64_t step, int64_t which) {
   return run;
 }
 
-// Lets every allocation of every step fail (under sanitizers one in five), in a large pool and in
-// one where requests are preempted.
+// Lets every allocation of every step fail (under sanitizers one in seven), in a large pool and in
+// one where requests are preempted. Two layers: each of the hundreds of runs generates all texts.
 TEST(Gemma3Faults, AStepThatRunsOutOfMemoryIsUndone) {
-  const TinyModel tiny;
+  const TinyModel tiny(
+      24, 256, 0, [](riffle::testing::GgufWriter&) {}, 2);
   ThreadPool pool(1);
   for (const int64_t pages : {60, 13}) {
     EngineOptions options;
@@ -106,7 +107,7 @@ TEST(Gemma3Faults, AStepThatRunsOutOfMemoryIsUndone) {
     EXPECT_EQ(right.preemptions > 0, pages == 13);
     int64_t failed = 0;
     for (int64_t step = 0; step < 9; ++step) {
-      constexpr int64_t kStride = test::kSanitized ? 5 : 1;
+      constexpr int64_t kStride = test::kSanitized ? 7 : 1;
       for (int64_t which = step % kStride;; which += kStride) {
         const RunResult got = run(step, which);
         EXPECT_EQ(got.texts, right.texts) << "step " << step << ", allocation " << which;
@@ -114,7 +115,7 @@ TEST(Gemma3Faults, AStepThatRunsOutOfMemoryIsUndone) {
         ++failed;
       }
     }
-    EXPECT_GT(failed, 50 / (test::kSanitized ? 5 : 1));
+    EXPECT_GT(failed, 50 / (test::kSanitized ? 7 : 1));
   }
 }
 

@@ -276,7 +276,7 @@ TEST(Gguf, RefusesLyingTensors) {
   EXPECT_EQ(error({8, 2}, 0, 32), "no error");
   EXPECT_THAT(error({8, 2}, 0, 64), HasSubstr("needs 64 bytes, but the data has 98"));
   EXPECT_THAT(error({8, 2}, 0, 8), HasSubstr("no multiple of the alignment 32"));
-  EXPECT_THAT(error({8, 2}, 0, ~uint64_t{31}), HasSubstr("the file is truncated, or lies"));
+  EXPECT_THAT(error({8, 2}, 0, ~uint64_t{31}), HasSubstr("the file is truncated or corrupt"));
   EXPECT_THAT(error({33}, 8, 0), HasSubstr("no multiple of 32"));
   EXPECT_THAT(error({1, 1, 1, 1, 1}, 0, 0), HasSubstr("has 5 dimensions"));
   EXPECT_THAT(error({4, -1}, 0, 0), HasSubstr("has a dimension of -1"));

@@ -27,11 +27,11 @@ def use_torch_threads(use: bool = True) -> bool:
     >>> riffle.torch.use_torch_threads(False)
     False
     """
-    team = _gomp_parallel() if use else 0
-    _core.set_team(team)
-    if team:
+    region = _gomp_parallel() if use else 0
+    _core.set_parallel_region(region)
+    if region:
         riffle.set_num_threads(torch.get_num_threads())
-    return bool(team)
+    return bool(region)
 
 
 @functools.cache
