@@ -1,6 +1,7 @@
 // InvalidRow::kToken: a row without an answer gets token -1 and harms no other row. Seeds of rows.
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <bit>
 #include <cmath>
 #include <limits>
