@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import pathlib
 
@@ -40,7 +41,7 @@ def folder(name: str) -> pathlib.Path:
     """The folder of a model, made when it is asked for the first time."""
     class_name, sizes = MODELS[name]
     path = CACHE / "models" / name
-    settings = json.dumps([class_name, SIZES, sizes, transformers.__version__])
+    settings = json.dumps([class_name, SIZES, sizes, inspect.getsource(_make), transformers.__version__])
     stamp = path / "settings.json"
     if not stamp.exists() or stamp.read_text(encoding="utf-8") != settings:
         _make(getattr(transformers, class_name)(**{**SIZES, **sizes}), path)
