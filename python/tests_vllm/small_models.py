@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import pathlib
 
@@ -27,7 +28,7 @@ MODELS = {
     "gemma2": ("Gemma2Config", dict(query_pre_attn_scalar=8, attn_logit_softcapping=2.0, final_logit_softcapping=None, tie_word_embeddings=True, **WINDOWS)),
     "gemma3": ("Gemma3TextConfig", dict(query_pre_attn_scalar=8, tie_word_embeddings=True, **WINDOWS)),
     "gpt_oss": ("GptOssConfig", dict(num_local_experts=4, num_experts_per_tok=2, **WINDOWS)),
-    "bloom": ("BloomConfig", dict(n_layer=4, n_head=4)),
+    "bloom": ("BloomConfig", dict(n_layer=4, n_head=4, tie_word_embeddings=True)),
     "bert": ("BertConfig", {}),
     "whisper": ("WhisperConfig", dict(d_model=128, encoder_layers=2, decoder_layers=4, encoder_attention_heads=4, decoder_attention_heads=4,
                                       encoder_ffn_dim=192, decoder_ffn_dim=192, num_mel_bins=80, max_target_positions=128,
@@ -40,7 +41,7 @@ def folder(name: str) -> pathlib.Path:
     """The folder of a model, made when it is asked for the first time."""
     class_name, sizes = MODELS[name]
     path = CACHE / "models" / name
-    settings = json.dumps([class_name, SIZES, sizes, transformers.__version__])
+    settings = json.dumps([class_name, SIZES, sizes, inspect.getsource(_make), transformers.__version__])
     stamp = path / "settings.json"
     if not stamp.exists() or stamp.read_text(encoding="utf-8") != settings:
         _make(getattr(transformers, class_name)(**{**SIZES, **sizes}), path)
@@ -68,6 +69,9 @@ def _make(config, path: pathlib.Path) -> None:
     model.save_pretrained(path)
     if config.model_type == "whisper":
         _make_processor(path)
+    if config.model_type == "bert":  # vLLM wants a tokenizer although prompts are tokens
+        words = tokenizers.Tokenizer(tokenizers.models.WordLevel({f"word{i}": i for i in range(VOCABULARY)}, unk_token="word0"))
+        transformers.PreTrainedTokenizerFast(tokenizer_object=words, unk_token="word0", pad_token="word0").save_pretrained(path)
 
 
 def _make_processor(path: pathlib.Path) -> None:

@@ -83,7 +83,7 @@ def test_layers_that_are_left_to_vllm():
 def test_encoder_only():
     """Keys and values of an encoder are read where they are: no cache, nothing masked."""
     prompts = small_models.prompts(5, 3) + small_models.prompts(3, 90)
-    job = dict(model=str(small_models.folder("bert")), engine=dict(dtype="float32", runner="pooling"))
+    job = dict(model=str(small_models.folder("bert")), engine=dict(dtype="float32", runner="pooling", skip_tokenizer_init=False))
     runs = [dict(prompts=prompts, max_tokens=0)]
     native = torch.tensor(engine.run_native(dict(job, runs=runs))["runs"][0]["embeddings"])
     riffle = engine.run(dict(job, runs=[*runs, dict(runs[0], change=dict(window=2, window_right=0))]))

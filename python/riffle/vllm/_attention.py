@@ -12,15 +12,27 @@ def install() -> str | None:
         _check_interfaces()
         backends = find("vllm.v1.attention.backends.registry", "AttentionBackendEnum", "CPU_ATTN")
         register = find("vllm.v1.attention.backends.registry", "register_backend")
+        # Imported now: afterwards it is vLLM that imports it, and an error would end the engine.
+        find("riffle.vllm._attention_backend", "RiffleAttentionBackend")
     except Differs as differs:
         return str(differs)
-    slots = find("vllm.utils.cpu_triton_utils")
-    compute = getattr(slots, "_compute_slot_mapping_kernel_impl", None)
-    if compute is not None:  # else decode context parallelism stays what it is without Riffle: refused
-        slots._compute_slot_mapping_kernel_impl = slot_mapping(compute)
+    _allow_context_parallelism()
     # Whatever backend is asked for, vLLM's platform for CPUs answers with the path that is registered for CPU_ATTN.
     register(backends, "riffle.vllm._attention_backend.RiffleAttentionBackend")
     return None
+
+
+def _allow_context_parallelism() -> None:
+    """vLLM's slot mapping on CPUs refuses several ranks; where it is another one than expected, that stays so."""
+    try:
+        module = find("vllm.utils.cpu_triton_utils")
+        compute = find("vllm.utils.cpu_triton_utils", "_compute_slot_mapping_kernel_impl")
+        expect_parameters(compute, "num_tokens", "max_num_tokens", "query_start_loc", "positions", "block_table", "block_table_stride",
+                          "slot_mapping", "KV_CACHE_BLOCK_SIZE", "TOTAL_CP_WORLD_SIZE", "TOTAL_CP_RANK", "CP_KV_CACHE_INTERLEAVE_SIZE",
+                          "PAD_ID")  # fmt: skip
+    except Differs:
+        return
+    module._compute_slot_mapping_kernel_impl = slot_mapping(compute)
 
 
 def _check_interfaces() -> None:

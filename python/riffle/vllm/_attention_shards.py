@@ -42,9 +42,9 @@ def attend(group, q: Tensor, key: Tensor, value: Tensor, pages, metadata, out: T
     heads = q.shape[1]
     everyone = group.all_gather(q.contiguous(), dim=1)
     # No position hides any of the cached keys, which all come before the queries.
-    results = riffle.paged_attention(everyone, pages.keys, pages.values, part.lens, metadata.pages, cu_q_lens=metadata.cu, causal=False,
-                                     return_lse=True, **scales, **options)  # fmt: skip
-    outs, lses = _exchange(group, *results, heads)
+    there, there_lse = riffle.paged_attention(everyone, pages.keys, pages.values, part.lens, metadata.pages, cu_q_lens=metadata.cu, causal=False,
+                                              return_lse=True, **scales, **options)  # fmt: skip
+    outs, lses = _exchange(group, there, there_lse, heads)
     own, own_lse = riffle.paged_attention(q, key[:, None], value[:, None], part.own_lens, part.own_pages, cu_q_lens=metadata.cu, layout="NHD",
                                           causal=metadata.flags, sinks=sinks, return_lse=True, **options)  # fmt: skip
     out.copy_(riffle.merge_states([*outs, own], [*lses, own_lse])[0])
