@@ -17,7 +17,7 @@ from vllm.v1.attention.backends.mla.indexer import DeepseekV32IndexerBackend
 from vllm.v1.kv_cache_interface import MLAAttentionSpec, SparseCacheRole
 
 import riffle
-from riffle.vllm._sparse_backend import SparseMetadataBuilder
+from riffle.vllm._sparse_metadata import SparseMetadataBuilder
 
 
 class RiffleIndexBackend(DeepseekV32IndexerBackend):
@@ -69,9 +69,7 @@ class RiffleIndexCache(DeepseekV32IndexerCache):
 
 
 class RiffleIndexer(Indexer):
-    def __init__(self, vllm_config, *args, **kwargs) -> None:
-        super().__init__(vllm_config, *args, **kwargs)
-        self.k_cache.prepare(self.head_dim, vllm_config.model_config.dtype)
+    """What `take_over` makes of vLLM's."""
 
     def forward(self, hidden_states: torch.Tensor, qr: torch.Tensor, positions, rotary_emb) -> torch.Tensor:
         q = self.wq_b(qr)[0].view(-1, self.n_head, self.head_dim)
@@ -83,6 +81,15 @@ class RiffleIndexer(Indexer):
         weights = weights.float() * (self.softmax_scale * self.n_head_scale)
         torch.ops.vllm.riffle_select(q, k, weights, self.topk_indices_buffer, self.k_cache.prefix)
         return self.topk_indices_buffer
+
+
+def take_over(indexer: Indexer, model_dtype: torch.dtype) -> None:
+    """Has an indexer of vLLM, and its cache, whose pages are not made yet, work as Riffle's."""
+    if type(indexer) is Indexer and type(indexer.k_cache) is DeepseekV32IndexerCache:
+        indexer.__class__, indexer.k_cache.__class__ = RiffleIndexer, RiffleIndexCache
+        indexer.k_cache.prepare(indexer.head_dim, model_dtype)
+    elif not isinstance(indexer, RiffleIndexer):
+        raise NotImplementedError(f"riffle: an indexer of type {type(indexer).__qualname__} is not supported")
 
 
 def select(q: torch.Tensor, k: torch.Tensor, weights: torch.Tensor, selected: torch.Tensor, layer_name: str) -> None:

@@ -13,6 +13,7 @@ import os
 from typing import Any
 
 from riffle.vllm._interfaces import Differs, expect_parameters, find, wrap_classmethod
+from riffle.vllm._rotation import mend_rotation
 
 BACKEND = "riffle.vllm._mla_backend.RiffleMLABackend"
 
@@ -36,6 +37,7 @@ def install() -> str | None:
         if "mla" not in os.environ.get("RIFFLE_VLLM", "").lower().split(","):
             return "AMX_MLA is there; RIFFLE_VLLM=mla,... has Riffle take its place"
         replaced.add(find_path(backends, "AMX_MLA"))
+    mend_rotation(platform)
     wrap_classmethod(platform, "get_attn_backend_cls", functools.partial(_choose, replaced))
     wrap_classmethod(platform, "check_and_update_config", functools.partial(configure, _is_ours))
     return None
@@ -80,7 +82,6 @@ def _problem() -> str | None:
             base.do_kv_cache_update, "self", "kv_c_normed", "k_pe", "kv_cache", "slot_mapping", "kv_cache_dtype", "k_scale"
         )
         find("riffle.vllm._mla_backend", "RiffleMLABackend")
-        find("riffle.vllm._rotation", "mend")()
     except Differs as error:
         warn(f"mla is left to vLLM: {error}")
         return str(error)

@@ -8,10 +8,21 @@ from __future__ import annotations
 
 import functools
 
-from riffle.vllm._interfaces import expect_parameters, find
+from riffle.vllm._interfaces import expect_parameters, find, wrap_classmethod
 
 
-def mend() -> None:
+def mend_rotation(platform: type) -> None:
+    """Has every worker of vLLM mend it before there is a model, when it asks the platform for stand-ins of Triton's kernels."""
+
+    def outer(original):
+        original()
+        _mend()
+
+    find(platform.__module__, platform.__name__, "register_triton_kernel_overrides")
+    wrap_classmethod(platform, "register_triton_kernel_overrides", outer)
+
+
+def _mend() -> None:
     """Hands such queries and keys over with two axes. Once; later calls change nothing."""
     owner = find("vllm.model_executor.layers.rotary_embedding.base", "RotaryEmbedding")
     original = owner.__dict__.get("forward_cpu")

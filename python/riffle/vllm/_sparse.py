@@ -14,6 +14,7 @@ import functools
 
 from riffle.vllm._interfaces import Differs, expect_parameters, find, wrap_classmethod
 from riffle.vllm._mla import configure, warn
+from riffle.vllm._rotation import mend_rotation
 
 BACKEND = "riffle.vllm._sparse_backend.RiffleSparseBackend"
 
@@ -24,6 +25,7 @@ def install() -> str | None:
     expect_parameters(platform.get_attn_backend_cls, "selected_backend", "attn_selector_config", "num_heads")
     expect_parameters(platform.check_and_update_config, "vllm_config")
     wrap_classmethod(platform, "get_attn_backend_cls", _choose)
+    mend_rotation(platform)
     wrap_classmethod(platform, "check_and_update_config", functools.partial(configure, _is_ours))
     return None
 
@@ -35,7 +37,7 @@ def _choose(original, selected_backend, attn_selector_config, num_heads=None) ->
 
 
 def _is_ours(vllm_config) -> bool:
-    """Whether the model is one of those whose indexer Riffle has. What it needs is put in its place then."""
+    """Whether the model is one of those whose indexer Riffle has."""
     model, parallel = vllm_config.model_config, vllm_config.parallel_config
     if not hasattr(model.hf_config, "index_topk") or hasattr(model.hf_config, "compress_ratios"):
         return False
@@ -46,20 +48,16 @@ def _is_ours(vllm_config) -> bool:
 
 @functools.cache
 def _problem() -> str | None:
-    """Puts the indexer in its place; None, or what of this vLLM differs from what it was written for."""
+    """None, or what of this vLLM differs from what backend and indexer were written for."""
     try:
         models = find("vllm.model_executor.models.deepseek_v2")
         indexer, cache = find(models.__name__, "Indexer"), find(models.__name__, "DeepseekV32IndexerCache")
         expect_parameters(indexer.forward, "self", "hidden_states", "qr", "positions", "rotary_emb")
-        expect_parameters(cache.__init__, "self", "head_dim", "dtype", "prefix", "cache_config")
         expect_parameters(cache.get_kv_cache_spec, "self", "vllm_config")
         base = find("vllm.v1.attention.backend", "MLAAttentionImpl")
         expect_parameters(base.forward_mqa, "self", "q", "kv_c_and_k_pe_cache", "attn_metadata", "layer")
         find("riffle.vllm._sparse_backend", "RiffleSparseBackend")
-        ours = find("riffle.vllm._indexer")
-        find("riffle.vllm._rotation", "mend")()
     except Differs as error:
         warn(f"sparse is left to vLLM: {error}")
         return str(error)
-    models.Indexer, models.DeepseekV32IndexerCache = ours.RiffleIndexer, ours.RiffleIndexCache
     return None

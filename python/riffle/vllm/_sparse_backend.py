@@ -7,67 +7,20 @@ rows are read page by page as those of dense attention, with the same bits.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
+from vllm.config import get_current_vllm_config
 from vllm.model_executor.layers.attention.sparse_mla_attention import SharedTopkIndicesBuffer
-from vllm.v1.attention.backend import (
-    AttentionBackend,
-    AttentionMetadata,
-    AttentionMetadataBuilder,
-    CommonAttentionMetadata,
-    MLAAttentionImpl,
-    MultipleOf,
-)
+from vllm.v1.attention.backend import AttentionBackend, MLAAttentionImpl, MultipleOf
 
 import riffle
+from riffle.vllm._indexer import take_over
 from riffle.vllm._mla_backend import FLOAT8, check_arguments, write_rows
+from riffle.vllm._sparse_metadata import SparseMetadata, SparseMetadataBuilder
 
 # DeepSeek V3.2's own rows of 656 bytes.
 PACKED = "fp8_ds_mla"
-
-
-@dataclass
-class SparseMetadata(AttentionMetadata):
-    """Where the tokens of a step are. To vLLM's layer all of them are decodes: it then makes absorbed queries of all."""
-
-    num_actual_tokens: int
-    max_seq_len: int
-    slot_mapping: torch.Tensor
-    block_table: torch.Tensor
-    seq_lens: torch.Tensor
-    query_start_loc: torch.Tensor
-    num_reqs: int
-    max_query_len: int
-    num_decodes: int
-    num_decode_tokens: int
-    num_prefills: int = 0
-    prefill: None = None
-    decode: None = None
-
-
-class SparseMetadataBuilder(AttentionMetadataBuilder[SparseMetadata]):
-    """Of the latent cache and of the indexer's."""
-
-    def __init__(self, kv_cache_spec, layer_names: list[str], vllm_config, device: torch.device) -> None:
-        super().__init__(kv_cache_spec, layer_names, vllm_config, device)
-        self.reorder_batch_threshold = None  # the order of a batch does not matter
-
-    def build(self, common_prefix_len: int, common_attn_metadata: CommonAttentionMetadata, fast_build: bool = False) -> SparseMetadata:
-        common = common_attn_metadata
-        return SparseMetadata(
-            num_actual_tokens=common.num_actual_tokens,
-            max_seq_len=common.max_seq_len,
-            slot_mapping=common.slot_mapping[: common.num_actual_tokens],
-            block_table=common.block_table_tensor[: common.num_reqs],
-            seq_lens=common.seq_lens[: common.num_reqs],
-            query_start_loc=common.query_start_loc[: common.num_reqs + 1],
-            num_reqs=common.num_reqs,
-            max_query_len=common.max_query_len,
-            num_decodes=common.num_reqs,
-            num_decode_tokens=common.num_actual_tokens,
-        )
 
 
 class RiffleSparseBackend(AttentionBackend):
@@ -118,6 +71,8 @@ class RiffleSparseImpl(MLAAttentionImpl[SparseMetadata], SharedTopkIndicesBuffer
         self.kv_cache_dtype = kv_cache_dtype
         self.float8 = FLOAT8.get(kv_cache_dtype)
         self.init_topk_indices_buffer(indexer, topk_indices_buffer)
+        if indexer is not None:
+            take_over(indexer, get_current_vllm_config().model_config.dtype)
 
     def record_logical_topk_ready(self) -> None:
         """The indexer has run; nothing waits for it."""
