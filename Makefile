@@ -107,5 +107,5 @@ distclean: clean ## remove .venv and .deps too
 start:
 	@rm -rf build/log
 
-.PHONY: help demo test build python test-two-hosts llama test-cpp test-clang test-consumer test-python test-install test-arm64 test-arm64-quick \
-  test-dispatch test-transformers test-asan test-tsan test-llama fuzz setup sdist wheels bench bench-llama docs format lint clean distclean start
+.PHONY: help demo test build python llama test-cpp test-clang test-consumer test-python test-install test-arm64 test-arm64-quick \
+  test-dispatch test-transformers test-two-hosts test-asan test-tsan test-llama fuzz setup sdist wheels bench bench-llama docs format lint clean distclean start
