@@ -56,6 +56,12 @@ test-transformers: setup ## riffle.transformers on every type of causal language
 	@$(STAGE) package "Python package" scripts/python_package.sh
 	@$(STAGE) transformers "every type of causal language model" env RIFFLE_TEST_ALL_MODELS=1 \
 	  .venv/bin/python -P -m pytest python/tests/test_transformers_models.py python/tests/test_transformers_padding.py
+test-two-hosts: ## riffle.torch.distributed on two hosts made of network namespaces; needs root
+	@scripts/setup.sh hosts
+	@$(STAGE) venv "Python environment" scripts/venv.sh
+	@$(STAGE) package "Python package" scripts/python_package.sh
+	@$(STAGE) two-hosts "riffle.torch.distributed on two hosts" env RIFFLE_TEST_TWO_HOSTS=1 \
+	  .venv/bin/python -P -m pytest python/tests/test_torch_distributed.py -k two_hosts
 test-asan: setup ## C++ tests under AddressSanitizer and UBSan
 	@$(STAGE) asan "C++ tests under AddressSanitizer and UBSan" scripts/ctest.sh asan
 test-tsan: setup ## pool and concurrent callers under ThreadSanitizer
@@ -107,4 +113,4 @@ start:
 	@rm -rf build/log
 
 .PHONY: help demo test build python llama test-cpp test-clang test-consumer test-python test-install test-arm64 test-arm64-quick \
-  test-dispatch test-transformers test-asan test-tsan test-llama test-vllm fuzz setup sdist wheels bench bench-llama docs format lint clean distclean start
+  test-dispatch test-transformers test-two-hosts test-asan test-tsan test-llama test-vllm fuzz setup sdist wheels bench bench-llama docs format lint clean distclean start

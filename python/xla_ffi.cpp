@@ -126,7 +126,8 @@ struct AttentionAttributes {
 struct Attention {
   Batched q;  // [tokens, q_heads, d]
   Pages keys, values;
-  Batched out;  // like q
+  Batched out;                 // like q
+  std::optional<Batched> lse;  // f32 [tokens, q_heads]
   AttentionOptions options;
 
   Attention(const ffi::AnyBuffer& q_buffer, const ffi::AnyBuffer& k, const ffi::AnyBuffer& v,
@@ -157,7 +158,18 @@ struct Attention {
             q.axis(2),       q.axis(1) * q.axis(2), q.axis(2)};
   }
   AttentionOut Results(int64_t item) const {
-    return {out.At(item, out), q.axis(1) * q.axis(2), q.axis(2), nullptr, 0};
+    AttentionOut results{out.At(item, out), q.axis(1) * q.axis(2), q.axis(2), nullptr, 0};
+    if (lse) {
+      results.lse = reinterpret_cast<float*>(lse->At(item, out));
+      results.lse_token_stride = q.axis(1);
+    }
+    return results;
+  }
+  void AddLse(const ffi::AnyBuffer& buffer) {
+    lse.emplace(buffer, 2);
+    Require(lse->type() == ffi::DataType::kF32 && lse->axis(0) == q.axis(0) &&
+                lse->axis(1) == q.axis(1) && lse->items() == out.items(),
+            "lse is not float32 [tokens, q_heads]");
   }
 };
 
@@ -199,41 +211,48 @@ ffi::Error RunAttention(std::span<const Name> names, const Call& call) {
   });
 }
 
-// q [B, q_heads, d], lengths [B], page_indices [B, max_pages] -> out like q
-ffi::Error XlaPagedAttention(ffi::AnyBuffer q_buffer, ffi::AnyBuffer k, ffi::AnyBuffer v,
-                             ffi::AnyBuffer lengths_buffer, ffi::AnyBuffer page_indices_buffer,
-                             ffi::RemainingArgs scales, ffi::Result result, float scale,
-                             float soft_cap, bool causal, int64_t window, int64_t window_right,
-                             int64_t scaled, float divisor) {
+void Decode(const Attention& call, const Batched& lengths, const Batched& page_indices) {
+  const int64_t sequences = call.q.axis(0), max_pages = page_indices.axis(1);
+  Require(lengths.axis(0) == sequences && page_indices.axis(0) == sequences,
+          "lengths and page_indices are not of q's sequences");
+  const int64_t items = call.out.items();
+  if (call.keys.shared() && call.values.shared() && call.q.items() == items) {
+    std::vector<int64_t> length_copy, page_copy;
+    const PagedBatch batch{
+        {},
+        {AllIndices(lengths, call.out, length_copy), static_cast<size_t>(items * sequences)},
+        AllIndices(page_indices, call.out, page_copy),
+        max_pages,
+        max_pages};
+    PagedAttention(call.Queries(0, items * sequences), call.keys.At(0, call.out),
+                   call.values.At(0, call.out), batch, call.Results(0), call.options);
+    return;
+  }
+  for (int64_t item = 0; item < items; ++item) {
+    const PagedBatch batch{{},
+                           {IndicesAt(lengths, item, call.out), static_cast<size_t>(sequences)},
+                           IndicesAt(page_indices, item, call.out),
+                           max_pages,
+                           max_pages};
+    PagedAttention(call.Queries(item, sequences), call.keys.At(item, call.out),
+                   call.values.At(item, call.out), batch, call.Results(item), call.options);
+  }
+}
+
+// q [B, q_heads, d], lengths [B], page_indices [B, max_pages] -> out like q and, if the call has a
+// second result, lse [B, q_heads]
+ffi::Error XlaPagedAttention(ffi::AnyBuffer q, ffi::AnyBuffer k, ffi::AnyBuffer v,
+                             ffi::AnyBuffer lengths, ffi::AnyBuffer page_indices,
+                             ffi::RemainingArgs scales, ffi::Result result,
+                             ffi::RemainingResults lse, float scale, float soft_cap, bool causal,
+                             int64_t window, int64_t window_right, int64_t scaled, float divisor) {
   return RunAttention(kDecodeNames, [&] {
-    const Attention call(q_buffer, k, v, scales, *result,
-                         {scale, soft_cap, causal, window, window_right, scaled, divisor});
-    const Batched lengths(lengths_buffer, 1), page_indices(page_indices_buffer, 2);
-    const int64_t sequences = call.q.axis(0), max_pages = page_indices.axis(1);
-    Require(lengths.axis(0) == sequences && page_indices.axis(0) == sequences,
-            "lengths and page_indices are not of q's sequences");
-    const int64_t items = call.out.items();
-    if (call.keys.shared() && call.values.shared() && call.q.items() == items) {
-      std::vector<int64_t> length_copy, page_copy;
-      const PagedBatch batch{
-          {},
-          {AllIndices(lengths, call.out, length_copy), static_cast<size_t>(items * sequences)},
-          AllIndices(page_indices, call.out, page_copy),
-          max_pages,
-          max_pages};
-      PagedAttention(call.Queries(0, items * sequences), call.keys.At(0, call.out),
-                     call.values.At(0, call.out), batch, call.Results(0), call.options);
-      return;
+    Attention call(q, k, v, scales, *result,
+                   {scale, soft_cap, causal, window, window_right, scaled, divisor});
+    if (lse.size() > 0) {
+      call.AddLse(lse[0]);
     }
-    for (int64_t item = 0; item < items; ++item) {
-      const PagedBatch batch{{},
-                             {IndicesAt(lengths, item, call.out), static_cast<size_t>(sequences)},
-                             IndicesAt(page_indices, item, call.out),
-                             max_pages,
-                             max_pages};
-      PagedAttention(call.Queries(item, sequences), call.keys.At(item, call.out),
-                     call.values.At(item, call.out), batch, call.Results(item), call.options);
-    }
+    Decode(call, Batched(lengths, 1), Batched(page_indices, 2));
   });
 }
 

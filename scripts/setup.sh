@@ -5,6 +5,7 @@
 #   scripts/setup.sh test     that, and what the tests, the benchmarks, the fuzzers and the linters need
 #   scripts/setup.sh arm64    to build the library and its tests for 64-bit ARM and run them here, beside what `build` installs
 #   scripts/setup.sh docs     to build the API site, beside what `build` installs
+#   scripts/setup.sh hosts    to make two hosts of network namespaces (two_hosts.sh), beside what `build` installs
 #
 # Asks for root (sudo) only when something is missing; says what it installs; does nothing otherwise.
 set -euo pipefail
@@ -26,6 +27,9 @@ arm64_packages=(
 docs_packages=(
   doxygen
 )
+hosts_packages=(
+  iproute2
+)
 
 what=${1:-build}
 case $what in
@@ -33,7 +37,8 @@ case $what in
   test) packages=("${build_packages[@]}" "${test_packages[@]}") ;;
   arm64) packages=("${build_packages[@]}" "${arm64_packages[@]}") ;;
   docs) packages=("${build_packages[@]}" "${docs_packages[@]}") ;;
-  *) die "usage: setup.sh build|test|arm64|docs" ;;
+  hosts) packages=("${build_packages[@]}" "${hosts_packages[@]}") ;;
+  *) die "usage: setup.sh build|test|arm64|docs|hosts" ;;
 esac
 
 installed() { [ "$(dpkg-query -W -f='${db:Status-Abbrev}' "$1" 2>/dev/null)" = "ii " ]; }

@@ -142,18 +142,23 @@ def _sides(causal, window, window_right):
     return causal, limits["window"], limits["window_right"]
 
 
-def _attention(target, *operands, scales, sm_scale, soft_cap=0.0, sides):
+def _attention(target, *operands, scales, sm_scale, soft_cap=0.0, sides, with_lse=False):
     q = operands[0]
     causal, window, window_right = sides
-    return custom_call(target, jax.ShapeDtypeStruct(q.shape, q.dtype))(
+    result = jax.ShapeDtypeStruct(q.shape, q.dtype)
+    if with_lse:
+        result = (result, jax.ShapeDtypeStruct(q.shape[:2], np.float32))
+    return custom_call(target, result)(
         *operands, *scales.operands, scaled=np.int64(scales.scaled), divisor=np.float32(scales.divisor), scale=np.float32(sm_scale),
         soft_cap=np.float32(soft_cap), causal=np.bool_(causal), window=np.int64(window), window_right=np.int64(window_right))
 
 
 # What is static is checked before it gets here: JAX looks for it among what it has compiled.
-@functools.partial(jax.jit, inline=True, static_argnames=("sm_scale", "soft_cap", "pages_per_compute_block", "megacore_mode", "sides"))
+@functools.partial(jax.jit, inline=True, static_argnames=("sm_scale", "soft_cap", "pages_per_compute_block", "megacore_mode", "sides",
+                                                                   "with_lse"))
 def _paged_attention(
-    q, k_pages, v_pages, lengths, page_indices, key_scales, value_scales, *, sm_scale, soft_cap, pages_per_compute_block, megacore_mode, sides
+    q, k_pages, v_pages, lengths, page_indices, key_scales, value_scales, *, sm_scale, soft_cap, pages_per_compute_block, megacore_mode, sides,
+    with_lse=False,
 ):  # fmt: skip
     k_pages, v_pages, scales = _check_pages(q, k_pages, v_pages, "sequences", key_scales, value_scales)
     for name, x in (("lengths", lengths), ("page_indices", page_indices)):
@@ -163,7 +168,7 @@ def _paged_attention(
     check_shape("page_indices", page_indices, (q.shape[0], page_indices.shape[1]), "a row for each sequence of q")
     _check_tuning(q, k_pages, page_indices, pages_per_compute_block, megacore_mode)
     return _attention("riffle_paged_attention", q, k_pages, v_pages, lengths, page_indices, scales=scales, sm_scale=sm_scale,
-                      soft_cap=soft_cap, sides=sides)
+                      soft_cap=soft_cap, sides=sides, with_lse=with_lse)
 
 
 def paged_attention(
@@ -214,6 +219,18 @@ def paged_attention(
       ValueError, TypeError: shapes, dtypes and options.
       JaxRuntimeError: a length that its pages do not hold, or a page that does not exist, when it runs.
     """
+    return _checked_decode(q, k_pages, v_pages, lengths, page_indices, sm_scale, mask_value, attn_logits_soft_cap,
+                           pages_per_compute_block, megacore_mode, inline_seq_dim, window, key_scales, value_scales)
+
+
+def paged_attention_state(q, k_pages, v_pages, lengths, page_indices, *, sm_scale, mask_value, attn_logits_soft_cap, key_scales, value_scales):
+    """(out, lse float32 [sequences, q_heads]) of paged_attention."""
+    return _checked_decode(q, k_pages, v_pages, lengths, page_indices, sm_scale, mask_value, attn_logits_soft_cap,
+                           None, None, True, None, key_scales, value_scales, with_lse=True)
+
+
+def _checked_decode(q, k_pages, v_pages, lengths, page_indices, sm_scale, mask_value, attn_logits_soft_cap, pages_per_compute_block,
+                    megacore_mode, inline_seq_dim, window, key_scales, value_scales, with_lse=False):
     check_arrays(q=q, k_pages=k_pages, v_pages=v_pages, lengths=lengths, page_indices=page_indices)
     soft_cap = 0.0
     if attn_logits_soft_cap is not None:
@@ -229,7 +246,7 @@ def paged_attention(
     key_scales, value_scales = _number_or_array("key_scales", key_scales), _number_or_array("value_scales", value_scales)
     return _paged_attention(q, k_pages, v_pages, lengths, page_indices, key_scales, value_scales, sm_scale=finite("sm_scale", sm_scale),
                             soft_cap=soft_cap, pages_per_compute_block=pages_per_compute_block,
-                            megacore_mode=megacore_mode, sides=_sides(True, window, None))
+                            megacore_mode=megacore_mode, sides=_sides(True, window, None), with_lse=with_lse)
 
 
 @functools.partial(jax.jit, inline=True, static_argnames=("sm_scale", "sides"))

@@ -35,11 +35,12 @@ import numpy as np
 from riffle._arguments import as_bool, as_int
 from riffle._jax_attention import DEFAULT_MASK_VALUE, QuantizedTensor, paged_attention, prefill_attention
 from riffle._jax_call import FLOATING, check_arrays, check_axes, check_dtype, check_shape, custom_call
+from riffle._jax_sharded import sharded_paged_attention, sharded_top_k
 from riffle._jax_sparse import indexer_top_k, sparse_attention
 from riffle._jax_write_kv import write_kv
 
-__all__ = ["DEFAULT_MASK_VALUE", "QuantizedTensor", "indexer_top_k", "paged_attention", "prefill_attention", "sparse_attention", "top_k",
-           "top_k_per_row", "write_kv"]
+__all__ = ["DEFAULT_MASK_VALUE", "QuantizedTensor", "indexer_top_k", "paged_attention", "prefill_attention", "sharded_paged_attention",
+           "sharded_top_k", "sparse_attention", "top_k", "top_k_per_row", "write_kv"]
 
 Array = Any
 
@@ -153,6 +154,7 @@ def top_k_per_row(x: Array, starts: Array, ends: Array, k: int) -> Array:
     return _top_k_per_row(as_int("k", k))(x, starts, ends)
 
 
-for _public in (QuantizedTensor, indexer_top_k, paged_attention, prefill_attention, sparse_attention, write_kv):
+for _public in (QuantizedTensor, indexer_top_k, paged_attention, prefill_attention, sharded_paged_attention,
+                sharded_top_k, sparse_attention, write_kv):
     _public.__module__ = "riffle.jax"
 del _public
