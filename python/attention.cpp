@@ -136,7 +136,8 @@ std::vector<float> OfHeads(nb::handle object, const char* name, int64_t heads) {
 class Results {
  public:
   // Shape [tokens, heads, head_dim], the first two as in x.
-  Results(const Array& x, int64_t head_dim, nb::handle given, bool want_lse) : like_(x) {
+  Results(const Array& x, int64_t head_dim, nb::handle given, bool want_lse)
+      : like_(x), want_lse_(want_lse) {
     const int64_t shape[] = {x.axis(0).size, x.axis(1).size, head_dim};
     if (given.is_none()) {
       fresh_ = NewArrayLike(x, x.element(), shape);
@@ -159,7 +160,7 @@ class Results {
 
   nb::object Finish() {
     nb::object out = given_ ? nb::borrow(given_->object()) : Finished(like_, std::move(fresh_));
-    if (view_.lse == nullptr) {
+    if (!want_lse_) {  // not view_.lse == nullptr, which an lse without elements is too
       return out;
     }
     return nb::make_tuple(std::move(out), Finished(like_, std::move(lse_)));
@@ -167,6 +168,7 @@ class Results {
 
  private:
   const Array& like_;
+  const bool want_lse_;
   std::optional<Array> given_;
   NewArray fresh_, lse_;
   AttentionOut view_;

@@ -84,7 +84,7 @@ def _gathered(values, ids, axis_name):
     """values and ids [..., k] of all devices along the last axis, in the order of the devices: one all-gather of bytes."""
     flags = values.dtype == jnp.bool_
     raw = [jax.lax.bitcast_convert_type(x, jnp.uint8) for x in (values.astype(jnp.uint8) if flags else values, ids)]
-    raw = [x.reshape(*values.shape, -1) for x in raw]  # that of a dtype of one byte has no axis of bytes
+    raw = [x if x.ndim > values.ndim else x[..., None] for x in raw]  # dtypes of one byte get no axis of bytes
     width = raw[0].shape[-1]
     every = jax.lax.all_gather(jnp.concatenate(raw, axis=-1), axis_name, axis=values.ndim - 1, tiled=True)
     of_values, of_ids = every[..., :width], every[..., width:]

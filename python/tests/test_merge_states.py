@@ -49,6 +49,15 @@ def test_merging_with_nothing():
     assert (merged == 0).all() and (merged_lse == -np.inf).all()
 
 
+def test_no_tokens(framework):
+    """A pair comes out of these too, though an array without elements may have no memory."""
+    q, lse = framework.make(np.zeros((0, 4, 32), np.float32)), framework.make(np.zeros((0, 4), np.float32))
+    pages, none = framework.make(np.zeros((1, 2, 4, 32), np.float32)), np.zeros(0, np.int32)
+    for out, out_lse in (riffle.paged_attention(q, pages, pages, none, none.reshape(0, 1), return_lse=True),
+                         riffle.merge_states([q, q], [lse, lse])):  # fmt: skip
+        assert tuple(out.shape) == (0, 4, 32) and tuple(out_lse.shape) == (0, 4)
+
+
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_merge_of_frameworks(framework, dtype):
     outs, lses = parts_of(Case([50, 33, 8], dtypes=(dtype, dtype)), [10, 20])

@@ -8,6 +8,7 @@ import json
 import os
 import pathlib
 import sys
+import time
 
 import llama_case
 
@@ -36,13 +37,16 @@ def parts_of(worker) -> tuple[list[str], int, str]:
     return riffle.vllm._parts._on, riffle.info()["threads"], socket.gethostname()
 
 
-def follow(options: dict) -> None:
-    """The workers of a host that is not the first, until the first is done."""
+def follow(options: dict, out: pathlib.Path) -> None:
+    """The workers of a host that is not the first, until the first has written its file."""
     from vllm import EngineArgs
     from vllm.v1.executor.multiproc_executor import MultiprocExecutor
 
     config = EngineArgs(**options).create_engine_config(headless=True)
-    MultiprocExecutor(config, monitor_workers=False).start_worker_monitor(inline=True)
+    executor = MultiprocExecutor(config, monitor_workers=False)
+    while not out.exists():
+        time.sleep(0.5)
+    executor.shutdown()
 
 
 def main(model: str, out: str, tensor_parallel: str, rank: str | None = None) -> None:
@@ -50,11 +54,11 @@ def main(model: str, out: str, tensor_parallel: str, rank: str | None = None) ->
     if rank is not None:
         os.environ["VLLM_HOST_IP"] = os.environ["HOST_ADDRESS"]
         options |= {
-            "nnodes": 2, "node_rank": int(rank), "master_addr": os.environ["MASTER_ADDR"], "master_port": int(os.environ["MASTER_PORT"]),
+            "nnodes": 2, "node_rank": int(rank), "master_addr": os.environ["MASTER_ADDR"], "master_port": 29500,
             "distributed_executor_backend": "mp",
         }  # fmt: skip
         if int(rank) > 0:
-            follow(options)
+            follow(options, pathlib.Path(out))
             return
     from vllm import LLM
 

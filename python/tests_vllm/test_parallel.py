@@ -43,11 +43,11 @@ def test_two_hosts(tmp_path, expected):
     if not TWO_HOSTS.exists():
         pytest.skip("scripts/two_hosts.sh is in the sources only")
     out = tmp_path / "tokens.json"
-    generate = f'exec "{sys.executable}" generate_llama.py "{llama_case.model()}" "{out}" 2 "$RANK"'
-    done = run([TWO_HOSTS, "sh", "-c", generate])
+    generate = [sys.executable, TESTS / "generate_llama.py", llama_case.model(), out, "2"]
+    done = run([TWO_HOSTS, *generate, "0", "--", *generate, "1"])
     if done.returncode == 77:
         pytest.skip(done.stderr.strip())
-    assert out.exists(), done.stdout[-8000:] + done.stderr[-8000:]
+    assert done.returncode == 0, done.stdout[-8000:] + done.stderr[-8000:]
     result = json.loads(out.read_text())
     assert result["tokens"] == expected
     assert [host for _, _, host in result["workers"]] == ["host0", "host1"]

@@ -127,6 +127,42 @@ def test_rows_without_a_seed():
     assert [tokens(Sampler(), logits, batch(64)) for _ in range(2)] == [first, second]
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("params", [{"temperature": 0.0}, {"top_p": 0.9}, {"top_k": 40, "temperature": 0.7}, {"min_p": 0.02}])
+def test_logits_of_the_models_own_type(dtype, params):
+    logits = (logits_of(6, 3000)).to(dtype)
+
+    def run(logits: torch.Tensor, **more):
+        metadata = batch(6, generators={row: generator(row) for row in range(6)}, max_num_logprobs=4, **params, **more)
+        return Sampler()(logits.clone(), metadata)
+
+    untouched = run(logits)
+    # A processor that does nothing, which nobody can know: vLLM's own steps.
+    steps = run(logits, logitsprocs=sampler_case.LogitsProcessors([Nothing(), *min_p_processors(6, params)]))
+    assert torch.equal(untouched.sampled_token_ids, steps.sampled_token_ids) and untouched.sampled_token_ids.dtype == torch.int32
+    got, expected = untouched.logprobs_tensors, steps.logprobs_tensors
+    assert [x.dtype for x in got[:3]] == [x.dtype for x in expected[:3]]
+    torch.testing.assert_close(got.logprobs, expected.logprobs, rtol=0, atol=1e-5)
+    assert torch.equal(got.selected_token_ranks, expected.selected_token_ranks)
+    if dtype == torch.float32:  # no ties
+        assert torch.equal(got.logprob_token_ids, expected.logprob_token_ids)
+
+
+def min_p_processors(rows: int, params: dict) -> list:
+    return [sampler_case.min_p_processor(rows, params["min_p"])] if "min_p" in params else []
+
+
+class Nothing(sampler_case.MinPLogitsProcessor):
+    def __init__(self):
+        pass
+
+    def is_argmax_invariant(self):
+        return False
+
+    def apply(self, logits):
+        return logits
+
+
 @pytest.mark.parametrize("mode", ["raw_logprobs", "raw_logits", "processed_logprobs", "processed_logits"])
 @pytest.mark.parametrize("count", [0, 1, 20])
 def test_log_probabilities(mode, count):

@@ -23,17 +23,18 @@ from vllm.v1.sample.sampler import Sampler
 
 own = Sampler.sample
 
-class Lines(logging.Handler):
+class Lines(logging.Filter):  # configuring logging takes handlers away
     def __init__(self):
         super().__init__()
         self.lines = []
 
-    def emit(self, record):
+    def filter(self, record):
         self.lines.append([record.levelname, record.getMessage()])
+        return True
 
 def case(setting, change):
     lines = Lines()
-    logging.getLogger("vllm.riffle").addHandler(lines)
+    logging.getLogger("vllm.riffle").addFilter(lines)
     if setting is not None:
         os.environ["RIFFLE_VLLM"] = setting
     exec(change)

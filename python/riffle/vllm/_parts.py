@@ -41,6 +41,7 @@ def register() -> None:
             _follow_threads()
         return
     _registered = True
+    _configure_logging()
     parts = wanted(os.environ.get("RIFFLE_VLLM"))
     if not parts:
         _logger.info("riffle: off (RIFFLE_VLLM)")
@@ -74,6 +75,19 @@ def _follow_threads() -> None:
         importlib.import_module("riffle.vllm._threads").follow()
     except Exception as error:
         _logger.warning("riffle: not on PyTorch's threads: %r", error)
+
+
+def _configure_logging() -> None:
+    """In a process whose engine runs in it vLLM loads plugins before it configures logging, and an INFO line would be lost."""
+    if logging.getLogger("vllm").handlers:
+        return
+    try:
+        from vllm.config.logging import LoggingConfig
+        from vllm.logger import configure_logging_if_needed
+
+        configure_logging_if_needed(LoggingConfig())
+    except Exception as error:
+        _logger.debug("riffle: logging is as it is: %r", error)
 
 
 def _report(on: list[str], left: dict[str, str]) -> None:

@@ -12,14 +12,12 @@ import torch
 
 import riffle
 import riffle.torch
-from riffle.vllm import _failed_requests, _generators, _speculative
+from riffle.vllm import _failed_requests, _generators, _speculative, _untouched_logits
+from riffle.vllm._draws import batch_arguments, draw, greedy
 from riffle.vllm._interfaces import Differs, expect_parameters, find, replace_function
 
 _MODULE = "vllm.v1.sample.sampler"
 _TOPK_TOPP = "vllm.v1.sample.ops.topk_topp_sampler"
-
-# Below this temperature a request is greedy, as in vLLM.
-_GREEDY = 1e-5
 
 
 def install() -> str | None:
@@ -52,7 +50,10 @@ class _Hooks:
         expect_parameters(self.min_p.apply, "self", "logits")
         expect_parameters(self.min_p.__init__, "self", "vllm_config", "device", "is_pin_memory")
         fields = find("vllm.v1.sample.metadata", "SamplingMetadata", "__dataclass_fields__")
-        wanted = ("temperature", "all_greedy", "all_random", "top_p", "top_k", "generators", "logitsprocs", "max_num_logprobs")
+        wanted = (
+            "temperature", "all_greedy", "all_random", "top_p", "top_k", "generators", "logitsprocs", "max_num_logprobs", "no_penalties",
+            "allowed_token_ids_mask", "bad_words_token_ids", "logprob_token_ids", "thinking_budget_state_holder",
+        )  # fmt: skip
         missing = [name for name in wanted if name not in fields]
         if missing:
             raise Differs(f"SamplingMetadata has no {', '.join(missing)}")
@@ -102,7 +103,7 @@ class _Hooks:
                 processed = logits
                 if sampler.logprobs_mode == "processed_logprobs":
                     processed = logits.log_softmax(dim=-1, dtype=torch.float32)
-            return draw(logits, generators, top_k=k, top_p=p), processed
+            return draw(logits, generators, top_k=k, top_p=p)[0], processed
 
         self.topk_topp.forward_cpu = forward_cpu
 
@@ -113,23 +114,10 @@ class _Hooks:
         def riffle_sample(
             sampler: Any, logits: torch.Tensor, sampling_metadata: Any, logprobs_mode_override: Any = None
         ) -> tuple[torch.Tensor, torch.Tensor | None]:
-            batch = sampling_metadata
-            processors = batch.logitsprocs.argmax_invariant
-            min_ps = [processor.min_p.view(-1) for processor in processors if type(processor) is min_p and processor.min_p_count]
-            if (
-                batch.all_greedy
-                or sampler.use_fp64_gumbel
-                or sampler.logprobs_mode in processed_modes
-                # Other processors want logits that are divided by the temperature.
-                or any(type(processor) is not min_p for processor in processors)
-                # vLLM's min-p comes before top-p, Riffle's after it.
-                or (min_ps and batch.top_p is not None)
-            ):
-                return sample(sampler, logits, batch, logprobs_mode_override)
-            temperature = batch.temperature
-            if not batch.all_random:
-                temperature = torch.where(temperature < _GREEDY, 0.0, temperature)
-            return draw(logits, batch.generators, temperature, batch.top_k, batch.top_p, min_ps[0] if min_ps else None), None
+            arguments = batch_arguments(sampling_metadata, min_p)
+            if arguments is None or sampler.use_fp64_gumbel or sampler.logprobs_mode in processed_modes:
+                return sample(sampler, logits, sampling_metadata, logprobs_mode_override)
+            return draw(logits, **arguments)[0], None
 
         def riffle_gather_logprobs(logprobs: torch.Tensor, num_logprobs: int, token_ids: torch.Tensor) -> Any:
             if not 0 < num_logprobs <= logprobs.shape[-1] or logprobs.dtype != torch.float32 or not logprobs.is_cpu:
@@ -141,50 +129,7 @@ class _Hooks:
                 logprobs=torch.cat((token.logprobs, best.values), dim=1),
             )
 
-        cls.forward = _failed_requests.marking(forward)
+        cls.forward = _failed_requests.marking(_untouched_logits.forward(forward, gather_logprobs, min_p))
         cls.sample = riffle_sample
-        cls.greedy_sample = staticmethod(greedy)
+        cls.greedy_sample = staticmethod(lambda logits: greedy(logits)[0])
         cls.gather_logprobs = staticmethod(riffle_gather_logprobs)
-
-
-def greedy(logits: torch.Tensor) -> torch.Tensor:
-    """The best token of each row."""
-    return _valid(riffle.sample(logits, temperature=0.0, on_invalid="token"))
-
-
-def draw(
-    logits: torch.Tensor,
-    generators: dict[int, torch.Generator],
-    temperature: torch.Tensor | float = 1.0,
-    top_k: torch.Tensor | None = None,
-    top_p: torch.Tensor | None = None,
-    min_p: torch.Tensor | None = None,
-) -> torch.Tensor:
-    """A token of each row.
-
-    Each row draws from a stream of its own, whose number comes from its request's generator, or from PyTorch's for requests
-    without a seed. So the tokens of a request with a seed depend on no other request; and all ranks of tensor parallelism,
-    whose generators are seeded alike, draw the same.
-    """
-    streams = torch.empty(logits.shape[0], dtype=torch.int64).random_(0, 2**63 - 1)
-    for row, generator in generators.items():
-        streams[row : row + 1].random_(0, 2**63 - 1, generator=generator)
-    tokens = riffle.sample(
-        logits,
-        temperature=temperature,
-        top_k=0 if top_k is None else top_k,
-        top_p=1.0 if top_p is None else top_p,
-        min_p=0.0 if min_p is None else min_p,
-        stream=streams,
-        on_invalid="token",
-    )
-    return _valid(tokens)
-
-
-def _valid(tokens: Any) -> torch.Tensor:
-    """int64 tokens, 0 for rows that have none: those are remembered for the end of the sampler's forward."""
-    tokens = tokens.long()
-    if tokens.numel() and int(tokens.min()) < 0:
-        _failed_requests.remember(tokens < 0)
-        tokens = tokens.clamp_(min=0)
-    return tokens
