@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from riffle._arguments import as_bool, as_int
+from riffle._arguments import as_bool, as_int, shown
 from riffle._jax_attention import DEFAULT_MASK_VALUE, QuantizedTensor, paged_attention_state
 from riffle._jax_call import check_arrays
 
@@ -35,7 +35,7 @@ def sharded_top_k(operand: Array, k: int, axis_name: Any, *, axis: int = -1, siz
       (check_rep in older versions) where they go out under a specification without axis_name.
 
     Raises:
-      ValueError: k, axis or size out of range.
+      ValueError: k, axis or size out of range; axis_name is no axis here.
       TypeError: another dtype, or no array.
 
     >>> import jax, numpy as np, riffle.jax
@@ -56,7 +56,8 @@ def sharded_top_k(operand: Array, k: int, axis_name: Any, *, axis: int = -1, siz
         raise ValueError(f"axis = {axis} is not an axis of operand, which has shape {operand.shape}")
     shard = jnp.moveaxis(operand, axis, -1)
     n = shard.shape[-1]
-    whole = n * jax.lax.psum(1, axis_name)
+    devices, device = _place(axis_name)
+    whole = n * devices
     size = whole if size is None else as_int("size", size)
     if not 0 <= size <= whole:
         raise ValueError(f"size = {size} is not in 0..{whole}, the elements of all shards")
@@ -64,14 +65,26 @@ def sharded_top_k(operand: Array, k: int, axis_name: Any, *, axis: int = -1, siz
         raise ValueError(f"k = {k} is not in 0..{size}, the size of axis {axis} of all shards together")
     if whole > np.iinfo(np.int32).max:
         raise ValueError(f"the shards of axis {axis} have {whole} elements; indices are int32")
-    begin = jax.lax.axis_index(axis_name).astype(jnp.int32) * n
+    begin = device.astype(jnp.int32) * n
     if size < whole:  # the lowest value there is, at the end: it follows all elements, equal ones too
         shard = jnp.where(begin + jnp.arange(n, dtype=jnp.int32) < size, shard, _lowest(shard.dtype))
     values, indices = top_k(jax.lax.stop_gradient(shard), min(k, n))
+    if k == 0:
+        return jnp.moveaxis(values, -1, axis), jnp.moveaxis(indices, -1, axis)
     values, ids = _gathered(values, begin + indices, axis_name)
     values, places = top_k(values, k)
     ids = jnp.take_along_axis(ids, places, axis=-1, mode="promise_in_bounds")
     return jnp.moveaxis(values, -1, axis), jnp.moveaxis(ids, -1, axis)
+
+
+def _place(axis_name):
+    """How many devices a mesh axis has, and the number of this one."""
+    try:
+        return jax.lax.psum(1, axis_name), jax.lax.axis_index(axis_name)
+    except Exception:  # of several kinds, by what it is
+        raise ValueError(
+            f"axis_name = {shown(axis_name)} is not an axis, or a tuple of axes, of the jax.shard_map around the call"
+        ) from None
 
 
 def _lowest(dtype):
@@ -128,10 +141,11 @@ def sharded_paged_attention(
       Like q, or (out, lse), the same on every device; check_vma as for sharded_top_k.
 
     Raises:
-      As paged_attention.
+      As paged_attention; ValueError too where axis_name is no axis here.
     """
     return_lse = as_bool("return_lse", return_lse)
     check_arrays(q=q)
+    _place(axis_name)
     out, lse = paged_attention_state(q.astype(jnp.float32) if str(q.dtype) in ("float16", "bfloat16") else q, k_pages, v_pages, lengths,
                                      page_indices, sm_scale=sm_scale, mask_value=mask_value, attn_logits_soft_cap=attn_logits_soft_cap,
                                      key_scales=key_scales, value_scales=value_scales)  # fmt: skip

@@ -345,7 +345,8 @@ def attention_refuses():
     refused(RuntimeError, "its last axis has at least", call, mask=torch.ones(6, 1, 1, dtype=torch.bool))
     refused(RuntimeError, r"kv_lens\[1\] is .* on all ranks together, less than its 2 queries", sharded.paged_attention, q, *arguments[:2],
             torch.tensor([4, 1 if RANK == 0 else 0]), arguments[3], cu_q_lens=cu_q_lens)  # fmt: skip
-    refused(TypeError, "unexpected keyword argument 'width'", call, width=1)
+    refused(RuntimeError, "layout", call, layout="HDN")
+    refused(RuntimeError, "return_lse must be a bool", call, return_lse=1)
     refused(RuntimeError, "has no derivative", sharded.paged_attention, q.clone().requires_grad_(), *arguments, cu_q_lens=cu_q_lens)
 
 
@@ -376,6 +377,8 @@ def wrong_arguments():
     refused(RuntimeError, "has no derivative", sharded.topk, torch.zeros(2, 50, requires_grad=True), 1)
     refused(RuntimeError, "sizes has 1 elements", sharded.topk, x, 1, sizes=[50])
     refused(RuntimeError, rf"sizes\[{RANK}\] = 49 but rank {RANK} has 50 columns", sharded.topk, x, 1, sizes=[49] * RANKS)
+    refused(RuntimeError, r"sizes must be a sequence of ints, not 5", sharded.topk, x, 1, sizes=5)
+    refused(RuntimeError, r"sizes\[0\] must be an int, not 'x'", sharded.topk, x, 1, sizes=["x"] * RANKS)
     refused(RuntimeError, "negative", sharded.topk, x, 1, sizes=[-1] * RANKS)
     refused(RuntimeError, f"k = 0 is not in 1..{50 * RANKS}", sharded.linear_top_k, torch.zeros(1, 8), torch.zeros(50, 8), 0)
     refused(RuntimeError, "weight", sharded.linear_top_k, torch.zeros(1, 8), torch.zeros(50, 9), 1)

@@ -151,6 +151,21 @@ def jax_calls():
     yield "prefill_attention", riffle.jax.prefill_attention, dict(
         q=np.ones((2, 2, 32), F32), k_pages=pages, v_pages=pages, length=2, page_indices=np.array([0], I32), sm_scale=None, causal=True,
         window=None, window_right=None, key_scales=None, value_scales=None)  # fmt: skip
+    import jax
+
+    def on_an_axis(function):
+        """The function where there is a mesh axis "d", of one device."""
+
+        @functools.wraps(function)
+        def call(**given):
+            return jax.vmap(lambda _: function(**given), axis_name="d")(np.zeros(1))
+
+        return call
+
+    yield "sharded_top_k", on_an_axis(riffle.jax.sharded_top_k), dict(operand=X, k=2, axis_name="d", axis=-1, size=None)
+    yield "sharded_paged_attention", on_an_axis(riffle.jax.sharded_paged_attention), dict(
+        q=np.ones((2, 2, 32), F32), k_pages=pages, v_pages=pages, lengths=np.array([3, 4], I32), page_indices=np.array([[0], [1]], I32),
+        axis_name="d", sm_scale=1.0, mask_value=-1e31, attn_logits_soft_cap=None, key_scales=None, value_scales=None, return_lse=True)  # fmt: skip
     for given in write_calls():
         yield "write_kv", riffle.jax.write_kv, given
     calls = {call: given for call, _, given in sparse_calls()}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -23,17 +23,24 @@ def paged_attention(
     page_table: Tensor,
     *,
     cu_q_lens: Tensor | None = None,
+    layout: Literal["HND", "NHD", "JAX"] = "HND",
+    scale: float | None = None,
     causal: bool | Tensor = True,
     window: int | None = None,
     window_right: int | None = None,
+    soft_cap: float | None = None,
     sinks: Tensor | None = None,
+    mask_value: float | None = None,
     mask: Tensor | None = None,
     alibi_slopes: Tensor | None = None,
+    key_scales: float | Tensor | None = None,
+    value_scales: float | Tensor | None = None,
+    key_format: str | None = None,
+    value_format: str | None = None,
     out: Tensor | None = None,
     return_lse: bool = False,
     group=None,
     interleave: int | None = None,
-    **options,
 ) -> Tensor | tuple[Tensor, Tensor]:
     """riffle.torch.paged_attention over contexts in parts: each rank has pages of a part of each sequence's keys.
 
@@ -54,7 +61,8 @@ def paged_attention(
       q: [tokens, q_heads, head_dim], the same on all ranks: the last positions of the whole sequences.
       keys, values, page_table: this rank's pages, as for riffle.torch.paged_attention.
       kv_lens: [B], the keys of each sequence that this rank holds; 0 is possible.
-      cu_q_lens, sinks: as for riffle.torch.paged_attention, the same on all ranks.
+      cu_q_lens, sinks: as for riffle.torch.paged_attention, the same on all ranks. So are layout, scale, soft_cap, mask_value,
+        key_scales, value_scales, key_format and value_format; scales are those of this rank's pages.
       causal, window, window_right: as there, by the positions in the whole sequences. Causal queries, of which there are several,
         are no more than the sequence's keys.
       mask: of this rank's keys, in their order: [tokens or 1, q_heads or 1, at least the longest of kv_lens].
@@ -62,7 +70,6 @@ def paged_attention(
       out, return_lse: as there; lse is that of all keys.
       group: the process group; None: all processes.
       interleave: see above; at least 1.
-      options: layout, scale, soft_cap, mask_value, key_scales, value_scales, key_format and value_format, as there.
 
     Returns:
       As riffle.torch.paged_attention, the same on every rank.
@@ -77,8 +84,9 @@ def paged_attention(
     check_tensors("paged_attention", dict(zip(names, (q, keys, values, kv_lens, page_table))), optional)
     on_cpu(q=q, keys=keys, values=values, kv_lens=kv_lens)
     no_derivative("paged_attention", q=q, keys=keys, values=values)
-    for name in set(options) - _OPTIONS:
-        raise TypeError(f"paged_attention() got an unexpected keyword argument {name!r}")
+    options: dict = dict(layout=layout, scale=scale, soft_cap=soft_cap, mask_value=mask_value, key_scales=key_scales,
+                         value_scales=value_scales, key_format=key_format, value_format=value_format)  # fmt: skip
+    return_lse = call(as_bool, "return_lse", return_lse)
     if q.dim() != 3 or kv_lens.dim() != 1:
         raise RuntimeError(f"q has shape {tuple(q.shape)} and kv_lens {tuple(kv_lens.shape)}; they must be [tokens, q_heads, head_dim] and [B]")
     if interleave is not None:
@@ -106,9 +114,6 @@ def paged_attention(
     merged, merged_lse = _merge(ranks, state, lse, sinks)
     result = merged.to(q.dtype) if out is None else out.copy_(merged)
     return (result, merged_lse) if return_lse else result
-
-
-_OPTIONS = {"layout", "scale", "soft_cap", "mask_value", "key_scales", "value_scales", "key_format", "value_format"}
 
 
 def _q_lens(q: Tensor, kv_lens: Tensor, cu_q_lens: Tensor | None) -> Tensor:

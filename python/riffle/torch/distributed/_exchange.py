@@ -9,6 +9,8 @@ import torch.distributed as dist
 from torch import Tensor
 
 import riffle
+from riffle._arguments import as_list
+from riffle.torch._library import call, integer
 
 
 class Ranks:
@@ -62,7 +64,7 @@ def shards_of(ranks: Ranks, columns: int, sizes: Sequence[int] | None, same: dic
     """`sizes` if they are given; else asks the other ranks, and compares `same` and `codes` with theirs, as Ranks.agree."""
     if sizes is None:
         return Shards(ranks.agree(columns, same, codes))
-    sizes = tuple(int(size) for size in sizes)
+    sizes = tuple(integer(f"sizes[{rank}]", size) for rank, size in enumerate(call(as_list, "sizes", sizes, "ints")))
     if len(sizes) != ranks.count:
         raise RuntimeError(f"sizes has {len(sizes)} elements for {ranks.count} ranks")
     if min(sizes) < 0:
@@ -82,7 +84,9 @@ def shard_sizes(columns: int, group=None) -> tuple[int, ...]:
       columns: of this rank's shard; 0 is possible.
       group: as torch.distributed has it; None: all processes.
     """
-    return Ranks(group).agree(int(columns))
+    columns = integer("columns", columns)
+    torch._check(columns >= 0, lambda: f"columns = {columns} is negative")
+    return Ranks(group).agree(columns)
 
 
 # ---- candidates
@@ -140,5 +144,5 @@ def merge_candidates(values: Tensor, ids: Tensor, k: int, largest: bool = True) 
     """The k best of the candidates, best first. Of equal ones the first comes first, which has the lowest id."""
     if k == 0 or values.shape[0] == 0:
         return values.new_empty((values.shape[0], k)), ids.new_empty((values.shape[0], k))
-    best = riffle.top_k(values, k, ids=ids, largest=largest)
+    best = call(riffle.top_k, values, k, ids=ids, largest=largest)
     return best.values, best.indices
