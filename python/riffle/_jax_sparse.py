@@ -12,7 +12,7 @@ import numpy as np
 
 from riffle._arguments import as_bool, as_int, shown
 from riffle._jax_call import FLOATING, check_arrays, check_axes, check_dtype, check_shape, custom_call, finite
-from riffle._sparse import scopes_of
+from riffle._sparse_arguments import scopes_of
 
 Array = Any
 
