@@ -22,7 +22,7 @@ from riffle._jax_call import (
     custom_call,
     finite,
 )
-from riffle._sparse import scopes_of
+from riffle._sparse_arguments import scopes_of
 
 Array = Any
 

@@ -4,60 +4,15 @@ from __future__ import annotations
 
 from typing import Any, Literal, Sequence
 
-import numpy
-
 from riffle import _core
-from riffle._arguments import as_bool, as_float, as_list, shown
+from riffle._arguments import as_bool, as_float, shown
+from riffle._sparse_arguments import e4m3_codes, narrowed, scopes_of
 
 Array = Any
 
 
-def _narrowed(name: str, x: Array) -> Array:
-    """An int64 array as int32 of NumPy; any other x as it is, for the bindings to judge.
-
-    Raises ValueError, naming the first element that int32 does not have.
-    """
-    if str(getattr(x, "dtype", "")).removeprefix("torch.") != "int64" or isinstance(x, numpy.ma.MaskedArray):
-        return x
-    try:
-        numbers = numpy.asarray(x)
-    except (TypeError, ValueError, RuntimeError):  # sparse, traced, on another device, ...
-        return x
-    limits = numpy.iinfo(numpy.int32)
-    outside = (numbers < limits.min) | (numbers > limits.max)
-    if outside.any():
-        at = tuple(int(i) for i in numpy.argwhere(outside)[0])
-        raise ValueError(f"{name}[{', '.join(map(str, at))}] = {numbers[at]} is not in {limits.min}..{limits.max}")
-    return numbers.astype(numpy.int32)
-
-
-def _codes(x: Array) -> tuple[Array, bool]:
-    """A float8_e4m3fn array as its codes in uint8, and whether it was one; any other x as it is."""
-    if str(getattr(x, "dtype", "")).removeprefix("torch.") != "float8_e4m3fn":
-        return x, False
-    module = type(x).__module__.partition(".")[0]
-    if module == "torch":
-        import torch
-
-        return x.view(torch.uint8), True
-    return numpy.asarray(x).view(numpy.uint8), True
-
-
-def scopes_of(extra: Any, parts: str = "rows, slots, lengths, row_format") -> list[tuple]:
-    """The further scopes of sparse attention. Raises TypeError for what is no list of them, ValueError for another number of parts.
-
-    parts: their names; the fifth, if there is one, may be left out.
-    """
-    most = len(parts.split(", "))
-    scopes = as_list("extra", extra, f"({parts})")
-    for i, scope in enumerate(scopes):
-        if not isinstance(scope, (list, tuple)) or not 4 <= len(scope) <= most:
-            raise ValueError(f"extra[{i}] must be ({parts}), not {shown(scope)}")
-    return [tuple(scope) for scope in scopes]
-
-
 def _index_keys(keys: Array, key_format: str | None) -> tuple[Array, str | None]:
-    codes, is_e4m3 = _codes(keys)
+    codes, is_e4m3 = e4m3_codes(keys)
     if is_e4m3 and key_format not in (None, "plain", "e4m3"):
         raise ValueError(f"key_format = {shown(key_format)} is for uint8 keys, not float8_e4m3fn")
     return codes, "e4m3" if is_e4m3 else key_format
@@ -113,10 +68,10 @@ def indexer_logits(
     >>> riffle.indexer_logits(q, np.array([[1, 0.5]], np.float32), keys, np.array([3]), np.array([[0]]))
     array([[48.,  0., 96.]], dtype=float32)
     """
-    q, q_e4m3 = _codes(q)
+    q, q_e4m3 = e4m3_codes(q)
     keys, key_format = _index_keys(keys, key_format)
-    return _core.indexer_logits(q, q_e4m3, weights, keys, _narrowed("kv_lens", kv_lens), _narrowed("page_table", page_table),
-                                _narrowed("cu_q_lens", cu_q_lens), key_scales, key_format, ratio, activation, out)
+    return _core.indexer_logits(q, q_e4m3, weights, keys, narrowed("kv_lens", kv_lens), narrowed("page_table", page_table),
+                                narrowed("cu_q_lens", cu_q_lens), key_scales, key_format, ratio, activation, out)
 
 
 def indexer_top_k(
@@ -173,11 +128,11 @@ def indexer_top_k(
     >>> riffle.indexer_top_k(q, None, keys, np.array([4]), np.array([[0]]), 3)
     array([[1, 3, 2]], dtype=int32)
     """
-    q, q_e4m3 = _codes(q)
+    q, q_e4m3 = e4m3_codes(q)
     keys, key_format = _index_keys(keys, key_format)
-    return _core.indexer_top_k(q, q_e4m3, weights, keys, _narrowed("kv_lens", kv_lens), _narrowed("page_table", page_table), k,
-                               _narrowed("cu_q_lens", cu_q_lens), key_scales, key_format, ratio, activation, block, reduce,
-                               first_blocks, local_blocks, incomplete_tail, _narrowed("candidates", candidates), candidate_span,
+    return _core.indexer_top_k(q, q_e4m3, weights, keys, narrowed("kv_lens", kv_lens), narrowed("page_table", page_table), k,
+                               narrowed("cu_q_lens", cu_q_lens), key_scales, key_format, ratio, activation, block, reduce,
+                               first_blocks, local_blocks, incomplete_tail, narrowed("candidates", candidates), candidate_span,
                                slots, out)
 
 
@@ -216,13 +171,13 @@ def write_index_keys(
         raise ValueError(f"format = {shown(format)} is none of 'plain', 'e4m3', 'deepgemm', 'mxfp4', 'int8'")
     if not hasattr(pages, "dtype"):
         raise TypeError(f"pages must be an array, not {shown(pages)}")
-    codes, is_e4m3 = _codes(pages)
+    codes, is_e4m3 = e4m3_codes(pages)
     kind = str(getattr(pages, "dtype", "")).removeprefix("torch.")
     if kind and ((format == "int8") != (kind == "int8") or (is_e4m3 and format != "e4m3")):
         raise TypeError(f"pages has dtype {kind}, which is not that of format = {format!r}")
     if scales is None and format in ("e4m3", "int8"):
         raise TypeError(f"scales must be an array where format = {format!r}, not None")
-    _core.write_index_keys(keys, _narrowed("slots", slots), codes, scales, "plain" if format == "int8" else format,
+    _core.write_index_keys(keys, narrowed("slots", slots), codes, scales, "plain" if format == "int8" else format,
                            as_bool("hadamard", hadamard))
 
 
@@ -255,8 +210,8 @@ def positions_to_slots(positions: Array, page_table: Array, page_size: int, *, c
     >>> riffle.positions_to_slots(np.array([[0, 17, -1]], np.int32), np.array([[5, 2]]), 16)
     array([[80, 33, -1]], dtype=int32)
     """
-    return _core.positions_to_slots(_narrowed("positions", positions), _narrowed("page_table", page_table), page_size,
-                                    _narrowed("cu_q_lens", cu_q_lens))
+    return _core.positions_to_slots(narrowed("positions", positions), narrowed("page_table", page_table), page_size,
+                                    narrowed("cu_q_lens", cu_q_lens))
 
 
 def expand_blocks(blocks: Array, block: int, ends: Array) -> Array:
@@ -274,7 +229,7 @@ def expand_blocks(blocks: Array, block: int, ends: Array) -> Array:
     >>> riffle.expand_blocks(np.array([[1, 0, -1]], np.int32), 2, np.array([3]))
     array([[ 2, -1,  0,  1, -1, -1]], dtype=int32)
     """
-    return _core.expand_blocks(_narrowed("blocks", blocks), block, _narrowed("ends", ends))
+    return _core.expand_blocks(narrowed("blocks", blocks), block, narrowed("ends", ends))
 
 
 def compress_kv(
@@ -380,7 +335,7 @@ def sparse_attention(
         raise ValueError(f"invalid = {shown(invalid)} is none of 'raise', 'ignore'")
     more = scopes_of(extra, "rows, slots, lengths, row_format, row_scales")
     scopes = [(rows, slots, lengths, row_format, row_scales), *((*scope, None)[:5] for scope in more)]
-    scopes = [(r, _narrowed("slots", s), _narrowed("lengths", n), f, x) for r, s, n, f, x in scopes]
+    scopes = [(r, narrowed("slots", s), narrowed("lengths", n), f, x) for r, s, n, f, x in scopes]
     return _core.sparse_attention(q, scopes, value_dim, scale, sinks, True, invalid == "ignore", out, return_lse)
 
 

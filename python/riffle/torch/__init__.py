@@ -17,7 +17,8 @@ from riffle.torch._dense_attention import scaled_dot_product_attention
 from riffle.torch._generate import apply_top_k_top_p_, linear_top_k, sample
 from riffle.torch._sparse import flash_mla_sparse_fwd, flash_mla_with_kvcache, fp8_mqa_logits, fp8_paged_mqa_logits
 from riffle.torch._threads import use_torch_threads
-from riffle.torch._topk import top_k_per_row_decode, top_k_per_row_prefill, topk
+from riffle.torch._topk import topk
+from riffle.torch._topk_per_row import top_k_per_row_decode, top_k_per_row_prefill
 from riffle.torch._write_kv import write_kv
 
 __all__ = [

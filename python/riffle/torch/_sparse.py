@@ -10,7 +10,7 @@ from torch.compiler import is_compiling
 
 from riffle import _core
 from riffle._arguments import as_bool, as_float, shown
-from riffle._sparse import _codes
+from riffle._sparse_arguments import e4m3_codes
 from riffle.torch._library import LIBRARY, call, check_tensors, integer
 
 _LOGITS = "fp8_mqa_logits(Tensor q, Tensor keys, Tensor scales, Tensor weights, Tensor starts, Tensor ends) -> Tensor"
@@ -37,8 +37,8 @@ def _int32(x: Tensor) -> Tensor:
 def _logits_cpu(q, keys, scales, weights, starts, ends):
     n = keys.shape[0]
     low, high = starts.clamp(0, n), ends.clamp(0, n)
-    return call(_core.indexer_range_logits, _codes(q)[0], _codes(q)[1], weights.float().contiguous(), _codes(keys)[0],
-                                      _codes(keys)[1], scales.reshape(-1).float(), _int32(low), _int32(high))
+    return call(_core.indexer_range_logits, e4m3_codes(q)[0], e4m3_codes(q)[1], weights.float().contiguous(), e4m3_codes(keys)[0],
+                                      e4m3_codes(keys)[1], scales.reshape(-1).float(), _int32(low), _int32(high))
 
 
 def _logits_fake(q, keys, scales, weights, starts, ends):
@@ -47,7 +47,7 @@ def _logits_fake(q, keys, scales, weights, starts, ends):
 
 def _paged_cpu(q, pages, weights, context_lens, block_table, max_context_len):
     batch, next_n, heads, dim = q.shape
-    codes, q_e4m3 = _codes(q.reshape(batch * next_n, heads, dim))
+    codes, q_e4m3 = e4m3_codes(q.reshape(batch * next_n, heads, dim))
     size = pages.shape[1]
     flat = pages.view(torch.uint8).as_strided((pages.shape[0], size * (dim + 4)), (pages.stride(0), 1))
     out = q.new_full((batch * next_n, max_context_len), -math.inf, dtype=torch.float32)
