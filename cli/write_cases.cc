@@ -64,7 +64,7 @@ class Write {
     WriteKv(In(0), In(1), slots_, Out(0), Out(1), {threads});
   }
 
-  // The copy that writing is compared with: all input bytes, to memory of the same size.
+  // The copy that writing is compared with: all input bytes, to `to`.
   void Copy(uint8_t* to, ThreadPool* threads) const {
     const int64_t bytes = 2 * InputBytes();
     if (bytes <= kCopyBytes) {
@@ -210,8 +210,12 @@ RooflineLine RunWriteCase(const WriteCase& what, double min_seconds, ThreadPool*
   write.Check();
   // Small calls are timed together, each at its own place of the pool.
   const int calls = what.tokens < 1024 ? 256 : 1;
-  const HugeBuffer copy(static_cast<size_t>(2 * write.InputBytes() * calls));
+  // Copies go through memory of the size of the pools as calls go through these, so that neither
+  // finds what it writes in cache.
+  const HugeBuffer copy(write.pool().bytes());
+  const int64_t copies = static_cast<int64_t>(copy.bytes()) / (2 * write.InputBytes());
   int64_t first = 0;
+  int64_t copied = 0;
   RooflineCase roofline;
   roofline.name = what.name;
   roofline.pages = PagesOf(write.pool().data(), write.pool().bytes());
@@ -222,8 +226,8 @@ RooflineLine RunWriteCase(const WriteCase& what, double min_seconds, ThreadPool*
     }
   };
   roofline.read = [&] {
-    for (int i = 0; i < calls; ++i) {
-      write.Copy(copy.data() + 2 * i * write.InputBytes(), pool);
+    for (int i = 0; i < calls; ++i, ++copied) {
+      write.Copy(copy.data() + copied % copies * 2 * write.InputBytes(), pool);
     }
   };
   RooflineLine line = MeasureRoofline(roofline, min_seconds, pool);
