@@ -170,7 +170,7 @@ def jax_calls():
         yield "write_kv", riffle.jax.write_kv, given
     calls = {call: given for call, _, given in sparse_calls()}
     for name in ("indexer_top_k", "sparse_attention"):
-        yield name, getattr(riffle.jax, name), {argument: x for argument, x in calls[name].items() if argument not in ("out", "row_scales")}
+        yield name, getattr(riffle.jax, name), {argument: x for argument, x in calls[name].items() if argument != "out"}
 
 
 def torch_calls():
