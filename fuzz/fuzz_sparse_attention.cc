@@ -5,11 +5,14 @@
 #include <cstdlib>
 #include <cstring>
 #include <limits>
+#include <memory>
 #include <vector>
 
 #include "fuzz/bytes.h"
 #include "riffle/error.h"
 #include "riffle/sparse_attention.h"
+#include "testing/coded_pool.h"
+#include "testing/kv_codings.h"
 #include "testing/sparse_attention_reference.h"
 
 namespace {
@@ -31,10 +34,23 @@ float Noise(uint32_t i) {
   return static_cast<float>(static_cast<int32_t>((i ^ (i >> 15)) & 0xffffu) - 0x8000) / 0x8000;
 }
 
+// The codings of which rows of `dim` elements are whole groups and blocks.
+std::vector<riffle::test::KvCoding> CodingsOf(int64_t dim) {
+  std::vector<riffle::test::KvCoding> codings = riffle::test::AllKvCodings();
+  std::erase_if(codings, [dim](const riffle::test::KvCoding& coding) {
+    return coding.format != riffle::KvFormat::kPlain          ? dim % 32 != 0
+           : coding.scaling == riffle::test::Scaling::kGroups ? dim % coding.group != 0
+                                                              : false;
+  });
+  return codings;
+}
+
 struct Scope {
   riffle::SparseRows rows;
-  std::vector<uint8_t> bytes;
-  std::vector<std::vector<double>> values;  // [slots]
+  std::vector<uint8_t> bytes;                     // the rows, unless they are in a pool
+  std::unique_ptr<riffle::test::CodedPool> pool;  // plain rows in any coding
+  int64_t shared = 1;                             // elements that share a scale
+  std::vector<std::vector<double>> values;        // [slots]
   std::vector<int32_t> slots, lengths;
   int64_t cols = 0;
   bool has_lengths = false;
@@ -45,10 +61,10 @@ class Call {
   explicit Call(Bytes bytes) : bytes_(bytes) {
     tokens_ = bytes_.Between(0, 4);
     heads_ = static_cast<int>(bytes_.Between(1, 20));
-    const auto kind = bytes_.Between(0, 2);
-    dim_ = kind == 0 ? 16 * bytes_.Between(2, 6) : kind == 1 ? 576 : 512;
+    const auto kind = bytes_.Between(0, 3);
+    dim_ = kind == 1 ? 576 : kind == 2 ? 512 : 16 * bytes_.Between(2, kind == 0 ? 6 : 16);
     ignore_ = bytes_.OneIn(3);
-    value_dim_ = bytes_.OneIn(3) ? dim_ - 16 : 0;
+    value_dim_ = bytes_.OneIn(3) ? dim_ - (bytes_.OneIn(2) ? 32 : 16) : 0;
     if (bytes_.OneIn(50)) value_dim_ = bytes_.Take<int16_t>();
     const auto count = static_cast<size_t>(bytes_.Between(1, 3));
     for (size_t s = 0; s < count; ++s) {
@@ -70,7 +86,9 @@ class Call {
   void Run() {
     std::vector<riffle::SparseScope> views;
     for (Scope& scope : scopes_) {
-      scope.rows.data = scope.bytes.data();
+      if (scope.pool == nullptr) {
+        scope.rows.data = scope.bytes.data();
+      }
       views.push_back({scope.rows, scope.slots.data(), scope.cols, scope.cols,
                        scope.has_lengths ? scope.lengths.data() : nullptr});
     }
@@ -108,11 +126,15 @@ class Call {
       scope.rows = {nullptr, DType::kU8, slots, 576, 656, 0, 0, SparseRowFormat::kMla656};
     } else if (kind == 2 && bytes_.OneIn(2)) {
       scope.rows = {nullptr, DType::kU8, slots, 512, 0, 5, 5 * 584, SparseRowFormat::kMla584};
-    } else if (bytes_.OneIn(2)) {
+    } else if (kind < 3 && bytes_.OneIn(2)) {
       scope.rows.page_size = 3;
       scope.rows.page_stride = 3 * dim_ + (bytes_.OneIn(2) ? 8 : 0);
     }
-    Fill(scope);
+    if (kind == 3) {
+      FillCoded(scope);
+    } else {
+      Fill(scope);
+    }
     scope.cols = bytes_.Between(0, 30);
     scope.has_lengths = bytes_.OneIn(2);
     for (int64_t t = 0; t < tokens_; ++t) {
@@ -179,6 +201,41 @@ class Call {
     }
   }
 
+  // The last head of a pool in any coding and layout, of which the last page may have fewer rows.
+  void FillCoded(Scope& scope) {
+    using riffle::test::CodedPool;
+    using riffle::test::KvCoding;
+    const std::vector<KvCoding> codings = CodingsOf(dim_);
+    const KvCoding& coding =
+        codings[static_cast<size_t>(bytes_.Between(0, static_cast<int64_t>(codings.size()) - 1))];
+    riffle::test::CodedPoolShape shape;
+    shape.page_size = static_cast<int>(bytes_.Between(1, 17));
+    shape.pages = static_cast<int>(scope.rows.slots / shape.page_size + 1);
+    shape.heads = static_cast<int>(bytes_.Between(1, 2));
+    shape.dim = static_cast<int>(dim_);
+    shape.layout = static_cast<riffle::test::Layout>(bytes_.Between(0, 2));
+    shape.shift = static_cast<int>(bytes_.Between(0, 3));
+    scope.pool = std::make_unique<CodedPool>(coding, shape);
+    const uint32_t seed = bytes_.Take<uint8_t>() * 100000u;
+    const float range = bytes_.OneIn(2) ? 1.0f : 0.1f;
+    const int head = shape.heads - 1;
+    for (int slot = 0; slot < scope.rows.slots; ++slot) {
+      std::vector<double> x;
+      for (int64_t i = 0; i < dim_; ++i) {
+        x.push_back(range * Noise(seed + static_cast<uint32_t>(slot * 1000 + i)));
+      }
+      scope.pool->Put(slot / shape.page_size, slot % shape.page_size, head, x);
+      scope.values.push_back(x);
+    }
+    scope.pool->MakeReadOnly();
+    const int64_t slots = scope.rows.slots;
+    scope.rows = riffle::test::RowsOf(riffle::test::OneHead(scope.pool->view(), head));
+    scope.rows.slots = slots;
+    scope.shared = coding.format != riffle::KvFormat::kPlain          ? 32
+                   : coding.scaling == riffle::test::Scaling::kGroups ? coding.group
+                                                                      : 1;
+  }
+
   // The contract, in the caller's terms.
   bool Valid() const {
     if (value_dim_ < 0 || value_dim_ > dim_ || value_dim_ % 16 != 0) return false;
@@ -186,6 +243,7 @@ class Call {
       if (std::isnan(sink)) return false;
     }
     for (const Scope& scope : scopes_) {
+      if (value_dim_ % scope.shared != 0) return false;
       for (int64_t t = 0; t < tokens_ && scope.cols > 0; ++t) {
         const int32_t length = scope.lengths[static_cast<size_t>(t)];
         if (scope.has_lengths && (length < 0 || length > scope.cols)) return false;

@@ -166,4 +166,25 @@ void CodedPool::MakeReadOnly() {
   }
 }
 
+PagedKv OneHead(PagedKv kv, int64_t head) {
+  const auto offset = [&](const void* data, int64_t stride, DType dtype) {
+    return static_cast<const uint8_t*>(data) + head * stride * static_cast<int64_t>(SizeOf(dtype));
+  };
+  kv.data = offset(kv.data, kv.head_stride, kv.dtype);
+  if (kv.scales.data != nullptr) {
+    kv.scales.data = offset(kv.scales.data, kv.scales.head_stride, kv.scales.dtype);
+  }
+  kv.kv_heads = 1;
+  return kv;
+}
+
+SparseRows RowsOf(const PagedKv& kv) {
+  SparseRows rows{kv.data, kv.dtype, kv.num_pages * kv.page_size, kv.head_dim, kv.token_stride};
+  rows.page_size = kv.page_size;
+  rows.page_stride = kv.page_stride;
+  rows.scales = kv.scales;
+  rows.blocks = kv.format;
+  return rows;
+}
+
 }  // namespace riffle::test

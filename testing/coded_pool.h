@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "riffle/attention.h"
+#include "riffle/sparse_attention.h"
 #include "testing/buffers.h"
 #include "testing/kv_codes.h"
 
@@ -45,5 +46,11 @@ class CodedPool {
   std::unique_ptr<GuardedBuffer> rows_;
   std::unique_ptr<GuardedBuffer> scales_;
 };
+
+// One head of a pool of several.
+PagedKv OneHead(PagedKv kv, int64_t head);
+
+// The pages of one head as rows of SparseAttention.
+SparseRows RowsOf(const PagedKv& kv);
 
 }  // namespace riffle::test
