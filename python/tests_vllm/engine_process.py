@@ -153,7 +153,8 @@ def layers(llm) -> dict:
     for name, layer in context.items():
         if hasattr(layer, "impl"):
             cache = layer.kv_cache
-            found[name] = dict(implementation=type(layer.impl).__name__, cache=list(cache.shape), dtype=str(cache.dtype),
+            ours = any(kind.__name__ == "RiffleAttentionImpl" for kind in type(layer.impl).__mro__)
+            found[name] = dict(implementation=type(layer.impl).__name__, ours=ours, cache=list(cache.shape), dtype=str(cache.dtype),
                                left_to_vllm=getattr(layer.impl, "left_to_vllm", None))  # fmt: skip
     return found
 

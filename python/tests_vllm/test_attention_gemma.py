@@ -46,9 +46,12 @@ def test_sixteen_prompts_a_batch_of_32_and_prefixes(folder):
 
 
 def test_preemption(folder):
-    """The cache is too small for all sequences: some are preempted and computed anew."""
+    """The cache is too small for all sequences: some are preempted and computed anew.
+
+    Of 60 blocks a sequence has 12 at first, two for each of six groups of layers, and 18 after its 128th token.
+    """
     prompts = [prompt[:100] for prompt in sixteen()[8:]]
-    job = dict(model=folder, engine=dict(ENGINE, num_gpu_blocks_override=24, max_model_len=256, enable_prefix_caching=False),
+    job = dict(model=folder, engine=dict(ENGINE, num_gpu_blocks_override=60, max_model_len=256, enable_prefix_caching=False),
                runs=[dict(prompts=prompts, max_tokens=64)])  # fmt: skip
     riffle = engine.run(job)
     engine.expect_riffle(riffle)
