@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import importlib
 import inspect
+import logging
 from collections.abc import Callable
 from typing import Any
 
@@ -40,3 +41,9 @@ def wrap_classmethod(owner: type, name: str, wrapper: Callable[..., Any]) -> Non
         return wrapper(functools.partial(inner, cls), *args, **kwargs)
 
     setattr(owner, name, classmethod(outer))
+
+
+@functools.cache
+def warn(text: str) -> None:
+    """A warning in vLLM's log, once for each text."""
+    logging.getLogger("vllm.riffle").warning("riffle: %s", text)
