@@ -13,6 +13,9 @@ os.environ.update(
 
 import contextlib  # noqa: E402
 import gc  # noqa: E402
+import json  # noqa: E402
+import subprocess  # noqa: E402
+import sys  # noqa: E402
 
 import torch  # noqa: E402
 import transformers  # noqa: E402
@@ -69,6 +72,23 @@ def generate(llm, prompts, steps: int) -> list[list[int]]:
     return [list(output.outputs[0].token_ids) for output in outputs]
 
 
+def generate_in_processes(folder, prompts, steps: int, processes: int) -> list[list[int]]:
+    """The same from an engine whose workers are `processes` processes, by tensor parallelism."""
+    request = json.dumps(dict(folder=str(folder), prompts=prompts, steps=steps, processes=processes))
+    environment = dict(os.environ, OMP_NUM_THREADS="1")
+    done = subprocess.run([sys.executable, "-P", __file__], input=request, env=environment, capture_output=True, text=True, timeout=900)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def _serve_request() -> None:
+    """What generate_in_processes runs."""
+    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "1"
+    request = json.load(sys.stdin)
+    with engine(request["folder"], tensor_parallel_size=request["processes"], max_num_batched_tokens=64) as llm:
+        print("\n" + json.dumps(generate(llm, request["prompts"], request["steps"])), flush=True)
+
+
 def random_prompts(lengths, seed: int = 1, vocab: int = SIZES["vocab_size"]) -> list[list[int]]:
     generator = torch.Generator().manual_seed(seed)
     return [torch.randint(1, vocab, (length,), generator=generator).tolist() for length in lengths]
@@ -91,3 +111,7 @@ def check_tokens(model, prompts, tokens, gap: float = 0.05) -> int:
             else:
                 assert best[place, 0] - logits[place, token] <= gap
     return decided
+
+
+if __name__ == "__main__":
+    _serve_request()

@@ -63,6 +63,14 @@ def test_tokens_in_chunks_and_from_the_prefix_cache(models, name):
     assert mla_models.check_tokens(model, longer, second) >= 36
 
 
+def test_tokens_of_two_processes(models):
+    """Tensor parallelism: each worker loads the plugin and has half of the heads."""
+    model, folder = models("v32")
+    prompts = mla_models.random_prompts(LENGTHS[:4])
+    tokens = mla_models.generate_in_processes(folder, prompts, 6, 2)
+    assert mla_models.check_tokens(model, prompts, tokens) >= 16
+
+
 @pytest.mark.parametrize("change", ["newest", "one of 16"])
 def test_tokens_depend_on_the_selection(models, monkeypatch, change):
     """A negative control: check_tokens sees other tokens if the newest keys are selected, or if one key of 16 is another."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import importlib
 import inspect
+import logging
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -48,3 +49,9 @@ def replace_function(native: Callable[..., Any], replacement: Callable[..., Any]
     for module in [module for name, module in sys.modules.items() if name.startswith("vllm.")]:
         if vars(module).get(native.__name__) is native:
             setattr(module, native.__name__, replacement)
+
+
+@functools.cache
+def warn(text: str) -> None:
+    """A warning in vLLM's log, once for each text."""
+    logging.getLogger("vllm.riffle").warning("riffle: %s", text)

@@ -8,11 +8,10 @@ unless RIFFLE_VLLM names the part (`RIFFLE_VLLM=mla,...`).
 from __future__ import annotations
 
 import functools
-import logging
 import os
 from typing import Any
 
-from riffle.vllm._interfaces import Differs, expect_parameters, find, wrap_classmethod
+from riffle.vllm._interfaces import Differs, expect_parameters, find, warn, wrap_classmethod
 from riffle.vllm._rotation import mend_rotation
 
 BACKEND = "riffle.vllm._mla_backend.RiffleMLABackend"
@@ -20,8 +19,6 @@ BACKEND = "riffle.vllm._mla_backend.RiffleMLABackend"
 # Tokens of a page where the user names none: rows of 1152 bytes, so a page is 72 KiB. Riffle reads pages of any size; small
 # ones let the prefix cache share more.
 BLOCK_SIZE = 64
-
-_logger = logging.getLogger("vllm.riffle")
 
 
 def install() -> str | None:
@@ -82,15 +79,10 @@ def _problem() -> str | None:
             base.do_kv_cache_update, "self", "kv_c_normed", "k_pe", "kv_cache", "slot_mapping", "kv_cache_dtype", "k_scale"
         )
         find("riffle.vllm._mla_backend", "RiffleMLABackend")
-    except Differs as error:
-        warn(f"mla is left to vLLM: {error}")
-        return str(error)
+    except Exception as error:  # an engine must not fail because of a plugin
+        warn(f"mla is left to vLLM: {error!r}")
+        return repr(error)
     return None
-
-
-@functools.cache
-def warn(text: str) -> None:
-    _logger.warning("riffle: %s", text)
 
 
 def configure(is_ours, original, vllm_config) -> None:

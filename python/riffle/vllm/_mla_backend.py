@@ -182,7 +182,7 @@ class RiffleMLAImpl(MLACommonImpl[MLACommonMetadata]):
             q = torch.cat(q, dim=-1)
         decode = attn_metadata.decode
         keys, scale = self._rows(kv_c_and_k_pe_cache).unsqueeze(1), self._scale(layer._k_scale)
-        out = riffle.paged_attention(
+        out: Any = riffle.paged_attention(
             q, keys, keys[..., : self.kv_lora_rank], decode.seq_lens, decode.block_table, cu_q_lens=decode.query_start_loc,
             scale=self.scale, causal=attn_metadata.causal, key_scales=scale, value_scales=scale,
         )  # fmt: skip

@@ -6,9 +6,7 @@ by the angles of other tokens. Compiled models do not run it; models run with en
 
 from __future__ import annotations
 
-import functools
-
-from riffle.vllm._interfaces import expect_parameters, find, wrap_classmethod
+from riffle.vllm._interfaces import Differs, expect_parameters, find, warn, wrap_classmethod
 
 
 def mend_rotation(platform: type) -> None:
@@ -16,7 +14,10 @@ def mend_rotation(platform: type) -> None:
 
     def outer(original):
         original()
-        _mend()
+        try:
+            _mend()
+        except Differs as error:
+            warn(f"rotary embedding is left as it is: {error}")
 
     find(platform.__module__, platform.__name__, "register_triton_kernel_overrides")
     wrap_classmethod(platform, "register_triton_kernel_overrides", outer)
@@ -26,16 +27,14 @@ def _mend() -> None:
     """Hands such queries and keys over with two axes. Once; later calls change nothing."""
     owner = find("vllm.model_executor.layers.rotary_embedding.base", "RotaryEmbedding")
     original = owner.__dict__.get("forward_cpu")
-    if original is None or hasattr(original, "riffle"):
+    if original is None or original.__module__ == __name__:
         return
     expect_parameters(original, "self", "positions", "query", "key")
 
-    @functools.wraps(original)
     def forward_cpu(self, positions, query, key=None):
         if positions.dim() != 1 or query.dim() != 3:
             return original(self, positions, query, key)
         rotated, keys = original(self, positions, query.flatten(1), None if key is None else key.flatten(1))
         return rotated.view(query.shape), None if key is None else keys.view(key.shape)
 
-    forward_cpu.riffle = True
     owner.forward_cpu = forward_cpu

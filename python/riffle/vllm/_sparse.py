@@ -12,8 +12,8 @@ from __future__ import annotations
 
 import functools
 
-from riffle.vllm._interfaces import Differs, expect_parameters, find, wrap_classmethod
-from riffle.vllm._mla import configure, warn
+from riffle.vllm._interfaces import expect_parameters, find, warn, wrap_classmethod
+from riffle.vllm._mla import configure
 from riffle.vllm._rotation import mend_rotation
 
 BACKEND = "riffle.vllm._sparse_backend.RiffleSparseBackend"
@@ -57,7 +57,7 @@ def _problem() -> str | None:
         base = find("vllm.v1.attention.backend", "MLAAttentionImpl")
         expect_parameters(base.forward_mqa, "self", "q", "kv_c_and_k_pe_cache", "attn_metadata", "layer")
         find("riffle.vllm._sparse_backend", "RiffleSparseBackend")
-    except Differs as error:
-        warn(f"sparse is left to vLLM: {error}")
-        return str(error)
+    except Exception as error:  # an engine must not fail because of a plugin
+        warn(f"sparse is left to vLLM: {error!r}")
+        return repr(error)
     return None

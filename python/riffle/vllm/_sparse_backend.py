@@ -7,7 +7,7 @@ rows are read page by page as those of dense attention, with the same bits.
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from vllm.config import get_current_vllm_config
@@ -97,10 +97,11 @@ class RiffleSparseImpl(MLAAttentionImpl[SparseMetadata], SharedTopkIndicesBuffer
         assert selected is not None
         if metadata.max_seq_len <= selected.shape[1] and not packed:
             keys = cache.unsqueeze(1)
-            return riffle.paged_attention(
+            out: Any = riffle.paged_attention(
                 q, keys, keys[..., : self.kv_lora_rank], metadata.seq_lens, metadata.block_table,
                 cu_q_lens=metadata.query_start_loc, scale=self.scale, key_scales=scale, value_scales=scale,
-            ), None  # fmt: skip
+            )  # fmt: skip
+            return out, None
         slots = riffle.positions_to_slots(
             selected[: q.shape[0]], metadata.block_table, cache.shape[1], cu_q_lens=metadata.query_start_loc
         )
