@@ -31,6 +31,14 @@ def expect_parameters(function: Callable[..., Any], *names: str) -> None:
         raise Differs(f"{function.__qualname__}({', '.join(have)}), not ({', '.join(names)})")
 
 
+def expect_attributes(cls: type, *names: str) -> None:
+    """Raises Differs unless the constructor of `cls` sets or reads these attributes."""
+    seen = cls.__init__.__code__.co_names if inspect.isfunction(cls.__init__) else ()
+    missing = [name for name in names if name not in seen]
+    if missing:
+        raise Differs(f"{cls.__qualname__} has no {', '.join(missing)}")
+
+
 def replace_function(native: Callable[..., Any], replacement: Callable[..., Any]) -> None:
     """Puts `replacement` in the place of a function of vLLM, in each of its modules that has imported it by name too."""
     for module in [module for name, module in sys.modules.items() if name.startswith("vllm.")]:
