@@ -33,7 +33,8 @@ def expect_parameters(function: Callable[..., Any], *names: str) -> None:
 
 def expect_attributes(cls: type, *names: str) -> None:
     """Raises Differs unless the constructor of `cls` sets or reads these attributes."""
-    seen = cls.__init__.__code__.co_names if inspect.isfunction(cls.__init__) else ()
+    constructor = inspect.unwrap(cls.__init__)
+    seen = constructor.__code__.co_names if inspect.isfunction(constructor) else ()
     missing = [name for name in names if name not in seen]
     if missing:
         raise Differs(f"{cls.__qualname__} has no {', '.join(missing)}")
