@@ -11,7 +11,7 @@ import contextlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from riffle.vllm._interfaces import Differs, expect_parameters, find
+from riffle.vllm._interfaces import Differs, expect_attributes, expect_parameters, find
 
 
 def install() -> None:
@@ -20,6 +20,8 @@ def install() -> None:
         runner = find("vllm.v1.worker.cpu_model_runner", "CPUModelRunner")
         expect_parameters(runner._sample, "self", "logits", "spec_decode_metadata")
         expect_parameters(runner._bookkeeping_sync, "self", "scheduler_output", "sampler_output")
+        expect_attributes(find("vllm.v1.worker.gpu_model_runner", "GPUModelRunner"), "input_batch", "discard_request_mask")
+        expect_attributes(find("vllm.v1.worker.gpu_input_batch", "InputBatch"), "generators")
     except (AttributeError, Differs):
         return
     runner._sample = _without_dropped(runner._sample)
@@ -36,10 +38,10 @@ def _without_dropped(method: Callable[..., Any]) -> Callable[..., Any]:
 
 @contextlib.contextmanager
 def _hidden(runner: Any) -> Iterator[None]:
-    batch = runner.input_batch
+    generators = runner.input_batch.generators
     dropped = runner.discard_request_mask.np
-    hidden = {row: batch.generators.pop(row) for row in list(batch.generators) if row < batch.num_reqs and dropped[row]}
+    hidden = {row: generators.pop(row) for row in list(generators) if row < runner.input_batch.num_reqs and dropped[row]}
     try:
         yield
     finally:
-        batch.generators.update(hidden)
+        generators.update(hidden)

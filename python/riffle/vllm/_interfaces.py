@@ -44,6 +44,15 @@ def wrap_classmethod(owner: type, name: str, wrapper: Callable[..., Any]) -> Non
     setattr(owner, name, classmethod(outer))
 
 
+def expect_attributes(cls: type, *names: str) -> None:
+    """Raises Differs unless the constructor of `cls` sets or reads these attributes."""
+    constructor = inspect.unwrap(cls.__init__)
+    seen = constructor.__code__.co_names if inspect.isfunction(constructor) else ()
+    missing = [name for name in names if name not in seen]
+    if missing:
+        raise Differs(f"{cls.__qualname__} has no {', '.join(missing)}")
+
+
 def replace_function(native: Callable[..., Any], replacement: Callable[..., Any]) -> None:
     """Puts `replacement` in the place of a function of vLLM, in each of its modules that has imported it by name too."""
     for module in [module for name, module in sys.modules.items() if name.startswith("vllm.")]:

@@ -14,7 +14,7 @@ import riffle
 import riffle.torch
 from riffle.vllm import _failed_requests, _generators, _speculative, _untouched_logits
 from riffle.vllm._draws import batch_arguments, draw, greedy
-from riffle.vllm._interfaces import Differs, expect_parameters, find, replace_function
+from riffle.vllm._interfaces import Differs, expect_attributes, expect_parameters, find, replace_function
 
 _MODULE = "vllm.v1.sample.sampler"
 _TOPK_TOPP = "vllm.v1.sample.ops.topk_topp_sampler"
@@ -48,7 +48,11 @@ class _Hooks:
         expect_parameters(find(_TOPK_TOPP, "TopKTopPSampler", "forward_cpu"), "self", "logits", "generators", "k", "p")
         expect_parameters(self.mask, "logits", "k", "p")
         expect_parameters(self.min_p.apply, "self", "logits")
-        expect_parameters(self.min_p.__init__, "self", "vllm_config", "device", "is_pin_memory")
+        expect_attributes(self.min_p, "min_p", "min_p_count")
+        expect_attributes(self.sampler, "logprobs_mode", "use_fp64_gumbel")
+        expect_attributes(self.topk_topp, "logprobs_mode", "use_fp64_gumbel")
+        expect_parameters(find("vllm.v1.outputs", "SamplerOutput"), "sampled_token_ids", "logprobs_tensors")
+        expect_parameters(find("vllm.v1.outputs", "LogprobsTensors"), "logprob_token_ids", "logprobs", "selected_token_ranks")
         fields = find("vllm.v1.sample.metadata", "SamplingMetadata", "__dataclass_fields__")
         wanted = (
             "temperature", "all_greedy", "all_random", "top_p", "top_k", "generators", "logitsprocs", "max_num_logprobs", "no_penalties",
