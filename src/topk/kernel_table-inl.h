@@ -29,17 +29,17 @@ struct KernelTable {
       return;
     }
     uint8_t* maxima = PlanBucketScratch(task).maxima.At(scratch);
-    const FirstPass pass = RunFirstPass(task, FormatOf(task), reinterpret_cast<Key*>(maxima));
+    const FirstPass pass = FirstPassOfRow(task, FormatOf(task), reinterpret_cast<Key*>(maxima));
     Finish(task, pass, maxima, scratch);
   }
 
-  static bool FirstPart(const RowTask& task, int64_t begin, int64_t end, FirstPass pass,
-                        uint8_t* maxima) {
-    return First(task, begin, end, pass, FormatOf(task), reinterpret_cast<Key*>(maxima));
+  static bool FirstPassOfBuckets(const RowTask& task, int64_t begin, int64_t end, FirstPass pass,
+                                 uint8_t* maxima) {
+    return RunFirstPass(task, begin, end, pass, FormatOf(task), reinterpret_cast<Key*>(maxima));
   }
 
-  static FirstPass SuitedPass(const RowTask& task, uint8_t* maxima) {
-    return Suited(task, FormatOf(task), reinterpret_cast<Key*>(maxima));
+  static FirstPass ChooseFirstPassOfRow(const RowTask& task, uint8_t* maxima) {
+    return ChooseFirstPass(task, FormatOf(task), reinterpret_cast<Key*>(maxima));
   }
 
   static void Finish(const RowTask& task, FirstPass pass, uint8_t* maxima, uint8_t* scratch) {
@@ -67,8 +67,8 @@ struct KernelTable {
     return 0;
   }
 
-  static constexpr TopKKernels kKernels{Row,        Narrow, NarrowLanes, FirstPart,
-                                        SuitedPass, Finish, HWY_TARGET};
+  static constexpr TopKKernels kKernels{
+      Row, Narrow, NarrowLanes, FirstPassOfBuckets, ChooseFirstPassOfRow, Finish, HWY_TARGET};
 };
 
 }  // namespace riffle::topk::HWY_NAMESPACE

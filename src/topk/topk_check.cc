@@ -44,7 +44,7 @@ void CheckInput(const MatrixView& x) {
   core::Check(x.cols >= 1 && x.cols <= kMaxColumns, Code::kBadShape, "x has ", x.cols,
               " columns; 1 to ", kMaxColumns, " are possible");
   core::Check(static_cast<int>(x.dtype) < kNumTopKDTypes, Code::kBadDType, "x is of ",
-              Name(x.dtype), " (", static_cast<int>(x.dtype), "), which selection does not take");
+              Name(x.dtype), " (", static_cast<int>(x.dtype), "), which top-k does not support");
   core::Check(x.data != nullptr || x.rows == 0, Code::kBadShape, "x.data is null");
   int64_t extent = 0;
   core::Check(!__builtin_mul_overflow(x.row_stride, std::max<int64_t>(x.rows, 1), &extent) &&

@@ -35,13 +35,14 @@ struct TopKKernels {
   void (*narrow)(const NarrowRows& rows, size_t begin, size_t end, uint8_t* scratch);
   int64_t (*narrow_lanes)();
 
-  // A row in steps, if its first pass is split over threads. `first` computes the maxima of buckets
-  // [begin, end), where begin is a multiple of kMinBucket. It returns false when the order of the
-  // bits is not that of the values; only a kKeyed pass is then valid. For integers every pass is
-  // kKeyed, whatever `pass` is.
-  bool (*first)(const RowTask& task, int64_t begin, int64_t end, FirstPass pass, uint8_t* maxima);
-  // The pass that suits a row whose maxima are those of kPositive.
-  FirstPass (*suited)(const RowTask& task, uint8_t* maxima);
+  // A row in steps, if its first pass is split over threads. `first_pass` computes the maxima of
+  // buckets [begin, end), where begin is a multiple of kMinBucket. It returns false when the order
+  // of the bits is not that of the values; only a kKeyed pass is then valid. For integers every
+  // pass is kKeyed, whatever `pass` is.
+  bool (*first_pass)(const RowTask& task, int64_t begin, int64_t end, FirstPass pass,
+                     uint8_t* maxima);
+  // Chooses the first pass of a row from the maxima that a kPositive pass has left.
+  FirstPass (*choose_first_pass)(const RowTask& task, uint8_t* maxima);
   void (*finish)(const RowTask& task, FirstPass pass, uint8_t* maxima, uint8_t* scratch);
 
   int64_t target;  // the HWY_TARGET of Highway for which these were compiled

@@ -84,19 +84,20 @@ class SplitRows {
         kernels_(Kernels(batch.x.dtype)),
         lease_(lease),
         rows_(batch.x.rows),
-        parts_(lease.threads()),
+        chunks_(lease.threads()),
         first_(IsFloat(batch.x.dtype) ? FirstPass::kPositive : FirstPass::kKeyed),
         maxima_bytes_(maxima_bytes),
         maxima_(lease.Shared(static_cast<size_t>(rows_) * maxima_bytes +
-                             static_cast<size_t>(rows_ * parts_))),
+                             static_cast<size_t>(rows_ * chunks_))),
         in_order_(maxima_ + static_cast<size_t>(rows_) * maxima_bytes) {}
 
   void Run() {
-    lease_.Run(rows_ * parts_, [&](int64_t i, uint8_t*) { First(i / parts_, i % parts_, first_); });
+    lease_.Run(rows_ * chunks_,
+               [&](int64_t i, uint8_t*) { RunFirstPass(i / chunks_, i % chunks_, first_); });
     if (ChoosePasses()) {
-      lease_.Run(rows_ * parts_, [&](int64_t i, uint8_t*) {
-        if (pass_[i / parts_] != first_) {
-          First(i / parts_, i % parts_, pass_[i / parts_]);
+      lease_.Run(rows_ * chunks_, [&](int64_t i, uint8_t*) {
+        if (pass_[i / chunks_] != first_) {
+          RunFirstPass(i / chunks_, i % chunks_, pass_[i / chunks_]);
         }
       });
     }
@@ -114,14 +115,14 @@ class SplitRows {
     return maxima_ + static_cast<size_t>(row) * maxima_bytes_;
   }
 
-  void First(int64_t row, int64_t part, FirstPass pass) {
+  void RunFirstPass(int64_t row, int64_t chunk, FirstPass pass) {
     const RowTask task = batch_.Task(row);
     const int64_t buckets = task.plan.buckets;
-    const int64_t per_part = (buckets / parts_ + kMinBucket) / kMinBucket * kMinBucket;
-    const int64_t begin = std::min(buckets, part * per_part);
-    const int64_t end = std::min(buckets, begin + per_part);
-    in_order_[row * parts_ + part] = buckets == 0 ||  // see PlanBuckets: no first pass
-                                     kernels_.first(task, begin, end, pass, MaximaOf(row));
+    const int64_t per_chunk = (buckets / chunks_ + kMinBucket) / kMinBucket * kMinBucket;
+    const int64_t begin = std::min(buckets, chunk * per_chunk);
+    const int64_t end = std::min(buckets, begin + per_chunk);
+    in_order_[row * chunks_ + chunk] = buckets == 0 ||  // see PlanBuckets: no first pass
+                                       kernels_.first_pass(task, begin, end, pass, MaximaOf(row));
   }
 
   // Returns whether some row needs a different first pass from the one it had.
@@ -131,9 +132,9 @@ class SplitRows {
       const RowTask task = batch_.Task(row);
       pass_[row] = first_;
       if (task.plan.buckets != 0 && first_ != FirstPass::kKeyed) {
-        const uint8_t* of_row = in_order_ + row * parts_;
-        pass_[row] = std::all_of(of_row, of_row + parts_, [](uint8_t ok) { return ok != 0; })
-                         ? kernels_.suited(task, MaximaOf(row))
+        const uint8_t* of_row = in_order_ + row * chunks_;
+        pass_[row] = std::all_of(of_row, of_row + chunks_, [](uint8_t ok) { return ok != 0; })
+                         ? kernels_.choose_first_pass(task, MaximaOf(row))
                          : FirstPass::kKeyed;
         again |= pass_[row] != first_;
       }
@@ -145,11 +146,11 @@ class SplitRows {
   const TopKKernels& kernels_;
   core::Lease& lease_;
   const int64_t rows_;
-  const int64_t parts_;
+  const int64_t chunks_;
   const FirstPass first_;  // tried first on each row
   const size_t maxima_bytes_;
   uint8_t* const maxima_;
-  uint8_t* const in_order_;  // [rows, parts]
+  uint8_t* const in_order_;  // [rows, chunks]
   FirstPass pass_[kMaxSplitRows] = {};
 };
 

@@ -158,8 +158,8 @@ TEST_F(Attention, Options) {
 // Encoders look both ways: keys on each side of a query, or all up to some distance behind it.
 TEST_F(Attention, WindowsOnBothSides) {
   for (const DType dtype : {DType::kF32, DType::kBF16}) {
-    AttentionSpec spec{.q_lens = {1, 70, 300, 600},
-                       .kv_lens = {600, 700, 300, 600},
+    AttentionSpec spec{.q_lens = {1, 70, 90, 530},
+                       .kv_lens = {600, 700, 90, 530},
                        .dim = 40,
                        .q_dtype = dtype,
                        .kv_dtype = dtype,
@@ -179,8 +179,8 @@ TEST_F(Attention, WindowsOnBothSides) {
 TEST_F(Attention, MoreQueriesThanKeys) {
   for (const DType dtype : kDTypes) {
     for (const bool sinks : {false, true}) {
-      Check({.q_lens = {5, 300, 2, 3, 700},
-             .kv_lens = {1, 100, 600, 0, 699},
+      Check({.q_lens = {5, 300, 2, 3, 530},
+             .kv_lens = {1, 100, 600, 0, 529},
              .dim = 40,
              .q_dtype = dtype,
              .kv_dtype = dtype,
@@ -290,7 +290,7 @@ TEST_F(Attention, ManySequences) {
 
 TEST_F(Attention, RandomCases) {
   Rng rng(11);
-  for (int i = 0; i < 150; ++i) {
+  for (int i = 0; i < (kSanitized ? 50 : 150); ++i) {
     AttentionSpec spec{.q_lens = {}, .kv_lens = {}};
     for (int64_t b = rng.Between(1, 4); b > 0; --b) {
       spec.kv_lens.push_back(static_cast<int>(rng.Below(rng.OneIn(4) ? 1200 : 200)));

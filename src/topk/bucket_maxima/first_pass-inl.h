@@ -21,7 +21,8 @@ using select::HWY_NAMESPACE::CountGe;
 using select::HWY_NAMESPACE::Pad;
 
 template <typename TI, FirstPass kPass>
-bool FirstOf(const RowTask& task, int64_t begin, int64_t end, core::Format<TI> format, TI* maxima) {
+bool RunFirstPassOf(const RowTask& task, int64_t begin, int64_t end, core::Format<TI> format,
+                    TI* maxima) {
   const auto run = [&](auto leaves) {
     return BucketMaxima(leaves, static_cast<const TI*>(task.x), BucketBounds(task),
                         static_cast<size_t>(begin), static_cast<size_t>(end), maxima);
@@ -30,23 +31,23 @@ bool FirstOf(const RowTask& task, int64_t begin, int64_t end, core::Format<TI> f
                       : run(Leaves<TI, kPass, true>(format));
 }
 
-// Stores the maxima of buckets [begin, end): see TopKKernels::first.
+// Stores the maxima of buckets [begin, end): see TopKKernels::first_pass.
 template <typename TI>
-bool First(const RowTask& task, int64_t begin, int64_t end, FirstPass pass, core::Format<TI> format,
-           TI* maxima) {
+bool RunFirstPass(const RowTask& task, int64_t begin, int64_t end, FirstPass pass,
+                  core::Format<TI> format, TI* maxima) {
   switch (pass) {
     case FirstPass::kPositive:
-      return FirstOf<TI, FirstPass::kPositive>(task, begin, end, format, maxima);
+      return RunFirstPassOf<TI, FirstPass::kPositive>(task, begin, end, format, maxima);
     case FirstPass::kNegative:
-      return FirstOf<TI, FirstPass::kNegative>(task, begin, end, format, maxima);
+      return RunFirstPassOf<TI, FirstPass::kNegative>(task, begin, end, format, maxima);
     case FirstPass::kKeyed:
       break;
   }
-  return FirstOf<TI, FirstPass::kKeyed>(task, begin, end, format, maxima);
+  return RunFirstPassOf<TI, FirstPass::kKeyed>(task, begin, end, format, maxima);
 }
 template <typename TElement, typename TKey>
-bool First(const RowTask& task, int64_t begin, int64_t end, FirstPass /*pass*/,
-           core::IntegerFormat<TElement, TKey> format, TKey* maxima) {
+bool RunFirstPass(const RowTask& task, int64_t begin, int64_t end, FirstPass /*pass*/,
+                  core::IntegerFormat<TElement, TKey> format, TKey* maxima) {
   return BucketMaxima(IntegerLeaves<core::IntegerFormat<TElement, TKey>>(format),
                       static_cast<const TElement*>(task.x), BucketBounds(task),
                       static_cast<size_t>(begin), static_cast<size_t>(end), maxima);
@@ -59,17 +60,17 @@ int64_t Reaching(int64_t buckets, TI bound, TI* maxima) {
   return static_cast<int64_t>(CountGe(maxima, static_cast<size_t>(buckets), bound));
 }
 
-// The pass that suits a row whose maxima are those of kPositive.
+// Chooses the first pass of a row from the maxima that a kPositive pass has left.
 template <typename TI>
-FirstPass Suited(const RowTask& task, core::Format<TI> /*format*/, TI* maxima) {
+FirstPass ChooseFirstPass(const RowTask& task, core::Format<TI> /*format*/, TI* maxima) {
   const int64_t buckets = task.plan.buckets;
   return Reaching(buckets, TI{1}, maxima) >= task.k  ? FirstPass::kPositive
          : Reaching(buckets, TI{0}, maxima) < task.k ? FirstPass::kNegative
                                                      : FirstPass::kKeyed;
 }
 template <typename TElement, typename TKey>
-FirstPass Suited(const RowTask& /*task*/, core::IntegerFormat<TElement, TKey> /*format*/,
-                 TKey* /*maxima*/) {
+FirstPass ChooseFirstPass(const RowTask& /*task*/, core::IntegerFormat<TElement, TKey> /*format*/,
+                          TKey* /*maxima*/) {
   return FirstPass::kKeyed;
 }
 
@@ -96,7 +97,7 @@ Guess GuessPass(const RowTask& task, core::Format<TI> format, TI* maxima) {
        {int64_t{0}, whole(buckets / 2), whole(std::max<int64_t>(0, buckets - less))}) {
     const int64_t end = std::min(begin + (begin == 0 ? part : less), buckets);
     TI* here = maxima + begin;
-    if (!First(task, begin, end, FirstPass::kPositive, format, maxima)) {
+    if (!RunFirstPass(task, begin, end, FirstPass::kPositive, format, maxima)) {
       return {FirstPass::kKeyed, 0};
     }
     seen += end - begin;
@@ -111,28 +112,29 @@ Guess GuessPass(const RowTask& task, core::Format<TI> format, TI* maxima) {
 
 // Makes the first pass over a whole row. Returns which pass its maxima are from.
 template <typename TI>
-FirstPass RunFirstPass(const RowTask& task, core::Format<TI> format, TI* maxima) {
+FirstPass FirstPassOfRow(const RowTask& task, core::Format<TI> format, TI* maxima) {
   const int64_t buckets = task.plan.buckets;
   Guess guess = GuessPass(task, format, maxima);
   if (guess.pass == FirstPass::kPositive) {
-    const bool in_order = First(task, guess.done, buckets, FirstPass::kPositive, format, maxima);
-    guess.pass = in_order ? Suited(task, format, maxima) : FirstPass::kKeyed;
+    const bool in_order =
+        RunFirstPass(task, guess.done, buckets, FirstPass::kPositive, format, maxima);
+    guess.pass = in_order ? ChooseFirstPass(task, format, maxima) : FirstPass::kKeyed;
     if (guess.pass == FirstPass::kPositive) {
       return guess.pass;
     }
   }
   if (guess.pass == FirstPass::kNegative &&
-      First(task, 0, buckets, FirstPass::kNegative, format, maxima) &&
+      RunFirstPass(task, 0, buckets, FirstPass::kNegative, format, maxima) &&
       Reaching(buckets, TI{1}, maxima) < task.k) {
     return guess.pass;
   }
-  First(task, 0, buckets, FirstPass::kKeyed, format, maxima);
+  RunFirstPass(task, 0, buckets, FirstPass::kKeyed, format, maxima);
   return FirstPass::kKeyed;
 }
 template <typename TElement, typename TKey>
-FirstPass RunFirstPass(const RowTask& task, core::IntegerFormat<TElement, TKey> format,
-                       TKey* maxima) {
-  First(task, 0, task.plan.buckets, FirstPass::kKeyed, format, maxima);
+FirstPass FirstPassOfRow(const RowTask& task, core::IntegerFormat<TElement, TKey> format,
+                         TKey* maxima) {
+  RunFirstPass(task, 0, task.plan.buckets, FirstPass::kKeyed, format, maxima);
   return FirstPass::kKeyed;
 }
 
