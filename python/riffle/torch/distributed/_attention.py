@@ -98,7 +98,7 @@ def paged_attention(
     q_lens = _q_lens(q, kv_lens, cu_q_lens)
     seen: dict = dict(mask=mask)
     after = None
-    if view.window is not None or alibi_slopes is not None or (q_lens > 1).any():
+    if kv_lens.numel() and (view.window is not None or alibi_slopes is not None or (q_lens > 1).any()):
         lens = ranks.gather(kv_lens.long())
         _check_lens(view, lens, q_lens, interleave)
         if interleave is None:
