@@ -292,6 +292,7 @@ def attention_with_masks_and_slopes():
     shown, added = torch.from_numpy(rng.random((24, 1, 64)) < 0.7), torch.from_numpy(rng.standard_normal((24, 4, 64)).astype(np.float32))
     slopes = torch.tensor([0.5, 0.1, 0, 1])
     flags = torch.tensor([True, False, True, False, True])
+    options: dict
     for options in (dict(mask=shown), dict(mask=added, window=20), dict(mask=shown, causal=False), dict(alibi_slopes=slopes), dict(causal=flags),
                     dict(alibi_slopes=slopes, causal=flags, window=30), dict(alibi_slopes=slopes, sinks=torch.tensor([0.5, 1, 2, -1]))):  # fmt: skip
         expected, expected_lse = riffle.torch.paged_attention(*whole, cu_q_lens=cu_q_lens, return_lse=True, **options)
@@ -299,7 +300,7 @@ def attention_with_masks_and_slopes():
             if "alibi_slopes" in options and cut:
                 continue
             arguments, chosen = part_of(case, mine)
-            local = dict(options)
+            local: dict = dict(options)
             if "mask" in options:  # this rank's keys, in their order
                 local["mask"] = options["mask"].new_zeros((*options["mask"].shape[:2], max(map(len, chosen)) + 1))
                 for b, positions in enumerate(chosen):
