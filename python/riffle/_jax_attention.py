@@ -142,7 +142,7 @@ def _sides(causal, window, window_right):
     return causal, limits["window"], limits["window_right"]
 
 
-def _attention(target, *operands, scales, sm_scale, soft_cap=0.0, sides, with_lse=False):
+def _attention(target, *operands, scales, sm_scale, soft_cap=0.0, sides, with_lse=False) -> Any:
     q = operands[0]
     causal, window, window_right = sides
     result = jax.ShapeDtypeStruct(q.shape, q.dtype)

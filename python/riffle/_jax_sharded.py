@@ -58,16 +58,16 @@ def sharded_top_k(operand: Array, k: int, axis_name: Any, *, axis: int = -1, siz
     n = shard.shape[-1]
     devices, device = _place(axis_name)
     whole = n * devices
-    size = whole if size is None else as_int("size", size)
-    if not 0 <= size <= whole:
-        raise ValueError(f"size = {size} is not in 0..{whole}, the elements of all shards")
-    if not 0 <= k <= size:
-        raise ValueError(f"k = {k} is not in 0..{size}, the size of axis {axis} of all shards together")
+    length = whole if size is None else as_int("size", size)
+    if not 0 <= length <= whole:
+        raise ValueError(f"size = {length} is not in 0..{whole}, the elements of all shards")
+    if not 0 <= k <= length:
+        raise ValueError(f"k = {k} is not in 0..{length}, the size of axis {axis} of all shards together")
     if whole > np.iinfo(np.int32).max:
         raise ValueError(f"the shards of axis {axis} have {whole} elements; indices are int32")
     begin = device.astype(jnp.int32) * n
-    if size < whole:  # the lowest value there is, at the end: it follows all elements, equal ones too
-        shard = jnp.where(begin + jnp.arange(n, dtype=jnp.int32) < size, shard, _lowest(shard.dtype))
+    if length < whole:  # the lowest value there is, at the end: it follows all elements, equal ones too
+        shard = jnp.where(begin + jnp.arange(n, dtype=jnp.int32) < length, shard, _lowest(shard.dtype))
     values, indices = top_k(jax.lax.stop_gradient(shard), min(k, n))
     if k == 0:
         return jnp.moveaxis(values, -1, axis), jnp.moveaxis(indices, -1, axis)

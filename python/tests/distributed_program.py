@@ -292,6 +292,7 @@ def attention_with_masks_and_slopes():
     shown, added = torch.from_numpy(rng.random((24, 1, 64)) < 0.7), torch.from_numpy(rng.standard_normal((24, 4, 64)).astype(np.float32))
     slopes = torch.tensor([0.5, 0.1, 0, 1])
     flags = torch.tensor([True, False, True, False, True])
+    options: dict
     for options in (dict(mask=shown), dict(mask=added, window=20), dict(mask=shown, causal=False), dict(alibi_slopes=slopes), dict(causal=flags),
                     dict(alibi_slopes=slopes, causal=flags, window=30), dict(alibi_slopes=slopes, sinks=torch.tensor([0.5, 1, 2, -1]))):  # fmt: skip
         expected, expected_lse = riffle.torch.paged_attention(*whole, cu_q_lens=cu_q_lens, return_lse=True, **options)
@@ -299,7 +300,7 @@ def attention_with_masks_and_slopes():
             if "alibi_slopes" in options and cut:
                 continue
             arguments, chosen = part_of(case, mine)
-            local = dict(options)
+            local: dict = dict(options)
             if "mask" in options:  # this rank's keys, in their order
                 local["mask"] = options["mask"].new_zeros((*options["mask"].shape[:2], max(map(len, chosen)) + 1))
                 for b, positions in enumerate(chosen):
@@ -313,16 +314,15 @@ def attention_with_masks_and_slopes():
 @check
 def attention_of_other_pages():
     """int8 pages with scales, in another layout; into `out`."""
-    case = Case([50, 33], [3, 1])
+    case, scale = Case([50, 33], [3, 1]), np.float32(0.03125)
+    case.k, case.v = ([np.clip(np.round(x / scale), -127, 127) * scale for x in both] for both in (case.k, case.v))
     (keys, values, kv_lens, page_table), _ = part_of(case, contiguous("uneven"))
-    scales = torch.tensor(0.02)
-    keys, values = ((x.nan_to_num() / scales).round().clamp(-127, 127).to(torch.int8).movedim(1, 2).contiguous() for x in (keys, values))
+    keys, values = ((x.nan_to_num() / scale).to(torch.int8).movedim(1, 2).contiguous() for x in (keys, values))
     out = torch.empty(case.q.shape, dtype=torch.float32)
-    got = sharded.paged_attention(torch.from_numpy(case.q), keys, values, kv_lens, page_table, cu_q_lens=torch.from_numpy(case.cu_q_lens),
-                                  layout="NHD", key_scales=scales, value_scales=0.02, out=out)  # fmt: skip
+    got, lse = sharded.paged_attention(torch.from_numpy(case.q), keys, values, kv_lens, page_table, cu_q_lens=torch.from_numpy(case.cu_q_lens),
+                                       layout="NHD", key_scales=torch.tensor(scale), value_scales=float(scale), out=out, return_lse=True)  # fmt: skip
     assert got is out
-    expected, _, magnitude = case.reference()
-    assert (np.abs(out.numpy() - expected) <= 0.05 * (1 + magnitude)).all()
+    near(case, out, lse, *case.reference())
 
 
 @check

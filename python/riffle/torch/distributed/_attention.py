@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -90,15 +90,15 @@ def paged_attention(
     if q.dim() != 3 or kv_lens.dim() != 1:
         raise RuntimeError(f"q has shape {tuple(q.shape)} and kv_lens {tuple(kv_lens.shape)}; they must be [tokens, q_heads, head_dim] and [B]")
     if interleave is not None:
-        interleave = integer("interleave", interleave)
-        torch._check(interleave >= 1, lambda: f"interleave = {interleave} is not at least 1")
+        turn = interleave = integer("interleave", interleave)
+        torch._check(turn >= 1, lambda: f"interleave = {interleave} is not at least 1")
         torch._check(alibi_slopes is None, lambda: "alibi_slopes are not possible with interleave")
     view = _view(causal, window, window_right, kv_lens.shape[0])
     ranks = Ranks(group)
     q_lens = _q_lens(q, kv_lens, cu_q_lens)
     seen: dict = dict(mask=mask)
     after = None
-    if view.window is not None or alibi_slopes is not None or (q_lens > 1).any():
+    if kv_lens.numel() and (view.window is not None or alibi_slopes is not None or (q_lens > 1).any()):
         lens = ranks.gather(kv_lens.long())
         _check_lens(view, lens, q_lens, interleave)
         if interleave is None:
@@ -144,12 +144,13 @@ def _view(causal: bool | Tensor, window: int | None, window_right: int | None, s
                      lambda: f"causal has dtype {causal.dtype} and shape {tuple(causal.shape)}; it must be a bool or bools [{sequences}]")  # fmt: skip
     else:
         causal = torch.full((sequences,), call(as_bool, "causal", causal))
-    window, window_right = (_attention._limit(*given) for given in (("window", window), ("window_right", window_right)))
-    torch._check(window is None or window >= 1, lambda: f"window = {window} is not at least 1")
-    torch._check(window_right is None or window_right >= 0, lambda: f"window_right = {window_right} is not at least 0")
-    torch._check(not window_right or not causal.any(), lambda: f"window_right = {window_right} but causal is set, under which no query sees a later key")
-    beyond = window_right if window_right is not None else _ALL if window is None else 0
-    return _View(causal, window, torch.where(causal, 0, beyond))
+    left: Any = _attention._limit("window", window)
+    right: Any = _attention._limit("window_right", window_right)
+    torch._check(left is None or left >= 1, lambda: f"window = {left} is not at least 1")
+    torch._check(right is None or right >= 0, lambda: f"window_right = {right} is not at least 0")
+    torch._check(not right or not causal.any(), lambda: f"window_right = {right} but causal is set, under which no query sees a later key")
+    beyond = right if right is not None else _ALL if left is None else 0
+    return _View(causal, left, torch.where(causal, 0, beyond))
 
 
 def _check_lens(view: _View, lens: Tensor, q_lens: Tensor, interleave: int | None) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple, Sequence
+from typing import Any, NamedTuple, Sequence
 
 import torch
 import torch.distributed as dist
@@ -144,5 +144,5 @@ def merge_candidates(values: Tensor, ids: Tensor, k: int, largest: bool = True) 
     """The k best of the candidates, best first. Of equal ones the first comes first, which has the lowest id."""
     if k == 0 or values.shape[0] == 0:
         return values.new_empty((values.shape[0], k)), ids.new_empty((values.shape[0], k))
-    best = call(riffle.top_k, values, k, ids=ids, largest=largest)
+    best: Any = call(riffle.top_k, values, k, ids=ids, largest=largest)
     return best.values, best.indices

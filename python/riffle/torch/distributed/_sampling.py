@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import zlib
-from typing import Sequence
+from typing import Any, Sequence
 
 import torch
 from torch import Tensor
@@ -116,7 +116,7 @@ class _Parameters:
         """Has riffle.torch.sample check them, with a row of one column, before anything is exchanged."""
         _generate.sample(logits.new_zeros((self._rows, 1)), **self._given)
 
-    def draw(self, logits: Tensor, return_logprobs: bool, columns: Tensor | None = None, **others):
+    def draw(self, logits: Tensor, return_logprobs: bool, columns: Tensor | None = None, **others) -> Any:
         """riffle.torch.sample of these rows. `columns` [rows, n] are those of the whole that stand in logits; None: all."""
         given = {**self._given, **others}
         if given["stream"] is None:
@@ -169,10 +169,10 @@ def _draw_from_logits(ranks: Ranks, shards: Shards, logits: Tensor, parameters: 
 def _draw_from_candidates(ranks: Ranks, shards: Shards, logits: Tensor, parameters: _Parameters, best: Tensor, return_logprobs: bool):
     """(tokens, log-probabilities or NaN) of some rows, of whose shards best.max() columns each are exchanged."""
     (rows, columns), most = logits.shape, int(best.max())
+    values, found = logits, logits.new_empty((rows, 0), dtype=torch.int32)
     if columns:
-        values, found = call(riffle.top_k, logits, min(most, columns))
-    else:
-        values, found = logits, logits.new_empty((rows, 0), dtype=torch.int32)
+        top: Any = call(riffle.top_k, logits, min(most, columns))
+        values, found = top.values, top.indices
     extra = _shard_mass(logits, values).flatten() if return_logprobs else None
     values, ids, masses = gather_candidates(ranks, shards, most, values, found, extra)
     values, ids = merge_candidates(values, ids, most)

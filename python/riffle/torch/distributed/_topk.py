@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Sequence
+from typing import Any, Sequence
 
 import torch
 from torch import Tensor
@@ -74,10 +74,10 @@ def topk(
     indices=tensor([4, 2]))
     >>> dist.destroy_process_group()
     """
-    k, dim = _topk._checked_arguments(input, k, dim, largest, sorted, out)
+    numbers: Any = _topk._checked_arguments(input, k, dim, largest, sorted, out)
     on_cpu(input=input)
     no_derivative("topk", input=input)
-    dim = _topk._checked_dim(input, 0, dim)
+    k, dim = numbers[0], _topk._checked_dim(input, 0, numbers[1])
     if input.dim() == 0:
         raise RuntimeError("input has no axis; its shards have at least one")
     ranks = Ranks(group)
@@ -90,8 +90,8 @@ def topk(
     values, indices = values.reshape(rows, values.shape[-1]), indices.reshape(rows, indices.shape[-1]).int()
     values, ids, _ = gather_candidates(ranks, shards, k, values, indices)
     values, ids = merge_candidates(values, ids, k, largest)
-    best = (x.reshape(*leading, k).movedim(-1, dim).contiguous() for x in (values, ids))
-    result = torch.return_types.topk(tuple(best))
+    values, ids = (x.reshape(*leading, k).movedim(-1, dim).contiguous() for x in (values, ids))
+    result = torch.return_types.topk((values, ids))
     return result if out is None else _topk._write(out, result)
 
 
