@@ -118,19 +118,16 @@ HWY_INLINE void FillBias(const MaskArgs& mask, bool masked, const float* slopes,
 }
 
 // scores[key][lane] = that times `factor`, plus its bias, for keys [begin, end) of the block; -inf
-// where the bias is, whatever the score. A null `bias` adds nothing.
+// where the bias is, whatever the score.
 template <class DF>
 HWY_INLINE void AddBias(DF df, int lanes, int begin, int end, float factor, const float* bias,
                         float* scores) {
   const auto f = hn::Set(df, factor);
   const auto minus_inf = hn::Set(df, kMinusInf);
   for (int i = begin * lanes; i < end * lanes; i += static_cast<int>(hn::MaxLanes(df))) {
-    auto logit = hn::Mul(hn::Load(df, scores + i), f);
-    if (bias != nullptr) {
-      const auto b = hn::Load(df, bias + i);
-      logit = hn::IfThenElse(hn::Eq(b, minus_inf), minus_inf, hn::Add(logit, b));
-    }
-    hn::Store(logit, df, scores + i);
+    const auto b = hn::Load(df, bias + i);
+    const auto logit = hn::Add(hn::Mul(hn::Load(df, scores + i), f), b);
+    hn::Store(hn::IfThenElse(hn::Eq(b, minus_inf), minus_inf, logit), df, scores + i);
   }
 }
 

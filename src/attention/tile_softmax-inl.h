@@ -43,14 +43,12 @@ class TileSoftmax {
  public:
   TileSoftmax(const AttentionArgs& args, const WorkItemScratch<Math>& at,
               const KvSource<Math>& keys, const KvSource<Math>& values)
-      : biased_(args.biased()),
-        scale_(std::abs(args.scale)),
+      : scale_(std::abs(args.scale)),
         soft_cap_(args.soft_cap),
         wide_logits_(NeedsWideLogits(args.scale, args.soft_cap)),
         // After a soft cap scores are logits in units of log2 already.
         factor_(args.soft_cap > 0 || args.scale == 0 || wide_logits_ ? 1.0f : scale_ * kLog2E),
         slopes_(args.slopes != nullptr),
-        weight_factor_(biased_ ? 1.0f : factor_),
         at_(at),
         keys_(keys),
         values_(values) {}
@@ -59,14 +57,16 @@ class TileSoftmax {
   // slopes. Scores become probabilities, or weights that ForColumnGroups scales; the states take
   // them up. Whether any correction is not 1.
   bool Run(const TileBlock& block, const Tile& tile, const TileState& states) const {
+    const bool biased = block.masked || slopes_;
     return WithLanes(tile.lanes, [&](auto df) HWY_ATTR {
       MakeLogits(df, block, tile);
-      if (biased_) {
-        AddBias(df, tile.lanes, block.begin, block.end, factor_,
-                block.masked || slopes_ ? at_.bias : nullptr, at_.scores);
+      if (biased) {
+        AddBias(df, tile.lanes, block.begin, block.end, factor_, at_.bias, at_.scores);
       }
       Mask(df, block, tile);
-      return MakeWeights(df, block, tile, states);
+      // A factor that is left to the weights gives the same bits: it is positive, so the largest
+      // product is that of the largest score.
+      return MakeWeights(df, block, tile, states, biased ? 1.0f : factor_);
     });
   }
 
@@ -118,38 +118,36 @@ class TileSoftmax {
 
   template <class DF>
   HWY_INLINE bool MakeWeights(DF df, const TileBlock& block, const Tile& tile,
-                              const TileState& states) const {
+                              const TileState& states, float factor) const {
     const int groups = values_.groups();
     if constexpr (Math::kPerOperand == 2) {  // whose operands are unscaled
       if (groups > 1) {
-        return Weigh(df, block, tile, KeptWeights{at_.group_scores}, states);
+        return Weigh(df, block, tile, KeptWeights{at_.group_scores}, states, factor);
       }
       if (groups == 1) {
-        return Weigh(df, block, tile, ScaledWeights<Math>{at_.p, values_.Scales(0)}, states);
+        return Weigh(df, block, tile, ScaledWeights<Math>{at_.p, values_.Scales(0)}, states,
+                     factor);
       }
     }
-    return Weigh(df, block, tile, PlainWeights<Math>{at_.p}, states);
+    return Weigh(df, block, tile, PlainWeights<Math>{at_.p}, states, factor);
   }
 
   template <class DF, class To>
   HWY_INLINE bool Weigh(DF df, const TileBlock& block, const Tile& tile, const To& to,
-                        const TileState& states) const {
+                        const TileState& states, float factor) const {
 #if HWY_CAP_GE512
     if constexpr (hn::MaxLanes(DF()) == 4) {
-      return SoftmaxOf4Rows(block.begin, block.end, weight_factor_, at_.scores, to, states);
+      return SoftmaxOf4Rows(block.begin, block.end, factor, at_.scores, to, states);
     }
 #endif
-    return SoftmaxBlock(df, tile.lanes, block.begin, block.end, weight_factor_, at_.scores, to,
-                        states);
+    return SoftmaxBlock(df, tile.lanes, block.begin, block.end, factor, at_.scores, to, states);
   }
 
-  const bool biased_;
   const float scale_;
   const float soft_cap_;
   const bool wide_logits_;
   const float factor_;
   const bool slopes_;
-  const float weight_factor_;  // of logits, once biases have been added to them
   const WorkItemScratch<Math>& at_;
   const KvSource<Math>& keys_;
   const KvSource<Math>& values_;

@@ -77,8 +77,8 @@ struct WorkItemContext {
   void BeginSplit(int first_key) {
     split_key0 = first_key;
     at.split.Clear(shape);
-    if (args.mask.data != nullptr) {  // which block is a row's first one is not known
-      std::fill_n(at.split.sums, int64_t{shape.heads} * shape.rows * shape.columns, 0.0f);
+    if (args.mask.data != nullptr) {  // which block is a tile's first one is not known
+      std::fill_n(at.begun, shape.heads * shape.lanes, uint8_t{0});
     }
   }
 
@@ -181,7 +181,11 @@ struct WorkItemContext {
       block.masked |= (group_code(key) & 1) != 0;
     }
     block.partial |= block.masked;
-    block.fresh = false;
+    if (block.begin < block.end) {
+      uint8_t& begun = at.begun[block.head * shape.lanes + tile.row];
+      block.fresh = begun == 0;
+      begun = 1;
+    }
   }
 
   void MakeBias(const TileBlock& block, const Tile& tile) const {

@@ -278,6 +278,40 @@ TEST(AttentionMask, ReadsNoBlockThatNoQuerySees) {
   for (uint8_t* m : memory) munmap(m, bytes);
 }
 
+// The sums of a tile are not cleared before a KV split: those of tiles that the mask hides from all
+// of it are what an earlier call left, here NaN.
+TEST(AttentionMask, TilesThatSeeNothingOfAKvSplitAddNothing) {
+  OnEveryTarget([](const std::string& target) {
+    for (const DType dtype : {DType::kF32, DType::kBF16}) {
+      const MaskedSpec spec{.q_dtype = dtype,
+                            .kv_dtype = dtype,
+                            .mask_dtype = DType::kU8,
+                            .group = 4,
+                            .q_lens = {70},
+                            .kv_lens = {1300}};
+      MaskedCase c(spec, 5);
+      for (int query = 0; query < 70; ++query) {
+        const int tile = query / 8;
+        for (int head = 0; head < c.heads; ++head) {
+          for (int key = 0; key < c.MaskKeys(); ++key) {
+            const bool seen = tile % 3 != 2 && (tile + key / 512) % 2 == 0;
+            c.mask.Put(c.MaskAt(static_cast<size_t>(query), head, key), seen ? 1.0f : 0.0f);
+          }
+        }
+      }
+      MaskedCase poisoned = c;
+      std::fill(poisoned.q.bytes.begin(), poisoned.q.bytes.end(), uint8_t{0xff});
+      ThreadPool pool(1);
+      AttentionOptions options = poisoned.Options();
+      options.pool = &pool;
+      poisoned.Run(options);
+      options = c.Options();
+      options.pool = &pool;
+      EXPECT_EQ(c.Difference(c.Run(options), Tolerance(spec)), "") << target << " " << Name(dtype);
+    }
+  });
+}
+
 TEST(AttentionMask, Errors) {
   MaskedCase c({.group = 2, .q_lens = {2}, .kv_lens = {70}}, 3);
   const auto expect = [&](Code code, const char* word,
