@@ -29,9 +29,10 @@ constexpr BenchCommand kCommand = {"sample", "Drawing tokens beside this machine
                                    18};
 
 nlohmann::ordered_json ToJson(const SampleCase& what) {
-  return {{"name", what.name},         {"rows", what.rows},          {"vocab", what.vocab},
-          {"top_k", what.top_k},       {"top_p", what.top_p},        {"min_p", what.min_p},
-          {"logprobs", what.logprobs}, {"deviation", what.deviation}};
+  return {{"name", what.name},         {"rows", what.rows},           {"vocab", what.vocab},
+          {"top_k", what.top_k},       {"top_p", what.top_p},         {"min_p", what.min_p},
+          {"logprobs", what.logprobs}, {"deviation", what.deviation}, {"high", what.high},
+          {"dtype", Name(what.dtype)}};
 }
 
 void Run(const BenchArguments& arguments) {

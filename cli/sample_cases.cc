@@ -3,7 +3,9 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <bit>
 #include <cmath>
+#include <cstring>
 #include <random>
 #include <stdexcept>
 #include <vector>
@@ -28,18 +30,38 @@ std::vector<SampleCase> SampleCases() {
           {.name = "min-p", .min_p = 0.05f},
           {.name = "top-p", .top_p = 0.95f},
           {.name = "top-p-wide", .top_p = 0.95f, .deviation = 1},
-          {.name = "top-k-2000-top-p", .top_k = 2000, .top_p = 0.95f}};
+          {.name = "top-p-peaked", .top_p = 0.95f, .deviation = 2.5f, .high = 8},
+          {.name = "top-k-2000-top-p", .top_k = 2000, .top_p = 0.95f},
+          {.name = "bfloat16-top-k-64-top-p",
+           .top_k = 64,
+           .top_p = 0.95f,
+           .dtype = DType::kBF16,
+           .rows = 16}};
 }
 
 RooflineLine RunSampleCase(const SampleCase& what, double min_seconds, ThreadPool* pool) {
   const auto elements = static_cast<size_t>(what.rows * what.vocab);
-  const HugeBuffer memory(elements * sizeof(float));
-  auto* const logits = reinterpret_cast<float*>(memory.data());
+  const HugeBuffer memory(elements * SizeOf(what.dtype));
   std::mt19937_64 generator(5);
   std::normal_distribution<float> normal(0, what.deviation);
-  std::generate_n(logits, elements, [&] { return normal(generator); });
+  const auto store = [&](size_t i, float value) {
+    const auto bits = std::bit_cast<uint32_t>(value);
+    const auto upper = static_cast<uint16_t>(bits >> 16);  // bf16, truncated
+    const bool whole = what.dtype == DType::kF32;
+    std::memcpy(memory.data() + i * SizeOf(what.dtype),
+                whole ? static_cast<const void*>(&bits) : static_cast<const void*>(&upper),
+                SizeOf(what.dtype));
+  };
+  for (size_t i = 0; i < elements; ++i) {
+    store(i, normal(generator));
+  }
+  for (int64_t i = 0; i < what.rows * what.high; ++i) {
+    const auto column = static_cast<int64_t>(generator() % static_cast<uint64_t>(what.vocab));
+    store(static_cast<size_t>(i / what.high * what.vocab + column),
+          16 + static_cast<float>(i % what.high) / 16);
+  }
 
-  const MatrixView x = {logits, DType::kF32, what.rows, what.vocab, what.vocab};
+  const MatrixView x = {memory.data(), what.dtype, what.rows, what.vocab, what.vocab};
   std::vector<int32_t> tokens(static_cast<size_t>(what.rows));
   std::vector<float> logprobs(what.logprobs ? tokens.size() : 0);
   std::vector<int64_t> position = {0};

@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "cli/roofline.h"
+#include "riffle/types.h"
 
 namespace riffle::cli {
 
@@ -16,6 +17,8 @@ struct SampleCase {
   float min_p = 0;
   bool logprobs = false;
   float deviation = 3;  // of the logits, which are normally distributed
+  int64_t high = 0;     // how many logits of a row are raised to 16 and a little more
+  DType dtype = DType::kF32;
   int64_t rows = 32;
   int64_t vocab = 262144;
 };

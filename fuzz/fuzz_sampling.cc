@@ -1,7 +1,8 @@
 // Sample against the reference in double: any logits, any parameters. What is drawn must be among
 // the columns that the filters leave, with the right log-probability, as often as its share; the
 // same for any number of threads, in any batch and at any alignment. A row without an answer and a
-// parameter outside its limits must throw, and write nothing.
+// parameter outside its limits must throw, and write nothing; on request the row gets token -1 and
+// harms no other. Filters in place must keep what may be drawn.
 #include <algorithm>
 #include <bit>
 #include <cmath>
@@ -81,8 +82,10 @@ test::InputSpec TakeInput(Bytes& bytes) {
   test::InputSpec spec;
   spec.dtype = static_cast<DType>(bytes.Take<uint8_t>() % 3);
   spec.rows = bytes.Between(1, 4);
-  // 1024 candidates are sorted, 2048 columns are a block of sums.
-  spec.n = bytes.OneIn(2) ? bytes.Between(1, 80) : bytes.Between(1000, 5000);
+  // 1024 candidates are sorted, 2048 columns are a block of sums, 16384 have a window.
+  spec.n = bytes.OneIn(2)   ? bytes.Between(1, 80)
+           : bytes.OneIn(4) ? bytes.Between(16384, 18500)
+                            : bytes.Between(1000, 5000);
   spec.row_stride = spec.n + bytes.Take<uint8_t>() % 3;
   spec.k = bytes.Between(1, spec.n);
   spec.shift = bytes.Take<uint8_t>() % 64;
@@ -135,6 +138,10 @@ class Case {
 
   void Run() {
     const bool valid = std::ranges::all_of(parameters_, IsValid);
+    if (valid) {
+      CheckInvalidRows();
+      if (x_.dtype == DType::kF32) CheckFilters();
+    }
     Row kind = Row::kSampled;
     for (int64_t row = 0; row < x_.rows && kind == Row::kSampled; ++row) kind = KindOf(x_, row);
     Drawn drawn(x_.rows);
@@ -158,6 +165,63 @@ class Case {
   }
 
  private:
+  // With InvalidRow::kToken no row fails, and each is as it is alone.
+  void CheckInvalidRows() {
+    Drawn drawn(x_.rows);
+    ThreadPool pool(threads_), alone(1);
+    SampleOptions options = Options(0, x_.rows, &pool);
+    options.on_invalid = InvalidRow::kToken;
+    std::vector<float> best(static_cast<size_t>(x_.rows));
+    std::vector<int32_t> best_tokens(best.size());
+    Sample(x_, drawn.tokens, drawn.logprobs, {1, {best.data(), 1}, {best_tokens.data(), 1}},
+           options);
+    for (int64_t row = 0; row < x_.rows; ++row) {
+      const auto r = static_cast<size_t>(row);
+      const bool sampled = KindOf(x_, row) == Row::kSampled;
+      const int32_t top = test::ReferenceTopK(x_, row, 0, x_.cols, 1)[0];
+      if ((drawn.tokens[r] >= 0) != sampled || std::isnan(drawn.logprobs[r]) == sampled ||
+          best_tokens[r] != (sampled ? top : -1)) {
+        DieAt(row, test::Concat("token ", drawn.tokens[r], ", best token ", best_tokens[r]));
+      }
+      if (sampled) CheckAlone(row, drawn, alone);
+    }
+  }
+
+  // Filters in place keep what the filters leave at a temperature of 1.
+  void CheckFilters() {
+    const auto n = static_cast<size_t>(x_.cols);
+    std::vector<float> y(static_cast<size_t>(x_.rows) * n);
+    for (int64_t row = 0; row < x_.rows; ++row) {
+      std::memcpy(y.data() + static_cast<size_t>(row) * n, test::ElementAt(x_, row, 0),
+                  n * sizeof(float));
+    }
+    ThreadPool pool(threads_);
+    ApplyTopKTopP({y.data(), x_.cols}, x_.rows, x_.cols,
+                  {.top_k = top_k_, .top_p = top_p_, .min_p = min_p_, .pool = &pool});
+    for (int64_t row = 0; row < x_.rows; ++row) {
+      const float* const z = y.data() + static_cast<size_t>(row) * n;
+      if (KindOf(x_, row) != Row::kSampled) {
+        if (std::memcmp(z, test::ElementAt(x_, row, 0), n * sizeof(float)) != 0) {
+          DieAt(row, "a row without an answer was filtered");
+        }
+        continue;
+      }
+      SampleParameters p = parameters_[static_cast<size_t>(row)];
+      p.temperature = 1;
+      const test::ExactDistribution exact = test::ReferenceDistribution(x_, row, p);
+      for (int64_t i = 0; i < x_.cols; ++i) {
+        const int32_t column = exact.columns[static_cast<size_t>(i)];
+        const bool dropped = static_cast<double>(z[column]) == -kInfinity;
+        const bool weighs = exact.weights[static_cast<size_t>(i)] > 1e-37;
+        const bool was = test::Decode(x_.dtype, test::ElementAt(x_, row, column)) != -kInfinity;
+        if (i < exact.least ? dropped && weighs : i >= exact.most && was && !dropped) {
+          DieAt(row,
+                test::Concat("column ", column, ", number ", i, dropped ? ", dropped" : ", kept"));
+        }
+      }
+    }
+  }
+
   SampleOptions Options(int64_t first, int64_t rows, ThreadPool* pool) const {
     const auto of = [&](const auto& list) {
       return std::span(list).subspan(static_cast<size_t>(first), static_cast<size_t>(rows));

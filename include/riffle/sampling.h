@@ -17,6 +17,18 @@ enum class InvalidRow : uint8_t {
   kToken,  // token -1, log-probability NaN; the other rows are drawn as if it were not there
 };
 
+// Tokens of each row: row r has tokens[offsets[r], offsets[r + 1]). Without offsets no row has any.
+struct TokenLists {
+  std::span<const int32_t> tokens = {};   // each in 0 to n - 1
+  std::span<const int64_t> offsets = {};  // [rows + 1], ascending, from 0 to the number of tokens
+};
+
+// A bit for each column: column c is bit c % 32 of word c / 32.
+struct BitmaskView {
+  const int32_t* words = nullptr;  // [rows, (n + 31) / 32]; null: every column is allowed
+  int64_t row_stride = 0;          // words
+};
+
 // Each list has one element per row, or one for all rows, or none, which means the default.
 struct SampleOptions {
   std::span<const float> temperature = {};  // default 1; 0: greedy; finite, >= 0
@@ -31,7 +43,32 @@ struct SampleOptions {
                                            // request's tokens independent of its batch
   std::span<const int64_t> position = {};  // default 0; the position of the token in its sequence
   InvalidRow on_invalid = InvalidRow::kThrow;
+
+  // What changes the logits x of a row before the temperature, in this order, each step in f32:
+  //   allowed     -inf where the column's bit is clear
+  //   bias        x + bias[i], for the column bias_tokens.tokens[i]
+  //   repetition  x / r if x >= 0, else x * r, for each token of the prompt and of the output
+  //   frequency   x - f * how often the token is in the output
+  //   presence    x - p, for each token of the output
+  // Sources: Keskar et al., "CTRL" (2019), section 4.1, for repetition, with negative logits as
+  // Transformers treats them; OpenAI's API for frequency and presence; the order is vLLM's.
+  BitmaskView allowed = {};
+  TokenLists bias_tokens = {};
+  std::span<const float> bias = {};                // of bias_tokens.tokens; finite, or -inf
+  std::span<const float> repetition_penalty = {};  // default 1: off; finite, > 0
+  std::span<const float> frequency_penalty = {};   // default 0: off; finite
+  std::span<const float> presence_penalty = {};    // default 0: off; finite
+  TokenLists prompt_tokens = {};
+  TokenLists output_tokens = {};
+
   ThreadPool* pool = nullptr;  // null: DefaultPool()
+};
+
+// The best log-probabilities of each row.
+struct TopLogProbs {
+  int64_t k = 0;  // 0 to n; 0: none
+  OutView<float> logprobs;
+  OutView<int32_t> tokens;
 };
 
 // tokens[r] = a column of logits[r], drawn with the probabilities that are left after these steps:
@@ -44,15 +81,18 @@ struct SampleOptions {
 //   then renormalises and draws
 //   logits    [rows, n]  f32|f16|bf16, 1 <= n < 2^31; rows may be 0
 //   tokens    [rows]
-//   logprobs  [rows] or empty: the log-softmax of the raw logits (no temperature, no filter) at the
-//             token drawn, natural log
-// Top-p is exact over all columns, though they are never sorted: more and more of the best columns
-// are selected, until their mass proves that they contain the prefix.
+//   logprobs  [rows] or empty: the log-softmax of the raw logits (no bias, penalty, temperature or
+//             filter) at the token drawn, natural log
+//   top       [rows, top.k]: the best columns of the raw logits, best first, and the log-softmax at
+//             each. NaN and -1 for a row of logits that has a NaN or nothing above -inf
+// Top-p is exact over all columns, though they are never sorted: a pass over the row sums what lies
+// above a narrow window of values, and the prefix ends at one of the columns in the window.
 //
 // The weights 2^((x - max) * log2(e) / temperature) are computed in f32 (2 ulp) and summed in
-// double, in an order fixed by the columns alone. So results do not depend on the thread count, the
-// batch or the layout; on one SIMD target they have the same bits. The random numbers are those of
-// Philox4x32-10 (Salmon et al. 2011, Random123), 53 bits per draw.
+// double, after three roundings of sums of up to eight in f32, in an order fixed by the row alone.
+// So results do not depend on the thread count, the batch or the layout; on one SIMD target they
+// have the same bits. The random numbers are those of Philox4x32-10 (Salmon et al. 2011,
+// Random123), 53 bits per draw.
 //
 // Logits of +inf are taken as a limit: if a row has some, they share the whole mass equally. Those
 // of -inf have none. Throws Error: kBadValue for a row with a NaN or with nothing above -inf,
@@ -60,7 +100,13 @@ struct SampleOptions {
 // kOverlap, kOutOfMemory. Nothing is written on error. Allocates nothing once scratch has grown to
 // the shape.
 RIFFLE_API void Sample(const MatrixView& logits, std::span<int32_t> tokens,
-                       std::span<float> logprobs, const SampleOptions& options = {});
+                       std::span<float> logprobs, const TopLogProbs& top,
+                       const SampleOptions& options);
+
+inline void Sample(const MatrixView& logits, std::span<int32_t> tokens, std::span<float> logprobs,
+                   const SampleOptions& options = {}) {
+  Sample(logits, tokens, logprobs, TopLogProbs(), options);
+}
 
 // Without log-probabilities, which take a pass over the logits.
 inline void Sample(const MatrixView& logits, std::span<int32_t> tokens,
@@ -86,5 +132,34 @@ struct FilterOptions {
 // then. Allocates nothing once scratch has grown to the shape.
 RIFFLE_API void ApplyTopKTopP(const OutView<float>& logits, int64_t rows, int64_t n,
                               const FilterOptions& options = {});
+
+// Drafts of several requests, to be verified: request r has the drafts tokens[offsets[r],
+// offsets[r + 1]), one position after another; it may have none.
+struct DraftLists {
+  std::span<const int32_t> tokens = {};   // [drafts], each in 0 to n - 1
+  std::span<const int64_t> offsets = {};  // [requests + 1], ascending, from 0 to drafts
+  // [drafts, n] f32: the distribution that each draft was drawn from. Without data each was chosen
+  // for certain, as a greedy draft is.
+  MatrixView probabilities = {};
+};
+
+// Verifies drafts by exact rejection sampling: what is written follows the distribution that the
+// filters leave of the target's logits, whatever the drafts are.
+//   logits  [drafts + requests, n] f32|f16|bf16: of each request the rows of its drafts' positions,
+//           then one for the position after them
+//   tokens  [requests, width]: the drafts accepted, then one token more, then -1. width is one more
+//           than the most drafts of a request, or greater
+// With probabilities q a draft d is accepted with min(1, p(d) / q(d)); the token after the last one
+// accepted is drawn from the positive part of p - q, renormalised, or after all drafts from p
+// (Leviathan et al. 2023; Chen et al. 2023). Without probabilities each position is drawn as Sample
+// draws it, and its draft is accepted if it is the token drawn: the same distribution, and the very
+// tokens that Sample would have drawn one by one.
+//
+// Lists of the options have one element per request, or one for all, or none. The default stream is
+// the request's number, and `position` that of its first draft. Biases and penalties must be empty.
+// A row without an answer ends its request with InvalidRow::kToken. Throws Error as Sample does.
+RIFFLE_API void VerifyDrafts(const MatrixView& logits, const DraftLists& drafts,
+                             const OutView<int32_t>& tokens, int64_t width,
+                             const SampleOptions& options = {});
 
 }  // namespace riffle

@@ -21,6 +21,10 @@ RowDraw::RowDraw(const SamplingBatch& batch, int64_t row, const Candidates& firs
       row_weights_{batch.RowData(row), batch.logits.dtype,
                    core::LoadElement(batch.logits.dtype, first.values), plan_.scale, plan_.unit} {
   HWY_DASSERT(first.count == plan_.first);
+  if (plan_.windowed) {
+    search_.emplace(batch, row_weights_, scratch, memory);
+    sums_ = scratch.kept_sums.At(memory);
+  }
 }
 
 // The row's best `count` columns: from those found first if they suffice, else selected now.
@@ -59,6 +63,21 @@ Kept RowDraw::FilterCandidates() {
   return {DropBelowMinWeight(from), {}, {}};
 }
 
+// Whether the row's k best columns have that mass. `from` is then as many of them as are needed.
+bool RowDraw::Reaches(int64_t k, double mass, Candidates* from) const {
+  *from = Best(k);
+  WeighCandidates(*from);
+  from->count = Reach(weights_, k, mass);
+  return from->count <= k;
+}
+
+Kept RowDraw::FromNucleus(Nucleus nucleus) const {
+  if (nucleus.tie_weight < plan_.min_weight) {
+    nucleus.ties = 0;
+  }
+  return {{}, {nucleus.threshold, plan_.min_weight}, nucleus};
+}
+
 Kept RowDraw::FilterNucleus() {
   double all = 0;
   for (int64_t block = 0; block < batch_.blocks; ++block) {
@@ -66,18 +85,35 @@ Kept RowDraw::FilterNucleus() {
   }
   const double mass = static_cast<double>(plan_.top_p) * all;
   for (const int64_t k : kNucleusSteps) {
-    Candidates from = Best(k);
-    WeighCandidates(from);
-    from.count = Reach(weights_, k, mass);
-    if (from.count <= k) {
+    if (Candidates from; Reaches(k, mass, &from)) {
       return {DropBelowMinWeight(from), {}, {}};
     }
   }
-  Nucleus nucleus = batch_.kernels.find_nucleus(row_weights_, batch_.logits.cols, mass, rest_);
-  if (nucleus.tie_weight < plan_.min_weight) {
-    nucleus.ties = 0;
+  return FromNucleus(batch_.kernels.find_nucleus(row_weights_, batch_.logits.cols, 0, mass, rest_));
+}
+
+Kept RowDraw::FilterWindowed() {
+  Candidates from = Best(kNucleusSteps[0]);
+  WeighCandidates(from);
+  const double top_mass = Sum(weights_, from.count);
+  const float top = core::LoadElement(
+      batch_.logits.dtype, from.values + static_cast<size_t>(from.count - 1) * batch_.element);
+  const auto share = static_cast<double>(plan_.top_p);
+  const double mass = share * search_->SumRow(share, top, top_mass);
+  if (Reaches(kNucleusSteps[0], mass, &from)) {
+    return {DropBelowMinWeight(from), {}, {}};
   }
-  return {{}, {nucleus.threshold, plan_.min_weight}, nucleus};
+  const bool in_window = search_->FindInWindow();
+  // A nucleus of few columns is drawn from in their order, as if no search had been needed.
+  constexpr int64_t kFew = kNucleusSteps[1];
+  const bool many = in_window && search_->CountColumns() > kFew;
+  if (!many && Reaches(kFew, mass, &from)) {
+    return {DropBelowMinWeight(from), {}, {}};
+  }
+  if (!in_window) {
+    search_->Find();
+  }
+  return FromNucleus(search_->nucleus());
 }
 
 Kept RowDraw::Filter() {
@@ -87,7 +123,7 @@ Kept RowDraw::Filter() {
     case SamplePath::kCandidates:
       return FilterCandidates();
     case SamplePath::kNucleus:
-      return FilterNucleus();
+      return search_.has_value() ? FilterWindowed() : FilterNucleus();
     case SamplePath::kAll:
       return {{}, {-std::numeric_limits<float>::infinity(), plan_.min_weight}, {}};
   }
@@ -122,20 +158,30 @@ int32_t RowDraw::DrawFromAll(const Cut& cut, const Nucleus& nucleus) const {
   return static_cast<int32_t>(begin + Locate(weights_, end - begin, place - before));
 }
 
-int32_t RowDraw::Draw() {
-  const auto [from, cut, nucleus] = Filter();
+// Sums the columns that the cut of a nucleus keeps.
+void RowDraw::SumKept(const Cut& cut) const {
+  if (cut.min_weight == 0 && search_.has_value() && search_->SumBlocks(sums_)) {
+    return;
+  }
+  for (int64_t block = 0; block < batch_.blocks; ++block) {
+    sums_[block] = batch_.kernels.sum_weights(row_weights_, &cut, batch_.BlockBegin(block),
+                                              batch_.BlockEnd(block));
+  }
+}
+
+int32_t RowDraw::DrawFromKept(const Kept& kept) {
+  const Candidates& from = kept.candidates;
   if (from.count > 0) {
     const double place = batch_.Random(row_) * Sum(weights_, from.count);
     return from.indices[Locate(weights_, from.count, place)];
   }
   if (plan_.path == SamplePath::kNucleus) {
-    for (int64_t block = 0; block < batch_.blocks; ++block) {
-      sums_[block] = batch_.kernels.sum_weights(row_weights_, &cut, batch_.BlockBegin(block),
-                                                batch_.BlockEnd(block));
-    }
+    SumKept(kept.cut);
   }
-  return DrawFromAll(cut, nucleus);
+  return DrawFromAll(kept.cut, kept.nucleus);
 }
+
+int32_t RowDraw::Draw() { return DrawFromKept(Filter()); }
 
 void RowDraw::Mask(float* x) {
   const bool every_column = plan_.path == SamplePath::kAll || plan_.k == batch_.logits.cols;

@@ -2,7 +2,9 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 
+#include "sampling/nucleus_search.h"
 #include "sampling/sampling_batch.h"
 
 namespace riffle::sampling {
@@ -18,12 +20,20 @@ struct Kept {
 class RowDraw {
  public:
   // `first`: the row's plan.first best columns. `sums`: the weight of each block, where the plan
-  // needs the sum of all. `memory`: the thread's scratch, in which `scratch` places the arrays.
+  // has the sum of all made before. `memory`: the thread's scratch, in which `scratch` places the
+  // arrays.
   RowDraw(const SamplingBatch& batch, int64_t row, const Candidates& first, double* sums,
           const DrawScratch& scratch, uint8_t* memory);
 
   // Returns the token. Call it once per row: it may overwrite the sums.
   int32_t Draw();
+
+  // The sum of each block at the row's temperature, if the draw has made it; otherwise null.
+  const double* block_sums() const { return search_.has_value() ? search_->block_sums() : nullptr; }
+
+  // Returns `draft`, which was drawn from the distribution q [cols], if it is accepted, otherwise
+  // a token of the positive part of what is left of the row's distribution. Call it once per row.
+  int32_t Verify(int32_t draft, const float* q);
 
   // Writes -inf to the columns of the row that the filters drop.
   void Mask(float* x);
@@ -32,20 +42,31 @@ class RowDraw {
   Kept Filter();
   Kept FilterCandidates();
   Kept FilterNucleus();
+  Kept FilterWindowed();
+  bool Reaches(int64_t k, double mass, Candidates* from) const;
+  Kept FromNucleus(Nucleus nucleus) const;
+  void SumKept(const Cut& cut) const;
   Candidates Best(int64_t count) const;
   void WeighCandidates(const Candidates& from) const;
   Candidates DropBelowMinWeight(Candidates from) const;
+  int32_t DrawFromKept(const Kept& kept);
   int32_t DrawFromAll(const Cut& cut, const Nucleus& nucleus) const;
+  int32_t VerifyAmongCandidates(const Kept& kept, int32_t draft, const float* q);
+  int32_t VerifyAmongAll(const Kept& kept, int32_t draft, const float* q);
+  double SumKeptColumns(const Kept& kept);
+  int64_t ShareBlock(const Kept& kept, int64_t block, int64_t ties_before, double total,
+                     const float* q) const;
 
   const SamplingBatch& batch_;
   const int64_t row_;
   const RowPlan plan_;
   const Candidates first_;
-  double* const sums_;
+  double* sums_;
   const Candidates memory_;  // for more candidates than `first_` has
   float* const weights_;
   uint8_t* const rest_;
   const WeightRow row_weights_;
+  std::optional<NucleusSearch> search_;  // if the plan is windowed
 };
 
 }  // namespace riffle::sampling

@@ -68,6 +68,15 @@ struct Undecided {
     return sum.Sum();
   }
 
+  int64_t CountAbove(float pivot) const {
+    const WeightTag d;
+    const WeightVec limit = hn::Set(d, pivot);
+    size_t above = 0;
+    Visit([&](WeightVec value, WeightVec, hn::Mask<WeightTag> valid)
+              HWY_ATTR { above += hn::CountTrue(d, hn::And(valid, hn::Gt(value, limit))); });
+    return static_cast<int64_t>(above);
+  }
+
   // Keeps the elements above the pivot, or the others. Works in place: writes never overtake reads.
   void Keep(float pivot, bool above) {
     const WeightTag d;
@@ -94,25 +103,9 @@ inline float Pivot(Undecided::Range range, bool of_bits) {
   return middle;
 }
 
-template <DType kDType>
-Nucleus NucleusOf(const WeightRow& row, int64_t n, double mass, uint8_t* scratch) {
-  using E = Elements<kDType>;
-  const WeightTag d;
-  constexpr int64_t kLanes = hn::MaxLanes(d);
-  float* x = reinterpret_cast<float*>(scratch);
-  Undecided undecided{x, x + NucleusScratch(n) / (2 * sizeof(float))};
-  const WeightReader<kDType, false> read(row, {});
-  for (int64_t i = 0; i < n; i += kLanes) {
-    const uint8_t* from = row.x + static_cast<size_t>(i) * E::kBytes;
-    const WeightVec value =
-        i + kLanes <= n ? E::Load(from) : E::LoadFirst(from, static_cast<size_t>(n - i));
-    const WeightVec weight = read.Kept(value);
-    undecided.Append(value, weight, hn::Gt(weight, hn::Zero(d)));
-  }
-  if (undecided.count == 0) {  // another thread wrote to the row after its maximum was found
-    return {row.max, 1.0f, 1};
-  }
-  double above = 0;  // the mass above all undecided elements
+// The nucleus that reaches `mass`, of which `above` lies above all elements. Leaves those that
+// equal the threshold. Pre: there are elements.
+inline Nucleus SelectByMass(Undecided& undecided, double above, double mass) {
   for (bool of_bits = false;;) {
     const int64_t before = undecided.count;
     const Undecided::Range range = undecided.Extremes();
@@ -131,6 +124,27 @@ Nucleus NucleusOf(const WeightRow& row, int64_t n, double mass, uint8_t* scratch
   const auto equal = static_cast<double>(undecided.count);
   const double ties = wanted > 1 ? std::min(wanted, equal) : 1;  // if `wanted` is NaN: 1
   return {undecided.x[0], weight, static_cast<int64_t>(ties)};
+}
+
+template <DType kDType>
+Nucleus NucleusOf(const WeightRow& row, int64_t n, double above, double mass, uint8_t* scratch) {
+  using E = Elements<kDType>;
+  const WeightTag d;
+  constexpr int64_t kLanes = hn::MaxLanes(d);
+  float* x = reinterpret_cast<float*>(scratch);
+  Undecided undecided{x, x + NucleusScratch(n) / (2 * sizeof(float))};
+  const WeightReader<kDType, false> read(row, {});
+  for (int64_t i = 0; i < n; i += kLanes) {
+    const uint8_t* from = row.x + static_cast<size_t>(i) * E::kBytes;
+    const WeightVec value =
+        i + kLanes <= n ? E::Load(from) : E::LoadFirst(from, static_cast<size_t>(n - i));
+    const WeightVec weight = read.Kept(value);
+    undecided.Append(value, weight, hn::Gt(weight, hn::Zero(d)));
+  }
+  if (undecided.count == 0) {  // another thread wrote to the row after its maximum was found
+    return {row.max, 1.0f, 1};
+  }
+  return SelectByMass(undecided, above, mass);
 }
 
 template <DType kDType>

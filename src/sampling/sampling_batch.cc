@@ -1,20 +1,10 @@
 #include "sampling/sampling_batch.h"
 
 #include <algorithm>
-#include <span>
 
 #include "sampling/random.h"
 
 namespace riffle::sampling {
-namespace {
-
-// A parameter is given for each row, once for all rows, or not at all.
-template <typename T>
-T ValueForRow(std::span<const T> list, int64_t row, T otherwise) {
-  return list.empty() ? otherwise : list[list.size() == 1 ? 0 : static_cast<size_t>(row)];
-}
-
-}  // namespace
 
 SamplingBatch::SamplingBatch(const MatrixView& call_logits, const SampleOptions& call_options,
                              bool call_draws)
@@ -32,10 +22,10 @@ RowPlan SamplingBatch::Plan(int64_t row) const {
                  logits.cols, draws);
 }
 
-double SamplingBatch::Random(int64_t row) const {
+double SamplingBatch::Random(int64_t row, size_t which) const {
   return Uniform(ValueForRow(options.seeds, row, options.seed),
                  ValueForRow(options.stream, row, row),
-                 ValueForRow(options.position, row, int64_t{0}));
+                 ValueForRow(options.position, row, int64_t{0}), which);
 }
 
 int64_t SamplingBatch::BlockEnd(int64_t block) const {

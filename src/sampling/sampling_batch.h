@@ -3,6 +3,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <span>
 
 #include "riffle/sampling.h"
 #include "sampling/sampling_kernels.h"
@@ -10,6 +11,12 @@
 #include "topk/topk_kernels.h"
 
 namespace riffle::sampling {
+
+// A parameter is given for each row, once for all rows, or not at all.
+template <typename T>
+T ValueForRow(std::span<const T> list, int64_t row, T otherwise) {
+  return list.empty() ? otherwise : list[list.size() == 1 ? 0 : static_cast<size_t>(row)];
+}
 
 // The best columns of a row, best first.
 struct Candidates {
@@ -32,8 +39,8 @@ struct SamplingBatch {
                 bool call_draws = true);
 
   RowPlan Plan(int64_t row) const;
-  // The random number, in [0, 1), for the row's draw.
-  double Random(int64_t row) const;
+  // The random number, in [0, 1), for the row's draw, or another one that is independent.
+  double Random(int64_t row, size_t which = 0) const;
   const uint8_t* RowData(int64_t row) const {
     return static_cast<const uint8_t*>(logits.data) +
            row * logits.row_stride * static_cast<int64_t>(element);

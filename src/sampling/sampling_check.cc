@@ -7,6 +7,7 @@
 
 #include "core/check.h"
 #include "core/overlap.h"
+#include "sampling/adjust.h"
 
 namespace riffle::sampling {
 namespace {
@@ -60,6 +61,15 @@ core::ByteRows Bytes(std::span<const T> list) {
   return {list.data(), list.empty() ? 0 : 1, 0, static_cast<int64_t>(list.size_bytes())};
 }
 
+void CheckRowLists(const SampleOptions& options, int64_t rows) {
+  CheckIn("temperature", options.temperature, rows, 0.0f, std::numeric_limits<float>::max(),
+          "finite and at least 0");
+  CheckFilterLists(options, rows);
+  CheckList("seeds", options.seeds, rows);
+  CheckList("stream", options.stream, rows);
+  CheckList("position", options.position, rows);
+}
+
 struct Named {
   const char* name;
   core::ByteRows rows;
@@ -70,6 +80,16 @@ core::ByteRows Bytes(const MatrixView& x) {
   return {x.data, x.rows, x.row_stride * element, x.cols * element};
 }
 
+core::ByteRows Bytes(const BitmaskView& mask, const MatrixView& logits) {
+  return {mask.words, mask.words == nullptr ? 0 : logits.rows, mask.row_stride * 4,
+          (logits.cols + 31) / 32 * 4};
+}
+
+template <typename T>
+core::ByteRows Bytes(const OutView<T>& out, int64_t rows, int64_t cols) {
+  return {out.data, cols == 0 ? 0 : rows, out.row_stride * 4, cols * 4};
+}
+
 void CheckOutput(const Named& out, std::span<const Named> inputs) {
   for (const Named& in : inputs) {
     core::Check(!core::Overlaps(out.rows, in.rows), Code::kOverlap, out.name,
@@ -78,25 +98,50 @@ void CheckOutput(const Named& out, std::span<const Named> inputs) {
 }
 
 void CheckOverlaps(const MatrixView& logits, const SampleOptions& options,
-                   std::span<const int32_t> tokens, std::span<const float> logprobs) {
-  const Named inputs[] = {
-      {"logits", Bytes(logits)},         {"temperature", Bytes(options.temperature)},
-      {"top_k", Bytes(options.top_k)},   {"top_p", Bytes(options.top_p)},
-      {"min_p", Bytes(options.min_p)},   {"seeds", Bytes(options.seeds)},
-      {"stream", Bytes(options.stream)}, {"position", Bytes(options.position)}};
-  const Named outputs[] = {{"tokens", Bytes(tokens)}, {"logprobs", Bytes(logprobs)}};
-  for (const Named& out : outputs) {
-    CheckOutput(out, inputs);
+                   std::span<const int32_t> tokens, std::span<const float> logprobs,
+                   const TopLogProbs& top) {
+  const Named inputs[] = {{"logits", Bytes(logits)},
+                          {"temperature", Bytes(options.temperature)},
+                          {"top_k", Bytes(options.top_k)},
+                          {"top_p", Bytes(options.top_p)},
+                          {"min_p", Bytes(options.min_p)},
+                          {"seeds", Bytes(options.seeds)},
+                          {"stream", Bytes(options.stream)},
+                          {"position", Bytes(options.position)},
+                          {"allowed", Bytes(options.allowed, logits)},
+                          {"logit_bias", Bytes(options.bias_tokens.tokens)},
+                          {"logit_bias", Bytes(options.bias_tokens.offsets)},
+                          {"logit_bias", Bytes(options.bias)},
+                          {"repetition_penalty", Bytes(options.repetition_penalty)},
+                          {"frequency_penalty", Bytes(options.frequency_penalty)},
+                          {"presence_penalty", Bytes(options.presence_penalty)},
+                          {"prompt_tokens", Bytes(options.prompt_tokens.tokens)},
+                          {"prompt_tokens", Bytes(options.prompt_tokens.offsets)},
+                          {"output_tokens", Bytes(options.output_tokens.tokens)},
+                          {"output_tokens", Bytes(options.output_tokens.offsets)}};
+  const Named outputs[] = {{"tokens", Bytes(tokens)},
+                           {"logprobs", Bytes(logprobs)},
+                           {"top.logprobs", Bytes(top.logprobs, logits.rows, top.k)},
+                           {"top.tokens", Bytes(top.tokens, logits.rows, top.k)}};
+  for (size_t i = 0; i < std::size(outputs); ++i) {
+    CheckOutput(outputs[i], inputs);
+    core::Check(!core::OverlapsItself(outputs[i].rows), Code::kOverlap, "the rows of ",
+                outputs[i].name, " share memory");
+    for (size_t j = 0; j < i; ++j) {
+      core::Check(!core::Overlaps(outputs[i].rows, outputs[j].rows), Code::kOverlap,
+                  outputs[i].name, " shares memory with ", outputs[j].name);
+    }
   }
-  core::Check(!core::Overlaps(outputs[0].rows, outputs[1].rows), Code::kOverlap,
-              "logprobs shares memory with tokens");
 }
 
 }  // namespace
 
 void CheckSample(const MatrixView& logits, const SampleOptions& options,
-                 std::span<const int32_t> tokens, std::span<const float> logprobs) {
+                 std::span<const int32_t> tokens, std::span<const float> logprobs,
+                 const TopLogProbs& top) {
   CheckLogits(logits);
+  core::Check(top.k >= 0 && top.k <= logits.cols, Code::kBadOption, "top_logprobs = ", top.k,
+              " is not in 0..", logits.cols, ", the number of columns");
   const int64_t rows = logits.rows;
   const auto count = static_cast<int64_t>(tokens.size());
   const auto probs = static_cast<int64_t>(logprobs.size());
@@ -104,13 +149,31 @@ void CheckSample(const MatrixView& logits, const SampleOptions& options,
               " rows");
   core::Check(probs == 0 || probs == rows, Code::kBadShape, "logprobs has ", probs,
               " elements for ", rows, " rows");
-  CheckIn("temperature", options.temperature, rows, 0.0f, std::numeric_limits<float>::max(),
-          "finite and at least 0");
-  CheckFilterLists(options, rows);
-  CheckList("seeds", options.seeds, rows);
-  CheckList("stream", options.stream, rows);
-  CheckList("position", options.position, rows);
-  CheckOverlaps(logits, options, tokens, logprobs);
+  CheckRowLists(options, rows);
+  CheckAdjustments(logits, options);
+  CheckOverlaps(logits, options, tokens, logprobs, top);
+}
+
+void CheckVerify(const MatrixView& logits, const SampleOptions& options, int64_t requests) {
+  CheckLogits(logits);
+  CheckRowLists(options, requests);
+}
+
+void CheckOutputOfDrafts(const core::ByteRows& tokens, const MatrixView& logits,
+                         const DraftLists& drafts, const SampleOptions& options) {
+  const MatrixView& q = drafts.probabilities;
+  const Named inputs[] = {{"logits", Bytes(logits)},
+                          {"draft_tokens", Bytes(drafts.tokens)},
+                          {"the drafts' offsets", Bytes(drafts.offsets)},
+                          {"draft_probs", q.data == nullptr ? core::ByteRows{} : Bytes(q)},
+                          {"temperature", Bytes(options.temperature)},
+                          {"top_k", Bytes(options.top_k)},
+                          {"top_p", Bytes(options.top_p)},
+                          {"min_p", Bytes(options.min_p)},
+                          {"seeds", Bytes(options.seeds)},
+                          {"stream", Bytes(options.stream)},
+                          {"position", Bytes(options.position)}};
+  CheckOutput({"tokens", tokens}, inputs);
 }
 
 void CheckFilters(const MatrixView& logits, const SampleOptions& options) {

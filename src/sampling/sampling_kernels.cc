@@ -12,6 +12,7 @@
 #include "sampling/mask-inl.h"
 #include "sampling/nucleus-inl.h"
 #include "sampling/weights-inl.h"
+#include "sampling/window-inl.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace riffle::sampling::HWY_NAMESPACE {
@@ -33,8 +34,11 @@ HWY_INLINE auto ForDType(DType dtype, const F& f) {
 double SumRange(const WeightRow& row, const Cut* cut, int64_t begin, int64_t end) {
   HWY_DASSERT(0 <= begin && begin < end);
   return ForDType(row.dtype, [&]<DType kDType>() {
-    return cut == nullptr ? SumOf<kDType, false>(row, {}, begin, end)
-                          : SumOf<kDType, true>(row, *cut, begin, end);
+    if (cut != nullptr) {
+      return SumOf<kDType, true, false>(row, *cut, begin, end);
+    }
+    return IsPlain(row) ? SumOf<kDType, false, true>(row, {}, begin, end)
+                        : SumOf<kDType, false, false>(row, {}, begin, end);
   });
 }
 
@@ -46,10 +50,27 @@ void WeighRange(const WeightRow& row, const Cut* cut, int64_t begin, int64_t end
   });
 }
 
-Nucleus FindNucleus(const WeightRow& row, int64_t n, double mass, uint8_t* scratch) {
+Nucleus FindNucleus(const WeightRow& row, int64_t n, double above, double mass, uint8_t* scratch) {
   HWY_DASSERT(n > 0 && reinterpret_cast<uintptr_t>(scratch) % core::kScratchAlignment == 0);
   return ForDType(row.dtype,
-                  [&]<DType kDType>() { return NucleusOf<kDType>(row, n, mass, scratch); });
+                  [&]<DType kDType>() { return NucleusOf<kDType>(row, n, above, mass, scratch); });
+}
+
+WindowEstimate EstimateWindow(const WeightRow& row, int64_t n, const WindowTarget& target,
+                              uint8_t* scratch) {
+  HWY_DASSERT(n >= kMinWindowed);
+  HWY_DASSERT(reinterpret_cast<uintptr_t>(scratch) % core::kScratchAlignment == 0);
+  return ForDType(row.dtype,
+                  [&]<DType kDType>() { return EstimateRow<kDType>(row, n, target, scratch); });
+}
+
+WindowSums SumWindow(const WeightRow& row, const WindowEstimate& window, int64_t begin, int64_t end,
+                     float* values) {
+  HWY_DASSERT(0 <= begin && begin < end && window.low <= window.high);
+  return ForDType(row.dtype, [&]<DType kDType>() {
+    return IsPlain(row) ? WindowOf<kDType, true>(row, window, begin, end, values)
+                        : WindowOf<kDType, false>(row, window, begin, end, values);
+  });
 }
 
 int64_t FindEqual(const WeightRow& row, int64_t n, float value, int64_t place) {
@@ -71,6 +92,8 @@ const SamplingKernels* SamplingKernelsForTarget() {
   static constexpr SamplingKernels kKernels = {.sum_weights = SumRange,
                                                .weights = WeighRange,
                                                .find_nucleus = FindNucleus,
+                                               .estimate_window = EstimateWindow,
+                                               .sum_window = SumWindow,
                                                .find_equal = FindEqual,
                                                .mask = MaskRange};
   return &kKernels;

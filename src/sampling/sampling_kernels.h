@@ -42,6 +42,45 @@ constexpr size_t NucleusScratch(int64_t n) {
   return 2 * sizeof(float) * static_cast<size_t>((n + 2 * kWeightSlack) / 16 * 16);
 }
 
+// Rows of fewer columns are searched for their nucleus as a whole.
+constexpr int64_t kMinWindowed = 16384;
+
+// An estimate of a row's mass takes the first kEstimateRun of every kEstimateStep columns, and
+// looks for the window among 16 in kPickStep * 16 of these.
+constexpr int64_t kEstimateStep = 4096;
+constexpr int64_t kEstimateRun = 512;
+constexpr int64_t kPickStep = 8;
+constexpr int64_t EstimateRoom(int64_t n) {
+  return (n / kEstimateStep + 1) * (kEstimateRun / kPickStep) + kWeightSlack;
+}
+static_assert(2 * sizeof(float) * EstimateRoom(kMinWindowed) <= NucleusScratch(kMinWindowed));
+
+// How many columns of a row of n may be in its window, which is expected to have a few percent.
+constexpr int64_t WindowRoom(int64_t n) { return n / 4 + 4096; }
+
+// What is known of a row before its window is estimated.
+struct WindowTarget {
+  double share = 0;     // of the mass, which the nucleus must reach
+  double all = 0;       // the mass of the row; 0: not known
+  double top_mass = 0;  // that of some of the best columns
+  float top = 0;        // the last of these
+};
+
+// The values between which the last column of the nucleus is thought to be, both included. There is
+// no window if high < low, which means that those best columns are thought to be enough.
+struct WindowEstimate {
+  double all = 0;
+  float low = 0;
+  float high = -1;
+};
+
+struct WindowSums {
+  double all = 0;           // has the bits of sum_weights
+  double above = 0;         // of columns above the window, summed likewise
+  int64_t above_count = 0;  // of these
+  int64_t count = 0;        // of columns in the window
+};
+
 struct SamplingKernels {
   // The sum of the weights of columns [begin, end), or of those that the cut keeps. The order of
   // the additions depends on end - begin alone.
@@ -51,10 +90,21 @@ struct SamplingKernels {
   // kWeightSlack elements more.
   void (*weights)(const WeightRow& row, const Cut* cut, int64_t begin, int64_t end, float* out);
 
-  // The smallest nucleus of row [0, n) with a mass of at least `mass`; if the whole row has less,
-  // all columns of positive weight. `scratch` has NucleusScratch(n) bytes, aligned to
-  // kScratchAlignment.
-  Nucleus (*find_nucleus)(const WeightRow& row, int64_t n, double mass, uint8_t* scratch);
+  // The smallest nucleus of row [0, n) with a mass of at least `mass`, if there is also a mass of
+  // `above` above all these columns; if the whole row has less, all columns of positive weight.
+  // `scratch` has NucleusScratch(n) bytes, aligned to kScratchAlignment.
+  Nucleus (*find_nucleus)(const WeightRow& row, int64_t n, double above, double mass,
+                          uint8_t* scratch);
+
+  // Estimates the window of a target. `scratch` has NucleusScratch(n) bytes. Pre: n >=
+  // kMinWindowed.
+  WindowEstimate (*estimate_window)(const WeightRow& row, int64_t n, const WindowTarget& target,
+                                    uint8_t* scratch);
+
+  // Sums columns [begin, end) and stores those in the window, in f32 and in their order, in
+  // `values`, which has room for end - begin + kWeightSlack.
+  WindowSums (*sum_window)(const WeightRow& row, const WindowEstimate& window, int64_t begin,
+                           int64_t end, float* values);
 
   // The column of element number `place` (from 0) among those equal to `value`. If another thread
   // wrote to the row and there are fewer, the last column.

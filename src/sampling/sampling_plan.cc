@@ -43,7 +43,8 @@ RowPlan PlanRow(const RowParameters& parameters, int64_t n, bool draws) {
     plan.first = plan.k <= kMaxFirst ? plan.k : 1;
   } else if (parameters.top_p < 1) {
     plan.path = SamplePath::kNucleus;
-    plan.sums = true;
+    plan.windowed = n >= kMinWindowed;
+    plan.sums = !plan.windowed;
     plan.first = kNucleusSteps[0];
   } else {
     plan.path = SamplePath::kAll;
@@ -52,24 +53,34 @@ RowPlan PlanRow(const RowParameters& parameters, int64_t n, bool draws) {
   return plan;
 }
 
-FirstScratch PlanFirst(int64_t rows, int64_t width, size_t element) {
+FirstScratch PlanFirst(int64_t rows, int64_t width, size_t element, size_t begin) {
   HWY_DASSERT(rows > 0 && width > 0);
-  core::ScratchLayout layout;
+  core::ScratchLayout layout(begin);
   FirstScratch first;
   first.values = layout.Place<uint8_t>(rows * width * static_cast<int64_t>(element));
   first.indices = layout.Place<int32_t>(rows * width);
   first.counts = layout.Place<int32_t>(rows);
+  first.tokens = layout.Place<int32_t>(rows);
+  first.logprobs = layout.Place<float>(rows);
   first.bytes = layout.bytes();
   return first;
 }
 
-DrawScratch PlanDraw(int64_t candidates, size_t element, size_t rest) {
+DrawScratch PlanDraw(int64_t candidates, size_t element, size_t rest, int64_t windowed) {
   core::ScratchLayout layout;
   DrawScratch draw;
   draw.values = layout.Place<uint8_t>(candidates * static_cast<int64_t>(element));
   draw.indices = layout.Place<int32_t>(candidates);
   draw.weights = layout.Place<float>(std::max(candidates, kSumBlock) + kWeightSlack);
   draw.rest = layout.Place<uint8_t>(static_cast<int64_t>(rest));
+  if (windowed > 0) {
+    const int64_t blocks = SumBlocks(windowed);
+    draw.kept_sums = layout.Place<double>(blocks);
+    draw.block_sums = layout.Place<double>(blocks);
+    draw.block_above = layout.Place<double>(blocks);
+    draw.block_begin = layout.Place<int32_t>(blocks + 1);
+    draw.window = layout.Place<float>(WindowRoom(windowed));
+  }
   draw.bytes = layout.bytes();
   return draw;
 }

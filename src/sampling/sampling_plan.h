@@ -31,7 +31,8 @@ struct RowPlan {
   float top_p = 1;
   float min_weight = 0;  // relative to the best column, whose weight is 1
 
-  bool sums = false;  // whether the weights of all columns are summed
+  bool sums = false;      // whether the weights of all columns are summed before the draw
+  bool windowed = false;  // kNucleus: by a NucleusSearch, which sums them itself
   // Whether the sum of weights over all columns is also the one that log-probabilities need.
   bool raw() const;
 };
@@ -52,14 +53,17 @@ constexpr int64_t kMaxFirst = 1024;
 // How many candidates are searched for a nucleus, in turn. A larger nucleus is found by its mass.
 constexpr int64_t kNucleusSteps[] = {64, 1024};
 
-// The first candidates of all rows.
+// The first candidates of all rows, and what was drawn.
 struct FirstScratch {
   core::ScratchArray<uint8_t> values;   // [rows, width] of the dtype
   core::ScratchArray<int32_t> indices;  // [rows, width]
   core::ScratchArray<int32_t> counts;   // [rows]
+  core::ScratchArray<int32_t> tokens;   // [rows]
+  core::ScratchArray<float> logprobs;   // [rows]
   size_t bytes = 0;
 };
-FirstScratch PlanFirst(int64_t rows, int64_t width, size_t element);
+// `begin`: bytes before them, a multiple of kScratchAlignment.
+FirstScratch PlanFirst(int64_t rows, int64_t width, size_t element, size_t begin);
 
 // A thread's scratch for a draw.
 struct DrawScratch {
@@ -67,9 +71,14 @@ struct DrawScratch {
   core::ScratchArray<int32_t> indices;  // [candidates]
   core::ScratchArray<float> weights;    // of the candidates, or of one block of columns
   core::ScratchArray<uint8_t> rest;     // scratch of top-k, or of the search for a nucleus
+  // Of a NucleusSearch.
+  core::ScratchArray<double> kept_sums, block_sums, block_above;  // [blocks]
+  core::ScratchArray<int32_t> block_begin;                        // [blocks + 1]
+  core::ScratchArray<float> window;
   size_t bytes = 0;
 };
-DrawScratch PlanDraw(int64_t candidates, size_t element, size_t rest);
+// `windowed`: the columns of a row if there is a NucleusSearch, otherwise 0.
+DrawScratch PlanDraw(int64_t candidates, size_t element, size_t rest, int64_t windowed);
 
 // The sum of each block of each row, in shared memory.
 struct SumsLayout {

@@ -11,6 +11,7 @@
 #include "core/scratch.h"
 #include "riffle/topk.h"
 #include "sampling/draw.h"
+#include "sampling/logprobs.h"
 
 namespace riffle::sampling {
 namespace {
@@ -21,8 +22,11 @@ constexpr float kInfinity = std::numeric_limits<float>::infinity();
 // token is drawn, or the row masked.
 class Sampler {
  public:
-  Sampler(const SamplingBatch& batch, bool logprobs)
-      : batch_(batch), logprobs_(logprobs), any_sums_(logprobs) {}
+  Sampler(const SamplingBatch& batch, bool logprobs, size_t reserved)
+      : batch_(batch), logprobs_(logprobs), reserved_(reserved) {}
+
+  // Places the first candidates of all rows behind the reserved bytes. Returns the arena.
+  uint8_t* PlaceFirst();
 
   // Calls finish(row, its draw, which still has to be made) for every row that can be sampled, on
   // any thread.
@@ -42,41 +46,51 @@ class Sampler {
   }
   double* Sums(int64_t row) const { return sums_ + row * batch_.blocks; }
   // NaN is above all values, so if there is one it is the maximum.
+  // Whether the draw itself makes the sums that log-probabilities need.
+  static bool DrawSumsRaw(const RowPlan& plan) { return plan.windowed && plan.raw(); }
   bool IsValid(int64_t row) const { return !std::isnan(Max(row)) && Max(row) != -kInfinity; }
 
-  void PlaceFirst();
   void FindFirst();
   void CheckMaxima() const;
   void PlanScratch();
-  void SumRows(core::Lease& lease, bool find_first);
+  void PlaceSums(core::Lease& lease);
+  void SumRows(core::Lease& lease);
   void SumBlocksOf(int64_t row, int64_t begin, int64_t end);
-  float LogProb(int64_t row, int32_t token) const;
+  float LogProb(int64_t row, int32_t token, const double* raw) const;
 
   const SamplingBatch& batch_;
   const bool logprobs_;
-  bool any_sums_;
-  bool uniform_ = true;        // every row's plan has the same number of first candidates
-  int64_t width_ = 1;          // columns of first_
-  Candidates first_;           // [rows, width_]
-  int32_t* counts_ = nullptr;  // [rows], for TopK
-  DrawScratch scratch_;        // of a thread
-  double* sums_ = nullptr;     // [rows, blocks], of weights at the row's temperature
-  double* raw_ = nullptr;      // [rows, blocks], of raw logits
+  const size_t reserved_;
+  bool any_sums_ = false;  // some are made before the draw
+  bool any_windowed_ = false;
+  bool uniform_ = true;              // every row's plan has the same number of first candidates
+  int64_t width_ = 1;                // columns of first_
+  Candidates first_;                 // [rows, width_]
+  int32_t* counts_ = nullptr;        // [rows], for TopK
+  int32_t* tokens_ = nullptr;        // [rows]
+  float* token_logprobs_ = nullptr;  // [rows]
+  DrawScratch scratch_;              // of a thread
+  double* sums_ = nullptr;           // [rows, blocks], of weights at the row's temperature
+  double* raw_ = nullptr;            // [rows, blocks], of raw logits
 };
 
 // The first candidates are in an arena of the calling thread, because TopK uses the pool's own.
-void Sampler::PlaceFirst() {
+uint8_t* Sampler::PlaceFirst() {
   const int64_t rows = batch_.logits.rows;
   for (int64_t row = 0; row < rows; ++row) {
     const RowPlan plan = batch_.Plan(row);
     uniform_ &= plan.first == batch_.Plan(0).first;
-    any_sums_ |= plan.sums;
+    any_sums_ |= plan.sums || (logprobs_ && !DrawSumsRaw(plan));
+    any_windowed_ |= plan.windowed;
     width_ = std::max(width_, plan.first);
   }
-  const FirstScratch layout = PlanFirst(rows, width_, batch_.element);
-  uint8_t* memory = core::ThreadScratch::Of(core::ThreadScratch::kSampling).Get(layout.bytes);
+  const FirstScratch layout = PlanFirst(rows, width_, batch_.element, reserved_);
+  uint8_t* const memory = core::ThreadScratch::Of(core::ThreadScratch::kSampling).Get(layout.bytes);
   first_ = {layout.values.At(memory), layout.indices.At(memory), width_};
   counts_ = layout.counts.At(memory);
+  tokens_ = layout.tokens.At(memory);
+  token_logprobs_ = layout.logprobs.At(memory);
+  return memory;
 }
 
 void Sampler::FindFirst() {
@@ -109,12 +123,14 @@ void Sampler::CheckMaxima() const {
 void Sampler::PlanScratch() {
   int64_t candidates = 0;
   size_t rest = 0;  // for top-k, or for the search for the nucleus
+  int64_t windowed = 0;
   for (int64_t row = 0; row < batch_.logits.rows; ++row) {
     const RowPlan plan = batch_.Plan(row);
     int64_t k = 0;
     if (plan.path == SamplePath::kNucleus) {
       k = std::end(kNucleusSteps)[-1];
       rest = std::max(rest, NucleusScratch(batch_.logits.cols));
+      windowed = plan.windowed ? batch_.logits.cols : windowed;
     } else if (plan.path == SamplePath::kCandidates) {
       k = plan.k;
     }
@@ -123,7 +139,7 @@ void Sampler::PlanScratch() {
     }
     candidates = std::max(candidates, k);
   }
-  scratch_ = PlanDraw(candidates, batch_.element, rest);
+  scratch_ = PlanDraw(candidates, batch_.element, rest, windowed);
 }
 
 void Sampler::SumBlocksOf(int64_t row, int64_t begin, int64_t end) {
@@ -132,52 +148,50 @@ void Sampler::SumBlocksOf(int64_t row, int64_t begin, int64_t end) {
   const WeightRow weights = RowWeights(row, plan.scale, plan.unit);
   const Cut min_weight{-kInfinity, plan.min_weight};
   const bool cut = plan.path == SamplePath::kAll && plan.min_weight > 0;
-  const bool raw = logprobs_ && !(plan.sums && plan.raw());
+  const bool logprobs = logprobs_ && !DrawSumsRaw(plan);
+  const bool shared = plan.sums && plan.raw();
+  if (!IsValid(row)) {
+    return;
+  }
   for (int64_t block = begin; block < end; ++block) {
     const int64_t from = batch_.BlockBegin(block);
     const int64_t to = batch_.BlockEnd(block);
     if (plan.sums) {
       Sums(row)[block] = sum_weights(weights, cut ? &min_weight : nullptr, from, to);
     }
-    if (raw) {
+    if (logprobs) {
       raw_[row * batch_.blocks + block] =
-          sum_weights(RowWeights(row, kRawScale, 1), nullptr, from, to);
-    } else if (logprobs_) {
-      raw_[row * batch_.blocks + block] = Sums(row)[block];
+          shared ? Sums(row)[block] : sum_weights(RowWeights(row, kRawScale, 1), nullptr, from, to);
     }
   }
 }
 
-// With `find_first`, one task finds a row's first candidates and then sums the whole row.
-void Sampler::SumRows(core::Lease& lease, bool find_first) {
-  const int64_t blocks = batch_.blocks;
-  const SumsLayout layout = PlanSums(batch_.logits.rows, blocks);
+void Sampler::PlaceSums(core::Lease& lease) {
+  const SumsLayout layout = PlanSums(batch_.logits.rows, batch_.blocks);
   uint8_t* shared = lease.Shared(layout.bytes);
   sums_ = layout.sums.At(shared);
   raw_ = layout.raw.At(shared);
+}
+
+void Sampler::SumRows(core::Lease& lease) {
   constexpr int64_t kBlocksOfTask = 16;
-  const int64_t step = find_first ? blocks : kBlocksOfTask;
-  const int64_t tasks = (blocks + step - 1) / step;  // per row
-  lease.Run(batch_.logits.rows * tasks, [&](int64_t i, uint8_t* memory) {
-    const int64_t row = i / tasks;
-    if (find_first) {
-      batch_.FindBest(row, First(row, batch_.Plan(row).first), scratch_.rest.At(memory));
-    }
-    const int64_t begin = i % tasks * step;
-    SumBlocksOf(row, begin, std::min(begin + step, blocks));
+  const int64_t tasks = (batch_.blocks + kBlocksOfTask - 1) / kBlocksOfTask;  // per row
+  lease.Run(batch_.logits.rows * tasks, [&](int64_t i, uint8_t*) {
+    const int64_t begin = i % tasks * kBlocksOfTask;
+    SumBlocksOf(i / tasks, begin, std::min(begin + kBlocksOfTask, batch_.blocks));
   });
 }
 
-float Sampler::LogProb(int64_t row, int32_t token) const {
+// `raw`: the sums of the blocks of the row, of raw logits.
+float Sampler::LogProb(int64_t row, int32_t token, const double* raw) const {
   const float max = Max(row);
   const float x = core::LoadElement(
       batch_.logits.dtype, batch_.RowData(row) + static_cast<size_t>(token) * batch_.element);
   double sum = 0;
   for (int64_t block = 0; block < batch_.blocks; ++block) {
-    sum += raw_[row * batch_.blocks + block];
+    sum += raw[block];
   }
-  const double below = x == max ? 0 : static_cast<double>(x) - static_cast<double>(max);
-  return static_cast<float>(below - std::log(sum));
+  return LogSoftmax(x, max, sum);
 }
 
 void Sampler::Run(core::FunctionRef<void(int64_t row, RowDraw& draw)> finish) {
@@ -187,7 +201,8 @@ void Sampler::Run(core::FunctionRef<void(int64_t row, RowDraw& draw)> finish) {
   ThreadPool* const pool = batch_.options.pool;
   const int64_t threads = (pool != nullptr ? *pool : DefaultPool()).threads();
   // If tasks take whole rows, each row is summed while it is still in the core's cache.
-  const bool together = any_sums_ && (rows % threads == 0 || rows >= 4 * threads);
+  const bool together =
+      (any_sums_ || any_windowed_) && (rows % threads == 0 || rows >= 4 * threads);
   if (!together) {
     FindFirst();
     CheckMaxima();
@@ -195,46 +210,83 @@ void Sampler::Run(core::FunctionRef<void(int64_t row, RowDraw& draw)> finish) {
   core::Lease lease(pool);
   lease.ReserveScratch(scratch_.bytes);
   if (any_sums_) {
-    SumRows(lease, together);
+    PlaceSums(lease);
   }
-  if (together) {
-    CheckMaxima();
+  if (any_sums_ && !together) {
+    SumRows(lease);
   }
   lease.Run(rows, [&](int64_t row, uint8_t* memory) {
+    const Candidates first = First(row, batch_.Plan(row).first);
+    if (together) {
+      batch_.FindBest(row, first, scratch_.rest.At(memory));
+    }
+    if (together && any_sums_) {
+      SumBlocksOf(row, 0, batch_.blocks);
+    }
     if (IsValid(row)) {
-      const Candidates first = First(row, batch_.Plan(row).first);
-      double* const sums = any_sums_ ? Sums(row) : nullptr;
-      RowDraw draw(batch_, row, first, sums, scratch_, memory);
+      RowDraw draw(batch_, row, first, any_sums_ ? Sums(row) : nullptr, scratch_, memory);
       finish(row, draw);
     }
   });
+  if (together) {
+    CheckMaxima();
+  }
 }
 
+// What is drawn is kept until no row can fail any more.
 void Sampler::Draw(std::span<int32_t> tokens, std::span<float> logprobs) {
   Run([&](int64_t row, RowDraw& draw) {
-    tokens[static_cast<size_t>(row)] = draw.Draw();
+    tokens_[row] = draw.Draw();
     if (logprobs_) {
-      logprobs[static_cast<size_t>(row)] = LogProb(row, tokens[static_cast<size_t>(row)]);
+      const double* raw =
+          DrawSumsRaw(batch_.Plan(row)) ? draw.block_sums() : raw_ + row * batch_.blocks;
+      token_logprobs_[row] = LogProb(row, tokens_[row], raw);
     }
   });
   for (int64_t row = 0; row < batch_.logits.rows; ++row) {
-    if (!IsValid(row)) {
-      tokens[static_cast<size_t>(row)] = -1;
-      if (logprobs_) {
-        logprobs[static_cast<size_t>(row)] = std::numeric_limits<float>::quiet_NaN();
-      }
+    const bool valid = IsValid(row);
+    tokens[static_cast<size_t>(row)] = valid ? tokens_[row] : -1;
+    if (logprobs_) {
+      logprobs[static_cast<size_t>(row)] =
+          valid ? token_logprobs_[row] : std::numeric_limits<float>::quiet_NaN();
     }
   }
 }
 
 }  // namespace
 
-void RunSample(const SamplingBatch& batch, std::span<int32_t> tokens, std::span<float> logprobs) {
-  Sampler(batch, !logprobs.empty()).Draw(tokens, logprobs);
+void RunSample(const SamplingBatch& batch, std::span<int32_t> tokens, std::span<float> logprobs,
+               size_t reserved) {
+  Sampler(batch, !logprobs.empty(), reserved).Draw(tokens, logprobs);
+}
+
+uint8_t* ReserveBefore(const SamplingBatch& batch, size_t reserved) {
+  return Sampler(batch, false, reserved).PlaceFirst();
+}
+
+uint8_t* ReserveArena(size_t bytes) {
+  return core::ThreadScratch::Of(core::ThreadScratch::kSampling).Get(bytes);
+}
+
+void VerifyRows(const SamplingBatch& batch, std::span<const int32_t> drafts,
+                const MatrixView& probabilities, std::span<int32_t> tokens, size_t reserved) {
+  if (probabilities.data == nullptr) {
+    RunSample(batch, tokens, {}, reserved);
+    return;
+  }
+  std::fill(tokens.begin(), tokens.end(), -1);
+  Sampler(batch, false, reserved).Run([&](int64_t row, RowDraw& draw) {
+    const auto r = static_cast<size_t>(row);
+    const auto before =
+        static_cast<int64_t>(row - std::count(drafts.begin(), drafts.begin() + row, int32_t{-1}));
+    const float* const q =
+        static_cast<const float*>(probabilities.data) + before * probabilities.row_stride;
+    tokens[r] = drafts[r] < 0 ? draw.Draw() : draw.Verify(drafts[r], q);
+  });
 }
 
 void RunFilters(const SamplingBatch& batch, float* logits) {
-  Sampler(batch, false).Run([&](int64_t row, RowDraw& draw) {
+  Sampler(batch, false, 0).Run([&](int64_t row, RowDraw& draw) {
     draw.Mask(logits + row * batch.logits.row_stride);
   });
 }

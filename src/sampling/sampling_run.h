@@ -10,7 +10,21 @@ namespace riffle::sampling {
 
 // Draws tokens[row] for every row, and its log-probability where `logprobs` is not empty. Throws
 // Error(kBadValue) for rows that cannot be sampled, if the options say so.
-void RunSample(const SamplingBatch& batch, std::span<int32_t> tokens, std::span<float> logprobs);
+// Leaves the first `reserved` bytes of the thread's arena of sampling alone.
+void RunSample(const SamplingBatch& batch, std::span<int32_t> tokens, std::span<float> logprobs,
+               size_t reserved = 0);
+
+// That arena with so many bytes, and room for the run of the batch behind them. Throws
+// Error(kOutOfMemory).
+uint8_t* ReserveBefore(const SamplingBatch& batch, size_t reserved);
+
+// The same arena, with so many bytes.
+uint8_t* ReserveArena(size_t bytes);
+
+// Verifies the draft of each row, -1 where it has none: tokens[row] is it, or what is drawn in its
+// place. `probabilities`: of the rows that have drafts, or without data.
+void VerifyRows(const SamplingBatch& batch, std::span<const int32_t> drafts,
+                const MatrixView& probabilities, std::span<int32_t> tokens, size_t reserved);
 
 // Masks the rows of a batch that does not draw; `logits` is its matrix.
 void RunFilters(const SamplingBatch& batch, float* logits);

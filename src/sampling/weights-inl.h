@@ -8,6 +8,7 @@
 
 #include <hwy/highway.h>
 
+#include <cmath>
 #include <cstring>
 #include <limits>
 
@@ -53,8 +54,13 @@ struct Elements {
   }
 };
 
-// Reads a row's weights, one vector at a time.
-template <DType kDType, bool kCut>
+// Whether the weight of the maximum needs no case of its own, as x - max is 0 there.
+inline bool IsPlain(const WeightRow& row) {
+  return row.unit == 1 && std::isfinite(row.max) && std::isfinite(row.scale);
+}
+
+// Reads a row's weights, one vector at a time. kPlain: IsPlain(row), which gives the same bits.
+template <DType kDType, bool kCut, bool kPlain = false>
 struct WeightReader {
   using E = Elements<kDType>;
   const uint8_t* x;
@@ -71,6 +77,9 @@ struct WeightReader {
 
   HWY_INLINE WeightVec Kept(WeightVec value) const {
     const WeightTag d;
+    if constexpr (kPlain && !kCut) {
+      return Exp2(d, hn::Mul(hn::Sub(value, max), scale));
+    }
     // With a unit of 1 this has the bits of value - max.
     const WeightVec below = hn::MulSub(value, unit, max_units);
     const WeightVec weight =
@@ -105,11 +114,11 @@ struct WideSum {
   HWY_INLINE double Sum() const { return hn::ReduceSum(D(), hn::Add(lower, upper)); }
 };
 
-template <DType kDType, bool kCut>
+template <DType kDType, bool kCut, bool kPlain>
 double SumOf(const WeightRow& row, const Cut& cut, int64_t begin, int64_t end) {
   const WeightTag d;
   constexpr int64_t kLanes = hn::MaxLanes(d);
-  const WeightReader<kDType, kCut> read(row, cut);
+  const WeightReader<kDType, kCut, kPlain> read(row, cut);
   WideSum sum;
   int64_t i = begin;
   for (; i + 8 * kLanes <= end; i += 8 * kLanes) {

@@ -1,0 +1,110 @@
+#include "sampling/nucleus_search.h"
+
+#include <algorithm>
+
+namespace riffle::sampling {
+
+NucleusSearch::NucleusSearch(const SamplingBatch& batch, const WeightRow& row,
+                             const DrawScratch& scratch, uint8_t* memory)
+    : batch_(batch),
+      row_(row),
+      all_(scratch.block_sums.At(memory)),
+      above_(scratch.block_above.At(memory)),
+      begin_(scratch.block_begin.At(memory)),
+      values_(scratch.window.At(memory)),
+      room_(WindowRoom(batch.logits.cols)),
+      rest_(scratch.rest.At(memory)) {
+  HWY_DASSERT(batch.logits.cols >= kMinWindowed);
+}
+
+// Sums the row and, as long as there is room for its values, the window.
+void NucleusSearch::SumWith(const WindowEstimate& window) {
+  has_window_ = window.low <= window.high;
+  above_count_ = 0;
+  begin_[0] = 0;
+  for (int64_t block = 0; block < batch_.blocks; ++block) {
+    const int64_t from = batch_.BlockBegin(block);
+    const int64_t to = batch_.BlockEnd(block);
+    has_window_ = has_window_ && begin_[block] + (to - from) + kWeightSlack <= room_;
+    if (!has_window_) {
+      all_[block] = batch_.kernels.sum_weights(row_, nullptr, from, to);
+      continue;
+    }
+    const WindowSums sums =
+        batch_.kernels.sum_window(row_, window, from, to, values_ + begin_[block]);
+    all_[block] = sums.all;
+    above_[block] = sums.above;
+    above_count_ += sums.above_count;
+    begin_[block + 1] = begin_[block] + static_cast<int32_t>(sums.count);
+  }
+}
+
+double NucleusSearch::SumRow(double share, float top, double top_mass) {
+  target_ = {share, 0, top_mass, top};
+  SumWith(batch_.kernels.estimate_window(row_, batch_.logits.cols, target_, rest_));
+  for (int64_t block = 0; block < batch_.blocks; ++block) {
+    target_.all += all_[block];
+  }
+  mass_ = share * target_.all;
+  return target_.all;
+}
+
+bool NucleusSearch::FindInWindow() {
+  const int64_t count = has_window_ ? begin_[batch_.blocks] : 0;
+  if (count == 0) {
+    return false;
+  }
+  double above = 0;
+  for (int64_t block = 0; block < batch_.blocks; ++block) {
+    above += above_[block];
+  }
+  if (above >= mass_) {
+    return false;
+  }
+  WeightRow values = row_;
+  values.x = reinterpret_cast<const uint8_t*>(values_);
+  values.dtype = DType::kF32;
+  // Enough that no order of the additions makes less of it than the mass.
+  const double sum = batch_.kernels.sum_weights(values, nullptr, 0, count) * (1 - 1e-6);
+  if (above + sum < mass_) {
+    return false;
+  }
+  nucleus_ = batch_.kernels.find_nucleus(values, count, above, mass_, rest_);
+  in_window_ = true;
+  return true;
+}
+
+void NucleusSearch::Find() {
+  target_.top_mass = 0;  // the best columns are known not to be enough
+  SumWith(batch_.kernels.estimate_window(row_, batch_.logits.cols, target_, rest_));
+  if (!FindInWindow()) {
+    nucleus_ = batch_.kernels.find_nucleus(row_, batch_.logits.cols, 0, mass_, rest_);
+  }
+}
+
+int64_t NucleusSearch::CountColumns() const {
+  HWY_DASSERT(in_window_);
+  const float threshold = nucleus_.threshold;
+  return above_count_ + nucleus_.ties +
+         std::count_if(values_, values_ + begin_[batch_.blocks],
+                       [=](float value) { return value > threshold; });
+}
+
+bool NucleusSearch::SumBlocks(double* sums) const {
+  if (!in_window_) {
+    return false;
+  }
+  WeightRow values = row_;
+  values.x = reinterpret_cast<const uint8_t*>(values_);
+  values.dtype = DType::kF32;
+  const Cut cut{nucleus_.threshold, 0};
+  for (int64_t block = 0; block < batch_.blocks; ++block) {
+    sums[block] = above_[block];
+    if (begin_[block] < begin_[block + 1]) {
+      sums[block] += batch_.kernels.sum_weights(values, &cut, begin_[block], begin_[block + 1]);
+    }
+  }
+  return true;
+}
+
+}  // namespace riffle::sampling
