@@ -82,8 +82,8 @@ def tensor(name, shape, dtype, seed=0):
 
 @check
 def topk_of_every_distribution():
-    for number, (dtype, name, largest, k) in enumerate(itertools.product(FLOATS, DISTRIBUTIONS, (True, False), (1, 64, 300))):
-        x, kind = tensor(name, (3, 300), dtype), KINDS[number % 7 % 4]
+    for number, (dtype, name, k) in enumerate(itertools.product(FLOATS, DISTRIBUTIONS, (1, 64, 300))):
+        x, kind, largest = tensor(name, (3, 300), dtype), KINDS[number % 7 % 4], number % 5 % 2 == 0
         same(sharded.topk(shard(x, kind), k, largest=largest, sizes=sizes_of(300, kind)), riffle.torch.topk(x, k, largest=largest))
 
 
