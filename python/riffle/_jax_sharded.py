@@ -62,7 +62,7 @@ def sharded_top_k(operand: Array, k: int, axis_name: Any, *, axis: int = -1, siz
     if not 0 <= length <= whole:
         raise ValueError(f"size = {length} is not in 0..{whole}, the elements of all shards")
     if not 0 <= k <= length:
-        raise ValueError(f"k = {k} is not in 0..{length}, the size of axis {axis} of all shards together")
+        raise ValueError(f"k = {k} is not in 0..{length}: axis {axis} of all shards together has size = {length}")
     if whole > np.iinfo(np.int32).max:
         raise ValueError(f"the shards of axis {axis} have {whole} elements; indices are int32")
     begin = device.astype(jnp.int32) * n
@@ -80,6 +80,7 @@ def sharded_top_k(operand: Array, k: int, axis_name: Any, *, axis: int = -1, siz
 def _place(axis_name):
     """How many devices a mesh axis has, and the number of this one."""
     try:
+        hash(axis_name)  # a list is none
         return jax.lax.psum(1, axis_name), jax.lax.axis_index(axis_name)
     except Exception:  # of several kinds, by what it is
         raise ValueError(

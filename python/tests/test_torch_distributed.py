@@ -23,17 +23,10 @@ def environment(**variables):
 
 
 def on_one_host(ranks, folder):
-    commands = [[sys.executable, "-P", PROGRAM, str(rank), str(ranks), f"file://{folder / 'meeting'}"] for rank in range(ranks)]
-    processes = [subprocess.Popen(command, env=environment(GLOO_SOCKET_IFNAME="lo"), text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-                 for command in commands]  # fmt: skip
-    try:
-        outputs = [process.communicate(timeout=300) for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-    for process, (out, err) in zip(processes, outputs):
-        assert process.returncode == 0, out + err
-    return [out for out, _ in outputs]
+    command = [sys.executable, "-P", PROGRAM, "all", str(ranks), f"file://{folder / 'meeting'}"]
+    done = subprocess.run(command, env=environment(GLOO_SOCKET_IFNAME="lo"), text=True, capture_output=True, timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
 
 
 def on_two_hosts():
@@ -44,7 +37,7 @@ def on_two_hosts():
     if done.returncode == 77:
         pytest.skip(done.stderr.strip())
     assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout.splitlines()
+    return done.stdout
 
 
 @pytest.fixture(scope="module", params=["2 ranks", "3 ranks", "two_hosts"])
@@ -55,16 +48,18 @@ def reports(request, tmp_path_factory):
     if request.param == "two_hosts":
         if os.environ.get("RIFFLE_TEST_TWO_HOSTS") != "1":
             pytest.skip("make test-two-hosts runs it")
-        outputs = on_two_hosts()
+        out = on_two_hosts()
     else:
-        outputs = on_one_host(int(request.param[0]), tmp_path_factory.mktemp("ranks"))
-    return [json.loads(out.splitlines()[-1]) for out in outputs]
+        out = on_one_host(int(request.param[0]), tmp_path_factory.mktemp("ranks"))
+    lines = [json.loads(line) for line in out.splitlines() if line.startswith("{")]
+    assert len(lines) == (2 if request.param == "two_hosts" else int(request.param[0])), out
+    return lines
 
 
 @pytest.mark.parametrize("name", CHECKS)
 def test_rank(reports, name):
-    for rank, report in enumerate(reports):
-        assert report["failures"].get(name, "not reached") == "", f"rank {rank}"
+    for report in reports:
+        assert report["failures"].get(name, "not reached") == "", f"rank {report['rank']}"
 
 
 def test_all_ranks_have_the_same_results(reports):
