@@ -124,24 +124,29 @@ uint64_t DoubleBits(Distribution distribution, uint32_t single, Rng& rng) {
   return IsContinuous(distribution) ? bits | static_cast<uint64_t>(rng.Below(1 << 29)) : bits;
 }
 
-uint64_t IntegerBits(Distribution distribution, DType dtype, uint32_t single, Rng& rng) {
+// `T` holds every value of the dtype, and a float scaled to its range as far as it is in it.
+template <typename T>
+uint64_t IntegerBitsBy(Distribution distribution, DType dtype, uint32_t single, Rng& rng) {
   const auto width = static_cast<int>(8 * SizeOf(dtype));
-  const auto half = static_cast<long double>(uint64_t{1} << (width - 1));
-  const long double lowest = IsUnsigned(dtype) ? 0 : -half;
-  const long double highest = IsUnsigned(dtype) ? 2 * half - 1 : half - 1;
+  const auto half = static_cast<T>(uint64_t{1} << (width - 1));
+  const T lowest = IsUnsigned(dtype) ? 0 : -half;
+  const T highest = IsUnsigned(dtype) ? 2 * half - 1 : half - 1;
   const auto value = std::bit_cast<float>(single);
-  long double scaled = highest;
+  T scaled = highest;
   if (!std::isnan(value) && !std::isinf(value)) {
     // A normal distribution fills an eighth of the range; large values reach the ends.
-    scaled =
-        std::floor(static_cast<long double>(value) * half / 16) + (IsUnsigned(dtype) ? half : 0);
-    if (width == 64 && IsContinuous(distribution))
-      scaled += static_cast<long double>(rng.Below(1 << 30));
+    scaled = std::floor(static_cast<T>(value) * half / 16) + (IsUnsigned(dtype) ? half : 0);
+    if (width == 64 && IsContinuous(distribution)) scaled += static_cast<T>(rng.Below(1 << 30));
   } else if (std::isinf(value) && value < 0) {
     scaled = lowest;
   }
   scaled = std::clamp(scaled, lowest, highest);
   return scaled < 0 ? ~static_cast<uint64_t>(-scaled - 1) : static_cast<uint64_t>(scaled);
+}
+
+uint64_t IntegerBits(Distribution distribution, DType dtype, uint32_t single, Rng& rng) {
+  return SizeOf(dtype) == 8 ? IntegerBitsBy<long double>(distribution, dtype, single, rng)
+                            : IntegerBitsBy<double>(distribution, dtype, single, rng);
 }
 
 uint64_t WideBits(Distribution distribution, const Row& row, int64_t i, Rng& rng) {

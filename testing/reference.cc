@@ -111,7 +111,22 @@ bool IsBeforeAscending(T a, int64_t ia, T b, int64_t ib) {
   return ia < ib;
 }
 
-// `T` holds every value of the dtype.
+// Whether a double holds every value of the dtype: comparisons of doubles are several times as fast
+// as those of long doubles.
+bool FitsDouble(DType dtype) { return dtype != DType::kI64 && dtype != DType::kU64; }
+
+// Below, `T` holds every value of the dtype.
+template <typename T>
+int64_t ReferenceTiesIn(const MatrixView& x, int64_t row, int64_t col) {
+  const auto value = static_cast<T>(Exact(x.dtype, ElementAt(x, row, col)));
+  int64_t ties = 0;
+  for (int64_t c = 0; c < x.cols; ++c) {
+    const auto other = static_cast<T>(Exact(x.dtype, ElementAt(x, row, c)));
+    ties += other == value || (std::isnan(other) && std::isnan(value));
+  }
+  return ties;
+}
+
 template <typename T>
 std::vector<int32_t> ReferenceTopKIn(const MatrixView& x, int64_t row, int64_t begin, int64_t end,
                                      int64_t k, bool largest) {
@@ -154,20 +169,13 @@ bool BeforeAscending(long double a, int64_t ia, long double b, int64_t ib) {
 
 std::vector<int32_t> ReferenceTopK(const MatrixView& x, int64_t row, int64_t begin, int64_t end,
                                    int64_t k, bool largest) {
-  // Comparisons of doubles are several times as fast as those of long doubles.
-  const bool needs_long = x.dtype == DType::kI64 || x.dtype == DType::kU64;
-  return needs_long ? ReferenceTopKIn<long double>(x, row, begin, end, k, largest)
-                    : ReferenceTopKIn<double>(x, row, begin, end, k, largest);
+  return FitsDouble(x.dtype) ? ReferenceTopKIn<double>(x, row, begin, end, k, largest)
+                             : ReferenceTopKIn<long double>(x, row, begin, end, k, largest);
 }
 
 int64_t ReferenceTies(const MatrixView& x, int64_t row, int64_t col) {
-  const long double value = Exact(x.dtype, ElementAt(x, row, col));
-  int64_t ties = 0;
-  for (int64_t c = 0; c < x.cols; ++c) {
-    const long double other = Exact(x.dtype, ElementAt(x, row, c));
-    ties += other == value || (std::isnan(other) && std::isnan(value));
-  }
-  return ties;
+  return FitsDouble(x.dtype) ? ReferenceTiesIn<double>(x, row, col)
+                             : ReferenceTiesIn<long double>(x, row, col);
 }
 
 int64_t MaxLaneLoad(const std::vector<int32_t>& columns, int64_t lanes) {

@@ -179,8 +179,9 @@ HWY_INLINE void SumPanelOf(const Activations& x, int64_t tile, const uint8_t* pa
   }
 }
 
-HWY_INLINE void SumPanel(const Activations& x, int64_t tile, const Matrix& weight, int64_t panel,
-                         float* HWY_RESTRICT sums) {
+// One copy for all callers: inlined, the ten packings would be compiled three times.
+HWY_NOINLINE void SumPanel(const Activations& x, int64_t tile, const Matrix& weight, int64_t panel,
+                           float* HWY_RESTRICT sums) {
   const uint8_t* data = weight.data.get() + panel * weight.panel_bytes();
   switch (weight.packing) {
     case Packing::kQ2:

@@ -144,7 +144,7 @@ def indexer_top_k(
         raise ValueError(f"k = {k} is not in 1..{_INT32_MAX - 1}")
     numbers = {"ratio": (ratio, 1), "block": (block, 1), "first_blocks": (first_blocks, 0), "local_blocks": (local_blocks, 0),
                "candidate_span": (candidate_span, 1)}
-    options = {
+    options: dict[str, int] = {
         "relu": _one_of("activation", activation, ("relu", "none")) == "relu",
         "mean": _one_of("reduce", reduce, ("max", "mean")) == "mean",
         "incomplete_tail": as_bool("incomplete_tail", incomplete_tail),
@@ -154,8 +154,8 @@ def indexer_top_k(
         options[name] = as_int(name, value)
         if not least <= options[name] <= _INT32_MAX:
             raise ValueError(f"{name} = {options[name]} is not in {least}..{_INT32_MAX}")
-    key_format = "plain" if key_format is None else _one_of("key_format", key_format, _KEY_FORMATS)
-    return _indexer_top_k(q, weights, keys, kv_lens, page_table, cu_q_lens, key_scales, candidates, k=k, key_format=key_format,
+    coded_as = "plain" if key_format is None else _one_of("key_format", key_format, _KEY_FORMATS)
+    return _indexer_top_k(q, weights, keys, kv_lens, page_table, cu_q_lens, key_scales, candidates, k=k, key_format=coded_as,
                           options=tuple(options.items()))
 
 

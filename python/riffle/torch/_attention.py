@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -61,7 +61,7 @@ def paged_attention(
       TypeError: q, keys, values or a list is not a tensor.
     """
     causal_flags = causal if isinstance(causal, Tensor) or hasattr(type(causal), "__torch_function__") else None
-    options = scale, causal if causal_flags is None else False, window, window_right, soft_cap, sinks, mask_value
+    options: Any = scale, causal if causal_flags is None else False, window, window_right, soft_cap, sinks, mask_value
     coding = dict(key_scales=_scales("key_scales", key_scales), value_scales=_scales("value_scales", value_scales), key_format=key_format,
                   value_format=value_format, mask=mask, alibi_slopes=alibi_slopes, causal_flags=causal_flags)
     tensors = q, keys, values, kv_lens, page_table
@@ -99,13 +99,14 @@ def _number(name, value):
     return value if value is None else call(as_float, name, value, "a number or None")
 
 
-def _scales(name, scales):
+def _scales(name: str, scales: Any) -> Tensor | None:
     """Scales as a tensor: a number is one of a single element."""
+    number: Any = scales
     if scales is None or isinstance(scales, Tensor) or hasattr(type(scales), "__torch_function__"):
         return scales
     if not is_compiling():
-        scales = _number(name, scales)
-    return number_as_tensor(scales).float()
+        number = _number(name, scales)
+    return number_as_tensor(number).float()
 
 
 def _contiguous_heads(x: Tensor) -> Tensor:

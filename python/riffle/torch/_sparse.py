@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -152,6 +153,8 @@ def fp8_mqa_logits(
     Returns:
       float32 [M, N], or [M, max_seqlen_k].
     """
+    keys: Any
+    scales: Any
     try:
         keys, scales = kv
     except Exception:  # whatever an object's own code raises

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -48,7 +48,7 @@ def write_kv(
                               *options[3:5], compute_scales)  # fmt: skip
 
 
-def _tensor(name: str, scales: float | Tensor | None) -> Tensor | None:
+def _tensor(name: str, scales: Any) -> Tensor | None:
     """A number as a tensor of one axis, which the operator takes."""
     if scales is None or isinstance(scales, Tensor) or hasattr(type(scales), "__torch_function__"):
         return scales
