@@ -39,12 +39,13 @@ constexpr std::array<uint8_t, 64> PairCodeIndices(int column, int odd) {
   return indices;
 }
 
-// The same for codes of 4 bits: byte i of 16 has columns i and 16 + i, so both halves of a block
-// have the same bytes.
+// The same for codes of 4 bits, of which byte i of 16 has columns i and 16 + i: the lower byte of
+// word 2 i is that of the even key, the lower byte of word 2 i + 1 that of the odd one. What is in
+// the upper bytes does not matter.
 constexpr std::array<uint8_t, 64> PairNibbleIndices() {
-  std::array<uint8_t, 64> indices = PairCodeIndices(0, 16);
+  std::array<uint8_t, 64> indices{};
   for (size_t i = 0; i < 64; ++i) {
-    indices[i] = indices[i / 16 * 16 + i % 8];
+    indices[i] = static_cast<uint8_t>(i / 4 + i / 2 % 2 * 16);
   }
   return indices;
 }
@@ -110,36 +111,30 @@ class NibblePairs {
  public:
   static constexpr int ByteOf(int column) { return column / 32 * kBytes; }
 
-  HWY_INLINE NibblePairs()
-      : pairs_(LoadIndices(kPairs)),
-        shifts_(hn::Load(hn::Repartition<uint64_t, Bytes64>(), kShifts)) {}
+  HWY_INLINE NibblePairs() : pairs_(LoadIndices(kPairs)) {}
 
   HWY_INLINE void Load(const uint8_t* even, const uint8_t* odd, hn::Vec<Operands16>* x) const {
     const Bytes64 d;
     const Operands16 dw;
-    const hn::Repartition<uint64_t, Bytes64> d64;
+    const hn::Repartition<uint16_t, Bytes64> d16;
     const hn::Half<Bytes64> half;
     const hn::Half<decltype(half)> quarter;
     for (int i = 0; i < kHalves; ++i) {
       const int at = i * kBytes + kBlockHeader<kCode>;
       const auto both =
           hn::Combine(half, hn::LoadU(quarter, odd + at), hn::LoadU(quarter, even + at));
-      const auto bytes = hn::TableLookupLanes(hn::ZeroExtendVector(d, both), pairs_);
-      // The upper columns' codes are the upper halves of the bytes.
-      const auto shifted = hn::BitCast(d, hn::Shr(hn::BitCast(d64, bytes), shifts_));
-      const BF16Bytes decoded = decode_(hn::And(shifted, hn::Set(d, 15)));
-      x[2 * i] = hn::BitCast(dw, hn::InterleaveLower(d, decoded.low, decoded.high));
-      x[2 * i + 1] = hn::BitCast(dw, hn::InterleaveUpper(d, decoded.low, decoded.high));
+      const auto codes =
+          hn::BitCast(d16, hn::TableLookupLanes(hn::ZeroExtendVector(d, both), pairs_));
+      x[2 * i] = hn::BitCast(dw, decode_(codes));
+      x[2 * i + 1] = hn::BitCast(dw, decode_(hn::ShiftRight<4>(codes)));
     }
   }
 
  private:
   alignas(64) static constexpr auto kPairs = PairNibbleIndices();
-  alignas(64) static constexpr uint64_t kShifts[8] = {0, 4, 0, 4, 0, 4, 0, 4};
 
-  const NibbleDecoder<kCode> decode_;
+  const NibbleWordDecoder<kCode> decode_;
   const ByteIndices pairs_;
-  const hn::Vec<hn::Repartition<uint64_t, Bytes64>> shifts_;
 };
 template <int kHalves>
 class CodedPairs<RowCode::kQ4_0, kHalves> : public NibblePairs<RowCode::kQ4_0, kHalves> {
@@ -165,9 +160,10 @@ HWY_INLINE void CodedValueKernel(const uint32_t* HWY_RESTRICT p, const uint32_t*
   const Pairs pairs;
   hn::Vec<decltype(df)> sum[kRows][kVecs];
   for (int row = 0; row < kRows; ++row) {
+    // Masked rather than `if`: GCC would keep the sums of both branches in memory.
+    const auto known = hn::FirstN(df, v.fresh || row >= rows ? 0 : 16);
     for (int i = 0; i < kVecs; ++i) {
-      sum[row][i] =
-          v.fresh || row >= rows ? hn::Zero(df) : hn::Load(df, sums + row * v.columns + i * 16);
+      sum[row][i] = hn::MaskedLoad(known, df, sums + HWY_MIN(row, rows - 1) * v.columns + i * 16);
     }
   }
   const int at = Pairs::ByteOf(column);

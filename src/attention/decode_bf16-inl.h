@@ -175,6 +175,25 @@ class NibbleDecoder {
   hn::Vec<Bytes64> low_, high_;
 };
 
+// Codes of 4 bits, in the lowest bits of 32 words, to bf16. The lookup reads five bits of a word;
+// the table has every element twice, so what is above a code does not matter.
+template <RowCode kCode>
+class NibbleWordDecoder {
+  using Words = hn::Repartition<uint16_t, Bytes64>;
+
+ public:
+  HWY_INLINE NibbleWordDecoder()
+      : table_(hn::Load(Words(), kBlockElementTable<kCode>.bits.data())) {}
+
+  HWY_INLINE hn::Vec<Words> operator()(hn::Vec<Words> codes) const {
+    // IndicesFromVec would assert that the upper bits are 0.
+    return hn::TableLookupLanes(table_, hn::Indices512<uint16_t>{codes.raw});
+  }
+
+ private:
+  const hn::Vec<Words> table_;
+};
+
 // A block's 32 elements to 64 bytes.
 template <RowCode kCode>
 HWY_INLINE void DecodeBlock(const uint8_t* block, uint8_t* HWY_RESTRICT to) {
