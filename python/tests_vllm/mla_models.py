@@ -78,7 +78,7 @@ def generate_in_processes(folder, prompts, steps: int, processes: int) -> list[l
     environment = dict(os.environ, OMP_NUM_THREADS="1")
     done = subprocess.run([sys.executable, "-P", __file__], input=request, env=environment, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stderr[-2000:]
-    return json.loads(done.stdout.splitlines()[-1])
+    return json.loads(next(line for line in done.stdout.splitlines() if line.startswith("[[")))  # vLLM logs there too
 
 
 def _serve_request() -> None:
