@@ -53,7 +53,7 @@ def server(log: pathlib.Path, *options: str, environment: dict[str, str] | None 
                 process.wait()
 
 
-def wait_for(url: str, process: subprocess.Popen, log: pathlib.Path, seconds: float = 420) -> None:
+def wait_for(url: str, process: subprocess.Popen, log: pathlib.Path, seconds: float = 1200) -> None:
     """Until `url` answers, while `process` lives."""
     end = time.monotonic() + seconds
     while time.monotonic() < end:

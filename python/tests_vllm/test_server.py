@@ -87,7 +87,7 @@ async def client(session, url: str, number: int, end: float, seen: collections.C
 async def load(url: str, seconds: float) -> collections.Counter:
     seen: collections.Counter = collections.Counter()
     end = time.monotonic() + seconds
-    timeout = aiohttp.ClientTimeout(total=180)
+    timeout = aiohttp.ClientTimeout(total=900)
     async with aiohttp.ClientSession(timeout=timeout, connector=aiohttp.TCPConnector(limit=0)) as session:
         await asyncio.gather(*(client(session, f"{url}/v1/completions", number, end, seen) for number in range(CLIENTS)))
     return seen
