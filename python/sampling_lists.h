@@ -1,9 +1,11 @@
 // The parameters of sampling as Python gives them: one number, or one a row.
 #pragma once
 
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 #include <limits>
+#include <optional>
 #include <span>
 #include <string>
 #include <type_traits>
@@ -13,6 +15,7 @@
 #include "arguments.h"
 #include "array.h"
 #include "bindings.h"
+#include "riffle/sampling.h"
 
 namespace riffle::python {
 
@@ -158,6 +161,55 @@ class List {
   }
 
   std::vector<T> values_;
+};
+
+// (tokens, offsets) of rows, or (tokens, values, offsets): int32 or int64 arrays, and floats; or
+// None. `parts` is 2 or 3.
+class Ragged {
+ public:
+  Ragged(nb::handle object, const char* name, size_t parts) {
+    if (object.is_none()) {
+      return;
+    }
+    const char* const form =
+        parts == 2 ? "(tokens, offsets) or None" : "(tokens, values, offsets) or None";
+    if (!nb::isinstance<nb::tuple>(object) && !nb::isinstance<nb::list>(object)) {
+      ThrowTypeError(std::string(name) + " must be " + form + ", not " + Repr(object));
+    }
+    const nb::list given = Items(object, name, "arrays");
+    if (given.size() != parts) {
+      ThrowValueError(std::string(name) + " has " + std::to_string(given.size()) +
+                      " parts; it must be " + form);
+    }
+    ReadTokens(Indices(given[0], name, 1, "[tokens]"));
+    if (parts == 3) {
+      values_.emplace(given[1], name);
+    }
+    const Indices offsets(given[parts - 1], name, 1, "[rows + 1]");
+    for (size_t i = 0; i < offsets.get().size(); ++i) {
+      offsets_.push_back(offsets.get()[i]);
+    }
+  }
+
+  TokenLists lists() const { return {tokens_, offsets_}; }
+  std::span<const float> values() const {
+    return values_.has_value() ? values_->get() : std::span<const float>();
+  }
+
+ private:
+  // What is beyond int32 becomes its limit, which no vocabulary reaches.
+  void ReadTokens(const Indices& tokens) {
+    const IndexSpan from = tokens.get();
+    tokens_.resize(from.size());
+    for (size_t i = 0; i < from.size(); ++i) {
+      constexpr int64_t kMax = std::numeric_limits<int32_t>::max();
+      tokens_[i] = static_cast<int32_t>(std::clamp<int64_t>(from[i], -kMax, kMax));
+    }
+  }
+
+  std::vector<int32_t> tokens_;
+  std::vector<int64_t> offsets_;
+  std::optional<List<float>> values_;
 };
 
 }  // namespace riffle::python

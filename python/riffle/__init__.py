@@ -25,7 +25,7 @@ from riffle._core import OutOfPages, __version__
 from riffle._kv_cache import KvCache
 from riffle._linear import linear, linear_top_k
 from riffle._runtime import info, release_scratch, set_num_threads, set_target
-from riffle._sampling import apply_top_k_top_p_, sample
+from riffle._sampling import apply_top_k_top_p_, sample, verify_drafts
 from riffle._sparse import (
     compress_kv,
     expand_blocks,
@@ -76,6 +76,7 @@ __all__ = [
     "top_k",
     "top_k_per_row",
     "top_k_per_row_decode",
+    "verify_drafts",
     "write_index_keys",
     "write_kv",
     "write_sparse_rows",
@@ -84,7 +85,8 @@ __all__ = [
 for _public in (KvCache, apply_top_k_top_p_, compress_kv, expand_blocks, hadamard, indexer_logits, indexer_top_k,
                 positions_to_slots, sparse_attention, write_index_keys, write_sparse_rows, TopK, TopKStats,
                 depth_probabilities, info, linear, linear_top_k, merge_states, paged_attention, plan_top_k, release_scratch,
-                sample, set_num_threads, set_target, top_k, top_k_per_row, top_k_per_row_decode, write_kv):
+                sample, set_num_threads, set_target, top_k, top_k_per_row, top_k_per_row_decode,
+                verify_drafts, write_kv):
     _public.__module__ = "riffle"  # where users find it, and where pickles look for it
 del _public
 

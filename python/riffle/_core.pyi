@@ -64,8 +64,16 @@ def linear_top_k(
 ) -> tuple[Array, Array]: ...
 def sample(
     logits: Array, temperature: float | Array, top_k: int | Array, top_p: float | Array, min_p: float | Array,
-    seed: int | Array, stream: int | Array | None, position: int | Array | None, return_logprobs: bool, on_invalid: str, /,
-) -> Any: ...  # tokens, or (tokens, logprobs)
+    seed: int | Array, stream: int | Array | None, position: int | Array | None, return_logprobs: bool, on_invalid: str,
+    top_logprobs: int, allowed: Array | None, logit_bias: tuple[Array, Array, Array] | None, repetition_penalty: float | Array,
+    frequency_penalty: float | Array, presence_penalty: float | Array, prompt_tokens: tuple[Array, Array] | None,
+    output_tokens: tuple[Array, Array] | None, /,
+) -> Any: ...  # tokens, or a tuple of them and what was asked for
+def verify_drafts(
+    logits: Array, draft_tokens: Array, offsets: Array, draft_probs: Array | None, temperature: float | Array,
+    top_k: int | Array, top_p: float | Array, min_p: float | Array, seed: int | Array, stream: int | Array | None,
+    position: int | Array | None, on_invalid: str, /,
+) -> Array: ...
 def apply_top_k_top_p_(
     logits: Array, top_k: int | Array | None, top_p: float | Array | None, min_p: float | Array | None, /,
 ) -> None: ...

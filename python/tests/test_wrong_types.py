@@ -51,7 +51,12 @@ def core_calls():
     yield "linear", riffle.linear, dict(x=X, weight=X, bias=np.ones(3, F32), weight_format=None, out=None)
     yield "linear_top_k", riffle.linear_top_k, dict(x=X, weight=X, k=2, bias=None, weight_format=None)
     yield "sample", riffle.sample, dict(logits=X, temperature=1.0, top_k=0, top_p=1.0, min_p=0.0, seed=0, stream=None, position=None,
-                                        return_logprobs=False, on_invalid="token")  # fmt: skip
+                                        return_logprobs=False, on_invalid="token", top_logprobs=1, allowed=np.full((3, 1), -1, I32),
+                                        logit_bias=None, repetition_penalty=1.1, presence_penalty=0.1, frequency_penalty=0.1,
+                                        prompt_tokens=None, output_tokens=None)  # fmt: skip
+    yield "verify_drafts", riffle.verify_drafts, dict(
+        logits=X, draft_tokens=np.array([1, 2], I32), offsets=np.array([0, 2], I32), draft_probs=None, temperature=1.0, top_k=0, top_p=1.0,
+        min_p=0.0, seed=0, stream=None, position=None, on_invalid="token")  # fmt: skip
     yield "apply_top_k_top_p_", riffle.apply_top_k_top_p_, dict(logits=X.copy(), top_k=2, top_p=0.5, min_p=None)
     yield "paged_attention", riffle.paged_attention, dict(attention, key_scales=None, value_scales=None,
                                                                  key_format=None, value_format=None)  # fmt: skip
