@@ -38,7 +38,7 @@ class Keys(NamedTuple):
 def blind_queries(keys: Keys) -> torch.Tensor | None:
     """bool [tokens, heads or 1]: the queries that see no key; None where there are none.
 
-    None too where a mask adds to the logits: lowest numbers are added as eager attention adds them.
+    None too where a mask adds to the logits: lowest numbers are added as eager attention adds them (see in_float32).
     """
     if keys.mask is not None:
         blind = None if keys.mask.dtype != torch.bool else ~keys.mask.any(-1)
@@ -322,9 +322,25 @@ def additive_in(mask: torch.Tensor) -> torch.Tensor | None:
         return None
     if not mask.is_floating_point():
         raise ValueError(f"riffle attention takes masks that are bool or added to the logits, not of {mask.dtype}")
-    if bool((_hidden(mask) | (mask == 0)).all()):
+    hidden = _hidden(mask)
+    if bool((hidden | (mask == 0)).all()):
         return None
-    return mask.float() if mask.dtype == torch.float64 else mask
+    if mask.dtype == torch.float64 or (mask.dtype == torch.float16 and bool(hidden.all(-1).any())):
+        return in_float32(mask)
+    return mask
+
+
+def in_float32(mask: torch.Tensor) -> torch.Tensor:
+    """A mask that is added to logits, in float32 and with its lowest number.
+
+    Logits vanish in a sum with the lowest number of their dtype, so eager attention gives a query that sees no key the mean of the
+    values. Attention adds in float32: there they would not vanish beside the lowest number of float16, and that of float64 is -inf.
+    """
+    if mask.dtype not in (torch.float16, torch.float64):
+        return mask.float()
+    lowest = torch.finfo(torch.float32).min
+    hides = (mask <= max(torch.finfo(mask.dtype).min / 2, lowest)) & (mask != -torch.inf)
+    return mask.float().masked_fill_(hides, lowest)
 
 
 def visible_in(mask: torch.Tensor) -> torch.Tensor:

@@ -52,6 +52,7 @@ from riffle._transformers_masks import (
     blind_queries,
     by_mask,
     check_interface,
+    in_float32,
     keys_seen,
     token_table,
     visible_in,
@@ -254,13 +255,11 @@ def _biased(module: Any, mask: Any, bias: Any, shape: tuple[int, ...]) -> torch.
     if not isinstance(bias, torch.Tensor) or bias.ndim != 4 or any(n not in (1, m) for n, m in zip(bias.shape, shape)):
         form = tuple(bias.shape) if isinstance(bias, torch.Tensor) else type(bias).__name__
         raise _refuse(module, f"its position_bias is {form}, its logits are of {shape}")
-    bias = bias.float()
+    bias = in_float32(bias)
     if mask is None:
         return bias
-    if isinstance(mask, Mask):
-        return bias + mask.additive()
     visible, added = _understood(module, mask)
-    return bias + (torch.where(visible, 0.0, torch.finfo(torch.float32).min) if added is None else added)
+    return bias + (torch.where(visible, 0.0, torch.finfo(torch.float32).min) if added is None else in_float32(added))
 
 
 def _understood(module: Any, mask: torch.Tensor) -> tuple[Any, torch.Tensor | None]:

@@ -252,6 +252,43 @@ def test_position_bias():
             riffle.transformers.attention(layer(), q, k, v, causal, position_bias=wrong)
 
 
+ADDED_DTYPES = [torch.float32, torch.float64, torch.float16, torch.bfloat16]
+
+
+@pytest.mark.parametrize("q_len", [1, 9])
+@pytest.mark.parametrize("dtype", ADDED_DTYPES, ids=str)
+@pytest.mark.parametrize("model_dtype", [torch.float32, torch.float16], ids=str)
+def test_queries_that_see_nothing_in_masks_that_add(model_dtype, dtype, q_len):
+    """The mean of the values whatever the dtype, though a logit and float16's lowest number have a sum of their own in float32."""
+    q, k, v = (x.to(model_dtype) for x in tensors(q_len, 9))
+    added = torch.randn(2, HEADS, q_len, 9, generator=torch.Generator().manual_seed(1)).to(dtype)
+    visible = torch.ones(2, HEADS, q_len, 9).tril(9 - q_len).bool()
+    visible[0, :2, 0] = False
+    mask = added.masked_fill(~visible, torch.finfo(dtype).min)
+    out, _ = riffle.transformers.attention(layer(), q, k, v, mask, scaling=0.2)
+    tolerance = 1e-5 if model_dtype == torch.float32 else 2e-3
+    torch.testing.assert_close(out.double(), reference(q, k, v, visible, 0.2, added.double()), rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("dtype", ADDED_DTYPES, ids=str)
+def test_queries_that_see_nothing_beside_a_position_bias(dtype):
+    """The lowest numbers of a mask hide keys, and so do those of the bias."""
+    q, k, v = tensors(7, 7)
+    bias = torch.randn(1, HEADS, 7, 7, generator=torch.Generator().manual_seed(1)).to(dtype)
+    padding = torch.tensor([[0] * 3 + [1] * 4, [1] * 7])
+    visible = torch.ones(7, 7).tril().bool() & padding[:, None, None].bool()
+    described = riffle.transformers.attention_mask(2, 7, 7, attention_mask=padding.bool(), dtype=dtype)
+    lowest = torch.finfo(dtype).min
+    hides = torch.zeros(visible.shape, dtype=dtype).masked_fill(~visible, lowest)
+    all_shown = torch.ones(2, 1, 7, 7, dtype=torch.bool)
+    hiding_bias = bias.masked_fill(~visible, lowest)
+    for mask, position_bias in ((described, bias), (visible, bias), (hides, bias), (hides + bias, bias), (all_shown, hiding_bias)):
+        twice = 2 if mask.shape[1] == HEADS else 1  # the bias is in the mask too
+        out, _ = riffle.transformers.attention(layer(), q, k, v, mask, scaling=0.2, position_bias=position_bias)
+        expected = reference(q, k, v, visible, 0.2, twice * bias.double())
+        torch.testing.assert_close(out.double(), expected, rtol=1e-5, atol=1e-5)
+
+
 def test_many_sets_of_keys():
     """A mask of bools that page tables would make a sequence of for each query, some of which see nothing."""
     q, k, v = tensors(40, 40)
