@@ -113,6 +113,9 @@ def test_verified_drafts_follow_the_target(n, probable):
     accepted = made[:, 0] == drafts
     assert ((made[:, 1] >= 0) == accepted).all()
     for tokens, x in ((made[:, 0], target[0]), (made[accepted, 1], target[1])):
+        if len(tokens) < 100:  # one draft of 1500 equally likely tokens is hardly ever accepted: too few to tell a distribution
+            assert n == 1500 and not probable
+            continue
         order = np.argsort(-x)
         p = softmax(x.astype(np.float64))
         bins = np.array_split(order, min(n, 12))  # as many tokens are expected in each
