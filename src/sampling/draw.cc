@@ -191,9 +191,9 @@ void RowDraw::Mask(float* x) {
   auto [from, cut, nucleus] = Filter();
   if (from.count > 0) {
     // Every column above the last candidate is one, and of its equals those are that come first.
-    const auto value = [&](int64_t i) {
+    const auto value = [&, values = from.values](int64_t i) {
       return core::LoadElement(batch_.logits.dtype,
-                               from.values + static_cast<size_t>(i) * batch_.element);
+                               values + static_cast<size_t>(i) * batch_.element);
     };
     cut.above = nucleus.threshold = value(from.count - 1);
     for (int64_t i = from.count; i > 0 && value(i - 1) == cut.above; --i) {
