@@ -159,7 +159,16 @@ nb::object PyVerifyDrafts(nb::handle logits_object, nb::handle draft_tokens, nb:
   const DType dtype = FloatingDType(logits);
   CheckAxes(logits, 2, "[drafts + requests, vocab]");
   CheckLastAxisContiguous(logits);
-  const List<int32_t> tokens(draft_tokens, "draft_tokens");
+  const Indices token_array(draft_tokens, "draft_tokens", 1, "[drafts]");
+  std::vector<int32_t> tokens;
+  for (size_t i = 0; i < token_array.get().size(); ++i) {
+    const int64_t token = token_array.get()[i];
+    if (token < 0 || token >= logits.axis(1).size) {
+      ThrowValueError("draft_tokens[" + std::to_string(i) + "] = " + std::to_string(token) +
+                      " is not in 0.." + std::to_string(logits.axis(1).size - 1));
+    }
+    tokens.push_back(static_cast<int32_t>(token));
+  }
   const Indices offset_array(offsets, "offsets", 1, "[requests + 1]");
   std::vector<int64_t> offset_list;
   int64_t most = 0;
@@ -167,13 +176,13 @@ nb::object PyVerifyDrafts(nb::handle logits_object, nb::handle draft_tokens, nb:
     offset_list.push_back(offset_array.get()[i]);
     most = i == 0 ? most : std::max(most, offset_list[i] - offset_list[i - 1]);
   }
-  DraftLists drafts{tokens.get(), offset_list, {}};
+  DraftLists drafts{tokens, offset_list, {}};
   std::optional<Array> probabilities;
   if (!draft_probs.is_none()) {
     probabilities.emplace(draft_probs, "draft_probs");
     CheckElement(*probabilities, Element::kF32);
     CheckLastAxisContiguous(*probabilities);
-    const int64_t shape[] = {static_cast<int64_t>(tokens.get().size()), logits.axis(1).size};
+    const int64_t shape[] = {static_cast<int64_t>(tokens.size()), logits.axis(1).size};
     CheckShape(*probabilities, shape);
     if (shape[0] > 0) {
       drafts.probabilities = {probabilities->data(), DType::kF32, shape[0], shape[1],
@@ -190,7 +199,7 @@ nb::object PyVerifyDrafts(nb::handle logits_object, nb::handle draft_tokens, nb:
                        OnInvalid(on_invalid)};
   const int64_t requests = std::max<int64_t>(static_cast<int64_t>(offset_list.size()) - 1, 0);
   // Falling offsets, which the call refuses, ask for no more columns than there are drafts.
-  const int64_t width = std::min(most, static_cast<int64_t>(tokens.get().size())) + 1;
+  const int64_t width = std::min(most, static_cast<int64_t>(tokens.size())) + 1;
   const int64_t shape[] = {requests, width};
   NewArray result = NewArrayLike(logits, Element::kI32, shape);
   {

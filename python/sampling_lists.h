@@ -178,8 +178,8 @@ class Ragged {
     }
     const nb::list given = Items(object, name, "arrays");
     if (given.size() != parts) {
-      ThrowValueError(std::string(name) + " has " + std::to_string(given.size()) +
-                      " parts; it must be " + form);
+      ThrowValueError(std::string(name) + ", a " + nb::type_name(object.type()).c_str() + ", has " +
+                      std::to_string(given.size()) + " parts; it must be " + form);
     }
     ReadTokens(Indices(given[0], name, 1, "[tokens]"));
     if (parts == 3) {

@@ -79,7 +79,7 @@ ERRORS = [
     (dict(top_logprobs=-1), ValueError, r"top_logprobs = -1 is not in"),
     (dict(allowed=np.zeros((2, 1), np.int32)), ValueError, r"allowed has shape \(2, 1\)"),
     (dict(allowed=np.zeros((2, 2), np.int64)), TypeError, r"allowed has dtype int64"),
-    (dict(logit_bias=(np.arange(2), np.ones(2))), ValueError, r"logit_bias has 2 parts; it must be \(tokens, values, offsets\)"),
+    (dict(logit_bias=(np.arange(2), np.ones(2))), ValueError, r"logit_bias, a tuple, has 2 parts; it must be \(tokens, values, offsets\)"),
     (dict(logit_bias=(np.arange(2), np.array([1, np.inf]), np.array([0, 1, 2]))), ValueError, r"logit_bias: values\[1\] = inf"),
     (dict(prompt_tokens=(np.array([1, 40]), np.array([0, 1, 2]))), ValueError, r"prompt_tokens\[1\] = 40 is not in 0\.\.39"),
     (dict(output_tokens=(np.array([1, 2**40]), np.array([0, 1, 2]))), ValueError, r"output_tokens\[1\] = \d+ is not in"),
