@@ -159,16 +159,7 @@ nb::object PyVerifyDrafts(nb::handle logits_object, nb::handle draft_tokens, nb:
   const DType dtype = FloatingDType(logits);
   CheckAxes(logits, 2, "[drafts + requests, vocab]");
   CheckLastAxisContiguous(logits);
-  const Indices token_array(draft_tokens, "draft_tokens", 1, "[drafts]");
-  std::vector<int32_t> tokens;
-  for (size_t i = 0; i < token_array.get().size(); ++i) {
-    const int64_t token = token_array.get()[i];
-    if (token < 0 || token >= logits.axis(1).size) {
-      ThrowValueError("draft_tokens[" + std::to_string(i) + "] = " + std::to_string(token) +
-                      " is not in 0.." + std::to_string(logits.axis(1).size - 1));
-    }
-    tokens.push_back(static_cast<int32_t>(token));
-  }
+  const std::vector<int32_t> tokens = Tokens(Indices(draft_tokens, "draft_tokens", 1, "[drafts]"));
   const Indices offset_array(offsets, "offsets", 1, "[requests + 1]");
   std::vector<int64_t> offset_list;
   int64_t most = 0;

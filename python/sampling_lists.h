@@ -163,6 +163,18 @@ class List {
   std::vector<T> values_;
 };
 
+// Token ids as the library takes them. What is beyond int32 becomes its limit, which no vocabulary
+// reaches, so that the library's check refuses it.
+inline std::vector<int32_t> Tokens(const Indices& given) {
+  constexpr int64_t kMax = std::numeric_limits<int32_t>::max();
+  const IndexSpan from = given.get();
+  std::vector<int32_t> tokens(from.size());
+  for (size_t i = 0; i < from.size(); ++i) {
+    tokens[i] = static_cast<int32_t>(std::clamp<int64_t>(from[i], -kMax, kMax));
+  }
+  return tokens;
+}
+
 // (tokens, offsets) of rows, or (tokens, values, offsets): int32 or int64 arrays, and floats; or
 // None. `parts` is 2 or 3.
 class Ragged {
@@ -181,7 +193,7 @@ class Ragged {
       ThrowValueError(std::string(name) + ", a " + nb::type_name(object.type()).c_str() + ", has " +
                       std::to_string(given.size()) + " parts; it must be " + form);
     }
-    ReadTokens(Indices(given[0], name, 1, "[tokens]"));
+    tokens_ = Tokens(Indices(given[0], name, 1, "[tokens]"));
     if (parts == 3) {
       values_.emplace(given[1], name);
     }
@@ -197,16 +209,6 @@ class Ragged {
   }
 
  private:
-  // What is beyond int32 becomes its limit, which no vocabulary reaches.
-  void ReadTokens(const Indices& tokens) {
-    const IndexSpan from = tokens.get();
-    tokens_.resize(from.size());
-    for (size_t i = 0; i < from.size(); ++i) {
-      constexpr int64_t kMax = std::numeric_limits<int32_t>::max();
-      tokens_[i] = static_cast<int32_t>(std::clamp<int64_t>(from[i], -kMax, kMax));
-    }
-  }
-
   std::vector<int32_t> tokens_;
   std::vector<int64_t> offsets_;
   std::optional<List<float>> values_;
