@@ -66,9 +66,15 @@ Kept RowDraw::FilterCandidates() {
 // Whether the row's k best columns have that mass. `from` is then as many of them as are needed.
 bool RowDraw::Reaches(int64_t k, double mass, Candidates* from) const {
   *from = Best(k);
+  return ReachesAmong(from, mass);
+}
+
+// Likewise for the best columns `from`.
+bool RowDraw::ReachesAmong(Candidates* from, double mass) const {
+  const int64_t count = from->count;
   WeighCandidates(*from);
-  from->count = Reach(weights_, k, mass);
-  return from->count <= k;
+  from->count = Reach(weights_, count, mass);
+  return from->count <= count;
 }
 
 Kept RowDraw::FromNucleus(Nucleus nucleus) const {
@@ -105,10 +111,12 @@ Kept RowDraw::FilterWindowed() {
   }
   const bool in_window = search_->FindInWindow();
   // A nucleus of few columns is drawn from in their order, as if no search had been needed.
-  constexpr int64_t kFew = kNucleusSteps[1];
-  const bool many = in_window && search_->CountColumns() > kFew;
-  if (!many && Reaches(kFew, mass, &from)) {
-    return {DropBelowMinWeight(from), {}, {}};
+  if (!search_->is_many()) {
+    from = memory_;
+    from.count = search_->FindBest(memory_);
+    if ((from.count > 0 && ReachesAmong(&from, mass)) || Reaches(kNucleusSteps[1], mass, &from)) {
+      return {DropBelowMinWeight(from), {}, {}};
+    }
   }
   if (!in_window) {
     search_->Find();

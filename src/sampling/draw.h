@@ -44,6 +44,7 @@ class RowDraw {
   Kept FilterNucleus();
   Kept FilterWindowed();
   bool Reaches(int64_t k, double mass, Candidates* from) const;
+  bool ReachesAmong(Candidates* from, double mass) const;
   Kept FromNucleus(Nucleus nucleus) const;
   void SumKept(const Cut& cut) const;
   Candidates Best(int64_t count) const;

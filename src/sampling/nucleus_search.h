@@ -29,8 +29,13 @@ class NucleusSearch {
   void Find();
   const Nucleus& nucleus() const { return nucleus_; }
 
-  // How many columns the nucleus has. Pre: FindInWindow.
-  int64_t CountColumns() const;
+  // Whether the nucleus is known to have more than kNucleusSteps[1] columns.
+  bool is_many() const { return is_many_; }
+  // Finds the best columns, in their order, if FindInWindow has kept them all and they are no more
+  // than kNucleusSteps[1]. Returns how many: at least those of the nucleus, or 0 if they are not
+  // known.
+  int64_t FindBest(const Candidates& out) const;
+  static size_t FindBestScratch();  // bytes of DrawScratch::rest
   // The weight of the nucleus above its threshold in each block. False if that is not known,
   // because no window held its end.
   bool SumBlocks(double* sums) const;
@@ -40,19 +45,23 @@ class NucleusSearch {
 
  private:
   void SumWith(const WindowEstimate& window);
+  // How many columns the nucleus has. Pre: it ends in the window.
+  int64_t CountColumns() const;
 
   const SamplingBatch& batch_;
   const WeightRow row_;
-  double* const all_;     // [blocks]
-  double* const above_;   // [blocks], above the window
-  int32_t* const begin_;  // [blocks + 1], of the block's values
-  float* const values_;   // in the window, of all blocks
-  const int64_t room_;    // for values
+  double* const all_;       // [blocks]
+  double* const above_;     // [blocks], above the window
+  int32_t* const begin_;    // [blocks + 1], of the block's values
+  float* const values_;     // in the window, of all blocks
+  int32_t* const columns_;  // of the values, if is_few_
   uint8_t* const rest_;
   WindowTarget target_;
   double mass_ = 0;
   int64_t above_count_ = 0;
   bool has_window_ = false;
+  bool is_few_ = false;     // the window has few columns, and none is above it
+  bool is_many_ = false;    // the nucleus has many
   bool in_window_ = false;  // where the nucleus ends
   Nucleus nucleus_;
 };

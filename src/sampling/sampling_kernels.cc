@@ -60,8 +60,10 @@ WindowEstimate EstimateWindow(const WeightRow& row, int64_t n, const WindowTarge
                               uint8_t* scratch) {
   HWY_DASSERT(n >= kMinWindowed);
   HWY_DASSERT(reinterpret_cast<uintptr_t>(scratch) % core::kScratchAlignment == 0);
-  return ForDType(row.dtype,
-                  [&]<DType kDType>() { return EstimateRow<kDType>(row, n, target, scratch); });
+  return ForDType(row.dtype, [&]<DType kDType>() {
+    return IsPlain(row) ? EstimateRow<kDType, true>(row, n, target, scratch)
+                        : EstimateRow<kDType, false>(row, n, target, scratch);
+  });
 }
 
 WindowSums SumWindow(const WeightRow& row, const WindowEstimate& window, int64_t begin, int64_t end,
@@ -70,6 +72,16 @@ WindowSums SumWindow(const WeightRow& row, const WindowEstimate& window, int64_t
   return ForDType(row.dtype, [&]<DType kDType>() {
     return IsPlain(row) ? WindowOf<kDType, true>(row, window, begin, end, values)
                         : WindowOf<kDType, false>(row, window, begin, end, values);
+  });
+}
+
+WindowSums SumFew(const WeightRow& row, float low, int64_t begin, int64_t end, float* values,
+                  int32_t* columns) {
+  HWY_DASSERT(0 <= begin && begin < end);
+  HWY_DASSERT(low > -std::numeric_limits<float>::infinity());
+  return ForDType(row.dtype, [&]<DType kDType>() {
+    return IsPlain(row) ? FewOf<kDType, true>(row, low, begin, end, values, columns)
+                        : FewOf<kDType, false>(row, low, begin, end, values, columns);
   });
 }
 
@@ -94,6 +106,7 @@ const SamplingKernels* SamplingKernelsForTarget() {
                                                .find_nucleus = FindNucleus,
                                                .estimate_window = EstimateWindow,
                                                .sum_window = SumWindow,
+                                               .sum_few = SumFew,
                                                .find_equal = FindEqual,
                                                .mask = MaskRange};
   return &kKernels;

@@ -58,6 +58,9 @@ static_assert(2 * sizeof(float) * EstimateRoom(kMinWindowed) <= NucleusScratch(k
 // How many columns of a row of n may be in its window, which is expected to have a few percent.
 constexpr int64_t WindowRoom(int64_t n) { return n / 4 + 4096; }
 
+// How many columns may be kept of a window of few columns; some 1500 are expected at most.
+constexpr int64_t kFewRoom = 8192;
+
 // What is known of a row before its window is estimated.
 struct WindowTarget {
   double share = 0;     // of the mass, which the nucleus must reach
@@ -72,6 +75,8 @@ struct WindowEstimate {
   double all = 0;
   float low = 0;
   float high = -1;
+  // Only a few columns are thought to reach `low`, and `high` is infinite.
+  bool few = false;
 };
 
 struct WindowSums {
@@ -105,6 +110,12 @@ struct SamplingKernels {
   // `values`, which has room for end - begin + kWeightSlack.
   WindowSums (*sum_window)(const WeightRow& row, const WindowEstimate& window, int64_t begin,
                            int64_t end, float* values);
+
+  // Sums columns [begin, end) likewise and stores those that reach `low`, in f32 and in their
+  // order, with their numbers. There is room for end - begin + kWeightSlack of each. Pre: low >
+  // -inf.
+  WindowSums (*sum_few)(const WeightRow& row, float low, int64_t begin, int64_t end, float* values,
+                        int32_t* columns);
 
   // The column of element number `place` (from 0) among those equal to `value`. If another thread
   // wrote to the row and there are fewer, the last column.

@@ -79,7 +79,8 @@ DrawScratch PlanDraw(int64_t candidates, size_t element, size_t rest, int64_t wi
     draw.block_sums = layout.Place<double>(blocks);
     draw.block_above = layout.Place<double>(blocks);
     draw.block_begin = layout.Place<int32_t>(blocks + 1);
-    draw.window = layout.Place<float>(WindowRoom(windowed));
+    draw.window = layout.Place<float>(std::max(WindowRoom(windowed), kFewRoom));
+    draw.columns = layout.Place<int32_t>(kFewRoom);
   }
   draw.bytes = layout.bytes();
   return draw;

@@ -75,6 +75,7 @@ struct DrawScratch {
   core::ScratchArray<double> kept_sums, block_sums, block_above;  // [blocks]
   core::ScratchArray<int32_t> block_begin;                        // [blocks + 1]
   core::ScratchArray<float> window;
+  core::ScratchArray<int32_t> columns;  // [kFewRoom], of a window of few columns
   size_t bytes = 0;
 };
 // `windowed`: the columns of a row if there is a NucleusSearch, otherwise 0.

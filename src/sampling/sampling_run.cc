@@ -130,7 +130,10 @@ void Sampler::PlanScratch() {
     if (plan.path == SamplePath::kNucleus) {
       k = std::end(kNucleusSteps)[-1];
       rest = std::max(rest, NucleusScratch(batch_.logits.cols));
-      windowed = plan.windowed ? batch_.logits.cols : windowed;
+      if (plan.windowed) {
+        windowed = batch_.logits.cols;
+        rest = std::max(rest, NucleusSearch::FindBestScratch());
+      }
     } else if (plan.path == SamplePath::kCandidates) {
       k = plan.k;
     }

@@ -23,6 +23,7 @@ struct MassBins {
   static constexpr int64_t kBins = 512;
   double min, width;
   double mass[kBins] = {};
+  double square[kBins] = {};  // the sum of the squared weights
   int64_t count[kBins] = {};
 
   // Pre: the elements are finite and not all equal.
@@ -32,21 +33,40 @@ struct MassBins {
     for (int64_t i = 0; i < from.count; ++i) {
       const double place = (static_cast<double>(from.x[i]) - min) / width;
       const int64_t bin = std::min(static_cast<int64_t>(place), kBins - 1);
-      mass[bin] += static_cast<double>(from.weight[i]);
+      const auto weight = static_cast<double>(from.weight[i]);
+      mass[bin] += weight;
+      square[bin] += weight * weight;
       ++count[bin];
     }
   }
 
-  // The first bin in which the mass from the lowest value on reaches `below`, and the elements up
-  // to there. The last bin if there is less.
-  int64_t BinAt(double below, int64_t* elements) const {
-    double sum = mass[0];
-    *elements = count[0];
-    int64_t bin = 0;
-    while (sum < below && bin + 1 < kBins) {
-      ++bin;
-      sum += mass[bin];
-      *elements += count[bin];
+  // The bins from the lowest value on.
+  struct Lowest {
+    int64_t bin = 0;  // the last of them
+    int64_t count = 0;
+    double mass = 0;
+    double square = 0;
+
+    // Of so many columns of equal weight a sum of random ones would be as certain.
+    double Columns() const { return square > 0 ? mass * mass / square : 0; }
+  };
+  // The bins up to the first one with which the mass reaches `below`. All if there is less.
+  Lowest Reach(double below) const {
+    Lowest lowest;
+    for (;; ++lowest.bin) {
+      lowest.count += count[lowest.bin];
+      lowest.mass += mass[lowest.bin];
+      lowest.square += square[lowest.bin];
+      if (lowest.mass >= below || lowest.bin + 1 == kBins) {
+        return lowest;
+      }
+    }
+  }
+  // The last bin that has, with those above it, so many columns. The lowest bin if there are fewer.
+  int64_t BinOfBest(int64_t columns) const {
+    int64_t bin = kBins - 1;
+    for (int64_t above = count[bin]; above < columns && bin > 0;) {
+      above += count[--bin];
     }
     return bin;
   }
@@ -55,15 +75,40 @@ struct MassBins {
   }
 };
 
+// How many of the picked columns a window may have to be kept with everything above it: where a
+// nucleus of up to about a thousand columns ends.
+constexpr int64_t kFewPicked = 24;
+
+// Makes the window of the place with the mass `below`. `many`: the nucleus is known to be large.
+inline void FindWindow(const MassBins& bins, double below, bool many, WindowEstimate* estimate) {
+  constexpr float kInfinity = std::numeric_limits<float>::infinity();
+  const MassBins::Lowest end = bins.Reach(below);
+  const double columns = many ? static_cast<double>(end.count) : end.Columns();
+  const double slack = std::max(0.125, 6 / std::sqrt(columns + 1));
+  const int64_t few = bins.BinOfBest(kFewPicked);
+  const int64_t first = slack < 1 ? bins.Reach(below * (1 - slack)).bin : -1;
+  // If the picked columns do not tell where the nucleus ends, then it is small, as a rule: most of
+  // what is below its end lies in a few of them.
+  if (!many && (first < 0 || first > few)) {
+    estimate->few = true;
+    estimate->low = bins.LowerEdge(std::max(first, few));
+    estimate->high = kInfinity;
+    return;
+  }
+  const int64_t last = bins.Reach(below * (1 + slack)).bin;
+  estimate->low = first < 0 ? -kInfinity : bins.LowerEdge(first);
+  estimate->high = last + 1 < MassBins::kBins ? bins.LowerEdge(last + 1) : kInfinity;
+}
+
 // Reads the first columns of every few thousand: neighbours, which the cache's prefetchers expect.
-template <DType kDType>
+template <DType kDType, bool kPlain>
 WindowEstimate EstimateRow(const WeightRow& row, int64_t n, const WindowTarget& target,
                            uint8_t* scratch) {
   using E = Elements<kDType>;
   const WeightTag d;
   constexpr int64_t kLanes = hn::MaxLanes(d);
   constexpr float kInfinity = std::numeric_limits<float>::infinity();
-  const WeightReader<kDType, false> read(row, {});
+  const WeightReader<kDType, false, kPlain> read(row, {});
   float* const x = reinterpret_cast<float*>(scratch);
   Undecided picked{x, x + EstimateRoom(n)};
   const WeightVec top = hn::Set(d, target.top);
@@ -95,13 +140,7 @@ WindowEstimate EstimateRow(const WeightRow& row, int64_t n, const WindowTarget& 
   const MassBins bins(picked, range);
   const double below =
       (1 - target.share) * estimate.all * kEstimateRun / (kEstimateStep * kPickStep);
-  int64_t rests_on = 0;
-  bins.BinAt(below, &rests_on);
-  const double slack = std::max(0.125, 6 / std::sqrt(static_cast<double>(rests_on + 1)));
-  const int64_t last = bins.BinAt(below * (1 + slack), &rests_on);
-  estimate.high = last + 1 < MassBins::kBins ? bins.LowerEdge(last + 1) : kInfinity;
-  estimate.low =
-      slack < 1 ? bins.LowerEdge(bins.BinAt(below * (1 - slack), &rests_on)) : -kInfinity;
+  FindWindow(bins, below, /*many=*/target.all > 0, &estimate);
   return estimate;
 }
 
@@ -148,6 +187,44 @@ WindowSums WindowOf(const WeightRow& row, const WindowEstimate& window, int64_t 
     above_sum.Add(above[0]);
   }
   return {all_sum.Sum(), above_sum.Sum(), static_cast<int64_t>(above_count), out - values};
+}
+
+// Keeping a column is rare enough for a branch: without one, each vector would be compressed twice.
+template <DType kDType, bool kPlain>
+WindowSums FewOf(const WeightRow& row, float low, int64_t begin, int64_t end, float* values,
+                 int32_t* columns) {
+  using E = Elements<kDType>;
+  const WeightTag d;
+  const hn::RebindToSigned<WeightTag> di;
+  constexpr int64_t kLanes = hn::MaxLanes(d);
+  const WeightReader<kDType, false, kPlain> read(row, {});
+  const WeightVec limit = hn::Set(d, low);
+  int64_t count = 0;
+  const auto take = [&](WeightVec value, int64_t column) HWY_ATTR {
+    const auto reach = hn::Ge(value, limit);
+    if (HWY_UNLIKELY(!hn::AllFalse(d, reach))) {
+      hn::CompressStore(hn::Iota(di, static_cast<int32_t>(column)), hn::RebindMask(di, reach), di,
+                        columns + count);
+      count += static_cast<int64_t>(hn::CompressStore(value, reach, d, values + count));
+    }
+    return read.Kept(value);
+  };
+  const auto load = [&](int64_t i)
+                        HWY_ATTR { return E::Load(row.x + static_cast<size_t>(i) * E::kBytes); };
+  WideSum sum;
+  WeightVec weight[8];
+  int64_t i = begin;
+  for (; i + 8 * kLanes <= end; i += 8 * kLanes) {
+    for (int64_t j = 0; j < 8; ++j) {
+      weight[j] = take(load(i + j * kLanes), i + j * kLanes);
+    }
+    sum.Add(AddEight(weight));
+  }
+  for (; i < end; i += kLanes) {
+    const auto rest = static_cast<size_t>(std::min(kLanes, end - i));
+    sum.Add(take(E::LoadFirst(row.x + static_cast<size_t>(i) * E::kBytes, rest), i));
+  }
+  return {sum.Sum(), 0, 0, count};
 }
 
 }  // namespace riffle::sampling::HWY_NAMESPACE
