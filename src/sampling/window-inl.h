@@ -75,8 +75,10 @@ struct MassBins {
   }
 };
 
-// How many of the picked columns a window may have to be kept with everything above it: where a
-// nucleus of up to about a thousand columns ends.
+// How many of the picked columns a window may have, with everything above it, to be kept with that;
+// and how many it has if they do not tell where the nucleus ends, for one of about a thousand
+// columns.
+constexpr int64_t kMostOfFew = 48;
 constexpr int64_t kFewPicked = 24;
 
 // Makes the window of the place with the mass `below`. `many`: the nucleus is known to be large.
@@ -85,13 +87,12 @@ inline void FindWindow(const MassBins& bins, double below, bool many, WindowEsti
   const MassBins::Lowest end = bins.Reach(below);
   const double columns = many ? static_cast<double>(end.count) : end.Columns();
   const double slack = std::max(0.125, 6 / std::sqrt(columns + 1));
-  const int64_t few = bins.BinOfBest(kFewPicked);
   const int64_t first = slack < 1 ? bins.Reach(below * (1 - slack)).bin : -1;
   // If the picked columns do not tell where the nucleus ends, then it is small, as a rule: most of
   // what is below its end lies in a few of them.
-  if (!many && (first < 0 || first > few)) {
+  if (!many && (first < 0 || first > bins.BinOfBest(kMostOfFew))) {
     estimate->few = true;
-    estimate->low = bins.LowerEdge(std::max(first, few));
+    estimate->low = bins.LowerEdge(first < 0 ? bins.BinOfBest(kFewPicked) : first);
     estimate->high = kInfinity;
     return;
   }
@@ -113,22 +114,33 @@ WindowEstimate EstimateRow(const WeightRow& row, int64_t n, const WindowTarget& 
   Undecided picked{x, x + EstimateRoom(n)};
   const WeightVec top = hn::Set(d, target.top);
   WideSum below_top;
-  for (int64_t i = 0; i + kEstimateRun <= n; i += kEstimateStep) {
-    for (int64_t j = 0; j < kEstimateRun; j += kLanes) {
-      const WeightVec value = E::Load(row.x + static_cast<size_t>(i + j) * E::kBytes);
-      const WeightVec weight = read.Kept(value);
-      below_top.Add(hn::IfThenElseZero(hn::Lt(value, top), weight));
-      if (j % (kPickStep * 16) < 16) {
-        picked.Append(value, weight, hn::Gt(weight, hn::Zero(d)));
+  const auto take = [&](int64_t first, int64_t step) HWY_ATTR {
+    for (int64_t i = first; i + kEstimateRun <= n; i += step) {
+      for (int64_t j = 0; j < kEstimateRun; j += kLanes) {
+        const WeightVec value = E::Load(row.x + static_cast<size_t>(i + j) * E::kBytes);
+        const WeightVec weight = read.Kept(value);
+        below_top.Add(hn::IfThenElseZero(hn::Lt(value, top), weight));
+        if (j % (kPickStep * 16) < 16) {
+          picked.Append(value, weight, hn::Gt(weight, hn::Zero(d)));
+        }
       }
     }
-  }
+  };
+  constexpr int64_t kParts = 4;
   WindowEstimate estimate;
+  take(0, kParts * kEstimateStep);
+  const double tail = (1 - target.share) * target.top_mass;
+  if (target.all == 0 && below_top.Sum() * (kParts * kEstimateStep / kEstimateRun) < 0.25 * tail) {
+    return estimate;  // a quarter of what is read tells well enough that the best columns do
+  }
+  for (int64_t part = 1; part < kParts; ++part) {
+    take(part * kEstimateStep, kParts * kEstimateStep);
+  }
   estimate.all = target.all > 0
                      ? target.all
                      : target.top_mass + below_top.Sum() * (kEstimateStep / kEstimateRun);
   const double rest = estimate.all - target.top_mass;
-  if (picked.count == 0 || rest < 0.5 * (1 - target.share) * estimate.all) {
+  if (picked.count == 0 || rest < 0.75 * (1 - target.share) * estimate.all) {
     return estimate;
   }
   const Undecided::Range range = picked.Extremes();
