@@ -59,7 +59,7 @@ struct Ahead {
 // Keys as operands, and those of a row that are multiplied: [begin, end), multiples of 4.
 template <class Math>
 struct PackedKeys {
-  const typename Math::Word* keys;  // [keys][stride], aligned
+  const typename Math::Operand* keys;  // [keys][stride], aligned
   int stride;
   int begin;
   int end;
@@ -71,13 +71,14 @@ struct PackedKeys {
 //   scores  [kKeys][lanes], aligned
 //   kAhead  prefetch ahead.rows[0, 16)
 template <class Math, int kKeys, int kVecs, bool kAhead, class DF,
-          typename Word = typename Math::Word>
-HWY_INLINE void ScoreKernel(DF df, const Word* HWY_RESTRICT q, int lanes, const PackedKeys<Math>& k,
-                            int key0, float* HWY_RESTRICT scores, const Ahead& ahead) {
-  const hn::Rebind<Word, DF> dw;
+          typename Operand = typename Math::Operand>
+HWY_INLINE void ScoreKernel(DF df, const Operand* HWY_RESTRICT q, int lanes,
+                            const PackedKeys<Math>& k, int key0, float* HWY_RESTRICT scores,
+                            const Ahead& ahead) {
+  const hn::Rebind<Operand, DF> dw;
   constexpr size_t kN = hn::MaxLanes(DF());
   const int stride = k.stride;
-  const Word* HWY_RESTRICT keys = k.keys + key0 * stride;
+  const Operand* HWY_RESTRICT keys = k.keys + key0 * stride;
   hn::Vec<DF> sum[kKeys][kVecs];
   for (auto& key : sum) {
     for (auto& s : key) {
@@ -94,7 +95,7 @@ HWY_INLINE void ScoreKernel(DF df, const Word* HWY_RESTRICT q, int lanes, const 
       PrefetchAt(ahead.rows[w & 15], (w >> 4) * ahead.step);
     }
     for (int key = 0; key < kKeys; ++key) {
-      const Word a = keys[key * stride + w];
+      const Operand a = keys[key * stride + w];
       for (int v = 0; v < kVecs; ++v) {
         sum[key][v] = Math::Step(df, a, x[v], sum[key][v]);
       }
@@ -109,8 +110,8 @@ HWY_INLINE void ScoreKernel(DF df, const Word* HWY_RESTRICT q, int lanes, const 
 
 // Scores of 16 keys against a tile of `lanes` rows; those outside `seen` may be left out.
 // Tiles of up to 16 lanes prefetch.
-template <class Math, typename Word = typename Math::Word>
-HWY_INLINE void Scores16(const Word* q, int lanes, const PackedKeys<Math>& keys, KeyRange seen,
+template <class Math, typename Operand = typename Math::Operand>
+HWY_INLINE void Scores16(const Operand* q, int lanes, const PackedKeys<Math>& keys, KeyRange seen,
                          float* scores, const Ahead& ahead) {
   // Sums in registers: 16 of 32, or 8 of 16.
   constexpr int kSums = HWY_CAP_GE512 ? 16 : 8;

@@ -38,7 +38,7 @@ struct RowsAt {
 // their scales multiply scores and probabilities.
 template <class Math>
 class KvSource {
-  using Word = typename Math::Word;
+  using Operand = typename Math::Operand;
   static constexpr bool kUnscaledOperands = Math::kPerOperand == 2;
 
  public:
@@ -78,7 +78,7 @@ class KvSource {
   void Rows(const RowsAt& at, KvRows* rows) const { Find(kv_, at, rows); }
 
   // Rows that kernels can read: in place, or decoded into buffer[16][stride].
-  void Readable(const RowsAt& at, int stride, Word* buffer, KvRows* rows) const {
+  void Readable(const RowsAt& at, int stride, Operand* buffer, KvRows* rows) const {
     if (in_place()) {
       return Rows(at, rows);
     }
@@ -89,7 +89,7 @@ class KvSource {
   }
 
   // -> to[16][stride], in order along a row.
-  void Decode(const RowsAt& at, int stride, Word* to) const {
+  void Decode(const RowsAt& at, int stride, Operand* to) const {
     KvRows rows;
     Rows(at, &rows);
     if constexpr (kUnscaledOperands) {
@@ -104,7 +104,7 @@ class KvSource {
 
   // -> to[16 / kPerOperand][stride], in order along a column: operands of the value product.
   //   buffer  [16][dim / kPerOperand]
-  void PackColumns(const RowsAt& at, int stride, Word* buffer, Word* to) const {
+  void PackColumns(const RowsAt& at, int stride, Operand* buffer, Operand* to) const {
     if constexpr (kUnscaledOperands) {
       KvRows rows;
       Readable(at, kv_.dim / Math::kPerOperand, buffer, &rows);

@@ -74,9 +74,9 @@ HWY_INLINE hn::Vec<D> LoadEveryFourth(D d, const Query& query, const uint8_t* co
 
 // to[w][lane] = operand w of rows[lane]. Four operands of a vector of rows are transposed in
 // registers: stores of single operands, each to a line of its own, were 8 % of a prefill in f32.
-template <class D, class Query, typename Word = hn::TFromD<D>>
+template <class D, class Query, typename Operand = hn::TFromD<D>>
 HWY_INLINE void TransposeRows(D d, const Query& query, const uint8_t* const* rows, int operands,
-                              int lanes, Word* HWY_RESTRICT to) {
+                              int lanes, Operand* HWY_RESTRICT to) {
   constexpr int kN = static_cast<int>(hn::MaxLanes(D()));
   for (int w = 0; w < operands; w += 4, to += 4 * lanes) {
     for (int lane = 0; lane < lanes; lane += kN) {
@@ -99,15 +99,15 @@ HWY_INLINE void TransposeRows(D d, const Query& query, const uint8_t* const* row
   }
 }
 
-template <class Query, typename Word>
+template <class Query, typename Operand>
 HWY_INLINE void TransposeTile(const Query& query, const uint8_t* const* rows, int operands,
-                              int lanes, Word* to) {
+                              int lanes, Operand* to) {
   if (lanes == 4) {
-    TransposeRows(hn::CappedTag<Word, 4>(), query, rows, operands, lanes, to);
+    TransposeRows(hn::CappedTag<Operand, 4>(), query, rows, operands, lanes, to);
   } else if (lanes == 8) {
-    TransposeRows(hn::CappedTag<Word, 8>(), query, rows, operands, lanes, to);
+    TransposeRows(hn::CappedTag<Operand, 8>(), query, rows, operands, lanes, to);
   } else {
-    TransposeRows(hn::CappedTag<Word, 16>(), query, rows, operands, lanes, to);
+    TransposeRows(hn::CappedTag<Operand, 16>(), query, rows, operands, lanes, to);
   }
 }
 

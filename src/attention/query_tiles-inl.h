@@ -34,7 +34,7 @@ struct Tile {
 // Rows are the queries of a KV head's group, token by token.
 template <class Math>
 class WorkItemQueries {
-  using Word = typename Math::Word;
+  using Operand = typename Math::Operand;
 
  public:
   // `at` outlives this; Enter fills its `first`, `last` and `q`.
@@ -75,7 +75,7 @@ class WorkItemQueries {
   }
 
   // A tile as [operands][lanes]; lanes without a row are 0.
-  Word* Packed(int head, const Tile& tile) const {
+  Operand* Packed(int head, const Tile& tile) const {
     return at_.q + (int64_t{head} * lanes_ + tile.row) * operands();
   }
 

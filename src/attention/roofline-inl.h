@@ -73,14 +73,14 @@ uint8_t ReadItems(const AttentionArgs& args, const WorkItem* begin, const WorkIt
 template <class Math>
 double Spin(int64_t steps) {
   const FloatTag<16> df;
-  const hn::Rebind<typename Math::Word, decltype(df)> dw;
+  const hn::Rebind<typename Math::Operand, decltype(df)> dw;
   constexpr int kChains = HWY_CAP_GE512 ? 16 : 12;
   // Zeros that the compiler cannot see, or it would make one chain of them all. (Hiding them inside
   // the loop keeps the sums in memory.)
   alignas(64) float sums[kChains * hn::MaxLanes(df)] = {};
   float* at = sums;
   hwy::PreventElision(at);
-  typename Math::Word operand = 0;
+  typename Math::Operand operand = 0;
   hwy::PreventElision(operand);
   const auto x = hn::Set(dw, operand);
   hn::Vec<decltype(df)> sum[kChains];

@@ -58,7 +58,7 @@ struct CodedKernels<BF16Math> {
 
 template <class Math>
 class SingleTile {
-  using Word = typename Math::Word;
+  using Operand = typename Math::Operand;
   using Context = WorkItemContext<Math>;
 
  public:
@@ -147,7 +147,7 @@ class SingleTile {
         c.values.Rows(at, values);
         c.keys.FindScales(at, rows[i], group + i);
         c.values.FindScales(at, *values, group + i);
-        Word* buffer = c.at.keys + KeyPlace(group + i) * kGroupKeys * c.key_stride;
+        Operand* buffer = c.at.keys + KeyPlace(group + i) * kGroupKeys * c.key_stride;
         if constexpr (Math::kDirect) {
           if (!TakesKeys(tile)) {
             c.keys.Readable(at, c.key_stride, buffer, rows + i);
@@ -192,7 +192,7 @@ class SingleTile {
   void ScoreOperands(const TileBlock& block, const Tile& tile, int group, int count,
                      [[maybe_unused]] const KvRows* rows, int begin, int end, float* scores) {
     const Context& c = context_;
-    const Word* q = c.queries.Packed(block.head, tile);
+    const Operand* q = c.queries.Packed(block.head, tile);
     if constexpr (CodedKernels<Math>::kAny) {
       const auto& kernel = TakesKeys(tile) ? coded_.keys : coded_.decoded_keys;
       if (kernel.run != nullptr) {
@@ -213,7 +213,7 @@ class SingleTile {
                          {ahead_.keys[group].row, key_step_});
     } else {
       for (int i = 0; i < count; ++i) {
-        const Word* keys = c.at.keys + KeyPlace(group + i) * kGroupKeys * c.key_stride;
+        const Operand* keys = c.at.keys + KeyPlace(group + i) * kGroupKeys * c.key_stride;
         Scores16<Math>(q, tile.lanes, {keys, c.key_stride, begin, end}, {0, kGroupKeys},
                        scores + i * kGroupKeys * tile.lanes,
                        {ahead_.keys[group + i].row, key_step_});
@@ -289,7 +289,8 @@ class SingleTile {
     }
   }
 
-  void AddDirect(const Word* p, const Tile& tile, const DirectValues& values, float* sums) const {
+  void AddDirect(const Operand* p, const Tile& tile, const DirectValues& values,
+                 float* sums) const {
     if constexpr (Math::kPerOperand == 1) {
       if (context_.values.code() == RowCode::kF16) {
         return AddDirectValues<Math, RowCode::kF16>(p, tile.lanes, tile.rows, values, sums);
@@ -312,7 +313,7 @@ class SingleTile {
   // Values are packed a group at a time, used and forgotten.
   void AddPacked(const TileBlock& block, const Tile& tile) {
     const Context& c = context_;
-    Word* v = c.at.values;
+    Operand* v = c.at.values;
     ValueProduct<Math> product = c.Product(block, tile, v);
     product.steps = Context::kGroupSteps;
     for (int begin = block.begin; begin < block.end; begin += kGroupKeys) {

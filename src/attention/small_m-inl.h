@@ -89,10 +89,10 @@ struct KeyRows {
 // them.) Eight vectors, a step of each in turn, as a product takes six cycles.
 //   q  [operands][kRows]; scores [keys][kRows], aligned
 template <class Math, int kRows, int kVecs>
-HWY_INLINE void ScoresInPlace(const typename Math::Word* HWY_RESTRICT q, const KeyRows& k,
+HWY_INLINE void ScoresInPlace(const typename Math::Operand* HWY_RESTRICT q, const KeyRows& k,
                               float* HWY_RESTRICT scores, const Ahead& ahead) {
   const FloatTag<16> df;
-  const hn::Rebind<typename Math::Word, decltype(df)> dw;
+  const hn::Rebind<typename Math::Operand, decltype(df)> dw;
   constexpr int kKeys = 16 / kRows;             // of a vector
   constexpr int kPrefetch = kVecs * kKeys / 4;  // rows; four operands are a fourth of a line
   hn::Vec<decltype(df)> sum[kVecs];
@@ -128,7 +128,7 @@ HWY_INLINE void ScoresInPlace(const typename Math::Word* HWY_RESTRICT q, const K
 
 // Scores of `keys` keys, a multiple of 16, against a tile of up to 16 lanes.
 template <class Math>
-HWY_INLINE void DirectScores(const typename Math::Word* q, int lanes, KeyRows k, int keys,
+HWY_INLINE void DirectScores(const typename Math::Operand* q, int lanes, KeyRows k, int keys,
                              float* scores, Ahead ahead) {
   while (keys > 0) {
     int done = 16;
@@ -200,7 +200,7 @@ struct ValueLoader<BF16Math, RowCode::kBF16, kVecs> {
 // ValueKernel over them: kRows rows, 32 * kHalves columns.
 //   p  [keys / kPerOperand][lanes]
 template <class Math, RowCode kCode, int kRows, int kHalves, bool kAhead>
-HWY_INLINE void DirectValueKernel(const typename Math::Word* HWY_RESTRICT p, int lanes,
+HWY_INLINE void DirectValueKernel(const typename Math::Operand* HWY_RESTRICT p, int lanes,
                                   const DirectValues& v, int column, float* HWY_RESTRICT sums) {
   const FloatTag<16> df;
   constexpr int kVecs = 2 * kHalves;
@@ -236,7 +236,7 @@ HWY_INLINE void DirectValueKernel(const typename Math::Word* HWY_RESTRICT p, int
 
 // The columns of up to four rows, or of eight.
 template <class Math, RowCode kCode, int kRows, bool kAhead>
-HWY_INLINE void DirectValueRows(const typename Math::Word* p, int lanes, const DirectValues& v,
+HWY_INLINE void DirectValueRows(const typename Math::Operand* p, int lanes, const DirectValues& v,
                                 float* sums) {
   constexpr int kHalves = kRows > 4 ? 1 : 2;
   int column = v.begin_column;
@@ -251,7 +251,7 @@ HWY_INLINE void DirectValueRows(const typename Math::Word* p, int lanes, const D
 // sums[row][column] += p * v; the first rows prefetch.
 //   p  [v.keys / kPerOperand][lanes]
 template <class Math, RowCode kCode>
-HWY_INLINE void AddDirectValues(const typename Math::Word* p, int lanes, int rows,
+HWY_INLINE void AddDirectValues(const typename Math::Operand* p, int lanes, int rows,
                                 const DirectValues& v, float* sums) {
   int row = 0;
   for (; row + 8 <= rows; row += 8) {

@@ -22,11 +22,11 @@ using core::HWY_NAMESPACE::PrefetchAt;
 // Probabilities and values of some keys, and what they are added to.
 template <class Math>
 struct ValueProduct {
-  using Word = typename Math::Word;
+  using Operand = typename Math::Operand;
 
-  const Word* p;  // [steps][lanes]
+  const Operand* p;  // [steps][lanes]
   int lanes;
-  const Word* v;  // [steps][stride], aligned
+  const Operand* v;  // [steps][stride], aligned
   int stride;
   int steps;
   float* sums;       // [rows][columns], aligned
@@ -43,8 +43,8 @@ struct ValueProduct {
 template <class Math, int kRows, int kVecs, bool kAhead, class DF>
 HWY_INLINE void ValueKernel(DF df, const ValueProduct<Math>& of, int first_row, int column,
                             int begin, int end, const Ahead& ahead) {
-  using Word = typename Math::Word;
-  const hn::Rebind<Word, DF> dw;
+  using Operand = typename Math::Operand;
+  const hn::Rebind<Operand, DF> dw;
   constexpr size_t kN = hn::MaxLanes(DF());
   constexpr int kPerOperand = Math::kPerOperand;
   // Of 64 bytes that the columns take in a row; half of them twice if f32 is made of 16 bits.
@@ -52,8 +52,8 @@ HWY_INLINE void ValueKernel(DF df, const ValueProduct<Math>& of, int first_row, 
   const int lanes = of.lanes;
   const int stride = of.stride;
   const int columns = of.columns;
-  const Word* HWY_RESTRICT p = of.p + begin * lanes + first_row;
-  const Word* HWY_RESTRICT v = of.v + begin * stride + column;
+  const Operand* HWY_RESTRICT p = of.p + begin * lanes + first_row;
+  const Operand* HWY_RESTRICT v = of.v + begin * stride + column;
   float* HWY_RESTRICT sums = of.sums + first_row * columns + column;
   hn::Vec<DF> sum[kRows][kVecs];
   for (int row = 0; row < kRows; ++row) {
@@ -82,7 +82,7 @@ HWY_INLINE void ValueKernel(DF df, const ValueProduct<Math>& of, int first_row, 
       }
     }
     for (int row = 0; row < kRows; ++row) {
-      const Word a = p[row];
+      const Operand a = p[row];
       for (int i = 0; i < kVecs; ++i) {
         sum[row][i] = Math::Step(df, a, x[i], sum[row][i]);
       }

@@ -108,7 +108,7 @@ HWY_INLINE V ScaledWeight(DF df, V weight, V logit, V scale) {
 // Weights multiply values.
 template <class Math>
 struct PlainWeights {
-  typename Math::Word* p;
+  typename Math::Operand* p;
 
   template <class DF, class V = hn::Vec<DF>>
   HWY_INLINE void Put(DF df, const V* weight, const V*, int key, int lane, int lanes) const {
@@ -124,7 +124,7 @@ struct PlainWeights {
 // Weights times one scale for each key multiply values.
 template <class Math>
 struct ScaledWeights {
-  typename Math::Word* p;
+  typename Math::Operand* p;
   const float* scales;
 
   template <class DF, class V = hn::Vec<DF>>
@@ -185,7 +185,7 @@ HWY_INLINE void ScaleKeptWeightsOf4(int begin, int end, const float* weights, co
 template <class Math, class DF>
 HWY_INLINE void ScaleKeptWeights(DF df, int lanes, int begin, int end, const float* weights,
                                  const float* scores, const float* scales, int groups,
-                                 typename Math::Word* p) {
+                                 typename Math::Operand* p) {
 #if HWY_NATIVE_DOT_BF16 && HWY_ARCH_X86 && HWY_CAP_GE512
   if constexpr (hn::MaxLanes(DF()) == 4 && Math::kPerOperand == 2) {
     ScaleKeptWeightsOf4(begin, end, weights, scores, scales, groups, p);

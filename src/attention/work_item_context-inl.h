@@ -24,7 +24,7 @@ namespace riffle::attention::HWY_NAMESPACE {
 
 template <class Math>
 struct WorkItemContext {
-  using Word = typename Math::Word;
+  using Operand = typename Math::Operand;
   static constexpr int kGroupSteps = kGroupKeys / Math::kPerOperand;
 
   WorkItemContext(const AttentionArgs& call, const Plan& plan, uint8_t* scratch)
@@ -38,7 +38,7 @@ struct WorkItemContext {
         softmax(args, at, keys, values) {
     shape.columns = PaddedDim(args.values.dim);
     // Columns past head_dim stay 0.
-    std::fill_n(at.values, kBlock / Math::kPerOperand * value_stride, Word{0});
+    std::fill_n(at.values, kBlock / Math::kPerOperand * value_stride, Operand{0});
   }
   WorkItemContext(const WorkItemContext&) = delete;
   WorkItemContext& operator=(const WorkItemContext&) = delete;
@@ -94,7 +94,7 @@ struct WorkItemContext {
   }
 
   // The product of the block's probabilities with values packed from `v` on.
-  ValueProduct<Math> Product(const TileBlock& block, const Tile& tile, const Word* v) const {
+  ValueProduct<Math> Product(const TileBlock& block, const Tile& tile, const Operand* v) const {
     return {.p = at.p + block.begin / Math::kPerOperand * tile.lanes,
             .lanes = tile.lanes,
             .v = v,
@@ -112,7 +112,8 @@ struct WorkItemContext {
   }
 
   // Groups [begin, end) of keys of a block to `to`, as operands of the value product.
-  void PackValues(int head, int key0, int begin, int end, const KeyRange& range, Word* to) const {
+  void PackValues(int head, int key0, int begin, int end, const KeyRange& range,
+                  Operand* to) const {
     for (int group = begin; group < end; ++group, to += kGroupSteps * value_stride) {
       values.PackColumns(Group(head, key0, group, range), value_stride, at.decoded, to);
     }
@@ -121,7 +122,7 @@ struct WorkItemContext {
   // A key that some rows see and others do not has a NaN or an infinite value: 0 times it is not 0.
   // Every row gets values of its own, in which what it does not see is 0. `v` is product.v.
   void AddRowByRow(const TileBlock& block, int begin, int end, const Tile& tile,
-                   const ValueProduct<Math>& product, Word* v) const {
+                   const ValueProduct<Math>& product, Operand* v) const {
     const int first_group = begin / kGroupKeys;
     const int last_group = end / kGroupKeys;
     for (int row = 0; row < tile.rows; ++row) {
@@ -202,7 +203,7 @@ struct WorkItemContext {
   }
 
   // Packed values of keys [begin, end), of which those that the mask hides from a row become 0.
-  void ClearHidden(int begin, int end, int lanes, int row, Word* v) const {
+  void ClearHidden(int begin, int end, int lanes, int row, Operand* v) const {
     for (int key = begin; key < end; ++key) {
       if (at.bias[key * lanes + row] == kMinusInf) {
         ClearPackedKey(Math(), key - begin, value_stride, v);

@@ -26,21 +26,21 @@ constexpr int ValueStride(int columns) { return columns + 16; }
 // hand, `columns` those of a row's sums.
 template <class Math>
 struct WorkItemScratch {
-  using Word = typename Math::Word;
+  using Operand = typename Math::Operand;
 
-  Word* keys;           // [kBlock][KeyStride]
-  Word* values;         // [kBlock / kPerOperand][ValueStride]
-  Word* decoded;        // [kGroupKeys][columns / kPerOperand]: values on their way to pairs
+  Operand* keys;        // [kBlock][KeyStride]
+  Operand* values;      // [kBlock / kPerOperand][ValueStride]
+  Operand* decoded;     // [kGroupKeys][columns / kPerOperand]: values on their way to pairs
   float* key_scales;    // [groups][kBlock], as KvSource has them
   float* value_scales;  // [groups][kBlock]
-  Word* p;              // [kBlock / kPerOperand][lanes]: probabilities
+  Operand* p;           // [kBlock / kPerOperand][lanes]: probabilities
   float* scores;        // [kBlock][lanes]
   float* group_scores;  // [kBlock][lanes]: scores of a group of a row's elements; then weights
   float* bias;          // [kBlock][lanes]: what is added to logits, if anything is
   float* correction;    // [lanes]: what a block multiplies earlier sums with
   int32_t* first;       // [lanes]: the keys [first, last) that a row sees
   int32_t* last;        // [lanes]
-  Word* q;              // [heads][tiles][operands][lanes]
+  Operand* q;           // [heads][tiles][operands][lanes]
   uint8_t* begun;       // [heads][lanes]: at a tile's first lane, whether its sums hold anything
   WorkItemState split;  // of the KV split in hand
   WorkItemState total;  // of the KV splits before it

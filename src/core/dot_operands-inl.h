@@ -21,11 +21,11 @@ namespace hn = hwy::HWY_NAMESPACE;
 
 // An operand is one f32; a step is one fused multiply-add (two roundings on SSE).
 struct F32Fma {
-  using Word = float;
+  using Operand = float;
   static constexpr int kPerOperand = 1;
 
   template <class DF, class VF = hn::Vec<DF>>
-  static HWY_INLINE VF Step(DF df, Word a, VF b, VF sum) {
+  static HWY_INLINE VF Step(DF df, Operand a, VF b, VF sum) {
     return hn::MulAdd(hn::Set(df, a), b, sum);
   }
 };
@@ -34,11 +34,11 @@ struct F32Fma {
 // An operand is a pair of bf16, neighbours along the inner index, the first in the low half; a step
 // adds both products (VDPBF16PS: rounds to nearest, treats denormals as zeros).
 struct BF16PairDot {
-  using Word = uint32_t;
+  using Operand = uint32_t;
   static constexpr int kPerOperand = 2;
 
   template <class DF, class VW, class VF = hn::Vec<DF>>
-  static HWY_INLINE VF Step(DF df, Word a, VW b, VF sum) {
+  static HWY_INLINE VF Step(DF df, Operand a, VW b, VF sum) {
     const hn::RebindToUnsigned<DF> du;
     const hn::Repartition<hwy::bfloat16_t, DF> dbf;
     VF unused = hn::Zero(df);

@@ -20,7 +20,7 @@ namespace hn = hwy::HWY_NAMESPACE;
 template <class Source, int kRows, int kGroups>
 HWY_INLINE void InplaceKernel(const KBlockProduct& product, const WeightTile& tile, int column) {
   using Math = typename Source::Math;
-  using Operand = typename Math::Word;
+  using Operand = typename Math::Operand;
   using S = PackStep<Source>;
   const LaneF32 df;
   const hn::Rebind<Operand, LaneF32> dw;

@@ -35,7 +35,7 @@ template <class Math, bool kQ8, bool kPrefetch, int kRows>
 HWY_INLINE void PackedKernel(const KBlockProduct& product, const WeightTile& tile, int row,
                              int column, const PrefetchPlan& plan) {
   const LaneF32 df;
-  using Operand = typename Math::Word;
+  using Operand = typename Math::Operand;
   const hn::Rebind<Operand, LaneF32> dw;
   constexpr int kRowOperands = kKBlock / Math::kPerOperand;
   const int operands = tile.padded() / Math::kPerOperand;
