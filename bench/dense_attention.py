@@ -122,8 +122,10 @@ class Server:
         self.process = subprocess.Popen([sys.executable, __file__, "--serve", library], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
     def time(self, case, seconds):
-        print(json.dumps([case, seconds]), file=self.process.stdin, flush=True)
-        answer = self.process.stdout.readline()
+        asks, answers = self.process.stdin, self.process.stdout
+        assert asks is not None and answers is not None
+        print(json.dumps([case, seconds]), file=asks, flush=True)
+        answer = answers.readline()
         if not answer:
             raise SystemExit(f"a process ended at {case}")
         return float(answer)
@@ -141,7 +143,7 @@ def measure(servers, case, aim, seconds):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--serve", help=argparse.SUPPRESS)
     parser.add_argument("--count", type=int, default=200)
     parser.add_argument("--part", default="1/1")

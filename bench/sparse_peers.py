@@ -10,6 +10,8 @@ which selects 512 and no other number. It attends to rows of DeepSeek-V4 alone, 
 Each answer is first held against float64 on some of its numbers. See peer_bench.py for how the times are taken.
 """
 
+from typing import Any
+
 import numpy as np
 from peer_bench import make_parser, markdown, measure, time_call, version_of, vllm_kernels, work, write_json
 
@@ -92,7 +94,7 @@ def calls_of_riffle(torch, d):
     riffle.write_index_keys(d["index_keys"], torch.arange(keys), pages, scales, format="int8")
     q = riffle.hadamard(d["q_index"].float())
     batch = np.array([keys]), np.arange(keys // 64)[None]
-    named = dict(key_scales=scales, cu_q_lens=np.array([0, queries]))
+    named: dict[str, Any] = {"key_scales": scales, "cu_q_lens": np.array([0, queries])}
 
     def score():
         return riffle.indexer_logits(q, d["weights"], pages, *batch, **named)

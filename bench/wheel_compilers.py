@@ -83,7 +83,8 @@ def main():
                     best[case, name] = min(build.ask(case), best.get((case, name), float("inf")))
         print("| call | g++, us | wheel, us | wheel / g++ |\n|---|---|---|---|")
         for case in cases:
-            check_same(*(front_ends.file_of(build.directory, case) for build in builds.values()), case)
+            answers = {name: front_ends.file_of(build.directory, case) for name, build in builds.items()}
+            check_same(answers["g++"], answers["wheel"], case)
             gxx, wheel = best[case, "g++"], best[case, "wheel"]
             print(f"| {case.strip()} | {gxx:.0f} | {wheel:.0f} | {wheel / gxx:.2f} |")
 

@@ -129,8 +129,9 @@ def _scales(name, pages, scales, compute):
     check_dtype(f"{name}_scales", scales, SCALES)
     if scales.ndim < 3:
         scales = scales.reshape((1,) * (3 - scales.ndim) + scales.shape)
-    fits = scales.ndim <= 4 and all(n == m or n == 1 and not compute for n, m in zip(scales.shape, pages.shape[:3]))
-    if not fits or scales.ndim == 4 and scales.shape[3] != 1 and pages.shape[3] not in [n * scales.shape[3] for n in (32, 64, 128)]:
-        raise ValueError(f"{name}_scales has shape {scales.shape}; it must {'be' if compute else 'broadcast to'} {pages.shape[:3]}, "
+    shape: tuple[int, ...] = scales.shape
+    fits = len(shape) <= 4 and all(n == m or n == 1 and not compute for n, m in zip(shape, pages.shape[:3]))
+    if not fits or len(shape) == 4 and shape[3] != 1 and pages.shape[3] not in [n * shape[3] for n in (32, 64, 128)]:
+        raise ValueError(f"{name}_scales has shape {shape}; it must {'be' if compute else 'broadcast to'} {pages.shape[:3]}, "
                          "or have one more axis: a scale for each 32, 64 or 128 elements")  # fmt: skip
     return _COMPUTED if compute else _GIVEN, scales

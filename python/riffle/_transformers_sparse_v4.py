@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -46,9 +46,8 @@ def forward(self: Any, hidden_states, position_embeddings, position_ids, attenti
             chosen = _select(indexer, modeling, hidden_states, q_residual, position_ids, layer)
         if entries.shape[1]:
             extra.append((entries.reshape(-1, dim), chosen, None, "plain"))
-    out = riffle.sparse_attention(
-        query, rows.reshape(-1, dim), slots, extra=extra, scale=float(self.scaling), sinks=self.sinks.detach().float()
-    )
+    scale, sinks = float(self.scaling), self.sinks.detach().float()
+    out = cast(torch.Tensor, riffle.sparse_attention(query, rows.reshape(-1, dim), slots, extra=extra, scale=scale, sinks=sinks))
     # Values carry the rotation of their positions; that of the query's position turned back leaves the distance.
     out = rotate(out.view(batch, q_len, heads, dim).transpose(1, 2), cos, -sin).transpose(1, 2)
     grouped = self.o_a_proj(out.reshape(batch, q_len, self.config.o_groups, -1))

@@ -321,10 +321,12 @@ def _keys(module: Any, mask: torch.Tensor | None, shape: tuple[int, ...], row: i
     if isinstance(mask, Mask) and mask.shape[0] == batch and mask.shape[2] == q_len:
         return mask.keys(row)
     visible, added = _understood(module, mask)
-    mask = (visible if added is None else added).expand(batch, -1, q_len, kv_len)
-    if added is None and mask.shape[1] == 1:
-        return keys_seen(mask[:, 0], row)
-    return by_mask(mask, row)
+    read = visible if added is None else added
+    assert read is not None, "one of them is the mask"
+    read = read.expand(batch, -1, q_len, kv_len)
+    if added is None and read.shape[1] == 1:
+        return keys_seen(read[:, 0], row)
+    return by_mask(read, row)
 
 
 def _attend(q, keys, values, where: Keys, layout: Literal["HND", "NHD"], options) -> Any:

@@ -57,13 +57,14 @@ class Sampler:
     def tensor(self, *shape, dtype):
         """A tensor of some layout: contiguous, tokens outside of heads, with gaps, or negative strides' like by flips."""
         kind = self.pick("plain", "plain", "token major", "gaps", "column", "expanded")
-        if kind == "token major" and len(shape) >= 3:
+        rank = len(shape)
+        if kind == "token major" and rank >= 3:
             return torch.randn(*shape[:-3], shape[-2], shape[-3], shape[-1]).to(dtype).transpose(-3, -2)
         if kind == "gaps":
             return torch.randn(*shape[:-2], shape[-2] * 2 + 1, shape[-1] + 5).to(dtype)[..., 1::2, 3 : 3 + shape[-1]]
         if kind == "column":
             return torch.randn(*shape[:-2], shape[-1], shape[-2]).to(dtype).transpose(-1, -2)
-        if kind == "expanded" and len(shape) > 2:
+        if kind == "expanded" and rank > 2:
             return torch.randn(1, *shape[1:]).to(dtype).expand(shape)
         return torch.randn(shape).to(dtype)
 
