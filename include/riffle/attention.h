@@ -141,6 +141,10 @@ struct AttentionOptions {
   // [q_heads] or empty: slope * (key position - query position) is added to scaled and capped
   // logits (ALiBi, Press et al. 2022).
   std::span<const float> alibi_slopes;
+  // true: queries of f32 and f16 may be rounded to bf16, and probabilities with them, so that dot
+  // products of bf16 serve them where they would serve queries of bf16 (see PagedAttention).
+  // Elsewhere it changes nothing. Results keep the dtype of q.
+  bool bf16_products = false;
   ThreadPool* pool = nullptr;  // null: DefaultPool()
 };
 
@@ -162,8 +166,9 @@ struct AttentionOut {
 // A query that sees no key (kv_len = 0, whatever its q_len) gets zeros and lse = -inf, or lse = the
 // sink. Slots beyond kv_len are never read. Accumulation and softmax are in f32. Probabilities
 // (times the scales of values, if any) are rounded to bf16 before they multiply values if q is
-// bf16, keys and values have elements that bf16 holds (bf16, e4m3, e5m2, int8, Q8_0, Q4_0, Q5_0,
-// IQ4_NL) and the target has bf16 dot products; elements are never rounded. A NaN that a query sees
+// bf16 or options.bf16_products is set, keys and values have elements that bf16 holds (bf16, e4m3,
+// e5m2, int8, Q8_0, Q4_0, Q5_0, IQ4_NL) and the target has bf16 dot products; elements of keys and
+// values are never rounded. A NaN that a query sees
 // makes its result NaN; so do sums of products and logits that overflow f32. Any positive soft_cap
 // works: a tiny one makes all logits equal, a huge one leaves them as they are. Throws Error:
 // kBadShape, kBadDType, kBadOption, kBadRange (lengths), kBadPage, kOverlap, kOutOfMemory. Nothing

@@ -217,6 +217,7 @@ void PlanCache::Attend(const AttentionNode& node) {
   AttentionOptions options = node.options;
   options.causal = entries_[i].options.causal;
   options.mask = entries_[i].options.mask;
+  options.bf16_products = true;  // of coded caches: llama.cpp rounds their queries to 8 bits
   PagedAttention(node.q, node.keys, node.values, entries_[i].plan, node.out, options);
 }
 

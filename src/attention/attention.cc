@@ -118,6 +118,7 @@ attention::AttentionArgs MakeArgs(const HeadsView& q, const PagedKv& keys, const
   const auto element = static_cast<int64_t>(SizeOf(q.dtype));
   args.q = static_cast<const uint8_t*>(q.data);
   args.q_dtype = q.dtype;
+  args.bf16_products = options.bf16_products;
   args.q_token_stride = core::SaturatingMul(q.token_stride, element);
   args.q_head_stride = core::SaturatingMul(q.head_stride, element);
   args.scale =

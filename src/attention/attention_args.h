@@ -35,6 +35,7 @@ struct KvPages : KvBytes {
 struct AttentionArgs {
   const uint8_t* q;  // strides in bytes
   DType q_dtype;
+  bool bf16_products;  // q may be rounded to bf16
   int64_t q_token_stride;
   int64_t q_head_stride;
 

@@ -42,8 +42,8 @@ const AttentionKernels& GetAttentionKernels() {
 }
 
 RunItemsKernel ChooseRunItems(const AttentionArgs& args) {
-  if (args.q_dtype == DType::kBF16 && ExactInBF16(args.keys.code) &&
-      ExactInBF16(args.values.code)) {
+  const bool rounded = args.q_dtype == DType::kBF16 || args.bf16_products;
+  if (rounded && ExactInBF16(args.keys.code) && ExactInBF16(args.values.code)) {
     if (const RunItemsKernel run_items = GetBF16RunItems()) {
       return run_items;
     }

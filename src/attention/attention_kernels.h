@@ -41,7 +41,7 @@ struct AttentionKernels {
 const AttentionKernels& GetAttentionKernels();
 
 // Work items by dot products of pairs of bf16; null if the target has none.
-// Pre of the kernel: q is bf16, and keys and values are ExactInBF16.
+// Pre of the kernel: q is bf16 or may be rounded to it, and keys and values are ExactInBF16.
 RunItemsKernel GetBF16RunItems();
 
 // That of the arithmetic that rounds nothing: bf16's if all of q, keys and values are exact in it.

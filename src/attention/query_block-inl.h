@@ -44,12 +44,22 @@ struct FloatQuery {
 };
 
 #if HWY_NATIVE_DOT_BF16 && HWY_ARCH_X86
+// The same for operands of two elements of bf16, to which those of other types are rounded.
+template <DType kDType>
 struct PairQuery {
   uint32_t keep;
   uint32_t flip;
 
   HWY_INLINE hn::Vec<hn::CappedTag<uint32_t, 4>> Load(const uint8_t* row, int w) const {
-    return LoadAny(hn::CappedTag<uint32_t, 4>(), row + 4 * w);
+    const hn::CappedTag<uint32_t, 4> du;
+    if constexpr (kDType == DType::kBF16) {
+      return LoadAny(du, row + 4 * w);
+    } else {
+      const FloatQuery<kDType> query{1.0f};
+      const hn::Repartition<hwy::bfloat16_t, decltype(du)> dbf;
+      return hn::BitCast(
+          du, hn::OrderedDemote2To(dbf, query.Load(row, 2 * w), query.Load(row, 2 * w + 4)));
+    }
   }
   template <class D>
   HWY_INLINE hn::Vec<D> Signed(D d, hn::Vec<D> x) const {
@@ -125,10 +135,17 @@ HWY_INLINE void PackQueryRows(F32Math, DType dtype, const uint8_t* const* rows, 
 }
 
 #if HWY_NATIVE_DOT_BF16 && HWY_ARCH_X86
-HWY_INLINE void PackQueryRows(BF16Math, DType, const uint8_t* const* rows, int operands, float sign,
-                              int lanes, uint32_t* to) {
-  const PairQuery query{sign == 0 ? 0 : ~0u, sign < 0 ? 0x80008000u : 0};
-  TransposeTile(query, rows, operands, lanes, to);
+HWY_INLINE void PackQueryRows(BF16Math, DType dtype, const uint8_t* const* rows, int operands,
+                              float sign, int lanes, uint32_t* to) {
+  const uint32_t keep = sign == 0 ? 0 : ~0u;
+  const uint32_t flip = sign < 0 ? 0x80008000u : 0;
+  if (dtype == DType::kF32) {
+    TransposeTile(PairQuery<DType::kF32>{keep, flip}, rows, operands, lanes, to);
+  } else if (dtype == DType::kBF16) {
+    TransposeTile(PairQuery<DType::kBF16>{keep, flip}, rows, operands, lanes, to);
+  } else {
+    TransposeTile(PairQuery<DType::kF16>{keep, flip}, rows, operands, lanes, to);
+  }
 }
 #endif
 
