@@ -48,7 +48,9 @@ test-install: setup ## the source distribution by pip, in clean environments of 
 test-arm64: ## C++ tests on NEON: a cross compiler, and qemu-user to run them (half an hour)
 	@$(STAGE) arm64 "C++ tests on 64-bit ARM, under qemu" scripts/arm64.sh
 test-arm64-quick: ## those of them that take a few minutes
-	@$(STAGE) arm64 "C++ tests on 64-bit ARM, under qemu" scripts/arm64.sh -L arm64_quick
+	@$(STAGE) arm64 "C++ tests on 64-bit ARM, under qemu" scripts/arm64.sh quick
+test-arm64-bf16: ## what NEON_BF16 has code of its own for, by clang 19, under qemu
+	@$(STAGE) arm64-bf16 "C++ tests on NEON_BF16, under qemu" scripts/arm64.sh bf16
 test-dispatch: setup ## the targets that other x86 processors choose, under qemu-user's models of them
 	@$(STAGE) dispatch "dispatch on other x86 processors, under qemu" scripts/ctest.sh release -L dispatch
 test-transformers: setup ## riffle.transformers on every type of causal language model that Transformers has
@@ -119,5 +121,5 @@ start:
 	@rm -rf build/log
 
 .PHONY: help demo test build python llama test-cpp test-clang test-consumer test-python test-install test-arm64 \
-  test-arm64-quick test-dispatch test-transformers test-two-hosts test-asan test-tsan test-llama test-vllm fuzz setup \
+  test-arm64-quick test-arm64-bf16 test-dispatch test-transformers test-two-hosts test-asan test-tsan test-llama test-vllm fuzz setup \
   sdist wheels bench bench-llama bench-vllm format docs lint clean distclean start

@@ -1,9 +1,12 @@
+// POSIX, and Windows, which is untested.
 #include "engine/default_model.h"
 
+#include <cstdlib>
+
+#if !defined(_WIN32)
 #include <pwd.h>
 #include <unistd.h>
-
-#include <cstdlib>
+#endif
 
 namespace riffle::engine {
 namespace {
@@ -17,8 +20,12 @@ std::string Environment(const char* name) {
 // Like the shell's ~ where HOME is unset.
 std::string Home() {
   const std::string home = Environment("HOME");
+#if defined(_WIN32)
+  return home.empty() ? Environment("USERPROFILE") : home;
+#else
   const passwd* const user = home.empty() ? ::getpwuid(::getuid()) : nullptr;
   return user == nullptr || user->pw_dir == nullptr ? home : user->pw_dir;
+#endif
 }
 
 }  // namespace

@@ -1,13 +1,34 @@
 #!/usr/bin/env bash
-# Builds the library and its C++ tests for 64-bit ARM, here, and runs them under qemu-user on NEON.
+# Builds the library and its C++ tests for 64-bit ARM, here, and runs them under qemu-user.
 #
-#   scripts/arm64.sh                        every test that can run under qemu
-#   scripts/arm64.sh -L arm64_quick         those that `make test-arm64-quick` runs: a few minutes
+#   scripts/arm64.sh                        every test that can run under qemu, on NEON
+#   scripts/arm64.sh quick                  those of a few minutes, on NEON: builds no more than they need
+#   scripts/arm64.sh bf16                   those of what NEON_BF16 has code of its own for, on both: by clang 19
 #   scripts/arm64.sh [options of ctest]     scripts/arm64.sh -R attention_invariance
 set -euo pipefail
 . "$(dirname "$0")/lib.sh"
 
-"$ROOT/scripts/setup.sh" arm64
-"$ROOT/scripts/arm64_libraries.sh"
-if [ $# = 0 ]; then "$ROOT/scripts/model.sh"; fi # its tests are among all
-exec "$ROOT/scripts/ctest.sh" arm64 "$@"
+# Builds the programs that tests/CMakeLists.txt gives the label $2, with preset $1, and runs them.
+labelled() {
+  "$ROOT/scripts/arm64_libraries.sh"
+  "$ROOT/scripts/build.sh" "$1" --target "$2_tests"
+  cd "$ROOT"
+  ctest --preset "$1" --parallel "$JOBS" -L "^$2\$"
+}
+
+case ${1:-} in
+  quick)
+    "$ROOT/scripts/setup.sh" arm64
+    labelled arm64 arm64_quick
+    ;;
+  bf16)
+    "$ROOT/scripts/setup.sh" arm64-clang
+    labelled arm64-clang arm64_bf16
+    ;;
+  *)
+    "$ROOT/scripts/setup.sh" arm64
+    "$ROOT/scripts/arm64_libraries.sh"
+    if [ $# = 0 ]; then "$ROOT/scripts/model.sh"; fi # its tests are among all
+    exec "$ROOT/scripts/ctest.sh" arm64 "$@"
+    ;;
+esac

@@ -31,6 +31,10 @@ for program in "$work"/consumer/pages/*.cc; do
   [ ! -f "${program%.cc}.txt" ] || diff "${program%.cc}.txt" "$work/printed" || die "$name prints something else than its page says"
 done
 
+# Callers without exceptions may include every header.
+for header in "$work"/prefix/include/riffle/*.h; do printf '#include "riffle/%s"\n' "${header##*/}"; done >"$work/headers.cc"
+c++ -std=c++20 -fno-exceptions -fno-rtti -Wall -Wextra -Werror -fsyntax-only -I "$work/prefix/include" "$work/headers.cc"
+
 # By pkg-config, with another compiler driver than CMake's: static here, shared below.
 if have pkg-config; then
   flags=$(PKG_CONFIG_PATH=$(dirname "$(find "$work/prefix" -name riffle.pc)") pkg-config --static --cflags --libs riffle)

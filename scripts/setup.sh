@@ -4,6 +4,7 @@
 #   scripts/setup.sh build    to build the library, the command line tool and the Python package
 #   scripts/setup.sh test     that, and what the tests, the benchmarks, the fuzzers and the linters need
 #   scripts/setup.sh arm64    to build the library and its tests for 64-bit ARM and run them here, beside what `build` installs
+#   scripts/setup.sh arm64-clang   that, with the clang that knows NEON_BF16
 #   scripts/setup.sh docs     to build the API site, beside what `build` installs
 #   scripts/setup.sh hosts    to make two hosts of network namespaces (two_hosts.sh), beside what `build` installs
 #
@@ -24,6 +25,10 @@ test_packages=(
 arm64_packages=(
   g++-aarch64-linux-gnu qemu-user googletest
 )
+# Of any release's: it compiles on the headers and libraries of the cross g++.
+arm64_clang_packages=(
+  "${arm64_packages[@]}" clang-19
+)
 docs_packages=(
   doxygen
 )
@@ -36,9 +41,10 @@ case $what in
   build) packages=("${build_packages[@]}") ;;
   test) packages=("${build_packages[@]}" "${test_packages[@]}") ;;
   arm64) packages=("${build_packages[@]}" "${arm64_packages[@]}") ;;
+  arm64-clang) packages=("${build_packages[@]}" "${arm64_clang_packages[@]}") ;;
   docs) packages=("${build_packages[@]}" "${docs_packages[@]}") ;;
   hosts) packages=("${build_packages[@]}" "${hosts_packages[@]}") ;;
-  *) die "usage: setup.sh build|test|arm64|docs|hosts" ;;
+  *) die "usage: setup.sh build|test|arm64|arm64-clang|docs|hosts" ;;
 esac
 
 installed() { [ "$(dpkg-query -W -f='${db:Status-Abbrev}' "$1" 2>/dev/null)" = "ii " ]; }

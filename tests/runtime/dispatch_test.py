@@ -35,7 +35,7 @@ def run(model: str, program: str) -> subprocess.CompletedProcess:
 class Dispatch(unittest.TestCase):
     def models(self) -> dict[str, str]:
         text = subprocess.run([QEMU, "-cpu", "help"], capture_output=True, text=True).stdout
-        known = set(re.findall(r"^x86\s+(\S+)", text, re.MULTILINE))
+        known = set(re.findall(r"^(?:x86)?\s+(\S+)", text, re.MULTILINE))  # "x86 Nehalem", since qemu 10 "  Nehalem"
         return {model: target for model, target in EXPECTED.items() if model in known}
 
     def test_the_best_target_of_each_model_is_chosen(self) -> None:
