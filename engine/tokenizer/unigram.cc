@@ -80,39 +80,33 @@ std::string Unigram::Normalize(std::string_view fragment) const {
   return text.size() > prefix ? text : "";
 }
 
-// Of every place that ends a character. The first is the beginning.
+// Of every place that ends a character, by the tokens that end there. The first is the beginning.
 std::vector<Unigram::Step> Unigram::BestSteps(std::string_view text) const {
   std::vector<Step> steps(text.size() + 1);
-  std::vector<bool> begins(text.size() + 1);  // a character, or is the end
-  begins[text.size()] = true;
-  for (size_t at = 0; at < text.size(); at += FirstCharacter(text.substr(at)).length) {
-    begins[at] = true;
-  }
-  const auto improve = [&](size_t start, size_t length, double score, int32_t token) {
-    Step& step = steps[start + length];
+  const auto improve = [&](size_t start, size_t end, double score, int32_t token) {
+    Step& step = steps[end];
     const double sum = steps[start].score + score;
     if (step.token == kNone || sum > step.score) {
       step = {sum, start, token};
     }
   };
-  const std::vector<SpecialTokens::Match> matches = tokens_.FindAll(text);
-  auto next = matches.rbegin();  // they come from the end of the text
+  int32_t read = SpecialTokens::kNothingRead;
   for (size_t at = 0; at < text.size();) {
-    const size_t length = FirstCharacter(text.substr(at)).length;
-    bool single = false;
-    while (next != matches.rend() && next->start < at) {
-      ++next;  // begins within a character
-    }
-    for (; next != matches.rend() && next->start == at; ++next) {
-      if (begins[at + next->length]) {
-        improve(at, next->length, scores_[static_cast<size_t>(next->token)], next->token);
-        single = single || next->length == length;
+    const size_t end = at + FirstCharacter(text.substr(at)).length;
+    read = tokens_.Read(read, text.substr(at, end - at));
+    bool single = false;  // whether the character is a token
+    tokens_.ForFound(read, [&](size_t length, int32_t token) {
+      const size_t start = end - length;
+      if (start > 0 && steps[start].token == kNone) {
+        return;  // it begins within a character
       }
-    }
+      improve(start, end, scores_[static_cast<size_t>(token)], token);
+      single = single || start == at;
+    });
     if (!single) {
-      improve(at, length, unknown_score_, kUnknown);
+      improve(at, end, unknown_score_, kUnknown);
     }
-    at += length;
+    at = end;
   }
   return steps;
 }
