@@ -91,14 +91,12 @@ void Generation::End() {
 
 std::string SafeForTerminal(std::string_view text) {
   static const bool terminal = ::isatty(STDOUT_FILENO) == 1;
+  if (!terminal) return std::string(text);
   std::string safe;
-  for (const char c : text) {
-    const bool command = (static_cast<uint8_t>(c) < ' ' && c != '\n' && c != '\t') || c == '\x7f';
-    if (terminal && command) {
-      safe += "\uFFFD";
-    } else {
-      safe += c;
-    }
+  while (!text.empty()) {
+    const std::string_view character = text.substr(0, engine::FirstCharacter(text).length);
+    safe += IsControl(character) && character != "\n" && character != "\t" ? "\uFFFD" : character;
+    text.remove_prefix(character.size());
   }
   return safe;
 }
