@@ -351,6 +351,12 @@ std::vector<int64_t> GgufFile::Integers(std::string_view key) const {
   return integers;
 }
 
+std::vector<int64_t> GgufFile::IntegerOrIntegers(std::string_view key) const {
+  const auto found = contents_->metadata.find(key);
+  const bool is_array = found != contents_->metadata.end() && found->second.is_array;
+  return is_array ? Integers(key) : std::vector<int64_t>{Integer(key)};
+}
+
 int64_t GgufFile::ArraySize(std::string_view key) const {
   return static_cast<int64_t>(contents_->Get(key, true).count);
 }

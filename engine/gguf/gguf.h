@@ -100,7 +100,8 @@ class GgufFile {
   bool Bool(std::string_view key) const;
   std::string_view String(std::string_view key) const;
   std::vector<int64_t> Integers(std::string_view key) const;  // an array of any integer type
-  std::vector<float> Floats(std::string_view key) const;      // an array of float32
+  std::vector<int64_t> IntegerOrIntegers(std::string_view key) const;  // either, as a list
+  std::vector<float> Floats(std::string_view key) const;               // an array of float32
   std::vector<std::string_view> Strings(std::string_view key) const;
   int64_t ArraySize(std::string_view key) const;
   std::vector<std::string_view> Keys() const;

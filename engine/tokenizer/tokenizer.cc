@@ -82,8 +82,10 @@ std::vector<TokenType> Tokenizer::ReadTypes(const GgufFile& file, size_t tokens)
 void Tokenizer::ReadSettings(const GgufFile& file) {
   const auto number = [&](std::string_view name) -> int32_t {
     const std::string key = fmt::format("tokenizer.ggml.{}", name);
-    const int64_t token = file.Integer(key);
-    if (token >= vocab()) {
+    const std::vector<int64_t> tokens = file.IntegerOrIntegers(key);
+    if (tokens.empty()) file.Fail(fmt::format("metadata \"{}\" is an empty list", key));
+    const int64_t token = tokens.front();
+    if (token < 0 || token >= vocab()) {
       file.Fail(fmt::format("metadata \"{}\" is {}, but there are {} tokens", key, token, vocab()));
     }
     return static_cast<int32_t>(token);

@@ -90,6 +90,8 @@ TEST(Gguf, ReadsEveryType) {
   EXPECT_THAT(file.Strings("strings"), ElementsAre("a", "", "ccc"));
   EXPECT_THAT(file.Floats("floats"), ElementsAre(1, 2));
   EXPECT_THAT(file.Integers("ints"), ElementsAre(-1, 7));
+  EXPECT_THAT(file.IntegerOrIntegers("ints"), ElementsAre(-1, 7));
+  EXPECT_THAT(file.IntegerOrIntegers("u8"), ElementsAre(200));
   EXPECT_TRUE(file.Floats("nothing").empty());
   EXPECT_TRUE(file.Has("nested"));
   EXPECT_FALSE(file.Has("absent"));
@@ -104,6 +106,8 @@ TEST(Gguf, NamesTheKeyOfAnotherType) {
   EXPECT_THAT(ErrorOf([&] { file.Integer("huge"); }), HasSubstr("18446744073709551615, too large"));
   EXPECT_THAT(ErrorOf([&] { file.Integer("ints"); }), HasSubstr("\"ints\" is an array"));
   EXPECT_THAT(ErrorOf([&] { file.Integers("u8"); }), HasSubstr("\"u8\" is not an array"));
+  EXPECT_THAT(ErrorOf([&] { file.IntegerOrIntegers("absent"); }), HasSubstr("no metadata \"abs"));
+  EXPECT_THAT(ErrorOf([&] { file.IntegerOrIntegers("string"); }), HasSubstr("holds string, not"));
   EXPECT_THAT(ErrorOf([&] { file.Float("u32"); }), HasSubstr("holds uint32, not float32"));
   EXPECT_THAT(ErrorOf([&] { file.Bool("u8"); }), HasSubstr("holds uint8, not boolean"));
   EXPECT_THAT(ErrorOf([&] { file.String("f64"); }), HasSubstr("holds float64, not string"));
