@@ -175,7 +175,7 @@ ModelSpec SpecReader::ReadCommon() const {
   spec.context_length = Number("context_length", 1, kMaxSize);
   spec.rms_epsilon = static_cast<float>(Positive("attention.layer_norm_rms_epsilon"));
   RefuseNumber("expert_count");
-  if (Has("attention.causal") && !file_.Bool(Key("attention.causal"))) {
+  if (!file_.BoolOr(Key("attention.causal"), true)) {
     Fail("attention.causal", "= false: the model embeds texts and does not continue them");
   }
   ReadVocabulary(spec);

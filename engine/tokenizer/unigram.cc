@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cmath>
 
+#include "engine/tokenizer/token_keys.h"
 #include "engine/tokenizer/utf8.h"
 
 namespace riffle::engine {
@@ -38,19 +39,9 @@ Unigram::Unigram(const GgufFile& file, const std::vector<std::string_view>& text
   tokens_.Finish();
   unknown_score_ = least - kUnknownPenalty;
   has_bytes_ = std::find(byte_tokens_.begin(), byte_tokens_.end(), -1) == byte_tokens_.end();
-  const auto flag = [&](const char* name, bool default_value) {
-    const std::string key = std::string("tokenizer.ggml.") + name;
-    return file.Has(key) ? file.Bool(key) : default_value;
-  };
-  space_prefix_ = flag("add_space_prefix", true);
-  removes_spaces_ = flag("remove_extra_whitespaces", false);
-  const std::string unknown = "tokenizer.ggml.unknown_token_id";
-  const int64_t id = file.Integer(unknown);
-  if (id >= static_cast<int64_t>(texts.size())) {
-    file.Fail(
-        fmt::format("metadata \"{}\" is {}, but there are {} tokens", unknown, id, texts.size()));
-  }
-  unknown_ = static_cast<int32_t>(id);
+  space_prefix_ = file.BoolOr("tokenizer.ggml.add_space_prefix", true);
+  removes_spaces_ = file.BoolOr("tokenizer.ggml.remove_extra_whitespaces", false);
+  unknown_ = ReadToken(file, "unknown_token_id", texts.size());
 }
 
 // With the space before the text, and without spaces at the ends and behind other spaces, as the

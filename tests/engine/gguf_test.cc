@@ -156,7 +156,7 @@ TEST(Gguf, TensorsOfNoDimensionsOrNoValuesAreRead) {
   EXPECT_THAT(ErrorOf(writer.Finish(kData)),
               HasSubstr("\"scalar_of_a_block\" of type Q8_0 and shape [] has rows that are no"));
   writer = Writer();
-  writer.AddTensor("scalar", {}, 0, 0);
+  writer.AddTensor("scalar", {}, 0, 64);
   writer.AddTensor("empty", {0}, 0, 32);
   writer.AddTensor("no_rows", {8, 0}, 0, 32);
   writer.AddTensor("no_columns", {int64_t{1} << 62, 8, 0}, 8, 64);
@@ -293,6 +293,17 @@ TEST(Gguf, RefusesLyingTensors) {
   twice.AddTensor("t", {4}, 0, 0);
   twice.AddTensor("t", {4}, 0, 0);
   EXPECT_THAT(ErrorOf(twice.Finish(kData)), HasSubstr("tensor \"t\" is there twice"));
+  const auto overlap = [](uint64_t offset) {
+    Writer writer;
+    writer.AddTensor("first", {8, 2}, 0, offset);
+    writer.AddTensor("empty", {0}, 0, 32);
+    writer.AddTensor("second", {9}, 0, 32);
+    return ErrorOf(writer.Finish(std::string(200, 'x')));
+  };
+  EXPECT_THAT(overlap(0), HasSubstr("tensor \"second\" overlaps tensor \"first\""));
+  EXPECT_THAT(overlap(32), HasSubstr("overlaps"));
+  EXPECT_THAT(overlap(64), HasSubstr("tensor \"first\" overlaps tensor \"second\""));
+  EXPECT_EQ(overlap(96), "no error");
 }
 
 TEST(Gguf, OpensFilesOnly) {
