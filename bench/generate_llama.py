@@ -3,6 +3,12 @@
 
     bench/generate_llama.py                                          all, as a table in Markdown
     bench/generate_llama.py --model smollm2 --case decode-1 --rounds 1
+    bench/generate_llama.py --check --model gemma                    the answers alone
+    bench/generate_llama.py --unchecked --results runs.json --model gemma --case decode-8k --program "llama off" --rounds 1
+    bench/generate_llama.py --results runs.json --table              what is in the file
+
+With --results, every run is added to a file and the table is made of all its runs: so a machine that is free for a few minutes at a time
+can measure everything, a program and a case at a time.
 
 Set up with `make build`, scripts/model.sh and scripts/llama_host.sh. Answers come first: for prompts of the fixtures in tests/data both
 programs must give the greedy tokens that Transformers gives in float32, up to the first step where its two best logits are closer than a
@@ -102,6 +108,32 @@ def check_answers(riffle, name, model):
     print(f"{name}: answers are right ({compared} of riffle's tokens compared)", flush=True)
 
 
+def measure(arguments, model, case, program):
+    if program == "riffle":
+        return measure_riffle(arguments.riffle, model, case)
+    return measure_llama(model, case, program.split()[1])
+
+
+def read_results(path):
+    return json.loads(path.read_text()) if path and path.exists() else []
+
+
+def print_table(runs):
+    """The best run of each program, and riffle's beside the better of llama.cpp's two settings."""
+    print("| model | work | riffle | llama.cpp, flash attention on | off | times the better |")
+    print("| --- | --- | --- | --- | --- | --- |")
+    for name in FIXTURES:
+        for case, work in CASES.items():
+            speeds = {program: [run["speed"] for run in runs if (run["model"], run["case"], run["program"]) == (name, case, program)] for program in PROGRAMS}
+            if not any(speeds.values()):
+                continue
+            best = {program: max(of, default=0.0) for program, of in speeds.items()}
+            peer = max(best["llama on"], best["llama off"])
+            times = f"{best['riffle'] / peer:.2f}" if best["riffle"] and peer else "-"
+            shown = [f"{best[program]:.1f}" if speeds[program] else "-" for program in PROGRAMS]
+            print(f"| {name} | {work} | {' | '.join(shown)} | {times} |")
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", choices=FIXTURES, nargs="+", default=list(FIXTURES))
@@ -110,24 +142,30 @@ def main():
     parser.add_argument("--unchecked", action="store_true", help="the answers have been checked before")
     parser.add_argument("--check", action="store_true", help="check the answers alone")
     parser.add_argument("--riffle", type=pathlib.Path, default=RIFFLE)
+    parser.add_argument("--program", choices=PROGRAMS, nargs="+", default=list(PROGRAMS))
+    parser.add_argument("--results", type=pathlib.Path, help="a file that runs are added to")
+    parser.add_argument("--table", action="store_true", help="print the table of the file of --results and measure nothing")
     arguments = parser.parse_args()
+    runs = read_results(arguments.results)
+    if arguments.table:
+        print_table(runs)
+        return
     for name in arguments.model:
         if not arguments.unchecked:
             check_answers(arguments.riffle, name, model_path(name))
     if arguments.check:
         return
-    print("| model | work | riffle | llama.cpp, flash attention on | off | times the better |")
-    print("| --- | --- | --- | --- | --- | --- |")
     for name in arguments.model:
         model = model_path(name)
         for case in arguments.case:
-            best = dict.fromkeys(PROGRAMS, 0.0)
             for _ in range(arguments.rounds):
-                for program in PROGRAMS:
-                    one = measure_riffle(arguments.riffle, model, case) if program == "riffle" else measure_llama(model, case, program.split()[1])
-                    best[program] = max(best[program], one)
-            riffle, on, off = best.values()
-            print(f"| {name} | {CASES[case]} | {riffle:.1f} | {on:.1f} | {off:.1f} | {riffle / max(on, off):.2f} |", flush=True)
+                for program in arguments.program:
+                    speed = measure(arguments, model, case, program)
+                    print(f"{name}, {CASES[case]}, {program}: {speed:.1f} tokens/s", flush=True)
+                    runs.append({"model": name, "case": case, "program": program, "speed": round(speed, 2)})
+                    if arguments.results:
+                        arguments.results.write_text(json.dumps(runs, indent=1) + "\n")
+    print_table(runs)
 
 
 if __name__ == "__main__":

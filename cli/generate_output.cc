@@ -17,7 +17,6 @@ constexpr const char* kBold = "\x1b[1m";
 constexpr const char* kPlain = "\x1b[0m";
 
 double Share(double part, double whole) { return whole > 0 ? part / whole : 0; }
-double Rate(int64_t tokens, double seconds) { return Share(static_cast<double>(tokens), seconds); }
 
 const char* NameOf(engine::Finish finish) {
   switch (finish) {
@@ -38,9 +37,8 @@ void PrintStatsText(const engine::EngineStats& s, size_t requests, int64_t promp
       "prefill {:.0f} tokens/s, decode {:.0f} tokens/s; {} of {} pages used\n"
       "of the time: attention {:.1f} %, LM head {:.1f} %, top-k and sampling {:.1f} %\n",
       requests, requests == 1 ? "" : "s", prompt_tokens, new_tokens, s.total_seconds, Target(),
-      NumThreads(), Rate(s.prefill_tokens, s.prefill_seconds),
-      Rate(s.decode_tokens, s.decode_seconds), s.pages_peak, s.pages_total,
-      100 * Share(s.attention_seconds, s.total_seconds),
+      NumThreads(), s.prefill_tokens_per_second(), s.decode_tokens_per_second(), s.pages_peak,
+      s.pages_total, 100 * Share(s.attention_seconds, s.total_seconds),
       100 * Share(s.lm_head_seconds, s.total_seconds),
       100 * Share(s.sampling_seconds, s.total_seconds)));
 }
@@ -54,8 +52,8 @@ void PrintStatsJson(const engine::EngineStats& s, size_t requests, int64_t promp
       {"prefill_tokens", s.prefill_tokens},
       {"decode_tokens", s.decode_tokens},
       {"shared_tokens", s.shared_tokens},
-      {"prefill_tokens_per_second", Rate(s.prefill_tokens, s.prefill_seconds)},
-      {"decode_tokens_per_second", Rate(s.decode_tokens, s.decode_seconds)},
+      {"prefill_tokens_per_second", s.prefill_tokens_per_second()},
+      {"decode_tokens_per_second", s.decode_tokens_per_second()},
       {"pages_used", s.pages_peak},
       {"pages_total", s.pages_total},
       {"attention_share", Share(s.attention_seconds, s.total_seconds)},
@@ -91,14 +89,12 @@ void Generation::End() {
 
 std::string SafeForTerminal(std::string_view text) {
   static const bool terminal = ::isatty(STDOUT_FILENO) == 1;
+  if (!terminal) return std::string(text);
   std::string safe;
-  for (const char c : text) {
-    const bool command = (static_cast<uint8_t>(c) < ' ' && c != '\n' && c != '\t') || c == '\x7f';
-    if (terminal && command) {
-      safe += "\uFFFD";
-    } else {
-      safe += c;
-    }
+  while (!text.empty()) {
+    const std::string_view character = text.substr(0, engine::FirstCharacter(text).length);
+    safe += IsControl(character) && character != "\n" && character != "\t" ? "\uFFFD" : character;
+    text.remove_prefix(character.size());
   }
   return safe;
 }
@@ -147,8 +143,8 @@ void GenerateOutput::Update(const engine::Progress& p, const engine::EngineStats
                            p.done));
   } else {
     line_.Show(fmt::format("decode: {} tokens, {:.0f}/s; {} waiting, {} running, {} done",
-                           p.new_tokens, Rate(stats.decode_tokens, stats.decode_seconds), p.waiting,
-                           p.running, p.done));
+                           p.new_tokens, stats.decode_tokens_per_second(), p.waiting, p.running,
+                           p.done));
   }
 }
 

@@ -45,8 +45,8 @@ struct Generation {
   std::optional<engine::Finish> finish;
 };
 
-// Replaces control sequences by U+FFFD if stdout is a terminal: a model may write anything, and a
-// terminal would obey them.
+// Replaces control characters other than line feeds and tabs by U+FFFD if stdout is a terminal: a
+// model may write anything, and a terminal would obey them. Pre: whole characters of valid UTF-8.
 std::string SafeForTerminal(std::string_view text);
 
 // One line of --json.

@@ -16,6 +16,13 @@ void OpenStandardStreams();
 // neither the exit code nor the output.
 void PrintToStderr(std::string_view text) noexcept;
 
+// Whether a terminal would obey this character of valid UTF-8: C0, DEL and C1.
+inline bool IsControl(std::string_view character) {
+  const auto first = static_cast<unsigned char>(character[0]);
+  return character.size() == 1 ? first < 0x20 || first == 0x7f
+                               : first == 0xc2 && static_cast<unsigned char>(character[1]) < 0xa0;
+}
+
 // Calls print(part) for the parts of `text`, in order, with \xNN in place of what a terminal would
 // obey: control characters other than line feed, and bytes that are not UTF-8. Use it for whole
 // errors, which may name files by any bytes; safe in a signal handler if print() is.
@@ -25,10 +32,7 @@ void PrintEscaped(std::string_view text, const Print& print) {
   while (!text.empty()) {
     const engine::Utf8Character character = engine::FirstCharacter(text);
     const std::string_view part = text.substr(0, character.length);
-    const auto first = static_cast<unsigned char>(part[0]);
-    const bool control = part.size() == 1
-                             ? (first < 0x20 && first != '\n') || first == 0x7f
-                             : first == 0xc2 && static_cast<unsigned char>(part[1]) < 0xa0;
+    const bool control = part != "\n" && IsControl(part);
     if (character.kind == engine::Utf8Character::kValid && !control) {
       print(part);
     } else {

@@ -14,8 +14,6 @@ namespace {
 
 // Above this k, all logits are stored and sampled from; up to it, top-k is fused with the product.
 constexpr int32_t kMaxFused = 1024;
-// Rows of stored logits at a time: 1 MB each.
-constexpr int64_t kStoredRows = 16;
 
 // How many of the best logits are certain to hold a row's k best after its penalties.
 int64_t FoundFor(const Choice& choice, int32_t k) {
@@ -97,10 +95,10 @@ void Chooser::FindLogProbabilities(std::span<float> log_probabilities) {
   SampleOptions options;
   options.temperature = greedy;
   options.pool = pool_;
-  std::vector<int32_t> best(kStoredRows);
-  std::vector<float> of_best(kStoredRows);
-  for (size_t first = 0; first < rows_.size(); first += kStoredRows) {
-    const size_t count = std::min<size_t>(kStoredRows, rows_.size() - first);
+  std::vector<int32_t> best(LmHead::kStoredRows);
+  std::vector<float> of_best(LmHead::kStoredRows);
+  for (size_t first = 0; first < rows_.size(); first += LmHead::kStoredRows) {
+    const size_t count = std::min<size_t>(LmHead::kStoredRows, rows_.size() - first);
     const float* states = states_.data() + first * static_cast<size_t>(spec.hidden_size);
     const MatrixView logits =
         model_.weights().head.Logits(states, static_cast<int64_t>(count), scratch_, pool_);
@@ -165,9 +163,9 @@ void Chooser::KeepBest(int64_t found, int64_t best) {
 // Draws from all logits, a few rows at a time.
 void Chooser::FromLogits() {
   const ModelSpec& spec = model_.spec();
-  for (size_t first = 0; first < rows_.size(); first += kStoredRows) {
+  for (size_t first = 0; first < rows_.size(); first += LmHead::kStoredRows) {
     const Stopwatch watch;
-    const size_t count = std::min<size_t>(kStoredRows, rows_.size() - first);
+    const size_t count = std::min<size_t>(LmHead::kStoredRows, rows_.size() - first);
     const float* states = states_.data() + first * static_cast<size_t>(spec.hidden_size);
     const MatrixView logits =
         model_.weights().head.Logits(states, static_cast<int64_t>(count), scratch_, pool_);

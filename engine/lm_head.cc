@@ -9,9 +9,6 @@
 namespace riffle::engine {
 namespace {
 
-// How many rows' logits are stored at a time: 0.5 to 1 MB each.
-constexpr int64_t kStoredRows = 16;
-
 std::optional<WeightFormat> FormatOf(TensorType type) {
   switch (type) {
     case TensorType::kQ8_0:

@@ -24,6 +24,9 @@ struct LmHeadScratch {
 // to 16 bits, as for the engine's other products.
 class LmHead {
  public:
+  // How many rows' logits callers store at a time: 0.5 to 1 MB each.
+  static constexpr int64_t kStoredRows = 16;
+
   LmHead() = default;
   // Pre: `tensor` is [vocab, hidden] and belongs to `file`. Throws Error(kOutOfMemory).
   LmHead(const GgufFile& file, const Tensor& tensor, ThreadPool* pool);

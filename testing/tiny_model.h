@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <random>
 #include <string>
 #include <vector>
@@ -104,9 +105,11 @@ inline constexpr engine::TensorType kAllTypes[] = {
 class TinyModel {
  public:
   // `spike`: if not 0, the value of the first weights of the last norm. `more` adds metadata.
+  // `stop_tokens`: a list in place of the one stop token.
   explicit TinyModel(
       int64_t window = 24, int64_t context = 256, float spike = 0,
-      const std::function<void(GgufWriter&)>& more = [](GgufWriter&) {}, int layers = 7) {
+      const std::function<void(GgufWriter&)>& more = [](GgufWriter&) {}, int layers = 7,
+      const std::optional<std::vector<int32_t>>& stop_tokens = std::nullopt) {
     GgufWriter writer;
     writer.AddString("general.architecture", "gemma3");
     const auto number = [&](const char* key, uint32_t value) {
@@ -124,7 +127,11 @@ class TinyModel {
     writer.Add("gemma3.attention.layer_norm_rms_epsilon", GgufWriter::kF32, 1e-6f);
     writer.Add("gemma3.rope.freq_base", GgufWriter::kF32, 1e6f);
     number("tokenizer.ggml.bos_token_id", 2);
-    number("tokenizer.ggml.eos_token_id", 1);
+    if (const std::string key = "tokenizer.ggml.eos_token_id"; stop_tokens) {
+      writer.AddArray(key, GgufWriter::kI32, *stop_tokens);
+    } else {
+      number(key.c_str(), 1);
+    }
     more(writer);
     using engine::TensorType;
     Add(writer, "token_embd", {256, 128}, TensorType::kQ8_0);

@@ -17,10 +17,11 @@ ModelSpec ReadGemma2(const SpecReader& reader) {
   spec.logit_soft_cap = reader.OptionalPositive("final_logit_softcapping").value_or(30.0f);
   const float soft_cap = reader.OptionalPositive("attn_logit_softcapping").value_or(50.0f);
   spec.ropes = {reader.ReadRope()};
+  const std::vector<bool> windowed = reader.WindowedLayers(spec.layer_count(), 2);
   const int64_t window = reader.Number("attention.sliding_window", 1, kMaxSize);
   for (int64_t i = 0; i < spec.layer_count(); ++i) {
     LayerSpec& layer = spec.layers[static_cast<size_t>(i)];
-    if (i % 2 == 0) {
+    if (windowed[static_cast<size_t>(i)]) {
       layer.window = window;
     }
     layer.activation = Activation::kGelu;

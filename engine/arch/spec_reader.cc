@@ -22,15 +22,13 @@ std::vector<int32_t> ReadStopTokens(const GgufFile& file, int64_t vocab_size) {
     }
   };
   const std::string prefix = "tokenizer.ggml.";
-  add(prefix + "eos_token_id", file.Integer(prefix + "eos_token_id"));
-  for (const char* name : {"eot_token_id", "eom_token_id"}) {  // end of a turn, of a message
-    if (file.Has(prefix + name)) {
-      add(prefix + name, file.Integer(prefix + name));
-    }
-  }
-  if (file.Has(prefix + "eos_token_ids")) {
-    for (const int64_t token : file.Integers(prefix + "eos_token_ids")) {
-      add(prefix + "eos_token_ids", token);
+  // The end of a text, which every file has, of a turn, of a message, and others.
+  for (const char* name : {"eos_token_id", "eot_token_id", "eom_token_id", "eos_token_ids"}) {
+    const std::string key = prefix + name;
+    if (tokens.empty() || file.Has(key)) {
+      for (const int64_t token : file.IntegerOrIntegers(key)) {
+        add(key, token);
+      }
     }
   }
   return tokens;
@@ -71,6 +69,17 @@ double SpecReader::Positive(const std::string& name) const {
 
 std::optional<float> SpecReader::OptionalPositive(const std::string& name) const {
   return Has(name) ? std::optional(static_cast<float>(Positive(name))) : std::nullopt;
+}
+
+std::vector<bool> SpecReader::WindowedLayers(int64_t layers, int64_t period) const {
+  if (const char* name = "attention.sliding_window_pattern"; Has(name)) {
+    period = Number(name, 0, kMaxSize);
+  }
+  std::vector<bool> windowed;
+  for (int64_t i = 0; i < layers; ++i) {
+    windowed.push_back(period == 0 || (i + 1) % period != 0);
+  }
+  return windowed;
 }
 
 void SpecReader::RefuseNumber(const std::string& name) const {
@@ -166,6 +175,9 @@ ModelSpec SpecReader::ReadCommon() const {
   spec.context_length = Number("context_length", 1, kMaxSize);
   spec.rms_epsilon = static_cast<float>(Positive("attention.layer_norm_rms_epsilon"));
   RefuseNumber("expert_count");
+  if (!file_.BoolOr(Key("attention.causal"), true)) {
+    Fail("attention.causal", "= false: the model embeds texts and does not continue them");
+  }
   ReadVocabulary(spec);
   spec.output_norm = "output_norm.weight";
   for (int64_t i = 0; i < layers; ++i) {

@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <optional>
 #include <string>
+#include <vector>
 
 #include "engine/arch/model_spec.h"
 #include "engine/gguf/gguf.h"
@@ -27,6 +28,9 @@ class SpecReader {
   int64_t MultipleOf32(const std::string& name, int64_t max) const;
   double Positive(const std::string& name) const;
   std::optional<float> OptionalPositive(const std::string& name) const;
+  // Which layers see a window: all but each P-th, where P is attention.sliding_window_pattern, or
+  // `period` if the file does not say; 0: all of them.
+  std::vector<bool> WindowedLayers(int64_t layers, int64_t period) const;
   // Throws if the key exists and is not 0, because the feature it turns on is not supported.
   void RefuseNumber(const std::string& name) const;
 

@@ -77,6 +77,7 @@ struct GgufFile::Contents {
   void ReadTensors(Reader& reader, uint64_t count, std::vector<uint64_t>* offsets);
   void PlaceTensors(std::span<const uint8_t> data, uint64_t alignment,
                     const std::vector<uint64_t>& offsets);
+  void CheckApart() const;
   uint64_t Alignment() const;
   const Value& Get(std::string_view key, bool is_array) const;
   void Expect(std::string_view key, const Value& value, ValueType type) const;
@@ -111,6 +112,7 @@ void GgufFile::Contents::Read(std::span<const uint8_t> whole) {
   const uint64_t padding = -reader.position() % alignment;
   reader.Skip(padding, "the padding before the tensors' data");
   PlaceTensors(bytes.subspan(reader.position()), alignment, offsets);
+  CheckApart();
 }
 
 void GgufFile::Contents::ReadMetadata(Reader& reader, uint64_t count) {
@@ -194,6 +196,24 @@ void GgufFile::Contents::PlaceTensors(std::span<const uint8_t> data, uint64_t al
     }
     tensor.data = data.data() + offset;
     tensor.bytes = size;
+  }
+}
+
+// Refuses tensors that share bytes: a small file could otherwise name the same data thousands of
+// times, and take as much memory for copies of it.
+void GgufFile::Contents::CheckApart() const {
+  std::vector<const Tensor*> placed;
+  for (const Tensor& tensor : tensors) {
+    if (tensor.bytes > 0) placed.push_back(&tensor);
+  }
+  std::sort(placed.begin(), placed.end(),
+            [](const Tensor* a, const Tensor* b) { return a->data < b->data; });
+  for (size_t i = 1; i < placed.size(); ++i) {
+    const Tensor& before = *placed[i - 1];
+    if (placed[i]->data < before.data + before.bytes) {
+      Fail(fmt::format("tensor \"{}\" overlaps tensor \"{}\"", Printable(placed[i]->name),
+                       Printable(before.name)));
+    }
   }
 }
 
@@ -338,6 +358,10 @@ bool GgufFile::Bool(std::string_view key) const {
   return value.bytes[0] != 0;
 }
 
+bool GgufFile::BoolOr(std::string_view key, bool otherwise) const {
+  return Has(key) ? Bool(key) : otherwise;
+}
+
 std::string_view GgufFile::String(std::string_view key) const {
   const Value& value = contents_->Get(key, false);
   contents_->Expect(key, value, ValueType::kString);
@@ -349,6 +373,12 @@ std::vector<int64_t> GgufFile::Integers(std::string_view key) const {
   std::vector<int64_t> integers(value.count);
   for (uint64_t i = 0; i < value.count; ++i) integers[i] = contents_->IntegerAt(key, value, i);
   return integers;
+}
+
+std::vector<int64_t> GgufFile::IntegerOrIntegers(std::string_view key) const {
+  const auto found = contents_->metadata.find(key);
+  const bool is_array = found != contents_->metadata.end() && found->second.is_array;
+  return is_array ? Integers(key) : std::vector<int64_t>{Integer(key)};
 }
 
 int64_t GgufFile::ArraySize(std::string_view key) const {

@@ -2,7 +2,8 @@
 // metadata, then named tensors. The file is mapped into memory; no tensor is copied.
 //
 // Files are not trusted. Every count, length, offset and shape is checked against the size of the
-// file before it is used, so a truncated or malformed file throws BadModel. If another process
+// file before it is used, so a truncated or malformed file throws BadModel; tensors share no bytes,
+// so memory for them is in proportion to the file. If another process
 // shortens the file while it is mapped, reading the lost part raises SIGBUS, here and in the
 // tensors' data; `riffle generate` has a handler that then exits with code 1.
 //
@@ -98,9 +99,11 @@ class GgufFile {
   int64_t Integer(std::string_view key) const;
   double Float(std::string_view key) const;  // float32 or float64
   bool Bool(std::string_view key) const;
+  bool BoolOr(std::string_view key, bool otherwise) const;  // `otherwise` if it is missing
   std::string_view String(std::string_view key) const;
   std::vector<int64_t> Integers(std::string_view key) const;  // an array of any integer type
-  std::vector<float> Floats(std::string_view key) const;      // an array of float32
+  std::vector<int64_t> IntegerOrIntegers(std::string_view key) const;  // either, as a list
+  std::vector<float> Floats(std::string_view key) const;               // an array of float32
   std::vector<std::string_view> Strings(std::string_view key) const;
   int64_t ArraySize(std::string_view key) const;
   std::vector<std::string_view> Keys() const;

@@ -1,6 +1,7 @@
 #include "engine/quant/matrix.h"
 
 #include <algorithm>
+#include <atomic>
 #include <cstring>
 #include <functional>
 #include <new>
@@ -120,24 +121,74 @@ void PackPanel(const Matrix& matrix, const Tensor& tensor, RowOrder order, int64
   }
 }
 
-// Calls panel(tile, panel) for all tiles of rows and panels, tile by tile. With few rows a task
-// takes consecutive panels: runs of memory as long as an even division allows.
+// Panels of a loop that one thread takes from the front, so that it reads one run of memory, and
+// threads that have none left take from the back.
+class alignas(64) PanelRange {
+ public:
+  void Set(int64_t begin, int64_t end) {
+    range_.store(static_cast<uint64_t>(begin) << 32 | static_cast<uint64_t>(end),
+                 std::memory_order_relaxed);
+  }
+  int64_t TakeFront() { return Take(true); }
+  int64_t TakeBack() { return Take(false); }
+
+ private:
+  // -1: none is left.
+  int64_t Take(bool front) {
+    uint64_t range = range_.load(std::memory_order_relaxed);
+    for (;;) {
+      const uint64_t begin = range >> 32;
+      const uint64_t end = range & 0xffffffff;
+      if (begin >= end) {
+        return -1;
+      }
+      const uint64_t rest = front ? range + (uint64_t{1} << 32) : range - 1;
+      if (range_.compare_exchange_weak(range, rest, std::memory_order_relaxed)) {
+        return static_cast<int64_t>(front ? begin : end - 1);
+      }
+    }
+  }
+
+  std::atomic<uint64_t> range_{0};  // the first panel in the upper half, the end in the lower one
+};
+
+// Calls panel(i) for all panels of one tile of few rows, where a panel takes less than 1 us: most
+// of its time is that of reading.
 template <typename Panel>
-void ForPanels(int64_t tiles, int64_t panels, bool few_rows, ThreadPool* pool, const Panel& panel) {
+void ForPanelsOfATile(int64_t panels, ThreadPool* pool, const Panel& panel) {
+  constexpr int64_t kMaxRanges = 64;  // fewer threads keep memory busy
   const int64_t threads = pool != nullptr ? pool->threads() : NumThreads();
-  const int64_t group = few_rows ? std::max<int64_t>(1, panels / (threads * 4)) : 1;
-  const int64_t groups = (panels + group - 1) / group;
-  const auto run = [&](int64_t task) {
-    const int64_t first = task % groups * group;
-    const int64_t last = std::min(panels, first + group);
-    for (int64_t i = first; i < last; ++i) {
-      panel(task / groups, i);
+  const int64_t count = std::min({threads, panels, kMaxRanges});
+  PanelRange ranges[kMaxRanges];
+  for (int64_t i = 0; i < count; ++i) {
+    ranges[i].Set(panels * i / count, panels * (i + 1) / count);
+  }
+  const auto run = [&](int64_t mine) {
+    for (int64_t i = ranges[mine].TakeFront(); i >= 0; i = ranges[mine].TakeFront()) {
+      panel(i);
+    }
+    for (int64_t next = 1; next < count; ++next) {
+      PanelRange& other = ranges[(mine + next) % count];
+      for (int64_t i = other.TakeBack(); i >= 0; i = other.TakeBack()) {
+        panel(i);
+      }
     }
   };
-  ParallelFor(tiles * groups, std::ref(run), {.pool = pool});
+  ParallelFor(count, std::ref(run), {.pool = pool});
 }
 
 constexpr int64_t kFewRows = 4;
+
+// Calls panel(tile, panel) for all tiles of rows and panels, tile by tile.
+template <typename Panel>
+void ForPanels(const Activations& x, int64_t panels, ThreadPool* pool, const Panel& panel) {
+  if (x.rows() <= kFewRows) {
+    ForPanelsOfATile(panels, pool, [&](int64_t i) { panel(0, i); });
+    return;
+  }
+  const auto run = [&](int64_t task) { panel(task / panels, task % panels); };
+  ParallelFor(x.tiles() * panels, std::ref(run), {.pool = pool});
+}
 
 }  // namespace
 
@@ -179,7 +230,7 @@ void Multiply(const Activations& x, std::span<const Product> products, ThreadPoo
   for (const Product& product : products) {
     panels += product.weight->panels();
   }
-  ForPanels(x.tiles(), panels, x.rows() <= kFewRows, pool, [&](int64_t tile, int64_t panel) {
+  ForPanels(x, panels, pool, [&](int64_t tile, int64_t panel) {
     for (const Product& product : products) {
       if (panel < product.weight->panels()) {
         MultiplyPanel(x, tile, product, panel);
@@ -192,7 +243,7 @@ void Multiply(const Activations& x, std::span<const Product> products, ThreadPoo
 
 void MultiplyGated(const Activations& x, const Matrix& gate, const Matrix& up,
                    Activation activation, Activations& out, ThreadPool* pool) {
-  ForPanels(x.tiles(), gate.panels(), x.rows() <= kFewRows, pool, [&](int64_t tile, int64_t panel) {
+  ForPanels(x, gate.panels(), pool, [&](int64_t tile, int64_t panel) {
     MultiplyGatedPanel(x, tile, gate, up, activation, panel, out);
   });
 }

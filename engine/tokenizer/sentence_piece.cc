@@ -9,6 +9,7 @@
 #include <utility>
 
 #include "engine/tokenizer/charsmap.h"
+#include "engine/tokenizer/token_keys.h"
 #include "engine/tokenizer/utf8.h"
 
 namespace riffle::engine {
@@ -65,8 +66,7 @@ SentencePiece::SentencePiece(const GgufFile& file, const std::vector<std::string
   }
   if (std::optional<Charsmap> charsmap = Charsmap::Of(file)) {
     charsmap_ = std::make_unique<Charsmap>(std::move(*charsmap));
-    const std::string removes = "tokenizer.ggml.remove_extra_whitespaces";
-    removes_spaces_ = file.Has(removes) && file.Bool(removes);
+    removes_spaces_ = file.BoolOr("tokenizer.ggml.remove_extra_whitespaces", false);
   }
   byte_tokens_.fill(-1);
   normal_.reserve(texts.size());
@@ -79,13 +79,11 @@ SentencePiece::SentencePiece(const GgufFile& file, const std::vector<std::string
       normal_.emplace(texts[i], token);
     }
   }
-  const std::string prefix = "tokenizer.ggml.add_space_prefix";  // without it llama.cpp adds one
-  space_prefix_ = !file.Has(prefix) || file.Bool(prefix);
-  const std::string unknown = "tokenizer.ggml.unknown_token_id";
-  if (file.Has(unknown)) unknown_ = static_cast<int32_t>(file.Integer(unknown));
-  if (unknown_ >= static_cast<int64_t>(texts.size())) {
-    file.Fail(fmt::format("metadata \"{}\" is {}, but there are {} tokens", unknown, unknown_,
-                          texts.size()));
+  // Without the key llama.cpp adds a space.
+  space_prefix_ = file.BoolOr("tokenizer.ggml.add_space_prefix", true);
+  const char* unknown = "unknown_token_id";
+  if (file.Has(std::string("tokenizer.ggml.") + unknown)) {
+    unknown_ = ReadToken(file, unknown, texts.size());
   }
   const bool all_bytes =
       std::find(byte_tokens_.begin(), byte_tokens_.end(), -1) == byte_tokens_.end();

@@ -14,8 +14,9 @@ int32_t SpecialTokens::Child(int32_t node, uint8_t byte) const {
 
 void SpecialTokens::Add(std::string_view text, int32_t token, bool control) {
   int32_t node = 0;
-  for (size_t i = text.size(); i > 0; --i) {
-    const auto byte = static_cast<uint8_t>(text[i - 1]);
+  for (size_t i = 0; i < text.size(); ++i) {
+    const size_t place = reading_ == Reading::kFromEnd ? text.size() - 1 - i : i;
+    const auto byte = static_cast<uint8_t>(text[place]);
     int32_t child = Child(node, byte);
     if (child < 0) {
       child = static_cast<int32_t>(nodes_.size());
@@ -97,18 +98,11 @@ std::vector<SpecialTokens::Match> SpecialTokens::Find(std::string_view text,
   return matches;
 }
 
-std::vector<SpecialTokens::Match> SpecialTokens::FindAll(std::string_view text) const {
-  std::vector<Match> matches;
-  int32_t node = 0;
-  for (size_t i = text.size(); i > 0; --i) {
-    node = Step(node, static_cast<uint8_t>(text[i - 1]));
-    int32_t found = At(node).longest;
-    while (found >= 0) {
-      matches.push_back({i - 1, static_cast<size_t>(At(found).length), At(found).token});
-      found = At(At(found).fallback).longest;
-    }
+int32_t SpecialTokens::Read(int32_t state, std::string_view text) const {
+  for (const char c : text) {
+    state = Step(state, static_cast<uint8_t>(c));
   }
-  return matches;
+  return state;
 }
 
 }  // namespace riffle::engine

@@ -1,9 +1,10 @@
 // Finds tokens in a text: those that it is cut at before it is encoded, user-defined and control
 // tokens, or all tokens of a vocabulary.
 //
-// Method: Aho and Corasick, "Efficient string matching" (1975), over the reversed tokens. The text
-// is read once from its end, which gives the longest token that starts at each byte. So the time
-// is linear in the text, however many tokens there are and whatever they have in common.
+// Method: Aho and Corasick, "Efficient string matching" (1975). The text is read once: from its
+// end, which gives the tokens that start at each byte, or from its start, which gives those that
+// end there. So the time is linear in the text, however many tokens there are and whatever they
+// have in common.
 #pragma once
 
 #include <cstddef>
@@ -26,7 +27,10 @@ class SpecialTokens {
     size_t start, end;
   };
 
-  SpecialTokens() : nodes_(1) {}
+  enum class Reading : uint8_t { kFromEnd, kFromStart };
+
+  // Find() needs kFromEnd, Read() and ForFound() need kFromStart.
+  explicit SpecialTokens(Reading reading = Reading::kFromEnd) : reading_(reading), nodes_(1) {}
 
   // Of equal texts the first counts, and the first that is no control token where control tokens do
   // not; an empty one never matches.
@@ -37,18 +41,27 @@ class SpecialTokens {
   // From the left, at each place the longest; they do not overlap. A control token does not count
   // where it touches a `plain` range; the ranges rise and are apart.
   std::vector<Match> Find(std::string_view text, std::span<const Range> plain = {}) const;
-  // All of them, by falling start, at each place the longest first. Time and memory are linear in
-  // the text and the number of matches.
-  std::vector<Match> FindAll(std::string_view text) const;
+
+  static constexpr int32_t kNothingRead = 0;
+  // Reads on: `state` is kNothingRead or the result for the text before.
+  int32_t Read(int32_t state, std::string_view text) const;
+  // Calls found(length, token) for every token that ends where `state` has read to, the longest
+  // first.
+  template <typename Found>
+  void ForFound(int32_t state, const Found& found) const {
+    for (int32_t at = At(state).longest; at >= 0; at = At(At(at).fallback).longest) {
+      found(static_cast<size_t>(At(at).length), At(at).token);
+    }
+  }
 
  private:
-  // A node stands for the end of some tokens' texts: what has been read from the right.
+  // A node stands for the first bytes that are read of some tokens' texts.
   struct Node {
     int32_t first_child = -1;
     int32_t sibling = -1;
-    int32_t fallback = 0;  // the longest start of what was read that is a node too, read later
-    // The node of the longest token that starts where reading is, of any and of those that are no
-    // control tokens; -1: none.
+    int32_t fallback = 0;  // the node of the longest part of it, read last, that is a node too
+    // The node of the longest token that is complete where reading is, of any and of those that are
+    // no control tokens; -1: none.
     int32_t longest = -1;
     int32_t longest_plain = -1;
     int32_t token = -1;        // -1: none ends here
@@ -65,6 +78,7 @@ class SpecialTokens {
   Node& At(int32_t node) { return nodes_[static_cast<size_t>(node)]; }
   const Node& At(int32_t node) const { return nodes_[static_cast<size_t>(node)]; }
 
+  Reading reading_;
   std::vector<Node> nodes_;  // the first is the root: nothing read
 };
 

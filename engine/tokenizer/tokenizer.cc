@@ -4,6 +4,7 @@
 
 #include "engine/tokenizer/byte_bpe.h"
 #include "engine/tokenizer/sentence_piece.h"
+#include "engine/tokenizer/token_keys.h"
 #include "engine/tokenizer/unigram.h"
 #include "engine/tokenizer/utf8.h"
 
@@ -80,20 +81,10 @@ std::vector<TokenType> Tokenizer::ReadTypes(const GgufFile& file, size_t tokens)
 }
 
 void Tokenizer::ReadSettings(const GgufFile& file) {
-  const auto number = [&](std::string_view name) -> int32_t {
-    const std::string key = fmt::format("tokenizer.ggml.{}", name);
-    const int64_t token = file.Integer(key);
-    if (token >= vocab()) {
-      file.Fail(fmt::format("metadata \"{}\" is {}, but there are {} tokens", key, token, vocab()));
-    }
-    return static_cast<int32_t>(token);
-  };
-  const auto flag = [&](std::string_view name, bool default_value) {
-    const std::string key = fmt::format("tokenizer.ggml.{}", name);
-    return file.Has(key) ? file.Bool(key) : default_value;
-  };
-  if (flag("add_bos_token", encoder_->adds_bos())) bos_ = number("bos_token_id");
-  if (flag("add_eos_token", encoder_->adds_eos())) eos_ = number("eos_token_id");
+  const bool bos = file.BoolOr("tokenizer.ggml.add_bos_token", encoder_->adds_bos());
+  const bool eos = file.BoolOr("tokenizer.ggml.add_eos_token", encoder_->adds_eos());
+  if (bos) bos_ = ReadToken(file, "bos_token_id", token_bytes_.size());
+  if (eos) eos_ = ReadToken(file, "eos_token_id", token_bytes_.size());
 }
 
 std::vector<int32_t> Tokenizer::Encode(std::string_view text) const {

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cmath>
 
+#include "engine/tokenizer/token_keys.h"
 #include "engine/tokenizer/utf8.h"
 
 namespace riffle::engine {
@@ -38,19 +39,9 @@ Unigram::Unigram(const GgufFile& file, const std::vector<std::string_view>& text
   tokens_.Finish();
   unknown_score_ = least - kUnknownPenalty;
   has_bytes_ = std::find(byte_tokens_.begin(), byte_tokens_.end(), -1) == byte_tokens_.end();
-  const auto flag = [&](const char* name, bool default_value) {
-    const std::string key = std::string("tokenizer.ggml.") + name;
-    return file.Has(key) ? file.Bool(key) : default_value;
-  };
-  space_prefix_ = flag("add_space_prefix", true);
-  removes_spaces_ = flag("remove_extra_whitespaces", false);
-  const std::string unknown = "tokenizer.ggml.unknown_token_id";
-  const int64_t id = file.Integer(unknown);
-  if (id >= static_cast<int64_t>(texts.size())) {
-    file.Fail(
-        fmt::format("metadata \"{}\" is {}, but there are {} tokens", unknown, id, texts.size()));
-  }
-  unknown_ = static_cast<int32_t>(id);
+  space_prefix_ = file.BoolOr("tokenizer.ggml.add_space_prefix", true);
+  removes_spaces_ = file.BoolOr("tokenizer.ggml.remove_extra_whitespaces", false);
+  unknown_ = ReadToken(file, "unknown_token_id", texts.size());
 }
 
 // With the space before the text, and without spaces at the ends and behind other spaces, as the
@@ -80,39 +71,33 @@ std::string Unigram::Normalize(std::string_view fragment) const {
   return text.size() > prefix ? text : "";
 }
 
-// Of every place that ends a character. The first is the beginning.
+// Of every place that ends a character, by the tokens that end there. The first is the beginning.
 std::vector<Unigram::Step> Unigram::BestSteps(std::string_view text) const {
   std::vector<Step> steps(text.size() + 1);
-  std::vector<bool> begins(text.size() + 1);  // a character, or is the end
-  begins[text.size()] = true;
-  for (size_t at = 0; at < text.size(); at += FirstCharacter(text.substr(at)).length) {
-    begins[at] = true;
-  }
-  const auto improve = [&](size_t start, size_t length, double score, int32_t token) {
-    Step& step = steps[start + length];
+  const auto improve = [&](size_t start, size_t end, double score, int32_t token) {
+    Step& step = steps[end];
     const double sum = steps[start].score + score;
     if (step.token == kNone || sum > step.score) {
       step = {sum, start, token};
     }
   };
-  const std::vector<SpecialTokens::Match> matches = tokens_.FindAll(text);
-  auto next = matches.rbegin();  // they come from the end of the text
+  int32_t read = SpecialTokens::kNothingRead;
   for (size_t at = 0; at < text.size();) {
-    const size_t length = FirstCharacter(text.substr(at)).length;
-    bool single = false;
-    while (next != matches.rend() && next->start < at) {
-      ++next;  // begins within a character
-    }
-    for (; next != matches.rend() && next->start == at; ++next) {
-      if (begins[at + next->length]) {
-        improve(at, next->length, scores_[static_cast<size_t>(next->token)], next->token);
-        single = single || next->length == length;
+    const size_t end = at + FirstCharacter(text.substr(at)).length;
+    read = tokens_.Read(read, text.substr(at, end - at));
+    bool single = false;  // whether the character is a token
+    tokens_.ForFound(read, [&](size_t length, int32_t token) {
+      const size_t start = end - length;
+      if (start > 0 && steps[start].token == kNone) {
+        return;  // it begins within a character
       }
-    }
+      improve(start, end, scores_[static_cast<size_t>(token)], token);
+      single = single || start == at;
+    });
     if (!single) {
-      improve(at, length, unknown_score_, kUnknown);
+      improve(at, end, unknown_score_, kUnknown);
     }
-    at += length;
+    at = end;
   }
   return steps;
 }

@@ -55,7 +55,7 @@ class Unigram final : public FragmentEncoder {
   void AddUnknown(std::string_view text, std::vector<int32_t>* out) const;
 
   std::optional<Charsmap> charsmap_;
-  SpecialTokens tokens_;  // normal ones
+  SpecialTokens tokens_{SpecialTokens::Reading::kFromStart};  // normal ones
   std::vector<float> scores_;
   double unknown_score_ = 0;
   int32_t unknown_ = 0;

@@ -223,10 +223,10 @@ class Chat(Cli):
 class Terminal(Cli):
     """On a pseudo-terminal."""
 
-    def start(self, *args):
+    def start(self, *args, chat=True):
         pid, self.terminal = pty.fork()
         if pid == 0:
-            os.execv(cli_case.RIFFLE, [cli_case.RIFFLE, "generate", "--chat", *map(str, args)])
+            os.execv(cli_case.RIFFLE, [cli_case.RIFFLE, "generate", *(["--chat"] if chat else []), *map(str, args)])
         self.addCleanup(os.close, self.terminal)
         self.pid = pid
         self.seen = ""
@@ -276,6 +276,12 @@ class Terminal(Cli):
         self.write(b"\x04")
         self.read_until(lambda s: False)
         self.assertEqual(os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1]), 0, self.seen)
+
+    def test_control_characters_are_not_obeyed(self):
+        self.start("--prompt", "a\x1b[31m\x9b31m\u00e9\x7f", "--max-new-tokens", 1, *ANY_MODEL, chat=False)
+        seen = self.read_until(lambda s: False)
+        self.assertEqual(os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1]), 0)
+        self.assertIn("a\ufffd[31m\ufffd31m\u00e9\ufffd", seen)
 
     def test_a_fault_of_the_start_is_one_line(self):
         self.start("--model", MODEL)

@@ -8,6 +8,7 @@
 #include <optional>
 #include <utility>
 
+#include "engine/arch/architectures.h"
 #include "engine/choose.h"
 #include "engine/engine.h"
 #include "riffle/error.h"
@@ -247,6 +248,55 @@ TEST(Gemma3Faults, EachStopTokenEndsARequest) {
   }
 }
 
+// The key of one stop token may hold a list.
+TEST(Gemma3Faults, AListOfStopTokensUnderTheKeyOfOne) {
+  const auto stop_tokens = [](const std::vector<int32_t>& tokens) {
+    return TinyModel(
+               24, 256, 0, [](riffle::testing::GgufWriter&) {}, 1, tokens)
+        .model()
+        .spec()
+        .stop_tokens;
+  };
+  EXPECT_EQ(stop_tokens({7}), (std::vector<int32_t>{7}));
+  EXPECT_EQ(stop_tokens({7, 3, 7}), (std::vector<int32_t>{7, 3}));
+  EXPECT_THROW(stop_tokens({128}), BadModel);
+  EXPECT_THROW(stop_tokens({3, -1}), BadModel);
+  EXPECT_THROW(stop_tokens({}), BadModel);
+}
+
+// ---- which layers see a window
+TEST(Gemma3Faults, TheFileMayStateItsLayersOfWindows) {
+  using Writer = riffle::testing::GgufWriter;
+  const auto spec = [](std::optional<uint32_t> period) {
+    return TinyModel(24, 256, 0,
+                     [&](Writer& writer) {
+                       if (period) {
+                         writer.Add("gemma3.attention.sliding_window_pattern", Writer::kU32,
+                                    *period);
+                         writer.Add("gemma3.rope.freq_base_swa", Writer::kF32, 5000.0f);
+                       }
+                     })
+        .model()
+        .spec();
+  };
+  const auto global = [](const ModelSpec& of) {
+    std::vector<int> layers;
+    for (size_t i = 0; i < of.layers.size(); ++i) {
+      EXPECT_EQ(of.layers[i].window.has_value(), of.layers[i].rope == 0);
+      if (!of.layers[i].window) layers.push_back(static_cast<int>(i));
+    }
+    return layers;
+  };
+  EXPECT_EQ(global(spec(std::nullopt)), std::vector<int>{5});
+  EXPECT_EQ(spec(std::nullopt).ropes[0].base, 10000);
+  EXPECT_EQ(global(spec(6)), std::vector<int>{5});
+  EXPECT_EQ(spec(6).ropes[0].base, 5000);
+  EXPECT_EQ(spec(6).ropes[1].base, 1e6);
+  EXPECT_EQ(global(spec(3)), (std::vector<int>{2, 5}));
+  EXPECT_EQ(global(spec(1)), (std::vector<int>{0, 1, 2, 3, 4, 5, 6}));
+  EXPECT_EQ(global(spec(0)), std::vector<int>{});
+}
+
 // ---- the scaling of angles, as llama.cpp reads its keys
 TEST(Gemma3Faults, ScalingOfAngles) {
   using Writer = riffle::testing::GgufWriter;
@@ -306,7 +356,7 @@ TEST(Gemma3Faults, FilesThatContradictThemselvesAreRefused) {
   EXPECT_EQ(split(1, 3).substr(0, 41), "tiny: is part 2 of 3 of a split model; th");
   EXPECT_EQ(
       ErrorOf([](Writer& writer) {
-        writer.AddTensor("blk.0.ffn_up.bias", {512}, Writer::kU8, 0);  // type 0: F32
+        writer.AddTensor("blk.0.ffn_up.bias", {0}, Writer::kU8, 0);  // type 0: F32
       }),
       "tiny: has a tensor \"blk.0.ffn_up.bias\", which no model of architecture gemma3 with 7 "
       "layers has: it may be of another kind");
@@ -318,6 +368,15 @@ TEST(Gemma3Faults, FilesThatContradictThemselvesAreRefused) {
       ErrorOf([](Writer& writer) { writer.AddString("gemma3.rope.scaling.type", "dynamic"); }),
       "tiny: gemma3.rope.scaling.type = 'dynamic' is not supported; none, linear, yarn and "
       "longrope are");
+  EXPECT_EQ(ErrorOf([](Writer& writer) {
+              writer.Add<uint8_t>("gemma3.attention.causal", Writer::kBool, 0);
+            }),
+            "tiny: gemma3.attention.causal = false: the model embeds texts and does not continue "
+            "them");
+  EXPECT_EQ(ErrorOf([](Writer& writer) {
+              writer.Add<uint8_t>("gemma3.attention.causal", Writer::kBool, 1);
+            }),
+            "no error");
   EXPECT_EQ(ErrorOf([](Writer& writer) {
               writer.Add<uint32_t>("tokenizer.ggml.eot_token_id", Writer::kU32, 128);
             }),

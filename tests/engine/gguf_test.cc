@@ -90,6 +90,8 @@ TEST(Gguf, ReadsEveryType) {
   EXPECT_THAT(file.Strings("strings"), ElementsAre("a", "", "ccc"));
   EXPECT_THAT(file.Floats("floats"), ElementsAre(1, 2));
   EXPECT_THAT(file.Integers("ints"), ElementsAre(-1, 7));
+  EXPECT_THAT(file.IntegerOrIntegers("ints"), ElementsAre(-1, 7));
+  EXPECT_THAT(file.IntegerOrIntegers("u8"), ElementsAre(200));
   EXPECT_TRUE(file.Floats("nothing").empty());
   EXPECT_TRUE(file.Has("nested"));
   EXPECT_FALSE(file.Has("absent"));
@@ -104,6 +106,8 @@ TEST(Gguf, NamesTheKeyOfAnotherType) {
   EXPECT_THAT(ErrorOf([&] { file.Integer("huge"); }), HasSubstr("18446744073709551615, too large"));
   EXPECT_THAT(ErrorOf([&] { file.Integer("ints"); }), HasSubstr("\"ints\" is an array"));
   EXPECT_THAT(ErrorOf([&] { file.Integers("u8"); }), HasSubstr("\"u8\" is not an array"));
+  EXPECT_THAT(ErrorOf([&] { file.IntegerOrIntegers("absent"); }), HasSubstr("no metadata \"abs"));
+  EXPECT_THAT(ErrorOf([&] { file.IntegerOrIntegers("string"); }), HasSubstr("holds string, not"));
   EXPECT_THAT(ErrorOf([&] { file.Float("u32"); }), HasSubstr("holds uint32, not float32"));
   EXPECT_THAT(ErrorOf([&] { file.Bool("u8"); }), HasSubstr("holds uint8, not boolean"));
   EXPECT_THAT(ErrorOf([&] { file.String("f64"); }), HasSubstr("holds float64, not string"));
@@ -152,7 +156,7 @@ TEST(Gguf, TensorsOfNoDimensionsOrNoValuesAreRead) {
   EXPECT_THAT(ErrorOf(writer.Finish(kData)),
               HasSubstr("\"scalar_of_a_block\" of type Q8_0 and shape [] has rows that are no"));
   writer = Writer();
-  writer.AddTensor("scalar", {}, 0, 0);
+  writer.AddTensor("scalar", {}, 0, 64);
   writer.AddTensor("empty", {0}, 0, 32);
   writer.AddTensor("no_rows", {8, 0}, 0, 32);
   writer.AddTensor("no_columns", {int64_t{1} << 62, 8, 0}, 8, 64);
@@ -289,6 +293,17 @@ TEST(Gguf, RefusesLyingTensors) {
   twice.AddTensor("t", {4}, 0, 0);
   twice.AddTensor("t", {4}, 0, 0);
   EXPECT_THAT(ErrorOf(twice.Finish(kData)), HasSubstr("tensor \"t\" is there twice"));
+  const auto overlap = [](uint64_t offset) {
+    Writer writer;
+    writer.AddTensor("first", {8, 2}, 0, offset);
+    writer.AddTensor("empty", {0}, 0, 32);
+    writer.AddTensor("second", {9}, 0, 32);
+    return ErrorOf(writer.Finish(std::string(200, 'x')));
+  };
+  EXPECT_THAT(overlap(0), HasSubstr("tensor \"second\" overlaps tensor \"first\""));
+  EXPECT_THAT(overlap(32), HasSubstr("overlaps"));
+  EXPECT_THAT(overlap(64), HasSubstr("tensor \"first\" overlaps tensor \"second\""));
+  EXPECT_EQ(overlap(96), "no error");
 }
 
 TEST(Gguf, OpensFilesOnly) {
