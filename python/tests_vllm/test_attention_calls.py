@@ -155,7 +155,7 @@ def test_layers_left_to_vllm_are_written_and_read_by_vllm(monkeypatch, caplog):
     (20, "auto", "head_size = 20"), (1032, "auto", "head_size = 1032"), (64, "int4_per_token_head", "int4_per_token_head"), (64, "auto", None),
 ])  # fmt: skip
 def test_reasons(head_size, kind, reason):
-    said = _attention_backend._reason(4, 2, head_size, kind)
+    said = _attention_backend._reason(head_size, kind)
     assert said is None if reason is None else reason in said
 
 
