@@ -26,6 +26,8 @@ def calls(kv_len: int, kv_cache_dtype: str):
     from vllm.v1.attention.backends.cpu_attn import CPUAttentionBackendImpl
 
     case = Case([1], [kv_len], dtype=torch.bfloat16, q_heads=32, kv_heads=8, head_size=128, block_size=128, kv_cache_dtype=kv_cache_dtype)
+    # vLLM cuts off what a cache of 8-bit floats does not hold, Riffle rounds it; these numbers both have.
+    case.keys, case.values = ([x.to(torch.float8_e4m3fn).to(x.dtype) for x in side] for side in (case.keys, case.values))
     slot, key, value = case.slots(0)[-1:], case.keys[0][-1:], case.values[0][-1:]
 
     def of(kind, metadata):
@@ -39,7 +41,7 @@ def calls(kv_len: int, kv_cache_dtype: str):
         return call
 
     made = {"vLLM": of(CPUAttentionBackendImpl, case.native_metadata()), "Riffle": of(RiffleAttentionImpl, case.metadata())}
-    torch.testing.assert_close(made["Riffle"](), made["vLLM"](), rtol=0.05, atol=0.05)
+    torch.testing.assert_close(made["Riffle"](), made["vLLM"](), rtol=2**-7, atol=2**-7)
     return made
 
 

@@ -11,6 +11,8 @@ from riffle.vllm._attention_backend import RiffleAttentionBackend, RiffleAttenti
 from riffle.vllm._attention_cache import CacheFormat
 from vllm.v1.attention.backend import AttentionType
 
+pytestmark = pytest.mark.quick
+
 # Chunks of prompts, decoding sequences, drafts of several queries; lengths around pages and blocks of 64 keys.
 MIXED = dict(q_lens=[40, 1, 5, 1, 64], kv_lens=[40, 90, 129, 1, 200])
 SLOPES = [0.5, 0.25, 0.0625, 0.01]
