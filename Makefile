@@ -70,11 +70,17 @@ test-tsan: setup ## pool and concurrent callers under ThreadSanitizer
 	@$(STAGE) tsan "pool and concurrent callers under ThreadSanitizer" scripts/ctest.sh tsan
 test-llama: setup ## libggml-cpu-riffle.so in an unmodified llama.cpp of Debian's
 	@$(STAGE) llama "libggml-cpu-riffle.so in llama.cpp" scripts/llama_test.sh
-test-vllm: setup ## riffle.vllm in vLLM's engine and server (downloads vLLM: 2 GB)
+# Each file of tests in a process of its own: an engine leaves its traces in the one it ran in.
+test-vllm: vllm-environment ## riffle.vllm in vLLM's engine and server (downloads vLLM: 2 GB)
+	@set -e; for file in python/tests_vllm/test_*.py; do name=$$(basename $$file .py); \
+	  $(STAGE) vllm-$${name#test_} "riffle.vllm: $${name#test_}" .venv-vllm/bin/python -P -m pytest $$file; done
+test-vllm-quick: vllm-environment ## of these the calls, and an engine of each part
+	@set -e; for file in $$(grep -l mark.quick python/tests_vllm/test_*.py); do name=$$(basename $$file .py); \
+	  $(STAGE) vllm-$${name#test_} "riffle.vllm, quick: $${name#test_}" .venv-vllm/bin/python -P -m pytest -m quick $$file; done
+vllm-environment: setup
 	@$(STAGE) venv "Python environment" scripts/venv.sh
 	@$(STAGE) venv-vllm "Python environment of vLLM" scripts/venv.sh vllm
 	@$(STAGE) package-vllm "Python package, for vLLM" scripts/python_package.sh vllm
-	@$(STAGE) vllm "riffle.vllm in vLLM" .venv-vllm/bin/python -P -m pytest python/tests_vllm
 fuzz: setup ## every fuzz target over its corpus, a minute in all
 	@$(STAGE) fuzz "fuzzing for a minute" scripts/fuzz.sh 60
 
@@ -98,10 +104,7 @@ bench-llama: llama ## llama-bench with libggml-cpu-riffle.so and without, in tur
 	@python3 bench/llama_bench.py --prepare
 	@python3 bench/llama_bench.py
 	@python3 bench/llama_bench.py --table
-bench-vllm: setup ## vLLM's engine with its own attention and with Riffle's, in turn
-	@$(STAGE) venv "Python environment" scripts/venv.sh
-	@$(STAGE) venv-vllm "Python environment of vLLM" scripts/venv.sh vllm
-	@$(STAGE) package-vllm "Python package, for vLLM" scripts/python_package.sh vllm
+bench-vllm: vllm-environment ## vLLM's engine with its own attention and with Riffle's, in turn
 	@.venv-vllm/bin/python -P bench/vllm_bench.py --all
 	@.venv-vllm/bin/python -P bench/vllm_bench.py --table
 format: ## rewrite C++ files in the project's format
@@ -121,5 +124,6 @@ start:
 	@rm -rf build/log
 
 .PHONY: help demo test build python llama test-cpp test-clang test-consumer test-python test-install test-arm64 \
-  test-arm64-quick test-arm64-bf16 test-dispatch test-transformers test-two-hosts test-asan test-tsan test-llama test-vllm fuzz setup \
-  sdist wheels bench bench-llama bench-vllm format docs lint clean distclean start
+  test-arm64-quick test-arm64-bf16 test-dispatch test-transformers test-two-hosts test-asan test-tsan test-llama \
+  test-vllm test-vllm-quick vllm-environment fuzz setup sdist wheels bench bench-llama bench-vllm format docs lint \
+  clean distclean start

@@ -53,6 +53,19 @@ def test_sample_is_riffles():
     assert torch.equal(riffle.torch.sample(LOGITS, temperature=0), LOGITS.argmax(1).int())
 
 
+def test_compiled_code_calls_riffle_sample_for_what_the_operator_has_not():
+    outside = torch.compiler.disable(riffle.sample)
+
+    def step(x, **options):
+        return outside(x * 2, **options) + 1
+
+    compiled = torch.compile(step, backend="eager")
+    for length in (1, 3):  # lists of tokens that grow
+        tokens = torch.arange(LOGITS.shape[0] * length) % 7, torch.arange(LOGITS.shape[0] + 1) * length
+        options = dict(output_tokens=tokens, presence_penalty=1.5, top_k=9, seed=4)
+        assert torch.equal(compiled(LOGITS, **options), riffle.sample(LOGITS * 2, **options) + 1)
+
+
 def test_compile():
     def step(x, weight):
         best = riffle.torch.linear_top_k(x, weight, 5)

@@ -103,14 +103,15 @@ class Case:
         assert (out[self.tokens :] == 7).all()
         return out[: self.tokens]
 
-    def by_riffle(self) -> torch.Tensor:
+    def metadata(self):
+        """What Riffle's builder makes of the batch."""
         spec = EncoderOnlyAttentionSpec if self.is_encoder() else FullAttentionSpec
         config = SimpleNamespace(compilation_config=SimpleNamespace(static_forward_context={}))
         form = spec(block_size=self.block_size, num_kv_heads=self.kv_heads, head_size=self.head_size, dtype=self.dtype)
-        builder = RiffleAttentionMetadataBuilder(form, [], config, None)
-        return self.run(self.implementation(RiffleAttentionImpl), builder.build(0, self.common()), self.cache())
+        return RiffleAttentionMetadataBuilder(form, [], config, None).build(0, self.common())
 
-    def by_vllm(self, kind: type = CPUAttentionBackendImpl) -> torch.Tensor:
+    def native_metadata(self) -> CPUAttentionMetadata:
+        """What vLLM's own makes of it."""
         flags = torch.tensor(self.causal, dtype=torch.int32) if isinstance(self.causal, list) else None
         causal = flags is None and self.causal
         plan = ops.cpu_attn_get_scheduler_metadata(
@@ -118,9 +119,14 @@ class Case:
             dtype=self.dtype, query_start_loc=self.cu, causal=causal, sliding_window_size=self.window or -1, isa=self.layer.isa,
             enable_kv_split=True, dynamic_causal=flags, kv_cache_dtype=self.kv_cache_dtype,
         )  # fmt: skip
-        metadata = CPUAttentionMetadata(self.tokens, max(self.q_lens), self.cu, max(self.kv_lens), self.lens, self.table, None, plan,
-                                        causal=causal, dynamic_causal=flags)  # fmt: skip
-        return self.run(self.implementation(kind), metadata, self.cache())
+        return CPUAttentionMetadata(self.tokens, max(self.q_lens), self.cu, max(self.kv_lens), self.lens, self.table, None, plan,
+                                    causal=causal, dynamic_causal=flags)  # fmt: skip
+
+    def by_riffle(self) -> torch.Tensor:
+        return self.run(self.implementation(RiffleAttentionImpl), self.metadata(), self.cache())
+
+    def by_vllm(self, kind: type = CPUAttentionBackendImpl) -> torch.Tensor:
+        return self.run(self.implementation(kind), self.native_metadata(), self.cache())
 
     def by_arithmetic(self) -> torch.Tensor:
         """In double, from keys and values as they were before they went into a cache."""

@@ -11,6 +11,8 @@ from riffle.vllm._attention_backend import RiffleAttentionBackend, RiffleAttenti
 from riffle.vllm._attention_cache import CacheFormat
 from vllm.v1.attention.backend import AttentionType
 
+pytestmark = pytest.mark.quick
+
 # Chunks of prompts, decoding sequences, drafts of several queries; lengths around pages and blocks of 64 keys.
 MIXED = dict(q_lens=[40, 1, 5, 1, 64], kv_lens=[40, 90, 129, 1, 200])
 SLOPES = [0.5, 0.25, 0.0625, 0.01]
@@ -155,7 +157,7 @@ def test_layers_left_to_vllm_are_written_and_read_by_vllm(monkeypatch, caplog):
     (20, "auto", "head_size = 20"), (1032, "auto", "head_size = 1032"), (64, "int4_per_token_head", "int4_per_token_head"), (64, "auto", None),
 ])  # fmt: skip
 def test_reasons(head_size, kind, reason):
-    said = _attention_backend._reason(4, 2, head_size, kind)
+    said = _attention_backend._reason(head_size, kind)
     assert said is None if reason is None else reason in said
 
 

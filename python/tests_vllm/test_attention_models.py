@@ -21,7 +21,7 @@ CONTROLS = {
 }
 
 
-@pytest.mark.parametrize("name", CONTROLS)
+@pytest.mark.parametrize("name", [pytest.param(name, marks=pytest.mark.quick) if name == "gpt_oss" else name for name in CONTROLS])
 def test_tokens_are_those_of_vllm(name):
     prompts = small_models.prompts(6, 60)
     runs = [dict(prompts=prompts, max_tokens=NEW)]

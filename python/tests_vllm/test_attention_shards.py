@@ -4,6 +4,7 @@ import pytest
 import torch
 from riffle.vllm import _attention_shards
 
+pytestmark = pytest.mark.quick
 PAD = -1
 
 

@@ -42,7 +42,7 @@ def implementations(llm):
     return [layer.impl for layer in layers if hasattr(layer, "impl")]
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", [pytest.param(name, marks=pytest.mark.quick) if name == "v2_lite" else name for name in MODELS])
 def test_tokens_in_chunks_and_from_the_prefix_cache(models, name):
     """Steps of 64 tokens cut prompts into chunks and mix them with decodes; the second round finds its prefixes in the cache."""
     from riffle.vllm._mla_backend import RiffleMLAImpl

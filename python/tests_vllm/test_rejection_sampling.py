@@ -16,6 +16,8 @@ from vllm.v1.spec_decode.metadata import SpecDecodeMetadata  # noqa: E402
 current_platform.import_kernels()
 current_platform.register_triton_kernel_overrides()
 
+pytestmark = pytest.mark.quick
+
 
 def outputs(logits: torch.Tensor, drafts: list[list[int]], draft_probs: torch.Tensor | None = None, **params) -> torch.Tensor:
     """The tokens [request, 2] of requests with one draft each, where logits are [2, vocab] of each of them."""

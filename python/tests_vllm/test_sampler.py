@@ -9,6 +9,8 @@ sampler_case = pytest.importorskip("sampler_case", reason="vLLM is not installed
 
 from sampler_case import Sampler, batch, native, topk_topp_sampler  # noqa: E402
 
+pytestmark = pytest.mark.quick
+
 
 def logits_of(rows: int, vocab: int, seed: int = 0, scale: float = 3.0) -> torch.Tensor:
     return torch.randn(rows, vocab, generator=torch.Generator().manual_seed(seed)) * scale

@@ -34,6 +34,7 @@ def llm():
     return engine()
 
 
+@pytest.mark.quick
 def test_a_seed_gives_the_same_tokens_alone_and_in_a_batch(llm):
     prompts = llama_case.prompts(8)
     params = [seeded(i) if i % 2 else free() for i in range(8)]

@@ -61,6 +61,14 @@ def sample(self, logits, metadata):
     return own(self, logits, metadata)
 Sampler.sample = sample
 """
+OTHER_ATTENTION = """
+from vllm.v1.attention.backends.cpu_attn import CPUAttentionBackendImpl
+CPUAttentionBackendImpl.forward = lambda self, layer, query, key, value, cache, metadata: None
+"""
+OTHER_PLATFORM = """
+from vllm.platforms.cpu import CpuPlatform
+CpuPlatform.check_and_update_config = classmethod(lambda cls, config, more: None)
+"""
 OTHER_VERSION = "import vllm; vllm.__version__ = '9.9.9'"
 NOT_A_CPU = "from vllm.platforms import current_platform; type(current_platform).is_cpu = lambda self: False"
 
@@ -70,7 +78,8 @@ def cases() -> dict:
     wanted = {
         "default": (None, ""), "on": ("1", ""), "off": ("0", ""), "sampler": ("sampler", ""), "list": (" Sampler , attention", ""),
         "without": ("attention,mla", ""), "unknown": ("sampler,rope", ""), "only unknown": ("rope", ""),
-        "other sampler": ("sampler", OTHER_SAMPLER), "other version": ("sampler", OTHER_VERSION), "other platform": ("1", NOT_A_CPU),
+        "other sampler": ("sampler", OTHER_SAMPLER), "other attention": ("1", OTHER_ATTENTION), "other methods": ("1", OTHER_PLATFORM),
+        "other version": ("sampler", OTHER_VERSION), "other platform": ("1", NOT_A_CPU),
     }  # fmt: skip
     environment = {**os.environ, **llama_case.ENVIRONMENT, "OMP_NUM_THREADS": "1"}
     environment.pop("RIFFLE_VLLM", None)
@@ -80,7 +89,7 @@ def cases() -> dict:
     return dict(zip(wanted, json.loads(run.stdout.splitlines()[-1]), strict=True))
 
 
-@pytest.mark.parametrize("case", ["default", "on", "sampler", "list", "unknown", "other version"])
+@pytest.mark.parametrize("case", ["default", "on", "sampler", "list", "unknown", "other version", "other attention", "other methods"])
 def test_the_sampler_is_on(cases, case):
     assert cases[case]["sampler"]
     line = cases[case]["lines"][-1][1]
@@ -107,6 +116,10 @@ def test_unknown_names_are_warned_of(cases):
 def test_another_vllm_is_left_alone_with_one_warning(cases):
     ((level, text),) = cases["other sampler"]["lines"]
     assert level == "WARNING" and "left to vLLM: sampler (not with this version of vLLM: " in text and "sample(self, logits, metadata)" in text
+    ((level, text),) = cases["other attention"]["lines"]
+    assert level == "WARNING" and "sparse, sampler on; left to vLLM: attention (CPUAttentionBackendImpl.forward" in text
+    ((level, text),) = cases["other methods"]["lines"]
+    assert level == "WARNING" and ": attention, sampler on; left to vLLM: mla (not with this version of vLLM: " in text and "sparse (" in text
     ((level, text),) = cases["other version"]["lines"]
     assert level == "WARNING" and "not tried with vLLM 9.9.9" in text
 

@@ -40,7 +40,7 @@ def layers(llm):
     return llm.llm_engine.model_executor.driver_worker.worker.model_runner.compilation_config.static_forward_context
 
 
-@pytest.mark.parametrize("name", ["v32", "glm5"])
+@pytest.mark.parametrize("name", [pytest.param("v32", marks=pytest.mark.quick), "glm5"])
 def test_tokens_in_chunks_and_from_the_prefix_cache(models, name):
     from riffle.vllm._indexer import RiffleIndexCache
     from riffle.vllm._sparse_backend import RiffleSparseImpl

@@ -31,6 +31,10 @@ struct RowPenalties {
   bool any() const { return repetition != 1 || frequency != 0 || presence != 0; }
 };
 
+bool AnyOther(std::span<const float> list, float neutral) {
+  return std::any_of(list.begin(), list.end(), [neutral](float x) { return x != neutral; });
+}
+
 std::span<const int32_t> TokensOf(const TokenLists& lists, int64_t row) {
   if (lists.offsets.empty()) {
     return {};
@@ -106,8 +110,8 @@ void CheckTokens(const char* name, const TokenLists& lists, const MatrixView& lo
 
 bool Adjusts(const SampleOptions& options) {
   return options.allowed.words != nullptr || !options.bias.empty() ||
-         !options.repetition_penalty.empty() || !options.frequency_penalty.empty() ||
-         !options.presence_penalty.empty();
+         AnyOther(options.repetition_penalty, 1) || AnyOther(options.frequency_penalty, 0) ||
+         AnyOther(options.presence_penalty, 0);
 }
 
 void CheckAdjustments(const MatrixView& logits, const SampleOptions& options) {

@@ -7,7 +7,9 @@
 
 namespace riffle::sampling {
 
-// Whether the options change logits at all.
+// Whether the options change logits at all. Penalties of 1 and 0, which front ends give for "none",
+// do not: logits are then read in place instead of being copied to f32, which would take longer
+// than most draws.
 bool Adjusts(const SampleOptions& options);
 
 // Throws Error for lists of tokens that do not fit the rows of the logits, or their columns.

@@ -9,6 +9,7 @@
 
 #include "riffle/error.h"
 #include "riffle/sampling.h"
+#include "sampling/adjust.h"
 #include "testing/error_check.h"
 #include "testing/reference.h"
 #include "testing/rng.h"
@@ -178,6 +179,17 @@ TEST(SampleTopLogProbs, AreTheBestOfTheRawLogits) {
       }
     }
   });
+}
+
+// Front ends always pass penalties. Those that change nothing must not have the logits copied.
+TEST(SampleAdjustments, NeutralPenaltiesAreNone) {
+  const float ones[] = {1, 1}, zeros[] = {0, 0}, other[] = {1, 0.5f};
+  EXPECT_FALSE(sampling::Adjusts({}));
+  EXPECT_FALSE(sampling::Adjusts(
+      {.repetition_penalty = ones, .frequency_penalty = zeros, .presence_penalty = zeros}));
+  EXPECT_TRUE(sampling::Adjusts({.repetition_penalty = other}));
+  EXPECT_TRUE(sampling::Adjusts({.frequency_penalty = other}));
+  EXPECT_TRUE(sampling::Adjusts({.presence_penalty = other}));
 }
 
 TEST(SampleAdjustments, Errors) {

@@ -80,6 +80,10 @@ def sample(
 
     Under torch.compile all parameters, the seed included, may change from call to call without compiling anew.
 
+    What riffle.sample takes beside these (allowed, logit_bias, penalties, prompt_tokens, output_tokens, top_logprobs) is not of
+    the operator, for the lists of servers change their lengths with every step. riffle.sample itself takes tensors; compiled code
+    calls it as torch.compiler.disable(riffle.sample), which parts the graph there.
+
     Raises:
       RuntimeError: what riffle.sample calls ValueError or TypeError; nothing has been written then.
       NotImplementedError: a device that is not the CPU; backward through the log-probabilities.

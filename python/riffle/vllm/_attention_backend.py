@@ -21,18 +21,11 @@ from vllm.v1.attention.backends.cpu_attn import (
 from vllm.v1.kv_cache_interface import CrossAttentionSpec, EncoderOnlyAttentionSpec
 
 import riffle
-import riffle.torch
 from riffle.vllm import _attention_shards
 from riffle.vllm._attention_cache import KV_CACHE_DTYPES, SCALE_BYTES, CacheFormat
+from riffle.vllm._parts import follow_threads
 
 _logger = logging.getLogger("vllm.riffle")
-
-
-def use_worker_threads() -> None:
-    """Riffle on the threads of PyTorch, never more of them than this worker's PyTorch has."""
-    threads = torch.get_num_threads()
-    if not riffle.torch.use_torch_threads() and riffle.info()["threads"] > threads:
-        riffle.set_num_threads(threads)
 
 
 class RiffleAttentionBackend(CPUAttentionBackend):
@@ -99,7 +92,7 @@ class RiffleAttentionMetadataBuilder(CPUAttentionMetadataBuilder):
             self.is_cross_attention = isinstance(kv_cache_spec, CrossAttentionSpec)
             self.is_encoder_only_attention = isinstance(kv_cache_spec, EncoderOnlyAttentionSpec)
         self.ranks, self.rank = get_dcp_world_size_and_rank(kv_cache_spec.dcp_sharded)
-        use_worker_threads()
+        follow_threads()  # the worker has its number of threads now
 
     def build(self, common_prefix_len, common_attn_metadata, fast_build=False):
         common = common_attn_metadata
@@ -137,7 +130,7 @@ class RiffleAttentionImpl(CPUAttentionBackendImpl):
                  logits_soft_cap=None, attn_type=AttentionType.DECODER, kv_sharing_target_layer_name=None, sinks=None):  # fmt: skip
         super().__init__(num_heads, head_size, scale, num_kv_heads, alibi_slopes, sliding_window, kv_cache_dtype, logits_soft_cap,
                          attn_type, kv_sharing_target_layer_name, sinks)  # fmt: skip
-        self.left_to_vllm = _reason(num_heads, num_kv_heads, head_size, kv_cache_dtype)
+        self.left_to_vllm = _reason(head_size, kv_cache_dtype)
         self.is_encoder = attn_type in (AttentionType.ENCODER, AttentionType.ENCODER_ONLY)
         self.format = CacheFormat(kv_cache_dtype, head_size)
         window = self.sliding_window if self.sliding_window > 0 else None
@@ -202,7 +195,7 @@ class RiffleAttentionImpl(CPUAttentionBackendImpl):
         return None
 
 
-def _reason(num_heads: int, num_kv_heads: int, head_size: int, kv_cache_dtype: str) -> str | None:
+def _reason(head_size: int, kv_cache_dtype: str) -> str | None:
     """Why a layer is left to vLLM's own kernels, which both write and read its cache; None: Riffle does it."""
     if head_size % 8 or not 8 <= head_size <= 1024:
         return f"head_size = {head_size} is not a multiple of 8 from 8 to 1024"

@@ -38,7 +38,7 @@ def register() -> None:
     if _registered:
         # A worker that was forked has its own threads.
         if _on:
-            _follow_threads()
+            follow_threads()
         return
     _registered = True
     _configure_logging()
@@ -66,11 +66,12 @@ def register() -> None:
             left[part] = reason
     _on.extend(part for part in parts if part not in left)
     if _on:
-        _follow_threads()
+        follow_threads()
     _report(_on, left)
 
 
-def _follow_threads() -> None:
+def follow_threads() -> None:
+    """Has Riffle run on as many threads as PyTorch has in this process. Never raises."""
     try:
         importlib.import_module("riffle.vllm._threads").follow()
     except Exception as error:
