@@ -7,6 +7,8 @@
 #define RIFFLE_SAMPLING_ESTIMATE_INL_H_
 #endif
 
+#include <hwy/cache_control.h>
+
 #include <algorithm>
 #include <cmath>
 #include <limits>
@@ -118,7 +120,7 @@ inline void FindWindow(const MassBins& bins, double below, double slack, bool ma
                                               : bins.LowerEdge(std::max<int64_t>(best, 1));
   const MassBins::Lowest end = bins.Reach(below);
   const double columns = many ? static_cast<double>(end.count) : end.Columns();
-  slack = std::max(0.125, std::sqrt(36 / (columns + 1) + slack * slack));
+  slack = std::max(0.125, std::sqrt(25 / (columns + 1) + slack * slack));
   const int64_t first = slack < 1 ? bins.Reach(below * (1 - slack)).bin : -1;
   // If the picked columns do not tell where the nucleus ends, then it is small, as a rule: most of
   // what is below its end lies in a few of them.
@@ -168,10 +170,10 @@ MassEstimate EstimateMass(const WeightRow& row, int64_t n) {
       columns += kEstimateRun;
     }
   });
-  // 2.5 standard deviations of a sum of random columns.
+  // Two standard deviations of a sum of random columns.
   const double mass = sum.Sum();
   return {mass * static_cast<double>(n) / static_cast<double>(columns),
-          mass > 0 ? 2.5 * std::sqrt(squares.Sum()) / mass : 1};
+          mass > 0 ? 2 * std::sqrt(squares.Sum()) / mass : 1};
 }
 
 template <DType kDType>
@@ -183,7 +185,11 @@ WindowEstimate EstimateRow(WeightRow row, int64_t n, const WindowTarget& target,
   int64_t count = 0;
   WeightVec max = hn::Set(d, -kInfinity);
   ForEstimate(n, [&](int64_t i, int64_t j) HWY_ATTR {
-    const WeightVec value = E::Load(row.x + static_cast<size_t>(i) * E::kBytes);
+    const uint8_t* const from = row.x + static_cast<size_t>(i) * E::kBytes;
+    // The next run, of which the processor does not know; past the row it is harmless.
+    hwy::Prefetch(reinterpret_cast<const uint8_t*>(reinterpret_cast<uintptr_t>(from) +
+                                                   kEstimateStep * E::kBytes));
+    const WeightVec value = E::Load(from);
     max = hn::Max(max, value);
     if (j % (kPickStep * 16) < 16) {
       hn::Store(value, d, picked + count);

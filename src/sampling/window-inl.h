@@ -16,10 +16,32 @@ HWY_BEFORE_NAMESPACE();
 namespace riffle::sampling::HWY_NAMESPACE {
 namespace hn = hwy::HWY_NAMESPACE;
 
-// Sums weights as SumOf does: eight vectors in pairs in f32, the results in double.
-HWY_INLINE WeightVec AddEight(const WeightVec* v) {
-  const WeightVec first = hn::Add(hn::Add(v[0], v[1]), hn::Add(v[2], v[3]));
-  return hn::Add(first, hn::Add(hn::Add(v[4], v[5]), hn::Add(v[6], v[7])));
+// Weights of a vector, and those of columns above the window.
+struct WindowWeights {
+  WeightVec all, above;
+};
+
+HWY_INLINE WeightVec Plus(WeightVec a, WeightVec b) { return hn::Add(a, b); }
+HWY_INLINE WindowWeights Plus(const WindowWeights& a, const WindowWeights& b) {
+  return {hn::Add(a.all, b.all), hn::Add(a.above, b.above)};
+}
+
+// f(0) to f(7), called in this order and summed in pairs. Written out, because arrays of vectors in
+// a loop go through memory: 34 instead of 28 us for the sum of a row of 262144, and 59 instead of
+// 54 with a window.
+template <typename F>
+HWY_INLINE auto SumOfEight(const F& f) {
+  const auto pair = [&](int64_t j) HWY_ATTR {
+    const auto even = f(j);
+    const auto odd = f(j + 1);
+    return Plus(even, odd);
+  };
+  const auto first = pair(0);
+  const auto second = pair(2);
+  const auto half = Plus(first, second);
+  const auto third = pair(4);
+  const auto fourth = pair(6);
+  return Plus(half, Plus(third, fourth));
 }
 
 template <DType kDType>
@@ -33,30 +55,27 @@ WindowSums WindowOf(const WeightRow& row, const WindowEstimate& window, int64_t 
   const WeightVec high = hn::Set(d, window.high);
   WeightVec max = hn::Set(d, -std::numeric_limits<float>::infinity());
   float* out = values;
-  const auto take = [&](WeightVec value, WeightVec& weight, WeightVec& above) HWY_ATTR {
+  const auto take = [&](WeightVec value) HWY_ATTR {
     max = hn::Max(max, value);
-    weight = read.Kept(value);
+    const WeightVec weight = read.Kept(value);
     const auto over = hn::Gt(value, high);
-    above = hn::IfThenElseZero(over, weight);
     out += hn::CompressStore(value, hn::AndNot(over, hn::Ge(value, low)), d, out);
+    return WindowWeights{weight, hn::IfThenElseZero(over, weight)};
   };
-  const auto load = [&](int64_t i)
-                        HWY_ATTR { return E::Load(row.x + static_cast<size_t>(i) * E::kBytes); };
   WideSum all_sum, above_sum;
-  WeightVec weight[8], above[8];
+  const auto add = [&](const WindowWeights& weights) HWY_ATTR {
+    all_sum.Add(weights.all);
+    above_sum.Add(weights.above);
+  };
   int64_t i = begin;
   for (; i + 8 * kLanes <= end; i += 8 * kLanes) {
-    for (int64_t j = 0; j < 8; ++j) {
-      take(load(i + j * kLanes), weight[j], above[j]);
-    }
-    all_sum.Add(AddEight(weight));
-    above_sum.Add(AddEight(above));
+    add(SumOfEight([&](int64_t j) HWY_ATTR {
+      return take(E::Load(row.x + static_cast<size_t>(i + j * kLanes) * E::kBytes));
+    }));
   }
   for (; i < end; i += kLanes) {
     const auto count = static_cast<size_t>(std::min(kLanes, end - i));
-    take(E::LoadFirst(row.x + static_cast<size_t>(i) * E::kBytes, count), weight[0], above[0]);
-    all_sum.Add(weight[0]);
-    above_sum.Add(above[0]);
+    add(take(E::LoadFirst(row.x + static_cast<size_t>(i) * E::kBytes, count)));
   }
   return {all_sum.Sum(), above_sum.Sum(), out - values, hn::ReduceMax(d, max)};
 }
@@ -105,16 +124,13 @@ WindowSums FewOf(const WeightRow& row, float low, int64_t begin, int64_t end, fl
     }
     return weight;
   };
-  const auto load = [&](int64_t i)
-                        HWY_ATTR { return E::Load(row.x + static_cast<size_t>(i) * E::kBytes); };
   WideSum sum;
-  WeightVec weight[8];
   int64_t i = begin;
   for (; i + 8 * kLanes <= end; i += 8 * kLanes) {
-    for (int64_t j = 0; j < 8; ++j) {
-      weight[j] = take(load(i + j * kLanes), i + j * kLanes);
-    }
-    sum.Add(AddEight(weight));
+    sum.Add(SumOfEight([&](int64_t j) HWY_ATTR {
+      const int64_t column = i + j * kLanes;
+      return take(E::Load(row.x + static_cast<size_t>(column) * E::kBytes), column);
+    }));
   }
   for (; i < end; i += kLanes) {
     const auto rest = static_cast<size_t>(std::min(kLanes, end - i));
