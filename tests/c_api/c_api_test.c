@@ -194,7 +194,7 @@ static void TestAdjustedSample(void) {
   EXPECT_OK(riffle_sample(&x, tokens, NULL, &options));
   EXPECT(tokens[0] == 2 && tokens[1] == 1);
   options.output_tokens.offsets.data = none;
-  EXPECT_FAILS(riffle_sample(&x, tokens, NULL, &options), RIFFLE_BAD_OPTION, "output_tokens");
+  EXPECT_FAILS(riffle_sample(&x, tokens, NULL, &options), RIFFLE_BAD_SHAPE, "output_tokens");
   options.size = offsetof(riffle_sample_options, seeds);
   EXPECT_OK(riffle_sample(&x, tokens, NULL, &options));
   EXPECT(tokens[0] == 1 && tokens[1] == 2);
