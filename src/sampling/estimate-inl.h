@@ -120,9 +120,9 @@ inline void FindWindow(const MassBins& bins, double below, double slack, bool ma
                                               : bins.LowerEdge(std::max<int64_t>(best, 1));
   const MassBins::Lowest end = bins.Reach(below);
   const double columns = many ? static_cast<double>(end.count) : end.Columns();
-  // A window of five standard deviations of the one and two of the other; with a quarter more they
-  // must not exceed what there is, or rows whose nucleus has some hundred columns get a window that
-  // does not hold its end: 94 instead of 67 us for 200 columns of 14 to 16 above deviation 2.5.
+  // Five standard deviations of the one, two of the other. Six, 2.5 and a limit of 1 below: larger
+  // windows for flat rows, but fewer rows whose small nucleus gets a window instead of being kept
+  // whole (docs/lab/sampling.md).
   slack = std::max(0.125, std::sqrt(25 / (columns + 1) + slack * slack));
   const int64_t first = slack < 0.8 ? bins.Reach(below * (1 - slack)).bin : -1;
   // If the picked columns do not tell where the nucleus ends, then it is small, as a rule: most of
