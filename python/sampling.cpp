@@ -30,7 +30,7 @@ InvalidRow OnInvalid(nb::handle object) {
   ThrowValueError("on_invalid must be 'raise' or 'token', not " + Repr(object));
 }
 
-// The parameters of a draw.
+// The parameters of a draw, in the order in which both functions take them.
 struct DrawLists {
   List<float> temperature;
   List<int32_t> top_k;
@@ -38,6 +38,18 @@ struct DrawLists {
   List<uint64_t> seed;
   List<int64_t> stream, position;
   InvalidRow on_invalid;
+
+  DrawLists(nb::handle temperature_object, nb::handle top_k_object, nb::handle top_p_object,
+            nb::handle min_p_object, nb::handle seed_object, nb::handle stream_object,
+            nb::handle position_object, nb::handle on_invalid_object)
+      : temperature(temperature_object, "temperature"),
+        top_k(top_k_object, "top_k"),
+        top_p(top_p_object, "top_p"),
+        min_p(min_p_object, "min_p"),
+        seed(seed_object, "seed"),
+        stream(stream_object, "stream"),
+        position(position_object, "position"),
+        on_invalid(OnInvalid(on_invalid_object)) {}
 
   SampleOptions options() const {
     return {.temperature = temperature.get(),
@@ -85,14 +97,7 @@ nb::object PySample(nb::handle logits_object, nb::handle temperature, nb::handle
   const DType dtype = FloatingDType(logits);
   CheckAxes(logits, 2, "[rows, vocab]");
   CheckLastAxisContiguous(logits);
-  const DrawLists draw{{temperature, "temperature"},
-                       {top_k, "top_k"},
-                       {top_p, "top_p"},
-                       {min_p, "min_p"},
-                       {seed, "seed"},
-                       {stream, "stream"},
-                       {position, "position"},
-                       OnInvalid(on_invalid)};
+  const DrawLists draw(temperature, top_k, top_p, min_p, seed, stream, position, on_invalid);
   const Allowed allowed(allowed_object, logits);
   const Ragged bias(logit_bias, "logit_bias", 3);
   const List<float> repetition(repetition_penalty, "repetition_penalty");
@@ -180,14 +185,7 @@ nb::object PyVerifyDrafts(nb::handle logits_object, nb::handle draft_tokens, nb:
                               probabilities->axis(0).stride};
     }
   }
-  const DrawLists draw{{temperature, "temperature"},
-                       {top_k, "top_k"},
-                       {top_p, "top_p"},
-                       {min_p, "min_p"},
-                       {seed, "seed"},
-                       {stream, "stream"},
-                       {position, "position"},
-                       OnInvalid(on_invalid)};
+  const DrawLists draw(temperature, top_k, top_p, min_p, seed, stream, position, on_invalid);
   const int64_t requests = std::max<int64_t>(static_cast<int64_t>(offset_list.size()) - 1, 0);
   // Falling offsets, which the call refuses, ask for no more columns than there are drafts.
   const int64_t width = std::min(most, static_cast<int64_t>(tokens.size())) + 1;

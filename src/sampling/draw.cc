@@ -1,6 +1,7 @@
 #include "sampling/draw.h"
 
 #include <algorithm>
+#include <cmath>
 #include <limits>
 
 #include "core/element.h"
@@ -18,12 +19,34 @@ RowDraw::RowDraw(const SamplingBatch& batch, int64_t row, const Candidates& firs
       memory_{scratch.values.At(memory), scratch.indices.At(memory), 0},
       weights_(scratch.weights.At(memory)),
       rest_(scratch.rest.At(memory)),
-      row_weights_{batch.RowData(row), batch.logits.dtype,
-                   core::LoadElement(batch.logits.dtype, first.values), plan_.scale, plan_.unit} {
+      row_weights_{batch.RowData(row), batch.logits.dtype, 0, plan_.scale, plan_.unit} {
   HWY_DASSERT(first.count == plan_.first);
   if (plan_.windowed) {
-    search_.emplace(batch, row_weights_, scratch, memory);
     sums_ = scratch.kept_sums.At(memory);
+    search_.emplace(batch, row_weights_, scratch, memory);
+    SumWindowed();
+  } else {
+    row_weights_.max = core::LoadElement(batch.logits.dtype, first.values);
+  }
+}
+
+// Sums the row and finds its maximum, through a window if it has one.
+void RowDraw::SumWindowed() {
+  if (search_->SumRow(static_cast<double>(plan_.top_p))) {
+    row_weights_.max = search_->max();
+    mass_ = search_->mass();
+    return;
+  }
+  search_.reset();
+  batch_.FindBest(row_, first_, rest_);
+  row_weights_.max = core::LoadElement(batch_.logits.dtype, first_.values);
+  if (std::isnan(row_weights_.max) || row_weights_.max == -std::numeric_limits<float>::infinity()) {
+    return;
+  }
+  for (int64_t block = 0; block < batch_.blocks; ++block) {
+    sums_[block] = batch_.kernels.sum_weights(row_weights_, nullptr, batch_.BlockBegin(block),
+                                              batch_.BlockEnd(block));
+    mass_ += sums_[block];
   }
 }
 
@@ -99,24 +122,12 @@ Kept RowDraw::FilterNucleus() {
 }
 
 Kept RowDraw::FilterWindowed() {
-  Candidates from = Best(kNucleusSteps[0]);
-  WeighCandidates(from);
-  const double top_mass = Sum(weights_, from.count);
-  const float top = core::LoadElement(
-      batch_.logits.dtype, from.values + static_cast<size_t>(from.count - 1) * batch_.element);
-  const auto share = static_cast<double>(plan_.top_p);
-  const double mass = share * search_->SumRow(share, top, top_mass);
-  if (Reaches(kNucleusSteps[0], mass, &from)) {
-    return {DropBelowMinWeight(from), {}, {}};
-  }
   const bool in_window = search_->FindInWindow();
-  // A nucleus of few columns is drawn from in their order, as if no search had been needed.
-  if (!search_->is_many()) {
-    from = memory_;
-    from.count = search_->FindBest(memory_);
-    if ((from.count > 0 && ReachesAmong(&from, mass)) || Reaches(kNucleusSteps[1], mass, &from)) {
-      return {DropBelowMinWeight(from), {}, {}};
-    }
+  // A nucleus of few columns is drawn from in their order.
+  Candidates from = memory_;
+  from.count = search_->FindBest(memory_);
+  if (from.count > 0 && ReachesAmong(&from, static_cast<double>(plan_.top_p) * mass_)) {
+    return {DropBelowMinWeight(from), {}, {}};
   }
   if (!in_window) {
     search_->Find();

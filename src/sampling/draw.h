@@ -19,17 +19,19 @@ struct Kept {
 
 class RowDraw {
  public:
-  // `first`: the row's plan.first best columns. `sums`: the weight of each block, where the plan
-  // has the sum of all made before. `memory`: the thread's scratch, in which `scratch` places the
-  // arrays.
+  // `first`: the row's plan.first best columns; if the plan is windowed, room for the best one,
+  // which is stored there unless the search for the window has shown the row to be valid. `sums`:
+  // the weight of each block, where the plan has the sum of all made before. `memory`: the thread's
+  // scratch, in which `scratch` places the arrays.
   RowDraw(const SamplingBatch& batch, int64_t row, const Candidates& first, double* sums,
           const DrawScratch& scratch, uint8_t* memory);
 
   // Returns the token. Call it once per row: it may overwrite the sums.
   int32_t Draw();
 
-  // The sum of each block at the row's temperature, if the draw has made it; otherwise null.
-  const double* block_sums() const { return search_.has_value() ? search_->block_sums() : nullptr; }
+  float max() const { return row_weights_.max; }
+  // The sum of the weights of all columns. Pre: the plan is windowed, the row valid.
+  double mass() const { return mass_; }
 
   // Returns `draft`, which was drawn from the distribution q [cols], if it is accepted, otherwise
   // a token of the positive part of what is left of the row's distribution. Call it once per row.
@@ -43,6 +45,7 @@ class RowDraw {
   Kept FilterCandidates();
   Kept FilterNucleus();
   Kept FilterWindowed();
+  void SumWindowed();
   bool Reaches(int64_t k, double mass, Candidates* from) const;
   bool ReachesAmong(Candidates* from, double mass) const;
   Kept FromNucleus(Nucleus nucleus) const;
@@ -66,8 +69,9 @@ class RowDraw {
   const Candidates memory_;  // for more candidates than `first_` has
   float* const weights_;
   uint8_t* const rest_;
-  const WeightRow row_weights_;
-  std::optional<NucleusSearch> search_;  // if the plan is windowed
+  WeightRow row_weights_;
+  std::optional<NucleusSearch> search_;  // if the plan is windowed, and the row has a window
+  double mass_ = 0;
 };
 
 }  // namespace riffle::sampling

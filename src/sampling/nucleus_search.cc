@@ -1,7 +1,10 @@
 #include "sampling/nucleus_search.h"
 
 #include <algorithm>
+#include <cmath>
 #include <cstring>
+#include <limits>
+#include <numeric>
 
 namespace riffle::sampling {
 
@@ -18,72 +21,127 @@ NucleusSearch::NucleusSearch(const SamplingBatch& batch, const WeightRow& row,
   HWY_DASSERT(batch.logits.cols >= kMinWindowed);
 }
 
-// Sums the row and, as long as there is room for its values, the window.
-void NucleusSearch::SumWith(const WindowEstimate& window) {
-  has_window_ = window.low <= window.high;
-  is_few_ = window.few;
-  const int64_t room = is_few_ ? kFewRoom : WindowRoom(batch_.logits.cols);
-  above_count_ = 0;
+// Sums the blocks through the window. False if they have too many columns for it. If `may_leave`,
+// ends at a block whose columns show that the estimate is wrong; *blocks are done.
+bool NucleusSearch::SumWindow(const WindowEstimate& window, bool may_leave, int64_t* blocks) {
+  constexpr double kUnforeseen = 1.5;  // times the estimated mass
+  double all = 0;
   begin_[0] = 0;
   for (int64_t block = 0; block < batch_.blocks; ++block) {
     const int64_t from = batch_.BlockBegin(block);
     const int64_t to = batch_.BlockEnd(block);
-    has_window_ = has_window_ && begin_[block] + (to - from) + kWeightSlack <= room;
-    if (!has_window_) {
-      all_[block] = batch_.kernels.sum_weights(row_, nullptr, from, to);
-      continue;
+    if (begin_[block] + (to - from) + kWeightSlack > WindowRoom(batch_.logits.cols)) {
+      return false;
     }
-    float* const values = values_ + begin_[block];
-    const WindowSums sums = is_few_ ? batch_.kernels.sum_few(row_, window.low, from, to, values,
-                                                             columns_ + begin_[block])
-                                    : batch_.kernels.sum_window(row_, window, from, to, values);
+    const WindowSums sums =
+        batch_.kernels.sum_window(row_, window, from, to, values_ + begin_[block]);
+    max_ = std::max(max_, sums.max);
+    all += sums.all;
+    const bool foreseen =
+        (sums.max - row_.max) * row_.scale <= kMaxAbovePivot && all <= kUnforeseen * window.all;
+    if (may_leave && !foreseen) {
+      *blocks = block;
+      return true;
+    }
     all_[block] = sums.all;
     above_[block] = sums.above;
-    above_count_ += sums.above_count;
     begin_[block + 1] = begin_[block] + static_cast<int32_t>(sums.count);
   }
+  *blocks = batch_.blocks;
+  return true;
 }
 
-double NucleusSearch::SumRow(double share, float top, double top_mass) {
-  target_ = {share, 0, top_mass, top};
-  SumWith(batch_.kernels.estimate_window(row_, batch_.logits.cols, target_, rest_));
+// Sums the blocks from `first` on, where the others have been, and keeps of all blocks the columns
+// that reach `low`. False if they are too many.
+bool NucleusSearch::SumFew(float low, int64_t first) {
+  is_few_ = true;
+  begin_[0] = 0;
   for (int64_t block = 0; block < batch_.blocks; ++block) {
+    const int64_t from = batch_.BlockBegin(block);
+    const int64_t to = batch_.BlockEnd(block);
+    if (begin_[block] + (to - from) + kWeightSlack > kFewRoom) {
+      return false;
+    }
+    float* const values = values_ + begin_[block];
+    int32_t* const columns = columns_ + begin_[block];
+    int64_t count = 0;
+    if (block < first) {
+      count = batch_.kernels.find_few(row_, low, from, to, values, columns);
+    } else {
+      const WindowSums sums = batch_.kernels.sum_few(row_, low, from, to, values, columns);
+      max_ = std::max(max_, sums.max);
+      all_[block] = sums.all;
+      count = sums.count;
+    }
+    above_[block] = 0;
+    begin_[block + 1] = begin_[block] + static_cast<int32_t>(count);
+  }
+  return begin_[batch_.blocks] > 0;
+}
+
+bool NucleusSearch::SumRow(double share) {
+  target_ = {share, 0};
+  const WindowEstimate window =
+      batch_.kernels.estimate_window(row_, batch_.logits.cols, target_, rest_);
+  if (!std::isfinite(window.pivot)) {
+    return false;
+  }
+  row_.max = window.pivot;
+  max_ = -std::numeric_limits<float>::infinity();
+  int64_t blocks = 0;
+  if (!window.few && !SumWindow(window, /*may_leave=*/true, &blocks)) {
+    return false;
+  }
+  if (blocks < batch_.blocks && !SumFew(window.few ? window.low : window.few_low, blocks)) {
+    return false;
+  }
+  const double factor = std::exp2((static_cast<double>(row_.max) - static_cast<double>(max_)) *
+                                  static_cast<double>(row_.scale));
+  row_.max = max_;
+  if (!std::isfinite(max_)) {
+    return false;
+  }
+  for (int64_t block = 0; block < batch_.blocks; ++block) {
+    all_[block] *= factor;
+    above_[block] *= factor;
     target_.all += all_[block];
   }
-  mass_ = share * target_.all;
-  return target_.all;
+  // The blocks before these have the columns that are kept in their sums.
+  if (const int64_t first = begin_[blocks], kept = begin_[batch_.blocks] - first;
+      blocks < batch_.blocks && kept > 0) {
+    target_.all += batch_.kernels.sum_weights(Values(), nullptr, first, first + kept);
+  }
+  return std::isfinite(target_.all) && target_.all > 0;
 }
 
-bool NucleusSearch::FindInWindow() {
-  const int64_t count = has_window_ ? begin_[batch_.blocks] : 0;
-  if (count == 0) {
-    return false;
-  }
-  double above = 0;
-  for (int64_t block = 0; block < batch_.blocks; ++block) {
-    above += above_[block];
-  }
-  if (above >= mass_) {
-    return false;
-  }
+// What the window holds, as a row.
+WeightRow NucleusSearch::Values() const {
   WeightRow values = row_;
   values.x = reinterpret_cast<const uint8_t*>(values_);
   values.dtype = DType::kF32;
-  // Enough, or too little, that no order of the additions makes less or more of it than the mass.
-  constexpr double kMargin = 1e-6;
-  const double sum = batch_.kernels.sum_weights(values, nullptr, 0, count);
-  if (above + sum * (1 - kMargin) < mass_) {
-    is_many_ = is_few_ && count >= kNucleusSteps[1] && sum * (1 + kMargin) < mass_;
+  return values;
+}
+
+bool NucleusSearch::FindInWindow() {
+  const int64_t count = begin_[batch_.blocks];
+  const double mass = target_.share * target_.all;
+  const double above = std::accumulate(above_, above_ + batch_.blocks, 0.0);
+  if (count == 0 || above >= mass) {
     return false;
   }
-  nucleus_ = batch_.kernels.find_nucleus(values, count, above, mass_, rest_);
+  // Enough that no order of the additions makes less of it than the mass.
+  constexpr double kMargin = 1e-6;
+  const double sum = batch_.kernels.sum_weights(Values(), nullptr, 0, count);
+  if (above + sum * (1 - kMargin) < mass) {
+    return false;
+  }
+  nucleus_ = batch_.kernels.find_nucleus(Values(), count, above, mass, rest_);
   in_window_ = true;
-  is_many_ = CountColumns() > kNucleusSteps[1];
   return true;
 }
 
 int64_t NucleusSearch::FindBest(const Candidates& out) const {
-  if (!in_window_ || !is_few_ || is_many_) {
+  if (!in_window_ || !is_few_ || CountColumns() > kNucleusSteps[1]) {
     return 0;
   }
   topk::RowTask task;
@@ -113,33 +171,32 @@ size_t NucleusSearch::FindBestScratch() {
 }
 
 void NucleusSearch::Find() {
-  target_.top_mass = 0;  // the best columns are known not to be enough
-  SumWith(batch_.kernels.estimate_window(row_, batch_.logits.cols, target_, rest_));
-  if (!FindInWindow()) {
-    nucleus_ = batch_.kernels.find_nucleus(row_, batch_.logits.cols, 0, mass_, rest_);
+  is_few_ = false;
+  const int64_t cols = batch_.logits.cols;
+  const WindowEstimate window = batch_.kernels.estimate_window(row_, cols, target_, rest_);
+  int64_t blocks = 0;
+  if (!std::isfinite(window.pivot) || !SumWindow(window, /*may_leave=*/false, &blocks) ||
+      !FindInWindow()) {
+    nucleus_ = batch_.kernels.find_nucleus(row_, cols, 0, target_.share * target_.all, rest_);
   }
 }
 
 int64_t NucleusSearch::CountColumns() const {
-  HWY_DASSERT(in_window_);
+  HWY_DASSERT(in_window_ && is_few_);
   const float threshold = nucleus_.threshold;
-  return above_count_ + nucleus_.ties +
-         std::count_if(values_, values_ + begin_[batch_.blocks],
-                       [=](float value) { return value > threshold; });
+  return nucleus_.ties + std::count_if(values_, values_ + begin_[batch_.blocks],
+                                       [=](float value) { return value > threshold; });
 }
 
 bool NucleusSearch::SumBlocks(double* sums) const {
   if (!in_window_) {
     return false;
   }
-  WeightRow values = row_;
-  values.x = reinterpret_cast<const uint8_t*>(values_);
-  values.dtype = DType::kF32;
   const Cut cut{nucleus_.threshold, 0};
   for (int64_t block = 0; block < batch_.blocks; ++block) {
     sums[block] = above_[block];
     if (begin_[block] < begin_[block + 1]) {
-      sums[block] += batch_.kernels.sum_weights(values, &cut, begin_[block], begin_[block + 1]);
+      sums[block] += batch_.kernels.sum_weights(Values(), &cut, begin_[block], begin_[block + 1]);
     }
   }
   return true;

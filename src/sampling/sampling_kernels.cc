@@ -9,6 +9,7 @@
 
 #include "core/dispatch.h"
 #include "core/scratch_layout.h"
+#include "sampling/estimate-inl.h"
 #include "sampling/mask-inl.h"
 #include "sampling/nucleus-inl.h"
 #include "sampling/weights-inl.h"
@@ -58,30 +59,35 @@ Nucleus FindNucleus(const WeightRow& row, int64_t n, double above, double mass, 
 
 WindowEstimate EstimateWindow(const WeightRow& row, int64_t n, const WindowTarget& target,
                               uint8_t* scratch) {
-  HWY_DASSERT(n >= kMinWindowed);
+  HWY_DASSERT(n >= kMinWindowed && row.unit == 1 && std::isfinite(row.scale) && row.scale > 0);
+  HWY_DASSERT(target.all >= 0 && (target.all == 0 || std::isfinite(row.max)));
   HWY_DASSERT(reinterpret_cast<uintptr_t>(scratch) % core::kScratchAlignment == 0);
-  return ForDType(row.dtype, [&]<DType kDType>() {
-    return IsPlain(row) ? EstimateRow<kDType, true>(row, n, target, scratch)
-                        : EstimateRow<kDType, false>(row, n, target, scratch);
-  });
+  return ForDType(row.dtype,
+                  [&]<DType kDType>() { return EstimateRow<kDType>(row, n, target, scratch); });
 }
 
 WindowSums SumWindow(const WeightRow& row, const WindowEstimate& window, int64_t begin, int64_t end,
                      float* values) {
-  HWY_DASSERT(0 <= begin && begin < end && window.low <= window.high);
-  return ForDType(row.dtype, [&]<DType kDType>() {
-    return IsPlain(row) ? WindowOf<kDType, true>(row, window, begin, end, values)
-                        : WindowOf<kDType, false>(row, window, begin, end, values);
-  });
+  HWY_DASSERT(0 <= begin && begin < end && window.low <= window.high && IsPlain(row));
+  return ForDType(
+      row.dtype, [&]<DType kDType>() { return WindowOf<kDType>(row, window, begin, end, values); });
 }
 
 WindowSums SumFew(const WeightRow& row, float low, int64_t begin, int64_t end, float* values,
                   int32_t* columns) {
+  HWY_DASSERT(0 <= begin && begin < end && IsPlain(row));
+  HWY_DASSERT(low > -std::numeric_limits<float>::infinity());
+  return ForDType(row.dtype, [&]<DType kDType>() {
+    return FewOf<kDType>(row, low, begin, end, values, columns);
+  });
+}
+
+int64_t FindFew(const WeightRow& row, float low, int64_t begin, int64_t end, float* values,
+                int32_t* columns) {
   HWY_DASSERT(0 <= begin && begin < end);
   HWY_DASSERT(low > -std::numeric_limits<float>::infinity());
   return ForDType(row.dtype, [&]<DType kDType>() {
-    return IsPlain(row) ? FewOf<kDType, true>(row, low, begin, end, values, columns)
-                        : FewOf<kDType, false>(row, low, begin, end, values, columns);
+    return FindFewOf<kDType>(row, low, begin, end, values, columns);
   });
 }
 
@@ -107,6 +113,7 @@ const SamplingKernels* SamplingKernelsForTarget() {
                                                .estimate_window = EstimateWindow,
                                                .sum_window = SumWindow,
                                                .sum_few = SumFew,
+                                               .find_few = FindFew,
                                                .find_equal = FindEqual,
                                                .mask = MaskRange};
   return &kKernels;

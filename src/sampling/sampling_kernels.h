@@ -45,45 +45,47 @@ constexpr size_t NucleusScratch(int64_t n) {
 // Rows of fewer columns are searched for their nucleus as a whole.
 constexpr int64_t kMinWindowed = 16384;
 
-// An estimate of a row's mass takes the first kEstimateRun of every kEstimateStep columns, and
-// looks for the window among 16 in kPickStep * 16 of these.
+// An estimate takes the first kEstimateRun of every kEstimateStep columns. It sums the weights of
+// these, and looks for the window among 16 in kPickStep * 16 of them.
 constexpr int64_t kEstimateStep = 4096;
 constexpr int64_t kEstimateRun = 512;
 constexpr int64_t kPickStep = 8;
 constexpr int64_t EstimateRoom(int64_t n) {
-  return (n / kEstimateStep + 1) * (kEstimateRun / kPickStep) + kWeightSlack;
+  return (n / kEstimateStep + 1) * (kEstimateRun / kPickStep);
 }
-static_assert(2 * sizeof(float) * EstimateRoom(kMinWindowed) <= NucleusScratch(kMinWindowed));
+static_assert(sizeof(float) * EstimateRoom(kMinWindowed) <= NucleusScratch(kMinWindowed));
 
-// How many columns of a row of n may be in its window, which is expected to have a few percent.
-constexpr int64_t WindowRoom(int64_t n) { return n / 4 + 4096; }
+// How many columns of a row of n may be in its window, which is expected to have a few percent, or
+// a quarter where the estimate is poor.
+constexpr int64_t WindowRoom(int64_t n) { return n / 2 + 4096; }
 
-// How many columns may be kept of a window of few columns; some 1500 are expected at most.
+// How many columns may be kept of a window of few columns; some 3000 are expected at most.
 constexpr int64_t kFewRoom = 8192;
 
 // What is known of a row before its window is estimated.
 struct WindowTarget {
-  double share = 0;     // of the mass, which the nucleus must reach
-  double all = 0;       // the mass of the row; 0: not known
-  double top_mass = 0;  // that of some of the best columns
-  float top = 0;        // the last of these
+  double share = 0;  // of the mass, which the nucleus must reach
+  double all = 0;    // the mass of the row relative to its max; 0: neither is known
 };
 
-// The values between which the last column of the nucleus is thought to be, both included. There is
-// no window if high < low, which means that those best columns are thought to be enough.
+// The values between which the last column of the nucleus is thought to be, both included.
 struct WindowEstimate {
-  double all = 0;
+  // The logit to which weights are relative until the maximum is known. Not finite: the row has no
+  // estimate, because its best logits in what was looked at are not finite.
+  float pivot = 0;
+  double all = 0;  // the mass, relative to the pivot
   float low = 0;
-  float high = -1;
+  float high = 0;
   // Only a few columns are thought to reach `low`, and `high` is infinite.
   bool few = false;
+  float few_low = 0;  // a value that few columns are thought to reach, in any case
 };
 
 struct WindowSums {
-  double all = 0;           // has the bits of sum_weights
-  double above = 0;         // of columns above the window, summed likewise
-  int64_t above_count = 0;  // of these
-  int64_t count = 0;        // of columns in the window
+  double all = 0;     // of the weights, with the bits of sum_weights; of few: below the window
+  double above = 0;   // of columns above the window, summed likewise
+  int64_t count = 0;  // of columns in the window
+  float max = 0;      // of all columns; of few: of those in the window, -inf if there is none
 };
 
 struct SamplingKernels {
@@ -102,20 +104,26 @@ struct SamplingKernels {
                           uint8_t* scratch);
 
   // Estimates the window of a target. `scratch` has NucleusScratch(n) bytes. Pre: n >=
-  // kMinWindowed.
+  // kMinWindowed; the row has a scale that is finite and a unit of 1; row.max is known if
+  // target.all is.
   WindowEstimate (*estimate_window)(const WeightRow& row, int64_t n, const WindowTarget& target,
                                     uint8_t* scratch);
 
   // Sums columns [begin, end) and stores those in the window, in f32 and in their order, in
-  // `values`, which has room for end - begin + kWeightSlack.
+  // `values`, which has room for end - begin + kWeightSlack. Here row.max is any pivot: a column
+  // far above it makes the sums meaningless, but not `max`. If there is a NaN, `all` is NaN.
   WindowSums (*sum_window)(const WeightRow& row, const WindowEstimate& window, int64_t begin,
                            int64_t end, float* values);
 
-  // Sums columns [begin, end) likewise and stores those that reach `low`, in f32 and in their
-  // order, with their numbers. There is room for end - begin + kWeightSlack of each. Pre: low >
-  // -inf.
+  // Sums columns [begin, end) below `low` likewise and stores the others, in f32 and in their
+  // order, with their numbers. There is room for end - begin + kWeightSlack of each. Pre: row.max
+  // is at least about `low`, so that the sum is right.
   WindowSums (*sum_few)(const WeightRow& row, float low, int64_t begin, int64_t end, float* values,
                         int32_t* columns);
+
+  // Stores these columns without a sum. Returns how many there are.
+  int64_t (*find_few)(const WeightRow& row, float low, int64_t begin, int64_t end, float* values,
+                      int32_t* columns);
 
   // The column of element number `place` (from 0) among those equal to `value`. If another thread
   // wrote to the row and there are fewer, the last column.

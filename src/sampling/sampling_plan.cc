@@ -1,6 +1,7 @@
 #include "sampling/sampling_plan.h"
 
 #include <algorithm>
+#include <cmath>
 #include <limits>
 
 #include "sampling/sampling_kernels.h"
@@ -43,9 +44,9 @@ RowPlan PlanRow(const RowParameters& parameters, int64_t n, bool draws) {
     plan.first = plan.k <= kMaxFirst ? plan.k : 1;
   } else if (parameters.top_p < 1) {
     plan.path = SamplePath::kNucleus;
-    plan.windowed = n >= kMinWindowed;
+    plan.windowed = n >= kMinWindowed && plan.unit == 1 && std::isfinite(plan.scale);
     plan.sums = !plan.windowed;
-    plan.first = kNucleusSteps[0];
+    plan.first = plan.windowed ? 1 : kNucleusSteps[0];
   } else {
     plan.path = SamplePath::kAll;
     plan.sums = draws;
@@ -62,6 +63,7 @@ FirstScratch PlanFirst(int64_t rows, int64_t width, size_t element, size_t begin
   first.counts = layout.Place<int32_t>(rows);
   first.tokens = layout.Place<int32_t>(rows);
   first.logprobs = layout.Place<float>(rows);
+  first.maxima = layout.Place<float>(rows);
   first.bytes = layout.bytes();
   return first;
 }

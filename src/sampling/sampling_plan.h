@@ -31,8 +31,9 @@ struct RowPlan {
   float top_p = 1;
   float min_weight = 0;  // relative to the best column, whose weight is 1
 
-  bool sums = false;      // whether the weights of all columns are summed before the draw
-  bool windowed = false;  // kNucleus: by a NucleusSearch, which sums them itself
+  bool sums = false;  // whether the weights of all columns are summed before the draw
+  // kNucleus: by a NucleusSearch, which finds the maximum and sums the weights itself.
+  bool windowed = false;
   // Whether the sum of weights over all columns is also the one that log-probabilities need.
   bool raw() const;
 };
@@ -60,6 +61,7 @@ struct FirstScratch {
   core::ScratchArray<int32_t> counts;   // [rows]
   core::ScratchArray<int32_t> tokens;   // [rows]
   core::ScratchArray<float> logprobs;   // [rows]
+  core::ScratchArray<float> maxima;     // [rows]
   size_t bytes = 0;
 };
 // `begin`: bytes before them, a multiple of kScratchAlignment.

@@ -4,6 +4,7 @@
 #include <cmath>
 #include <iterator>
 #include <limits>
+#include <numeric>
 
 #include "core/check.h"
 #include "core/element.h"
@@ -38,16 +39,18 @@ class Sampler {
     return {first_.values + static_cast<size_t>(row * width_) * batch_.element,
             first_.indices + row * width_, count};
   }
+  // The maximum of a row: NaN if it has one. Pre: it has been found.
   float Max(int64_t row) const {
-    return core::LoadElement(batch_.logits.dtype, First(row, 1).values);
+    return batch_.Plan(row).windowed ? maxima_[row]
+                                     : core::LoadElement(batch_.logits.dtype, First(row, 1).values);
   }
   WeightRow RowWeights(int64_t row, float scale, float unit) const {
     return {batch_.RowData(row), batch_.logits.dtype, Max(row), scale, unit};
   }
   double* Sums(int64_t row) const { return sums_ + row * batch_.blocks; }
-  // NaN is above all values, so if there is one it is the maximum.
-  // Whether the draw itself makes the sums that log-probabilities need.
+  // Whether the draw itself makes the sum that the log-probability needs.
   static bool DrawSumsRaw(const RowPlan& plan) { return plan.windowed && plan.raw(); }
+  // NaN is above all values, so if there is one it is the maximum.
   bool IsValid(int64_t row) const { return !std::isnan(Max(row)) && Max(row) != -kInfinity; }
 
   void FindFirst();
@@ -56,19 +59,22 @@ class Sampler {
   void PlaceSums(core::Lease& lease);
   void SumRows(core::Lease& lease);
   void SumBlocksOf(int64_t row, int64_t begin, int64_t end);
-  float LogProb(int64_t row, int32_t token, const double* raw) const;
+  double RawSum(int64_t row) const;
+  float LogProb(int64_t row, int32_t token, double raw) const;
 
   const SamplingBatch& batch_;
   const bool logprobs_;
   const size_t reserved_;
   bool any_sums_ = false;  // some are made before the draw
   bool any_windowed_ = false;
+  bool any_first_ = false;           // some rows are not windowed
   bool uniform_ = true;              // every row's plan has the same number of first candidates
   int64_t width_ = 1;                // columns of first_
   Candidates first_;                 // [rows, width_]
   int32_t* counts_ = nullptr;        // [rows], for TopK
   int32_t* tokens_ = nullptr;        // [rows]
   float* token_logprobs_ = nullptr;  // [rows]
+  float* maxima_ = nullptr;          // [rows], of those that are windowed
   DrawScratch scratch_;              // of a thread
   double* sums_ = nullptr;           // [rows, blocks], of weights at the row's temperature
   double* raw_ = nullptr;            // [rows, blocks], of raw logits
@@ -82,6 +88,7 @@ uint8_t* Sampler::PlaceFirst() {
     uniform_ &= plan.first == batch_.Plan(0).first;
     any_sums_ |= plan.sums || (logprobs_ && !DrawSumsRaw(plan));
     any_windowed_ |= plan.windowed;
+    any_first_ |= !plan.windowed;
     width_ = std::max(width_, plan.first);
   }
   const FirstScratch layout = PlanFirst(rows, width_, batch_.element, reserved_);
@@ -90,6 +97,7 @@ uint8_t* Sampler::PlaceFirst() {
   counts_ = layout.counts.At(memory);
   tokens_ = layout.tokens.At(memory);
   token_logprobs_ = layout.logprobs.At(memory);
+  maxima_ = layout.maxima.At(memory);
   return memory;
 }
 
@@ -129,7 +137,8 @@ void Sampler::PlanScratch() {
     int64_t k = 0;
     if (plan.path == SamplePath::kNucleus) {
       k = std::end(kNucleusSteps)[-1];
-      rest = std::max(rest, NucleusScratch(batch_.logits.cols));
+      rest = std::max(
+          {rest, NucleusScratch(batch_.logits.cols), batch_.TopKScratch(row, kNucleusSteps[0])});
       if (plan.windowed) {
         windowed = batch_.logits.cols;
         rest = std::max(rest, NucleusSearch::FindBestScratch());
@@ -180,21 +189,24 @@ void Sampler::SumRows(core::Lease& lease) {
   constexpr int64_t kBlocksOfTask = 16;
   const int64_t tasks = (batch_.blocks + kBlocksOfTask - 1) / kBlocksOfTask;  // per row
   lease.Run(batch_.logits.rows * tasks, [&](int64_t i, uint8_t*) {
+    if (batch_.Plan(i / tasks).windowed) {
+      return;  // the maximum is not known yet
+    }
     const int64_t begin = i % tasks * kBlocksOfTask;
     SumBlocksOf(i / tasks, begin, std::min(begin + kBlocksOfTask, batch_.blocks));
   });
 }
 
-// `raw`: the sums of the blocks of the row, of raw logits.
-float Sampler::LogProb(int64_t row, int32_t token, const double* raw) const {
-  const float max = Max(row);
+double Sampler::RawSum(int64_t row) const {
+  const double* const raw = raw_ + row * batch_.blocks;
+  return std::accumulate(raw, raw + batch_.blocks, 0.0);
+}
+
+// `raw`: the sum of the weights of raw logits.
+float Sampler::LogProb(int64_t row, int32_t token, double raw) const {
   const float x = core::LoadElement(
       batch_.logits.dtype, batch_.RowData(row) + static_cast<size_t>(token) * batch_.element);
-  double sum = 0;
-  for (int64_t block = 0; block < batch_.blocks; ++block) {
-    sum += raw[block];
-  }
-  return LogSoftmax(x, max, sum);
+  return LogSoftmax(x, Max(row), raw);
 }
 
 void Sampler::Run(core::FunctionRef<void(int64_t row, RowDraw& draw)> finish) {
@@ -206,9 +218,8 @@ void Sampler::Run(core::FunctionRef<void(int64_t row, RowDraw& draw)> finish) {
   // If tasks take whole rows, each row is summed while it is still in the core's cache.
   const bool together =
       (any_sums_ || any_windowed_) && (rows % threads == 0 || rows >= 4 * threads);
-  if (!together) {
+  if (!together && any_first_) {
     FindFirst();
-    CheckMaxima();
   }
   core::Lease lease(pool);
   lease.ReserveScratch(scratch_.bytes);
@@ -219,21 +230,21 @@ void Sampler::Run(core::FunctionRef<void(int64_t row, RowDraw& draw)> finish) {
     SumRows(lease);
   }
   lease.Run(rows, [&](int64_t row, uint8_t* memory) {
-    const Candidates first = First(row, batch_.Plan(row).first);
-    if (together) {
+    const RowPlan plan = batch_.Plan(row);
+    const Candidates first = First(row, plan.first);
+    if (together && !plan.windowed) {
       batch_.FindBest(row, first, scratch_.rest.At(memory));
     }
-    if (together && any_sums_) {
+    RowDraw draw(batch_, row, first, any_sums_ ? Sums(row) : nullptr, scratch_, memory);
+    maxima_[row] = draw.max();
+    if (any_sums_ && (together || plan.windowed)) {
       SumBlocksOf(row, 0, batch_.blocks);
     }
     if (IsValid(row)) {
-      RowDraw draw(batch_, row, first, any_sums_ ? Sums(row) : nullptr, scratch_, memory);
       finish(row, draw);
     }
   });
-  if (together) {
-    CheckMaxima();
-  }
+  CheckMaxima();
 }
 
 // What is drawn is kept until no row can fail any more.
@@ -241,9 +252,8 @@ void Sampler::Draw(std::span<int32_t> tokens, std::span<float> logprobs) {
   Run([&](int64_t row, RowDraw& draw) {
     tokens_[row] = draw.Draw();
     if (logprobs_) {
-      const double* raw =
-          DrawSumsRaw(batch_.Plan(row)) ? draw.block_sums() : raw_ + row * batch_.blocks;
-      token_logprobs_[row] = LogProb(row, tokens_[row], raw);
+      token_logprobs_[row] =
+          LogProb(row, tokens_[row], DrawSumsRaw(batch_.Plan(row)) ? draw.mass() : RawSum(row));
     }
   });
   for (int64_t row = 0; row < batch_.logits.rows; ++row) {

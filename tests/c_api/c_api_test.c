@@ -1,6 +1,7 @@
 // The C API from C11: known answers, the ABI, and arguments of every wrong kind, after each of
 // which nothing has been written.
 #include <math.h>
+#include <stddef.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -166,6 +167,37 @@ static void TestSample(void) {
   const riffle_matrix y = {bad, 1, 3, 3, RIFFLE_F32, 0};
   EXPECT_FAILS(riffle_sample(&y, tokens, NULL, NULL), RIFFLE_BAD_VALUE, "NaN");
   EXPECT(tokens[0] == 9 && tokens[1] == 9);
+  riffle_sample_options kind = {.size = sizeof kind, .on_invalid = RIFFLE_INVALID_TOKEN};
+  EXPECT_OK(riffle_sample(&y, tokens, NULL, &kind));
+  EXPECT(tokens[0] == -1 && tokens[1] == 9);
+  kind.on_invalid = 2;
+  EXPECT_FAILS(riffle_sample(&y, tokens, NULL, &kind), RIFFLE_BAD_OPTION, "on_invalid = 2");
+}
+
+// What the second version of the options has; a caller of the first has none of it.
+static void TestAdjustedSample(void) {
+  const float logits[6] = {0, 5, 1, 2, -1, 3};
+  const riffle_matrix x = {logits, 2, 3, 3, RIFFLE_F32, 0};
+  const float zero = 0, penalty = 10, bias = 9;
+  const int32_t words[2] = {5, 7}, output[1] = {2}, biased[1] = {1};
+  const int64_t offsets[3] = {0, 0, 1}, none[3] = {0, 0, 0}, second[3] = {0, 0, 1};
+  riffle_sample_options options = {.size = sizeof options,
+                                   .temperature = {&zero, 1},
+                                   .allowed = {words, 1},
+                                   .presence_penalty = {&penalty, 1},
+                                   .output_tokens = {{output, 1}, {offsets, 3}}};
+  int32_t tokens[2] = {9, 9};
+  EXPECT_OK(riffle_sample(&x, tokens, NULL, &options));
+  EXPECT(tokens[0] == 2 && tokens[1] == 0);
+  options.bias_tokens = (riffle_token_lists){{biased, 1}, {second, 3}};
+  options.bias = (riffle_floats){&bias, 1};
+  EXPECT_OK(riffle_sample(&x, tokens, NULL, &options));
+  EXPECT(tokens[0] == 2 && tokens[1] == 1);
+  options.output_tokens.offsets.data = none;
+  EXPECT_FAILS(riffle_sample(&x, tokens, NULL, &options), RIFFLE_BAD_SHAPE, "output_tokens");
+  options.size = offsetof(riffle_sample_options, seeds);
+  EXPECT_OK(riffle_sample(&x, tokens, NULL, &options));
+  EXPECT(tokens[0] == 1 && tokens[1] == 2);
 }
 
 // Values are the token's number, so a result says which tokens a query saw.
@@ -287,6 +319,7 @@ int main(void) {
   TestGrownStructs();
   TestLinear();
   TestSample();
+  TestAdjustedSample();
   TestKvCacheAndAttention();
   TestBlocksAndSwap();
   printf("%d failures\n", failures);

@@ -243,7 +243,31 @@ typedef struct riffle_int64s {
   int64_t count;
 } riffle_int64s;
 
-// A list has an element for each row, one for all rows, or none: the default.
+typedef struct riffle_uint64s {
+  const uint64_t* data;
+  int64_t count;
+} riffle_uint64s;
+
+// Tokens of each row: row r has tokens[offsets[r], offsets[r + 1]). Without offsets no row has any.
+typedef struct riffle_token_lists {
+  riffle_int32s tokens;
+  riffle_int64s offsets;  // [rows + 1]
+} riffle_token_lists;
+
+// A bit for each column: column c is bit c % 32 of word c / 32.
+typedef struct riffle_bitmask {
+  const int32_t* words;  // [rows, (n + 31) / 32]; null: every column is allowed
+  int64_t row_stride;    // words
+} riffle_bitmask;
+
+// What becomes of a row that has a NaN or nothing above -inf.
+typedef enum riffle_invalid_row {
+  RIFFLE_INVALID_FAILS = 0,  // RIFFLE_BAD_VALUE, and nothing is written
+  RIFFLE_INVALID_TOKEN = 1,  // token -1, log-probability NaN
+} riffle_invalid_row;
+
+// A list has an element for each row, one for all rows, or none: the default. What changes logits
+// is applied in the order that riffle/sampling.h states.
 typedef struct riffle_sample_options {
   size_t size;
   riffle_thread_pool* pool;
@@ -254,6 +278,17 @@ typedef struct riffle_sample_options {
   riffle_int64s stream;       // default: the row's number
   riffle_int64s position;     // default 0
   uint64_t seed;
+  // Since the second version of this struct.
+  riffle_uint64s seeds;  // default: `seed`, which a list replaces
+  riffle_bitmask allowed;
+  riffle_token_lists bias_tokens;
+  riffle_floats bias;                // of bias_tokens.tokens
+  riffle_floats repetition_penalty;  // default 1: off
+  riffle_floats frequency_penalty;   // default 0: off
+  riffle_floats presence_penalty;    // default 0: off
+  riffle_token_lists prompt_tokens;
+  riffle_token_lists output_tokens;
+  int64_t on_invalid;  // riffle_invalid_row
 } riffle_sample_options;
 
 // Draws tokens [logits->rows]. logprobs [logits->rows], or null.

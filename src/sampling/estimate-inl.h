@@ -1,0 +1,236 @@
+// An estimate of the place in a row where its mass, summed from the best column down, crosses a
+// share of the whole: made from some of the columns. Included once per SIMD target.
+#if defined(RIFFLE_SAMPLING_ESTIMATE_INL_H_) == defined(HWY_TARGET_TOGGLE)
+#ifdef RIFFLE_SAMPLING_ESTIMATE_INL_H_
+#undef RIFFLE_SAMPLING_ESTIMATE_INL_H_
+#else
+#define RIFFLE_SAMPLING_ESTIMATE_INL_H_
+#endif
+
+#include <hwy/cache_control.h>
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+
+#include "sampling/weights-inl.h"
+
+HWY_BEFORE_NAMESPACE();
+namespace riffle::sampling::HWY_NAMESPACE {
+namespace hn = hwy::HWY_NAMESPACE;
+
+// How many columns have values in each of some bins of equal width, and the mass of these if each
+// value were the middle of its bin.
+struct MassBins {
+  static constexpr int64_t kBins = 512;
+  float min, width;
+  HWY_ALIGN int32_t count[kBins] = {};
+  HWY_ALIGN float weight[kBins];  // of one column
+
+  // Bins between `bottom` and `top`; what is lower is in the first. `row.max` is the pivot. Pre:
+  // bottom < top; x has `columns` elements, a multiple of the lanes, and none above `top`.
+  MassBins(const WeightRow& row, float* x, int64_t columns, float bottom, float top)
+      : min(bottom), width((top - bottom) / static_cast<float>(kBins)) {
+    const WeightTag d;
+    const hn::RebindToSigned<WeightTag> di;
+    constexpr int64_t kLanes = hn::MaxLanes(d);
+    const WeightVec start = hn::Set(d, bottom);
+    const WeightVec per_value = hn::Set(d, static_cast<float>(kBins) / (top - bottom));
+    const WeightVec last_bin = hn::Set(d, static_cast<float>(kBins - 1));
+    // The bins are stored in the place of the values.
+    auto* const bin = reinterpret_cast<int32_t*>(x);
+    for (int64_t i = 0; i < columns; i += kLanes) {
+      const WeightVec place = hn::Mul(hn::Sub(hn::Load(d, x + i), start), per_value);
+      const WeightVec in_range = hn::Min(last_bin, hn::Max(place, hn::Zero(d)));
+      hn::Store(hn::ConvertTo(di, in_range), di, bin + i);
+    }
+    CountBins(bin, columns);
+    const WeightReader<DType::kF32, false, true> read(row, {});
+    const WeightVec step = hn::Set(d, width);
+    for (int64_t i = 0; i < kBins; i += kLanes) {
+      const WeightVec middle = hn::Add(hn::Iota(d, static_cast<float>(i)), hn::Set(d, 0.5f));
+      hn::Store(read.Kept(hn::Add(start, hn::Mul(middle, step))), d, weight + i);
+    }
+  }
+
+  // Two tables in turn, because neighbours are often in the same bin.
+  void CountBins(const int32_t* bin, int64_t columns) {
+    int32_t other[kBins] = {};
+    for (int64_t i = 0; i + 1 < columns; i += 2) {
+      // A NaN may have any place.
+      ++count[bin[i] & (kBins - 1)];
+      ++other[bin[i + 1] & (kBins - 1)];
+    }
+    for (int64_t i = 0; i < kBins; ++i) {
+      count[i] += other[i];
+    }
+  }
+
+  // The bins from the lowest value on.
+  struct Lowest {
+    int64_t bin = 0;  // the last of them
+    int64_t count = 0;
+    double mass = 0;
+    double square = 0;  // the sum of the squared weights
+
+    // Of so many columns of equal weight a sum of random ones would be as certain.
+    double Columns() const { return square > 0 ? mass * mass / square : 0; }
+  };
+  // The bins up to the first one with which the mass reaches `below`. All if there is less.
+  Lowest Reach(double below) const {
+    Lowest lowest;
+    for (;; ++lowest.bin) {
+      const auto columns = static_cast<double>(count[lowest.bin]);
+      const auto each = static_cast<double>(weight[lowest.bin]);
+      lowest.count += count[lowest.bin];
+      lowest.mass += columns * each;
+      lowest.square += columns * each * each;
+      if (lowest.mass >= below || lowest.bin + 1 == kBins) {
+        return lowest;
+      }
+    }
+  }
+  // The first bin that has, with those above it, at most so many columns; kBins if none has.
+  int64_t BinOfBest(int64_t columns) const {
+    int64_t bin = kBins;
+    for (int64_t above = 0; bin > 0 && (above += count[bin - 1]) <= columns;) {
+      --bin;
+    }
+    return bin;
+  }
+  // From which value on columns are in this bin or above it.
+  float LowerEdge(int64_t bin) const {
+    return bin == 0 ? std::numeric_limits<float>::lowest() : min + static_cast<float>(bin) * width;
+  }
+};
+
+// How many of the picked columns a window may have, with everything above it, to be kept with that;
+// and how many it has if they do not tell where the nucleus ends, for one of about a thousand
+// columns.
+constexpr int64_t kMostOfFew = 48;
+constexpr int64_t kFewPicked = 24;
+
+// Makes the window of the place with the mass `below`. `slack`: the part by which that may be
+// wrong. `many`: the nucleus is known to be large.
+inline void FindWindow(const MassBins& bins, double below, double slack, bool many,
+                       WindowEstimate* estimate) {
+  constexpr float kInfinity = std::numeric_limits<float>::infinity();
+  const int64_t best = bins.BinOfBest(kFewPicked);
+  estimate->few_low = best == MassBins::kBins ? std::nextafter(bins.LowerEdge(best), kInfinity)
+                                              : bins.LowerEdge(std::max<int64_t>(best, 1));
+  const MassBins::Lowest end = bins.Reach(below);
+  const double columns = many ? static_cast<double>(end.count) : end.Columns();
+  // Five standard deviations of the one, two of the other. Six, 2.5 and a limit of 1 below: larger
+  // windows for flat rows, but fewer rows whose small nucleus gets a window instead of being kept
+  // whole (docs/lab/sampling.md).
+  slack = std::max(0.125, std::sqrt(25 / (columns + 1) + slack * slack));
+  const int64_t first = slack < 0.8 ? bins.Reach(below * (1 - slack)).bin : -1;
+  // If the picked columns do not tell where the nucleus ends, then it is small, as a rule: most of
+  // what is below its end lies in a few of them.
+  if (!many && (first < 0 || first >= std::max<int64_t>(bins.BinOfBest(kMostOfFew), 1))) {
+    estimate->few = true;
+    estimate->low = first < 0 ? estimate->few_low : bins.LowerEdge(first);
+    estimate->high = kInfinity;
+    return;
+  }
+  const int64_t last = bins.Reach(below * (1 + slack)).bin;
+  estimate->low = bins.LowerEdge(std::max<int64_t>(first, 0));
+  estimate->high = last + 1 < MassBins::kBins ? bins.LowerEdge(last + 1) : kInfinity;
+}
+
+// What an estimate looks at: the first columns of every few thousand, neighbours, which the cache's
+// prefetchers expect. Calls f(i, j) for each vector, j the place in its run.
+template <typename F>
+HWY_INLINE void ForEstimate(int64_t n, const F& f) {
+  for (int64_t i = 0; i + kEstimateRun <= n; i += kEstimateStep) {
+    for (int64_t j = 0; j < kEstimateRun; j += hn::MaxLanes(WeightTag())) {
+      f(i + j, j);
+    }
+  }
+}
+
+// The estimated mass of a row, and how certain that is.
+struct MassEstimate {
+  double all;
+  double slack;
+};
+
+template <DType kDType>
+MassEstimate EstimateMass(const WeightRow& row, int64_t n) {
+  const WeightTag d;
+  const WeightReader<kDType, false, true> read(row, {});
+  WideSum sum, squares;
+  WeightVec part = hn::Zero(d), square = hn::Zero(d);
+  int64_t columns = 0;
+  ForEstimate(n, [&](int64_t i, int64_t j) HWY_ATTR {
+    const WeightVec weight = read.At(i);
+    part = hn::Add(part, weight);
+    square = hn::MulAdd(weight, weight, square);
+    if (j + static_cast<int64_t>(hn::MaxLanes(d)) == kEstimateRun) {
+      sum.Add(part);
+      squares.Add(square);
+      part = square = hn::Zero(d);
+      columns += kEstimateRun;
+    }
+  });
+  // Two standard deviations of a sum of random columns.
+  const double mass = sum.Sum();
+  return {mass * static_cast<double>(n) / static_cast<double>(columns),
+          mass > 0 ? 2 * std::sqrt(squares.Sum()) / mass : 1};
+}
+
+template <DType kDType>
+WindowEstimate EstimateRow(WeightRow row, int64_t n, const WindowTarget& target, uint8_t* scratch) {
+  using E = Elements<kDType>;
+  const WeightTag d;
+  constexpr float kInfinity = std::numeric_limits<float>::infinity();
+  float* const picked = reinterpret_cast<float*>(scratch);
+  int64_t count = 0;
+  WeightVec max = hn::Set(d, -kInfinity);
+  ForEstimate(n, [&](int64_t i, int64_t j) HWY_ATTR {
+    const uint8_t* const from = row.x + static_cast<size_t>(i) * E::kBytes;
+    // The next run, of which the processor does not know; past the row it is harmless.
+    hwy::Prefetch(reinterpret_cast<const uint8_t*>(reinterpret_cast<uintptr_t>(from) +
+                                                   kEstimateStep * E::kBytes));
+    const WeightVec value = E::Load(from);
+    max = hn::Max(max, value);
+    if (j % (kPickStep * 16) < 16) {
+      hn::Store(value, d, picked + count);
+      count += hn::MaxLanes(d);
+    }
+  });
+  const float top = hn::ReduceMax(d, max);
+  if (!std::isfinite(top)) {
+    return {.pivot = top};
+  }
+  // Above the best of these columns, because the row has others; not far, for the sake of rounding.
+  const float pivot = top + 3 / row.scale;
+  if (target.all == 0) {
+    row.max = std::isfinite(pivot) ? pivot : top;
+  }
+  const MassEstimate mass =
+      target.all > 0 ? MassEstimate{target.all, 0} : EstimateMass<kDType>(row, n);
+  // What lies lower has no mass to speak of.
+  const WeightVec bottom =
+      hn::Set(d, std::max(top - 64 / row.scale, std::numeric_limits<float>::lowest()));
+  WeightVec min = hn::Set(d, top);
+  for (int64_t i = 0; i < count; i += hn::MaxLanes(d)) {
+    min = hn::Min(min, hn::Max(hn::Load(d, picked + i), bottom));
+  }
+  WindowEstimate estimate{.pivot = row.max, .all = mass.all, .low = top, .high = top};
+  const float lowest = hn::ReduceMin(d, min);
+  if (!(lowest < top) || !std::isfinite(top - lowest)) {
+    estimate.few_low = std::nextafter(top, kInfinity);
+    return estimate;
+  }
+  const MassBins bins(row, picked, count, lowest, top);
+  const double below =
+      (1 - target.share) * mass.all * static_cast<double>(count) / static_cast<double>(n);
+  FindWindow(bins, below, mass.slack, /*many=*/target.all > 0, &estimate);
+  return estimate;
+}
+
+}  // namespace riffle::sampling::HWY_NAMESPACE
+HWY_AFTER_NAMESPACE();
+
+#endif  // per-target include guard
