@@ -41,6 +41,7 @@ spaces=("riffle-$$-0" "riffle-$$-1")
 pids=()
 clean_up() {
   local pid space
+  trap '' INT TERM # a second one, as timeout sends to the group too, would leave the namespaces behind
   for pid in "${pids[@]}"; do
     kill -TERM -- "-$pid" 2>/dev/null || true # the group, in which its children are
   done
