@@ -188,25 +188,6 @@ TEST_F(Invariance, AloneAndInABatch) {
   });
 }
 
-// Sequences of a few keys are taken together, unless a longer one is in the same task.
-TEST_F(Invariance, FewKeysAloneAndBesideManyKeys) {
-  auto thread = std::make_shared<ThreadPool>(1);
-  ForEachKindAndTarget([thread](AttentionSpec spec) {
-    const std::vector<int> q_lens = {1, 1, 2, 1, 4, 1, 1, 3, 1};
-    const std::vector<int> kv_lens = {1, 2, 2, 3, 4, 5, 16, 7, 900};
-    spec.q_lens = q_lens;
-    spec.kv_lens = kv_lens;
-    auto batch = std::make_shared<AttentionCase>(spec);
-    spec.q_lens = std::vector<int>(q_lens.begin(), q_lens.end() - 1);
-    spec.kv_lens = std::vector<int>(kv_lens.begin(), kv_lens.end() - 1);
-    auto few = std::make_shared<AttentionCase>(spec);
-    return [thread, batch, few] {
-      const AttentionResult expected = batch->Run(thread.get());
-      ASSERT_TRUE(few->Run(thread.get()).SameBits(0, expected, 0, few->tokens()));
-    };
-  });
-}
-
 TEST_F(Invariance, Threads) {
   auto pools = std::make_shared<std::vector<std::unique_ptr<ThreadPool>>>();
   for (const int threads : {1, 2, 3, 17}) {
