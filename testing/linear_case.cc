@@ -8,6 +8,7 @@
 
 #include "testing/distributions.h"
 #include "testing/reference.h"
+#include "testing/round.h"
 
 namespace riffle::test {
 namespace {
@@ -70,17 +71,6 @@ float Value(LinearData data, bool weight, Rng& rng) {
 bool IsDenormal(double value, DType dtype) {
   const double least = dtype == DType::kF16 ? 0x1p-14 : 0x1p-126;
   return value != 0 && std::abs(value) < least;
-}
-
-double RoundToBF16(double value) {
-  const auto single = static_cast<float>(value);
-  uint32_t bits;
-  std::memcpy(&bits, &single, 4);
-  if ((bits & 0x7fffffffu) > 0x7f800000u) return value;
-  bits = (bits + 0x7fff + (bits >> 16 & 1)) & 0xffff0000u;
-  float rounded;
-  std::memcpy(&rounded, &bits, 4);
-  return rounded;
 }
 
 }  // namespace

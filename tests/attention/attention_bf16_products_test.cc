@@ -12,6 +12,7 @@
 #include "testing/attention_case.h"
 #include "testing/kv_codings.h"
 #include "testing/reference.h"
+#include "testing/round.h"
 #include "testing/targets.h"
 
 namespace riffle::test {
@@ -36,7 +37,7 @@ std::vector<uint8_t> Convert(DType from, const void* data, DType to, int64_t cou
   for (int64_t i = 0; i < count; ++i) {
     const double x =
         Decode(from, static_cast<const uint8_t*>(data) + i * static_cast<int64_t>(SizeOf(from)));
-    EncodeElement(to, static_cast<float>(x), result.data(), static_cast<int>(i));
+    EncodeElement(to, to == DType::kBF16 ? RoundToBF16(x) : x, result.data(), static_cast<int>(i));
   }
   return result;
 }
