@@ -117,7 +117,7 @@ def test_another_vllm_is_left_alone_with_one_warning(cases):
     ((level, text),) = cases["other sampler"]["lines"]
     assert level == "WARNING" and "left to vLLM: sampler (not with this version of vLLM: " in text and "sample(self, logits, metadata)" in text
     ((level, text),) = cases["other attention"]["lines"]
-    assert level == "WARNING" and "sparse, sampler on; left to vLLM: attention (CPUAttentionBackendImpl.forward" in text
+    assert level == "WARNING" and "sparse, sampler on; left to vLLM: attention (" in text and "cache, metadata), not (self, layer, " in text
     ((level, text),) = cases["other methods"]["lines"]
     assert level == "WARNING" and ": attention, sampler on; left to vLLM: mla (not with this version of vLLM: " in text and "sparse (" in text
     ((level, text),) = cases["other version"]["lines"]
