@@ -54,15 +54,17 @@ def _make(config, path: pathlib.Path) -> None:
     auto = AUTO.get(config.model_type, transformers.AutoModelForCausalLM)
     model = auto.from_config(config).to(torch.float32).eval()
     generator = torch.Generator().manual_seed(4)
+    tied = config.tie_word_embeddings
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if "embed" in name and parameter.ndim == 2:
                 # Where they are the output's weights too, large ones would say the last token again.
-                parameter.normal_(0, 0.05 if config.tie_word_embeddings else 1, generator=generator)
+                parameter.normal_(0, 0.002 if tied else 1, generator=generator)
             elif parameter.ndim >= 2:
                 # Twice the size that keeps activations as they are: heads look at few of their keys, and residual
-                # branches weigh more than the embedding of the last token.
-                parameter.normal_(0, 2 * parameter.shape[-1] ** -0.5, generator=generator)
+                # branches weigh more than the embedding of the last token. Bloom, which norms its embedding, needs more.
+                size = 4 if config.model_type == "bloom" else 2
+                parameter.normal_(0, size * parameter.shape[-1] ** -0.5, generator=generator)
             elif "sink" in name:
                 parameter.normal_(2, 1, generator=generator)
     model.config.architectures = [type(model).__name__]
