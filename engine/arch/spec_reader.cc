@@ -25,11 +25,14 @@ std::vector<int32_t> ReadStopTokens(const GgufFile& file, int64_t vocab_size) {
   // The end of a text, which every file has, of a turn, of a message, and others.
   for (const char* name : {"eos_token_id", "eot_token_id", "eom_token_id", "eos_token_ids"}) {
     const std::string key = prefix + name;
-    if (tokens.empty() || file.Has(key)) {
+    if (name == std::string_view("eos_token_id") || file.Has(key)) {
       for (const int64_t token : file.IntegerOrIntegers(key)) {
         add(key, token);
       }
     }
+  }
+  if (tokens.empty()) {
+    file.Fail(fmt::format("metadata \"{}eos_token_id\" is an empty list", prefix));
   }
   return tokens;
 }

@@ -168,13 +168,12 @@ struct AttentionOut {
 // (times the scales of values, if any) are rounded to bf16 before they multiply values if q is
 // bf16 or options.bf16_products is set, keys and values have elements that bf16 holds (bf16, e4m3,
 // e5m2, int8, Q8_0, Q4_0, Q5_0, IQ4_NL) and the target has bf16 dot products; elements of keys and
-// values are never rounded. A NaN that a query sees
-// makes its result NaN; so do sums of products and logits that overflow f32. Any positive soft_cap
-// works: a tiny one makes all logits equal, a huge one leaves them as they are. Throws Error:
-// kBadShape, kBadDType, kBadOption, kBadRange (lengths), kBadPage, kOverlap, kOutOfMemory. Nothing
-// is written on error. Allocates nothing once the pool's scratch has grown.
-// Source of the method: Kwon et al. 2023 (paged attention), Milakov and Gimelshein 2018 (online
-// softmax), Dao 2023 (split-KV).
+// values are never rounded. A NaN that a query sees makes its result NaN; so do sums of products
+// and logits that overflow f32. Any positive soft_cap works: a tiny one makes all logits equal, a
+// huge one leaves them as they are. Throws Error: kBadShape, kBadDType, kBadOption, kBadRange
+// (lengths), kBadPage, kOverlap, kOutOfMemory. Nothing is written on error. Allocates nothing once
+// the pool's scratch has grown. Source of the method: Kwon et al. 2023 (paged attention), Milakov
+// and Gimelshein 2018 (online softmax), Dao 2023 (split-KV).
 RIFFLE_API void PagedAttention(const HeadsView& q, const PagedKv& keys, const PagedKv& values,
                                const PagedBatch& batch, const AttentionOut& out,
                                const AttentionOptions& options = {});

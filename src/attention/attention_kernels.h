@@ -44,7 +44,7 @@ const AttentionKernels& GetAttentionKernels();
 // Pre of the kernel: q is bf16 or may be rounded to it, and keys and values are ExactInBF16.
 RunItemsKernel GetBF16RunItems();
 
-// That of the arithmetic that rounds nothing: bf16's if all of q, keys and values are exact in it.
+// By dot products of bf16 if keys and values are exact in it and q is, or may be rounded to it.
 RunItemsKernel ChooseRunItems(const AttentionArgs& args);
 
 }  // namespace riffle::attention

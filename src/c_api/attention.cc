@@ -39,7 +39,6 @@ AttentionMask ToMask(const riffle_mask& mask) {
 // `q`: that of the call, already converted.
 AttentionOptions ToOptions(const riffle_attention_options* in, const HeadsView& q) {
   const riffle_attention_options options = ReadOptions("options", in);
-  CheckReserved("options", options.reserved);
   AttentionOptions result;
   if (ToBool("has_scale", options.has_scale)) {
     result.scale = options.scale;
@@ -57,6 +56,7 @@ AttentionOptions ToOptions(const riffle_attention_options* in, const HeadsView& 
   result.sinks = ToOptionalSpan("sinks", options.sinks, q.heads);
   result.alibi_slopes = ToOptionalSpan("alibi_slopes", options.alibi_slopes, q.heads);
   result.mask = ToMask(options.mask);
+  result.bf16_products = ToBool("bf16_products", options.bf16_products);
   result.pool = ToPool(options.pool);
   return result;
 }

@@ -287,7 +287,10 @@ TEST(CApiParity, AttentionOfEveryFormat) {
     spec.keys = KvCoding{.dtype = format == RIFFLE_KV_PLAIN ? DType::kF16 : DType::kU8,
                          .format = static_cast<KvFormat>(format)};
     spec.sinks = format % 2 == 0;
-    Attention(spec).Compare();
+    Attention attention(spec);
+    attention.Compare();
+    attention.options().bf16_products = true;
+    attention.Compare();
   }
   for (const bool int8 : {false, true}) {
     AttentionSpec spec;

@@ -93,6 +93,7 @@ inline riffle_attention_options ToC(const AttentionOptions& options) {
   c.sinks = options.sinks.empty() ? nullptr : options.sinks.data();
   c.alibi_slopes = options.alibi_slopes.empty() ? nullptr : options.alibi_slopes.data();
   c.mask = ToC(options.mask);
+  c.bf16_products = options.bf16_products ? 1 : 0;
   return c;
 }
 

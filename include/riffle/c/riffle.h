@@ -389,8 +389,8 @@ typedef struct riffle_attention_options {
   float soft_cap;        // c > 0; 0: none
   int32_t has_scale;
   int32_t has_window_right;
-  int32_t not_causal;  // 1: a query sees all keys, also later ones
-  int32_t reserved;
+  int32_t not_causal;     // 1: a query sees all keys, also later ones
+  int32_t bf16_products;  // 1: q may be rounded to bf16 where keys and values are exact in it
 } riffle_attention_options;
 
 typedef struct riffle_attention_out {
