@@ -6,7 +6,7 @@ namespace riffle::test {
 
 std::vector<std::string> SweepTargets() {
   std::vector<std::string> targets = Targets();
-  if constexpr (kSanitized) {
+  if constexpr (kSlow) {
     static Rng draws(1);
     targets = {draws.Pick(targets)};
   }

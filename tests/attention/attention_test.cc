@@ -290,7 +290,7 @@ TEST_F(Attention, ManySequences) {
 
 TEST_F(Attention, RandomCases) {
   Rng rng(11);
-  for (int i = 0; i < (kSanitized ? 50 : 150); ++i) {
+  for (int i = 0; i < (kSlow ? 50 : 150); ++i) {
     AttentionSpec spec{.q_lens = {}, .kv_lens = {}};
     for (int64_t b = rng.Between(1, 4); b > 0; --b) {
       spec.kv_lens.push_back(static_cast<int>(rng.Below(rng.OneIn(4) ? 1200 : 200)));

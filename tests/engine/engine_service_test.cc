@@ -26,10 +26,10 @@ using riffle::testing::TinyModel;
 using ::testing::HasSubstr;
 using Tokens = std::vector<int32_t>;
 
-constexpr int kRequests = test::kSanitized ? 400 : 1000000;
-constexpr int kWaiting = test::kSanitized ? 400 : 100000;
-// Under sanitizers mallinfo2() knows nothing, and time is another.
-constexpr bool kMeasures = !test::kSanitized;
+constexpr int kRequests = test::kSlow ? 400 : 1000000;
+constexpr int kWaiting = test::kSlow ? 400 : 100000;
+// Under sanitizers mallinfo2() knows nothing, and there and under emulators time is another.
+constexpr bool kMeasures = !test::kSlow;
 
 const Model& Tiny() {
   static const TinyModel* const tiny = new TinyModel();

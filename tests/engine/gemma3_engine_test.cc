@@ -17,7 +17,7 @@ namespace riffle::engine {
 namespace {
 
 using riffle::testing::TinyModel;
-using test::kSanitized;
+using test::kSlow;
 
 const Model& Tiny() {
   static const TinyModel* model = new TinyModel();
@@ -129,7 +129,7 @@ std::vector<Request> RandomRequests(uint32_t seed, int count) {
 }
 
 TEST(Gemma3Engine, TokensAreThoseOfARequestAlone) {
-  const std::vector<Request> requests = RandomRequests(1, kSanitized ? 16 : 32);
+  const std::vector<Request> requests = RandomRequests(1, kSlow ? 16 : 32);
   const std::vector<Outcome> alone = Alone(requests);
   std::set<int32_t> kinds;
   for (const Outcome& outcome : alone) {
@@ -152,12 +152,12 @@ TEST(Gemma3Engine, TokensAreThoseOfARequestAlone) {
 
 // In random small pools requests wait, are preempted and computed again, but none is lost.
 TEST(Gemma3Engine, SmallPoolsLoseNothing) {
-  const std::vector<Request> requests = RandomRequests(2, kSanitized ? 12 : 24);
+  const std::vector<Request> requests = RandomRequests(2, kSlow ? 12 : 24);
   const std::vector<Outcome> alone = Alone(requests);
   std::mt19937 random(3);
   int64_t preemptions = 0;
   int64_t shared = 0;
-  for (int run = 0; run < (kSanitized ? 4 : 12); ++run) {
+  for (int run = 0; run < (kSlow ? 4 : 12); ++run) {
     const int64_t page_size = 1 + random() % 20;
     // The largest request needs pages for 40 + 29 + 29 tokens.
     const int64_t least = (98 + page_size - 1) / page_size;

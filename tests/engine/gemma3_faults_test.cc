@@ -108,7 +108,7 @@ TEST(Gemma3Faults, AStepThatRunsOutOfMemoryIsUndone) {
     EXPECT_EQ(right.preemptions > 0, pages == 13);
     int64_t failed = 0;
     for (int64_t step = 0; step < 9; ++step) {
-      constexpr int64_t kStride = test::kSanitized ? 7 : 1;
+      constexpr int64_t kStride = test::kSlow ? 7 : 1;
       for (int64_t which = step % kStride;; which += kStride) {
         const RunResult got = run(step, which);
         EXPECT_EQ(got.texts, right.texts) << "step " << step << ", allocation " << which;
@@ -116,7 +116,7 @@ TEST(Gemma3Faults, AStepThatRunsOutOfMemoryIsUndone) {
         ++failed;
       }
     }
-    EXPECT_GT(failed, 50 / (test::kSanitized ? 7 : 1));
+    EXPECT_GT(failed, 50 / (test::kSlow ? 7 : 1));
   }
 }
 

@@ -22,10 +22,10 @@ namespace {
 
 using Tokens = std::vector<int32_t>;
 
-using test::kSanitized;
-constexpr size_t kSteps = kSanitized ? 4 : 48;  // of each prompt
-constexpr int kBatch = kSanitized ? 8 : 32;
-constexpr size_t kLongest = kSanitized ? 64 : 100000;  // prompt, in tokens
+using test::kSlow;
+constexpr size_t kSteps = kSlow ? 4 : 48;  // of each prompt
+constexpr int kBatch = kSlow ? 8 : 32;
+constexpr size_t kLongest = kSlow ? 64 : 100000;  // prompt, in tokens
 
 const Model& Gemma() {
   static const Model model = Model::Load(DefaultModelPath());

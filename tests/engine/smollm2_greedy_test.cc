@@ -18,10 +18,10 @@ namespace {
 using riffle::testing::GreedyCase;
 using riffle::testing::RunRequests;
 
-using test::kSanitized;
-constexpr size_t kSteps = kSanitized ? 3 : 1000;  // of each prompt
-constexpr size_t kLongest = kSanitized ? 100 : 100000;
-constexpr int kBatch = kSanitized ? 6 : 32;
+using test::kSlow;
+constexpr size_t kSteps = kSlow ? 3 : 1000;  // of each prompt
+constexpr size_t kLongest = kSlow ? 100 : 100000;
+constexpr int kBatch = kSlow ? 6 : 32;
 
 const Model& SmolLm2() {
   static const Model model = Model::Load(ChatModelPath());

@@ -77,7 +77,7 @@ TEST(TopKMemory, OneRowSeenManyTimes) {
 // The longest possible row: 2^31 - 1 elements, of which only a few are written. It has 4 GB of
 // addresses and almost no memory.
 TEST(TopKMemory, TheLongestRow) {
-  if (kSanitized) GTEST_SKIP() << "takes too long under a sanitizer";
+  if (kSlow) GTEST_SKIP() << "takes too long under a sanitizer or an emulator";
   constexpr int64_t n = std::numeric_limits<int32_t>::max();
   constexpr size_t bytes = static_cast<size_t>(n) * 2;
   void* memory = mmap(nullptr, bytes, PROT_READ | PROT_WRITE,
