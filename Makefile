@@ -113,7 +113,7 @@ docs: ## the API site: build/docs/html
 	@scripts/setup.sh docs
 	@scripts/venv.sh docs
 	@scripts/docs.sh
-lint: ## format, pages, clang-tidy, ruff, pyright, shellcheck
+lint: ## format, pages, clang-tidy, ruff, pyright, schemas, shellcheck
 	@scripts/lint.sh
 clean: ## remove what was built; .venv, .deps and the cache folder stay
 	rm -rf build dist

@@ -66,7 +66,7 @@ class Engine:
             begin = time.perf_counter()
             output = type(runner)._sample(runner, logits, *arguments, **options)
             self.sampler_seconds += time.perf_counter() - begin
-            if raw is not None:
+            if raw is not None and self.check is not None:
                 _check(raw, output, **self.check)
             return output
 

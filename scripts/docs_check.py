@@ -34,7 +34,7 @@ def anchors(page):
 def faults(page):
     text = CODE.sub("", page.read_text())
     for name in NAMED.findall(text):
-        generated = name.startswith(("build/", ".venv/", ".deps/"))
+        generated = name.startswith(("build/", "dist/", ".venv/", ".deps/"))
         if PLACEHOLDER.search(name):
             continue
         if "/" in name and name.split("/")[0] in folders() and not generated and not (ROOT / name).exists():

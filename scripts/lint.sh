@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# Checks the format and the pages, runs clang-tidy over the library and the command, ruff and pyright over the Python files, and,
-# if it is there, shellcheck over the scripts.
+# Checks the format and the pages, runs clang-tidy over the library and the command, ruff and pyright over the Python files,
+# the workflow and CITATION.cff against their schemas, and, if it is there, shellcheck over the scripts.
 #
 #   scripts/lint.sh           all
-#   scripts/lint.sh python    the Python files only
+#   scripts/lint.sh python    the Python files and the schemas only
 #   scripts/lint.sh format    the format and the includes only; --fix after it rewrites the files
 #   scripts/lint.sh docs      the pages only: the picture of the architecture, published figures, names of files and links
 set -euo pipefail
@@ -34,6 +34,8 @@ python() {
   say "ruff: in order"
   .venv/bin/pyright --pythonpath .venv/bin/python
   say "pyright: in order"
+  .venv/bin/check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
+  .venv/bin/check-jsonschema --builtin-schema vendor.citation-file-format CITATION.cff
 }
 
 docs() {
