@@ -15,6 +15,7 @@
 #include "engine/tokenizer/tokenizer.h"
 #include "engine/weights.h"
 #include "testing/greedy_check.h"
+#include "testing/paths.h"
 #include "testing/targets.h"
 
 namespace riffle::engine {
@@ -36,7 +37,7 @@ using Case = riffle::testing::GreedyCase;
 
 const std::vector<Case>& Cases() {
   static const std::vector<Case> cases = [] {
-    std::ifstream file(RIFFLE_TEST_DATA "/gemma3_greedy.json");
+    std::ifstream file(std::string(test::kTestData) + "/gemma3_greedy.json");
     const Tokenizer tokenizer(Gemma().file());
     std::vector<Case> read;
     for (const auto& entry : nlohmann::json::parse(file)) {
