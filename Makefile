@@ -81,8 +81,8 @@ vllm-environment: setup
 	@$(STAGE) venv "Python environment" scripts/venv.sh
 	@$(STAGE) venv-vllm "Python environment of vLLM" scripts/venv.sh vllm
 	@$(STAGE) package-vllm "Python package, for vLLM" scripts/python_package.sh vllm
-fuzz: setup ## every fuzz target over its corpus, a minute in all
-	@$(STAGE) fuzz "fuzzing for a minute" scripts/fuzz.sh 60
+fuzz: setup ## every fuzz target over its corpus, half a minute in all
+	@$(STAGE) fuzz "fuzzing for half a minute" scripts/fuzz.sh 30
 
 ##@ Work
 setup: ## packages, Highway and the model, for all of the above
