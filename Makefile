@@ -41,7 +41,7 @@ test-python: setup ## Python tests and doctests
 	@$(STAGE) venv "Python environment" scripts/venv.sh
 	@$(STAGE) package "Python package" scripts/python_package.sh
 	@$(STAGE) python "Python tests and doctests" \
-	  .venv/bin/python -P -m pytest --doctest-modules --pyargs riffle python/tests
+	  .venv/bin/python -P -m pytest -n $${JOBS:-logical} --dist loadfile --doctest-modules --pyargs riffle python/tests
 test-install: setup ## the source distribution by pip, in clean environments of the oldest and the newest Python here
 	@$(STAGE) venv "Python environment" scripts/venv.sh
 	@$(STAGE) install "the source distribution, installed by pip" scripts/install_test.sh

@@ -44,8 +44,7 @@ const AttentionKernels& GetAttentionKernels();
 // Pre of the kernel: q is bf16 or may be rounded to it, and keys and values are ExactInBF16.
 RunItemsKernel GetBF16RunItems();
 
-// GetBF16RunItems if keys and values are exact in bf16 and q is, or may be rounded to it; else
-// run_items.
+// GetBF16RunItems if keys and values are exact in bf16 and q may be rounded to it, else run_items.
 RunItemsKernel ChooseRunItems(const AttentionArgs& args);
 
 }  // namespace riffle::attention

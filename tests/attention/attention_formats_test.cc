@@ -161,7 +161,7 @@ TEST_F(Formats, HardData) {
 TEST_F(Formats, RandomCases) {
   Rng rng(17);
   const std::vector<KvCoding> codings = AllKvCodings();
-  for (int i = 0; i < (kSanitized ? 60 : 200); ++i) {
+  for (int i = 0; i < (kSanitized ? 30 : 200); ++i) {
     AttentionSpec spec{.q_lens = {}, .kv_lens = {}};
     for (int64_t b = rng.Between(1, 4); b > 0; --b) {
       spec.kv_lens.push_back(static_cast<int>(rng.Below(rng.OneIn(4) ? 1200 : 200)));

@@ -26,8 +26,8 @@ using riffle::testing::TinyModel;
 using ::testing::HasSubstr;
 using Tokens = std::vector<int32_t>;
 
-constexpr int kRequests = test::kSanitized ? 400 : 1000000;
-constexpr int kWaiting = test::kSanitized ? 400 : 100000;
+constexpr int kRequests = test::kSanitized ? 160 : 1000000;
+constexpr int kWaiting = test::kSanitized ? 300 : 100000;
 // Under sanitizers mallinfo2() knows nothing, and time is another.
 constexpr bool kMeasures = !test::kSanitized;
 

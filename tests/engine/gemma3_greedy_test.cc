@@ -24,7 +24,7 @@ namespace {
 using Tokens = std::vector<int32_t>;
 
 using test::kSanitized;
-constexpr size_t kSteps = kSanitized ? 4 : 48;  // of each prompt
+constexpr size_t kSteps = kSanitized ? 2 : 48;  // of each prompt
 constexpr int kBatch = kSanitized ? 8 : 32;
 constexpr size_t kLongest = kSanitized ? 64 : 100000;  // prompt, in tokens
 

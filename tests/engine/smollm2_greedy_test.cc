@@ -20,7 +20,7 @@ using riffle::testing::GreedyCase;
 using riffle::testing::RunRequests;
 
 using test::kSanitized;
-constexpr size_t kSteps = kSanitized ? 3 : 1000;  // of each prompt
+constexpr size_t kSteps = kSanitized ? 2 : 1000;  // of each prompt
 constexpr size_t kLongest = kSanitized ? 100 : 100000;
 constexpr int kBatch = kSanitized ? 6 : 32;
 
