@@ -13,7 +13,7 @@ namespace {
 struct Case {
   KvCacheOptions options;
   uint64_t seed = 0;
-  int steps = kSanitized ? 2000 : 6000;
+  int steps = kSanitized ? 3000 : 6000;
 };
 
 std::vector<Case> Cases() {
