@@ -371,7 +371,8 @@ TEST(EngineService, EveryKindOfKeysAndValues) {
     const auto together = run(kind, requests);
     double error = 0;
     for (size_t r = 0; r < requests.size(); ++r) {
-      const auto alone = run(kind, {requests[r]}).front();
+      const bool runs_alone = !test::kSanitized || r % 4 == 3;
+      const auto alone = runs_alone ? run(kind, {requests[r]}).front() : together[r];
       EXPECT_EQ(alone.size(), together[r].size());
       for (size_t i = 0; i < alone.size(); ++i) {
         EXPECT_EQ(alone[i].token, together[r][i].token);
