@@ -41,7 +41,7 @@ test-python: setup ## Python tests and doctests
 	@$(STAGE) venv "Python environment" scripts/venv.sh
 	@$(STAGE) package "Python package" scripts/python_package.sh
 	@$(STAGE) python "Python tests and doctests" \
-	  .venv/bin/python -P -m pytest --doctest-modules --pyargs riffle python/tests
+	  .venv/bin/python -P -m pytest -n $${JOBS:-logical} --dist loadfile --doctest-modules --pyargs riffle python/tests
 test-install: setup ## the source distribution by pip, in clean environments of the oldest and the newest Python here
 	@$(STAGE) venv "Python environment" scripts/venv.sh
 	@$(STAGE) install "the source distribution, installed by pip" scripts/install_test.sh
@@ -81,8 +81,8 @@ vllm-environment: setup
 	@$(STAGE) venv "Python environment" scripts/venv.sh
 	@$(STAGE) venv-vllm "Python environment of vLLM" scripts/venv.sh vllm
 	@$(STAGE) package-vllm "Python package, for vLLM" scripts/python_package.sh vllm
-fuzz: setup ## every fuzz target over its corpus, a minute in all
-	@$(STAGE) fuzz "fuzzing for a minute" scripts/fuzz.sh 60
+fuzz: setup ## every fuzz target over its corpus, half a minute in all
+	@$(STAGE) fuzz "fuzzing for half a minute" scripts/fuzz.sh 30
 
 ##@ Work
 setup: ## packages, Highway and the model, for all of the above

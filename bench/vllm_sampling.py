@@ -62,12 +62,13 @@ class Engine:
         runner = self.runner
 
         def timed_sample(logits, *arguments, **options):
-            raw = logits.clone() if self.check is not None else None
+            check = self.check
+            raw = logits.clone() if check is not None else None
             begin = time.perf_counter()
             output = type(runner)._sample(runner, logits, *arguments, **options)
             self.sampler_seconds += time.perf_counter() - begin
-            if raw is not None and self.check is not None:
-                _check(raw, output, **self.check)
+            if raw is not None and check is not None:
+                _check(raw, output, **check)
             return output
 
         runner._sample = timed_sample

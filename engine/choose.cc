@@ -140,7 +140,7 @@ void Chooser::FromTopK(int32_t k) {
   }
 }
 
-// Of `found` candidates of each row the `best` best after its penalties.
+// Each row has `found` candidates; keeps the `best` best of them after its penalties.
 void Chooser::KeepBest(int64_t found, int64_t best) {
   const Stopwatch watch;
   const auto size = static_cast<size_t>(found);

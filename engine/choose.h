@@ -57,7 +57,7 @@ class Chooser {
   double lm_head_seconds_ = 0;
   double sampling_seconds_ = 0;
 
-  // Of the call that is running: the rows that are chosen together, and their hidden states.
+  // State of the call that is running: the rows that are chosen together, and their hidden states.
   std::span<const Choice> choices_;
   std::span<int32_t> tokens_;
   std::vector<int64_t> rows_;

@@ -5,7 +5,7 @@
 
 namespace riffle::engine {
 
-// In the cache folder that RIFFLE_CACHE, XDG_CACHE_HOME or HOME names.
+// A folder in the cache folder that RIFFLE_CACHE, XDG_CACHE_HOME or HOME names.
 std::string ModelFolder();
 std::string DefaultModelPath();  // Gemma 3 270M, which continues texts
 std::string ChatModelPath();     // SmolLM2 135M Instruct, which answers

@@ -16,14 +16,6 @@ auto FindToken(Counts& counts, int32_t token) {
       [](const TokenCount& count, int32_t wanted) { return count.token < wanted; });
 }
 
-void PenalizeOne(const Penalties& penalties, const TokenCount& count, float& logit) {
-  logit = logit < 0 ? logit * penalties.repetition : logit / penalties.repetition;
-  if (count.in_answer > 0) {
-    logit -= penalties.frequency * static_cast<float>(count.in_answer);
-    logit -= penalties.presence;
-  }
-}
-
 }  // namespace
 
 TokenCounts::TokenCounts(std::span<const int32_t> prompt) {
@@ -52,7 +44,8 @@ void TokenCounts::Add(int32_t token) noexcept {
 
 void Penalize(const Penalties& penalties, std::span<const TokenCount> counts, float* logits) {
   for (const TokenCount& count : counts) {
-    PenalizeOne(penalties, count, logits[count.token]);
+    float& logit = logits[count.token];
+    logit = core::Penalized(logit, penalties, count.in_answer);
   }
 }
 
@@ -68,7 +61,7 @@ void PenalizeBest(const Penalties& penalties, std::span<const TokenCount> counts
   for (size_t i = 0; i < tokens.size(); ++i) {
     const auto count = FindToken(counts, tokens[i]);
     if (count != counts.end() && count->token == tokens[i]) {
-      PenalizeOne(penalties, *count, logits[i]);
+      logits[i] = core::Penalized(logits[i], penalties, count->in_answer);
     }
     const int32_t key = core::Key(std::bit_cast<int32_t>(logits[i]), core::kF32Format);
     ranked.push_back({key, tokens[i], logits[i]});

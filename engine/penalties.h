@@ -6,22 +6,14 @@
 #include <span>
 #include <vector>
 
+#include "core/penalty.h"
+
 namespace riffle::engine {
 
-// What becomes of a token's logit x, in this order, each step in f32:
-//   repetition r  x / r if x >= 0, else x * r, of every token of the prompt and of the answer
-//   frequency f   x - f * how often the token occurs in the answer
-//   presence p    x - p, of every token that occurs in the answer
-//
-// Source: Keskar et al., "CTRL" (2019), section 4.1, with negative logits treated as in
-// Transformers' RepetitionPenaltyLogitsProcessor; frequency and presence as in OpenAI's API, in the
-// order that vLLM uses.
-struct Penalties {
-  float repetition = 1;  // 1: off; finite, > 0
-  float presence = 0;    // 0: off; -2 to 2
-  float frequency = 0;   // 0: off; -2 to 2
-
-  bool any() const { return repetition != 1 || presence != 0 || frequency != 0; }
+// core::Penalized has the formulas, in which a request's answer is the output. The library's
+// SampleOptions have the same penalties for whole rows of logits; here they also change lists of
+// the k best, which is all that the fused LM head gives. Presence and frequency are -2 to 2.
+struct Penalties : core::PenaltyFactors {
   // No logit is raised. So the k best after the penalties are among the k + n best before them,
   // where n tokens are counted: k of these at least are not.
   bool only_lower() const { return repetition >= 1 && presence >= 0 && frequency >= 0; }

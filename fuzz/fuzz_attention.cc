@@ -39,7 +39,7 @@ void Expect(bool ok) {
   if (!ok) std::abort();
 }
 
-// In [-1, 1), from a counter.
+// A number in [-1, 1) that is a function of a counter.
 float Noise(uint32_t i) {
   i = (i ^ 61u ^ (i >> 16)) * 9u;
   i = (i ^ (i >> 4)) * 0x27d4eb2du;
@@ -209,7 +209,7 @@ class Call {
     return kv;
   }
 
-  // In rows, from a token, a head or a page to the next.
+  // Strides from a token, a head or a page to the next, in rows.
   int64_t TokenRows() const { return layout_ == 1 ? kv_heads_ : 1; }
   int64_t HeadRows() const {
     return layout_ == 0 ? page_size_ : layout_ == 1 ? 1 : int64_t{num_pages_} * page_size_;

@@ -59,7 +59,7 @@ class Session {
     return options;
   }
 
-  // Of sequences that are in the pool.
+  // Ids of the sequences that are in the pool.
   std::vector<int64_t> Ids() const {
     std::vector<int64_t> ids;
     for (const auto& [id, tokens] : model_) {

@@ -27,7 +27,7 @@ void Expect(bool ok) {
   if (!ok) std::abort();
 }
 
-// In [-1, 1), from a counter.
+// A number in [-1, 1) that is a function of a counter.
 float Noise(uint32_t i) {
   i = (i ^ 61u ^ (i >> 16)) * 9u;
   i = (i ^ (i >> 4)) * 0x27d4eb2du;

@@ -176,7 +176,7 @@ struct Vocabulary {
 // The same by trying everything: each special token at each place, and all pairs before each merge.
 class Reference {
  public:
-  // Of plain text, which has no control tokens, or of any.
+  // `plain`: for plain text, in which control tokens do not count.
   explicit Reference(const Vocabulary& vocabulary, bool plain = false) : v_(vocabulary) {
     for (size_t i = 0; i < v_.size(); ++i) {
       const auto token = static_cast<int32_t>(i);

@@ -70,7 +70,7 @@ class SharedKvCache {
     return call(cache_);
   }
 
-  // For the views of pages, which never change.
+  // For the views of pages only, which never change.
   const KvCache& cache() const { return cache_; }
 
  private:

@@ -28,7 +28,7 @@ inline float Narrow(double value, const std::string& name) {
   return narrow;
 }
 
-// For an error text.
+// The limits of T, for an error text.
 template <typename T>
 std::string Limits() {
   return std::is_unsigned_v<T> ? "0..2^64 - 1" : "the range of int" + std::to_string(8 * sizeof(T));

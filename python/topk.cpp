@@ -13,35 +13,10 @@
 #include "bindings.h"
 #include "kernel_scope.h"
 #include "rows.h"
+#include "topk_arguments.h"
 
 namespace riffle::python {
 namespace {
-
-// One k, or one per row.
-class K {
- public:
-  std::optional<Int32Span> per_row;
-  int64_t width = 0;  // the largest
-
-  K(nb::handle k, const MatrixView& x, const TopKOptions& options) {
-    // Lets the entry point check k and the options before anything is allocated.
-    MatrixView no_rows = x;
-    no_rows.rows = 0;
-    if (!IsArray(k)) {
-      width = Int64(k, "k");
-      TopK(no_rows, width, {}, options);
-      return;
-    }
-    const std::span<const int32_t> values = per_row.emplace(k, "k").get();
-    TopK(no_rows, std::span<const int32_t>(), {}, options);
-    const auto [min, max] = std::minmax_element(values.begin(), values.end());
-    if (static_cast<int64_t>(values.size()) != x.rows ||
-        (x.rows > 0 && (*min < 1 || *max > x.cols))) {
-      TopK(x, values, {}, options);  // throws, with the library's text
-    }
-    width = x.rows > 0 ? *max : 0;
-  }
-};
 
 struct Options {
   std::vector<int> schedule;
@@ -79,52 +54,6 @@ struct Options {
   }
 };
 
-// An output [..., width]: the caller's, or for a null handle a new one like x.
-class Output {
- public:
-  Output(const Array& x, nb::handle given, const char* name, Element element,
-         std::span<const int64_t> shape, int64_t rows) {
-    if (!given.is_valid()) {
-      fresh_ = NewArrayLike(x, element, shape);
-      data_ = static_cast<uint8_t*>(fresh_.data);
-      stride_ = shape.back();
-    } else {
-      Adopt(given, name, element, shape, rows);
-    }
-    row_bytes_ = stride_ * SizeOf(element);
-  }
-
-  bool given() const { return given_.has_value(); }
-  const Rows& rows() const { return *rows_; }  // of a given one
-  int64_t stride() const { return stride_; }
-  uint8_t* Row(int64_t row) const { return data_ + row * row_bytes_; }
-  nb::object Finish(const Array& x) {
-    return given() ? nb::borrow(given_->object()) : Finished(x, std::move(fresh_));
-  }
-
- private:
-  void Adopt(nb::handle given, const char* name, Element element, std::span<const int64_t> shape,
-             int64_t rows) {
-    const Array& array = given_.emplace(given, name, Access::kWrite);
-    CheckElement(array, element);
-    CheckShape(array, shape);
-    rows_.emplace(array);
-    if (rows_->blocks() > 1) {
-      ThrowValueError(std::string(name) +
-                      "'s leading axes have no common row stride; rows must be evenly spaced");
-    }
-    data_ = static_cast<uint8_t*>(array.data());
-    stride_ = rows > 1 ? rows_->stride() : shape.back();
-  }
-
-  std::optional<Array> given_;
-  std::optional<Rows> rows_;
-  NewArray fresh_;
-  uint8_t* data_ = nullptr;
-  int64_t stride_ = 0;
-  int64_t row_bytes_ = 0;
-};
-
 // The entry point checks the memory of each block; this checks the space between blocks.
 void CheckApart(const Rows& rows, const char* name, const Rows& other, const char* other_name) {
   const auto [begin, end] = rows.Extent();
@@ -135,11 +64,11 @@ void CheckApart(const Rows& rows, const char* name, const Rows& other, const cha
   }
 }
 
-void CheckBlocksApart(const Rows& x, const Output& values, const Output& indices) {
+void CheckBlocksApart(const Rows& x, const TopKOutput& values, const TopKOutput& indices) {
   if (x.blocks() <= 1 || !values.given()) {
     return;
   }
-  for (const Output* out : {&values, &indices}) {
+  for (const TopKOutput* out : {&values, &indices}) {
     const char* const name = out == &values ? "out.values" : "out.indices";
     if (std::abs(out->stride()) < out->rows().cols()) {
       ThrowValueError(std::string(name) + "'s rows overlap");
@@ -209,56 +138,6 @@ void PadColumns(const MatrixView& x, int64_t begin, int64_t end, bool largest, c
   }
 }
 
-// Ids [n], or of x's shape, read in place; the indices returned have their type.
-class Ids {
- public:
-  Ids(nb::handle given, const Array& x, const Rows& rows) {
-    if (given.is_none()) {
-      return;
-    }
-    const Array& ids = array_.emplace(given, "ids");
-    if (ids.element() != Element::kI32 && ids.element() != Element::kI64) {
-      ThrowTypeError("ids has dtype " + ids.DTypeName() + "; it must be int32 or int64");
-    }
-    view_.type = ids.element() == Element::kI64 ? IndexType::kInt64 : IndexType::kInt32;
-    CheckLastAxisContiguous(ids);
-    if (ids.ndim() == 1) {
-      const int64_t shape[] = {rows.cols()};
-      CheckShape(ids, shape);
-    } else {
-      int64_t shape[kMaxAxes];
-      for (int i = 0; i < x.ndim(); ++i) {
-        shape[i] = x.axis(i).size;
-      }
-      CheckShape(ids, {shape, static_cast<size_t>(x.ndim())});
-      rows_.emplace(ids);
-      if (rows_->blocks() > 1) {
-        ThrowValueError("ids' leading axes have no common row stride; make it contiguous");
-      }
-      view_.row_stride = rows.rows() > 1 ? rows_->stride() : 0;
-    }
-    view_.data = ids.data();
-  }
-
-  Element element() const {
-    return view_.type == IndexType::kInt64 ? Element::kI64 : Element::kI32;
-  }
-  // The ids of the rows from `row` on.
-  IdsView At(int64_t row) const {
-    IdsView ids = view_;
-    if (ids.data != nullptr) {
-      ids.data = static_cast<const uint8_t*>(ids.data) +
-                 row * ids.row_stride * static_cast<int64_t>(SizeOf(ids.type));
-    }
-    return ids;
-  }
-
- private:
-  std::optional<Array> array_;
-  std::optional<Rows> rows_;
-  IdsView view_;
-};
-
 nb::object PyTopK(nb::handle x_object, nb::handle k_object, nb::handle sorted, nb::handle largest,
                   nb::handle algorithm, nb::handle lanes, nb::handle depth_schedule, nb::handle out,
                   nb::handle return_stats_object, nb::handle ids_object) {
@@ -266,9 +145,9 @@ nb::object PyTopK(nb::handle x_object, nb::handle k_object, nb::handle sorted, n
   const Array x(x_object, "x");
   const DType dtype = SelectionDType(x);
   const Rows rows(x);
-  const Ids ids(ids_object, x, rows);
+  const IdsArgument ids(ids_object, x, rows);
   Options options(sorted, largest, algorithm, lanes, depth_schedule);
-  const K k(k_object, {x.data(), dtype, rows.rows(), rows.cols(), 0}, options.options);
+  const KArgument k(k_object, {x.data(), dtype, rows.rows(), rows.cols(), 0}, options.options);
 
   int64_t shape[kMaxAxes];
   for (int i = 0; i < x.ndim(); ++i) {
@@ -277,8 +156,8 @@ nb::object PyTopK(nb::handle x_object, nb::handle k_object, nb::handle sorted, n
   shape[x.ndim() - 1] = k.width;
   const std::span<const int64_t> out_shape(shape, static_cast<size_t>(x.ndim()));
   const OutPair given(out);
-  Output values(x, given.values, "out.values", x.element(), out_shape, rows.rows());
-  Output indices(x, given.indices, "out.indices", ids.element(), out_shape, rows.rows());
+  TopKOutput values(x, given.values, "out.values", x.element(), out_shape, rows.rows());
+  TopKOutput indices(x, given.indices, "out.indices", ids.element(), out_shape, rows.rows());
   CheckBlocksApart(rows, values, indices);
   std::vector<TopKStats> stats(return_stats ? static_cast<size_t>(rows.rows()) : 0);
   {
@@ -329,7 +208,8 @@ nb::object PerRow(const Array& x, int64_t k, nb::handle out, const Call& call) {
   no_rows.rows = 0;
   call(no_rows, OutView<int32_t>{});
   const int64_t shape[] = {rows.rows(), k};
-  Output indices(x, out.is_none() ? nb::handle() : out, "out", Element::kI32, shape, rows.rows());
+  TopKOutput indices(x, out.is_none() ? nb::handle() : out, "out", Element::kI32, shape,
+                     rows.rows());
   {
     const KernelScope scope;
     call(view, OutView<int32_t>{reinterpret_cast<int32_t*>(indices.Row(0)), indices.stride()});

@@ -20,7 +20,7 @@ build_packages=(
 )
 # Debian 12's default clang is 14; libclang-rt (below) carries libFuzzer and clang's sanitizers.
 test_packages=(
-  clang clang-tidy clang-format pkg-config qemu-user
+  clang clang-tidy clang-format lld pkg-config qemu-user
 )
 arm64_packages=(
   g++-aarch64-linux-gnu qemu-user googletest

@@ -111,13 +111,25 @@ std::string Describe(const IndexerSpec& spec) {
 
 IndexerCase::IndexerCase(const IndexerSpec& spec) : spec_(spec) {
   Rng rng(spec.seed + 1);
-  const auto normal = [&] {
-    double sum = -6;
-    for (int i = 0; i < 12; ++i) {
-      sum += rng.Unit();
-    }
-    return spec_.ties ? static_cast<double>(rng.Between(-1, 1)) : sum;
-  };
+  MakePages(rng);
+  MakeQueries(rng);
+  MakeKeys(rng);
+  q_bytes_->MakeReadOnly();
+  key_bytes_->MakeReadOnly();
+}
+
+// Close to normal; with ties -1, 0 or 1.
+double IndexerCase::Value(Rng& rng) const {
+  double sum = -6;
+  for (int i = 0; i < 12; ++i) {
+    sum += rng.Unit();
+  }
+  return spec_.ties ? static_cast<double>(rng.Between(-1, 1)) : sum;
+}
+
+// Lengths, and a page table whose pages are in no order.
+void IndexerCase::MakePages(Rng& rng) {
+  const IndexerSpec& spec = spec_;
   cu_q_lens_ = {0};
   int64_t pages = 0;
   for (size_t b = 0; b < spec.kv_lens.size(); ++b) {
@@ -143,15 +155,19 @@ IndexerCase::IndexerCase(const IndexerSpec& spec) : spec_(spec) {
       table_[b * static_cast<size_t>(max_pages_) + static_cast<size_t>(i)] = order[next++];
     }
   }
-  const int64_t slots = pages_ * spec.page_size;
+}
+
+// Weights of heads, scales of keys, and q.
+void IndexerCase::MakeQueries(Rng& rng) {
+  const IndexerSpec& spec = spec_;
   for (int64_t i = 0; i < tokens_ * spec.heads; ++i) {
     weights_.push_back(spec.ties ? std::ldexp(1.0f, static_cast<int>(rng.Below(2)))
-                                 : static_cast<float>(normal()));
+                                 : static_cast<float>(Value(rng)));
   }
   const bool mxfp4 = spec.format == IndexKeyFormat::kMxFp4;
   const bool scaled = !mxfp4 && (spec.scales || spec.key_dtype == DType::kI8 ||
                                  spec.format == IndexKeyFormat::kDeepGemm);
-  for (int64_t i = 0; i < slots; ++i) {
+  for (int64_t i = 0; i < pages_ * spec.page_size; ++i) {
     scales_.push_back(!scaled || spec.ties ? 1.0f : static_cast<float>(rng.Unit() + 0.1));
   }
   const auto q_element = static_cast<int64_t>(SizeOf(spec.q_dtype));
@@ -160,9 +176,15 @@ IndexerCase::IndexerCase(const IndexerSpec& spec) : spec_(spec) {
   q_.resize(static_cast<size_t>(tokens_ * spec.heads * spec.head_dim));
   for (size_t i = 0; i < q_.size(); ++i) {
     const bool special = spec.specials && rng.OneIn(spec.head_dim * 9);
-    q_[i] = Put(spec.q_dtype, normal(), special, rng,
+    q_[i] = Put(spec.q_dtype, Value(rng), special, rng,
                 q_bytes_->data() + static_cast<int64_t>(i) * q_element);
   }
+}
+
+void IndexerCase::MakeKeys(Rng& rng) {
+  const IndexerSpec& spec = spec_;
+  const bool mxfp4 = spec.format == IndexKeyFormat::kMxFp4;
+  const int64_t slots = pages_ * spec.page_size;
   const auto element = static_cast<int64_t>(SizeOf(spec.key_dtype));
   const bool deepgemm = spec.format == IndexKeyFormat::kDeepGemm;
   const int64_t row_bytes = mxfp4 ? spec.head_dim / 2 : spec.head_dim * element;
@@ -181,15 +203,13 @@ IndexerCase::IndexerCase(const IndexerSpec& spec) : spec_(spec) {
     for (int64_t i = 0; i < spec.head_dim; ++i) {
       const bool special = spec.specials && rng.OneIn(spec.head_dim * 2);
       k_[static_cast<size_t>(slot * spec.head_dim + i)] =
-          Put(spec.key_dtype, normal(), special, rng, row + i * element);
+          Put(spec.key_dtype, Value(rng), special, rng, row + i * element);
     }
     if (deepgemm) {
       std::memcpy(page + spec.page_size * spec.head_dim + slot % spec.page_size * 4,
                   &scales_[static_cast<size_t>(slot)], 4);
     }
   }
-  q_bytes_->MakeReadOnly();
-  key_bytes_->MakeReadOnly();
 }
 
 HeadsView IndexerCase::q() const {

@@ -8,6 +8,7 @@
 
 #include "riffle/indexer.h"
 #include "testing/buffers.h"
+#include "testing/rng.h"
 
 namespace riffle::test {
 
@@ -62,6 +63,11 @@ class IndexerCase {
   std::vector<float> Logits(ThreadPool* pool = nullptr) const;
 
  private:
+  double Value(Rng& rng) const;
+  void MakePages(Rng& rng);
+  void MakeQueries(Rng& rng);
+  void MakeKeys(Rng& rng);
+
   const float* Q(int64_t token, int head) const {
     return q_.data() + (token * spec_.heads + head) * spec_.head_dim;
   }

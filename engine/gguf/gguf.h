@@ -60,8 +60,8 @@ std::string NameOf(TensorType type);
 struct Tensor {
   std::string_view name;
   TensorType type;
-  // In ggml's order: shape[0] is contiguous; a weight is [in, out]. A tensor that the model does
-  // not use may have no dimensions (a single value) or a dimension of 0.
+  // In ggml's order of axes: shape[0] is contiguous, a weight is [in, out]. A tensor that the model
+  // does not use may have no dimensions (a single value) or a dimension of 0.
   std::vector<int64_t> shape;
   const uint8_t* data;  // aligned to general.alignment (32 unless the file says otherwise)
   int64_t bytes;

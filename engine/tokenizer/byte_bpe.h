@@ -23,7 +23,7 @@ namespace riffle::engine {
 
 class ByteBpe final : public FragmentEncoder {
  public:
-  // Of the tokens `texts` of the file, and their types. Throws BadModel.
+  // Takes the texts of the file's tokens and their types. Throws BadModel.
   ByteBpe(const GgufFile& file, const std::vector<std::string_view>& texts,
           const std::vector<TokenType>& types);
 

@@ -20,9 +20,9 @@ namespace riffle::engine {
 
 class Charsmap {
  public:
-  // That of the file; nothing if it has none. Throws BadModel unless every sequence that can be
+  // The file's charsmap; nothing if it has none. Throws BadModel unless every sequence that can be
   // found is at most 64 bytes long and leads to valid UTF-8 of at most 256 bytes, so that Normalize
-  // takes time and memory linear in the text. Time linear in the table.
+  // takes time and memory linear in the text. This call takes time linear in the table.
   static std::optional<Charsmap> Of(const GgufFile& file);
 
   // `text` as SentencePiece's unigram and BPE models read it: normalized, spaces as U+2581.

@@ -52,7 +52,7 @@ class Characters {
   std::vector<size_t> starts_;
 };
 
-// In lower case, as patterns that ignore case compare: U+017F, the long s, is an s.
+// The lower case that patterns compare when they ignore case: U+017F, the long s, is an s.
 char32_t Lower(char32_t code) {
   return code >= 'A' && code <= 'Z' ? code - 'A' + 'a' : code == 0x17f ? U's' : code;
 }

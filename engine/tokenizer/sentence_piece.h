@@ -33,7 +33,7 @@ class Charsmap;
 
 class SentencePiece final : public FragmentEncoder {
  public:
-  // Of the tokens `texts` of the file, and their types. Throws BadModel.
+  // Takes the texts of the file's tokens and their types. Throws BadModel.
   SentencePiece(const GgufFile& file, const std::vector<std::string_view>& texts,
                 const std::vector<TokenType>& types);
   ~SentencePiece() override;

@@ -32,14 +32,14 @@ class SpecialTokens {
   // Find() needs kFromEnd, Read() and ForFound() need kFromStart.
   explicit SpecialTokens(Reading reading = Reading::kFromEnd) : reading_(reading), nodes_(1) {}
 
-  // Of equal texts the first counts, and the first that is no control token where control tokens do
-  // not; an empty one never matches.
+  // Adds a text to be found. If the same text is added again, the first one counts; where control
+  // tokens do not count, the first one that is none. An empty text never matches.
   void Add(std::string_view text, int32_t token, bool control = false);
-  // After the last Add, before Find.
+  // To be called after the last Add and before Find.
   void Finish();
 
-  // From the left, at each place the longest; they do not overlap. A control token does not count
-  // where it touches a `plain` range; the ranges rise and are apart.
+  // The matches from left to right, at each place the longest one; they do not overlap. A control
+  // token that touches a `plain` range does not count; these ranges ascend and do not touch.
   std::vector<Match> Find(std::string_view text, std::span<const Range> plain = {}) const;
 
   static constexpr int32_t kNothingRead = 0;

@@ -44,8 +44,8 @@ Unigram::Unigram(const GgufFile& file, const std::vector<std::string_view>& text
   unknown_ = ReadToken(file, "unknown_token_id", texts.size());
 }
 
-// With the space before the text, and without spaces at the ends and behind other spaces, as the
-// file asks for it.
+// Adds a space before the text, and removes spaces at its ends and behind other spaces, where the
+// file asks for that.
 std::string Unigram::Normalize(std::string_view fragment) const {
   if (charsmap_) {
     return charsmap_->Normalize(fragment, space_prefix_, removes_spaces_);
@@ -71,7 +71,7 @@ std::string Unigram::Normalize(std::string_view fragment) const {
   return text.size() > prefix ? text : "";
 }
 
-// Of every place that ends a character, by the tokens that end there. The first is the beginning.
+// The best step to each place where a character ends, by a token that ends there; [0] is the start.
 std::vector<Unigram::Step> Unigram::BestSteps(std::string_view text) const {
   std::vector<Step> steps(text.size() + 1);
   const auto improve = [&](size_t start, size_t end, double score, int32_t token) {

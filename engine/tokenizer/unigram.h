@@ -25,7 +25,7 @@ namespace riffle::engine {
 
 class Unigram final : public FragmentEncoder {
  public:
-  // Of the tokens `texts` of the file, and their types. Throws BadModel.
+  // Takes the texts of the file's tokens and their types. Throws BadModel.
   Unigram(const GgufFile& file, const std::vector<std::string_view>& texts,
           const std::vector<TokenType>& types);
 

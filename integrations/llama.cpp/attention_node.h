@@ -29,16 +29,16 @@ struct AttentionNode {
   int64_t cells() const { return keys.page_size; }
 };
 
-// The node's operation; none, and why in `reason`, where ggml's own kernel has to do it. Memory
-// need not be there yet.
+// The node's operation. None, with `reason`, where ggml's own kernel has to do it. The memory of
+// tensors need not be there yet.
 std::optional<AttentionNode> ReadAttention(const Host& host, const ggml::Tensor& node,
                                            std::string& reason);
 
-// "q f32 64x1x9x1, K f16 64x256x3x1 ..." for the log; of any node that Riffle knows.
+// "q f32 64x1x9x1, K f16 64x256x3x1 ...", for the log. Describes any node that Riffle knows.
 std::string Describe(const Host& host, const ggml::Tensor& node);
 
-// Plans of one graph's run: layers share masks, so they share plans. Tensors are written once in a
-// run, so that a mask is known by its tensor.
+// Plans of one graph's run: layers that share a mask share a plan. A run writes each tensor once,
+// so the tensor stands for the mask in it.
 class PlanCache {
  public:
   void Clear() { used_ = 0; }
@@ -54,7 +54,7 @@ class PlanCache {
     PagedKv keys;
     int64_t streams = 0;
     bool shared_cells = false;
-    AttentionOptions options;  // of calls, without those of a layer
+    AttentionOptions options;  // of the calls, without what differs from layer to layer
     MaskStructure structure;
     std::vector<int32_t> page_of;  // [sequences]
     AttentionPlan plan;

@@ -159,7 +159,7 @@ ggml::Device* KnownDevice(ggml::Registry& registry) {
     return nullptr;
   }
   ggml::Device* const device = registry.functions.get_device(&registry, 0);
-  // Behind the functions, whose number has changed without the API's number.
+  // This member is behind the functions, whose number has changed without the API's number.
   if (device->registry != &registry) {
     Warn("not used: ggml's devices have another layout; llama.cpp goes on without Riffle");
     return nullptr;

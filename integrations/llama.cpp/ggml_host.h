@@ -44,8 +44,8 @@ struct Neighbor {
 // Its handle is 0 where there is none. The caller closes it.
 Neighbor FindNeighbor();
 
-// Of a library that is or needs libggml-base. None, with a line that says why, where ggml is of a
-// version that no test has run with.
+// The host behind a library that is or needs libggml-base. None, with a logged line that says why,
+// where ggml is of a version that no test has run with.
 std::optional<Host> FindHost(void* library);
 
 // libggml-base, if this process has loaded it; else null. The caller closes it.
@@ -58,11 +58,11 @@ void StayLoaded();
 // The registry of the neighbour's backend; null if it has none.
 ggml::Registry* InitNeighbor(const Neighbor& neighbor);
 
-// The number of the backend API that layouts in ggml_abi.h have.
+// The number of the backend API whose layouts ggml_abi.h has.
 inline constexpr int kApiVersion = 3;
 
-// The first device of the neighbour, if all that can be seen of the layouts is as in ggml_abi.h;
-// else null, with a line that says so.
+// The first device of the neighbour, if its layout is that of ggml_abi.h in all that can be
+// checked; else null, with a logged line that says so.
 ggml::Device* KnownDevice(ggml::Registry& registry);
 
 }  // namespace riffle::llama

@@ -23,14 +23,14 @@ void Pause() {
 }
 
 // The group of ggml threads that this thread leads while it makes a call.
-constinit thread_local ThreadTeam* calling_team = nullptr;
+constinit thread_local GraphThreads* calling_threads = nullptr;
 
 // A ParallelRegion. On a thread that leads no group, body runs there alone.
 void LendTeam(void (*body)(void*), void* data, unsigned threads, unsigned) {
-  if (calling_team == nullptr) {
+  if (calling_threads == nullptr) {
     body(data);
   } else {
-    calling_team->Run(body, data, threads);
+    calling_threads->Run(body, data, threads);
   }
 }
 
@@ -51,7 +51,7 @@ void EnsureThreads(int threads) {
 
 }  // namespace
 
-void ThreadTeam::Run(void (*body)(void*), void* data, unsigned max_threads) {
+void GraphThreads::Run(void (*body)(void*), void* data, unsigned max_threads) {
   body_ = body;
   data_ = data;
   max_threads_ = max_threads;
@@ -64,7 +64,7 @@ void ThreadTeam::Run(void (*body)(void*), void* data, unsigned max_threads) {
   }
 }
 
-void ThreadTeam::Help(int node, int thread) {
+void GraphThreads::Help(int node, int thread) {
   // ggml's threads spin between nodes, so these do: its next node is microseconds away. They yield
   // where the system runs more threads than it has CPUs.
   constexpr int kSpins = 4096;
@@ -105,7 +105,7 @@ int GraphRun::Run(const Host& host, Compute compute, ggml::Backend* backend, ggm
 void GraphRun::TakeNodes(const Host& host, ggml::Graph* graph) {
   nodes_.clear();
   runner_.Clear();
-  team_.Reset();
+  threads_.Reset();
   status_ = ggml::kStatusSuccess;
   const int count = host.graph_nodes(graph);
   for (int i = 0; i < count; ++i) {
@@ -143,21 +143,21 @@ void GraphRun::RunNode(ggml::Tensor*, int thread, int threads, void* data) {
   const Node& node = *static_cast<const Node*>(data);
   GraphRun& run = *node.run;
   if (thread == 0) {
-    run.RunByTeam(node, threads);
-    run.team_.End(node.index);
+    run.RunOnThreads(node, threads);
+    run.threads_.End(node.index);
   } else {
-    run.team_.Help(node.index, thread);
+    run.threads_.Help(node.index, thread);
   }
 }
 
-void GraphRun::RunByTeam(const Node& node, int threads) {
+void GraphRun::RunOnThreads(const Node& node, int threads) {
   try {
     EnsureThreads(threads);
   } catch (...) {  // the call runs on fewer
   }
-  calling_team = &team_;
+  calling_threads = &threads_;
   const int status = runner_.Run(node.operation);
-  calling_team = nullptr;
+  calling_threads = nullptr;
   if (status != ggml::kStatusSuccess) {
     status_ = status;
   }

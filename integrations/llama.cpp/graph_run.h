@@ -1,6 +1,6 @@
-// A run of a graph on the neighbour's backend with what Riffle computes: its nodes are
-// custom nodes for its duration, so that ggml's own threads come to them and lend themselves to
-// Riffle's call. No other thread takes part.
+// Runs a graph on the neighbour's backend. While it runs, the nodes that Riffle computes are custom
+// nodes, so that ggml's own threads come to them and help Riffle's call. No other thread takes
+// part.
 #pragma once
 
 #include <atomic>
@@ -14,14 +14,14 @@
 
 namespace riffle::llama {
 
-// The threads of one graph's run, of which number 0 makes calls and the others help.
+// The threads of one graph's run: thread 0 makes Riffle's calls, and the others help it.
 //
 // A call is open while gate_ has kOpen; a helper enters an open call by adding one, and leaves by
 // subtracting it. The caller closes it when its own part is done and waits for those inside, never
 // for a helper that the system has not run yet.
-class ThreadTeam {
+class GraphThreads {
  public:
-  // Before the threads of a run come.
+  // To be called before the threads of a run come.
   void Reset() { nodes_done_.store(0, std::memory_order_relaxed); }
 
   // Thread 0, inside of node `node`: calls body(data) here and on helpers that wait for the end of
@@ -65,11 +65,11 @@ class GraphRun {
   static void RunNode(ggml::Tensor* result, int thread, int threads, void* node);
   void TakeNodes(const Host& host, ggml::Graph* graph);
   void GiveBackNodes();
-  void RunByTeam(const Node& node, int threads);
+  void RunOnThreads(const Node& node, int threads);
 
   std::vector<Node> nodes_;
   OperationRunner runner_;
-  ThreadTeam team_;
+  GraphThreads threads_;
   int status_ = ggml::kStatusSuccess;
 };
 

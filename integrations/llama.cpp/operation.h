@@ -1,4 +1,4 @@
-// What Riffle computes of a graph.
+// The nodes of a graph that Riffle computes.
 #pragma once
 
 #include <cstdint>
@@ -16,17 +16,17 @@ namespace riffle::llama {
 
 using Operation = std::variant<AttentionNode, TopKNode>;
 
-// None: a node of another kind, or one that ggml's own kernel has to do. The latter's reason, like
-// what Riffle takes, goes to the log.
+// The node's operation. None for a node of another kind, and for one that ggml's own kernel has to
+// do; the log then says why, as it says which nodes Riffle takes.
 std::optional<Operation> ReadOperation(const Host& host, const ggml::Tensor& node);
 
-// Runs operations, and keeps between them what they share and the memory they need.
+// Runs operations, and keeps from one to the next what they share and the memory they need.
 class OperationRunner {
  public:
-  // Before a run of a graph: masks have changed.
+  // To be called before each run of a graph, whose masks have changed.
   void Clear() { plans_.Clear(); }
 
-  // Returns a status of ggml; a failure goes to the log. Memory that nodes read has been computed.
+  // Returns a status of ggml; a failure goes to the log. Pre: what the node reads is computed.
   int Run(const Operation& operation) noexcept;
 
  private:

@@ -123,7 +123,7 @@ def sparse_attention(
 ) -> Any: ...  # out, or (out, lse)
 def write_sparse_rows(x: Array, slots: Array, rows: Array, row_format: str, power_of_two_scales: bool, /) -> None: ...
 
-# Of riffle.torch. None: not a case of the fast way; the caller goes the slow one, or has the error.
+# For riffle.torch. None: this is no case for the fast way; the caller takes the slow one, or raises the error.
 def torch_topk(
     input: Any, k: Any, dim: Any, largest: Any, sorted: Any, result_type: type, /
 ) -> tuple[Any, Any] | None: ...

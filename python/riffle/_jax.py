@@ -63,7 +63,7 @@ def wrap(like, array):
             sharding = jax.sharding.SingleDeviceSharding(*devices)
         else:
             sharding = _replicated(sharding, devices)
-    # Of the public ways the quickest that needs no compilation: 12 us; jnp.asarray 18 and a copy, from_dlpack 50.
+    # The quickest public way that needs no compilation: 12 us; jnp.asarray takes 18 and copies, from_dlpack takes 50.
     return jax.make_array_from_callback(array.shape, sharding, lambda _: array)
 
 

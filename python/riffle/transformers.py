@@ -135,7 +135,7 @@ def attention_mask(
       ValueError: the model computes its attention itself, so that riffle would have no part in it.
     """
     check_interface(config)
-    # As numbers now: a static cache counts in place in the tensors that it hands over.
+    # Read as numbers now: a static cache goes on counting in place in the tensors that it hands over.
     request = dict(
         batch_size=batch_size,
         q_length=q_length,
@@ -158,7 +158,7 @@ def _tokens(x: torch.Tensor) -> torch.Tensor:
     return x.as_strided((pages, heads, 1, head_dim), (token, head, token, 1))
 
 
-# Those of continuous batching.
+# Keywords that continuous batching passes.
 _OF_A_PAGED_CACHE = frozenset("read_index write_index block_table logits_indices logits_processor_args".split())
 
 

@@ -20,7 +20,7 @@ from distributed_case import CHECKS, digest, here
 
 
 def report(failures):
-    # In one piece: the ranks may share a pipe.
+    # Written by one call: the ranks may share a pipe.
     sys.stdout.write(json.dumps({"rank": here.rank, "failures": failures, "digest": digest.hexdigest()}) + "\n")
     sys.stdout.flush()
 

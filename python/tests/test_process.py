@@ -62,7 +62,7 @@ def test_other_python_threads_run_while_a_kernel_does():
     finally:
         stop.set()
         thread.join()
-    # With the GIL held there would be none between the ends, but for one at each.
+    # If the GIL were held, there would be no tick inside, except one at either end.
     inside = sum(start < t < end for t in ticks)
     assert end - start > 0.01 and inside >= 4, (end - start, inside)
 

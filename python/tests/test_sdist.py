@@ -11,7 +11,7 @@ import pytest
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 FILES = ["CMakeLists.txt", "LICENSE", "README.md", "pyproject.toml", ".gitignore"]
 FOLDERS = ["cmake", "include", "src", "python"]
-# Of what scripts bring, the files that a build needs.
+# The files that a build needs of those that scripts bring.
 BROUGHT = [
     ".deps/highway/LICENSE",
     ".deps/highway/hwy/highway.h",

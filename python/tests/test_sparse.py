@@ -251,7 +251,7 @@ def test_write_sparse_rows(row_format, framework):
     assert (body[free] == 0).all()
 
 
-# In which formats rows may be, and how many bytes 32 elements take.
+# Formats of rows, and the bytes that 32 elements take in them.
 ROW_FORMATS = {"float32": 0, "bfloat16": 0, "int8": 0, "float8_e4m3fn": 0, "float8_e5m2": 0, "q8_0": 34, "q4_0": 18, "q4_1": 20,
                "q5_0": 22, "q5_1": 24, "iq4_nl": 18}  # fmt: skip
 

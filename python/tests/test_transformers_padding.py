@@ -108,7 +108,7 @@ def fault(models, side, form, cache):
     except ValueError as error:
         return f"{type(error).__name__}: {error}"
     size = expected.abs().max().clamp(min=1)
-    # Of most tokens: where the best experts are nearly as good as others, rounding chooses.
+    # Most tokens only: where the best experts are nearly as good as others, rounding chooses.
     most = 0.9 if models.eager.dtype is not torch.float32 and models.has_experts else 1.0
 
     def distance(logits):

@@ -58,7 +58,7 @@ def _make(config, path: pathlib.Path) -> None:
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if "embed" in name and parameter.ndim == 2:
-                # Where they are the output's weights too, large ones would say the last token again.
+                # Where they are the output's weights too, large ones would make the model repeat the last token.
                 parameter.normal_(0, 0.002 if tied else 1, generator=generator)
             elif parameter.ndim >= 2:
                 # Twice the size that keeps activations as they are: heads look at few of their keys, and residual

@@ -10,7 +10,7 @@ import engine
 NEW = 16
 ENGINE = dict(dtype="float32", block_size=32)
 
-# Of each model, what its controls change in the calls of riffle.paged_attention: each must change what it says.
+# What the controls of each model change in the calls of riffle.paged_attention; each must change the text that it generates.
 CONTROLS = {
     "llama": [dict(soft_cap=0.5)],
     "qwen3": [dict(window=3)],

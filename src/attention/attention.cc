@@ -23,8 +23,8 @@
 namespace riffle {
 namespace {
 
-// Of a PagedKv or its scales; `unit` bytes are what its strides count. The stride of an axis on
-// which no step is taken may be too large to multiply.
+// A PagedKv, or its scales, with strides in bytes; those of `kv` count `unit` bytes. Saturating:
+// the stride of an axis on which no step is taken may be too large to multiply.
 template <typename View>
 attention::KvBytes Bytes(const View& kv, size_t unit) {
   const auto bytes = static_cast<int64_t>(unit);
@@ -32,7 +32,7 @@ attention::KvBytes Bytes(const View& kv, size_t unit) {
           core::SaturatingMul(kv.token_stride, bytes), core::SaturatingMul(kv.head_stride, bytes)};
 }
 
-// Where scales are that no array holds.
+// Stands for scales that no array holds.
 constexpr float kOne = 1.0f;
 
 attention::KvPages PoolBytes(const PagedKv& kv) {

@@ -86,7 +86,7 @@ void CheckMask(const AttentionMask& mask, const HeadsView& q) {
   CheckIn("mask.keys", mask.keys, 0, kMaxInt);
 }
 
-// Of sequence b; also that they are in range and ascend.
+// The queries of sequence b. Checks that cu_q_lens is in range and ascends.
 int64_t QueryLength(const PagedBatch& batch, size_t b, int64_t tokens) {
   if (batch.cu_q_lens.empty()) {
     return 1;

@@ -17,7 +17,7 @@ struct AttentionKernels {
   // Bytes of a thread's scratch for the work items of a plan.
   size_t (*scratch_bytes)(const AttentionArgs& args, const Plan& plan);
 
-  // By fused multiply-adds in f32.
+  // Runs work items by fused multiply-adds in f32.
   RunItemsKernel run_items;
 
   // Merges the partial states of one KV head of a split, in their order, into the first one, and
@@ -40,11 +40,11 @@ struct AttentionKernels {
 // Kernels for the target in use.
 const AttentionKernels& GetAttentionKernels();
 
-// Work items by dot products of pairs of bf16; null if the target has none.
+// Runs work items by dot products of pairs of bf16; null if the target has none.
 // Pre of the kernel: q is bf16 or may be rounded to it, and keys and values are ExactInBF16.
 RunItemsKernel GetBF16RunItems();
 
-// By dot products of bf16 if keys and values are exact in it and q is, or may be rounded to it.
+// GetBF16RunItems if keys and values are exact in bf16 and q may be rounded to it, else run_items.
 RunItemsKernel ChooseRunItems(const AttentionArgs& args);
 
 }  // namespace riffle::attention

@@ -22,8 +22,8 @@ struct Column {
   int64_t cost;
 };
 
-// In keys times rows. A row's arithmetic against a key takes about 1/16 of the time in which memory
-// delivers the key and the value of a head.
+// Cost in keys times rows. A row's arithmetic against a key takes about 1/16 of the time in which
+// memory delivers the key and the value of a head.
 int64_t Cost(int64_t keys, int heads, int rows) { return keys * heads * std::max(16, rows); }
 
 class Planner {

@@ -225,7 +225,7 @@ HWY_INLINE void LaneScoresOf(const uint32_t* q, const LaneKeys& keys, float* sco
   LaneScores<kCode, kRows, kSets>(q, keys, scores);
 }
 
-// Of `sets` sets of 16 keys, up to four.
+// Scores of `sets` sets of 16 keys, at most four.
 template <RowCode kCode>
 void LaneScoresOfSets(const uint32_t* q, int lanes, LaneKeys keys, int sets, float* scores) {
   if (lanes == 4 && sets == 4) {

@@ -23,7 +23,7 @@ namespace hn = hwy::HWY_NAMESPACE;
 // 128 bits, and scores of four rows leave them in the order of the keys.
 using Keys16 = hn::CappedTag<uint32_t, 16>;
 
-// Of 16 keys four vectors, of which block b of vector i has 16 bytes of key 4 i + b.
+// Four vectors with the bytes of 16 keys: block b of vector i has 16 bytes of key 4 i + b.
 struct KeyBlocks {
   hn::Vec<Bytes64> of[4];
 };
@@ -110,7 +110,7 @@ struct TwoOperands {
   hn::Vec<Keys16> of[2];
 };
 
-// Of two transposed pairs.
+// The two operands that two transposed pairs of codes stand for.
 template <class Decoder>
 HWY_INLINE TwoOperands Decoded(const Decoder& decode, hn::Vec<Bytes64> codes) {
   const Bytes64 d;

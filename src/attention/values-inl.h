@@ -47,7 +47,7 @@ HWY_INLINE void ValueKernel(DF df, const ValueProduct<Math>& of, int first_row, 
   const hn::Rebind<Operand, DF> dw;
   constexpr size_t kN = hn::MaxLanes(DF());
   constexpr int kPerOperand = Math::kPerOperand;
-  // Of 64 bytes that the columns take in a row; half of them twice if f32 is made of 16 bits.
+  // Cache lines that the columns take in a row; each counts twice where f32 is made of 16 bits.
   constexpr int kLines = (kVecs * kN + 16 * kPerOperand - 1) / (16 * kPerOperand);
   const int lanes = of.lanes;
   const int stride = of.stride;

@@ -27,7 +27,7 @@ HWY_INLINE void StoreWeights(F32Math, DF df, V even, V odd, int key, int lanes, 
 }
 
 #if HWY_CAP_GE512
-// For tiles of four lanes a vector has four keys, four lanes each.
+// In tiles of four lanes a vector holds four keys, four lanes each.
 using FourKeys = FloatTag<16>;
 
 // One of four numbers for each of the four keys of a vector.

@@ -138,7 +138,7 @@ struct WorkItemContext {
       of_row.correction += product.correction != nullptr ? row : 0;
       AddValues(of_row, 1, block.key0 + begin, at.first + tile.row + row, at.last + tile.row + row);
     }
-    // For the next tile, or the next columns.
+    // Packs values for the next tile, or the next columns.
     PackValues(block.head, block.key0, first_group, last_group, seen, v);
   }
 
@@ -151,7 +151,7 @@ struct WorkItemContext {
   WorkItemQueries<Math> queries;
   const TileSoftmax<Math> softmax;
 
-  // Of the work item in hand.
+  // State of the work item in hand.
   const WorkItem* item = nullptr;
   KeyRange seen{0, 0};  // that any of its rows sees
   WorkItemShape shape;

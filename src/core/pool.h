@@ -41,7 +41,7 @@ class RIFFLE_LOCAL ThreadPool::Impl {
   // Ends the workers unless a call is running; all later calls run on their own threads.
   void Close();
 
-  // Only for the call that has acquired the pool.
+  // These three are for the call that has acquired the pool.
   uint8_t* Shared(size_t bytes);
   void ReserveScratch(size_t bytes);
   void Run(int64_t tasks, core::FunctionRef<void(int64_t, uint8_t*)> task,

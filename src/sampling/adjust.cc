@@ -9,6 +9,7 @@
 #include "core/check.h"
 #include "core/element.h"
 #include "core/lease.h"
+#include "core/penalty.h"
 #include "sampling/sampling_batch.h"
 
 namespace riffle::sampling {
@@ -25,11 +26,6 @@ void CheckPenalty(const char* name, std::span<const float> list, int64_t rows, f
                 "] = ", list[i], " is not finite", above == 0 ? " and above 0" : "");
   }
 }
-
-struct RowPenalties {
-  float repetition, frequency, presence;
-  bool any() const { return repetition != 1 || frequency != 0 || presence != 0; }
-};
 
 bool AnyOther(std::span<const float> list, float neutral) {
   return std::any_of(list.begin(), list.end(), [neutral](float x) { return x != neutral; });
@@ -59,7 +55,7 @@ void Allow(const int32_t* words, float* x, int64_t n) {
 }
 
 // `counts` has an element for each column.
-void Penalize(const RowPenalties& penalties, std::span<const int32_t> prompt,
+void Penalize(const core::PenaltyFactors& penalties, std::span<const int32_t> prompt,
               std::span<const int32_t> output, float* x, int64_t n, int32_t* counts) {
   constexpr int32_t kInPrompt = int32_t{1} << 30;
   std::fill_n(counts, n, 0);
@@ -76,10 +72,7 @@ void Penalize(const RowPenalties& penalties, std::span<const int32_t> prompt,
     }
     counts[token] = 0;
     const int32_t in_output = count & (kInPrompt - 1);
-    float& logit = x[token];
-    logit = logit < 0 ? logit * penalties.repetition : logit / penalties.repetition;
-    logit -= penalties.frequency * static_cast<float>(in_output);
-    logit -= in_output > 0 ? penalties.presence : 0;
+    x[token] = core::Penalized(x[token], penalties, in_output);
   };
   std::for_each(prompt.begin(), prompt.end(), change);
   std::for_each(output.begin(), output.end(), change);
@@ -141,10 +134,10 @@ MatrixView Adjust(const MatrixView& logits, const SampleOptions& options, uint8_
   const int64_t n = logits.cols;
   auto* const adjusted = reinterpret_cast<float*>(memory);
   const auto element = static_cast<int64_t>(SizeOf(logits.dtype));
-  const auto of = [&](int64_t row) {
-    return RowPenalties{ValueForRow(options.repetition_penalty, row, 1.0f),
-                        ValueForRow(options.frequency_penalty, row, 0.0f),
-                        ValueForRow(options.presence_penalty, row, 0.0f)};
+  const auto penalties_of = [&](int64_t row) {
+    return core::PenaltyFactors{.repetition = ValueForRow(options.repetition_penalty, row, 1.0f),
+                                .presence = ValueForRow(options.presence_penalty, row, 0.0f),
+                                .frequency = ValueForRow(options.frequency_penalty, row, 0.0f)};
   };
   core::Lease lease(options.pool);
   lease.ReserveScratch(static_cast<size_t>(n) * sizeof(int32_t));
@@ -168,8 +161,9 @@ MatrixView Adjust(const MatrixView& logits, const SampleOptions& options, uint8_
     }
     const auto prompt = TokensOf(options.prompt_tokens, row);
     const auto output = TokensOf(options.output_tokens, row);
-    if (of(row).any() && !(prompt.empty() && output.empty())) {
-      Penalize(of(row), prompt, output, x, n, reinterpret_cast<int32_t*>(scratch));
+    const core::PenaltyFactors penalties = penalties_of(row);
+    if (penalties.any() && !(prompt.empty() && output.empty())) {
+      Penalize(penalties, prompt, output, x, n, reinterpret_cast<int32_t*>(scratch));
     }
   });
   return {adjusted, DType::kF32, logits.rows, n, n};

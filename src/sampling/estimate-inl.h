@@ -73,7 +73,7 @@ struct MassBins {
     double mass = 0;
     double square = 0;  // the sum of the squared weights
 
-    // Of so many columns of equal weight a sum of random ones would be as certain.
+    // The effective number of columns: as many of equal weight would give as certain an estimate.
     double Columns() const { return square > 0 ? mass * mass / square : 0; }
   };
   // The bins up to the first one with which the mass reaches `below`. All if there is less.
@@ -90,7 +90,7 @@ struct MassBins {
       }
     }
   }
-  // The first bin that has, with those above it, at most so many columns; kBins if none has.
+  // The lowest bin that has at most so many columns together with all bins above it; kBins if none.
   int64_t BinOfBest(int64_t columns) const {
     int64_t bin = kBins;
     for (int64_t above = 0; bin > 0 && (above += count[bin - 1]) <= columns;) {
@@ -98,7 +98,7 @@ struct MassBins {
     }
     return bin;
   }
-  // From which value on columns are in this bin or above it.
+  // The lowest value of columns that are in this bin or above it.
   float LowerEdge(int64_t bin) const {
     return bin == 0 ? std::numeric_limits<float>::lowest() : min + static_cast<float>(bin) * width;
   }

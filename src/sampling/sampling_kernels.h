@@ -82,7 +82,7 @@ struct WindowEstimate {
 };
 
 struct WindowSums {
-  double all = 0;     // of the weights, with the bits of sum_weights; of few: below the window
+  double all = 0;     // of the weights, with the bits of sum_weights; for few: below the window
   double above = 0;   // of columns above the window, summed likewise
   int64_t count = 0;  // of columns in the window
   float max = 0;      // of all columns; of few: of those in the window, -inf if there is none

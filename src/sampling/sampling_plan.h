@@ -73,7 +73,7 @@ struct DrawScratch {
   core::ScratchArray<int32_t> indices;  // [candidates]
   core::ScratchArray<float> weights;    // of the candidates, or of one block of columns
   core::ScratchArray<uint8_t> rest;     // scratch of top-k, or of the search for a nucleus
-  // Of a NucleusSearch.
+  // What a NucleusSearch needs.
   core::ScratchArray<double> kept_sums, block_sums, block_above;  // [blocks]
   core::ScratchArray<int32_t> block_begin;                        // [blocks + 1]
   core::ScratchArray<float> window;

@@ -14,15 +14,15 @@ namespace riffle::sampling {
 void RunSample(const SamplingBatch& batch, std::span<int32_t> tokens, std::span<float> logprobs,
                size_t reserved = 0);
 
-// That arena with so many bytes, and room for the run of the batch behind them. Throws
-// Error(kOutOfMemory).
+// The thread's arena of sampling with `reserved` bytes, and room for RunSample of the batch behind
+// them. Throws Error(kOutOfMemory).
 uint8_t* ReserveBefore(const SamplingBatch& batch, size_t reserved);
 
 // The same arena, with so many bytes.
 uint8_t* ReserveArena(size_t bytes);
 
-// Verifies the draft of each row, -1 where it has none: tokens[row] is it, or what is drawn in its
-// place. `probabilities`: of the rows that have drafts, or without data.
+// Verifies the draft of each row, -1 where it has none: tokens[row] becomes the draft, or the token
+// drawn in its place. `probabilities` has the rows that have drafts, or no data.
 void VerifyRows(const SamplingBatch& batch, std::span<const int32_t> drafts,
                 const MatrixView& probabilities, std::span<int32_t> tokens, size_t reserved);
 

@@ -44,18 +44,36 @@ HWY_INLINE auto SumOfEight(const F& f) {
   return Plus(half, Plus(third, fourth));
 }
 
+// Calls take(value, column) with the vectors of columns begin <= i < end, the last one filled up
+// with what LoadFirst puts there, and add() with what it returns, eight of them summed at a time.
+template <DType kDType, typename Take, typename Add>
+HWY_INLINE void SumVectors(const WeightRow& row, int64_t begin, int64_t end, const Take& take,
+                           const Add& add) {
+  using E = Elements<kDType>;
+  constexpr int64_t kLanes = hn::MaxLanes(WeightTag());
+  int64_t i = begin;
+  for (; i + 8 * kLanes <= end; i += 8 * kLanes) {
+    add(SumOfEight([&](int64_t j) HWY_ATTR {
+      const int64_t column = i + j * kLanes;
+      return take(E::Load(row.x + static_cast<size_t>(column) * E::kBytes), column);
+    }));
+  }
+  for (; i < end; i += kLanes) {
+    const auto count = static_cast<size_t>(std::min(kLanes, end - i));
+    add(take(E::LoadFirst(row.x + static_cast<size_t>(i) * E::kBytes, count), i));
+  }
+}
+
 template <DType kDType>
 WindowSums WindowOf(const WeightRow& row, const WindowEstimate& window, int64_t begin, int64_t end,
                     float* values) {
-  using E = Elements<kDType>;
   const WeightTag d;
-  constexpr int64_t kLanes = hn::MaxLanes(d);
   const WeightReader<kDType, false, true> read(row, {});
   const WeightVec low = hn::Set(d, window.low);
   const WeightVec high = hn::Set(d, window.high);
   WeightVec max = hn::Set(d, -std::numeric_limits<float>::infinity());
   float* out = values;
-  const auto take = [&](WeightVec value) HWY_ATTR {
+  const auto take = [&](WeightVec value, int64_t) HWY_ATTR {
     max = hn::Max(max, value);
     const WeightVec weight = read.Kept(value);
     const auto over = hn::Gt(value, high);
@@ -67,76 +85,59 @@ WindowSums WindowOf(const WeightRow& row, const WindowEstimate& window, int64_t 
     all_sum.Add(weights.all);
     above_sum.Add(weights.above);
   };
-  int64_t i = begin;
-  for (; i + 8 * kLanes <= end; i += 8 * kLanes) {
-    add(SumOfEight([&](int64_t j) HWY_ATTR {
-      return take(E::Load(row.x + static_cast<size_t>(i + j * kLanes) * E::kBytes));
-    }));
-  }
-  for (; i < end; i += kLanes) {
-    const auto count = static_cast<size_t>(std::min(kLanes, end - i));
-    add(take(E::LoadFirst(row.x + static_cast<size_t>(i) * E::kBytes, count)));
-  }
+  SumVectors<kDType>(row, begin, end, take, add);
   return {all_sum.Sum(), above_sum.Sum(), out - values, hn::ReduceMax(d, max)};
 }
 
-// Stores columns that reach a value, with their numbers.
+// Stores the columns that reach a value, with their numbers.
 class FewColumns {
  public:
   HWY_INLINE FewColumns(float low, float* values, int32_t* columns)
-      : low_(hn::Set(WeightTag(), low)), values_(values), columns_(columns) {}
+      : low_(hn::Set(WeightTag(), low)),
+        max_(hn::Set(WeightTag(), -std::numeric_limits<float>::infinity())),
+        values_(values),
+        columns_(columns) {}
 
-  // Returns the lanes that are stored.
-  HWY_INLINE hn::Mask<WeightTag> Reach(WeightVec value) const { return hn::Ge(value, low_); }
-  HWY_INLINE void Store(WeightVec value, hn::Mask<WeightTag> reach, int64_t column) {
+  // Stores those of `value`, a vector whose first column is `column`, and returns `weight` with
+  // zeros in their lanes. They are rare enough for a branch: without one, each vector would be
+  // compressed twice.
+  HWY_INLINE WeightVec Take(WeightVec value, int64_t column, WeightVec weight) {
     const WeightTag d;
     const hn::RebindToSigned<WeightTag> di;
+    const auto reach = hn::Ge(value, low_);
+    if (HWY_LIKELY(hn::AllFalse(d, reach))) {
+      return weight;
+    }
     hn::CompressStore(hn::Iota(di, static_cast<int32_t>(column)), hn::RebindMask(di, reach), di,
                       columns_ + count_);
     count_ += static_cast<int64_t>(hn::CompressStore(value, reach, d, values_ + count_));
+    max_ = hn::Max(max_, value);
+    return hn::IfThenZeroElse(reach, weight);
   }
   int64_t count() const { return count_; }
+  // The greatest value stored; -infinity if there is none.
+  HWY_INLINE float max() const { return hn::ReduceMax(WeightTag(), max_); }
 
  private:
   const WeightVec low_;
+  WeightVec max_;
   float* const values_;
   int32_t* const columns_;
   int64_t count_ = 0;
 };
 
-// Keeping a column is rare enough for a branch: without one, each vector would be compressed twice.
 template <DType kDType>
 WindowSums FewOf(const WeightRow& row, float low, int64_t begin, int64_t end, float* values,
                  int32_t* columns) {
-  using E = Elements<kDType>;
-  const WeightTag d;
-  constexpr int64_t kLanes = hn::MaxLanes(d);
   const WeightReader<kDType, false, true> read(row, {});
   FewColumns few(low, values, columns);
-  WeightVec max = hn::Set(d, -std::numeric_limits<float>::infinity());
-  const auto take = [&](WeightVec value, int64_t column) HWY_ATTR {
-    const WeightVec weight = read.Kept(value);
-    const auto reach = few.Reach(value);
-    if (HWY_UNLIKELY(!hn::AllFalse(d, reach))) {
-      few.Store(value, reach, column);
-      max = hn::Max(max, value);
-      return hn::IfThenZeroElse(reach, weight);
-    }
-    return weight;
-  };
   WideSum sum;
-  int64_t i = begin;
-  for (; i + 8 * kLanes <= end; i += 8 * kLanes) {
-    sum.Add(SumOfEight([&](int64_t j) HWY_ATTR {
-      const int64_t column = i + j * kLanes;
-      return take(E::Load(row.x + static_cast<size_t>(column) * E::kBytes), column);
-    }));
-  }
-  for (; i < end; i += kLanes) {
-    const auto rest = static_cast<size_t>(std::min(kLanes, end - i));
-    sum.Add(take(E::LoadFirst(row.x + static_cast<size_t>(i) * E::kBytes, rest), i));
-  }
-  return {sum.Sum(), 0, few.count(), hn::ReduceMax(d, max)};
+  SumVectors<kDType>(
+      row, begin, end,
+      [&](WeightVec value, int64_t column)
+          HWY_ATTR { return few.Take(value, column, read.Kept(value)); },
+      [&](WeightVec weights) HWY_ATTR { sum.Add(weights); });
+  return {sum.Sum(), 0, few.count(), few.max()};
 }
 
 template <DType kDType>
@@ -148,12 +149,8 @@ int64_t FindFewOf(const WeightRow& row, float low, int64_t begin, int64_t end, f
   FewColumns few(low, values, columns);
   for (int64_t i = begin; i < end; i += kLanes) {
     const uint8_t* const from = row.x + static_cast<size_t>(i) * E::kBytes;
-    const WeightVec value =
-        i + kLanes <= end ? E::Load(from) : E::LoadFirst(from, static_cast<size_t>(end - i));
-    const auto reach = few.Reach(value);
-    if (HWY_UNLIKELY(!hn::AllFalse(d, reach))) {
-      few.Store(value, reach, i);
-    }
+    few.Take(i + kLanes <= end ? E::Load(from) : E::LoadFirst(from, static_cast<size_t>(end - i)),
+             i, hn::Zero(d));
   }
   return few.count();
 }

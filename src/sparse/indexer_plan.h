@@ -32,9 +32,9 @@ struct PlannedIndex {
 // which is found out.
 class IndexPlanner {
  public:
-  // Pre: CheckIndexBatch.
+  // Plans paged keys. Pre: CheckIndexBatch.
   IndexPlanner(const PagedBatch& batch, const IndexKeys& keys, int64_t tokens, int64_t ratio);
-  // Of ranges over one matrix of keys. Pre: CheckRanges.
+  // Plans ranges over one matrix of keys. Pre: CheckRanges.
   IndexPlanner(std::span<const int32_t> starts, std::span<const int32_t> ends);
 
   int64_t groups() const { return groups_; }

@@ -200,7 +200,7 @@ class Scorer {
     }
   }
 
-  // Of MXFP4 four bytes that are no number.
+  // Four bytes of the scale; for MXFP4 these are four scales, and no number.
   HWY_INLINE float ScaleAt(int64_t page, int64_t offset) const {
     float scale = 1.0f;
     if (args_.scales != nullptr) {

@@ -77,7 +77,7 @@ class Invariance : public testing::Test {
   static void ForEachKindAndTarget(const F& f) {
     static Rng draws(1);
     for (const Kind& kind : Kinds()) {
-      if (kSlow && !draws.OneIn(3)) continue;  // each test leaves out others
+      if (kSlow && !draws.OneIn(6)) continue;  // each test leaves out others
       const auto check = f(kind.spec);
       for (const std::string& target : SweepTargets()) {
         SetTarget(target);

@@ -114,14 +114,13 @@ static void TestBadHandlesAndPools(void) {
   EXPECT(cache == NULL);
 }
 
-static void TestBadAttention(void) {
-  static float memory[4 * kKvHeads * kDim], results[kHeads * kDim];
-  results[0] = 7;
-  const int32_t kv_len = 4, page = 0;
-  const int64_t slot = 4;
-  riffle_heads q = Heads(memory, 1, kHeads);
+// The arguments of a right call over one page.
+static float attention_memory[4 * kKvHeads * kDim], attention_results[kHeads * kDim];
+static const int32_t one_kv_len = 4, one_page = 0;
+
+static riffle_paged_kv OnePage(void) {
   riffle_paged_kv kv = {.size = sizeof kv};
-  kv.data = memory;
+  kv.data = attention_memory;
   kv.num_pages = 1;
   kv.page_size = 4;
   kv.kv_heads = kKvHeads;
@@ -129,15 +128,30 @@ static void TestBadAttention(void) {
   kv.page_stride = 4 * kKvHeads * kDim;
   kv.token_stride = kKvHeads * kDim;
   kv.head_stride = kDim;
+  return kv;
+}
+
+static riffle_paged_batch OneSequence(void) {
   riffle_paged_batch batch = {.size = sizeof batch};
   batch.sequences = 1;
-  batch.kv_lens = &kv_len;
-  batch.page_table = &page;
+  batch.kv_lens = &one_kv_len;
+  batch.page_table = &one_page;
   batch.max_pages = batch.page_table_stride = 1;
-  riffle_attention_out out = {sizeof out, results, kHeads * kDim, kDim, NULL, 0};
-  riffle_attention_options options = {.size = sizeof options};
-  riffle_attention_plan* plan = NULL;
+  return batch;
+}
 
+static riffle_attention_out Results(void) {
+  attention_results[0] = 7;
+  const riffle_attention_out out = {sizeof out, attention_results, kHeads * kDim, kDim, NULL, 0};
+  return out;
+}
+
+static void TestBadBatches(void) {
+  const riffle_heads q = Heads(attention_memory, 1, kHeads);
+  const riffle_paged_kv kv = OnePage();
+  riffle_paged_batch batch = OneSequence();
+  const riffle_attention_out out = Results();
+  riffle_attention_plan* plan = NULL;
   EXPECT_FAILS(riffle_paged_attention(NULL, &kv, &kv, &batch, &out, NULL), RIFFLE_BAD_SHAPE,
                "q is");
   EXPECT_FAILS(riffle_paged_attention(&q, NULL, &kv, &batch, &out, NULL), RIFFLE_BAD_SHAPE, "keys");
@@ -157,15 +171,23 @@ static void TestBadAttention(void) {
   batch.kv_lens = NULL;
   EXPECT_FAILS(riffle_paged_attention(&q, &kv, &kv, &batch, &out, NULL), RIFFLE_BAD_SHAPE,
                "kv_lens");
-  batch.kv_lens = &kv_len;
+  batch.kv_lens = &one_kv_len;
   batch.page_table = NULL;
   EXPECT_FAILS(riffle_paged_attention(&q, &kv, &kv, &batch, &out, NULL), RIFFLE_BAD_SHAPE,
                "page_table");
-  batch.page_table = &page;
+  batch.page_table = &one_page;
   batch.kv_lens_type = 9;
   EXPECT_FAILS(riffle_paged_attention(&q, &kv, &kv, &batch, &out, NULL), RIFFLE_BAD_OPTION,
                "kv_lens = 9");
   batch.kv_lens_type = RIFFLE_INDEX_I32;
+  EXPECT(attention_results[0] == 7 && plan == NULL);
+}
+
+static void TestBadPages(void) {
+  const riffle_heads q = Heads(attention_memory, 1, kHeads);
+  riffle_paged_kv kv = OnePage();
+  const riffle_paged_batch batch = OneSequence();
+  const riffle_attention_out out = Results();
   kv.format = -1;
   EXPECT_FAILS(riffle_paged_attention(&q, &kv, &kv, &batch, &out, NULL), RIFFLE_BAD_DTYPE,
                "format");
@@ -178,6 +200,15 @@ static void TestBadAttention(void) {
   EXPECT_FAILS(riffle_paged_attention(&q, &kv, &kv, &batch, &out, NULL), RIFFLE_BAD_SHAPE, "keys");
   kv.page_stride = 4 * kKvHeads * kDim;
   kv.num_pages = 1;
+  EXPECT(attention_results[0] == 7);
+}
+
+static void TestBadAttentionOptions(void) {
+  riffle_heads q = Heads(attention_memory, 1, kHeads);
+  const riffle_paged_kv kv = OnePage();
+  const riffle_paged_batch batch = OneSequence();
+  const riffle_attention_out out = Results();
+  riffle_attention_options options = {.size = sizeof options};
   options.has_scale = 1;
   options.scale = NAN;
   EXPECT_FAILS(riffle_paged_attention(&q, &kv, &kv, &batch, &out, &options), RIFFLE_BAD_OPTION,
@@ -191,18 +222,25 @@ static void TestBadAttention(void) {
   EXPECT_FAILS(riffle_paged_attention(&q, &kv, &kv, &batch, &out, &options), RIFFLE_BAD_OPTION,
                "window = -4");
   options.window = 0;
-  options.mask.data = memory;
+  options.mask.data = attention_memory;
   options.mask.dtype = RIFFLE_I64;
   options.mask.tokens = options.mask.heads = 1;
   options.mask.keys = 4;
   EXPECT_FAILS(riffle_paged_attention(&q, &kv, &kv, &batch, &out, &options), RIFFLE_BAD_DTYPE,
                "mask");
   q.heads = INT64_MAX;
-  options.sinks = memory;
+  options.sinks = attention_memory;
   EXPECT_FAILS(riffle_paged_attention(&q, &kv, &kv, &batch, &out, &options), RIFFLE_BAD_SHAPE,
                "sinks");
   q.heads = kHeads;
-  const riffle_heads token = Heads(results, 1, kKvHeads);
+  EXPECT(attention_results[0] == 7);
+}
+
+static void TestBadWritesAndMerges(void) {
+  const int64_t slot = 4;
+  const riffle_paged_kv kv = OnePage();
+  const riffle_attention_out out = Results();
+  const riffle_heads token = Heads(attention_results, 1, kKvHeads);
   static float value_memory[4 * kKvHeads * kDim];
   riffle_paged_kv value_pages = kv;
   value_pages.data = value_memory;
@@ -214,13 +252,16 @@ static void TestBadAttention(void) {
                RIFFLE_BAD_SHAPE, "keys is null");
   EXPECT_FAILS(riffle_merge_states(NULL, 1, &out, NULL), RIFFLE_BAD_SHAPE, "parts is null");
   EXPECT_FAILS(riffle_merge_states(NULL, 0, &out, NULL), RIFFLE_BAD_SHAPE, "");
-  EXPECT(results[0] == 7 && plan == NULL);
+  EXPECT(attention_results[0] == 7);
 }
 
 int main(void) {
   TestBadTopK();
   TestBadHandlesAndPools();
-  TestBadAttention();
+  TestBadBatches();
+  TestBadPages();
+  TestBadAttentionOptions();
+  TestBadWritesAndMerges();
   printf("%d failures\n", failures);
   return failures == 0 ? 0 : 1;
 }

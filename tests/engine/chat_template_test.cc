@@ -13,6 +13,7 @@
 #include "engine/default_model.h"
 #include "engine/stop_texts.h"
 #include "testing/gguf_writer.h"
+#include "testing/paths.h"
 #include "testing/rng.h"
 
 namespace riffle::engine {
@@ -75,7 +76,7 @@ std::vector<ChatMessage> MessagesOf(const nlohmann::json& entries) {
 }
 
 TEST(ChatTemplate, WritesConversationsAsJinjaDoes) {
-  std::ifstream stream(RIFFLE_TEST_DATA "/chat_templates.json");
+  std::ifstream stream(std::string(test::kTestData) + "/chat_templates.json");
   const auto fixture = nlohmann::json::parse(stream);
   ASSERT_EQ(fixture.size(), 7u);
   for (const auto& entry : fixture) {

@@ -26,8 +26,8 @@ using riffle::testing::TinyModel;
 using ::testing::HasSubstr;
 using Tokens = std::vector<int32_t>;
 
-constexpr int kRequests = test::kSlow ? 400 : 1000000;
-constexpr int kWaiting = test::kSlow ? 400 : 100000;
+constexpr int kRequests = test::kSlow ? 160 : 1000000;
+constexpr int kWaiting = test::kSlow ? 300 : 100000;
 // Under sanitizers mallinfo2() knows nothing, and there and under emulators time is another.
 constexpr bool kMeasures = !test::kSlow;
 
@@ -371,7 +371,8 @@ TEST(EngineService, EveryKindOfKeysAndValues) {
     const auto together = run(kind, requests);
     double error = 0;
     for (size_t r = 0; r < requests.size(); ++r) {
-      const auto alone = run(kind, {requests[r]}).front();
+      const bool runs_alone = !test::kSlow || r % 4 == 3;
+      const auto alone = runs_alone ? run(kind, {requests[r]}).front() : together[r];
       EXPECT_EQ(alone.size(), together[r].size());
       for (size_t i = 0; i < alone.size(); ++i) {
         EXPECT_EQ(alone[i].token, together[r][i].token);

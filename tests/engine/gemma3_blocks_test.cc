@@ -13,6 +13,7 @@
 #include "core/order.h"
 #include "engine/default_model.h"
 #include "testing/crc32.h"
+#include "testing/paths.h"
 #include "testing/random_models.h"
 #include "testing/tiny_model.h"
 
@@ -23,7 +24,7 @@ using riffle::testing::Crc32;
 
 // Checks the tensors of a fixture; returns how many.
 int ExpectExpandedAs(const std::string& fixture, const GgufFile& file) {
-  std::ifstream lines(std::string(RIFFLE_TEST_DATA) + "/" + fixture);
+  std::ifstream lines(std::string(test::kTestData) + "/" + fixture);
   std::string name, type, crc;
   int64_t values = 0;
   int tensors = 0;

@@ -15,6 +15,7 @@
 #include "engine/tokenizer/tokenizer.h"
 #include "engine/weights.h"
 #include "testing/greedy_check.h"
+#include "testing/paths.h"
 #include "testing/targets.h"
 
 namespace riffle::engine {
@@ -23,7 +24,7 @@ namespace {
 using Tokens = std::vector<int32_t>;
 
 using test::kSlow;
-constexpr size_t kSteps = kSlow ? 4 : 48;  // of each prompt
+constexpr size_t kSteps = kSlow ? 2 : 48;  // of each prompt
 constexpr int kBatch = kSlow ? 8 : 32;
 constexpr size_t kLongest = kSlow ? 64 : 100000;  // prompt, in tokens
 
@@ -36,7 +37,7 @@ using Case = riffle::testing::GreedyCase;
 
 const std::vector<Case>& Cases() {
   static const std::vector<Case> cases = [] {
-    std::ifstream file(RIFFLE_TEST_DATA "/gemma3_greedy.json");
+    std::ifstream file(std::string(test::kTestData) + "/gemma3_greedy.json");
     const Tokenizer tokenizer(Gemma().file());
     std::vector<Case> read;
     for (const auto& entry : nlohmann::json::parse(file)) {

@@ -17,6 +17,7 @@
 #include "engine/tokenizer/tokenizer.h"
 #include "engine/tokenizer/utf8.h"
 #include "testing/gguf_writer.h"
+#include "testing/paths.h"
 
 namespace riffle::engine {
 namespace {
@@ -39,7 +40,7 @@ std::string WithoutControls(const Tokens& tokens) {
 }
 
 TEST(GemmaTokenizer, AgreesWithSentencePiece) {
-  std::ifstream file(RIFFLE_TEST_DATA "/gemma3_tokens.json");
+  std::ifstream file(std::string(test::kTestData) + "/gemma3_tokens.json");
   const auto cases = nlohmann::json::parse(file);
   ASSERT_GT(cases.size(), 400u);
   for (const auto& entry : cases) {

@@ -19,6 +19,7 @@
 #include "riffle/sampling.h"
 #include "testing/crc32.h"
 #include "testing/greedy_check.h"
+#include "testing/paths.h"
 #include "testing/random_models.h"
 #include "testing/rng.h"
 #include "testing/tiny_model.h"
@@ -34,7 +35,7 @@ using riffle::testing::TinyModel;
 using Tokens = std::vector<int32_t>;
 
 nlohmann::json Fixture() {
-  std::ifstream file(RIFFLE_TEST_DATA "/penalties.json");
+  std::ifstream file(std::string(test::kTestData) + "/penalties.json");
   return nlohmann::json::parse(file);
 }
 

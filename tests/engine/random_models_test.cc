@@ -7,6 +7,7 @@
 
 #include "engine/model.h"
 #include "testing/greedy_check.h"
+#include "testing/paths.h"
 #include "testing/random_models.h"
 
 namespace riffle::engine {
@@ -18,7 +19,7 @@ using riffle::testing::RandomModelFile;
 using riffle::testing::RandomModelNames;
 
 TEST(RandomModels, GreedyTokensAreThoseOfTransformers) {
-  std::ifstream file(RIFFLE_TEST_DATA "/random_models_greedy.json");
+  std::ifstream file(std::string(test::kTestData) + "/random_models_greedy.json");
   const nlohmann::json fixture = nlohmann::json::parse(file);
   EXPECT_EQ(fixture.size(), RandomModelNames().size());
   for (const std::string& name : RandomModelNames()) {

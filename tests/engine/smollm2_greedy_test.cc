@@ -10,6 +10,7 @@
 #include "engine/model.h"
 #include "engine/tokenizer/tokenizer.h"
 #include "testing/greedy_check.h"
+#include "testing/paths.h"
 #include "testing/targets.h"
 
 namespace riffle::engine {
@@ -19,7 +20,7 @@ using riffle::testing::GreedyCase;
 using riffle::testing::RunRequests;
 
 using test::kSlow;
-constexpr size_t kSteps = kSlow ? 3 : 1000;  // of each prompt
+constexpr size_t kSteps = kSlow ? 2 : 1000;  // of each prompt
 constexpr size_t kLongest = kSlow ? 100 : 100000;
 constexpr int kBatch = kSlow ? 6 : 32;
 
@@ -30,7 +31,7 @@ const Model& SmolLm2() {
 
 const std::vector<GreedyCase>& Cases() {
   static const std::vector<GreedyCase> cases = [] {
-    std::ifstream file(RIFFLE_TEST_DATA "/smollm2_greedy.json");
+    std::ifstream file(std::string(test::kTestData) + "/smollm2_greedy.json");
     const Tokenizer tokenizer(SmolLm2().file());
     std::vector<GreedyCase> read;
     for (const auto& entry : nlohmann::json::parse(file)) {

@@ -12,13 +12,14 @@
 #include <vector>
 
 #include "testing/crc32.h"
+#include "testing/paths.h"
 #include "testing/rng.h"
 
 namespace riffle::engine {
 
 // A file of tests/data.
 inline nlohmann::json ReadFixture(const std::string& name) {
-  std::ifstream stream(RIFFLE_TEST_DATA "/" + name);
+  std::ifstream stream(std::string(test::kTestData) + "/" + name);
   return nlohmann::json::parse(stream);
 }
 

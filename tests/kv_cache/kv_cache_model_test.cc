@@ -4,6 +4,7 @@
 
 #include "kv_cache_history.h"
 #include "riffle/kv_cache.h"
+#include "testing/targets.h"
 #include "testing/text.h"
 
 namespace riffle::test {
@@ -12,7 +13,7 @@ namespace {
 struct Case {
   KvCacheOptions options;
   uint64_t seed = 0;
-  int steps = 6000;
+  int steps = kSlow ? 3000 : 6000;
 };
 
 std::vector<Case> Cases() {

@@ -6,6 +6,7 @@
 #include <cstdio>
 #include <string>
 
+#include "testing/paths.h"
 #include "testing/text.h"
 
 namespace riffle::test {
@@ -19,7 +20,8 @@ struct Outcome {
 
 Outcome Run(const std::string& arguments) {
   Outcome outcome;
-  const std::string command = "timeout 60 '" RIFFLE_LIFETIME_PROBE "' " + arguments + " 2>&1";
+  const std::string command =
+      std::string("timeout 60 '") + kLifetimeProbe + "' " + arguments + " 2>&1";
   FILE* pipe = popen(command.c_str(), "r");
   if (pipe == nullptr) return {-1, "popen failed"};
   std::array<char, 512> part;
@@ -52,12 +54,12 @@ TEST(Lifetime, ExitDuringCalls) {
   }
 }
 
-#ifdef RIFFLE_LIFETIME_PLUGIN_A
-const std::string plugins = " '" RIFFLE_LIFETIME_PLUGIN_A "' '" RIFFLE_LIFETIME_PLUGIN_B "'";
+#ifdef RIFFLE_LIFETIME_PLUGINS
+std::string Plugins() { return Concat(" '", kLifetimePluginA, "' '", kLifetimePluginB, "'"); }
 
-TEST(Lifetime, TwoCopiesOfTheLibrary) { ExpectRight("'two copies'" + plugins, 2); }
+TEST(Lifetime, TwoCopiesOfTheLibrary) { ExpectRight("'two copies'" + Plugins(), 2); }
 
-TEST(Lifetime, PluginsAreUnloaded) { ExpectRight("unload" + plugins, 7); }
+TEST(Lifetime, PluginsAreUnloaded) { ExpectRight("unload" + Plugins(), 7); }
 #endif
 
 }  // namespace

@@ -18,6 +18,7 @@
 #include "lm_head/prefilter/prefilter_kernels.h"
 #include "riffle/error.h"
 #include "riffle/linear_topk.h"
+#include "testing/paths.h"
 #include "testing/text.h"
 #include "topk/topk_kernels.h"
 
@@ -27,7 +28,7 @@ namespace {
 // The line that runtime_probe prints with `environment`; it prints two, which must be equal.
 std::string Probe(const std::string& environment) {
   const std::string command =
-      "env -u RIFFLE_TARGET -u RIFFLE_NUM_THREADS " + environment + " '" RIFFLE_RUNTIME_PROBE "'";
+      "env -u RIFFLE_TARGET -u RIFFLE_NUM_THREADS " + environment + " '" + kRuntimeProbe + "'";
   FILE* pipe = popen(command.c_str(), "r");
   if (pipe == nullptr) return "popen failed";
   std::string text;

@@ -14,6 +14,7 @@
 #include "riffle/runtime.h"
 #include "testing/reference.h"
 #include "testing/sampling_reference.h"
+#include "testing/targets.h"
 #include "testing/text.h"
 #include "testing/topk_check.h"
 
@@ -81,7 +82,8 @@ void ExpectExact(const Input& input, const SampleParameters& p, int64_t count) {
   for (int64_t i = 0; i < exact.most; ++i) {
     may[static_cast<size_t>(exact.columns[static_cast<size_t>(i)])] = true;
   }
-  const Drawn drawn = DrawMany(input.view(), p, count);
+  // Under sanitizers only the columns matter; how often each comes is seen without them.
+  const Drawn drawn = DrawMany(input.view(), p, kSlow ? std::min<int64_t>(count, 40) : count);
   for (const int32_t token : drawn.tokens) {
     ASSERT_TRUE(token >= 0 && token < input.view().cols && may[static_cast<size_t>(token)])
         << "column " << token << " of " << exact.kept << " kept";

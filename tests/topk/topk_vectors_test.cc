@@ -11,6 +11,7 @@
 
 #include "riffle/runtime.h"
 #include "riffle/topk.h"
+#include "testing/paths.h"
 
 namespace riffle::test {
 namespace {
@@ -79,7 +80,7 @@ void ExpectAnswers(const Vector& v, const std::vector<uint8_t>& x, Algorithm alg
 }
 
 TEST(TopKVectors, EveryTargetGivesTheCommittedBits) {
-  std::ifstream file(RIFFLE_TEST_DATA "/topk_vectors.txt");
+  std::ifstream file(std::string(kTestData) + "/topk_vectors.txt");
   int count = 0;
   for (Vector v; file >> v; ++count) {
     const std::vector<uint8_t> x = Elements(v);

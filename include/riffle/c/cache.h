@@ -3,7 +3,8 @@
 #ifndef RIFFLE_C_CACHE_H_
 #define RIFFLE_C_CACHE_H_
 
-#include "riffle/c/riffle.h"
+#include "riffle/c/common.h"
+#include "riffle/c/paged_attention.h"
 
 #ifdef __cplusplus
 extern "C" {

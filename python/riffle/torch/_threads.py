@@ -39,7 +39,7 @@ def _gomp_parallel() -> int:
     """The address of the function in the OpenMP that PyTorch runs on; 0 where there is none.
 
     The global scope comes first, as for the linker: an OpenMP that was preloaded (LD_PRELOAD) serves PyTorch instead of
-    the one that PyTorch was linked to, which is loaded beside it and would start a second team.
+    the one that PyTorch was linked to, which is loaded beside it and would start threads of its own.
     """
     if not torch.backends.openmp.is_available():
         return 0

@@ -6,8 +6,8 @@ import importlib
 import logging
 import os
 
-# In the order in which they are installed. Each is a module _NAME with `install() -> str | None`: None when the part is
-# on; otherwise why it is left to vLLM.
+# The parts, in the order in which they are installed. Each is a module _NAME with `install() -> str | None`, which returns
+# None when the part is on; otherwise the reason why it is left to vLLM.
 PARTS = ("attention", "mla", "sparse", "sampler")
 
 # Versions that `make test-vllm` ran with.

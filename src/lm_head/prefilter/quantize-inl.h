@@ -28,7 +28,7 @@ struct SquaredNorms {
   double error = 0;
 };
 
-// As bits, in whose order infinity and NaNs are larger still.
+// The bits of 2^64. Infinity and NaNs have larger bits still.
 constexpr int32_t kTooLarge = std::bit_cast<int32_t>(0x1p64f);
 constexpr float kTooSmall = 0x1p-100f;  // smaller numbers become zero
 

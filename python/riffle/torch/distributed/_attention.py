@@ -189,7 +189,7 @@ def _contiguous(view: _View, end: Tensor, kv_lens: Tensor, after: Tensor, q_lens
     moved, right = after[some], right[some]
     if view.window is None and (right == _ALL).all():
         return kv_lens, dict(mask=mask)
-    # Where one window suits all sequences, and all queries are among the keys here, as windows have them.
+    # Does one window suit all sequences, and are all queries among the keys here, as windows take them to be?
     alike = (right == right[0]).all() and (q_lens <= kv_lens)[some].all()
     if alike and (view.window is None or ((moved == moved[0]).all() and moved[0] < view.window)):
         limit = None if right[0] >= _ALL else int(right[0])

@@ -176,7 +176,7 @@ def _draw_from_candidates(ranks: Ranks, shards: Shards, logits: Tensor, paramete
     extra = _shard_mass(logits, values).flatten() if return_logprobs else None
     values, ids, masses = gather_candidates(ranks, shards, most, values, found, extra)
     values, ids = merge_candidates(values, ids, most)
-    # One column more, of -inf, keeps top_k below the number of columns, as it is in the whole: weights are added up best first then.
+    # One more column, of -inf, keeps top_k below the number of columns, as in the whole matrix: then weights are added best first.
     values = torch.cat([values, values.new_full((rows, 1), -torch.inf)], dim=1)
     places = parameters.draw(values, False, ids, top_k=best).long()
     tokens = torch.where(places < 0, places, _at(ids, places)).int()
@@ -207,9 +207,9 @@ def _shard_mass(logits: Tensor, best: Tensor) -> Tensor:
 
 
 def _log_probabilities(drawn: Tensor, masses: Tensor) -> Tensor:
-    """Of the logits drawn [rows], from each rank's mass [ranks, 2, rows], as _shard_mass has it."""
+    """Log-probabilities of the logits drawn [rows], from each rank's mass [ranks, 2, rows], made by _shard_mass."""
     largest, log_sums = masses[:, 0], masses[:, 1]
     most = largest.amax(0)
-    # Of equal infinities the difference is 0.
+    # The difference of equal infinities shall be 0.
     below = torch.where(largest == most, 0, largest - most)
     return torch.where(drawn == most, 0, drawn - most) - (below.exp() * log_sums.exp()).sum(0).log()
