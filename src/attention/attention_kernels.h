@@ -40,9 +40,9 @@ struct AttentionKernels {
 // Kernels for the target in use.
 const AttentionKernels& GetAttentionKernels();
 
-// Work items by dot products of pairs of bf16; null if the target has none.
-// Pre of the kernel: q is bf16 or may be rounded to it, and keys and values are ExactInBF16.
-RunItemsKernel GetBF16RunItems();
+// Work items by dot products of pairs of bf16; null if the target has none for keys and values of
+// these codes, which must be exact in bf16. Pre of the kernel: q is bf16 or may be rounded to it.
+RunItemsKernel GetBF16RunItems(RowCode keys, RowCode values);
 
 // By dot products of bf16 if keys and values are exact in it and q is, or may be rounded to it.
 RunItemsKernel ChooseRunItems(const AttentionArgs& args);

@@ -15,6 +15,7 @@
 #include <type_traits>
 
 #include "attention/attention_plan.h"
+#include "core/bf16_dot.h"
 #include "core/dot_operands-inl.h"
 
 HWY_BEFORE_NAMESPACE();
@@ -22,7 +23,7 @@ namespace riffle::attention::HWY_NAMESPACE {
 namespace hn = hwy::HWY_NAMESPACE;
 using core::HWY_NAMESPACE::F32Fma;
 using core::HWY_NAMESPACE::PrefetchAt;
-#if HWY_NATIVE_DOT_BF16 && HWY_ARCH_X86
+#if RIFFLE_BF16_DOT
 using core::HWY_NAMESPACE::BF16PairDot;
 #endif
 
@@ -34,9 +35,9 @@ struct F32Math : F32Fma {
   static constexpr bool kDirect = HWY_CAP_GE512;
 };
 
-#if HWY_NATIVE_DOT_BF16 && HWY_ARCH_X86
+#if RIFFLE_BF16_DOT
 struct BF16Math : BF16PairDot {
-  static constexpr bool kDirect = true;
+  static constexpr bool kDirect = HWY_CAP_GE512;
 };
 #endif
 

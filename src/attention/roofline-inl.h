@@ -13,6 +13,7 @@
 #include "attention/attention_kernels.h"
 #include "attention/dot-inl.h"
 #include "attention/kv_rows.h"
+#include "core/bf16_dot.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace riffle::attention::HWY_NAMESPACE {
@@ -100,7 +101,7 @@ double Spin(int64_t steps) {
 }
 
 double SpinOn(DType dtype, int64_t steps) {
-#if HWY_NATIVE_DOT_BF16 && HWY_ARCH_X86
+#if RIFFLE_BF16_DOT
   if (dtype == DType::kBF16) {
     return Spin<BF16Math>(steps);
   }

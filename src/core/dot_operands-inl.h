@@ -11,6 +11,8 @@
 
 #include <cstdint>
 
+#include "core/bf16_dot.h"
+
 HWY_BEFORE_NAMESPACE();
 namespace riffle::core::HWY_NAMESPACE {
 namespace hn = hwy::HWY_NAMESPACE;
@@ -30,9 +32,10 @@ struct F32Fma {
   }
 };
 
-#if HWY_NATIVE_DOT_BF16 && HWY_ARCH_X86
+#if RIFFLE_BF16_DOT
 // An operand is a pair of bf16, neighbours along the inner index, the first in the low half; a step
-// adds both products (VDPBF16PS: rounds to nearest, treats denormals as zeros).
+// adds both products: VDPBF16PS rounds twice to nearest, ARM's BFDOT twice to odd; both treat
+// denormals as zeros.
 struct BF16PairDot {
   using Operand = uint32_t;
   static constexpr int kPerOperand = 2;
