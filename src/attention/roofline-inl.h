@@ -75,7 +75,7 @@ template <class Math>
 double Spin(int64_t steps) {
   const FloatTag<16> df;
   const hn::Rebind<typename Math::Operand, decltype(df)> dw;
-  constexpr int kChains = HWY_CAP_GE512 ? 16 : 12;
+  constexpr int kChains = core::HWY_NAMESPACE::kHas32Vectors ? 16 : 12;
   // Zeros that the compiler cannot see, or it would make one chain of them all. (Hiding them inside
   // the loop keeps the sums in memory.)
   alignas(64) float sums[kChains * hn::MaxLanes(df)] = {};

@@ -21,6 +21,9 @@ namespace hn = hwy::HWY_NAMESPACE;
 #error "Kernels hold vectors in arrays: leave scalable targets out of HWY_TARGETS"
 #endif
 
+// Whether there are 32 vector registers, not 16.
+constexpr bool kHas32Vectors = HWY_CAP_GE512 || HWY_ARCH_ARM_A64;
+
 // An operand is one f32; a step is one fused multiply-add (two roundings on SSE).
 struct F32Fma {
   using Operand = float;
