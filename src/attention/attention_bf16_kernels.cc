@@ -10,17 +10,20 @@
 // clang-format on
 
 #include "attention/work_item_runner-inl.h"
+#include "core/bf16_dot.h"
 #include "core/dispatch.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace riffle::attention::HWY_NAMESPACE {
 
-RunItemsKernel BF16RunItemsForTarget() {
-#if HWY_NATIVE_DOT_BF16 && HWY_ARCH_X86
-  return RunItems<BF16Math>;
-#else
-  return nullptr;
+RunItemsKernel BF16RunItemsForTarget([[maybe_unused]] RowCode keys,
+                                     [[maybe_unused]] RowCode values) {
+#if RIFFLE_BF16_DOT
+  if (DecodesToBF16(keys) && DecodesToBF16(values)) {
+    return RunItems<BF16Math>;
+  }
 #endif
+  return nullptr;
 }
 
 }  // namespace riffle::attention::HWY_NAMESPACE
@@ -30,8 +33,8 @@ HWY_AFTER_NAMESPACE();
 namespace riffle::attention {
 HWY_EXPORT(BF16RunItemsForTarget);
 
-RunItemsKernel GetBF16RunItems() {
-  return core::ForTarget(HWY_DISPATCH_TABLE(BF16RunItemsForTarget))();
+RunItemsKernel GetBF16RunItems(RowCode keys, RowCode values) {
+  return core::ForTarget(HWY_DISPATCH_TABLE(BF16RunItemsForTarget))(keys, values);
 }
 
 }  // namespace riffle::attention

@@ -43,8 +43,8 @@ const AttentionKernels& GetAttentionKernels() {
 
 RunItemsKernel ChooseRunItems(const AttentionArgs& args) {
   const bool rounded = args.q_dtype == DType::kBF16 || args.bf16_products;
-  if (rounded && ExactInBF16(args.keys.code) && ExactInBF16(args.values.code)) {
-    if (const RunItemsKernel run_items = GetBF16RunItems()) {
+  if (rounded) {
+    if (const RunItemsKernel run_items = GetBF16RunItems(args.keys.code, args.values.code)) {
       return run_items;
     }
   }

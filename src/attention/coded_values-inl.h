@@ -16,9 +16,10 @@
 #include "attention/decode_bf16-inl.h"
 #include "attention/dot-inl.h"
 #include "attention/small_m-inl.h"
+#include "core/bf16_dot.h"
 #include "core/load-inl.h"
 
-#if HWY_NATIVE_DOT_BF16 && HWY_ARCH_X86 && HWY_CAP_GE512
+#if RIFFLE_BF16_DOT && HWY_CAP_GE512
 
 HWY_BEFORE_NAMESPACE();
 namespace riffle::attention::HWY_NAMESPACE {

@@ -16,15 +16,24 @@
 #include "attention/decode_f32-inl.h"
 #include "attention/dot-inl.h"
 #include "attention/kv_rows.h"
+#include "core/bf16_dot.h"
 #include "core/load-inl.h"
 
-#if HWY_NATIVE_DOT_BF16 && HWY_ARCH_X86
+#if RIFFLE_BF16_DOT
 
 HWY_BEFORE_NAMESPACE();
 namespace riffle::attention::HWY_NAMESPACE {
 namespace hn = hwy::HWY_NAMESPACE;
 using core::HWY_NAMESPACE::LoadAny;
 
+using Bytes64 = hn::CappedTag<uint8_t, 64>;
+
+// Whether kernels here make bf16 of rows of this code. Tables of codes take vectors of 512 bits.
+constexpr bool DecodesToBF16(RowCode code) {
+  return code == RowCode::kBF16 || (HWY_CAP_GE512 && ExactInBF16(code));
+}
+
+#if HWY_CAP_GE512
 // The bits of magnitude * 2^exponent as bf16; exact for magnitudes of up to 8 bits.
 constexpr uint16_t BF16BitsOf(int magnitude, int exponent) {
   if (magnitude == 0) {
@@ -71,8 +80,6 @@ constexpr MagnitudeBytes MakeMagnitudeBytes(RowCode code) {
 }
 template <RowCode kCode>
 inline constexpr MagnitudeBytes kMagnitudeBytes = MakeMagnitudeBytes(kCode);
-
-using Bytes64 = hn::CappedTag<uint8_t, 64>;
 
 // The lower and the upper bytes of 64 bf16.
 struct BF16Bytes {
@@ -213,20 +220,24 @@ HWY_INLINE void DecodeBlock(const uint8_t* block, uint8_t* HWY_RESTRICT to) {
   hn::StoreU(hn::BitCast(d8, elements), d8, to);
 }
 
-// One row to bytes at `to`.
+#endif  // vectors of 512 bits
+
+// One row to bytes at `to`. Pre: DecodesToBF16(kCode).
 template <RowCode kCode>
 HWY_INLINE void DecodeRowBF16(const uint8_t* from, int dim, uint8_t* HWY_RESTRICT to) {
   const Bytes64 d;
   if constexpr (kCode == RowCode::kBF16) {
+    constexpr int kStep = static_cast<int>(hn::MaxLanes(d));
     const int bytes = 2 * dim;
     int i = 0;
-    for (; i + 64 <= bytes; i += 64) {
+    for (; i + kStep <= bytes; i += kStep) {
       hn::StoreU(hn::LoadU(d, from + i), d, to + i);
     }
     const hn::CappedTag<uint8_t, 16> d16;
     for (; i < bytes; i += 16) {
       hn::StoreU(hn::LoadU(d16, from + i), d16, to + i);
     }
+#if HWY_CAP_GE512
   } else if constexpr (kCode == RowCode::kQ8_0) {
     constexpr int kBytes = static_cast<int>(BlockBytes(KvFormat::kQ8_0));
     const hn::Half<Bytes64> half;
@@ -260,6 +271,7 @@ HWY_INLINE void DecodeRowBF16(const uint8_t* from, int dim, uint8_t* HWY_RESTRIC
       DecodeBytes<kCode>(hn::Load(d, last), last);
       std::memcpy(to + 2 * i, last, 2 * rest);
     }
+#endif
   }
 }
 
@@ -272,9 +284,11 @@ void DecodeBF16(const KvPages& kv, const KvRows& rows, int stride, uint32_t* HWY
 }
 
 using DecodeToBF16 = void (*)(const KvPages& kv, const KvRows& rows, int stride, uint32_t* to);
-// Pre: ExactInBF16(code).
+// Pre: DecodesToBF16(code).
 inline DecodeToBF16 FindDecoder(BF16Math, RowCode code) {
+  HWY_DASSERT(DecodesToBF16(code));
   switch (code) {
+#if HWY_CAP_GE512
     case RowCode::kE4M3:
       return &DecodeBF16<RowCode::kE4M3>;
     case RowCode::kE5M2:
@@ -289,8 +303,8 @@ inline DecodeToBF16 FindDecoder(BF16Math, RowCode code) {
       return &DecodeBF16<RowCode::kQ5_0>;
     case RowCode::kIQ4NL:
       return &DecodeBF16<RowCode::kIQ4NL>;
+#endif
     default:
-      HWY_DASSERT(code == RowCode::kBF16);
       return &DecodeBF16<RowCode::kBF16>;
   }
 }

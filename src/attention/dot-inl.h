@@ -15,14 +15,16 @@
 #include <type_traits>
 
 #include "attention/attention_plan.h"
+#include "core/bf16_dot.h"
 #include "core/dot_operands-inl.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace riffle::attention::HWY_NAMESPACE {
 namespace hn = hwy::HWY_NAMESPACE;
 using core::HWY_NAMESPACE::F32Fma;
+using core::HWY_NAMESPACE::kHas32Vectors;
 using core::HWY_NAMESPACE::PrefetchAt;
-#if HWY_NATIVE_DOT_BF16 && HWY_ARCH_X86
+#if RIFFLE_BF16_DOT
 using core::HWY_NAMESPACE::BF16PairDot;
 #endif
 
@@ -34,9 +36,9 @@ struct F32Math : F32Fma {
   static constexpr bool kDirect = HWY_CAP_GE512;
 };
 
-#if HWY_NATIVE_DOT_BF16 && HWY_ARCH_X86
+#if RIFFLE_BF16_DOT
 struct BF16Math : BF16PairDot {
-  static constexpr bool kDirect = true;
+  static constexpr bool kDirect = HWY_CAP_GE512;
 };
 #endif
 
@@ -114,7 +116,7 @@ template <class Math, typename Operand = typename Math::Operand>
 HWY_INLINE void Scores16(const Operand* q, int lanes, const PackedKeys<Math>& keys, KeyRange seen,
                          float* scores, const Ahead& ahead) {
   // Sums in registers: 16 of 32, or 8 of 16.
-  constexpr int kSums = HWY_CAP_GE512 ? 16 : 8;
+  constexpr int kSums = kHas32Vectors ? 16 : 8;
   const auto all = [&](auto df, auto vecs, auto prefetch) HWY_ATTR {
     constexpr int kVecs = decltype(vecs)::value;
     constexpr int kKeys = kSums / kVecs;
@@ -126,16 +128,18 @@ HWY_INLINE void Scores16(const Operand* q, int lanes, const PackedKeys<Math>& ke
       }
     }
   };
+  // ARM's short vectors: an operand of a key costs a load, and up to four of them share it.
   using One = std::integral_constant<int, 1>;
   using Two = std::integral_constant<int, 2>;
+  using Four = std::integral_constant<int, 4>;
   if (lanes == 4) {
     all(FloatTag<4>(), One(), std::true_type());
   } else if (lanes == 8) {
-    all(FloatTag<8>(), One(), std::true_type());
+    all(FloatTag<8>(), std::conditional_t<HWY_ARCH_ARM_A64, Two, One>(), std::true_type());
   } else if (lanes == 16) {
-    all(FloatTag<16>(), One(), std::true_type());
+    all(FloatTag<16>(), std::conditional_t<HWY_ARCH_ARM_A64, Four, One>(), std::true_type());
   } else {
-    all(FloatTag<16>(), Two(), std::false_type());
+    all(FloatTag<16>(), std::conditional_t<HWY_ARCH_ARM_A64, Four, Two>(), std::false_type());
   }
 }
 

@@ -17,8 +17,9 @@
 #include "attention/dot-inl.h"
 #include "attention/key_steps-inl.h"
 #include "attention/kv_rows.h"
+#include "core/bf16_dot.h"
 
-#if HWY_NATIVE_DOT_BF16 && HWY_ARCH_X86 && HWY_CAP_GE512
+#if RIFFLE_BF16_DOT && HWY_CAP_GE512
 
 HWY_BEFORE_NAMESPACE();
 namespace riffle::attention::HWY_NAMESPACE {

@@ -16,13 +16,14 @@
 #include "attention/kv_rows.h"
 #include "attention/pack_values-inl.h"
 #include "attention/scales-inl.h"
+#include "core/bf16_dot.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace riffle::attention::HWY_NAMESPACE {
 
 // Whether kernels of `Math` read rows of this code in place.
 constexpr bool InPlace(F32Math, RowCode code) { return code == RowCode::kF32; }
-#if HWY_NATIVE_DOT_BF16 && HWY_ARCH_X86
+#if RIFFLE_BF16_DOT
 constexpr bool InPlace(BF16Math, RowCode code) { return code == RowCode::kBF16; }
 #endif
 

@@ -13,6 +13,7 @@
 
 #include "attention/dot-inl.h"
 #include "attention/kv_rows.h"
+#include "core/bf16_dot.h"
 #include "core/load-inl.h"
 
 HWY_BEFORE_NAMESPACE();
@@ -35,7 +36,7 @@ HWY_INLINE void ClearPackedKey(F32Math, int key, int stride, float* values) {
   std::fill_n(values + key * stride, stride, 0.0f);
 }
 
-#if HWY_NATIVE_DOT_BF16 && HWY_ARCH_X86
+#if RIFFLE_BF16_DOT
 HWY_INLINE void ClearPackedKey(BF16Math, int key, int stride, uint32_t* values) {
   const uint32_t other = key % 2 == 0 ? 0xffff0000u : 0x0000ffffu;  // the even key's half is low
   for (int i = 0; i < stride; ++i) {
@@ -51,16 +52,17 @@ HWY_INLINE void InterleaveRows(const KvRows& rows, int dim, int stride,
   const hn::CappedTag<uint16_t, 8> d8;
   const hn::CappedTag<uint32_t, 16> dw;
   const hn::CappedTag<uint32_t, 4> dw4;
+  constexpr int kWords = static_cast<int>(hn::MaxLanes(dw));
   for (int i = 0; i < kGroupKeys; i += 2) {
     const uint8_t* even = rows.row[i];
     const uint8_t* odd = rows.row[i + 1];
     uint32_t* to = values + i / 2 * stride;
     int c = 0;
-    for (; c + 32 <= dim; c += 32) {
+    for (; c + 2 * kWords <= dim; c += 2 * kWords) {
       const auto a = LoadAny(d, even + 2 * c);
       const auto b = LoadAny(d, odd + 2 * c);
       hn::Store(hn::BitCast(dw, hn::InterleaveWholeLower(d, a, b)), dw, to + c);
-      hn::Store(hn::BitCast(dw, hn::InterleaveWholeUpper(d, a, b)), dw, to + c + 16);
+      hn::Store(hn::BitCast(dw, hn::InterleaveWholeUpper(d, a, b)), dw, to + c + kWords);
     }
     for (; c < dim; c += 8) {
       const auto a = LoadAny(d8, even + 2 * c);
@@ -76,7 +78,7 @@ HWY_INLINE bool AnyNonFinite(BF16Math, const uint32_t* values, int n) {
   const hn::Repartition<uint16_t, decltype(dw)> d;
   const auto inf = hn::Set(d, uint16_t{0x7f80});
   auto found = hn::Eq(inf, hn::Zero(d));
-  for (int i = 0; i < n; i += 16) {
+  for (int i = 0; i < n; i += static_cast<int>(hn::MaxLanes(dw))) {
     const auto x = hn::BitCast(d, hn::Load(dw, values + i));
     found = hn::Or(found, hn::Eq(hn::And(x, inf), inf));
   }

@@ -11,6 +11,7 @@
 #include <cstdint>
 
 #include "attention/dot-inl.h"
+#include "core/bf16_dot.h"
 #include "core/load-inl.h"
 #include "riffle/types.h"
 
@@ -43,7 +44,7 @@ struct FloatQuery {
   }
 };
 
-#if HWY_NATIVE_DOT_BF16 && HWY_ARCH_X86
+#if RIFFLE_BF16_DOT
 // The same for operands of two elements of bf16, to which those of other types are rounded.
 template <DType kDType>
 struct PairQuery {
@@ -134,7 +135,7 @@ HWY_INLINE void PackQueryRows(F32Math, DType dtype, const uint8_t* const* rows, 
   }
 }
 
-#if HWY_NATIVE_DOT_BF16 && HWY_ARCH_X86
+#if RIFFLE_BF16_DOT
 HWY_INLINE void PackQueryRows(BF16Math, DType dtype, const uint8_t* const* rows, int operands,
                               float sign, int lanes, uint32_t* to) {
   const uint32_t keep = sign == 0 ? 0 : ~0u;

@@ -13,6 +13,7 @@
 #include "attention/attention_kernels.h"
 #include "attention/dot-inl.h"
 #include "attention/kv_rows.h"
+#include "core/bf16_dot.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace riffle::attention::HWY_NAMESPACE {
@@ -74,7 +75,7 @@ template <class Math>
 double Spin(int64_t steps) {
   const FloatTag<16> df;
   const hn::Rebind<typename Math::Operand, decltype(df)> dw;
-  constexpr int kChains = HWY_CAP_GE512 ? 16 : 12;
+  constexpr int kChains = core::HWY_NAMESPACE::kHas32Vectors ? 16 : 12;
   // Zeros that the compiler cannot see, or it would make one chain of them all. (Hiding them inside
   // the loop keeps the sums in memory.)
   alignas(64) float sums[kChains * hn::MaxLanes(df)] = {};
@@ -100,7 +101,7 @@ double Spin(int64_t steps) {
 }
 
 double SpinOn(DType dtype, int64_t steps) {
-#if HWY_NATIVE_DOT_BF16 && HWY_ARCH_X86
+#if RIFFLE_BF16_DOT
   if (dtype == DType::kBF16) {
     return Spin<BF16Math>(steps);
   }

@@ -16,6 +16,7 @@
 #include "attention/key_lanes-inl.h"
 #include "attention/small_m-inl.h"
 #include "attention/work_item_context-inl.h"
+#include "core/bf16_dot.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace riffle::attention::HWY_NAMESPACE {
@@ -26,7 +27,7 @@ struct CodedKernels {
   static constexpr bool kAny = false;
   explicit CodedKernels(const AttentionArgs&) {}
 };
-#if HWY_NATIVE_DOT_BF16 && HWY_ARCH_X86 && HWY_CAP_GE512
+#if RIFFLE_BF16_DOT && HWY_CAP_GE512
 template <>
 struct CodedKernels<BF16Math> {
   static constexpr bool kAny = true;

@@ -15,6 +15,7 @@
 
 #include "attention/decode_f32-inl.h"
 #include "attention/dot-inl.h"
+#include "core/bf16_dot.h"
 #include "core/load-inl.h"
 
 #if HWY_CAP_GE512
@@ -64,7 +65,7 @@ HWY_INLINE hn::Vec<FloatTag<16>> VectorStep(F32Math, hn::Vec<FloatTag<16>> k,
                                             hn::Vec<FloatTag<16>> x, hn::Vec<FloatTag<16>> sum) {
   return hn::MulAdd(k, x, sum);
 }
-#if HWY_NATIVE_DOT_BF16 && HWY_ARCH_X86
+#if RIFFLE_BF16_DOT
 using Operands16 = hn::CappedTag<uint32_t, 16>;
 HWY_INLINE hn::Vec<FloatTag<16>> VectorStep(BF16Math, hn::Vec<Operands16> k, hn::Vec<Operands16> x,
                                             hn::Vec<FloatTag<16>> sum) {
@@ -179,7 +180,7 @@ struct ValueLoader<F32Math, kCode, kVecs> {
   }
 };
 
-#if HWY_NATIVE_DOT_BF16 && HWY_ARCH_X86
+#if RIFFLE_BF16_DOT
 template <int kVecs>
 struct ValueLoader<BF16Math, RowCode::kBF16, kVecs> {
   hn::Vec<Operands16> x[kVecs];

@@ -114,7 +114,7 @@ HWY_INLINE void SmallMValueRows(DF df, const ValueProduct<Math>& of, int row, in
 template <class DF, class F>
 HWY_INLINE void ForColumns(DF, int column, int end, const F& f) {
   constexpr int kN = static_cast<int>(hn::MaxLanes(DF()));
-  constexpr int kWide = HWY_CAP_GE512 ? 4 : 2;
+  constexpr int kWide = kHas32Vectors ? 4 : 2;
   constexpr int kNarrow = 32 / kN < kWide ? 32 / kN : kWide;
   for (; column + kWide * kN <= end; column += kWide * kN) {
     f(column, std::integral_constant<int, kWide>());

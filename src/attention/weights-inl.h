@@ -14,6 +14,7 @@
 #include <limits>
 
 #include "attention/dot-inl.h"
+#include "core/bf16_dot.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace riffle::attention::HWY_NAMESPACE {
@@ -43,7 +44,7 @@ HWY_INLINE void StoreWeightsOf4(F32Math, hn::Vec<FourKeys> weights, int key, flo
 }
 #endif
 
-#if HWY_NATIVE_DOT_BF16 && HWY_ARCH_X86
+#if RIFFLE_BF16_DOT
 // Indices that take lane i of one vector of kN lanes and lane i of the next to places 2 i, 2 i + 1.
 template <size_t kN>
 constexpr std::array<uint16_t, 2 * kN> PairIndices() {
@@ -56,7 +57,7 @@ constexpr std::array<uint16_t, 2 * kN> PairIndices() {
 }
 
 template <class DF, class V = hn::Vec<DF>>
-HWY_INLINE void StoreWeights(BF16Math, DF df, V even, V odd, int key, int lanes, uint32_t* p) {
+HWY_INLINE void StoreWeights(BF16Math, DF, V even, V odd, int key, int lanes, uint32_t* p) {
   const hn::RebindToUnsigned<DF> du;
   const hn::Repartition<hwy::bfloat16_t, DF> dh;
   const hn::Repartition<uint16_t, DF> du16;
@@ -67,6 +68,7 @@ HWY_INLINE void StoreWeights(BF16Math, DF df, V even, V odd, int key, int lanes,
   hn::Store(hn::BitCast(du, pairs), du, p + key / 2 * lanes);
 }
 
+#if HWY_CAP_GE512
 HWY_INLINE void StoreWeightsOf4(BF16Math, hn::Vec<FourKeys> weights, int key, uint32_t* p) {
   const hn::Rebind<hwy::bfloat16_t, FourKeys> dh;
   const hn::Rebind<uint16_t, FourKeys> du16;
@@ -93,7 +95,8 @@ HWY_INLINE void StoreWeightsOf8(BF16Math, hn::Vec<FourKeys> low, hn::Vec<FourKey
   const auto pairs = hn::TableLookupLanes(halves, hn::SetTableIndices(du16, kPairs));
   hn::Store(hn::BitCast(du, pairs), du, p + 2 * key);
 }
-#endif
+#endif  // vectors of 512 bits
+#endif  // dot products of bf16
 
 // A weight times the scale of its key's value. A hidden key's scale may be NaN or infinite; its
 // weight stays 0. `logit`, or the masked score, tells: it is -inf.
@@ -156,7 +159,7 @@ struct KeptWeights {
 #endif
 };
 
-#if HWY_NATIVE_DOT_BF16 && HWY_ARCH_X86 && HWY_CAP_GE512
+#if RIFFLE_BF16_DOT && HWY_CAP_GE512
 // ScaleKeptWeights for four lanes: eight keys of all groups at a time.
 HWY_INLINE void ScaleKeptWeightsOf4(int begin, int end, const float* weights, const float* scores,
                                     const float* scales, int groups, uint32_t* HWY_RESTRICT p) {
@@ -186,7 +189,7 @@ template <class Math, class DF>
 HWY_INLINE void ScaleKeptWeights(DF df, int lanes, int begin, int end, const float* weights,
                                  const float* scores, const float* scales, int groups,
                                  typename Math::Operand* p) {
-#if HWY_NATIVE_DOT_BF16 && HWY_ARCH_X86 && HWY_CAP_GE512
+#if RIFFLE_BF16_DOT && HWY_CAP_GE512
   if constexpr (hn::MaxLanes(DF()) == 4 && Math::kPerOperand == 2) {
     ScaleKeptWeightsOf4(begin, end, weights, scores, scales, groups, p);
     return;

@@ -11,6 +11,8 @@
 
 #include <cstdint>
 
+#include "core/bf16_dot.h"
+
 HWY_BEFORE_NAMESPACE();
 namespace riffle::core::HWY_NAMESPACE {
 namespace hn = hwy::HWY_NAMESPACE;
@@ -18,6 +20,9 @@ namespace hn = hwy::HWY_NAMESPACE;
 #if HWY_HAVE_SCALABLE
 #error "Kernels hold vectors in arrays: leave scalable targets out of HWY_TARGETS"
 #endif
+
+// Whether there are 32 vector registers, not 16.
+constexpr bool kHas32Vectors = HWY_CAP_GE512 || HWY_ARCH_ARM_A64;
 
 // An operand is one f32; a step is one fused multiply-add (two roundings on SSE).
 struct F32Fma {
@@ -30,9 +35,10 @@ struct F32Fma {
   }
 };
 
-#if HWY_NATIVE_DOT_BF16 && HWY_ARCH_X86
+#if RIFFLE_BF16_DOT
 // An operand is a pair of bf16, neighbours along the inner index, the first in the low half; a step
-// adds both products (VDPBF16PS: rounds to nearest, treats denormals as zeros).
+// adds both products: VDPBF16PS rounds twice to nearest, ARM's BFDOT twice to odd; both treat
+// denormals as zeros.
 struct BF16PairDot {
   using Operand = uint32_t;
   static constexpr int kPerOperand = 2;

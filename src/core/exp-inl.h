@@ -19,8 +19,9 @@ namespace hn = hwy::HWY_NAMESPACE;
 template <class D, class V = hn::Vec<D>>
 HWY_INLINE V Exp2(D d, V x) {
   const hn::RebindToUnsigned<D> du;
-  // The order of the operands keeps a NaN on x86, where Max returns its second operand then.
-  x = hn::Max(hn::Set(d, -127.0f), x);
+  // Keeps a NaN: of one, x86's Max returns its second operand, ARM's the number.
+  const V least = hn::Set(d, -127.0f);
+  x = HWY_ARCH_X86 ? hn::Max(least, x) : hn::IfThenElse(hn::Lt(x, least), least, x);
   // Adding 1.5 * 2^23 + 127 leaves round(x) + 127, the exponent of 2^round(x), in the low bits.
   const V magic = hn::Set(d, 12582912.0f + 127.0f);
   const V shifted = hn::Add(x, magic);

@@ -6,6 +6,7 @@
 // clang-format on
 #include "core/dispatch.h"
 
+#include "core/bf16_dot.h"
 #include "lm_head/pack_weights-inl.h"
 #include "lm_head/pack_x-inl.h"
 #include "lm_head/product_kernels.h"
@@ -15,13 +16,13 @@ namespace riffle::lm_head::HWY_NAMESPACE {
 
 const PackKernels* PackKernelsForTarget() {
   static constexpr PackKernels kKernels = {
-      .bf16_pairs = HWY_NATIVE_DOT_BF16 && HWY_ARCH_X86,
+      .bf16_pairs = RIFFLE_BF16_DOT,
       .x = PackRow,
       .load_scales = LoadScales,
       .weights = ForWeightSources([]<class Source> { return PackWeights<Source>; }),
       .transposed = {PackTransposed<F32Source<DType::kF32>>, PackTransposed<F32Source<DType::kF16>>,
                      PackTransposed<F32Source<DType::kBF16>>, nullptr,
-#if HWY_NATIVE_DOT_BF16 && HWY_ARCH_X86
+#if RIFFLE_BF16_DOT
                      PackTransposed<BF16PairSource>, nullptr
 #endif
       }};

@@ -113,7 +113,7 @@ template <class Math, bool kQ8>
 HWY_NOINLINE void PackedProduct(const KBlockProduct& product, const WeightTile& tile, bool prefetch,
                                 PrefetchPlan plan) {
   // The sums take 24 of 32 registers, or 12 of 16. Q8_0 keeps two for each result.
-  constexpr int kRows = (HWY_CAP_GE512 ? 12 : 6) / (kQ8 ? 2 : 1);
+  constexpr int kRows = (core::HWY_NAMESPACE::kHas32Vectors ? 12 : 6) / (kQ8 ? 2 : 1);
   const int groups = (product.rows + kRows - 1) / kRows;
   // Only the first kernels prefetch, each for line_operands columns or a multiple of them.
   const int shares = kTile / plan.line_operands;

@@ -11,6 +11,7 @@
 #include <array>
 #include <cstdint>
 
+#include "core/bf16_dot.h"
 #include "core/dot_operands-inl.h"
 #include "lm_head/lanes-inl.h"
 #include "lm_head/product.h"
@@ -21,7 +22,7 @@ namespace hn = hwy::HWY_NAMESPACE;
 using core::HWY_NAMESPACE::F32Fma;
 using core::HWY_NAMESPACE::LoadAny;
 using core::HWY_NAMESPACE::PrefetchAt;
-#if HWY_NATIVE_DOT_BF16 && HWY_ARCH_X86
+#if RIFFLE_BF16_DOT
 using core::HWY_NAMESPACE::BF16PairDot;
 #endif
 
@@ -56,7 +57,7 @@ struct Q8F32Source {
     return hn::BitCast(LaneU32(), hn::ConvertTo(df, hn::PromoteTo(di, bytes)));
   }
 };
-#if HWY_NATIVE_DOT_BF16 && HWY_ARCH_X86
+#if RIFFLE_BF16_DOT
 struct BF16PairSource {
   using Math = BF16PairDot;
   static constexpr DType kType = DType::kBF16;
@@ -106,7 +107,7 @@ struct PackStep {
   }
 };
 
-#if HWY_NATIVE_DOT_BF16 && HWY_ARCH_X86 && HWY_TARGET <= HWY_AVX3_DL
+#if RIFFLE_BF16_DOT && HWY_CAP_GE512
 // Q8_0 to pairs of bf16: transposes half a block of 32 columns while the elements are bytes, then
 // widens them through tables of 128 bytes. Takes half the instructions of the general step.
 template <>
@@ -220,7 +221,7 @@ constexpr auto ForWeightSources(const Select& select) {
         select.template operator()<F32Source<DType::kF16>>(),
         select.template operator()<F32Source<DType::kBF16>>(),
         select.template operator()<Q8F32Source>(),
-#if HWY_NATIVE_DOT_BF16 && HWY_ARCH_X86
+#if RIFFLE_BF16_DOT
         select.template operator()<BF16PairSource>(),
         select.template operator()<Q8BF16PairSource>(),
 #endif

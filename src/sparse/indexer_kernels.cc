@@ -11,6 +11,7 @@
 #include <limits>
 
 #include "core/atomic_max.h"
+#include "core/bf16_dot.h"
 #include "sparse/scores-inl.h"
 #include "sparse/select_keys-inl.h"
 
@@ -192,7 +193,7 @@ const IndexerKernels* IndexerKernelsForTarget(Product product) {
     case Product::kInt8:
       return TableOf<Int8Words>();
     case Product::kBF16:
-#if HWY_NATIVE_DOT_BF16 && HWY_ARCH_X86
+#if RIFFLE_BF16_DOT
       return TableOf<BF16Words>();
 #else
       return nullptr;

@@ -11,6 +11,7 @@
 #include <algorithm>
 #include <cstring>
 
+#include "core/bf16_dot.h"
 #include "core/dot_operands-inl.h"
 #include "sparse/pack-inl.h"
 
@@ -31,7 +32,7 @@ struct F32Words {
   }
 };
 
-#if HWY_NATIVE_DOT_BF16 && HWY_ARCH_X86
+#if RIFFLE_BF16_DOT
 // Two bf16 a word, the first in the low half.
 struct BF16Words : F32Words {
   static HWY_INLINE Sum Step(uint32_t q, VecU32 key, Sum sum) {

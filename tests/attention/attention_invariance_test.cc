@@ -146,6 +146,21 @@ TEST_F(Invariance, DecodeAndPrefillInShort) {
   }
 }
 
+// A NaN in a key or a value reaches every query that sees it, and no other.
+TEST_F(Invariance, NaNInShort) {
+  for (const DType dtype : {DType::kBF16, DType::kF32, DType::kF16}) {
+    const AttentionCase attention({.q_lens = {1, 30},
+                                   .kv_lens = {60, 70},
+                                   .q_dtype = dtype,
+                                   .kv_dtype = dtype,
+                                   .data = KvData::kVisibleNaN});
+    for (const std::string& target : Targets()) {
+      SetTarget(target);
+      EXPECT_EQ(attention.Check(attention.Run()), "") << Name(dtype) << " on " << target;
+    }
+  }
+}
+
 // Queries before the last one do not see the infinite values, so they must not feel them.
 TEST_F(Invariance, InfinitiesOfLaterTokens) {
   for (const DType dtype : {DType::kBF16, DType::kF32, DType::kF16}) {
