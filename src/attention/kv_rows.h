@@ -166,7 +166,7 @@ class TileCursor {
     }
   }
 
-  // The tile's rows, for kernels that prefetch them while they run.
+  // The tile's rows.
   void Find(TileRows* rows) const {
     for (int group = 0; group < kGroups; ++group) {
       FindIn(args_.keys, group, &rows->keys[group]);
@@ -175,9 +175,15 @@ class TileCursor {
       } else {
         FindIn(args_.values, group, &rows->values[group]);
       }
-      PrefetchScales(group, args_.keys);
-      PrefetchScales(group, args_.values);
+      PrefetchScales(group);
     }
+  }
+
+  // Prefetches the scales of group `group` of the tile's keys and values, unless they come with
+  // their rows.
+  void PrefetchScales(int group) const {
+    PrefetchScales(group, args_.keys);
+    PrefetchScales(group, args_.values);
   }
 
   // Prefetches group `index` of the tile's keys, or group `index` - kGroups of its values.
