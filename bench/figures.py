@@ -136,6 +136,7 @@ TABLES = {
     "topk": topk_table,
     "attention": attention_table,
     "attention-formats": bench_table("attention-formats.txt"),
+    "attention-prefill": bench_table("attention-prefill.txt"),
     "attention-latent": bench_table("attention-latent.txt"),
     "write": bench_table("write.txt"),
     "peers": peers_table,

@@ -21,7 +21,8 @@ inline constexpr int kMaxHeadDim = 1024;
 
 // Rows (query, head of the group) that pass through the kernels together.
 inline constexpr int kTileRows = 32;
-// Rows of a work item: each block of keys and values is packed once for this many rows.
+// Rows of a work item: each block of keys and values is packed once for this many rows, or for
+// twice as many where heads are small and work items many.
 inline constexpr int kItemRows = 256;
 
 struct AttentionShape {

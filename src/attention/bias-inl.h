@@ -15,6 +15,7 @@
 #include "attention/attention_plan.h"
 #include "attention/dot-inl.h"
 #include "attention/mask_args.h"
+#include "attention/query_block-inl.h"
 #include "attention/softmax-inl.h"
 #include "core/load-inl.h"
 
@@ -51,30 +52,58 @@ HWY_INLINE V MaskBias(DF df, V element) {
 HWY_INLINE void MakeMaskLine(const MaskArgs& mask, const uint8_t* row, int n, float* line) {
   alignas(64) uint8_t elements[kBlock * 4] = {};
   CopyMaskRow(mask, row, n, elements);
-  const FloatTag<4> df;
-  const auto make = [&](const auto& load) HWY_ATTR {
-    for (int i = 0; i < n; i += 4) {
-      hn::Store(MaskBias(df, load(i)), df, line + i);
+  const FloatTag<16> df;
+  const auto store = [&](const auto& bias) HWY_ATTR {
+    for (int i = 0; i < n; i += static_cast<int>(hn::MaxLanes(df))) {
+      hn::Store(bias(i), df, line + i);
     }
   };
+  const auto make = [&](const auto& load)
+                        HWY_ATTR { store([&](int i) HWY_ATTR { return MaskBias(df, load(i)); }); };
   if (mask.dtype == DType::kF32) {
     make([&](int i) HWY_ATTR { return core::HWY_NAMESPACE::LoadAny(df, elements + 4 * i); });
   } else if (mask.dtype == DType::kBF16) {
-    const hn::Rebind<hwy::bfloat16_t, FloatTag<4>> dh;
+    const hn::Rebind<hwy::bfloat16_t, decltype(df)> dh;
     make([&](int i) HWY_ATTR {
       return hn::PromoteTo(df, core::HWY_NAMESPACE::LoadAny(dh, elements + 2 * i));
     });
   } else if (mask.dtype == DType::kF16) {
-    const hn::Rebind<hwy::float16_t, FloatTag<4>> dh;
+    const hn::Rebind<hwy::float16_t, decltype(df)> dh;
     make([&](int i) HWY_ATTR {
       return core::HWY_NAMESPACE::FromF16(df, core::HWY_NAMESPACE::LoadAny(dh, elements + 2 * i));
     });
   } else {
-    for (int i = 0; i < n; ++i) {
-      line[i] = elements[i] != 0 ? 0.0f : kMinusInf;
-    }
+    const hn::Rebind<uint8_t, decltype(df)> d8;
+    const hn::RebindToUnsigned<decltype(df)> du;
+    const auto minus_inf = hn::Set(df, kMinusInf);
+    store([&](int i) HWY_ATTR {
+      const auto seen = hn::PromoteTo(du, hn::LoadU(d8, elements + i));
+      return hn::IfThenElseZero(hn::RebindMask(df, hn::Eq(seen, hn::Zero(du))), minus_inf);
+    });
   }
 }
+
+// to[i] = base[i] + slope * (distance + i) for i in [0, n), n a multiple of 16.
+HWY_INLINE void AddSlope(const float* base, float slope, int distance, int n, float* to) {
+  const FloatTag<16> df;
+  const hn::RebindToSigned<decltype(df)> di;
+  const auto s = hn::Set(df, slope);
+  for (int i = 0; i < n; i += static_cast<int>(hn::MaxLanes(df))) {
+    const auto distances = hn::ConvertTo(df, hn::Iota(di, distance + i));
+    hn::Store(hn::Add(hn::Load(df, base + i), hn::Mul(s, distances)), df, to + i);
+  }
+}
+
+// Rows of floats, as TransposeTile loads them.
+struct BiasLines {
+  HWY_INLINE hn::Vec<FloatTag<4>> Load(const uint8_t* row, int w) const {
+    return LoadAny(FloatTag<4>(), row + 4 * w);
+  }
+  template <class D>
+  HWY_INLINE hn::Vec<D> Signed(D, hn::Vec<D> x) const {
+    return x;
+  }
+};
 
 // A row of a tile: where its bias comes from.
 struct BiasRow {
@@ -90,31 +119,38 @@ template <class F>
 HWY_INLINE void FillBias(const MaskArgs& mask, bool masked, const float* slopes, int key0,
                          int begin, int end, int known, int rows, int lanes, const F& row_at,
                          float* bias) {
-  alignas(64) float line[kBlock] = {};
+  // A line of keys for each row, transposed at the end: stores of single floats, each to a line of
+  // its own, were 3 % of a prefill over a block-diagonal mask.
+  alignas(64) float lines[kTileRows][kBlock];
+  alignas(64) float of_mask[kBlock];
+  alignas(64) static constexpr float kNothing[kBlock] = {};
+  const uint8_t* line_of[kTileRows];
   const uint8_t* last = nullptr;
+  const float* line = kNothing;
   for (int lane = 0; lane < lanes; ++lane) {
     if (lane >= rows) {
-      for (int key = begin; key < end; ++key) {
-        bias[key * lanes + lane] = 0;
-      }
+      line_of[lane] = reinterpret_cast<const uint8_t*>(kNothing);
       continue;
     }
     const BiasRow row = row_at(lane);
     if (masked) {
       const uint8_t* from = mask.Row(row.token, row.head) + (key0 + begin) * mask.key_stride;
       if (lane == 0 || from != last) {  // rows of a group share theirs, as a rule
+        float* to = slopes != nullptr ? of_mask : lines[lane];
         const int n = std::min(end, known) - begin;
-        MakeMaskLine(mask, from, n, line + begin);
-        std::fill(line + begin + n, line + end, 0.0f);
+        MakeMaskLine(mask, from, n, to);
+        std::fill(to + n, to + end - begin, 0.0f);
         last = from;
+        line = to;
       }
     }
-    const float slope = slopes != nullptr ? slopes[row.head] * kLog2E : 0;
-    for (int key = begin; key < end; ++key) {
-      const float from_slope = slope * static_cast<float>(key0 + key - row.position);
-      bias[key * lanes + lane] = slopes != nullptr ? line[key] + from_slope : line[key];
+    if (slopes != nullptr) {
+      AddSlope(line, slopes[row.head] * kLog2E, key0 + begin - row.position, end - begin,
+               lines[lane]);
     }
+    line_of[lane] = reinterpret_cast<const uint8_t*>(slopes != nullptr ? lines[lane] : line);
   }
+  TransposeTile(BiasLines(), line_of, end - begin, lanes, bias + begin * lanes);
 }
 
 // scores[key][lane] = that times `factor`, plus its bias, for keys [begin, end) of the block; -inf

@@ -126,16 +126,21 @@ inline uint8_t MaskCodeOf(const AttentionArgs& args, int seq, int query_begin, i
   if (args.mask.data == nullptr) {
     return kMaskShows;
   }
-  const int64_t token = args.first_token(seq);
+  const MaskArgs& mask = args.mask;
   const int group = args.shape.group;
-  const int heads = args.mask.by_head ? group : 1;
-  const int queries = args.mask.code_token_stride != 0 ? query_end - query_begin : 1;
+  const int heads = mask.by_head ? group : 1;
+  const int64_t first = args.first_token(seq) + query_begin;
+  const int64_t end = first + (mask.code_token_stride != 0 ? query_end - query_begin : 1);
   uint8_t code = 0;
-  for (int query = 0; query < queries && code != (kMaskShows | kMaskAlters); ++query) {
+  for (int64_t token = first; token < end && code != (kMaskShows | kMaskAlters);) {
+    const bool joined =
+        mask.joined_codes != nullptr && token % kJoinedTokens == 0 && token + kJoinedTokens <= end;
     for (int i = 0; i < heads; ++i) {
-      code |=
-          args.mask.Codes(token + query_begin + query, int64_t{head} * group + i)[block / kBlock];
+      const int64_t of_head = int64_t{head} * group + i;
+      code |= (joined ? mask.JoinedCodes(token / kJoinedTokens, of_head)
+                      : mask.Codes(token, of_head))[block / kBlock];
     }
+    token += joined ? kJoinedTokens : 1;
   }
   return code;
 }
@@ -161,7 +166,7 @@ class TileCursor {
     }
   }
 
-  // The tile's rows, for kernels that prefetch them while they run.
+  // The tile's rows.
   void Find(TileRows* rows) const {
     for (int group = 0; group < kGroups; ++group) {
       FindIn(args_.keys, group, &rows->keys[group]);
@@ -170,9 +175,15 @@ class TileCursor {
       } else {
         FindIn(args_.values, group, &rows->values[group]);
       }
-      PrefetchScales(group, args_.keys);
-      PrefetchScales(group, args_.values);
+      PrefetchScales(group);
     }
+  }
+
+  // Prefetches the scales of group `group` of the tile's keys and values, unless they come with
+  // their rows.
+  void PrefetchScales(int group) const {
+    PrefetchScales(group, args_.keys);
+    PrefetchScales(group, args_.values);
   }
 
   // Prefetches group `index` of the tile's keys, or group `index` - kGroups of its values.

@@ -13,6 +13,7 @@
 #include "attention/decode_bf16-inl.h"
 #include "attention/decode_f32-inl.h"
 #include "attention/dot-inl.h"
+#include "attention/find_rows-inl.h"
 #include "attention/kv_rows.h"
 #include "attention/pack_values-inl.h"
 #include "attention/scales-inl.h"
@@ -26,14 +27,6 @@ constexpr bool InPlace(F32Math, RowCode code) { return code == RowCode::kF32; }
 #if RIFFLE_BF16_DOT
 constexpr bool InPlace(BF16Math, RowCode code) { return code == RowCode::kBF16; }
 #endif
-
-// 16 rows of a KV head of a sequence, from position `begin` on; those outside `seen` are zeros.
-struct RowsAt {
-  int seq;
-  int head;
-  int begin;
-  KeyRange seen;
-};
 
 // F32Math multiplies elements by their scales as it decodes them. BF16Math leaves elements exact;
 // their scales multiply scores and probabilities.
@@ -132,7 +125,7 @@ class KvSource {
   }
 
   void Find(const KvBytes& bytes, const RowsAt& at, KvRows* rows) const {
-    FindRows(args_, bytes, at.seq, at.head, at.begin, at.seen, rows);
+    FindRowsOf(args_, bytes, at, rows);
   }
 
   const AttentionArgs& args_;

@@ -102,6 +102,26 @@ void FindCodes(const MaskArgs& mask, const uint8_t* row, int64_t keys, uint8_t* 
   }
 }
 
+// to[0, blocks) = the codes of kJoinedTokens rows `stride` bytes apart, joined.
+void JoinCodes(const uint8_t* rows, int64_t stride, int64_t blocks, uint8_t* to) {
+  std::copy_n(rows, blocks, to);
+  for (int64_t row = 1; row < kJoinedTokens; ++row) {
+    for (int64_t block = 0; block < blocks; ++block) {
+      to[block] |= rows[row * stride + block];
+    }
+  }
+}
+
+// Joined codes pay where work items have many tokens. Fewer rows are shared among threads one by
+// one.
+bool HasJoinedCodes(const AttentionMask& mask) { return mask.tokens >= 4 * kJoinedTokens; }
+
+// Rows of codes: those of tokens, then joined ones.
+int64_t CodeRows(const AttentionMask& mask) {
+  const int64_t joined = HasJoinedCodes(mask) ? mask.tokens / kJoinedTokens : 0;
+  return core::SaturatingMul(mask.tokens + joined, mask.heads);
+}
+
 // Elements that a task of FindMaskCodes reads, about.
 constexpr int64_t kTaskElements = 1 << 16;
 
@@ -110,7 +130,7 @@ constexpr int64_t kTaskElements = 1 << 16;
 size_t MaskCodeCount(const AttentionMask& mask, int64_t longest) {
   return mask.data == nullptr
              ? 0
-             : static_cast<size_t>(core::SaturatingMul(mask.tokens * mask.heads, Blocks(longest)));
+             : static_cast<size_t>(core::SaturatingMul(CodeRows(mask), Blocks(longest)));
 }
 
 MaskArgs FindMaskCodes(const AttentionMask& mask, int64_t longest, std::span<uint8_t> codes,
@@ -130,13 +150,30 @@ MaskArgs FindMaskCodes(const AttentionMask& mask, int64_t longest, std::span<uin
   args.codes = codes.data();
   args.code_token_stride = mask.tokens > 1 ? mask.heads * blocks : 0;
   args.code_head_stride = mask.heads > 1 ? blocks : 0;
-  const int64_t rows = mask.tokens * mask.heads;
-  const int64_t rows_of_task = std::max<int64_t>(1, kTaskElements / std::max<int64_t>(longest, 1));
-  lease.Run((rows + rows_of_task - 1) / rows_of_task, [&](int64_t task, uint8_t*) {
-    const int64_t end = std::min(rows, (task + 1) * rows_of_task);
-    for (int64_t row = task * rows_of_task; row < end; ++row) {
-      FindCodes(args, args.Row(row / mask.heads, row % mask.heads), longest,
-                codes.data() + row * blocks);
+  const bool joins = HasJoinedCodes(mask);
+  args.joined_codes = joins ? codes.data() + mask.tokens * mask.heads * blocks : nullptr;
+  // A step is the tokens whose codes are joined, of one head.
+  const int64_t tokens_of_step = joins ? kJoinedTokens : 1;
+  const int64_t steps = (mask.tokens + tokens_of_step - 1) / tokens_of_step * mask.heads;
+  const int64_t steps_of_task =
+      std::max<int64_t>(1, kTaskElements / std::max<int64_t>(longest * tokens_of_step, 1));
+  lease.Run((steps + steps_of_task - 1) / steps_of_task, [&](int64_t task, uint8_t*) {
+    const int64_t end = std::min(steps, (task + 1) * steps_of_task);
+    for (int64_t step = task * steps_of_task; step < end; ++step) {
+      const int64_t head = step % mask.heads;
+      const int64_t first = step / mask.heads * tokens_of_step;
+      const int64_t last = std::min(mask.tokens, first + tokens_of_step);
+      const auto code_row = [&](int64_t token) {
+        return codes.data() + (token * mask.heads + head) * blocks;
+      };
+      for (int64_t token = first; token < last; ++token) {
+        FindCodes(args, args.Row(token, head), longest, code_row(token));
+      }
+      if (joins && last - first == tokens_of_step) {
+        JoinCodes(
+            code_row(first), mask.heads * blocks, blocks,
+            codes.data() + ((mask.tokens + first / kJoinedTokens) * mask.heads + head) * blocks);
+      }
     }
   });
   return args;

@@ -13,6 +13,10 @@ namespace riffle::attention {
 inline constexpr uint8_t kMaskAlters = 0x0f;
 inline constexpr uint8_t kMaskShows = 0xf0;
 
+// Neighbouring tokens, from a multiple of this on, whose codes are kept joined too: a work item
+// asks for those of 64 tokens at once, for each of its blocks.
+inline constexpr int64_t kJoinedTokens = 8;
+
 // AttentionMask in bytes, with the code of each block of each of its rows.
 struct MaskArgs {
   const uint8_t* data = nullptr;  // null: no mask
@@ -24,10 +28,15 @@ struct MaskArgs {
   const uint8_t* codes = nullptr;
   int64_t code_token_stride = 0;  // as above
   int64_t code_head_stride = 0;
+  const uint8_t* joined_codes = nullptr;  // of kJoinedTokens tokens, strides as of `codes`; or null
 
   // The codes of a row's blocks.
   const uint8_t* Codes(int64_t token, int64_t head) const {
     return codes + token * code_token_stride + head * code_head_stride;
+  }
+  // The joined codes of tokens [n * kJoinedTokens, (n + 1) * kJoinedTokens).
+  const uint8_t* JoinedCodes(int64_t n, int64_t head) const {
+    return joined_codes + n * code_token_stride + head * code_head_stride;
   }
   const uint8_t* Row(int64_t token, int64_t head) const {
     return data + token * token_stride + head * head_stride;

@@ -76,7 +76,7 @@ class SingleTile {
   // A block of keys of a KV head. `ahead` is the block that is prefetched.
   void RunBlock(int head, int key0, const TileCursor& ahead) {
     const Context& c = context_;
-    ahead.Find(&ahead_);
+    FindTileRows(c.args, ahead, &ahead_);
     c.queries.ForEachTile([&](const Tile& tile) {  // the only one
       const TileBlock block = c.Meet(head, key0, tile);
       if (block.begin < block.end) {

@@ -34,6 +34,7 @@ struct TileBlock {
   int key0;        // the block's first key
   int begin, end;  // relative to it: the groups of 16 keys of which any row of the tile sees a key
   bool partial;    // some row does not see some of these keys
+  bool bounded;    // of these, causality or a window hides some
   bool masked;     // the mask hides some of them from some row, or adds to a logit
   bool fresh;      // these are the tile's first keys of the KV split
 };
@@ -110,7 +111,7 @@ class TileSoftmax {
   // What a row does not see becomes -inf, whatever its score is.
   template <class DF>
   HWY_INLINE void Mask(DF df, const TileBlock& block, const Tile& tile) const {
-    if (block.partial) {
+    if (block.bounded) {
       MaskOutside(df, tile.lanes, block.begin, block.end, block.key0, at_.first + tile.row,
                   at_.last + tile.row, at_.scores);
     }

@@ -65,7 +65,8 @@ struct WorkItemContext {
     block.begin = std::max({tile.any.begin, seen.begin, key0}) / kGroupKeys * kGroupKeys - key0;
     const int seen_end = std::min({tile.any.end, seen.end, key0 + kBlock});
     block.end = (seen_end - key0 + kGroupKeys - 1) / kGroupKeys * kGroupKeys;
-    block.partial = tile.all.begin > key0 + block.begin || tile.all.end < key0 + block.end;
+    block.bounded = tile.all.begin > key0 + block.begin || tile.all.end < key0 + block.end;
+    block.partial = block.bounded;
     block.fresh = key0 == std::max({tile.any.begin, seen.begin, split_key0}) / kBlock * kBlock;
     if (args.mask.data != nullptr && block.begin < block.end) {
       ApplyMask(block, tile);

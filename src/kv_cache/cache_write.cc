@@ -29,6 +29,7 @@ struct SequenceWriters {
         values.Write(begin, pages[page], offset);
       }
     }
+    kv_cache::FlushWrites(keys, values);
   }
 };
 

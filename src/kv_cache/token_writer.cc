@@ -1,5 +1,7 @@
 #include "kv_cache/token_writer.h"
 
+#include <cstdint>
+
 namespace riffle::kv_cache {
 namespace {
 
@@ -52,6 +54,10 @@ TokenWriter::TokenWriter(const WriteKernels& kernels, const HeadsView& in, const
     args_.head_dim *= args_.heads;  // a token's heads are one row
     args_.heads = 1;
   }
+  const bool is_copy = pages.format == KvFormat::kPlain && pages.dtype == in.dtype;
+  const int64_t steps = static_cast<int64_t>(reinterpret_cast<intptr_t>(pages.data)) | out_page_ |
+                        out_token_ | args_.out_head | out_row;
+  args_.streams = is_copy && steps % kLine == 0 && in.tokens >= kStreamBytes / token_bytes_;
 }
 
 }  // namespace riffle::kv_cache

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <hwy/base.h>
+#include <hwy/cache_control.h>
 
 #include <algorithm>
 #include <cstdint>
@@ -34,6 +35,9 @@ class TokenWriter {
   // Bytes read or bytes written for one token, whichever is more.
   int64_t token_bytes() const { return token_bytes_; }
 
+  // Whether rows are written past the caches: FlushWrites follows then, on the same thread.
+  bool streams() const { return args_.streams; }
+
  private:
   WriteToken write_;
   WriteArgs args_;
@@ -53,8 +57,20 @@ class TokenWriter {
   [[maybe_unused]] int64_t page_size_;
 };
 
+// Ends the writes of a thread: others see them once they know that it is done.
+inline void FlushWrites(const TokenWriter& keys, const TokenWriter& values) {
+  if (keys.streams() || values.streams()) {
+    hwy::FlushStream();
+  }
+}
+
 // Bytes of writes from which on threads pay, and what a thread writes at once.
 inline constexpr int64_t kThreadsBytes = 256 * 1024;
 inline constexpr int64_t kTaskBytes = 64 * 1024;
+
+// Bytes of keys, or of values, from which on copies go past the caches. They would hold only a part
+// of them when they are read, and reading lines that are overwritten whole takes as long as writing
+// them (docs/lab/attention.md).
+inline constexpr int64_t kStreamBytes = 2 << 20;
 
 }  // namespace riffle::kv_cache

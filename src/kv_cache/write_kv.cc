@@ -37,6 +37,7 @@ struct Writers {
         values.Write(token, page, offset);
       }
     }
+    kv_cache::FlushWrites(keys, values);
   }
 };
 
@@ -66,9 +67,11 @@ void WriteKv(const HeadsView& keys, const HeadsView& values, const IndexSpan& sl
   uint8_t* const memory = lease.Shared(layout.bytes());
   const std::span<int64_t> list(copied.At(memory), static_cast<size_t>(tokens));
   kv_cache::CopySlots(slots, key_pages.num_pages, page_size, list);
-  if (!is_large || lease.threads() == 1) {
+  const bool streams = writers.keys.streams() || writers.values.streams();
+  if (!is_large || (lease.threads() == 1 && !streams)) {
     return writers.Write(list, 0, tokens);
   }
+  // Nothing is written twice: neither threads nor writes past the caches have an order.
   kv_cache::SkipOverwritten(list, table, memory);
   const int64_t chunk = std::max<int64_t>(1, kv_cache::kTaskBytes / writers.token_bytes());
   lease.Run((tokens + chunk - 1) / chunk, [&](int64_t task, uint8_t*) {

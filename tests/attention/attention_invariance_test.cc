@@ -228,6 +228,24 @@ TEST_F(Invariance, Threads) {
   });
 }
 
+// One thread takes work items of 512 rows here, four take 256.
+TEST_F(Invariance, WidthOfWorkItems) {
+  constexpr int kLength = 700;
+  ThreadPool one(1);
+  ThreadPool four(4);
+  for (const DType dtype : {DType::kBF16, DType::kF32}) {
+    AttentionSpec spec{.q_lens = {kLength}, .kv_lens = {kLength}, .kv_heads = 2, .group = 4};
+    spec.dim = 40;
+    spec.q_dtype = dtype;
+    spec.kv_dtype = dtype;
+    const AttentionCase attention(spec);
+    for (const std::string& target : Targets()) {
+      SetTarget(target);
+      ASSERT_TRUE(attention.Run(&one).SameBits(0, attention.Run(&four), 0, kLength)) << target;
+    }
+  }
+}
+
 TEST_F(Invariance, PagesAndLayouts) {
   ForEachKindAndTarget([](AttentionSpec spec) {
     auto cases = std::make_shared<std::vector<AttentionCase>>();

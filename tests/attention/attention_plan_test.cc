@@ -148,6 +148,17 @@ TEST(AttentionPlan, ShortSequenceIsCutBetweenHeads) {
   EXPECT_EQ(planned.plan.items, 8);
 }
 
+TEST(AttentionPlan, PrefillOfSmallHeadsTakesWideWorkItems) {
+  const auto rows = [](int head_dim, int threads, int q_len) {
+    return MakePlan({{8, 4, head_dim, 0, 0}, {q_len}, {4096}, threads}).plan.max_rows;
+  };
+  EXPECT_EQ(rows(128, 2, 2048), 512);
+  EXPECT_EQ(rows(136, 2, 2048), 256);  // sums of 512 rows would not stay in L2
+  EXPECT_EQ(rows(64, 16, 2048), 512);
+  EXPECT_EQ(rows(64, 17, 2048), 256);  // 128 wide items are too few for these
+  EXPECT_EQ(rows(128, 2, 20), 80);
+}
+
 TEST(AttentionPlan, OneThreadCutsNothing) {
   EXPECT_EQ(MakePlan({{8, 4, 128, 0, 0}, {1, 1}, {131072, 3}, 1}).plan.items, 2);
 }

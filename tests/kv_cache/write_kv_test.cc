@@ -128,6 +128,30 @@ TEST(WriteKv, ManyTokensInAscendingSlots) {
   EXPECT_EQ(WriteCase(spec).Run(&pool), "");
 }
 
+// Large copies go past the caches where their rows are whole lines: with one of these shifts, as
+// memory is aligned to 16 bytes.
+TEST(WriteKv, LargeCopies) {
+  int threads = 1;
+  for (const std::string& target : Targets()) {
+    SetTarget(target);
+    for (const int shift : {0, 16, 32, 48}) {
+      ThreadPool pool(threads);
+      WriteSpec spec;
+      spec.in_dtype = spec.keys.dtype = spec.values.dtype = DType::kBF16;
+      spec.keys.head_dim = spec.values.head_dim = 128;
+      spec.layout = kLayouts[threads];
+      spec.tokens = 1100;
+      spec.pages = 100;
+      spec.page_size = 16;
+      spec.kv_heads = 8;
+      spec.shift = shift;
+      EXPECT_EQ(WriteCase(spec).Run(&pool), "") << target << ", shift " << shift;
+    }
+    threads = 3 - threads;
+  }
+  SetTarget("");
+}
+
 // More tokens than fit on the stack, too few bytes for threads.
 TEST(WriteKv, ManySmallTokens) {
   WriteSpec spec;
