@@ -13,10 +13,12 @@
 #include <limits>
 
 #include "attention/attention_plan.h"
+#include "attention/decode_f32-inl.h"
 #include "attention/dot-inl.h"
+#include "attention/kv_rows.h"
 #include "attention/mask_args.h"
+#include "attention/query_block-inl.h"
 #include "attention/softmax-inl.h"
-#include "core/load-inl.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace riffle::attention::HWY_NAMESPACE {
@@ -47,32 +49,38 @@ HWY_INLINE V MaskBias(DF df, V element) {
   return hn::IfThenElse(hn::Eq(element, minus_inf), minus_inf, finite);
 }
 
-// line[0, n) = the bias of keys whose elements begin at `row`.
-HWY_INLINE void MakeMaskLine(const MaskArgs& mask, const uint8_t* row, int n, float* line) {
-  alignas(64) uint8_t elements[kBlock * 4] = {};
-  CopyMaskRow(mask, row, n, elements);
-  const FloatTag<4> df;
+// line[0, n) = the bias of n neighbouring elements, a multiple of 16.
+HWY_INLINE void MakeMaskLineOf(DType dtype, const uint8_t* elements, int n, float* line) {
+  const FloatTag<16> df;
   const auto make = [&](const auto& load) HWY_ATTR {
-    for (int i = 0; i < n; i += 4) {
-      hn::Store(MaskBias(df, load(i)), df, line + i);
+    for (int i = 0; i < n; i += static_cast<int>(hn::MaxLanes(df))) {
+      hn::StoreU(MaskBias(df, load(i)), df, line + i);
     }
   };
-  if (mask.dtype == DType::kF32) {
-    make([&](int i) HWY_ATTR { return core::HWY_NAMESPACE::LoadAny(df, elements + 4 * i); });
-  } else if (mask.dtype == DType::kBF16) {
-    const hn::Rebind<hwy::bfloat16_t, FloatTag<4>> dh;
-    make([&](int i) HWY_ATTR {
-      return hn::PromoteTo(df, core::HWY_NAMESPACE::LoadAny(dh, elements + 2 * i));
-    });
-  } else if (mask.dtype == DType::kF16) {
-    const hn::Rebind<hwy::float16_t, FloatTag<4>> dh;
-    make([&](int i) HWY_ATTR {
-      return core::HWY_NAMESPACE::FromF16(df, core::HWY_NAMESPACE::LoadAny(dh, elements + 2 * i));
-    });
+  if (dtype == DType::kF32) {
+    make([&](int i) HWY_ATTR { return LoadElements<RowCode::kF32>(df, elements + 4 * i); });
+  } else if (dtype == DType::kBF16) {
+    make([&](int i) HWY_ATTR { return LoadElements<RowCode::kBF16>(df, elements + 2 * i); });
+  } else if (dtype == DType::kF16) {
+    make([&](int i) HWY_ATTR { return LoadElements<RowCode::kF16>(df, elements + 2 * i); });
   } else {
     for (int i = 0; i < n; ++i) {
       line[i] = elements[i] != 0 ? 0.0f : kMinusInf;
     }
+  }
+}
+
+// line[0, n) = the bias of keys whose elements begin at `row`; it has room for a multiple of 16.
+HWY_INLINE void MakeMaskLine(const MaskArgs& mask, const uint8_t* row, int n, float* line) {
+  int done = 0;
+  if (mask.key_stride == static_cast<int64_t>(SizeOf(mask.dtype))) {
+    done = n / 16 * 16;
+    MakeMaskLineOf(mask.dtype, row, done, line);
+  }
+  if (done < n) {
+    alignas(64) uint8_t elements[kBlock * 4] = {};
+    CopyMaskRow(mask, row + done * mask.key_stride, n - done, elements);
+    MakeMaskLineOf(mask.dtype, elements, (n - done + 15) / 16 * 16, line + done);
   }
 }
 
@@ -83,36 +91,40 @@ struct BiasRow {
   int position;   // of the query, in its sequence
 };
 
-// bias[key][lane], for keys [begin, end) of the block at `key0`. Keys from `known` on are behind
-// the sequence's last one, which masks need not have; they and lanes without a row get 0.
+// bias[key][lane], for keys [begin, end), multiples of 4, of the block at `key0`. Keys from `known`
+// on are behind the sequence's last one, which masks need not have; they and lanes without a row
+// get 0.
 //   masked  whether the mask is to be read; else it adds nothing here
 template <class F>
 HWY_INLINE void FillBias(const MaskArgs& mask, bool masked, const float* slopes, int key0,
                          int begin, int end, int known, int rows, int lanes, const F& row_at,
                          float* bias) {
-  alignas(64) float line[kBlock] = {};
+  alignas(64) float lines[kTileRows][kBlock];
+  const uint8_t* from[kTileRows];  // a row's line, of which those of a group share one, as a rule
   const uint8_t* last = nullptr;
+  int made = 0;
   for (int lane = 0; lane < lanes; ++lane) {
-    if (lane >= rows) {
-      for (int key = begin; key < end; ++key) {
-        bias[key * lanes + lane] = 0;
-      }
+    from[lane] = kZeroRow;
+    if (!masked || lane >= rows) {
       continue;
     }
     const BiasRow row = row_at(lane);
-    if (masked) {
-      const uint8_t* from = mask.Row(row.token, row.head) + (key0 + begin) * mask.key_stride;
-      if (lane == 0 || from != last) {  // rows of a group share theirs, as a rule
-        const int n = std::min(end, known) - begin;
-        MakeMaskLine(mask, from, n, line + begin);
-        std::fill(line + begin + n, line + end, 0.0f);
-        last = from;
-      }
+    const uint8_t* elements = mask.Row(row.token, row.head) + (key0 + begin) * mask.key_stride;
+    if (elements != last) {
+      const int n = std::min(end, known) - begin;
+      float* line = lines[made++];
+      MakeMaskLine(mask, elements, n, line);
+      std::fill(line + n, line + (end - begin), 0.0f);
+      last = elements;
     }
-    const float slope = slopes != nullptr ? slopes[row.head] * kLog2E : 0;
+    from[lane] = reinterpret_cast<const uint8_t*>(lines[made - 1]);
+  }
+  TransposeTile(FloatQuery<DType::kF32>{1.0f}, from, end - begin, lanes, bias + begin * lanes);
+  for (int lane = 0; slopes != nullptr && lane < rows; ++lane) {
+    const BiasRow row = row_at(lane);
+    const float slope = slopes[row.head] * kLog2E;
     for (int key = begin; key < end; ++key) {
-      const float from_slope = slope * static_cast<float>(key0 + key - row.position);
-      bias[key * lanes + lane] = slopes != nullptr ? line[key] + from_slope : line[key];
+      bias[key * lanes + lane] += slope * static_cast<float>(key0 + key - row.position);
     }
   }
 }

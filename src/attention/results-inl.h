@@ -64,7 +64,7 @@ HWY_INLINE void WriteScaled(DType dtype, const float* values, float factor, int 
 HWY_INLINE void WriteRow(const AttentionArgs& args, int64_t token, int64_t head, float max,
                          float weight, const float* sums) {
   const Finished finished =
-      Finish(max, weight, args.sinks != nullptr ? args.sinks + head : nullptr);
+      Finish(max, weight, args.sinks != nullptr ? args.sinks + head : nullptr, args.lse != nullptr);
   uint8_t* out = args.out + token * args.out_token_stride + head * args.out_head_stride;
   if (weight == 0.0f) {
     std::memset(out, 0, static_cast<size_t>(args.values.dim) * SizeOf(args.q_dtype));
@@ -73,7 +73,7 @@ HWY_INLINE void WriteRow(const AttentionArgs& args, int64_t token, int64_t head,
   }
   if (args.lse != nullptr) {
     args.lse[token * args.lse_token_stride + head] =
-        args.lse_without_sinks ? Finish(max, weight, nullptr).lse : finished.lse;
+        args.lse_without_sinks ? Finish(max, weight, nullptr, true).lse : finished.lse;
   }
 }
 

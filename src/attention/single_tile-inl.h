@@ -75,7 +75,13 @@ class SingleTile {
   // A block of keys of a KV head. `ahead` is the block that is prefetched.
   void RunBlock(int head, int key0, const TileCursor& ahead) {
     const Context& c = context_;
-    ahead.Find(&ahead_);
+    if (!ahead.done()) {
+      ahead.Find(&ahead_);
+      prefetches_ = true;
+    } else if (prefetches_) {
+      ahead_ = TileRows();
+      prefetches_ = false;
+    }
     c.queries.ForEachTile([&](const Tile& tile) {  // the only one
       const TileBlock block = c.Meet(head, key0, tile);
       if (block.begin < block.end) {
@@ -349,7 +355,8 @@ class SingleTile {
   const int key_step_;
   const int value_step_;
   TileRows rows_;   // of the block in hand
-  TileRows ahead_;  // what is prefetched
+  TileRows ahead_;  // what is prefetched; rows of zeros: nothing
+  bool prefetches_ = false;
 };
 
 }  // namespace riffle::attention::HWY_NAMESPACE
