@@ -1,5 +1,9 @@
 // scaled_dot_product_attention: attention over dense tensors [batch, heads, tokens, head_dim]. Each
 // sequence's keys and values are treated as one page. Nothing is copied.
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
+
 #include <algorithm>
 #include <cstring>
 #include <limits>
@@ -239,8 +243,10 @@ void RunMerged(const Problem& p) {
   PagedAttention(q, PageOfEachSequence(p.k), PageOfEachSequence(p.v), batch.view, out, options);
 }
 
-// A call of its own for each sequence costs 12 us; copying so many bytes of its mask costs less.
+// A call of its own for each sequence costs 12 us. Copying so many bytes of its mask costs less,
+// and so does reading so many rows where one served all of them.
 constexpr int64_t kMaxCopiedMaskBytes = 32 << 10;
+constexpr int64_t kMaxRepeatedRows = 256;
 
 // A problem of which nothing but its mask prevents a single call, with a mask, in `memory`, that
 // does not. nullopt for all others, and for masks of more bytes than are worth a copy.
@@ -257,7 +263,8 @@ std::optional<Problem> WithCopiedMask(const Problem& p, std::vector<uint8_t>* me
   const int64_t keys = p.k.size[kToken];
   const int64_t inner_size = p.mask.stride[inner] == 0 ? 1 : p.q.size[inner];
   const int64_t rows = p.q.size[outer] * inner_size;
-  if (rows > kMaxCopiedMaskBytes / (keys * element)) {
+  if (rows > kMaxCopiedMaskBytes / (keys * element) ||
+      (p.mask.stride[outer] == 0 && rows > kMaxRepeatedRows)) {
     return std::nullopt;
   }
   memory->resize(static_cast<size_t>(p.q.size[kBatch] * rows * keys * element));
@@ -296,6 +303,25 @@ void Run(const Problem& p) {
   }
 }
 
+// Results of so many bytes are in memory that malloc has just mapped: glibc keeps none of 32 MiB
+// and more. Half the time of a call with few keys went into its page faults, 4 KiB each.
+constexpr int64_t kMinHugePageBytes = 32 << 20;
+
+// Asks for huge pages where new results are written to. Nothing depends on the answer.
+void PreferHugePages([[maybe_unused]] const Dense& results) {
+#ifdef MADV_HUGEPAGE
+  const int64_t bytes = results.size[kBatch] * results.size[kHead] * results.size[kToken] *
+                        results.dim * static_cast<int64_t>(SizeOf(results.dtype));
+  if (bytes >= kMinHugePageBytes) {
+    constexpr uintptr_t kHugePage = 2 << 20;
+    const auto begin = reinterpret_cast<uintptr_t>(results.data);
+    const uintptr_t first = (begin + kHugePage - 1) / kHugePage * kHugePage;
+    const uintptr_t last = (begin + static_cast<uintptr_t>(bytes)) / kHugePage * kHugePage;
+    madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);
+  }
+#endif
+}
+
 // A tensor of `ndim` axes for the results. As with torch's function, its memory has heads and
 // tokens in the order of the queries' memory. Sets `view` to it.
 nb::object NewResults(const Array& q, int ndim, const Problem& p, Dense* view) {
@@ -313,6 +339,7 @@ nb::object NewResults(const Array& q, int ndim, const Problem& p, Dense* view) {
            {heads * tokens * p.v.dim, (token_major ? 1 : tokens) * p.v.dim,
             (token_major ? heads : 1) * p.v.dim},
            p.v.dim};
+  PreferHugePages(*view);
   if (!token_major) {
     return std::move(made.object);
   }

@@ -49,6 +49,13 @@ HWY_INLINE V MaskBias(DF df, V element) {
   return hn::IfThenElse(hn::Eq(element, minus_inf), minus_inf, finite);
 }
 
+// MaskBias of a single f32.
+inline float MaskBiasOf(float element) {
+  const float scaled = element * kLog2E;
+  const float lowest = std::numeric_limits<float>::lowest();
+  return element == kMinusInf ? kMinusInf : scaled < lowest ? lowest : scaled;
+}
+
 // line[0, n) = the bias of n neighbouring elements, a multiple of 16.
 HWY_INLINE void MakeMaskLineOf(DType dtype, const uint8_t* elements, int n, float* line) {
   const FloatTag<16> df;
@@ -72,15 +79,30 @@ HWY_INLINE void MakeMaskLineOf(DType dtype, const uint8_t* elements, int n, floa
 
 // line[0, n) = the bias of keys whose elements begin at `row`; it has room for a multiple of 16.
 HWY_INLINE void MakeMaskLine(const MaskArgs& mask, const uint8_t* row, int n, float* line) {
-  int done = 0;
-  if (mask.key_stride == static_cast<int64_t>(SizeOf(mask.dtype))) {
-    done = n / 16 * 16;
-    MakeMaskLineOf(mask.dtype, row, done, line);
-  }
-  if (done < n) {
+  const auto element = static_cast<int>(SizeOf(mask.dtype));
+  if (mask.key_stride != element) {
     alignas(64) uint8_t elements[kBlock * 4] = {};
-    CopyMaskRow(mask, row + done * mask.key_stride, n - done, elements);
-    MakeMaskLineOf(mask.dtype, elements, (n - done + 15) / 16 * 16, line + done);
+    CopyMaskRow(mask, row, n, elements);
+    MakeMaskLineOf(mask.dtype, elements, (n + 15) / 16 * 16, line);
+    return;
+  }
+  const int whole = n / 16 * 16;
+  MakeMaskLineOf(mask.dtype, row, whole, line);
+  // A few elements are not worth the way through a vector of 16.
+  if (n <= 4 && mask.dtype == DType::kF32) {
+    for (int i = 0; i < n; ++i) {
+      float x;
+      std::memcpy(&x, row + 4 * i, sizeof(x));
+      line[i] = MaskBiasOf(x);
+    }
+  } else if (n <= 4 && mask.dtype == DType::kU8) {
+    for (int i = 0; i < n; ++i) {
+      line[i] = row[i] != 0 ? 0.0f : kMinusInf;
+    }
+  } else if (whole < n) {
+    alignas(64) uint8_t elements[16 * 4] = {};
+    CopyMaskRow(mask, row + whole * element, n - whole, elements);
+    MakeMaskLineOf(mask.dtype, elements, 16, line + whole);
   }
 }
 

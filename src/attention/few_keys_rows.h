@@ -8,8 +8,12 @@
 
 namespace riffle::attention {
 
-// Rows that FewKeys takes side by side.
-inline constexpr int kFewKeysLanes = 16;
+// Rows that FewKeys takes side by side, at most. 32: a vector of 16 is a single chain of products
+// for each key, which leaves the multipliers waiting.
+inline constexpr int kFewKeysLanes = 32;
+
+// Rows of a head from which on FewKeys packs its keys once for all of them.
+inline constexpr int kFewKeysSharedRows = 8;
 
 // Keys of a sequence that FewKeys takes.
 inline constexpr int kMaxFewKeys = 16;

@@ -89,21 +89,37 @@ void FindCodes(const MaskArgs& mask, const uint8_t* row, int64_t keys, uint8_t* 
   }
 }
 
-void FindCodes(const MaskArgs& mask, const uint8_t* row, int64_t keys, uint8_t* codes) {
-  switch (mask.dtype) {
-    case DType::kF16:
-      return FindCodes<DType::kF16>(mask, row, keys, codes);
-    case DType::kBF16:
-      return FindCodes<DType::kBF16>(mask, row, keys, codes);
-    case DType::kU8:
-      return FindCodes<DType::kU8>(mask, row, keys, codes);
-    default:
-      return FindCodes<DType::kF32>(mask, row, keys, codes);
+// The codes of rows [begin, end), counted head by head of token after token.
+template <DType kDType>
+void FindCodesOfRows(const MaskArgs& mask, int64_t heads, int64_t begin, int64_t end, int64_t keys,
+                     uint8_t* codes) {
+  int64_t token = begin / heads;
+  int64_t head = begin % heads;
+  for (int64_t row = begin; row < end; ++row, codes += Blocks(keys)) {
+    FindCodes<kDType>(mask, mask.Row(token, head), keys, codes);
+    if (++head == heads) {
+      head = 0;
+      ++token;
+    }
   }
 }
 
-// Elements that a task of FindMaskCodes reads, about.
+auto FindCodesOfRowsOf(DType dtype) {
+  switch (dtype) {
+    case DType::kF16:
+      return &FindCodesOfRows<DType::kF16>;
+    case DType::kBF16:
+      return &FindCodesOfRows<DType::kBF16>;
+    case DType::kU8:
+      return &FindCodesOfRows<DType::kU8>;
+    default:
+      return &FindCodesOfRows<DType::kF32>;
+  }
+}
+
+// Elements that a task of FindMaskCodes reads, about. A row takes the time of 32 of them at least.
 constexpr int64_t kTaskElements = 1 << 16;
+constexpr int64_t kMinRowElements = 32;
 
 }  // namespace
 
@@ -131,13 +147,13 @@ MaskArgs FindMaskCodes(const AttentionMask& mask, int64_t longest, std::span<uin
   args.code_token_stride = mask.tokens > 1 ? mask.heads * blocks : 0;
   args.code_head_stride = mask.heads > 1 ? blocks : 0;
   const int64_t rows = mask.tokens * mask.heads;
-  const int64_t rows_of_task = std::max<int64_t>(1, kTaskElements / std::max<int64_t>(longest, 1));
+  const int64_t rows_of_task =
+      std::max<int64_t>(1, kTaskElements / std::max(longest, kMinRowElements));
+  const auto find = FindCodesOfRowsOf(mask.dtype);
   lease.Run((rows + rows_of_task - 1) / rows_of_task, [&](int64_t task, uint8_t*) {
-    const int64_t end = std::min(rows, (task + 1) * rows_of_task);
-    for (int64_t row = task * rows_of_task; row < end; ++row) {
-      FindCodes(args, args.Row(row / mask.heads, row % mask.heads), longest,
-                codes.data() + row * blocks);
-    }
+    const int64_t begin = task * rows_of_task;
+    find(args, mask.heads, begin, std::min(rows, begin + rows_of_task), longest,
+         codes.data() + begin * blocks);
   });
   return args;
 }

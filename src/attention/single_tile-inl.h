@@ -111,7 +111,7 @@ class SingleTile {
 #if HWY_CAP_GE512  // `if constexpr` hides a name from no compiler since clang 19
     if constexpr (Math::kDirect) {
       // Rows of one query see the same keys, so no value needs to be looked at.
-      if (c.args.values.dim == c.shape.columns && (!block.partial || SeeTheSame(block))) {
+      if (c.args.values.dim % kDirectColumns == 0 && (!block.partial || SeeTheSame(block))) {
         AddInPlace(block, tile);
         return;
       }
@@ -215,8 +215,8 @@ class SingleTile {
       }
     }
     if constexpr (Math::kDirect) {
-      DirectScores<Math>(q, tile.lanes, {rows[0].row, begin, end}, count * kGroupKeys, scores,
-                         {ahead_.keys[group].row, key_step_});
+      DirectScores<Math>(q, tile.lanes, tile.rows, {rows[0].row, begin, end}, count * kGroupKeys,
+                         scores, {ahead_.keys[group].row, key_step_});
     } else {
       for (int i = 0; i < count; ++i) {
         const Operand* keys = c.at.keys + KeyPlace(group + i) * kGroupKeys * c.key_stride;
@@ -228,6 +228,10 @@ class SingleTile {
   }
 
 #if HWY_CAP_GE512
+  // Columns that kernels of values in place take at a time. Sums of the padding behind them are
+  // whatever was there.
+  static constexpr int kDirectColumns = 16 * Math::kPerOperand;
+
   // Values are read in place, or where they have been decoded to.
   void AddInPlace(const TileBlock& block, const Tile& tile) {
     const Context& c = context_;
@@ -257,7 +261,7 @@ class SingleTile {
                 c.Sums(block, tile));
     };
     const int groups = TakesValues(tile) ? kTileRows / tile.lanes : 1;
-    c.softmax.ForColumnGroups(tile.lanes, block.begin, block.end, c.shape.columns, groups, add);
+    c.softmax.ForColumnGroups(tile.lanes, block.begin, block.end, c.args.values.dim, groups, add);
   }
 
   bool TakesValues([[maybe_unused]] const Tile& tile) const {

@@ -29,7 +29,7 @@ template <class Math>
 struct WorkItemScratch {
   using Operand = typename Math::Operand;
 
-  Operand* keys;        // [kBlock][KeyStride], or [4][operands][kFewKeysLanes]
+  Operand* keys;        // [kBlock][KeyStride], or [keys][operands][lanes] of FewKeys
   Operand* values;      // [kBlock / kPerOperand][ValueStride]
   Operand* decoded;     // [kGroupKeys][columns / kPerOperand]: values on their way to pairs
   float* key_scales;    // [groups][kBlock], as KvSource has them
