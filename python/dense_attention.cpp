@@ -1,5 +1,9 @@
 // scaled_dot_product_attention: attention over dense tensors [batch, heads, tokens, head_dim]. Each
 // sequence's keys and values are treated as one page. Nothing is copied.
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
+
 #include <algorithm>
 #include <cstring>
 #include <limits>
@@ -239,16 +243,83 @@ void RunMerged(const Problem& p) {
   PagedAttention(q, PageOfEachSequence(p.k), PageOfEachSequence(p.v), batch.view, out, options);
 }
 
+// A call of its own for each sequence costs 12 us. Copying so many bytes of its mask costs less,
+// and so does reading so many rows where one served all of them.
+constexpr int64_t kMaxCopiedMaskBytes = 32 << 10;
+constexpr int64_t kMaxRepeatedRows = 256;
+
+// A problem of which nothing but its mask prevents a single call, with a mask, in `memory`, that
+// does not. nullopt for all others, and for masks of more bytes than are worth a copy.
+std::optional<Problem> WithCopiedMask(const Problem& p, std::vector<uint8_t>* memory) {
+  const bool tokens_merge = BatchWith(kToken, p.q) && BatchWith(kToken, p.out);
+  const bool heads_merge = BatchWith(kHead, p.q) && BatchWith(kHead, p.out) &&
+                           BatchWith(kHead, p.k) && BatchWith(kHead, p.v);
+  if (p.mask.data == nullptr || (!tokens_merge && !heads_merge)) {
+    return std::nullopt;
+  }
+  // The axis that merges with the batch, and the other one, which stays inside of it.
+  const int outer = tokens_merge ? kToken : kHead, inner = tokens_merge ? kHead : kToken;
+  const auto element = static_cast<int64_t>(SizeOf(p.mask.dtype));
+  const int64_t keys = p.k.size[kToken];
+  const int64_t inner_size = p.mask.stride[inner] == 0 ? 1 : p.q.size[inner];
+  const int64_t rows = p.q.size[outer] * inner_size;
+  if (rows > kMaxCopiedMaskBytes / (keys * element) ||
+      (p.mask.stride[outer] == 0 && rows > kMaxRepeatedRows)) {
+    return std::nullopt;
+  }
+  memory->resize(static_cast<size_t>(p.q.size[kBatch] * rows * keys * element));
+  uint8_t* to = memory->data();
+  for (int64_t row = 0; row < p.q.size[kBatch] * rows; ++row) {
+    const uint8_t* from = p.mask.data + element * (row / rows * p.mask.stride[kBatch] +
+                                                   row % rows / inner_size * p.mask.stride[outer] +
+                                                   row % inner_size * p.mask.stride[inner]);
+    const bool whole = p.mask.key_stride == 1;
+    const int64_t bytes = whole ? keys * element : element;
+    for (int64_t key = 0; key < (whole ? 1 : keys); ++key, to += bytes) {
+      std::memcpy(to, from + key * p.mask.key_stride * element, static_cast<size_t>(bytes));
+    }
+  }
+  Problem copied = p;
+  copied.mask.data = memory->data();
+  copied.mask.key_stride = 1;
+  copied.mask.stride[inner] = inner_size == 1 ? 0 : keys;
+  copied.mask.stride[outer] = inner_size * keys;
+  copied.mask.stride[kBatch] = rows * keys;
+  return copied;
+}
+
 void Run(const Problem& p) {
+  std::vector<uint8_t> mask;
   if (TokensMerge(p)) {
     RunMerged(p);
   } else if (HeadsMerge(p)) {
     RunMerged(WithMergedHeads(p));
+  } else if (const std::optional<Problem> copied = WithCopiedMask(p, &mask)) {
+    Run(*copied);
   } else {
     for (int64_t b = 0; b < p.q.size[kBatch]; ++b) {
       RunMerged(OfSequence(p, b));
     }
   }
+}
+
+// Results of so many bytes are in memory that malloc has just mapped: glibc keeps none of 32 MiB
+// and more. Half the time of a call with few keys went into its page faults, 4 KiB each.
+constexpr int64_t kMinHugePageBytes = 32 << 20;
+
+// Asks for huge pages where new results are written to. Nothing depends on the answer.
+void PreferHugePages([[maybe_unused]] const Dense& results) {
+#ifdef MADV_HUGEPAGE
+  const int64_t bytes = results.size[kBatch] * results.size[kHead] * results.size[kToken] *
+                        results.dim * static_cast<int64_t>(SizeOf(results.dtype));
+  if (bytes >= kMinHugePageBytes) {
+    constexpr uintptr_t kHugePage = 2 << 20;
+    const auto begin = reinterpret_cast<uintptr_t>(results.data);
+    const uintptr_t first = (begin + kHugePage - 1) / kHugePage * kHugePage;
+    const uintptr_t last = (begin + static_cast<uintptr_t>(bytes)) / kHugePage * kHugePage;
+    madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);
+  }
+#endif
 }
 
 // A tensor of `ndim` axes for the results. As with torch's function, its memory has heads and
@@ -268,6 +339,7 @@ nb::object NewResults(const Array& q, int ndim, const Problem& p, Dense* view) {
            {heads * tokens * p.v.dim, (token_major ? 1 : tokens) * p.v.dim,
             (token_major ? heads : 1) * p.v.dim},
            p.v.dim};
+  PreferHugePages(*view);
   if (!token_major) {
     return std::move(made.object);
   }

@@ -148,6 +148,43 @@ def test_a_query_has_the_same_bits_alone_and_in_a_batch():
         assert torch.equal(one, whole[b, :, 7:8])
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("token_major", [False, True])
+@pytest.mark.parametrize("keys", [1, 2, 3, 6, 17, 2100])
+def test_a_batch_has_the_bits_of_its_rows_whatever_the_masks_strides(keys, token_major, dtype):
+    """Small masks may be copied so that one call serves the batch; those of 2100 keys are too large."""
+    torch.manual_seed(keys)
+    q, k, v = (torch.randn(3, 4, n, 80).to(DTYPES[dtype]) for n in (5, keys, keys))
+    if token_major:
+        q = q.transpose(1, 2).contiguous().transpose(1, 2)
+    masks = [
+        torch.rand(3, 1, 1, keys) < 0.7,
+        torch.rand(3, 4, 1, 1) < 0.7,
+        torch.rand(5, keys) < 0.7,
+        torch.randn(1, 4, 5, keys),
+        torch.randn(3, 1, 5, keys).masked_fill(torch.rand(3, 1, 5, keys) < 0.5, -math.inf),
+        torch.randn(3, 4, 5, 2 * keys)[..., ::2],
+        torch.randn(keys, 5, 4, 3).permute(3, 2, 1, 0),
+        torch.randn(3, 4, 1, keys).expand(3, 4, 5, keys),
+    ]
+    for mask in masks:
+        whole = ours(q, k, v, attn_mask=mask)
+        check(whole, q, k, v, mask=mask)
+        full = mask.expand(3, 4, 5, keys)
+        for b in range(3):
+            assert torch.equal(ours(q[b], k[b], v[b], attn_mask=full[b].clone()), whole[b]), mask.shape
+            one = ours(q[b, 1:3, 2:3], k[b, 1:3], v[b, 1:3], attn_mask=full[b, 1:3, 2:3].clone())
+            assert torch.equal(one, whole[b, 1:3, 2:3]), mask.shape
+
+
+def test_results_of_many_bytes():
+    """Results of 32 MiB and more ask for huge pages."""
+    q, k = torch.randn(2, 4, 8200, 160), torch.randn(2, 4, 2, 160)
+    out = ours(q, k, k)
+    check(out[:, :, ::777], q[:, :, ::777], k, k)
+    assert torch.equal(out[:, :, -1:], ours(q[:, :, -1:], k, k))
+
+
 def test_results_are_laid_out_as_queries():
     x = torch.randn(2, 3, 5, 32)
     assert ours(x, x, x).is_contiguous()

@@ -66,6 +66,8 @@ struct AttentionArgs {
   float* lse;  // or null
   int64_t lse_token_stride;
 
+  // What queries are multiplied with, so that the factor of scores is positive.
+  float scale_sign() const { return scale < 0 ? -1.0f : scale == 0 ? 0.0f : 1.0f; }
   // Whether anything is added to logits.
   bool biased() const { return mask.data != nullptr || slopes != nullptr; }
   // Bytes that a key and its value take in memory.

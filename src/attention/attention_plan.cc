@@ -31,9 +31,13 @@ struct Column {
   int64_t cost;
 };
 
-// Cost in keys times rows. A row's arithmetic against a key takes about 1/16 of the time in which
-// memory delivers the key and the value of a head.
-int64_t Cost(int64_t keys, int heads, int rows) { return keys * heads * std::max(16, rows); }
+// In keys times rows. A row's arithmetic against a key takes about 1/16 of the time in which memory
+// delivers the key and the value of a head. A row alone, whose query is read and packed and whose
+// result is written, takes that of head_dim / 8 keys: 1664 rows of 192 with one key each took 145
+// us on one thread, which looked like too little work for two.
+int64_t Cost(int64_t keys, int heads, int rows, int head_dim) {
+  return heads * (keys * std::max(16, rows) + int64_t{rows} * (head_dim / 8));
+}
 
 class Planner {
  public:
@@ -117,7 +121,7 @@ class Planner {
     }
     column.cost =
         std::max<int64_t>(1, Cost(column.keys.end - column.keys.begin, head_end - head_begin,
-                                  (query_end - query_begin) * shape_.group));
+                                  (query_end - query_begin) * shape_.group, shape_.head_dim));
     return column;
   }
 

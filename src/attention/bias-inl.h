@@ -13,6 +13,7 @@
 #include <limits>
 
 #include "attention/attention_plan.h"
+#include "attention/decode_f32-inl.h"
 #include "attention/dot-inl.h"
 #include "attention/mask_args.h"
 #include "attention/query_block-inl.h"
@@ -48,38 +49,65 @@ HWY_INLINE V MaskBias(DF df, V element) {
   return hn::IfThenElse(hn::Eq(element, minus_inf), minus_inf, finite);
 }
 
-// line[0, n) = the bias of keys whose elements begin at `row`.
-HWY_INLINE void MakeMaskLine(const MaskArgs& mask, const uint8_t* row, int n, float* line) {
-  alignas(64) uint8_t elements[kBlock * 4] = {};
-  CopyMaskRow(mask, row, n, elements);
+// MaskBias of a single f32.
+inline float MaskBiasOf(float element) {
+  const float scaled = element * kLog2E;
+  const float lowest = std::numeric_limits<float>::lowest();
+  return element == kMinusInf ? kMinusInf : scaled < lowest ? lowest : scaled;
+}
+
+// line[0, n) = the bias of n neighbouring elements, a multiple of 16.
+HWY_INLINE void MakeMaskLineOf(DType dtype, const uint8_t* elements, int n, float* line) {
   const FloatTag<16> df;
-  const auto store = [&](const auto& bias) HWY_ATTR {
+  const auto make = [&](const auto& load) HWY_ATTR {
     for (int i = 0; i < n; i += static_cast<int>(hn::MaxLanes(df))) {
-      hn::Store(bias(i), df, line + i);
+      hn::StoreU(MaskBias(df, load(i)), df, line + i);
     }
   };
-  const auto make = [&](const auto& load)
-                        HWY_ATTR { store([&](int i) HWY_ATTR { return MaskBias(df, load(i)); }); };
-  if (mask.dtype == DType::kF32) {
-    make([&](int i) HWY_ATTR { return core::HWY_NAMESPACE::LoadAny(df, elements + 4 * i); });
-  } else if (mask.dtype == DType::kBF16) {
-    const hn::Rebind<hwy::bfloat16_t, decltype(df)> dh;
-    make([&](int i) HWY_ATTR {
-      return hn::PromoteTo(df, core::HWY_NAMESPACE::LoadAny(dh, elements + 2 * i));
-    });
-  } else if (mask.dtype == DType::kF16) {
-    const hn::Rebind<hwy::float16_t, decltype(df)> dh;
-    make([&](int i) HWY_ATTR {
-      return core::HWY_NAMESPACE::FromF16(df, core::HWY_NAMESPACE::LoadAny(dh, elements + 2 * i));
-    });
+  if (dtype == DType::kF32) {
+    make([&](int i) HWY_ATTR { return LoadElements<RowCode::kF32>(df, elements + 4 * i); });
+  } else if (dtype == DType::kBF16) {
+    make([&](int i) HWY_ATTR { return LoadElements<RowCode::kBF16>(df, elements + 2 * i); });
+  } else if (dtype == DType::kF16) {
+    make([&](int i) HWY_ATTR { return LoadElements<RowCode::kF16>(df, elements + 2 * i); });
   } else {
     const hn::Rebind<uint8_t, decltype(df)> d8;
     const hn::RebindToUnsigned<decltype(df)> du;
     const auto minus_inf = hn::Set(df, kMinusInf);
-    store([&](int i) HWY_ATTR {
-      const auto seen = hn::PromoteTo(du, hn::LoadU(d8, elements + i));
-      return hn::IfThenElseZero(hn::RebindMask(df, hn::Eq(seen, hn::Zero(du))), minus_inf);
-    });
+    for (int i = 0; i < n; i += static_cast<int>(hn::MaxLanes(df))) {
+      const auto seen = hn::PromoteTo(du, LoadAny(d8, elements + i));
+      const auto hidden = hn::RebindMask(df, hn::Eq(seen, hn::Zero(du)));
+      hn::StoreU(hn::IfThenElseZero(hidden, minus_inf), df, line + i);
+    }
+  }
+}
+
+// line[0, n) = the bias of keys whose elements begin at `row`; it has room for a multiple of 16.
+HWY_INLINE void MakeMaskLine(const MaskArgs& mask, const uint8_t* row, int n, float* line) {
+  const auto element = static_cast<int>(SizeOf(mask.dtype));
+  if (mask.key_stride != element) {
+    alignas(64) uint8_t elements[kBlock * 4] = {};
+    CopyMaskRow(mask, row, n, elements);
+    MakeMaskLineOf(mask.dtype, elements, (n + 15) / 16 * 16, line);
+    return;
+  }
+  const int whole = n / 16 * 16;
+  MakeMaskLineOf(mask.dtype, row, whole, line);
+  // A few elements are not worth the way through a vector of 16.
+  if (n <= 4 && mask.dtype == DType::kF32) {
+    for (int i = 0; i < n; ++i) {
+      float x;
+      std::memcpy(&x, row + 4 * i, sizeof(x));
+      line[i] = MaskBiasOf(x);
+    }
+  } else if (n <= 4 && mask.dtype == DType::kU8) {
+    for (int i = 0; i < n; ++i) {
+      line[i] = row[i] != 0 ? 0.0f : kMinusInf;
+    }
+  } else if (whole < n) {
+    alignas(64) uint8_t elements[16 * 4] = {};
+    CopyMaskRow(mask, row + whole * element, n - whole, elements);
+    MakeMaskLineOf(mask.dtype, elements, 16, line + whole);
   }
 }
 

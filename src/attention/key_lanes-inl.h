@@ -17,6 +17,7 @@
 #include "attention/dot-inl.h"
 #include "attention/key_steps-inl.h"
 #include "attention/kv_rows.h"
+#include "attention/small_m-inl.h"
 #include "core/bf16_dot.h"
 
 #if RIFFLE_BF16_DOT && HWY_CAP_GE512
@@ -72,38 +73,7 @@ class RowPrefetch {
   int wait_ = 1;
 };
 
-// scores[key][row] of 16 keys = sum[row], lanes as above.
-template <int kRows>
-HWY_INLINE void StoreLanes(const hn::Vec<FloatTag<16>>* sum, float* HWY_RESTRICT scores) {
-  const FloatTag<16> df;
-  const hn::Repartition<double, decltype(df)> dd;
-  const FloatTag<4> d4;
-  const auto twice = [&](auto x) HWY_ATTR { return hn::BitCast(dd, x); };
-  for (int row = 0; row < kRows; row += 4) {
-    const auto low01 = twice(hn::InterleaveLower(df, sum[row], sum[row + 1]));
-    const auto low23 = twice(hn::InterleaveLower(df, sum[row + 2], sum[row + 3]));
-    const auto high01 = twice(hn::InterleaveUpper(df, sum[row], sum[row + 1]));
-    const auto high23 = twice(hn::InterleaveUpper(df, sum[row + 2], sum[row + 3]));
-    const hn::Vec<FloatTag<16>> four_keys[] = {
-        hn::BitCast(df, hn::InterleaveLower(dd, low01, low23)),
-        hn::BitCast(df, hn::InterleaveUpper(dd, low01, low23)),
-        hn::BitCast(df, hn::InterleaveLower(dd, high01, high23)),
-        hn::BitCast(df, hn::InterleaveUpper(dd, high01, high23))};
-    for (int i = 0; i < 4; ++i) {
-      float* to = scores + 4 * i * kRows + row;
-      if constexpr (kRows == 4) {
-        hn::Store(four_keys[i], df, to);
-      } else {
-        hn::Store(hn::ExtractBlock<0>(four_keys[i]), d4, to);
-        hn::Store(hn::ExtractBlock<1>(four_keys[i]), d4, to + kRows);
-        hn::Store(hn::ExtractBlock<2>(four_keys[i]), d4, to + 2 * kRows);
-        hn::Store(hn::ExtractBlock<3>(four_keys[i]), d4, to + 3 * kRows);
-      }
-    }
-  }
-}
-
-// The scales of 16 keys in the lanes above.
+// The scales of 16 keys in the lanes of StoreLanes.
 HWY_INLINE hn::Vec<FloatTag<16>> LaneScales(const float* scales) {
   const FloatTag<16> df;
   alignas(64) static constexpr int32_t kKeys[16] = {0, 4, 8,  12, 1, 5, 9,  13,

@@ -27,8 +27,12 @@ inline KvRows NoRows() {
   return rows;
 }
 
-// The rows of a tile.
+// The rows of a tile; rows of zeros at first.
 struct TileRows {
+  TileRows() {
+    std::fill_n(keys, kGroups, NoRows());
+    std::fill_n(values, kGroups, NoRows());
+  }
   KvRows keys[kGroups];
   KvRows values[kGroups];
 };
@@ -42,6 +46,9 @@ inline void PrefetchLine(const uint8_t* line) {
 
 inline void PrefetchRows(const KvRows& rows, size_t bytes) {
   for (const uint8_t* row : rows.row) {
+    if (row == kZeroRow) {
+      continue;
+    }
     for (size_t i = 0; i < bytes; i += 64) {
       PrefetchLine(row + i);
     }
@@ -82,6 +89,10 @@ inline void FindRows(const AttentionArgs& args, const KvBytes& kv, int seq, int 
       row = data;
       data += run.stride;
     }
+    return;
+  }
+  if (begin >= keys.end) {
+    std::fill_n(rows->row, kGroupKeys, kZeroRow);
     return;
   }
   const int32_t* pages = args.page_numbers + args.page_begin[seq];
@@ -188,6 +199,9 @@ class TileCursor {
 
   // Prefetches group `index` of the tile's keys, or group `index` - kGroups of its values.
   void Prefetch(int index) const {
+    if (done()) {
+      return;
+    }
     const bool of_keys = index < kGroups;
     const KvPages& kv = of_keys ? args_.keys : args_.values;
     PrefetchScales(index % kGroups, kv);

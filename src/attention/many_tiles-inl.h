@@ -24,10 +24,15 @@ class ManyTiles {
   // A block of keys of a KV head against all tiles.
   void RunBlock(int head, int key0, const TileCursor& ahead) {
     const auto& c = context_;
+    const int begin = std::max(c.seen.begin - key0, 0) / kGroupKeys;
+    const int end = std::min((c.seen.end - key0 + kGroupKeys - 1) / kGroupKeys, kGroups);
     for (int group = 0; group < kGroups; ++group) {
       // All before the block: spread over the tiles they gained nothing.
       ahead.Prefetch(group);
       ahead.Prefetch(kGroups + group);
+      if (group < begin || group >= end) {  // no row sees any of it
+        continue;
+      }
       const RowsAt rows = c.Group(head, key0, group, c.seen);
       KvRows found;
       c.keys.Rows(rows, &found);
@@ -36,7 +41,8 @@ class ManyTiles {
       c.values.FindScales(rows, found, group);
       c.keys.Decode(rows, c.key_stride, c.at.keys + group * kGroupKeys * c.key_stride);
     }
-    c.PackValues(head, key0, 0, kGroups, c.seen, c.at.values);
+    c.PackValues(head, key0, begin, end, c.seen,
+                 c.at.values + begin * WorkItemContext<Math>::kGroupSteps * c.value_stride);
     c.queries.ForEachTile([&](const Tile& tile) { RunTile(c.Meet(head, key0, tile), tile); });
   }
 

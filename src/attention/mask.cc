@@ -89,16 +89,31 @@ void FindCodes(const MaskArgs& mask, const uint8_t* row, int64_t keys, uint8_t* 
   }
 }
 
-void FindCodes(const MaskArgs& mask, const uint8_t* row, int64_t keys, uint8_t* codes) {
-  switch (mask.dtype) {
+// The codes of rows [begin, end), counted head by head of token after token.
+template <DType kDType>
+void FindCodesOfRows(const MaskArgs& mask, int64_t heads, int64_t begin, int64_t end, int64_t keys,
+                     uint8_t* codes) {
+  int64_t token = begin / heads;
+  int64_t head = begin % heads;
+  for (int64_t row = begin; row < end; ++row, codes += Blocks(keys)) {
+    FindCodes<kDType>(mask, mask.Row(token, head), keys, codes);
+    if (++head == heads) {
+      head = 0;
+      ++token;
+    }
+  }
+}
+
+auto FindCodesOfRowsOf(DType dtype) {
+  switch (dtype) {
     case DType::kF16:
-      return FindCodes<DType::kF16>(mask, row, keys, codes);
+      return &FindCodesOfRows<DType::kF16>;
     case DType::kBF16:
-      return FindCodes<DType::kBF16>(mask, row, keys, codes);
+      return &FindCodesOfRows<DType::kBF16>;
     case DType::kU8:
-      return FindCodes<DType::kU8>(mask, row, keys, codes);
+      return &FindCodesOfRows<DType::kU8>;
     default:
-      return FindCodes<DType::kF32>(mask, row, keys, codes);
+      return &FindCodesOfRows<DType::kF32>;
   }
 }
 
@@ -122,8 +137,9 @@ int64_t CodeRows(const AttentionMask& mask) {
   return core::SaturatingMul(mask.tokens + joined, mask.heads);
 }
 
-// Elements that a task of FindMaskCodes reads, about.
+// Elements that a task of FindMaskCodes reads, about. A row takes the time of 32 of them at least.
 constexpr int64_t kTaskElements = 1 << 16;
+constexpr int64_t kMinRowElements = 32;
 
 }  // namespace
 
@@ -150,29 +166,37 @@ MaskArgs FindMaskCodes(const AttentionMask& mask, int64_t longest, std::span<uin
   args.codes = codes.data();
   args.code_token_stride = mask.tokens > 1 ? mask.heads * blocks : 0;
   args.code_head_stride = mask.heads > 1 ? blocks : 0;
-  const bool joins = HasJoinedCodes(mask);
-  args.joined_codes = joins ? codes.data() + mask.tokens * mask.heads * blocks : nullptr;
-  // A step is the tokens whose codes are joined, of one head.
-  const int64_t tokens_of_step = joins ? kJoinedTokens : 1;
-  const int64_t steps = (mask.tokens + tokens_of_step - 1) / tokens_of_step * mask.heads;
-  const int64_t steps_of_task =
-      std::max<int64_t>(1, kTaskElements / std::max<int64_t>(longest * tokens_of_step, 1));
+  const auto find = FindCodesOfRowsOf(mask.dtype);
+  const int64_t row_elements = std::max(longest, kMinRowElements);
+  if (!HasJoinedCodes(mask)) {
+    const int64_t rows = mask.tokens * mask.heads;
+    const int64_t rows_of_task = std::max<int64_t>(1, kTaskElements / row_elements);
+    lease.Run((rows + rows_of_task - 1) / rows_of_task, [&](int64_t task, uint8_t*) {
+      const int64_t begin = task * rows_of_task;
+      find(args, mask.heads, begin, std::min(rows, begin + rows_of_task), longest,
+           codes.data() + begin * blocks);
+    });
+    return args;
+  }
+  args.joined_codes = codes.data() + mask.tokens * mask.heads * blocks;
+  // A step is the tokens whose codes are joined, of all heads.
+  const int64_t steps = (mask.tokens + kJoinedTokens - 1) / kJoinedTokens;
+  const int64_t rows_of_step = kJoinedTokens * mask.heads;
+  const int64_t steps_of_task = std::max<int64_t>(1, kTaskElements / (rows_of_step * row_elements));
   lease.Run((steps + steps_of_task - 1) / steps_of_task, [&](int64_t task, uint8_t*) {
     const int64_t end = std::min(steps, (task + 1) * steps_of_task);
     for (int64_t step = task * steps_of_task; step < end; ++step) {
-      const int64_t head = step % mask.heads;
-      const int64_t first = step / mask.heads * tokens_of_step;
-      const int64_t last = std::min(mask.tokens, first + tokens_of_step);
-      const auto code_row = [&](int64_t token) {
-        return codes.data() + (token * mask.heads + head) * blocks;
-      };
-      for (int64_t token = first; token < last; ++token) {
-        FindCodes(args, args.Row(token, head), longest, code_row(token));
+      const int64_t token = step * kJoinedTokens;
+      const int64_t last = std::min(mask.tokens, token + kJoinedTokens);
+      uint8_t* rows = codes.data() + token * mask.heads * blocks;
+      find(args, mask.heads, token * mask.heads, last * mask.heads, longest, rows);
+      if (last - token < kJoinedTokens) {
+        continue;
       }
-      if (joins && last - first == tokens_of_step) {
-        JoinCodes(
-            code_row(first), mask.heads * blocks, blocks,
-            codes.data() + ((mask.tokens + first / kJoinedTokens) * mask.heads + head) * blocks);
+      for (int64_t head = 0; head < mask.heads; ++head) {
+        const int64_t joined_row = (mask.tokens + step) * mask.heads + head;
+        JoinCodes(rows + head * blocks, mask.heads * blocks, blocks,
+                  codes.data() + joined_row * blocks);
       }
     }
   });

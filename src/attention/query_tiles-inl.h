@@ -98,8 +98,8 @@ class WorkItemQueries {
     }
     // Without a soft cap the sign of the scale goes here, so that the factor of scores is positive
     // and the largest score is the largest logit.
-    const float sign = args_.scale < 0 ? -1.0f : args_.scale == 0 ? 0.0f : 1.0f;
-    PackQueryRows(Math(), args_.q_dtype, rows, operands(), sign, tile.lanes, Packed(head, tile));
+    PackQueryRows(Math(), args_.q_dtype, rows, operands(), args_.scale_sign(), tile.lanes,
+                  Packed(head, tile));
   }
 
   // Those of the next tile, into L2: 32 rows are read a few words at a time, which the hardware's

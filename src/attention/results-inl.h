@@ -28,29 +28,34 @@ HWY_INLINE void StoreAny(D, hn::Vec<D> v, uint8_t* p) {
   hn::StoreU(hn::BitCast(d8, v), d8, p);
 }
 
+// A vector of results of `dtype` = x * factor, to `out`. Zeros come out as +0 and NaNs as one NaN:
+// which of them arose depends on what was skipped.
+template <class DF, class V = hn::Vec<DF>>
+HWY_INLINE void StoreScaled(DF df, DType dtype, V x, V factor, uint8_t* out) {
+  const hn::Rebind<uint16_t, DF> du16;
+  x = hn::Add(hn::Mul(x, factor), hn::Zero(df));
+  x = hn::IfThenElse(hn::IsNaN(x), hn::NaN(df), x);
+  if (dtype == DType::kF32) {
+    StoreAny(df, x, out);
+  } else if (dtype == DType::kBF16) {
+    StoreAny(du16, RoundToBF16(df, x), out);
+  } else {
+    StoreAny(du16, RoundToF16(df, x), out);
+  }
+}
+
 // out[0, n) of `dtype` = values * factor; n is a multiple of the vector.
 template <class DF>
 HWY_INLINE void WriteScaledAs(DF df, DType dtype, const float* values, float factor, int n,
                               uint8_t* out) {
-  constexpr int kN = static_cast<int>(hn::MaxLanes(DF()));
-  const hn::Rebind<uint16_t, DF> du16;
   const auto f = hn::Set(df, factor);
-  const auto nan = hn::NaN(df);
-  for (int i = 0; i < n; i += kN) {
-    auto x = hn::Add(hn::Mul(hn::LoadU(df, values + i), f), hn::Zero(df));
-    x = hn::IfThenElse(hn::IsNaN(x), nan, x);
-    if (dtype == DType::kF32) {
-      StoreAny(df, x, out + 4 * i);
-    } else if (dtype == DType::kBF16) {
-      StoreAny(du16, RoundToBF16(df, x), out + 2 * i);
-    } else {
-      StoreAny(du16, RoundToF16(df, x), out + 2 * i);
-    }
+  const auto bytes = static_cast<int>(SizeOf(dtype));
+  for (int i = 0; i < n; i += static_cast<int>(hn::MaxLanes(DF()))) {
+    StoreScaled(df, dtype, hn::LoadU(df, values + i), f, out + bytes * i);
   }
 }
 
-// The same for n a multiple of 8. Zeros come out as +0 and NaNs as one NaN: which of them arose
-// depends on what was skipped.
+// The same for n a multiple of 8.
 HWY_INLINE void WriteScaled(DType dtype, const float* values, float factor, int n, uint8_t* out) {
   const int whole = n / 16 * 16;
   WriteScaledAs(FloatTag<16>(), dtype, values, factor, whole, out);
@@ -60,20 +65,35 @@ HWY_INLINE void WriteScaled(DType dtype, const float* values, float factor, int 
   }
 }
 
-// The result of query head `head` of `token`.
-HWY_INLINE void WriteRow(const AttentionArgs& args, int64_t token, int64_t head, float max,
-                         float weight, const float* sums) {
+// Where the result of a row goes and what its sums are multiplied with.
+struct RowResult {
+  uint8_t* out;  // null: it saw nothing, and its zeros have been written
+  float factor;
+};
+
+// Writes what a row's state alone decides: lse, and zeros if it saw nothing.
+HWY_INLINE RowResult BeginRow(const AttentionArgs& args, int64_t token, int64_t head, float max,
+                              float weight) {
   const Finished finished =
-      Finish(max, weight, args.sinks != nullptr ? args.sinks + head : nullptr);
+      Finish(max, weight, args.sinks != nullptr ? args.sinks + head : nullptr, args.lse != nullptr);
+  if (args.lse != nullptr) {
+    args.lse[token * args.lse_token_stride + head] =
+        args.lse_without_sinks ? Finish(max, weight, nullptr, true).lse : finished.lse;
+  }
   uint8_t* out = args.out + token * args.out_token_stride + head * args.out_head_stride;
   if (weight == 0.0f) {
     std::memset(out, 0, static_cast<size_t>(args.values.dim) * SizeOf(args.q_dtype));
-  } else {
-    WriteScaled(args.q_dtype, sums, finished.factor, args.values.dim, out);
+    return {nullptr, 0.0f};
   }
-  if (args.lse != nullptr) {
-    args.lse[token * args.lse_token_stride + head] =
-        args.lse_without_sinks ? Finish(max, weight, nullptr).lse : finished.lse;
+  return {out, finished.factor};
+}
+
+// The result of query head `head` of `token`.
+HWY_INLINE void WriteRow(const AttentionArgs& args, int64_t token, int64_t head, float max,
+                         float weight, const float* sums) {
+  const RowResult row = BeginRow(args, token, head, max, weight);
+  if (row.out != nullptr) {
+    WriteScaled(args.q_dtype, sums, row.factor, args.values.dim, row.out);
   }
 }
 

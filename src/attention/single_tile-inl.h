@@ -76,7 +76,13 @@ class SingleTile {
   // A block of keys of a KV head. `ahead` is the block that is prefetched.
   void RunBlock(int head, int key0, const TileCursor& ahead) {
     const Context& c = context_;
-    FindTileRows(c.args, ahead, &ahead_);
+    if (!ahead.done()) {
+      FindTileRows(c.args, ahead, &ahead_);
+      prefetches_ = true;
+    } else if (prefetches_) {
+      ahead_ = TileRows();
+      prefetches_ = false;
+    }
     c.queries.ForEachTile([&](const Tile& tile) {  // the only one
       const TileBlock block = c.Meet(head, key0, tile);
       if (block.begin < block.end) {
@@ -106,7 +112,7 @@ class SingleTile {
 #if HWY_CAP_GE512  // `if constexpr` hides a name from no compiler since clang 19
     if constexpr (Math::kDirect) {
       // Rows of one query see the same keys, so no value needs to be looked at.
-      if (c.args.values.dim == c.shape.columns && (!block.partial || SeeTheSame(block))) {
+      if (c.args.values.dim % kDirectColumns == 0 && (!block.partial || SeeTheSame(block))) {
         AddInPlace(block, tile);
         return;
       }
@@ -210,8 +216,8 @@ class SingleTile {
       }
     }
     if constexpr (Math::kDirect) {
-      DirectScores<Math>(q, tile.lanes, {rows[0].row, begin, end}, count * kGroupKeys, scores,
-                         {ahead_.keys[group].row, key_step_});
+      DirectScores<Math>(q, tile.lanes, tile.rows, {rows[0].row, begin, end}, count * kGroupKeys,
+                         scores, {ahead_.keys[group].row, key_step_});
     } else {
       for (int i = 0; i < count; ++i) {
         const Operand* keys = c.at.keys + KeyPlace(group + i) * kGroupKeys * c.key_stride;
@@ -223,6 +229,10 @@ class SingleTile {
   }
 
 #if HWY_CAP_GE512
+  // Columns that kernels of values in place take at a time. Sums of the padding behind them are
+  // whatever was there.
+  static constexpr int kDirectColumns = 16 * Math::kPerOperand;
+
   // Values are read in place, or where they have been decoded to.
   void AddInPlace(const TileBlock& block, const Tile& tile) {
     const Context& c = context_;
@@ -252,7 +262,7 @@ class SingleTile {
                 c.Sums(block, tile));
     };
     const int groups = TakesValues(tile) ? kTileRows / tile.lanes : 1;
-    c.softmax.ForColumnGroups(tile.lanes, block.begin, block.end, c.shape.columns, groups, add);
+    c.softmax.ForColumnGroups(tile.lanes, block.begin, block.end, c.args.values.dim, groups, add);
   }
 
   bool TakesValues([[maybe_unused]] const Tile& tile) const {
@@ -350,7 +360,8 @@ class SingleTile {
   const int key_step_;
   const int value_step_;
   TileRows rows_;   // of the block in hand
-  TileRows ahead_;  // what is prefetched
+  TileRows ahead_;  // what is prefetched; rows of zeros: nothing
+  bool prefetches_ = false;
 };
 
 }  // namespace riffle::attention::HWY_NAMESPACE

@@ -127,14 +127,110 @@ HWY_INLINE void ScoresInPlace(const typename Math::Operand* HWY_RESTRICT q, cons
   }
 }
 
-// Scores of `keys` keys, a multiple of 16, against a tile of up to 16 lanes.
+// scores[key][row] of 16 keys = sum[row]. Block b of a vector has the keys b, 4 + b, 8 + b and
+// 12 + b.
+template <int kRows>
+HWY_INLINE void StoreLanes(const hn::Vec<FloatTag<16>>* sum, float* HWY_RESTRICT scores) {
+  const FloatTag<16> df;
+  const hn::Repartition<double, decltype(df)> dd;
+  const FloatTag<4> d4;
+  const auto twice = [&](auto x) HWY_ATTR { return hn::BitCast(dd, x); };
+  for (int row = 0; row < kRows; row += 4) {
+    const auto low01 = twice(hn::InterleaveLower(df, sum[row], sum[row + 1]));
+    const auto low23 = twice(hn::InterleaveLower(df, sum[row + 2], sum[row + 3]));
+    const auto high01 = twice(hn::InterleaveUpper(df, sum[row], sum[row + 1]));
+    const auto high23 = twice(hn::InterleaveUpper(df, sum[row + 2], sum[row + 3]));
+    const hn::Vec<FloatTag<16>> four_keys[] = {
+        hn::BitCast(df, hn::InterleaveLower(dd, low01, low23)),
+        hn::BitCast(df, hn::InterleaveUpper(dd, low01, low23)),
+        hn::BitCast(df, hn::InterleaveLower(dd, high01, high23)),
+        hn::BitCast(df, hn::InterleaveUpper(dd, high01, high23))};
+    for (int i = 0; i < 4; ++i) {
+      float* to = scores + 4 * i * kRows + row;
+      if constexpr (kRows == 4) {
+        hn::Store(four_keys[i], df, to);
+      } else {
+        hn::Store(hn::ExtractBlock<0>(four_keys[i]), d4, to);
+        hn::Store(hn::ExtractBlock<1>(four_keys[i]), d4, to + kRows);
+        hn::Store(hn::ExtractBlock<2>(four_keys[i]), d4, to + 2 * kRows);
+        hn::Store(hn::ExtractBlock<3>(four_keys[i]), d4, to + 3 * kRows);
+      }
+    }
+  }
+}
+
+// Scores of 32 keys against kRows rows of q, up to four. Four operands of 16 keys are transposed in
+// registers, so that lanes are keys: with one row a fourth of the products of ScoresInPlace, which
+// has lanes for four, and half of the shuffles in any case.
+//   q  [operands][4]; scores [keys][4], aligned
+template <int kRows>
+HWY_INLINE void TransposedScores(const float* HWY_RESTRICT q, const KeyRows& k,
+                                 float* HWY_RESTRICT scores, const Ahead& ahead) {
+  const FloatTag<16> df;
+  constexpr int kSets = 2;
+  constexpr int kPrefetch = 4 * kSets;  // rows; four operands are a fourth of a line
+  hn::Vec<decltype(df)> sum[kSets][4];  // rows that do not exist stay 0
+  for (auto& set : sum) {
+    for (auto& s : set) {
+      s = hn::Zero(df);
+    }
+  }
+  q += k.begin * 4;
+  for (int w = k.begin; w < k.end; w += 4, q += 16) {
+    for (int i = 0; i < kPrefetch; ++i) {
+      PrefetchAt(ahead.rows[(w >> 2 & 3) * kPrefetch + i], (w >> 4) * ahead.step);
+    }
+    for (int set = 0; set < kSets; ++set) {
+      const auto keys = [&](int first)
+                            HWY_ATTR { return LoadKeys<4>(df, k.rows + 16 * set + first, w); };
+      const auto keys0 = keys(0);
+      const auto keys4 = keys(4);
+      const auto keys8 = keys(8);
+      const auto keys12 = keys(12);
+      const auto even01 = hn::InterleaveLower(df, keys0, keys8);  // operands 0 and 1
+      const auto odd01 = hn::InterleaveLower(df, keys4, keys12);
+      const auto even23 = hn::InterleaveUpper(df, keys0, keys8);
+      const auto odd23 = hn::InterleaveUpper(df, keys4, keys12);
+      const hn::Vec<decltype(df)> x[] = {
+          hn::InterleaveLower(df, even01, odd01), hn::InterleaveUpper(df, even01, odd01),
+          hn::InterleaveLower(df, even23, odd23), hn::InterleaveUpper(df, even23, odd23)};
+      for (int operand = 0; operand < 4; ++operand) {
+        for (int row = 0; row < kRows; ++row) {
+          sum[set][row] = hn::MulAdd(x[operand], hn::Set(df, q[4 * operand + row]), sum[set][row]);
+        }
+      }
+    }
+  }
+  for (int set = 0; set < kSets; ++set) {
+    StoreLanes<4>(sum[set], scores + 64 * set);
+  }
+}
+
+HWY_INLINE void TransposedScoresOf(int rows, const float* q, const KeyRows& k, float* scores,
+                                   const Ahead& ahead) {
+  if (rows == 1) {
+    TransposedScores<1>(q, k, scores, ahead);
+  } else if (rows == 2) {
+    TransposedScores<2>(q, k, scores, ahead);
+  } else if (rows == 3) {
+    TransposedScores<3>(q, k, scores, ahead);
+  } else {
+    TransposedScores<4>(q, k, scores, ahead);
+  }
+}
+
+// Scores of `keys` keys, a multiple of 16, against a tile of up to 16 lanes, `rows` of them used.
 template <class Math>
-HWY_INLINE void DirectScores(const typename Math::Operand* q, int lanes, KeyRows k, int keys,
-                             float* scores, Ahead ahead) {
+HWY_INLINE void DirectScores(const typename Math::Operand* q, int lanes, int rows, KeyRows k,
+                             int keys, float* scores, Ahead ahead) {
   while (keys > 0) {
     int done = 16;
     if (lanes == 4 && keys >= 32) {
-      ScoresInPlace<Math, 4, 8>(q, k, scores, ahead);
+      if constexpr (Math::kPerOperand == 1) {
+        TransposedScoresOf(rows, q, k, scores, ahead);
+      } else {
+        ScoresInPlace<Math, 4, 8>(q, k, scores, ahead);
+      }
       done = 32;
     } else if (lanes == 4) {
       ScoresInPlace<Math, 4, 4>(q, k, scores, ahead);
@@ -158,7 +254,7 @@ struct DirectValues {
   bool fresh;                  // sums are written, not added to
   int columns;                 // of a row of sums
   int begin_column;            // of them [begin_column, end_column), multiples of 32
-  int end_column;
+  int end_column;              // (16 with F32Math)
   int group_columns;  // columns that have the same probabilities, from begin_column on; see
                       // TileSoftmax::ForColumnGroups
   Ahead ahead;        // rows [keys]; step: bytes of 32 columns
@@ -198,13 +294,13 @@ struct ValueLoader<BF16Math, RowCode::kBF16, kVecs> {
 };
 #endif
 
-// ValueKernel over them: kRows rows, 32 * kHalves columns.
+// ValueKernel over them: kRows rows, 16 * kVecs columns.
 //   p  [keys / kPerOperand][lanes]
-template <class Math, RowCode kCode, int kRows, int kHalves, bool kAhead>
+template <class Math, RowCode kCode, int kRows, int kVecs, bool kAhead>
 HWY_INLINE void DirectValueKernel(const typename Math::Operand* HWY_RESTRICT p, int lanes,
                                   const DirectValues& v, int column, float* HWY_RESTRICT sums) {
   const FloatTag<16> df;
-  constexpr int kVecs = 2 * kHalves;
+  constexpr int kHalves = (kVecs + 1) / 2;  // that ahead.step counts
   hn::Vec<decltype(df)> sum[kRows][kVecs];
   for (int row = 0; row < kRows; ++row) {
     for (int i = 0; i < kVecs; ++i) {
@@ -242,10 +338,16 @@ HWY_INLINE void DirectValueRows(const typename Math::Operand* p, int lanes, cons
   constexpr int kHalves = kRows > 4 ? 1 : 2;
   int column = v.begin_column;
   for (; column + 32 * kHalves <= v.end_column; column += 32 * kHalves) {
-    DirectValueKernel<Math, kCode, kRows, kHalves, kAhead>(p, lanes, v, column, sums + column);
+    DirectValueKernel<Math, kCode, kRows, 2 * kHalves, kAhead>(p, lanes, v, column, sums + column);
   }
-  if (column < v.end_column) {
-    DirectValueKernel<Math, kCode, kRows, 1, kAhead>(p, lanes, v, column, sums + column);
+  if (kHalves == 2 && column + 32 <= v.end_column) {
+    DirectValueKernel<Math, kCode, kRows, 2, kAhead>(p, lanes, v, column, sums + column);
+    column += 32;
+  }
+  if constexpr (Math::kPerOperand == 1) {
+    if (column < v.end_column) {
+      DirectValueKernel<Math, kCode, kRows, 1, kAhead>(p, lanes, v, column, sums + column);
+    }
   }
 }
 

@@ -38,7 +38,10 @@ struct WorkItemContext {
         softmax(args, at, keys, values) {
     shape.columns = PaddedDim(args.values.dim);
     // Columns past head_dim stay 0.
-    std::fill_n(at.values, kBlock / Math::kPerOperand * value_stride, Operand{0});
+    for (int row = 0; row < kBlock / Math::kPerOperand; ++row) {
+      std::fill(at.values + row * value_stride + args.values.dim,
+                at.values + (row + 1) * value_stride, Operand{0});
+    }
   }
   WorkItemContext(const WorkItemContext&) = delete;
   WorkItemContext& operator=(const WorkItemContext&) = delete;

@@ -11,6 +11,7 @@
 
 #include <algorithm>
 
+#include "attention/few_keys-inl.h"
 #include "attention/many_tiles-inl.h"
 #include "attention/results-inl.h"
 #include "attention/single_tile-inl.h"
@@ -19,7 +20,7 @@
 HWY_BEFORE_NAMESPACE();
 namespace riffle::attention::HWY_NAMESPACE {
 
-// Which of the two strategies runs a work item is decided once for it. Both give the same bits.
+// Which of two strategies runs a work item is decided once for it. Both give the same bits.
 template <class Math>
 class WorkItemRunner {
  public:
@@ -33,6 +34,11 @@ class WorkItemRunner {
     } else {
       RunSplits(many_tiles_, partial_states, ahead);
     }
+  }
+
+  // Pre: HasFewKeys of all of them.
+  void RunFewKeys(const WorkItem* begin, const WorkItem* end) {
+    FewKeys<Math>(context_).Run(begin, end);
   }
 
  private:
@@ -153,6 +159,9 @@ template <class Math>
 void RunItems(const AttentionArgs& args, const Plan& plan, const WorkItem* begin,
               const WorkItem* end, float* partial_states, uint8_t* scratch) {
   WorkItemRunner<Math> runner(args, plan, scratch);
+  if (std::all_of(begin, end, [&](const WorkItem& item) { return HasFewKeys(args, item); })) {
+    return runner.RunFewKeys(begin, end);
+  }
   TileCursor ahead(args, begin, end);
   for (int i = TilesAhead(args); i > 0; --i) {
     for (int group = 0; group < 2 * kGroups; ++group) {

@@ -11,6 +11,7 @@
 #include <cstdint>
 
 #include "attention/dot-inl.h"
+#include "attention/few_keys_rows.h"
 #include "attention/kv_rows.h"
 #include "attention/kv_source-inl.h"
 #include "attention/work_item_state-inl.h"
@@ -28,7 +29,7 @@ template <class Math>
 struct WorkItemScratch {
   using Operand = typename Math::Operand;
 
-  Operand* keys;        // [kBlock][KeyStride]
+  Operand* keys;        // [kBlock][KeyStride], or [keys][operands][lanes] of FewKeys
   Operand* values;      // [kBlock / kPerOperand][ValueStride]
   Operand* decoded;     // [kGroupKeys][columns / kPerOperand]: values on their way to pairs
   float* key_scales;    // [groups][kBlock], as KvSource has them
@@ -64,9 +65,10 @@ struct WorkItemScratch {
     take(group_scores, kBlock * kTileRows);
     take(bias, args.biased() ? kBlock * kTileRows : 0);
     take(correction, kTileRows);
-    take(first, plan.max_head_lanes);
-    take(last, plan.max_head_lanes);
-    take(q, int64_t{plan.max_head_lanes} * (args.keys.dim / Math::kPerOperand));
+    const int lanes = std::max(plan.max_head_lanes, kFewKeysLanes);
+    take(first, lanes);
+    take(last, lanes);
+    take(q, int64_t{lanes} * (args.keys.dim / Math::kPerOperand));
     take(begun, args.mask.data != nullptr ? plan.max_head_lanes : 0);
     for (WorkItemState* state : {&split, &total}) {
       take(state->max, plan.max_head_lanes);
