@@ -33,6 +33,16 @@ inline std::string RandomTensor(engine::TensorType type, int64_t values, float s
     raw[1] = static_cast<char>(raw[1] ^ 0x80);
     return raw;
   };
+  // Two scales, of which the second is drawn first: compilers differ in which operand of + comes
+  // first, and the files' contents are known.
+  const auto halves = [&](float first, float second) {
+    const std::string last = half(second);
+    return half(first) + last;
+  };
+  const auto half_and_negative = [&](float first, float second) {
+    const std::string last = negative(half(second));
+    return half(first) + last;
+  };
   if (type == TensorType::kF32) {
     for (int64_t i = 0; i < values; ++i) {
       bytes += GgufWriter::Raw(0.5f + static_cast<float>(random() & 1023) / 1024.0f);
@@ -62,19 +72,19 @@ inline std::string RandomTensor(engine::TensorType type, int64_t values, float s
         scales = half(size / 16);
         break;
       case TensorType::kQ4_1:
-        scales = half(size / 8) + negative(half(size));
+        scales = half_and_negative(size / 8, size);
         break;
       case TensorType::kQ5_1:
-        scales = half(size / 16) + negative(half(size));
+        scales = half_and_negative(size / 16, size);
         break;
       case TensorType::kQ4_K:
-        scales = half(size / 256) + half(size / 512);
+        scales = halves(size / 256, size / 512);
         break;
       case TensorType::kQ5_K:
-        scales = half(size / 512) + half(size / 512);
+        scales = halves(size / 512, size / 512);
         break;
       case TensorType::kQ2_K:
-        rest = half(size / 16) + half(size / 16);
+        rest = halves(size / 16, size / 16);
         break;
       case TensorType::kQ3_K:
         rest = half(size / 64);

@@ -18,6 +18,7 @@
 #include "attention/few_keys_rows.h"
 #include "attention/results-inl.h"
 #include "attention/work_item_context-inl.h"
+#include "core/bf16_dot.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace riffle::attention::HWY_NAMESPACE {
@@ -28,7 +29,7 @@ template <class DF, class V = hn::Vec<DF>>
 HWY_INLINE V LaneStep(F32Math, DF, V k, V x, V sum) {
   return hn::MulAdd(k, x, sum);
 }
-#if HWY_NATIVE_DOT_BF16 && HWY_ARCH_X86
+#if RIFFLE_BF16_DOT
 template <class DF, class VW, class V = hn::Vec<DF>>
 HWY_INLINE V LaneStep(BF16Math, DF df, VW k, VW x, V sum) {
   const hn::Repartition<hwy::bfloat16_t, DF> dbf;
@@ -97,7 +98,7 @@ HWY_INLINE void ForLanes(int keys, int lanes, const F& f) {
 HWY_INLINE void CopyKey(F32Math, RowCode code, const uint8_t* row, int dim, float* to) {
   ToF32(static_cast<DType>(code), row, dim, to);
 }
-#if HWY_NATIVE_DOT_BF16 && HWY_ARCH_X86
+#if RIFFLE_BF16_DOT
 HWY_INLINE void CopyKey(BF16Math, RowCode, const uint8_t* row, int dim, uint32_t* to) {
   std::memcpy(to, row, static_cast<size_t>(dim) * 2);
 }
@@ -138,7 +139,7 @@ HWY_INLINE void WriteFewValues(RowCode code, const LaneValues<float>& v, const R
   }
 }
 
-#if HWY_NATIVE_DOT_BF16 && HWY_ARCH_X86
+#if RIFFLE_BF16_DOT
 // The same with pairs of keys; the row behind the last key is zeros.
 HWY_INLINE void WriteFewValues(RowCode, const LaneValues<uint32_t>& v, const RowResult& row,
                                DType dtype) {
@@ -329,7 +330,7 @@ class FewKeys {
     std::copy_n(last_, lanes, at.last);
     TileBlock block{};
     block.end = (keys_ + 3) / 4 * 4;
-    block.partial = true;
+    block.partial = block.bounded = true;
     block.masked = args.mask.data != nullptr;
     block.fresh = true;
     if (args.biased()) {

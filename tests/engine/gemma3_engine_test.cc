@@ -161,8 +161,10 @@ TEST(Gemma3Engine, SmallPoolsLoseNothing) {
     const int64_t page_size = 1 + random() % 20;
     // The largest request needs pages for 40 + 29 + 29 tokens.
     const int64_t least = (98 + page_size - 1) / page_size;
-    EngineOptions options = Options(least + static_cast<int64_t>(random() % (2 * least)), page_size,
-                                    1 + random() % 40, 1 + random() % 12);
+    const int64_t running = 1 + random() % 12;
+    const int64_t chunk = 1 + random() % 40;
+    const int64_t pages = least + static_cast<int64_t>(random() % (2 * least));
+    EngineOptions options = Options(pages, page_size, chunk, running);
     options.share_prefixes = run % 4 != 3;
     EngineStats stats;
     ExpectSame(RunAll(requests, options, &stats, 1 + random() % 4), alone);

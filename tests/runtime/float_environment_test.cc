@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 
 #include <cfenv>
+#include <cstdint>
 #include <cstring>
 #include <functional>
 #include <limits>
@@ -18,7 +19,17 @@
 namespace riffle::test {
 namespace {
 
+#if defined(__x86_64__)
 constexpr unsigned kFlush = 0x8040;  // the bits FTZ and DAZ of the register MXCSR
+#elif defined(__aarch64__)
+constexpr uint64_t kFlush = 1 << 24;  // the bit FZ of the register FPCR
+
+uint64_t ReadFpcr() {
+  uint64_t fpcr;
+  asm volatile("mrs %0, fpcr" : "=r"(fpcr));
+  return fpcr;
+}
+#endif
 
 struct Mode {
   const char* name;
@@ -30,9 +41,12 @@ constexpr Mode kModes[] = {{"flushing", FE_TONEAREST, true},
                            {"downward", FE_DOWNWARD, false},
                            {"toward zero, flushing", FE_TOWARDZERO, true}};
 
+// Whether the caller flushes subnormals; where nobody knows how to ask, no.
 bool Flushes() {
 #if defined(__x86_64__)
   return (_mm_getcsr() & kFlush) == kFlush;
+#elif defined(__aarch64__)
+  return (ReadFpcr() & kFlush) != 0;
 #else
   return false;
 #endif
@@ -42,6 +56,8 @@ void Set(int rounding, bool flush) {
   std::fesetround(rounding);
 #if defined(__x86_64__)
   _mm_setcsr((_mm_getcsr() & ~kFlush) | (flush ? kFlush : 0));
+#elif defined(__aarch64__)
+  asm volatile("msr fpcr, %0" : : "r"((ReadFpcr() & ~kFlush) | (flush ? kFlush : 0)));
 #else
   (void)flush;
 #endif
