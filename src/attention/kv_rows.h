@@ -177,19 +177,6 @@ class TileCursor {
     }
   }
 
-  // The tile's rows.
-  void Find(TileRows* rows) const {
-    for (int group = 0; group < kGroups; ++group) {
-      FindIn(args_.keys, group, &rows->keys[group]);
-      if (args_.values_in_keys) {  // they come with their keys
-        rows->values[group] = NoRows();
-      } else {
-        FindIn(args_.values, group, &rows->values[group]);
-      }
-      PrefetchScales(group);
-    }
-  }
-
   // Prefetches the scales of group `group` of the tile's keys and values, unless they come with
   // their rows.
   void PrefetchScales(int group) const {

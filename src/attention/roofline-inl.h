@@ -12,6 +12,7 @@
 
 #include "attention/attention_kernels.h"
 #include "attention/dot-inl.h"
+#include "attention/find_rows-inl.h"
 #include "attention/kv_rows.h"
 #include "core/bf16_dot.h"
 
@@ -58,8 +59,8 @@ uint8_t ReadItems(const AttentionArgs& args, const WorkItem* begin, const WorkIt
   TileRows rows;
   TileRows next;
   for (; !tile.done(); tile.Next(), ahead.Next()) {
-    tile.Find(&rows);
-    ahead.Find(&next);
+    FindTileRows(args, tile, &rows);
+    FindTileRows(args, ahead, &next);
     for (int group = 0; group < kGroups; ++group) {
       max = MaxOfRows(d, rows.keys[group], next.keys[group], args.keys.row_bytes, max);
     }
