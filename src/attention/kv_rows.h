@@ -142,14 +142,18 @@ inline uint8_t MaskCodeOf(const AttentionArgs& args, int seq, int query_begin, i
   const int heads = mask.by_head ? group : 1;
   const int64_t first = args.first_token(seq) + query_begin;
   const int64_t end = first + (mask.code_token_stride != 0 ? query_end - query_begin : 1);
+  // Once, not in the loop: there g++ 12 with both sanitizers reads `block` from memory that nothing
+  // has written.
+  const int index = block / kBlock;
   uint8_t code = 0;
   for (int64_t token = first; token < end && code != (kMaskShows | kMaskAlters);) {
     const bool joined =
         mask.joined_codes != nullptr && token % kJoinedTokens == 0 && token + kJoinedTokens <= end;
     for (int i = 0; i < heads; ++i) {
       const int64_t of_head = int64_t{head} * group + i;
-      code |= (joined ? mask.JoinedCodes(token / kJoinedTokens, of_head)
-                      : mask.Codes(token, of_head))[block / kBlock];
+      const uint8_t* codes =
+          joined ? mask.JoinedCodes(token / kJoinedTokens, of_head) : mask.Codes(token, of_head);
+      code |= codes[index];
     }
     token += joined ? kJoinedTokens : 1;
   }
