@@ -1,9 +1,9 @@
 """Exact top-k and paged attention on CPUs, for NumPy, PyTorch and JAX arrays.
 
-Arrays are read where they lie, nothing is copied. Accepted are NumPy, PyTorch (CPU) and JAX (CPU) arrays and whatever
-else exports DLPack or a buffer from the CPU, of float32, float16 or bfloat16 (ml_dtypes' for NumPy). Results are of the
-first array argument's framework; NumPy's for those that are none of the three. Tensors that require grad are read as if
-detached: nothing here has a gradient. The GIL is released while a kernel runs.
+Arrays are read in place, without copies. Accepted are NumPy, PyTorch (CPU) and JAX (CPU) arrays and whatever else exports
+DLPack or a buffer from the CPU. Each function names the dtypes that it takes; bfloat16 and float8 of NumPy are those of
+ml_dtypes. Results are of the first array argument's framework, or NumPy's where that is none of the three. Tensors that
+require grad are read as if detached: nothing here has a gradient. The GIL is released while a kernel runs.
 
 Order, everywhere: descending by value; NaN of either sign above +inf, all NaNs equal; -0 equals +0; of equal values the
 lower index first. Results are bitwise the same for any number of threads and any batch; top-k's on any SIMD target too.

@@ -18,7 +18,7 @@ def shown(value: Any) -> str:
 
 
 def as_float(name: str, value: Any, form: str = "a number") -> float:
-    """A number. TypeError for what is none, a str among them."""
+    """A number. TypeError for anything else, a str included."""
     try:
         if not isinstance(value, (str, bytes, bytearray)):
             return float(value)
@@ -28,7 +28,7 @@ def as_float(name: str, value: Any, form: str = "a number") -> float:
 
 
 def as_int(name: str, value: Any) -> int:
-    """An int, or what stands for one."""
+    """An int, or whatever has __index__."""
     try:
         return operator.index(value)
     except Exception:  # as above
@@ -43,7 +43,7 @@ def as_bool(name: str, value: Any) -> bool:
 
 
 def as_list(name: str, value: Any, what: str) -> list:
-    """The elements of anything to iterate over but text. TypeError for the rest."""
+    """The elements of any iterable that is not text. TypeError for the rest."""
     try:
         if not isinstance(value, (str, bytes, bytearray)):
             return list(value)
@@ -55,7 +55,7 @@ def as_list(name: str, value: Any, what: str) -> list:
 def check_mask_value(value: Any) -> None:
     """The mask_value of published signatures of attention, which has no effect: masked keys are skipped.
 
-    Raises TypeError for what is no number and ValueError for one above -1e30, at which a masked key would count.
+    Raises TypeError for what is not a number, and ValueError for a number above -1e30, which would not hide a key.
     """
     if value is None:
         return

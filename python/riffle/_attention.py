@@ -35,9 +35,9 @@ def paged_attention(
     out: Array | None = None,
     return_lse: bool = False,
 ) -> Array | tuple[Array, Array]:
-    """softmax(scale * q k^T) v over keys and values that lie in pages: decode, prefill, chunks and mixed batches.
+    """softmax(scale * q k^T) v over keys and values in pages: decode, prefill, chunks and mixed batches.
 
-    The q_len queries of a sequence are its last positions: query i stands at kv_len - q_len + i. Query head h reads KV
+    The q_len queries of a sequence are its last tokens: query i is at position kv_len - q_len + i. Query head h reads KV
     head h * kv_heads // q_heads. Accumulation and softmax are in float32. What a query gets does not depend, in any bit,
     on the batch it is in, the number of threads, the page size or the layout, nor on whether it came by decode or by
     prefill.
@@ -47,10 +47,10 @@ def paged_attention(
         is a multiple of 8 from 8 to 1024 and contiguous; other axes may have any strides.
       keys, values: the pages, each in its own dtype: float32, float16, bfloat16, float8_e4m3fn, float8_e5m2 (of
         ml_dtypes, torch, jax), int8, or uint8 with a format. Any strides with head_dim contiguous; nothing is copied.
-        q_heads is a multiple of kv_heads; page_size has no limit. See layout. values may have another head_dim, which out
-        has then, or be a view of keys (keys[..., :512], as MLA has it), and are read with them.
+        q_heads is a multiple of kv_heads; page_size has no limit. See layout. values may have another head_dim, which
+        is then that of out. They may be a view of keys (keys[..., :512], as in MLA); both are then read together.
       kv_lens: int32 or int64 [B], tokens of each sequence, its queries included; 0 gives zeros.
-      page_table: int32 or int64 [B, max_pages], each sequence's pages in order. What stands behind its last page is not
+      page_table: int32 or int64 [B, max_pages], each sequence's pages in order. Entries after its last page are not
         read.
       cu_q_lens: int32 or int64 [B + 1], where the queries of each sequence begin and end in q; None: one query a sequence.
       layout: "HND" [pages, kv_heads, page_size, head_dim], "NHD" [pages, page_size, kv_heads, head_dim] or "JAX"
@@ -66,18 +66,18 @@ def paged_attention(
         the softmax and in lse but has no value.
       mask_value: for the sake of published signatures; at most -1e30, without effect, as masked keys are skipped.
       mask: [tokens or 1, q_heads or 1, kv] with any strides, zero among them; kv is at least the longest of kv_lens, and
-        keys go by their position. float32, float16 or bfloat16 is added to the scaled and capped logit, -inf hides the
-        key; of bool, True shows a key. A key counts if causal, window and mask all show it. Blocks of 64 keys that no
+        the last axis is the key's position. float32, float16 or bfloat16 is added to the scaled and capped logit, -inf hides
+        the key; in a bool mask True shows a key. A key counts if causal, window and mask all show it. Blocks of 64 keys that no
         query of a tile sees are neither read nor computed.
       alibi_slopes: [q_heads] float32, float16 or bfloat16: slope * (key position - query position) is added to scaled and
         capped logits.
       key_scales, value_scales: for 8-bit floats and int8, which count as an element times its scale, in float32: a
         number, or float32, float16, bfloat16 or float8_e8m0fnu that broadcasts to keys.shape[:-1] in the layout given, or
-        has one more axis: a scale for each 32, 64 or 128 elements along head_dim. Read where it lies; None: 1.
+        has one more axis: a scale for each 32, 64 or 128 elements along head_dim. Read in place; None: 1.
       key_format, value_format: "q8_0", "q4_0", "q4_1", "q5_0", "q5_1" or "iq4_nl": rows are GGUF's blocks of 32 elements,
-        the pages uint8 with the bytes of a row as their last axis. "float8_e4m3fn" or "float8_e5m2": pages of uint8 are it.
+        the pages uint8 with the bytes of a row as their last axis. "float8_e4m3fn" or "float8_e5m2": the uint8 are codes of it.
       out: to write into, [tokens, q_heads, head_dim of values] of q's dtype, NumPy or PyTorch, any strides with head_dim contiguous, sharing no
-        memory with the other arguments. It is what is returned.
+        memory with the other arguments. It is returned.
       return_lse: also return lse.
 
     Returns:
@@ -113,12 +113,12 @@ def paged_attention(
 def merge_states(outs: Sequence[Array], lses: Sequence[Array]) -> tuple[Array, Array]:
     """What one call over all keys would have given, up to rounding, from results over disjoint parts of the keys.
 
-    For sequences whose keys are sharded, or share a prefix that is attended to once (cascades). Parts are folded in the
-    order given. If there are sinks, they belong into one part only.
+    For sequences whose keys are sharded, or share a prefix that is attended to once (cascades). Parts are merged in the
+    order given. Sinks, if there are any, must be in one part only.
 
     Args:
       outs: arrays [tokens, heads, head_dim] of one shape and dtype, as from paged_attention.
-      lses: as many arrays float32 [tokens, heads]. Where one is -inf its part saw no key and contributes nothing.
+      lses: as many arrays float32 [tokens, heads]. Where one is -inf or +inf its part saw no key and contributes nothing.
 
     Returns:
       (out, lse) of the framework of outs[0]; zeros and -inf where all parts are empty.

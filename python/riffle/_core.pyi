@@ -1,5 +1,5 @@
-# The extension module, which only riffle's own Python files call: arguments by position, defaults and what they mean are
-# in those files. Array: see riffle.
+# The extension module, which only riffle's own Python files call. Arguments are by position; those files have the defaults and
+# say what they mean. Array: see riffle.
 from typing import Any, Sequence
 
 import numpy
@@ -85,7 +85,7 @@ def paged_attention(
 ) -> Any: ...  # out, or (out, lse)
 def torch_scaled_dot_product_attention(
     query: Array, key: Array, value: Array, attn_mask: Array | None, is_causal: bool, scale: float | None, enable_gqa: bool, /,
-) -> Any: ...  # None: to be asked in another form
+) -> Any: ...  # None: the caller must bring the tensors into another form
 def write_kv(
     keys: Array, values: Array, slots: Array, key_pages: Array, value_pages: Array, layout: str,
     key_scales: float | Array | None, value_scales: float | Array | None, key_format: str | None,
@@ -123,7 +123,7 @@ def sparse_attention(
 ) -> Any: ...  # out, or (out, lse)
 def write_sparse_rows(x: Array, slots: Array, rows: Array, row_format: str, power_of_two_scales: bool, /) -> None: ...
 
-# For riffle.torch. None: this is no case for the fast way; the caller takes the slow one, or raises the error.
+# For riffle.torch. None: the fast path does not handle this call; the caller takes the slow one, or raises the error.
 def torch_topk(
     input: Any, k: Any, dim: Any, largest: Any, sorted: Any, result_type: type, /
 ) -> tuple[Any, Any] | None: ...

@@ -16,13 +16,14 @@ _DTYPES = frozenset(
     (np.dtype(jax.numpy.bfloat16), *(np.dtype(code) for code in "f2 f4 f8 i1 u1 i2 u2 i4 u4 i8 u8 ?".split()))
 )
 
-# Results, which cannot be written in JAX's memory, are memory that XLA takes over as it is. XLA adopts host memory of this alignment and copies other.
+# Results cannot be written into JAX's own memory, so they are made in host memory that XLA adopts. It adopts memory of this
+# alignment and copies any other.
 _ALIGNMENT = 64
 
 
 def top_k(x, k):
-    """(values, indices) of JAX array x by the compiled call of riffle.jax, 40 us quicker than `wrap`; None for what is
-    not a right call on one CPU.
+    """(values, indices) of JAX array x by the compiled call of riffle.jax, 40 us quicker than `wrap`; None unless it is a
+    valid call on an array of one CPU device.
     """
     if _top_k is None or type(k) is not int or not x.shape or not 1 <= k <= x.shape[-1] or x.dtype not in _DTYPES:
         return None
@@ -41,8 +42,8 @@ def empty(shape, dtype):
 
 
 def gathered(x):
-    """The NumPy array of JAX array x, which several CPUs hold, in shards or copies; None for what one device holds, and
-    for memory that is not the CPU's.
+    """JAX array x, which several CPU devices hold in shards or copies, as one NumPy array; None where one device holds
+    it, and for memory that is not the CPU's.
     """
     devices = x.devices()
     if len(devices) == 1 or any(device.platform != "cpu" for device in devices):
@@ -53,7 +54,7 @@ def gathered(x):
 
 
 def wrap(like, array):
-    """The JAX array of NumPy array `array`, which nobody may write any more, on the devices of `like`: a copy on each, if
+    """NumPy array `array`, which must not be written any more, as a JAX array on the devices of `like`: a copy on each, if
     there are several.
     """
     sharding = like.sharding

@@ -69,7 +69,7 @@ def _check_scales(name, scales, pages_name, pages, quantized):
 
 
 def _check_pages(q, k_pages, v_pages, axes, key_scales, value_scales):
-    """Checks q [first of axes, q_heads, head_dim] and pages; the pages and their scales."""
+    """Checks q [axes, q_heads, head_dim] and the pages. Returns the pages and their scales."""
     check_dtype("q", q)
     check_axes("q", q, f"[{axes}, q_heads, head_dim]")
     quantized = is_quantized(k_pages)
@@ -153,7 +153,7 @@ def _attention(target, *operands, scales, sm_scale, soft_cap=0.0, sides, with_ls
         soft_cap=np.float32(soft_cap), causal=np.bool_(causal), window=np.int64(window), window_right=np.int64(window_right))
 
 
-# What is static is checked before it gets here: JAX looks for it among what it has compiled.
+# Static arguments are checked before this call, because JAX looks them up among its compiled functions.
 @functools.partial(jax.jit, inline=True, static_argnames=("sm_scale", "soft_cap", "pages_per_compute_block", "megacore_mode", "sides",
                                                                    "with_lse"))
 def _paged_attention(
@@ -201,13 +201,13 @@ def paged_attention(
         with scales, int8, each its own; or both a QuantizedTensor, int8 with a scale for each token, which counts as
         weight * scales / 127.5 in float32. q_heads is a multiple of kv_heads, page_size at least 1.
       lengths: int32 or int64 [sequences], tokens of each; 0 gives zeros.
-      page_indices: int32 or int64 [sequences, pages_per_sequence]; what stands behind a sequence's last page is not read.
+      page_indices: int32 or int64 [sequences, pages_per_sequence]; entries after a sequence's last page are not read.
       sm_scale: what q k^T is multiplied by.
-      mask_value: at most -1e30, without effect: what lies behind a length is skipped.
+      mask_value: at most -1e30, without effect: keys past a length are skipped.
       attn_logits_soft_cap: c > 0 turns a logit x into c * tanh(x / c).
       pages_per_compute_block, megacore_mode, inline_seq_dim: tune the TPU kernel; checked as there, without effect.
-      window: not an argument there; at least 1, static: a query sees the last `window` tokens of its sequence. Nothing
-        is behind a query, the last token, so there is no window on its right.
+      window: not an argument there; at least 1, static: a query sees the last `window` tokens of its sequence. The
+        query is the last token, so there is no window on its right.
       key_scales, value_scales: not arguments there; of float8 and int8 pages, which count as an element times its scale in
         float32: a number, or float32, float16, bfloat16 or float8_e8m0fnu that broadcasts to [kv_heads, pages, page_size],
         or has one more axis: a scale for each 32, 64 or 128 elements along head_dim.
@@ -278,8 +278,8 @@ def prefill_attention(
 ) -> Array:
     """Causal attention of the last chunk of a sequence over its pages: chunked prefill (EasyDeL's call).
 
-    A sequence of `length` tokens is cut into chunks from its begin, and q is the last of them: row r stands at position
-    (ceil(length / chunk) - 1) * chunk + r and sees the keys up to itself. Rows at or behind length are padding and give
+    A sequence of `length` tokens is cut into chunks from its beginning, and q is the last of them: row r is at position
+    (ceil(length / chunk) - 1) * chunk + r and sees the keys up to itself. Rows at positions from length on are padding and give
     zeros.
 
     Args:
@@ -289,7 +289,7 @@ def prefill_attention(
       page_indices: int32 or int64 [pages_per_sequence].
       sm_scale: what q k^T is multiplied by; None: 1 / sqrt(head_dim).
       causal, window, window_right: as for riffle.paged_attention, not arguments there; static. The sequence ends with
-        the chunk, so a row sees keys behind it as far as the chunk goes.
+        the chunk, so a row sees later keys only up to the end of the chunk.
 
     Returns:
       [chunk, q_heads * head_dim] of q's dtype.

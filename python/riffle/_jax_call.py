@@ -42,7 +42,7 @@ def check_axes(name, x, form):
 
 
 def check_arrays(**arrays):
-    """TypeError for what has no dtype that JAX has, of which jax.jit would not name the argument."""
+    """TypeError for what has no dtype of JAX's. It names the argument, which the error of jax.jit would not."""
     for name, x in arrays.items():
         if is_quantized(x):
             check_arrays(**{f"{name}.weight": x.weight, f"{name}.scales": x.scales})
@@ -60,5 +60,5 @@ def finite(name, value):
 
 def custom_call(target, result, **options):
     """A function of operands and attributes."""
-    # Leading axes that vmap adds come to the handlers as they are, of size 1 where an operand has none: no copies.
+    # The handlers get the leading axes that vmap adds, with size 1 where an operand is not batched, so nothing is copied.
     return jax.ffi.ffi_call(target, result, vmap_method="expand_dims", **options)

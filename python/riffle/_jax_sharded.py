@@ -80,9 +80,9 @@ def sharded_top_k(operand: Array, k: int, axis_name: Any, *, axis: int = -1, siz
 def _place(axis_name):
     """How many devices a mesh axis has, and the number of this one."""
     try:
-        hash(axis_name)  # a list is none
+        hash(axis_name)  # a list is not an axis
         return jax.lax.psum(1, axis_name), jax.lax.axis_index(axis_name)
-    except Exception:  # of several kinds, by what it is
+    except Exception:  # its type depends on what axis_name is
         raise ValueError(
             f"axis_name = {shown(axis_name)} is not an axis, or a tuple of axes, of the jax.shard_map around the call"
         ) from None
@@ -129,8 +129,8 @@ def sharded_paged_attention(
     of 16 bits is rounded once, at the end), and the same bits on every device.
 
     Args:
-      q: [sequences, q_heads, head_dim], the same on all devices: one query a sequence, which sees all its keys. So any cut
-        of a sequence's keys does.
+      q: [sequences, q_heads, head_dim], the same on all devices: one query a sequence, which sees all its keys. So
+        the keys of a sequence may be divided in any way.
       k_pages, v_pages, page_indices: this device's pages.
       lengths: [sequences], the keys of each sequence on this device; 0 is possible.
       axis_name: the mesh axis, or a tuple of several.

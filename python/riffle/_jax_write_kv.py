@@ -39,11 +39,11 @@ def write_kv(
 
     Args:
       keys, values, slots, key_pages, value_pages, key_scales, value_scales, compute_scales: riffle.write_kv's.
-      layout: as there, but that of riffle.jax.paged_attention unless given.
+      layout: as there; the default is the layout of riffle.jax.paged_attention.
       key_format, value_format: of uint8 pages: "q8_0", "q4_0", "q4_1", "q5_0", "q5_1" or "iq4_nl".
 
     Returns:
-      (key_pages, value_pages), and with compute_scales the scales of those of float8 and int8 behind them.
+      (key_pages, value_pages), and with compute_scales then the scales of each of the two that is float8 or int8.
 
     Raises:
       ValueError, TypeError: shapes, dtypes and options.
@@ -75,7 +75,7 @@ def write_kv(
     return _write(keys, values, slots, key_pages, value_pages, *operands, layout=layout, formats=formats, kinds=tuple(kinds))
 
 
-# What is static is checked before it gets here: JAX looks for it among what it has compiled.
+# Static arguments are checked before this call, because JAX looks them up among its compiled functions.
 @functools.partial(jax.jit, inline=True, static_argnames=("layout", "formats", "kinds"))
 def _write(keys, values, slots, key_pages, value_pages, *scales, layout, formats, kinds):
     written = [key_pages, value_pages]
@@ -113,7 +113,7 @@ def _check_tokens(name, x, slots, pages, layout, form):
 
 
 def _scales(name, pages, scales, compute):
-    """Whose the scales are, and the operand with as many axes as pages without the last, or one more of groups."""
+    """One of _NO_SCALES, _GIVEN and _COMPUTED, and the operand: as many axes as pages without the last, or one more of groups."""
     if scales is None:
         if compute or str(pages.dtype) == "int8":
             why = "compute_scales = True needs an array" if compute else f"{name}_pages are int8"

@@ -19,14 +19,14 @@ class KvCache:
 
     A page holds `page_size` tokens of one sequence in every layer; its number is the same in all of them. Sequences made
     by `fork` share pages: a page of more than one sequence is never written, it is copied first (copy-on-write as in
-    vLLM, Kwon et al. 2023). Ids are ints above zero, never used twice. What raises leaves the cache as it was.
+    vLLM, Kwon et al. 2023). Ids are ints above zero, never used twice. A call that raises leaves the cache unchanged.
 
     Calls may come from any thread: the cache runs them one after another. paged_attention may read pages beside calls on
     other sequences.
 
     Args:
-      layers, kv_heads, head_dim: of the model, each at least 1; paged_attention takes head_dims of 8 to 1024 that are
-        multiples of 8, and formats of blocks have multiples of 32.
+      layers, kv_heads, head_dim: of the model, each at least 1; paged_attention takes multiples of 8 from 8 to 1024 as
+        head_dim, and formats of blocks need a multiple of 32.
       pages: of each layer, 1 to 2^31 - 1. Memory is taken as pages are written, as huge pages where the system grants
         them.
       page_size: tokens of a page, at least 1.
@@ -99,11 +99,11 @@ class KvCache:
         return self._pool.lookup(_joined(block_keys))
 
     def set_block_keys(self, seq: int, block_keys: Sequence[bytes | int]) -> None:
-        """Gives the first pages of `seq` keys, by which `create` finds them, after the end of `seq` too.
+        """Gives the first pages of `seq` keys, by which `create` finds them, even after `seq` has been freed.
 
-        All that these pages hold must have been written, in every layer. A page with a key that no sequence has any more
-        counts as free, but is taken only when no other is, the one that was given up longest ago first. Writing to a page
-        takes its key away.
+        All that these pages hold must have been written, in every layer. A page with a key that no sequence uses any more
+        counts as free, but is taken only when there is no other free page; the one that was released longest ago is taken
+        first. Writing to a page removes its key.
 
         Raises:
           ValueError: more keys than full pages; a page has another key already.
@@ -117,7 +117,7 @@ class KvCache:
     def swap_out(self, seq: int, memory: Array | None = None) -> Array:
         """Copies what `seq` holds out of the cache, and releases its pages, until `swap_in` brings it back.
 
-        Until then only `length` and `free` take the sequence.
+        Until then only `length` and `free` accept the sequence.
 
         Args:
           seq: a sequence.
@@ -159,9 +159,9 @@ class KvCache:
         self._pool.extend(seq, tokens)
 
     def write(self, layer: int, seq: int, position: int, keys: Array, values: Array) -> None:
-        """Writes keys and values of the positions from `position` on in one layer.
+        """Writes keys and values of one layer, at the positions from `position` on.
 
-        Pages among them that other sequences have too are copied first.
+        Pages of these positions that other sequences share are copied first.
 
         Args:
           layer: 0 to layers - 1.
@@ -193,16 +193,16 @@ class KvCache:
         return self._pool.length(seq)
 
     def batch(self, seqs: Sequence[int]) -> tuple[Array, Array]:
-        """What paged_attention takes of sequences, as it is now: numpy int32 kv_lens [B] and page_table [B, max_pages].
+        """The present kv_lens [B] and page_table [B, max_pages] of sequences, NumPy int32, as paged_attention takes them.
 
-        A row of the table is filled up with -1 behind the sequence's last page.
+        After a sequence's last page its row of the table is filled up with -1.
         """
         return self._pool.batch(seqs)
 
     def keys(self, layer: int) -> Array:
-        """The pages of a layer's keys as they stand in memory: a read-only NumPy array [pages, kv_heads, page_size,
-        head_dim], bfloat16 and float8 as ml_dtypes'; of a format of blocks uint8, whose last axis is the bytes of a row.
-        Its pages are not next to each other: a page's values follow its keys.
+        """The pages of a layer's keys, in place: a read-only NumPy array [pages, kv_heads, page_size, head_dim]. bfloat16
+        and float8 are those of ml_dtypes; a format of blocks is uint8, whose last axis is the bytes of a row. In memory the
+        pages are not next to each other: the keys of each page are followed by its values.
 
         Raises ValueError unless 0 <= layer < layers.
         """
@@ -222,7 +222,7 @@ class KvCache:
 
     @property
     def pages_free(self) -> int:
-        """Pages that no sequence has, those that have a key among them."""
+        """Pages that no sequence has, including those with a key."""
         return self._pool.pages_free()
 
     @property
@@ -272,7 +272,7 @@ def _key(i: int, key: bytes | int) -> bytes:
 
 
 def _named(array: Array | None, dtype: str) -> Array | None:
-    """float8 of ml_dtypes for the bytes that are such."""
+    """The array, its bytes as ml_dtypes' float8 where `dtype` is one."""
     if array is None or not dtype.startswith("float8"):
         return array
     import ml_dtypes

@@ -27,10 +27,10 @@ def linear(
 
     Args:
       x: [rows, d] float32, float16 or bfloat16, any row stride, d contiguous.
-      weight: [vocab, d] float32, float16 or bfloat16, read where it lies; one axis contiguous, the other of any stride. A
+      weight: [vocab, d] float32, float16 or bfloat16, read in place; one axis contiguous, the other of any stride. A
         [d, vocab] matrix passes as its transpose.
       bias: [vocab] float32, float16 or bfloat16, contiguous.
-      weight_format: "q8_0" for weights in GGUF's Q8_0: weight is uint8 [vocab, d / 32 * 34] then, a row's blocks side by
+      weight_format: "q8_0" for weights in GGUF's Q8_0: weight is then uint8 [vocab, d / 32 * 34], a row's blocks side by
         side: a little-endian float16 scale and 32 int8 each. None: as the dtype says.
       out: float32 [rows, vocab] to write into, NumPy or PyTorch, any row stride, sharing no memory with the other
         arguments; returned.

@@ -6,7 +6,7 @@ from riffle import _core
 
 
 def info() -> dict:
-    """What runs here.
+    """The version, the SIMD targets and the threads of this process.
 
     Returns a dict of
       version  str
@@ -24,7 +24,7 @@ def info() -> dict:
 
 
 def release_scratch() -> None:
-    """Frees the memory that calls keep to work in, of the pool and of the calling thread.
+    """Frees the scratch memory that calls keep, for the thread pool and for the calling thread.
 
     Each of its buffers is as large as its largest call needed, up to 128 MiB; larger ones are given back when their call
     ends. The next call makes its own anew. Waits for a running call to end.
@@ -47,7 +47,8 @@ def set_num_threads(n: int) -> None:
 def set_target(name: str | None) -> None:
     """Forces the SIMD target of all later calls in this process; None returns to the best.
 
-    `name` is one of `info()["targets"]`; another raises ValueError. RIFFLE_TARGET does the same from outside. Results do
-    not depend on it. Calls that run go on with the target they began with.
+    `name` is one of `info()["targets"]`; another raises ValueError. RIFFLE_TARGET does the same from outside. Results
+    of top-k do not depend on it; those of attention and of linear layers are rounded differently on some targets. Calls that
+    run go on with the target they began with.
     """
     _core.set_target(name)

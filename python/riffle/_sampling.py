@@ -41,7 +41,7 @@ def sample(
     threads or the layout. The random numbers are Philox4x32-10's (Salmon et al. 2011).
 
     Args:
-      logits: [rows, vocab] float32, float16 or bfloat16, any row stride, columns contiguous; read where it lies. -inf is
+      logits: [rows, vocab] float32, float16 or bfloat16, any row stride, columns contiguous; read in place. -inf is
         never drawn. Where a row has +inf, those columns share the whole mass.
       temperature: finite, at least 0. 0 is greedy: the best column, filters ignored.
       top_k: at least 0; 0, and more than there are columns, means off.
@@ -53,7 +53,7 @@ def sample(
       position: integers [rows], or one for all rows; None: 0. The position of the token in its sequence.
       return_logprobs: also return the log-probability of each token: log-softmax of the raw logits, natural log, whatever
         the temperature and the filters.
-      on_invalid: what becomes of a row with a NaN or with nothing above -inf. "raise" fails the call; "token" gives that row
+      on_invalid: what happens with a row that has a NaN, or nothing above -inf. "raise" fails the call; "token" gives that row
         token -1 and log-probability NaN, and draws the others as if it were not there.
 
       top_logprobs: also return this many of the best log-probabilities of each row, of raw logits too, and their tokens.
@@ -155,13 +155,13 @@ def verify_drafts(
 
     What comes out follows the distribution that the filters leave of the target's logits, whatever the drafts are. With
     draft_probs q, draft d is accepted with min(1, p(d) / q(d)), and after the last one accepted a token is drawn from the
-    positive part of p - q, renormalised; after all drafts, from p. Without draft_probs the drafts were certain (greedy, n-grams):
+    positive part of p - q, renormalised; after all drafts, from p. Without draft_probs each draft counts as certain (greedy, n-grams):
     each position is drawn as riffle.sample draws it and its draft accepted if it is the token drawn, so the tokens are
     those that riffle.sample gives one by one.
 
     Args:
-      logits: [drafts + requests, vocab] float32, float16 or bfloat16: of each request the rows of its drafts' positions, then
-        one for the position after them.
+      logits: [drafts + requests, vocab] float32, float16 or bfloat16: for each request one row for each draft's position,
+        then one for the position after them.
       draft_tokens: integers [drafts], 0 to vocab - 1.
       offsets: int32 or int64 [requests + 1]: request r has the drafts offsets[r] to offsets[r + 1]; it may have none.
       draft_probs: float32 [drafts, vocab], what each draft was drawn from.

@@ -56,7 +56,7 @@ def indexer_logits(
       out: float32 [tokens, n] to write into.
 
     Returns:
-      float32 [tokens, n], n the most keys that any query sees; -inf behind those that a query sees.
+      float32 [tokens, n], n the most keys that any query sees; -inf after the keys that a query sees.
 
     Raises:
       ValueError: a shape, length, page number or option out of its limits; nothing is written then.
@@ -100,19 +100,19 @@ def indexer_top_k(
     """The k best keys of each query by indexer_logits, best first, without storing the scores.
 
     The result has the bits of top_k_per_row(indexer_logits(...)): of equal scores the lower position comes first. Where
-    everything fits into k nothing is scored: 0, 1, 2, ... and -1 behind.
+    all keys fit into k nothing is scored: the result is 0, 1, 2, ..., then -1.
 
     Args:
       q, weights, keys, kv_lens, page_table, cu_q_lens, key_scales, key_format, ratio, activation: as in indexer_logits.
       k: how many, at least 1.
       block: keys of a block. With more than 1, blocks are selected and the result has their numbers.
       reduce: the score of a block: the "max" or the "mean" of its keys'; the last block may have fewer.
-      first_blocks, local_blocks: so many first and last ones that the query sees are selected in any case, first of all and in
-        ascending order; together at most k.
-      incomplete_tail: so is the last block if it has fewer than `block` keys.
-      candidates: int32 [tokens, c], the only blocks, beside forced ones, that may be selected; -1 and what a query does not see
-        are ignored.
-      candidate_span: a candidate c stands for the blocks c * candidate_span and so many behind it.
+      first_blocks, local_blocks: this many of the first and of the last blocks that the query sees are always selected, before
+        all others and in ascending order; together at most k.
+      incomplete_tail: the last block is always selected too if it has fewer than `block` keys.
+      candidates: int32 [tokens, c], the only blocks that may be selected beside those that always are; -1 and what a query does
+        not see are ignored.
+      candidate_span: a candidate c stands for candidate_span blocks, from block c * candidate_span on.
       slots: page * page_size + offset in place of positions; block must be 1.
       out: int32 [tokens, k] to write into.
 
@@ -149,10 +149,10 @@ def write_index_keys(
 
     Args:
       keys: [tokens, head_dim] float32, float16 or bfloat16.
-      slots: int32 or int64 [tokens], page * page_size + offset; -1 skips a key; of equal slots the later key stays.
+      slots: int32 or int64 [tokens], page * page_size + offset; -1 skips a key; where slots are equal the later key stays.
       pages: [pages, page_size, head_dim] to write into: "plain" float32, float16 or bfloat16, "int8" int8, "e4m3" uint8 or
         float8_e4m3fn; "deepgemm" uint8 [pages, page_size * (head_dim + 4)]; "mxfp4" uint8 [pages, page_size * (head_dim / 2 + 4)].
-      scales: float32 [pages, page_size] to write into, of "int8" and "e4m3".
+      scales: float32 [pages, page_size] to write into, for "int8" and "e4m3".
       format: int8: scale = max|x| / 127. e4m3, deepgemm: scale = max|x| / 448, rounded up to a power of two. mxfp4: the same
         with max|x| / 6 of each 32 elements; head_dim is a multiple of 32 up to 128.
       hadamard: transform the keys first; queries then need riffle.hadamard too. int8 keeps 4 times the precision of e4m3 then.
@@ -182,7 +182,8 @@ def write_index_keys(
 
 
 def hadamard(x: Array) -> Array:
-    """The orthonormal Walsh-Hadamard transform along the last axis, a power of two; dot products of two stay.
+    """The orthonormal Walsh-Hadamard transform along the last axis, whose size is a power of two. Dot products of
+    two transformed vectors are those of the original ones.
 
     Args:
       x: [..., n] float32, float16 or bfloat16; sums are in float32.
@@ -201,7 +202,7 @@ def positions_to_slots(positions: Array, page_table: Array, page_size: int, *, c
     """Slots, page * page_size + offset, of positions in the sequence of each token.
 
     Args:
-      positions: int32 [tokens, n]; -1, and what is behind the table's pages, becomes -1.
+      positions: int32 [tokens, n]; -1, and positions past the table's pages, become -1.
       page_table: int32 or int64 [B, max_pages].
       page_size: positions of a page.
       cu_q_lens: int32 or int64 [B + 1], where the tokens of each sequence begin and end; None: one token a sequence.
@@ -215,7 +216,7 @@ def positions_to_slots(positions: Array, page_table: Array, page_size: int, *, c
 
 
 def expand_blocks(blocks: Array, block: int, ends: Array) -> Array:
-    """Positions of blocks: what indexer_top_k selects with block > 1, as what positions_to_slots takes.
+    """The positions in blocks: turns what indexer_top_k selects with block > 1 into what positions_to_slots takes.
 
     Args:
       blocks: int32 [tokens, n] block numbers, -1: none.
@@ -259,12 +260,12 @@ def compress_kv(
       cos_sin: float32 [positions, r]: r / 2 cosines, then r / 2 sines of each position; the last r elements of entry i are rotated
         by row i * ratio, in neighbouring pairs.
       cu_lens: int32 or int64 [B + 1], where the tokens of each sequence begin and end; None: one sequence.
-      first_entries: int32 or int64 [B], the number of each sequence's first entry; None: 0. With overlap, and where it is not
-        0, the tokens begin with the window before.
+      first_entries: int32 or int64 [B], the number of each sequence's first entry; None: 0. With overlap, where it is not
+        0, the tokens begin with the window before that entry's own.
       out: [entries, d] of kv's dtype to write into.
 
     Returns:
-      [entries, d] of kv's dtype, entries of sequences one behind the other.
+      [entries, d] of kv's dtype, the entries of one sequence after those of another.
 
     Raises:
       ValueError: a shape, length or option out of its limits; nothing is written then.
@@ -304,7 +305,7 @@ def sparse_attention(
       rows: [slots, d] or [pages, page_size, d] float32, float16, bfloat16, float8_e4m3fn, float8_e5m2 (of ml_dtypes, torch, jax)
         or int8; or uint8 with a format.
       slots: int32 [tokens, n]; -1: none. A slot named twice counts twice; rows that nobody names are not read.
-      lengths: int32 [tokens]: slots behind are not read; None: all are.
+      lengths: int32 [tokens]: slots past a token's length are not read; None: all are read.
       row_format: of uint8 rows. "mla656": DeepSeek-V3.2's, [.., 656]: 512 float8_e4m3fn, 4 float32 scales, 64 bfloat16; d = 576.
         "mla584": DeepSeek-V4's [pages, page_size, 584], page_size x (448 float8_e4m3fn, 64 bfloat16), then page_size x 8 bytes of
         scales; d = 512. "q8_0", "q4_0", "q4_1", "q5_0", "q5_1", "iq4_nl": GGUF's blocks of 32 elements, the last axis the bytes of a
@@ -346,7 +347,7 @@ def write_sparse_rows(
 
     Args:
       x: [tokens, 576] of "mla656", [tokens, 512] of "mla584", float32, float16 or bfloat16.
-      slots: int32 or int64 [tokens], row numbers, page * page_size + offset; -1 skips a row; of equal slots the later row stays.
+      slots: int32 or int64 [tokens], row numbers, page * page_size + offset; -1 skips a row; where slots are equal the later row stays.
       rows: uint8 to write into: "mla656" [slots, 656] or [pages, page_size, 656], "mla584" [pages, page_size, 584].
       row_format: "mla656": 512 float8_e4m3fn with a float32 scale, max|x| / 448, for each 128, then 64 bfloat16. "mla584": 448
         float8_e4m3fn with a power of two for each 64, then 64 bfloat16.

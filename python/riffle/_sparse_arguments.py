@@ -14,7 +14,7 @@ Array = Any
 def narrowed(name: str, x: Array) -> Array:
     """An int64 array as int32 of NumPy; any other x as it is, for the bindings to judge.
 
-    Raises ValueError, naming the first element that int32 does not have.
+    Raises ValueError, naming the first element that does not fit into int32.
     """
     if str(getattr(x, "dtype", "")).removeprefix("torch.") != "int64" or isinstance(x, numpy.ma.MaskedArray):
         return x

@@ -24,7 +24,7 @@ TopK.indices.__doc__ = "[..., k], int32 or the dtype of ids"
 
 
 class TopKStats(NamedTuple):
-    """What each row cost and how its k-th place stands; rows are the leading axes of x in row-major order."""
+    """What each row cost, its k-th value and the ties at it; rows are the leading axes of x in row-major order."""
 
     kth_value: Array
     ties_at_kth: Array
@@ -75,10 +75,11 @@ def top_k(
       depth_schedule: of the lane sort: increasing m to try in turn, after the last of which m doubles; None: the
         planner's (see plan_top_k).
       out: (values, indices) to write into, of the shapes and dtypes below, NumPy or PyTorch. Rows evenly spaced, last
-        axis contiguous, sharing no memory with each other or with x. They are what is returned.
+        axis contiguous, sharing no memory with each other or with x. They are returned.
       return_stats: also return TopKStats. Counting ties reads the rows once more.
       ids: int32 or int64, [n] or of x's shape: what is returned as indices, ids[..., column] for a column. Ties still go
-        to the lower column. So shards of a row merge: their best values side by side, and the ids of those.
+        to the lower column. With it the results of shards are merged: x is their best values side by side, ids the columns of
+        those in the whole row.
 
     Returns:
       TopK(values [..., k] of x's dtype, indices [..., k] int32, or of the dtype of ids), or (TopK, TopKStats), arrays of
@@ -144,12 +145,12 @@ def top_k_per_row(
 
     Args:
       x: [rows, n] floating-point numbers, integers or bool, any row stride, columns contiguous.
-      starts, ends: int32 [rows]; row r takes part with the columns [starts[r], ends[r]), none if starts[r] >= ends[r].
+      starts, ends: int32 [rows]; row r selects from the columns [starts[r], ends[r]), none if starts[r] >= ends[r].
         Any framework's.
       k: at least 1; may exceed n.
       sorted: False returns the same set, then the -1s, in an order that is not specified, though always the same.
       out: int32 [rows, k] to write into, NumPy or PyTorch, any row stride; returned.
-      index_order_if_short: a range of at most k columns gives 0, 1, ... in this order, then -1, without a look at its
+      index_order_if_short: a range of at most k columns gives 0, 1, ... in this order, then -1, without reading its
         elements, as FlashInfer and vLLM do.
 
     Returns:
@@ -212,7 +213,7 @@ def plan_top_k(
     Returns a dict of ::
 
       algorithm             what "auto" runs
-      buckets, bucket_size  bucket maxima: buckets of a row (0: none pay), elements of a bucket
+      buckets, bucket_size  bucket maxima: buckets of a row (0: none), elements of a bucket
       depth_schedule        lane sort: list of the m tried in turn
       batch_done            lane sort: list, P(all rows are certified at that step) for rows in random order, which is
                             P(depth < m) ** rows

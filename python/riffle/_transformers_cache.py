@@ -8,15 +8,15 @@ import torch
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
-# Room for this share of the tokens, and at least this many, is added whenever memory is full.
+# Whenever memory is full, room is added for 1 / _SHARE of the tokens, and for at least _LEAST.
 _SHARE, _LEAST = 4, 256
 
 
 class GrowingCache(DynamicCache):
-    """Transformers' DynamicCache that writes new tokens behind the old ones instead of copying all at every step.
+    """Transformers' DynamicCache that writes new tokens after the old ones instead of copying all at every step.
 
-    For `model.generate(..., past_key_values=riffle.transformers.GrowingCache(config=model.config))`. What a step returns
-    are views of memory that later steps go on writing behind; a shallow copy of the cache must not be continued beside
+    For `model.generate(..., past_key_values=riffle.transformers.GrowingCache(config=model.config))`. A step returns
+    views of memory, after which later steps go on writing; a shallow copy of the cache must not be continued beside
     it. Memory is up to a quarter larger (256 tokens at least; sliding layers: twice the window).
 
     >>> import torch, transformers, riffle.transformers
@@ -59,7 +59,7 @@ class _Memory:
         return self.tokens[:, :, start:end]
 
     def _start(self, old: torch.Tensor, new: torch.Tensor) -> int | None:
-        """The token of this memory that is old's first; None where old lies elsewhere."""
+        """The number of the token in this memory with which old begins; None where old is elsewhere."""
         memory = self.tokens
         if memory is None or old.numel() == 0 or memory.dtype != new.dtype or old.stride() != memory.stride():
             return None

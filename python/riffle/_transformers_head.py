@@ -47,7 +47,7 @@ def use_top_k_head(model: Any, k: int) -> None:
     """Replaces the LM head of a model by TopKHead(head, k), or for k = 0 puts the head back.
 
     Greedy search, and sampling whose top_k is at most k, give what they gave before; the draws of others are renormalised
-    over the k largest logits. What reads further logits is not served: beam search, penalties and processors that raise or
+    over the k largest logits. What reads other logits is not supported: beam search, penalties and processors that raise or
     lower tokens before the top_k, losses, perplexity.
 
     Raises:

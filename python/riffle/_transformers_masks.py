@@ -3,7 +3,8 @@
 Transformers describes a mask by a function of positions, a padding mask and sizes. `Mask` carries that description to the
 attention layers. Descriptions that are known (causal, sliding window, chunks, all keys) become page tables without a matrix of
 queries and keys. Every other mask is evaluated. If it shows few sets of keys it becomes page tables too: attention does not depend
-on where a key lies, so any set of keys is a sequence of pages of one token. Else, and where it adds to the logits, it is passed on.
+on where a key is stored, so any set of keys is a sequence of pages of one token. Otherwise, and where the mask adds to the logits,
+it is passed on as a matrix.
 """
 
 from __future__ import annotations
@@ -16,8 +17,8 @@ import torch
 from torch.utils import _pytree
 from transformers import masking_utils
 
-# Keywords that layers hand to their attention and that Transformers' eager attention does not read either: a window is
-# in the mask too.
+# Keywords that layers hand to their attention and that Transformers' eager attention does not read either. (A sliding
+# window is in the mask too.)
 WITHOUT_EFFECT = frozenset(
     "position_ids cache_position use_cache past_key_values logits_to_keep output_hidden_states return_dict "
     "cu_seq_lens_q cu_seq_lens_k max_length_q max_length_k num_items_in_batch sliding_window".split()
@@ -32,13 +33,14 @@ class Keys(NamedTuple):
     cu_q_lens: torch.Tensor | None  # int32 [B + 1]; None: one query a sequence
     causal: bool = True
     window: int | None = None
-    mask: torch.Tensor | None = None  # [tokens, heads or 1, keys], bool or added; those above show all keys then
+    mask: torch.Tensor | None = None  # [tokens, heads or 1, keys], bool or added; then the fields above show all keys
 
 
 def blind_queries(keys: Keys) -> torch.Tensor | None:
     """bool [tokens, heads or 1]: the queries that see no key; None where there are none.
 
-    None too where a mask adds to the logits: lowest numbers are added as eager attention adds them (see in_float32).
+    None too where a mask adds to the logits: its lowest numbers, which hide keys, are added as eager attention adds them (see
+    in_float32).
     """
     if keys.mask is not None:
         blind = None if keys.mask.dtype != torch.bool else ~keys.mask.any(-1)
@@ -50,7 +52,7 @@ def blind_queries(keys: Keys) -> torch.Tensor | None:
 
 
 class Structure(NamedTuple):
-    """A mask function that is known. Keys of padding are left out besides."""
+    """A mask function of a known form. Keys of padding are hidden in addition."""
 
     causal: bool
     window: int | None = None
@@ -76,7 +78,7 @@ def _captured(function: Callable) -> dict[str, Any]:
 
 
 def structure_of(function: Callable) -> Structure | None:
-    """The structure of a mask function; None where it is not one of those that are known.
+    """The structure of a mask function; None where its form is not known.
 
     A function is known by the code it runs, so that a changed or wrapped one is not mistaken for it.
     """
@@ -106,8 +108,8 @@ def structure_of(function: Callable) -> Structure | None:
 class Mask(torch.Tensor):
     """A mask [batch, 1, queries, keys] that is known by its description, for the attention layers to read.
 
-    To anything else that is done with it, it is the additive mask that Transformers' eager attention would have: a layer that
-    slices it, or adds to it, does with it what it does there, and hands on a plain tensor.
+    For everything else it is the additive mask that Transformers' eager attention would have: a layer that slices it, or adds to
+    it, gets what it would get there, a plain tensor, and hands that on.
     """
 
     __torch_function__ = torch._C._disabled_torch_function_impl  # pyright: ignore[reportAssignmentType]
@@ -140,7 +142,7 @@ class Mask(torch.Tensor):
         return torch.where(self.visible(), zero, torch.finfo(self.dtype).min)
 
     def keys(self, row: int) -> Keys:
-        """For tokens as pages of one token each, where each row of the batch begins `row` pages after the one before it."""
+        """What queries see, for tokens as pages of one token each, where each row of the batch begins `row` pages after the one before it."""
         keys = self._keys.get(row)
         if keys is None:
             keys = self._by_structure(row)
@@ -199,7 +201,7 @@ def all_keys(batch: int, q_len: int, kv_len: int, row: int, causal: bool, window
 def _same_keys(keys: Keys, q_len: int) -> Keys:
     """`q_len` queries for each sequence of `keys`, each of which sees all keys of it.
 
-    A sequence has at most as many queries as keys: it is there as often as it takes.
+    A sequence may have at most as many queries as keys, so it is repeated as often as needed.
     """
     lengths = keys.kv_lens.to(torch.int64)
     most = torch.where(lengths > 0, lengths, q_len).clamp(max=q_len)
@@ -221,7 +223,7 @@ def _offsets(lengths: torch.Tensor) -> torch.Tensor:
 def _without_padding(padding: torch.Tensor, q_len: int, kv_len: int, row: int) -> Keys:
     """Causal, without the `padding` tokens on the left of each row."""
     lengths, starts = kv_len - padding, torch.arange(len(padding)) * row + padding
-    # Queries of padding see nothing: each sequence comes after one of no keys that has them.
+    # Queries of padding see nothing: they form a sequence without keys in front of each sequence.
     blind = (q_len - lengths).clamp(min=0)
     q_lens = torch.full_like(lengths, q_len)
     if bool(blind.any()):
@@ -266,8 +268,8 @@ _MAX_RUNS = 4
 def keys_seen(visible: torch.Tensor, row: int) -> Keys:
     """What any mask shows: visible bool [batch, queries, keys].
 
-    Queries are taken together as long as each sees what the one before it saw and one later key, without the first one where
-    as many are seen as any query of the call sees: that is causal attention, with a window of that many keys.
+    Consecutive queries form one sequence as long as each sees what the one before it saw and one later key; where a query already sees
+    as many keys as any query of the call, the next one may lose its first key. That is causal attention, with a window of that many keys.
     """
     batch, q_len, kv_len = visible.shape
     counts = visible.sum(-1)
@@ -291,7 +293,7 @@ def keys_seen(visible: torch.Tensor, row: int) -> Keys:
     flat = visible.reshape(batch * q_len, kv_len)
     sets = flat[ends]
     windowed = bool(shifts.any())
-    if windowed:  # the keys that the last query of a run sees no more
+    if windowed:  # also the keys that the last query of a run no longer sees
         sets = torch.zeros(sets.shape, dtype=torch.int32).index_add_(0, run, flat.to(torch.int32)) > 0
     cu_q_lens = None if len(q_lens) == batch * q_len else _offsets(q_lens)
     return _sets(sets, ends // q_len * row)._replace(cu_q_lens=cu_q_lens, window=most if windowed else None)
@@ -314,7 +316,7 @@ def _sets(sets: torch.Tensor, starts: torch.Tensor) -> Keys:
 
 
 def additive_in(mask: torch.Tensor) -> torch.Tensor | None:
-    """A mask that does more than to hide keys (position biases, ALiBi), in a dtype that attention takes; None for others.
+    """A mask that does more than hide keys (position biases, ALiBi), in a dtype that attention takes; None for others.
 
     Raises ValueError for a mask that is neither bool nor a floating-point number.
     """
@@ -344,12 +346,12 @@ def in_float32(mask: torch.Tensor) -> torch.Tensor:
 
 
 def visible_in(mask: torch.Tensor) -> torch.Tensor:
-    """bool: what a mask shows that a model made itself and that adds nothing."""
+    """bool: what a mask shows that a model made itself and that only hides keys."""
     return mask if mask.dtype == torch.bool else ~_hidden(mask)
 
 
 def _hidden(mask: torch.Tensor) -> torch.Tensor:
-    # Sums of two lowest numbers are -inf; half of it is far below what any logit can outweigh.
+    # The sum of two lowest numbers is -inf. Half of the lowest number is still far below what any logit can outweigh.
     return mask <= torch.finfo(mask.dtype).min / 2
 
 
@@ -370,8 +372,9 @@ def _table_of_attention(module: Any) -> bool:
 def check_interface(config: Any, module_name: str | None = None) -> None:
     """Raises ValueError if the models of a config do not take their attention from Transformers' AttentionInterface.
 
-    module_name: where a model that is being made is. Only tables are looked for then, in which it would not find "riffle":
-    attention of its own may be that of a part which needs no mask, as of images. None: beside the config.
+    module_name: the module of a model that is being made. Then only tables of attention layers are looked for, in which the model would
+    not find "riffle"; attention of its own may belong to a part that needs no mask, such as an image encoder. None: the module
+    beside the config's.
     """
     module = sys.modules.get(module_name or type(config).__module__.replace(".configuration_", ".modeling_"))
     if module is None or not hasattr(module, "__file__"):

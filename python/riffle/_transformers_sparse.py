@@ -14,17 +14,17 @@ from riffle._transformers_sparse_calls import check_call, check_indexer, keys_of
 
 
 def use_sparse_attention(model: Any) -> None:
-    """Has the layers of a model with DeepSeek's sparse attention (deepseek_v32, glm_moe_dsa, deepseek_v4) run on riffle.
+    """Makes the layers of a model with DeepSeek's sparse attention (deepseek_v32, glm_moe_dsa, deepseek_v4) run on riffle.
 
     The indexer's scores and the choice of the best keys are one call of riffle.indexer_top_k, which stores no scores; attention
-    is riffle.sparse_attention over what was chosen. Of DeepSeek-V3.2 and GLM-5 these are latent rows, in absorbed form: keys
-    and values of heads are not made. Of DeepSeek-V4 they are a window of tokens and compressed entries, which
+    is riffle.sparse_attention over what was chosen. In DeepSeek-V3.2 and GLM-5 these are latent rows, in absorbed form: keys
+    and values of heads are not made. In DeepSeek-V4 they are a window of tokens and compressed entries, which
     riffle.compress_kv makes.
 
-    Of equal scores the key at the lower position is chosen, always; Transformers leaves the choice to torch.topk, which makes
-    another one. Where a ReLU leaves zeros in all heads, scores are equal. A query of padding, which sees no key, gets zeros.
+    Of equal scores the key at the lower position is chosen, always; Transformers leaves the choice to torch.topk, which may
+    choose another one. Where a ReLU leaves zeros in all heads, scores are equal. A query of padding, which sees no key, gets zeros.
 
-    The model may have any attn_implementation; of V3.2 and GLM-5 masks may show any keys. Gradients, dropout and masks that add
+    The model may have any attn_implementation; in V3.2 and GLM-5 masks may show any keys. Gradients, dropout and masks that add
     to the logits are refused by a call.
 
     Raises:
@@ -71,8 +71,8 @@ def _forward(self: Any, hidden_states, position_embeddings, attention_mask, past
 
 
 def _operands(layer: Any, modeling: Any, hidden_states: torch.Tensor, cos_sin: Any):
-    """What queries are made from, for the indexer too; the queries [tokens, heads, nope + rope]; and the new tokens' latents
-    [batch, 1, q_len, rank] and rotated keys [batch, 1, q_len, rope]."""
+    """(the latent from which queries are made, by the indexer too; the queries [tokens, heads, nope + rope]; the new tokens' latents
+    [batch, 1, q_len, rank]; their rotated keys [batch, 1, q_len, rope])."""
     batch, q_len, _ = hidden_states.shape
     nope, rope, rank = layer.qk_nope_head_dim, layer.qk_rope_head_dim, layer.kv_lora_rank
     q_resid = layer.q_a_layernorm(layer.q_a_proj(hidden_states))
@@ -112,7 +112,7 @@ def _absorbed(layer: Any, query: torch.Tensor, rows: torch.Tensor, slots: torch.
 
 
 def _check(layer: Any) -> str | None:
-    """What riffle does not compute of a layer of DeepSeek-V3.2 or GLM-5."""
+    """Why riffle cannot compute a layer of DeepSeek-V3.2 or GLM-5; None where it can."""
     if type(layer.kv_b_proj) is not torch.nn.Linear or layer.kv_b_proj.bias is not None:
         return f"its kv_b_proj is {type(layer.kv_b_proj).__name__}, not a plain torch.nn.Linear"
     rank, rope = layer.kv_lora_rank, layer.qk_rope_head_dim

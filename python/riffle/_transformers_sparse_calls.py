@@ -28,7 +28,7 @@ def check_call(layer: Any, hidden_states: torch.Tensor, named: dict[str, Any]) -
 
 
 def check_indexer(heads: int, dim: int) -> str | None:
-    """What riffle.indexer_top_k does not take of an indexer."""
+    """Why riffle.indexer_top_k cannot take an indexer of this size; None where it can."""
     if 1 <= heads <= 128 and dim % 16 == 0 and 32 <= dim <= 256:
         return None
     return f"index_n_heads = {heads} and index_head_dim = {dim}; riffle takes up to 128 heads of a multiple of 16 from 32 to 256"
@@ -52,8 +52,8 @@ def _visible(model_type: str, mask: Any, shape: tuple[int, int, int]) -> Mask | 
 
 
 def keys_of(model_type: str, mask: Any, batch: int, q_len: int, kv_len: int) -> Keys:
-    """Sequences whose queries see what the mask shows, causally: tokens are pages of one token each, rows of the batch one behind
-    the other."""
+    """Sequences whose queries see what the mask shows, causally: tokens are pages of one token each, one row of the batch after
+    another."""
     known = _visible(model_type, mask, (batch, q_len, kv_len))
     keys = known.keys(kv_len) if isinstance(known, Mask) else keys_seen(known, kv_len)
     one_each = keys.cu_q_lens is None

@@ -12,7 +12,7 @@ from riffle._transformers_sparse_calls import check_call, check_indexer, slots_o
 
 
 def check(layer: Any) -> str | None:
-    """What riffle does not compute of a layer."""
+    """Why riffle cannot compute a layer; None where it can."""
     dim = layer.head_dim
     if dim % 16 or not 32 <= dim <= 1024:
         return f"head_dim = {dim}; riffle takes multiples of 16 from 32 to 1024"
@@ -42,22 +42,22 @@ def forward(self: Any, hidden_states, position_embeddings, position_ids, attenti
         indexer = getattr(self.compressor, "indexer", None)
         if indexer is None:
             chosen = _all_entries(position_ids, batch, entries.shape[1], self.compressor.compress_rate)
-        else:  # before it is known whether there are entries: it has a cache of its own to fill
+        else:  # even if there are no entries: the indexer has a cache of its own to fill
             chosen = _select(indexer, modeling, hidden_states, q_residual, position_ids, layer)
         if entries.shape[1]:
             extra.append((entries.reshape(-1, dim), chosen, None, "plain"))
     scale, sinks = float(self.scaling), self.sinks.detach().float()
     out = cast(torch.Tensor, riffle.sparse_attention(query, rows.reshape(-1, dim), slots, extra=extra, scale=scale, sinks=sinks))
-    # Values carry the rotation of their positions; that of the query's position turned back leaves the distance.
+    # Values are rotated by their own positions; rotating back by the query's position leaves the distance.
     out = rotate(out.view(batch, q_len, heads, dim).transpose(1, 2), cos, -sin).transpose(1, 2)
     grouped = self.o_a_proj(out.reshape(batch, q_len, self.config.o_groups, -1))
     return self.o_b_proj(grouped.flatten(2)), None
 
 
 def _entries(compressor: Any, modeling: Any, name: str, hidden_states: torch.Tensor, layer: Any) -> torch.Tensor:
-    """[batch, entries, dim]: all entries so far, after those of the windows that hidden_states complete.
+    """[batch, entries, dim]: all entries so far, with those of the windows that hidden_states complete.
 
-    name: of the compressor's part of the cache layer. Without a cache layer, of the windows of hidden_states.
+    name: the compressor's part of the cache layer. Without a cache layer the entries are those of the windows of hidden_states.
     """
     ratio, dim = compressor.compress_rate, compressor.head_dim
     kv, gates = compressor.kv_proj(hidden_states), compressor.gate_proj(hidden_states)
@@ -87,7 +87,7 @@ def _entries(compressor: Any, modeling: Any, name: str, hidden_states: torch.Ten
 
 
 def _after_last_window(layer: Any, name: str, kv: torch.Tensor, gates: torch.Tensor, dim: int):
-    """Windows [batch, windows, ratio, 2 * dim] behind the one before them, of which the cache keeps the first `dim` columns."""
+    """Windows [batch, windows, ratio, 2 * dim] preceded by the window before them, of which the cache keeps the first `dim` columns."""
     before = layer.update_overlap_state(name, kv, gates, dim)
     if before[0] is None:
         return kv, gates
@@ -100,7 +100,7 @@ def _all_entries(position_ids: torch.Tensor, batch: int, entries: int, ratio: in
     q_len = position_ids.shape[1]
     slots = (torch.arange(batch)[:, None] * entries + torch.arange(entries)).to(torch.int32)
     slots = slots[:, None].expand(batch, q_len, entries)
-    if q_len > 1:  # a single query sees all that there are, as in Transformers: with padding they may be more
+    if q_len > 1:  # a single query sees all entries, as in Transformers: with padding these may be more than are complete
         behind = torch.arange(entries) >= ((position_ids + 1) // ratio)[..., None]
         slots = slots.masked_fill(behind, -1)
     return slots.reshape(-1, entries)

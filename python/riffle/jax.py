@@ -1,4 +1,4 @@
-"""riffle inside of JAX programs: stand-ins for jax.lax.top_k and for JAX's paged attention on TPUs, on CPUs.
+"""riffle inside of JAX programs: replacements on CPUs for jax.lax.top_k and for JAX's paged attention on TPUs.
 
 The functions are XLA custom calls (jax.ffi): they work under jax.jit, jax.vmap, lax.scan and the rest, operands are
 read where XLA has them and results written where XLA wants them. Outside of jit they compile once for each shape, as
@@ -92,7 +92,7 @@ def _top_k(k, axis):
 
 
 def top_k(operand: Array, k: int, *, axis: int = -1, is_stable: bool = True) -> tuple[Array, Array]:
-    """The k largest of `operand` along an axis, largest first, and where they stand: jax.lax.top_k.
+    """The k largest of `operand` along an axis, largest first, and their indices: jax.lax.top_k.
 
     What differs from jax.lax.top_k: -0 equals +0 (there +0 is above -0); NaN of either sign is above +inf (there NaN is
     above it and -NaN below -inf). Values come out with the bits they have in operand.
@@ -105,8 +105,8 @@ def top_k(operand: Array, k: int, *, axis: int = -1, is_stable: bool = True) -> 
       is_stable: as newer JAX has it; without effect, as equal values always come out with the lower index first.
 
     Returns:
-      (values, indices): of operand's shape with k for the axis, of its dtype and int32. The derivative of values is
-      what stands at the indices in the tangent; indices have none.
+      (values, indices): of operand's shape with k for the axis, of its dtype and int32. The derivative of values
+      is the tangent's elements at the indices; indices have none.
 
     Raises:
       ValueError: k or axis out of range.

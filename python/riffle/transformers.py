@@ -63,9 +63,9 @@ from riffle._transformers_sparse import use_sparse_attention
 __all__ = ["GrowingCache", "Sampler", "TopKHead", "attention", "attention_mask", "register", "use_sparse_attention",
            "use_top_k_head"]  # fmt: skip
 
-# The most tokens of a page that riffle takes.
+# The largest page in which a paged cache is read; riffle.paged_attention itself has no limit.
 _MAX_PAGE = 256
-# The head_dim that riffle takes: a multiple of the step.
+# The head_dims, multiples of the step, that this module passes to riffle.paged_attention, which itself takes 8 to 1024.
 _MIN_HEAD_DIM, _MAX_HEAD_DIM, _HEAD_DIM_STEP = 32, 512, 8
 
 
@@ -74,7 +74,8 @@ def register() -> None:
 
     Riffle then runs on PyTorch's threads, as many as torch.get_num_threads() says (riffle.torch.use_torch_threads), since its
     calls alternate with PyTorch's.
-    Continuous batching would choose another implementation than one it does not know: its check leaves this one alone.
+    Continuous batching replaces an implementation that it does not know; the check by which it does so is wrapped, so that it
+    leaves this one alone.
     """
     for name in ("riffle", "paged|riffle"):
         ALL_ATTENTION_FUNCTIONS.register(name, attention)
@@ -129,7 +130,7 @@ def attention_mask(
     """Transformers' mask interface: the description of the mask, as a tensor [batch, 1, queries, keys] without memory.
 
     It is never None, so `attention` can tell a mask that shows all keys from one that nobody asked for. The other arguments
-    of Transformers (local_size, allow_is_causal_skip, ...) say when a mask may be left out, which none is.
+    of Transformers (local_size, allow_is_causal_skip, ...) say when a mask may be left out; here it never is.
 
     Raises:
       ValueError: the model computes its attention itself, so that riffle would have no part in it.
@@ -205,8 +206,8 @@ def attention(
     which a query sees those that the mask shows. position_bias [batch or 1, heads or 1, q_len, kv_len] is added to the scaled
     logits. Returns ([batch, q_len, heads, head_dim], None).
 
-    The mask says what is seen, as in Transformers' eager attention: causality and windows that the layer names beside it are
-    those of kernels without masks. Without a mask a layer that is not causal, or a single query, sees all keys.
+    The mask says what is seen, as in Transformers' eager attention. Causality and windows that the layer names beside a mask are
+    meant for kernels without masks and change nothing. Without a mask a layer that is not causal, or a single query, sees all keys.
     """
     paged = isinstance(cache, PagedAttentionCache)
     if indices is not None and (paged or attention_mask is None):
@@ -281,7 +282,7 @@ def _plain(module, query, key, value, mask, options) -> torch.Tensor:
     """A cache [batch, kv_heads, kv_len, head_dim], read in place."""
     batch, heads, q_len, _ = query.shape
     value_dim = value.shape[-1]
-    # Zeros change neither products nor results. They are needed where keys and values differ, and below the least head_dim.
+    # Padding with zeros changes neither products nor results. It is needed where keys and values differ, and below the least head_dim.
     head_dim = max(key.shape[-1], value_dim, _MIN_HEAD_DIM)
     head_dim += -head_dim % _HEAD_DIM_STEP
     if head_dim > _MAX_HEAD_DIM:
@@ -376,10 +377,11 @@ def _paged(module, query, key, value, mask, cache, options, kwargs) -> torch.Ten
         # The values' view starts later in the same memory.
         whole = min(len(tokens) for tokens in caches) // page * page
         keys, values = (tokens[:whole].unflatten(0, (-1, page)) for tokens in caches)
-        # A ring of keys is no sequence: what it holds is the window.
+        # A ring buffer of keys is not in the order of positions, and it holds exactly the window, so no window is passed.
         out = _attend(q, keys, values, where, "NHD", options)
     else:
-        # Nothing cached yet: the new ones. Or chunks that overwrite what their first queries see: gathered before that.
+        # Either nothing was cached, so the new tokens are all there is; or chunks overwrite what their first queries see, so the keys
+        # and values have been gathered before.
         key, value = allocator.update(key, value, module.layer_idx, read, write)
         keys, values = (_tokens(x.transpose(0, 1)[None]) for x in (key, value))
         out = _attend(q, keys, values, where._replace(window=window), "HND", options)

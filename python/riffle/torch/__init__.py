@@ -1,7 +1,7 @@
 """Riffle in the place of PyTorch's functions, for CPU tensors: change the import, keep the rest.
 
 Each function is an operator too, torch.ops.riffle.*, with a fake kernel: torch.compile(fullgraph=True), torch.export and
-torch.func keep it. Tensors are read where they lie; a last axis that is not contiguous is made so first. Errors are of
+torch.func keep it. Tensors are read in place; a last axis that is not contiguous is made so first. Errors are of
 PyTorch's kind: RuntimeError and its NotImplementedError, IndexError for an axis, TypeError for what is no tensor.
 
 riffle is not built against PyTorch: what is installed is used.

@@ -100,7 +100,7 @@ def _number(name, value):
 
 
 def _scales(name: str, scales: Any) -> Tensor | None:
-    """Scales as a tensor: a number is one of a single element."""
+    """Scales as a tensor: a number becomes a tensor of one element."""
     number: Any = scales
     if scales is None or isinstance(scales, Tensor) or hasattr(type(scales), "__torch_function__"):
         return scales

@@ -1,4 +1,4 @@
-"""Attention over dense tensors, by the arguments of torch.nn.functional.scaled_dot_product_attention."""
+"""Attention over dense tensors, with the arguments of torch.nn.functional.scaled_dot_product_attention."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def scaled_dot_product_attention(
 ) -> Tensor:
     """torch.nn.functional.scaled_dot_product_attention by riffle's attention, equal to it within rounding.
 
-    Tensors are read where they lie, by any strides of the axes before the last one. Only a last axis that is not
+    Tensors are read in place, with any strides of the axes before the last one. Only a last axis that is not
     contiguous, or no multiple of 8, is copied first. A query's bits do not depend on the batch or the number of threads.
 
     Args:
@@ -42,7 +42,7 @@ def scaled_dot_product_attention(
       dropout_p: 0; riffle has no dropout.
       is_causal: query i sees keys 0..i, whatever the number of keys, as in torch; not beside attn_mask.
       scale: of the products; None: 1 / sqrt(head_dim).
-      enable_gqa: heads may be a multiple of kv_heads: as many after one another share a KV head.
+      enable_gqa: heads may be a multiple of kv_heads: heads / kv_heads consecutive heads share a KV head.
 
     Returns:
       [..., heads, queries, head_dim of value] of query's dtype. In memory heads and tokens are in query's order.
@@ -108,7 +108,7 @@ def _shape(query, key, value, attn_mask, dropout_p, is_causal, enable_gqa) -> tu
 def _attend(query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, scale=None, enable_gqa=False):
     shape = _shape(query, key, value, attn_mask, dropout_p, is_causal, enable_gqa)
     query_given = query
-    if enable_gqa and key.shape[-3] != value.shape[-3]:  # as torch takes it
+    if enable_gqa and key.shape[-3] != value.shape[-3]:  # which torch accepts
         key, value = (x.repeat_interleave(query.shape[-3] // x.shape[-3], -3) for x in (key, value))
     outer = shape[:-2]
     if len(outer) > 2:  # all but the heads become one axis

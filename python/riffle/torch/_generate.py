@@ -80,9 +80,9 @@ def sample(
 
     Under torch.compile all parameters, the seed included, may change from call to call without compiling anew.
 
-    What riffle.sample takes beside these (allowed, logit_bias, penalties, prompt_tokens, output_tokens, top_logprobs) is not of
-    the operator, for the lists of servers change their lengths with every step. riffle.sample itself takes tensors; compiled code
-    calls it as torch.compiler.disable(riffle.sample), which parts the graph there.
+    What riffle.sample takes beside these (allowed, logit_bias, penalties, prompt_tokens, output_tokens, top_logprobs) is not part
+    of the operator, because the lists of servers change their lengths at every step. riffle.sample itself takes tensors; compiled
+    code calls it as torch.compiler.disable(riffle.sample), which breaks the graph there.
 
     Raises:
       RuntimeError: what riffle.sample calls ValueError or TypeError; nothing has been written then.
@@ -153,7 +153,7 @@ _INTEGERS = tuple(getattr(torch, f"{sign}int{bits}") for sign in ("", "u") for b
 
 
 def _wide(value, whole):
-    """A parameter whose dtype riffle.sample does not take in one that it does; numbers beyond int64 become its limit."""
+    """A parameter in a dtype that riffle.sample takes; numbers beyond int64 become its limit."""
     if not isinstance(value, Tensor):
         return value
     dtype = value.dtype

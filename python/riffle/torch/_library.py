@@ -90,12 +90,12 @@ def number_as_tensor(number: float) -> Tensor:
 
 
 def in_cpu_memory(tensor: Tensor) -> bool:
-    """Whether the CPU's kernel is the tensor's: not another device's, no device's (meta), nor a sparse layout's."""
+    """Whether the tensor is strided memory of the CPU: not of another device, not meta, not sparse."""
     return tensor.is_cpu and tensor.layout is torch.strided
 
 
 class _Library(torch.library.Library):
-    """A library whose autograd kernels, the first to run, leave calls that have nothing to record to `direct`."""
+    """A library whose autograd kernels, which run first, hand calls that need no gradient to `direct`."""
 
     def __init__(self) -> None:
         super().__init__("riffle", "DEF")

@@ -147,8 +147,8 @@ def fp8_mqa_logits(
       kv: keys [N, D] of those dtypes, and their scales, float32 [N].
       weights: [M, H], with q's scale in it.
       cu_seq_len_k_start, cu_seq_len_k_end: [M], the keys that a query sees.
-      clean_logits: what stands outside of a query's keys is -inf in any case.
-      max_seqlen_k: above 0, row i holds its own range from column 0 on, in so many columns.
+      clean_logits: columns outside of a query's keys are always -inf.
+      max_seqlen_k: above 0, the result has so many columns, and row i holds its own range from column 0 on.
 
     Returns:
       float32 [M, N], or [M, max_seqlen_k].
@@ -193,7 +193,7 @@ def fp8_paged_mqa_logits(
       block_table: [B, max_pages].
       schedule_meta: without effect.
       max_context_len: columns of the result.
-      clean_logits: what stands behind a query's keys is -inf in any case.
+      clean_logits: columns after a query's keys are always -inf.
 
     Returns:
       float32 [B * next_n, max_context_len].
@@ -218,11 +218,11 @@ def flash_mla_sparse_fwd(
     Args:
       q: [s_q, h_q, d] bfloat16, float16 or float32.
       kv: [s_kv, 1, d]; the first d_v elements of a row are its value.
-      indices: int32 [s_q, 1, topk]; what is no row is ignored.
+      indices: int32 [s_q, 1, topk]; numbers that are no row are ignored.
       sm_scale: of the logits.
       d_v: elements of a value.
       attn_sink: [h_q], a logit that takes part in the softmax.
-      topk_length: [s_q]; indices behind are not read.
+      topk_length: [s_q]; indices past it are not read.
 
     Returns:
       out [s_q, h_q, d_v]; max_logits float32 [s_q, h_q], the largest of the scaled logits, which here is computed from the
@@ -275,10 +275,11 @@ def flash_mla_with_kvcache(
       block_table, cache_seqlens, tile_scheduler_metadata, num_splits, causal: without effect where indices are given, as there.
       head_dim_v: 512.
       softmax_scale: None: 1 / sqrt(d).
-      indices: int32 [B, s_q, topk], slots; what is no slot is ignored. Must be given: without, riffle.torch.paged_attention.
+      indices: int32 [B, s_q, topk], slots; numbers that are no slot are ignored. Must be given; dense attention is
+        riffle.torch.paged_attention.
       attn_sink: [h_q], a logit that takes part in the softmax.
       extra_k_cache, extra_indices_in_kvcache, extra_topk_length: a second pool, with rows of the same kind.
-      topk_length: [B]; indices behind are not read.
+      topk_length: [B]; indices past it are not read.
 
     Returns:
       out [B, s_q, h_q, head_dim_v]; lse float32 [B, h_q, s_q], natural, without the sink, +inf for a query without rows.

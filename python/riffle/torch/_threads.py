@@ -16,12 +16,12 @@ def use_torch_threads(use: bool = True) -> bool:
     """Makes calls of riffle run on PyTorch's threads, as many as torch.get_num_threads() says, or on its own again.
 
     PyTorch's idle threads keep spinning on the CPUs for a while, and riffle's own have to be woken: between calls of
-    PyTorch, one set of threads is quicker than two. For the process, all of riffle's entry points. Results do not depend
-    on it. riffle.set_num_threads still changes the number, but OpenMP starts threads anew whenever riffle and PyTorch
+    PyTorch, one set of threads is quicker than two. This applies to the whole process, to all of riffle's entry points. Results
+    do not depend on it. riffle.set_num_threads still changes the number, but OpenMP starts threads anew whenever riffle and PyTorch
     ask for different ones. Waits for a running call to end.
 
-    Returns whether calls run on PyTorch's threads now: not where PyTorch was built without OpenMP, or with one that does
-    not have the entry point of GNU's (LLVM's and Intel's have it).
+    Returns whether calls run on PyTorch's threads now. They do not where PyTorch was built without OpenMP, or with an OpenMP
+    that lacks GOMP_parallel, the entry point of GNU's (LLVM's and Intel's have it).
 
     >>> import riffle.torch
     >>> riffle.torch.use_torch_threads(False)

@@ -22,7 +22,7 @@ _Result = torch.return_types.topk
 def topk(
     input: Tensor, k: int, dim: int = -1, largest: bool = True, sorted: bool = True, *, out=None
 ) -> torch.return_types.topk:
-    """torch.topk for CPU tensors: the k largest, or smallest, elements along an axis, and where they stand.
+    """torch.topk for CPU tensors: the k largest, or smallest, elements along an axis, and their indices.
 
     Arguments and results are torch.topk's: int64 indices, contiguous results. Beyond its contract the result does not
     depend on threads or SIMD, and of equal values the lower index comes first. As in torch.topk NaN is larger than all
@@ -225,7 +225,7 @@ def _topk_vmap(info, in_dims, input, k, dim=-1, largest=True, sorted=True):
         values, indices = torch.ops.riffle.topk(input.unsqueeze(1), 1, 1, largest, sorted)
         return (values.squeeze(1), indices.squeeze(1)), (0, 0)
     dim = dim + 1 if dim >= 0 else dim
-    if dim == -input.dim() or dim == input.dim():  # the batch is no axis of the caller's
+    if dim == -input.dim() or dim == input.dim():  # the batch axis does not belong to the caller
         _checked_dim(input[0], k, dim - 1 if dim > 0 else dim)
     return tuple(torch.ops.riffle.topk(input, k, dim, largest, sorted)), (0, 0)
 

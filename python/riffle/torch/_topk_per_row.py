@@ -27,7 +27,7 @@ def top_k_per_row_prefill(
 
     Args:
       logits: [>= num_rows, n] floating-point numbers or integers; read in place where stride1 is 1, else copied.
-      row_starts, row_ends: int32 [>= num_rows]; row r takes part with the columns [row_starts[r], row_ends[r]), none if
+      row_starts, row_ends: int32 [>= num_rows]; row r selects from the columns [row_starts[r], row_ends[r]), none if
         that is empty. An end past n is clamped to n.
       indices: int32 [>= num_rows, >= top_k]; [num_rows, top_k] of it is written: columns relative to the row's start,
         padded with -1.

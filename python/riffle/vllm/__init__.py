@@ -5,7 +5,7 @@ Each part of Riffle takes the place of what vLLM does on a CPU:
 
   attention  decoder, encoder, cross and encoder-only layers
   mla        multi-head latent attention (DeepSeek V2, V3, R1)
-  sparse     the sparse attention of DeepSeek V3.2 and GLM-5, which vLLM has not on CPUs
+  sparse     the sparse attention of DeepSeek V3.2 and GLM-5, which vLLM does not have on CPUs
   sampler    top-k, top-p, min-p and plain sampling
 
 `RIFFLE_VLLM=0` leaves all to vLLM; `RIFFLE_VLLM=attention,sampler` names the parts that are wanted. A line in the log says

@@ -7,7 +7,7 @@ from riffle.vllm._interfaces import Differs, expect_parameters, find
 
 
 def install() -> str | None:
-    """Registers the backend. None when it is on; otherwise what this vLLM has not, and why attention is left to it."""
+    """Registers the backend. Returns None when it is on; otherwise what this vLLM lacks, so that attention is left to it."""
     try:
         _check_interfaces()
         backends = find("vllm.v1.attention.backends.registry", "AttentionBackendEnum", "CPU_ATTN")
@@ -23,7 +23,7 @@ def install() -> str | None:
 
 
 def _allow_context_parallelism() -> None:
-    """vLLM's slot mapping on CPUs refuses several ranks; where it is another one than expected, that stays so."""
+    """vLLM's slot mapping on CPUs refuses several ranks; where its interface is not the expected one, that stays so."""
     try:
         module = find("vllm.utils.cpu_triton_utils")
         compute = find("vllm.utils.cpu_triton_utils", "_compute_slot_mapping_kernel_impl")
@@ -36,7 +36,7 @@ def _allow_context_parallelism() -> None:
 
 
 def _check_interfaces() -> None:
-    """Raises Differs unless vLLM has all that the backend takes hold of."""
+    """Raises Differs unless vLLM has everything that the backend uses."""
     native = "vllm.v1.attention.backends.cpu_attn"
     find(native, "CPUAttentionBackend", "forward_includes_kv_cache_update")
     expect_parameters(find(native, "CPUAttentionMetadataBuilder", "__init__"), "self", "kv_cache_spec", "layer_names", "vllm_config",

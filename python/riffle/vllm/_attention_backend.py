@@ -134,7 +134,7 @@ class RiffleAttentionImpl(CPUAttentionBackendImpl):
         self.is_encoder = attn_type in (AttentionType.ENCODER, AttentionType.ENCODER_ONLY)
         self.format = CacheFormat(kv_cache_dtype, head_size)
         window = self.sliding_window if self.sliding_window > 0 else None
-        # A causal layer sees window keys back; one that is not, as many ahead.
+        # A causal layer sees `window` keys back; a layer that is not causal also sees as many ahead.
         self.window = window
         self.window_right = None if window is None else window - 1
         self.cap = float(self.logits_soft_cap) or None

@@ -14,7 +14,7 @@ _GREEDY = 1e-5
 
 
 def batch_arguments(batch: Any, min_p: type) -> dict[str, Any] | None:
-    """The arguments of `draw` for a batch of vLLM's; None where its steps are to be taken one by one. `min_p`: vLLM's processor."""
+    """The arguments of `draw` for a batch of vLLM's; None where vLLM's own steps must run one by one. `min_p`: vLLM's processor."""
     processors = batch.logitsprocs.argmax_invariant
     min_ps = [processor.min_p.view(-1) for processor in processors if type(processor) is min_p and processor.min_p_count]
     if (

@@ -1,7 +1,7 @@
 """Requests with a seed while their prompt is read in chunks.
 
-vLLM samples a token after each chunk, drops all but the last, and takes the draws of those that are dropped back. It does so
-by the generators' offsets, which those of CPUs do not have, and fails. Here such a request's generator is out of sight while
+vLLM samples a token after each chunk, drops all but the last, and undoes the draws of the dropped ones by resetting the offsets of
+their generators. Generators on CPUs have no offset, so this fails. Here such a request's generator is out of sight while
 a token that will be dropped is drawn, so there is nothing to take back.
 """
 

@@ -2,7 +2,7 @@
 
 Scores are sum over heads of weight * relu(q . k). Keys are kept in a cache of their own:
   models in float32   keys as they are: selection is that of exact scores
-  float16, bfloat16   int8 after a Hadamard transform, with a float32 scale each: the bytes of vLLM's float8 cache on GPUs, 132 a
+  float16, bfloat16   int8 after a Hadamard transform, with a float32 scale each: as many bytes as vLLM's float8 cache on GPUs, 132 a
                       key of 128 elements, with a quarter of its rounding error, and scores that are the same on every host
 """
 
@@ -40,7 +40,7 @@ class RiffleIndexCache(DeepseekV32IndexerCache):
     def prepare(self, key_dim: int, model_dtype: torch.dtype) -> None:
         self.key_dim = key_dim
         self.is_exact = model_dtype == torch.float32
-        # Hadamard's matrices have powers of two as their sizes; without it int8 keeps less.
+        # The size of a Hadamard matrix is a power of two; without the transform int8 keeps less precision.
         self.hadamard = not self.is_exact and key_dim & (key_dim - 1) == 0
 
     def get_kv_cache_spec(self, vllm_config) -> MLAAttentionSpec:
@@ -84,7 +84,7 @@ class RiffleIndexer(Indexer):
 
 
 def take_over(indexer: Indexer, model_dtype: torch.dtype) -> None:
-    """Has an indexer of vLLM, and its cache, whose pages are not made yet, work as Riffle's."""
+    """Turns an indexer of vLLM and its cache, whose pages do not exist yet, into Riffle's."""
     if type(indexer) is Indexer and type(indexer.k_cache) is DeepseekV32IndexerCache:
         indexer.__class__, indexer.k_cache.__class__ = RiffleIndexer, RiffleIndexCache
         indexer.k_cache.prepare(indexer.head_dim, model_dtype)
@@ -93,7 +93,7 @@ def take_over(indexer: Indexer, model_dtype: torch.dtype) -> None:
 
 
 def select(q: torch.Tensor, k: torch.Tensor, weights: torch.Tensor, selected: torch.Tensor, layer_name: str) -> None:
-    """Writes the keys of this step's tokens and, into `selected`, the positions of the best keys of each; -1 behind the last."""
+    """Writes the keys of this step's tokens and, into `selected`, the positions of the best keys of each; -1 after the last."""
     context = get_forward_context()
     if not isinstance(context.attn_metadata, dict):
         return  # vLLM tries the model out before there are caches

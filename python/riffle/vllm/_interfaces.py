@@ -12,7 +12,7 @@ from typing import Any
 
 
 class Differs(Exception):
-    """vLLM has not the interface that a part of Riffle was written for."""
+    """vLLM lacks the interface that a part of Riffle was written for."""
 
 
 def find(module: str, *path: str) -> Any:
@@ -34,7 +34,7 @@ def expect_parameters(function: Callable[..., Any], *names: str) -> None:
 
 
 def wrap_classmethod(owner: type, name: str, wrapper: Callable[..., Any]) -> None:
-    """Has owner.name(...) call wrapper(original, ...) instead, `original` being what was there, bound to the same class."""
+    """Makes owner.name(...) call wrapper(original, ...) instead; `original` is the method that was there, bound to the same class."""
     inner = inspect.getattr_static(owner, name).__func__
 
     @functools.wraps(inner)

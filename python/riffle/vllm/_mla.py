@@ -1,7 +1,7 @@
 """Multi-head latent attention (DeepSeek V2, V3, R1) in vLLM on Riffle: the part `mla` of the plugin.
 
-It takes the place of vLLM's CPU_MLA, a reference with pages of 16 tokens, no chunked prefill and no prefix cache, where vLLM
-would choose that. On hosts with AMX vLLM chooses AMX_MLA, which has all of this and AMX's matrix tiles: that is left to vLLM
+Where vLLM would choose its CPU_MLA, a reference with pages of 16 tokens, no chunked prefill and no prefix cache, Riffle's backend
+takes its place. On hosts with AMX vLLM chooses AMX_MLA, which has all of this and AMX's matrix tiles: that is left to vLLM
 unless RIFFLE_VLLM names the part (`RIFFLE_VLLM=mla,...`).
 """
 
@@ -41,7 +41,7 @@ def install() -> str | None:
 
 
 def find_path(backends: Any, name: str) -> str:
-    """The class that vLLM has under this name, before anybody has put another in its place."""
+    """The path of the class that vLLM itself has under this name, whatever has been put in its place since."""
     member = getattr(backends, name, None)
     if member is None or not isinstance(member.value, str):
         raise Differs(f"no attention backend {name}")
@@ -86,9 +86,9 @@ def _problem() -> str | None:
 
 
 def configure(is_ours, original, vllm_config) -> None:
-    """check_and_update_config, without what it takes away from models with MLA for the sake of its reference backend.
+    """check_and_update_config, without the restrictions of models with MLA that only vLLM's reference backend needs.
 
-    That sets pages of 16 tokens, turns chunked prefill and the prefix cache off, and has a step take whole prompts.
+    For that backend it sets pages of 16 tokens, turns chunked prefill and the prefix cache off, and has a step take whole prompts.
     """
     model, cache, scheduler = vllm_config.model_config, vllm_config.cache_config, vllm_config.scheduler_config
     before = (cache.block_size, scheduler.enable_chunked_prefill, cache.enable_prefix_caching, scheduler.max_num_batched_tokens)

@@ -30,9 +30,9 @@ from vllm.v1.attention.backends.utils import split_decodes_and_prefills
 
 import riffle
 
-# Requests with at most so many new tokens are absorbed. Behind 8192 others and with 16 heads, 128 tokens take 44 ms absorbed and 89 made
-# from the cache, 512 take 180 and 127, so both are equal at about 300; without a context, keys that are made are never slower
-# (bench/vllm_mla.py).
+# Requests with at most so many new tokens are absorbed. After 8192 cached tokens and with 16 heads, 128 new tokens take 44 ms absorbed and
+# 89 with keys made from the cache, 512 take 180 and 127, so both are equal at about 300; without a context, keys that are made are never
+# slower (bench/vllm_mla.py).
 ABSORBED_TOKENS = 256
 
 # Keys of a request that are made from the cache at a time: 16 heads of 320 bf16 elements are 80 MiB.
@@ -43,7 +43,7 @@ FLOAT8 = {"fp8": torch.float8_e4m3fn, "fp8_e4m3": torch.float8_e4m3fn, "fp8_e5m2
 
 @dataclass
 class RiffleDecodeMetadata(MLACommonDecodeMetadata):
-    """The requests that are absorbed, with as many queries each as there may be."""
+    """The requests that are absorbed, each with any number of queries up to the threshold."""
 
     query_start_loc: torch.Tensor | None = None
 
@@ -91,8 +91,8 @@ class RiffleMLABackend(MLACommonBackend):
 
 class RiffleMLAMetadataBuilder(MLACommonMetadataBuilder[MLACommonMetadata]):
     query_len_support: ClassVar[QueryLenSupport] = QueryLenSupport.VARLEN
-    # The runner puts requests with so many new tokens first. What a query gets is the same bits in whatever batch it is
-    # absorbed; where that is asked for, all of them are.
+    # The runner puts requests with at most so many new tokens first. An absorbed query gets the same bits in any batch, so all
+    # are absorbed where vLLM is asked for batch invariance.
     reorder_batch_threshold: int = 1 << 30 if vllm.envs.VLLM_BATCH_INVARIANT else ABSORBED_TOKENS
 
     def build(self, common_prefix_len: int, common_attn_metadata, fast_build: bool = False) -> MLACommonMetadata:

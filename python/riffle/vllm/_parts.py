@@ -60,7 +60,7 @@ def register() -> None:
         try:
             reason = importlib.import_module(f"riffle.vllm._{part}").install()
         except Exception as error:
-            # An engine must not fail because of a plugin: a version of vLLM that has not what the part takes hold of.
+            # An engine must not fail because of a plugin. Most likely this version of vLLM lacks something that the part needs.
             reason = f"not with this version of vLLM: {error!r}"
         if reason is not None:
             left[part] = reason
@@ -71,7 +71,7 @@ def register() -> None:
 
 
 def follow_threads() -> None:
-    """Has Riffle run on as many threads as PyTorch has in this process. Never raises."""
+    """Makes Riffle run on as many threads as PyTorch has in this process. Never raises."""
     try:
         importlib.import_module("riffle.vllm._threads").follow()
     except Exception as error:
@@ -79,7 +79,7 @@ def follow_threads() -> None:
 
 
 def _configure_logging() -> None:
-    """In a process whose engine runs in it vLLM loads plugins before it configures logging, and an INFO line would be lost."""
+    """Where the engine runs in the calling process vLLM loads plugins before it configures logging, and an INFO line would be lost."""
     if logging.getLogger("vllm").handlers:
         return
     try:

@@ -10,7 +10,7 @@ from riffle.vllm._interfaces import Differs, expect_parameters, find, warn, wrap
 
 
 def mend_rotation(platform: type) -> None:
-    """Has every worker of vLLM mend it before there is a model, when it asks the platform for stand-ins of Triton's kernels."""
+    """Makes every worker of vLLM repair it before the model is made, when it asks the platform for replacements of Triton's kernels."""
 
     def outer(original):
         original()

@@ -1,7 +1,7 @@
 """vLLM's V1 sampler on Riffle: draws, masks and the best log-probabilities.
 
-The distributions are vLLM's: temperature, then min-p, then top-k, then top-p of what is left. Riffle decides ties (equal
-logits: the lower token first), where vLLM keeps all that tie with the k-th.
+The distributions are vLLM's: temperature, then min-p, then top-k, then top-p of what is left. Of logits
+that tie with the k-th, Riffle keeps the lower tokens, so that k are kept, and vLLM keeps all.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def install() -> str | None:
 
 
 class _Hooks:
-    """What is taken hold of in vLLM. Finding it all comes before changing anything."""
+    """The functions of vLLM that are replaced. All are found before any is changed."""
 
     def __init__(self) -> None:
         self.sampler = find(_MODULE, "Sampler")

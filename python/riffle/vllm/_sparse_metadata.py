@@ -10,7 +10,7 @@ from vllm.v1.attention.backend import AttentionMetadata, AttentionMetadataBuilde
 
 @dataclass
 class SparseMetadata(AttentionMetadata):
-    """Where the tokens of a step are. To vLLM's layer all of them are decodes: it then makes absorbed queries of all."""
+    """Where the tokens of a step are. vLLM's layer is told that all of them are decodes, so that it absorbs all queries."""
 
     num_actual_tokens: int
     max_seq_len: int
@@ -28,7 +28,7 @@ class SparseMetadata(AttentionMetadata):
 
 
 class SparseMetadataBuilder(AttentionMetadataBuilder[SparseMetadata]):
-    """Of the latent cache and of the indexer's."""
+    """For the latent cache and for the indexer's."""
 
     def __init__(self, kv_cache_spec, layer_names: list[str], vllm_config, device: torch.device) -> None:
         super().__init__(kv_cache_spec, layer_names, vllm_config, device)

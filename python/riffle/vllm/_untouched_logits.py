@@ -65,7 +65,7 @@ def _untouched(batch: Any, idle: dict[type, str]) -> bool:
 
 def _active(processor: Any, idle: dict[type, str]) -> bool:
     for kind in type(processor).__mro__:
-        # A class of a user's own may do anything, but for what its parent's apply leaves out.
+        # A class with an `apply` of its own may do anything; one that inherits it is judged by the parent.
         if kind in idle:
             return bool(getattr(processor, idle[kind], True))
         if "apply" in vars(kind):

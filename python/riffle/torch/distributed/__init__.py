@@ -1,7 +1,7 @@
 """Vocabularies and contexts in shards, one for each process of torch.distributed (gloo): one exact answer on all ranks.
 
 The functions have the names and arguments of riffle.torch's, which a rank calls with its shard, and `group`. All ranks of the
-group call them together. A call makes one all-gather of what each shard has to say (the best k columns of each row; the state
+group call them together. A call makes one all-gather of what each shard found (the best k columns of each row, or the state
 of a softmax), and every rank merges the same messages in the same order, so answers are the same, bit for bit, on every rank.
 Selection and sampling have the bits of the call on the whole tensor.
 

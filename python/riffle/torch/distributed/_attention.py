@@ -53,8 +53,8 @@ def paged_attention(
     - interleave None: contiguously. Rank r holds the keys that follow those of the ranks before it.
     - interleave = i: key p is on rank p // i % ranks, as in vLLM's decode context parallelism.
 
-    A sequence may have no key on a rank, and as many more on one than on another as you like. With one query a sequence and no
-    window any cut does, as the query sees all keys; else, and with alibi_slopes, one more small all-gather tells the ranks how
+    Ranks may hold any numbers of a sequence's keys, 0 included. With one query a sequence and no window the keys may be divided in any
+    way, as the query sees all of them; otherwise, and with alibi_slopes, one more small all-gather tells the ranks how
     many keys of each sequence the others have.
 
     Args:
@@ -228,7 +228,7 @@ def _masked(mask: Tensor | None, view: _View, positions: Tensor, total: Tensor, 
 
 
 def _merge(ranks: Ranks, state: Tensor, lse: Tensor, sinks: Tensor | None) -> tuple[Tensor, Tensor]:
-    """What all ranks' states, and the sinks, are together: one all-gather."""
+    """Merges the states of all ranks and the sinks: one all-gather."""
     if state.numel() == 0:
         return state, lse
     received = ranks.gather(torch.cat([state.reshape(-1), lse.reshape(-1)]))

@@ -58,8 +58,8 @@ def sample(
       sizes: columns of each rank, as from shard_sizes. None: one more small all-gather finds them, and checks that dtype,
         rows and parameters are the same on all ranks. Where sizes are given nothing checks that, and messages of different
         lengths fail, or wait, as the group's backend does.
-      options: on_invalid, as for riffle.torch.sample. What names columns (penalties, biases, masks of tokens) is to be
-        applied to the shards before.
+      options: on_invalid, as for riffle.torch.sample. Options that name columns (penalties, biases, masks of tokens)
+        must be applied to the shards before the call.
 
     Returns:
       int32 [rows] tokens of the whole vocabulary, or (tokens, float32 [rows]), the same on every rank.
@@ -187,7 +187,7 @@ def _draw_from_candidates(ranks: Ranks, shards: Shards, logits: Tensor, paramete
 
 
 def _at(x: Tensor, places: Tensor) -> Tensor:
-    """x[row, places[row]]; something where that is negative."""
+    """x[row, places[row]]; any element of the row where the place is negative."""
     return x.gather(1, places.clamp(min=0)[:, None]).squeeze(1)
 
 
