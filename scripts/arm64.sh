@@ -2,8 +2,8 @@
 # Builds the library and its C++ tests for 64-bit ARM, here, and runs them under qemu-user.
 #
 #   scripts/arm64.sh                        every test that can run under qemu, on NEON
-#   scripts/arm64.sh quick                  those of a few minutes, on NEON: builds no more than they need
-#   scripts/arm64.sh bf16                   those of what NEON_BF16 has code of its own for, on both: by clang 19
+#   scripts/arm64.sh quick                  the tests that take a few minutes in all, on NEON: builds no more than they need
+#   scripts/arm64.sh bf16                   tests of what NEON_BF16 has its own code for, on NEON and NEON_BF16: by clang 19
 #   scripts/arm64.sh [options of ctest]     scripts/arm64.sh -R attention_invariance
 set -euo pipefail
 . "$(dirname "$0")/lib.sh"
@@ -28,7 +28,7 @@ case ${1:-} in
   *)
     "$ROOT/scripts/setup.sh" arm64
     "$ROOT/scripts/arm64_libraries.sh"
-    if [ $# = 0 ]; then "$ROOT/scripts/model.sh"; fi # its tests are among all
+    if [ $# = 0 ]; then "$ROOT/scripts/model.sh"; fi # all tests include those of the model
     exec "$ROOT/scripts/ctest.sh" arm64 "$@"
     ;;
 esac

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Puts the libraries of 64-bit ARM that a cross build links, beside those of the cross compiler, in .deps/arm64: utf8proc, by the
-# engine. They come from Debian's archive through this machine's own apt configuration; nothing of the system changes.
+# Puts into .deps/arm64 the libraries of 64-bit ARM that a cross build links beside those of the cross compiler: utf8proc, which the
+# engine needs. They come from Debian's archive through this machine's own apt configuration; nothing of the system changes.
 set -euo pipefail
 . "$(dirname "$0")/lib.sh"
 . "$(dirname "$0")/private_apt.sh"

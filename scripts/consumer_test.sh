@@ -28,7 +28,7 @@ if grep -rIlF "$ROOT" "$work/prefix"; then die "the installed files above name t
 for program in "$work"/consumer/pages/*.cc; do
   name=$(basename "$program" .cc)
   "$work/build/$name" >"$work/printed" || die "the program $name of the pages fails"
-  [ ! -f "${program%.cc}.txt" ] || diff "${program%.cc}.txt" "$work/printed" || die "$name prints something else than its page says"
+  [ ! -f "${program%.cc}.txt" ] || diff "${program%.cc}.txt" "$work/printed" || die "$name does not print what its page says"
 done
 
 # Callers without exceptions may include every header.

@@ -31,7 +31,7 @@ printf '\n'
 say "2. SmolLM2 135M Instruct answers a question, by its own chat template"
 show "$riffle" generate --chat --prompt "What is the capital of France?" --max-new-tokens 60
 printf '\n'
-say "3. the top-k alone, on logits as a language model of 201088 tokens makes them (made up, the same on every machine)"
+say "3. the top-k alone, on synthetic logits of a vocabulary of 201088 tokens (the same on every machine)"
 show "$riffle" make-logits "$logits" --rows 32 --vocab 201088 --dtype bf16
 show "$riffle" topk "$logits" -k 64 --dtype bf16 --show-rows 1 --show 4 --stats --check --time
 printf '\n'

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Holds the pages against the sources: files that pages name in `backticks` exist, and so do the targets of relative links.
+"""Checks the pages against the sources: files that pages name in `backticks` exist, and so do the targets of relative links.
 
     scripts/docs_check.py
 """

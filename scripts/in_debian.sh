@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
-# Runs a command of this checkout inside another Debian release, in a folder that debootstrap fills (as root: it changes root to it):
+# Runs a command of this checkout inside another Debian release: in a chroot that debootstrap fills. Needs root.
 #
 #   scripts/in_debian.sh trixie make test-cpp
-#   CXX=clang++ scripts/in_debian.sh trixie scripts/build.sh release        after: scripts/in_debian.sh trixie scripts/setup.sh test
+#   scripts/in_debian.sh trixie scripts/setup.sh test      once, before
+#   CXX=clang++ scripts/in_debian.sh trixie scripts/build.sh release
 #
 # The folder, CACHE/debian/RELEASE, and what is built in it stay for the next time. Packages come from this machine's own Debian archive;
 # downloads that the cache of this machine has are copied. Nothing outside of the folder changes.
@@ -27,7 +28,7 @@ if [ ! -f "$folder/.complete" ]; then
   [ "$key" != - ] || key=/usr/share/keyrings/debian-archive-keyring.gpg
   say "filling $folder with Debian $release by debootstrap (300 MB, once)"
   rm -rf "$folder"
-  # Names of releases that this machine's debootstrap does not know are made like those it does.
+  # A release that this machine's debootstrap does not know by name is made like sid.
   script=/usr/share/debootstrap/scripts/$release
   [ -e "$script" ] || script=/usr/share/debootstrap/scripts/sid
   debootstrap --variant=minbase --include=ca-certificates,git,make --keyring="$key" "$release" "$folder" "$uri" "$script" \
@@ -46,8 +47,8 @@ if [ -d /usr/local/share/ca-certificates ]; then
   chroot "$folder" update-ca-certificates >/dev/null 2>&1 || true
 fi
 
-# The checkout as it is, without what is built or ignored. Files that differ alone are copied, so that a second run builds what has
-# changed; they get the time of now, as an edit made during an earlier run would otherwise be older than the object that lacks it.
+# The checkout as it is, without what is built or ignored. Only files that differ are copied, so that a second run builds what has
+# changed. They get the present time: an edit made during an earlier run would otherwise be older than the object that lacks it.
 inside=/riffle
 mkdir -p "$folder$inside" "$folder/cache"
 cd "$ROOT"
@@ -55,7 +56,7 @@ files=$folder/.files
 git ls-files -z --cached --others --exclude-standard | while IFS= read -r -d '' file; do
   [ ! -e "$file" ] || printf '%s\0' "$file"
 done | sort -z >"$files.new"
-# Those that were there the last time and are no more.
+# Removes the files of the last time that no longer exist.
 if [ -f "$files" ]; then comm -z -23 "$files" "$files.new" | (cd "$folder$inside" && xargs -0 -r rm -f); fi
 mv "$files.new" "$files"
 while IFS= read -r -d '' file; do

@@ -3,8 +3,8 @@
 
     scripts/includes_check.py
 
-One standard library's <vector> brings along what another's does not: such a file compiles here and not elsewhere. The list holds
-the headers that were forgotten before and those like them.
+One standard library's <vector> brings along what another's does not, so such a file compiles here and not elsewhere. The lists below
+hold headers that have been forgotten before, and similar ones.
 """
 
 import re

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Proves that the source distribution installs as a stranger installs it: pip, a compiler and the newest packages that it asks for,
+# Proves that the source distribution installs as a user would install it: pip, a compiler and the newest packages that it asks for,
 # in clean environments of the oldest and the newest Python here that riffle supports, away from the checkout.
 set -euo pipefail
 . "$(dirname "$0")/lib.sh"

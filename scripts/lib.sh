@@ -3,7 +3,7 @@
 # To be sourced, after `set -euo pipefail`.
 
 unset CDPATH # with it, cd prints where it went
-# As without a login, in containers and services: what the user database says.
+# HOME is not set without a login, in containers and services: take it from the user database.
 if [ -z "${HOME:-}" ]; then
   unset HOME
   HOME=~

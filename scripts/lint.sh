@@ -10,7 +10,7 @@ set -euo pipefail
 . "$(dirname "$0")/lib.sh"
 cd "$ROOT"
 
-# Formats differ between versions: 14, of Debian 12, is the one that counts.
+# Versions format differently: clang-format 14, that of Debian 12, is the one that counts.
 tool() { have "$1-14" && echo "$1-14" || echo "$1"; }
 
 # Files that exist, tracked or not yet; never what is ignored.
@@ -27,7 +27,7 @@ format() {
   python3 scripts/includes_check.py
 }
 
-# What they check and what not is in pyproject.toml.
+# pyproject.toml says what ruff and pyright check.
 python() {
   "$ROOT/scripts/venv.sh" && "$ROOT/scripts/venv.sh" lint
   .venv/bin/ruff check python bench scripts

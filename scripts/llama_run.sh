@@ -4,8 +4,8 @@
 #   scripts/llama_run.sh off|on|beside PROGRAM [arguments]    PROGRAM: a name such as llama-bench, or a path with a slash
 #
 # on: the file is among the CPU backends. beside: it is loaded from elsewhere, by GGML_BACKEND_PATH, as a device of its own.
-# llama.cpp looks for backends beside its program, which is here the loader, and in the working directory: a folder of links, one with
-# the file and one without. File arguments must therefore be absolute.
+# llama.cpp looks for backends beside its program, which here is the dynamic loader, and in the working directory. So programs run in a
+# folder of links, of which there is one with the file and one without, and file arguments must be absolute.
 set -euo pipefail
 . "$(dirname "$0")/lib.sh"
 

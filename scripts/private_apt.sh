@@ -1,6 +1,6 @@
 # shellcheck shell=bash
-# Debian's archive through this machine's own apt configuration (mirror, proxy and keys included), while nothing of the system's apt
-# state changes. Needs no root. To be sourced after lib.sh.
+# Gives access to Debian's archive through this machine's own apt configuration (mirror, proxy and keys included), without a change of
+# the system's apt state. Needs no root. To be sourced after lib.sh.
 
 # Prints "URI<tab>keyring or -" of the first apt source that serves main of a Debian release: one-line files or deb822.
 debian_source() {

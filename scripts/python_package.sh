@@ -20,5 +20,5 @@ rm -rf "$wheels"
 CMAKE_BUILD_PARALLEL_LEVEL=$JOBS "$python" -m pip wheel -q --no-build-isolation --no-deps -w "$wheels" \
   --config-settings=build-dir=build/python --config-settings=cmake.define.RIFFLE_WERROR=ON .
 "$into/bin/python" -m pip install -q --no-deps --force-reinstall "$wheels"/*.whl
-# From elsewhere, so that the installed package is what is found.
+# From another folder, so that the installed package is found and not the sources.
 (cd / && "$into/bin/python" -c 'import riffle; print("python_package.sh: '"${into##*/}"' has riffle", riffle.__version__)')

@@ -4,7 +4,7 @@
 #   scripts/setup.sh build    to build the library, the command line tool and the Python package
 #   scripts/setup.sh test     that, and what the tests, the benchmarks, the fuzzers and the linters need
 #   scripts/setup.sh arm64    to build the library and its tests for 64-bit ARM and run them here, beside what `build` installs
-#   scripts/setup.sh arm64-clang   that, with the clang that knows NEON_BF16
+#   scripts/setup.sh arm64-clang   what `arm64` installs, and the clang that knows NEON_BF16
 #   scripts/setup.sh docs     to build the API site, beside what `build` installs
 #   scripts/setup.sh hosts    to make two hosts of network namespaces (two_hosts.sh), beside what `build` installs
 #
@@ -25,7 +25,7 @@ test_packages=(
 arm64_packages=(
   g++-aarch64-linux-gnu qemu-user googletest
 )
-# Of any release's: it compiles on the headers and libraries of the cross g++.
+# clang of any release does: it compiles with the headers and libraries of the cross g++.
 arm64_clang_packages=(
   "${arm64_packages[@]}" clang-19
 )

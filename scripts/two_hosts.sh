@@ -5,10 +5,10 @@
 #   scripts/two_hosts.sh COMMAND0... -- COMMAND1...
 #
 # The hosts are 10.77.0.1 and 10.77.0.2, their interface is called `host`. Both commands get
-#   HOST_RANK, HOST_ADDRESS   0 or 1, and the own address
+#   HOST_RANK, HOST_ADDRESS   0 or 1, and the address of this host
 #   MASTER_ADDR               10.77.0.1
 #   GLOO_SOCKET_IFNAME, NCCL_SOCKET_IFNAME, TP_SOCKET_IFNAME   the interface
-# Ends when both have ended, or one has failed; the other one and its children are stopped then. Status: that of the one that
+# Ends when both have ended, or when one has failed; then the other one and its children are stopped. Status: that of the command that
 # failed; 77, with a line that says why, where namespaces are not possible (they need root and iproute2).
 set -euo pipefail
 . "$(dirname "$0")/lib.sh"
@@ -18,7 +18,7 @@ skip() {
   exit 77
 }
 
-commands=() # two strings in which bash finds the words again
+commands=() # two strings, quoted so that bash splits them into the same words
 words=()
 for word in "$@"; do
   if [ "$word" = -- ] && [ ${#commands[@]} = 0 ]; then
@@ -41,13 +41,13 @@ spaces=("riffle-$$-0" "riffle-$$-1")
 pids=()
 clean_up() {
   local pid space
-  trap '' INT TERM # a second one, as timeout sends to the group too, would leave the namespaces behind
+  trap '' INT TERM # a second signal (timeout also sends one to the group) would leave the namespaces behind
   for pid in "${pids[@]}"; do
     kill -TERM -- "-$pid" 2>/dev/null || true # the group, in which its children are
   done
   for space in "${spaces[@]}"; do
     [ -e "/run/netns/$space" ] || [ -e "/var/run/netns/$space" ] || continue
-    for pid in $(ip netns pids "$space" 2>/dev/null); do # what has left the group
+    for pid in $(ip netns pids "$space" 2>/dev/null); do # processes that have left the group
       kill -KILL "$pid" 2>/dev/null || true
     done
     ip netns delete "$space" || true # and the veth pair with it
@@ -65,7 +65,7 @@ for rank in 0 1; do
   ip -n "${spaces[rank]}" address add "10.77.0.$((rank + 1))/24" dev host
   ip -n "${spaces[rank]}" link set lo up
   ip -n "${spaces[rank]}" link set host up
-  ip -n "${spaces[rank]}" route add default dev host # for those who ask by which address the world is reached
+  ip -n "${spaces[rank]}" route add default dev host # for programs that look up their address by the default route
 done
 
 set -m # each command in a process group of its own

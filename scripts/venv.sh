@@ -37,7 +37,7 @@ choose_python() {
 python=$(choose_python)
 lock "${venv##*/}"
 
-# What is installed is a function of these; the same text means that nothing is to be done.
+# What is installed depends on these files alone; if their text is the same, there is nothing to do.
 wanted=$("$python" --version && cat "$ROOT"/python/requirements-*.txt "$ROOT"/python/constraints.txt "$overrides")
 if [ "$(cat "$stamp" 2>/dev/null)" = "$wanted" ] && "$venv/bin/python" -c '' 2>/dev/null; then
   say "${venv##*/} has what python/requirements-$name.txt asks for"
@@ -78,7 +78,7 @@ say "making ${venv##*/} from $("$python" --version) with python/requirements-$na
 if get_uv; then
   with_uv
 else
-  warn "uv cannot be had here; using pip, which is slower and keeps no shared cache"
+  warn "uv cannot be installed here; using pip, which is slower and keeps no shared cache"
   with_pip
 fi
 echo "$wanted" >"$stamp"

@@ -42,8 +42,8 @@ environment() {
 # Programs that CMake takes for a compiler and its tools, for processor $1: zig is one program with subcommands.
 zig_tools() {
   local arch=$1 zig tool cpu=
-  # Zig names every feature that a processor lacks, and clang 18 to 21 count 512-bit vectors as one apart from AVX-512, which Highway's
-  # functions for it do not ask for. By itself it makes no instruction possible.
+  # Zig switches off by name every feature that a processor lacks, and clang 18 to 21 treat 512-bit vectors as a feature of their own
+  # (evex512), which Highway's functions for AVX-512 do not ask for. evex512 alone allows no further instruction.
   if [ "$arch" = x86_64 ]; then cpu=-mcpu=x86_64+evex512; fi
   zig=$("$work/$2/bin/python" -c 'import os, ziglang; print(os.path.join(os.path.dirname(ziglang.__file__), "zig"))')
   for tool in cc c++; do
@@ -56,9 +56,9 @@ zig_tools() {
   export CCACHE_COMPILERCHECK
 }
 
-# The folder with the headers of the Python in $work/python-$1. Debian's pyconfig.h includes that of a processor from where only
-# Debian's own compilers look; it gets a folder where that one is in place of it. What it says of x86-64 is right for 64-bit ARM too, as far as
-# extension modules ask.
+# Prints the folder with the headers of the Python in $work/python-$1. Debian's pyconfig.h includes one for each processor from a folder
+# that only Debian's own compilers search; so the headers are copied to a folder in which the processor's own takes its place. What it says of
+# x86-64 is also right for 64-bit ARM, as far as extension modules need it.
 python_headers() {
   local include multiarch
   include=$("$work/python-$1/bin/python" -c 'import sysconfig; print(sysconfig.get_path("include"))')
@@ -94,8 +94,8 @@ wheel() {
   check_and_tag "$work/python-$minor/bin/python" "$arch" "$work/raw/$arch-$minor"/*.whl
 }
 
-# Moves a wheel to dist under its tag, if it keeps what the tag promises: no symbol newer than that glibc, and no library that not
-# every Linux has.
+# Moves a wheel to dist under its tag, if it keeps what the tag promises: no symbol newer than that glibc, and no library that some
+# Linux lacks.
 check_and_tag() {
   local python=$1 arch=$2 file=$3 found
   "$python" -m auditwheel show "$file" >"$work/auditwheel.log" 2>&1 || true
@@ -133,14 +133,14 @@ for file in "$dist"/*.whl; do
   say "$(basename "$file"): $((size / 1000)) kB"
 done
 
-# Of ARM under an emulator, where there is one and another processor here.
+# Tries the wheel for ARM under an emulator, if there is one and this machine is not ARM.
 if [ "$(uname -m)" != aarch64 ] && have qemu-aarch64; then
   for file in "$dist"/*-abi3-*_aarch64.whl; do
     [ ! -e "$file" ] || "$ROOT/scripts/arm64_python.sh" "$file" "$ROOT/python/tests/smoke.py" || die "$file does not work under qemu"
   done
 fi
 
-# As a stranger installs them: binary packages alone, and no program in reach but Python.
+# As a user installs them: binary packages alone, and no program in reach but Python.
 case " $* " in *" $(uname -m) "*) ;; *) exit 0 ;; esac
 while read -r minor python; do
   rm -rf "$work/try-$minor"

@@ -13,7 +13,7 @@ make = Torch().make
 
 
 def part_of(case, mine, page_size=4):
-    """Pages, lengths and tables of the keys of each sequence that `mine`, of a sequence's length, chooses."""
+    """Pages, lengths and tables of this rank's keys of each sequence: those at the positions mine(length)."""
     part = Case([1], dim=case.k[0].shape[2], heads=(1, case.k[0].shape[1]))
     chosen = [mine(int(n)) for n in case.kv_lens]
     part.k, part.v = ([x[positions] for x, positions in zip(both, chosen)] for both in (case.k, case.v))

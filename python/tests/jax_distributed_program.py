@@ -22,7 +22,7 @@ def on_mesh(function, *specs, mesh=MESH):
 
 
 def replicas(array):
-    """The array, after a look whether every device has the same bits."""
+    """The array, after a check that every device has the same bits."""
     copies = [np.asarray(shard.data) for shard in array.addressable_shards]
     assert len(copies) == DEVICES and all((bits(copy) == bits(copies[0])).all() for copy in copies)
     return copies[0]
@@ -61,7 +61,7 @@ def top_k_of_axes_padding_and_meshes():
     check_top_k(x, 8, axis=-3)
     mesh = Mesh(np.array(jax.devices()).reshape(2, 2), ("i", "j"))
     check_top_k(fill("few values", F32, (3, 40)), 25, axis_name=("i", "j"), mesh=mesh)
-    for dtype in (np.dtype(np.int8), *DTYPES):  # nothing of the padding comes out, of rows of the lowest values neither
+    for dtype in (np.dtype(np.int8), *DTYPES):  # no padding comes out, not even of rows of the lowest values
         low = np.full((2, 48), -128 if dtype == np.int8 else -np.inf).astype(dtype)
         low[:, 40:] = 1
         for size in (1, 37, 40):

@@ -60,7 +60,7 @@ DISTRIBUTIONS = {
 
 
 def fill(name, dtype, shape, seed=0):
-    """An input by the name of its distribution. float32's and bfloat16's denormals are scaled to be such."""
+    """An input by the name of its distribution. For float32 and bfloat16 the denormals are scaled into their denormal range."""
     x = DISTRIBUTIONS[name](np.random.default_rng(seed), shape)
     if name == "denormals" and dtype != np.float16:
         x = x * 2.0 ** (-149 + 24 if dtype == np.float32 else -133 + 24)

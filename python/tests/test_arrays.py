@@ -1,4 +1,4 @@
-"""Arrays in and out: strides, memory that is not copied, `out`, and dtypes' ways."""
+"""Arrays in and out: strides, memory that is not copied, `out`, and how dtypes come back."""
 
 import subprocess
 import sys

@@ -27,7 +27,7 @@ def added(mask, shape):
 
 
 def reference(case, mask=None, slopes=None, causal=True, window=None, soft_cap=None, sinks=None):
-    """(out, lse, magnitude) by a row of logits at a time; `causal` is a bool or one for each sequence."""
+    """(out, lse, magnitude), one row of logits at a time; `causal` is a bool, or a bool for each sequence."""
     tokens, heads, dim = case.q.shape
     group = heads // case.k[0].shape[1]
     bias = None if mask is None else added(mask, (tokens, heads, mask.shape[-1]))

@@ -24,7 +24,7 @@ def stub_of(body):
 
 
 def taken(function):
-    """How many arguments a function of the extension takes, as it says itself."""
+    """How many arguments a function of the extension takes, by its own signature."""
     inside = function.__doc__.split("(", 1)[1].split(") ->")[0] if function.__doc__ else ""
     return len([part for part in inside.split(", ") if part not in ("", "self", "/")])
 
@@ -90,7 +90,7 @@ def test_every_function_has_an_example(name):
 
 
 # ---- The pages: README.md and docs/*.md. Blocks of a page run in order, as one program. A comment `<!-- python ... -->` holds
-# what a reader need not see. "python not-run" marks what needs another library: it must parse.
+# what a reader need not see. "python not-run" marks a block that needs another library: it is only parsed.
 
 ROOT = pathlib.Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]

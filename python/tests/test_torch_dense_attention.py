@@ -55,7 +55,7 @@ class Sampler:
         return choices[self.rng.integers(len(choices))]
 
     def tensor(self, *shape, dtype):
-        """A tensor of some layout: contiguous, tokens outside of heads, with gaps, or negative strides' like by flips."""
+        """A tensor of some layout: contiguous, tokens outside of heads, with gaps, with a strided last axis, or expanded."""
         kind = self.pick("plain", "plain", "token major", "gaps", "column", "expanded")
         rank = len(shape)
         if kind == "token major" and rank >= 3:

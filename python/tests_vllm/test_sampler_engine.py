@@ -13,7 +13,7 @@ from vllm import LLM, SamplingParams  # noqa: E402
 
 
 def engine(**options) -> LLM:
-    gc.collect()  # the one before
+    gc.collect()  # frees the engine before this one
     return LLM(llama_case.model(), **llama_case.ENGINE | options)
 
 
