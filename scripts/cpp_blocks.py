@@ -3,7 +3,7 @@
 
     scripts/cpp_blocks.py FOLDER
 
-A block of output, ``` without a language, right behind the block of C++, is what it prints; without one it must only succeed.
+A block of output, ``` without a language, right after a block of C++ is what the program must print; without one it must only succeed.
 """
 
 import pathlib

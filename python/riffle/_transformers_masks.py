@@ -182,7 +182,7 @@ class Mask(torch.Tensor):
 
 
 def token_table(starts: torch.Tensor, lengths: torch.Tensor, cu_q_lens: torch.Tensor | None) -> Keys:
-    """Keys that lie one after another: `lengths` tokens from token `starts` on, for pages of one token."""
+    """Keys that are stored one after another: `lengths` tokens from token `starts` on, for pages of one token."""
     table = starts[:, None] + torch.arange(max(int(lengths.max()), 1))
     # What follows a sequence's last page is not read.
     return Keys(lengths.to(torch.int32), table.to(torch.int32), cu_q_lens)
@@ -242,7 +242,7 @@ def _chunks(chunk_starts: list[int], padding: list[int], chunk: int, q_len: int,
     """
     starts, lengths, q_lens = [], [], []
     for b, (first, blind) in enumerate(zip(chunk_starts, padding)):
-        query = kv_len - q_len  # the next query stands at this key
+        query = kv_len - q_len  # the next query is at the position of this key
         while query < kv_len:
             begin = first + (query - first) // chunk * chunk
             end = min(begin + chunk, kv_len) if query >= blind else min(begin + chunk, blind, kv_len)

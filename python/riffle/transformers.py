@@ -307,7 +307,7 @@ def _attend_rows(q, key, value, where: Keys, options) -> torch.Tensor:
     if blind is None:
         return out
     # Queries of padding. Eager attention, all of whose logits are then the lowest number, gives the mean of the values, and
-    # recurrent layers behind it may read that.
+    # recurrent layers after it may read that.
     mean = value.mean(2).repeat_interleave(q.shape[1] // value.shape[1], 1).repeat_interleave(len(q) // len(value), 0)
     return torch.where(blind[..., None], mean.to(out.dtype), out)
 

@@ -1,4 +1,4 @@
-"""Lists of paged attention that are int64: read where they lie, with the bits of int32; numbers beyond int32 are not wrapped."""
+"""Lists of paged attention that are int64: read in place, with the bits of int32; numbers beyond int32 are not wrapped."""
 
 import tracemalloc
 

@@ -234,7 +234,7 @@ def test_riffle_top_k_of_jax_arrays_is_the_same_call(rng, dtype, monkeypatch):
     assert calls == [8]
     assert isinstance(top, riffle.TopK) and isinstance(top.values, jax.Array)
     assert same_bits(top.values, expected.values) and same_bits(top.indices, expected.indices)
-    # Whatever it does not do, and what is wrong, is riffle's own.
+    # What the custom call does not do, and wrong arguments, go to riffle's own function.
     for other in (dict(sorted=False), dict(algorithm="lane_sort"), dict(lanes=64), dict(return_stats=True)):
         riffle.top_k(jnp.asarray(x), 8, **other)
     for k, error in ((5001, ValueError), (0, ValueError), (1.0, TypeError)):

@@ -10,7 +10,7 @@ from frameworks import BFLOAT16, DTYPES, bits
 
 
 def parts_of(case, cuts, **options):
-    """Results over parts of each sequence's keys; queries stand behind them all."""
+    """Results over parts of each sequence's keys; all queries come after all keys."""
     outs, lses = [], []
     for begin, end in itertools.pairwise([0, *cuts, int(case.kv_lens.max())]):
         part = Case([1], dim=case.q.shape[2], heads=(1, case.k[0].shape[1]))

@@ -1,4 +1,4 @@
-"""riffle.torch.scaled_dot_product_attention against torch's own, in float64 and as it is."""
+"""riffle.torch.scaled_dot_product_attention against torch's own, in float64 and in the dtype given."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""The masks of riffle.transformers: any mask is computed exactly, whether it hides keys or adds to the logits; what is none is refused."""
+"""The masks of riffle.transformers: any mask is computed exactly, whether it hides keys or adds to the logits; anything that is not a mask is refused."""
 
 import types
 
@@ -310,7 +310,7 @@ def test_indices_beside_a_mask_that_adds():
 
 
 def test_models_without_the_interface():
-    """At the first forward; those that look up their attention in a table, when they are made."""
+    """They are refused at the first forward, or when they are made if they look up their attention in a table."""
     config = transformers.BloomConfig(vocab_size=99, hidden_size=64, n_layer=1, n_head=4)
     model = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
     model.config._attn_implementation = "riffle"

@@ -177,7 +177,7 @@ def test_log_probabilities(mode, count):
         raw = Sampler(mode)(logits.clone(), batch(5, temperature=0.8, top_k=400, top_p=0.97, max_num_logprobs=-1)).logprobs_tensors.logprobs
         theirs = Sampler.gather_logprobs(raw, count, output.sampled_token_ids.flatten().long())
     assert mine.logprob_token_ids.dtype == theirs.logprob_token_ids.dtype
-    kept = theirs.logprobs > -math.inf  # what is masked is in no order
+    kept = theirs.logprobs > -math.inf  # masked tokens come in any order
     assert torch.equal(mine.logprob_token_ids[kept], theirs.logprob_token_ids[kept])
     torch.testing.assert_close(mine.logprobs, theirs.logprobs, rtol=0, atol=1e-5)
     assert torch.equal(mine.selected_token_ranks, theirs.selected_token_ranks)

@@ -136,7 +136,7 @@ def _is_token_major(query, shape) -> bool:
 
 
 def _with_whole_rows(x: Tensor) -> Tensor:
-    """x with a contiguous last axis whose size is a multiple of 8, zeros behind its elements."""
+    """x with a contiguous last axis whose size is a multiple of 8, padded with zeros."""
     missing = -x.shape[-1] % 8 if x.shape[-1] > 0 else 8
     if missing:
         return pad(x, (0, missing))

@@ -47,7 +47,7 @@ class RiffleAttentionBackend(CPUAttentionBackend):
 
     @classmethod
     def customize_spec(cls, spec):
-        """Caches whose rows have scales keep them in the page, behind the elements of each side."""
+        """Caches whose rows have scales keep them in the page: a key's after its elements, a value's likewise."""
         if spec.state_content_bytes is not None or not spec.kv_quant_mode.is_per_token_head:
             return spec
         return replace(spec, state_content_bytes=spec.head_size + spec.head_size_v + 2 * SCALE_BYTES)

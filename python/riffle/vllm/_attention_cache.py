@@ -20,7 +20,7 @@ _ELEMENTS = {
     "fp8_per_token_head": (torch.float8_e4m3fn, True),
 }
 KV_CACHE_DTYPES = ("auto", *_ELEMENTS)
-SCALE_BYTES = 4  # of a row's scale, in float32 behind its elements
+SCALE_BYTES = 4  # of a row's scale, a float32 after its elements
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ class CacheFormat:
         return Pages(cache[..., :d], cache[..., d:])
 
     def _views_with_scales(self, cache: Tensor) -> Pages:
-        # Each side of a token: its elements, then its scale.
+        # A token's key and value are each the elements, then the scale.
         keys, values = cache.split((self.head_size + SCALE_BYTES, cache.shape[3] - self.head_size - SCALE_BYTES), dim=3)
         assert self.element is not None
         sides = []

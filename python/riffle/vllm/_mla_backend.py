@@ -217,7 +217,7 @@ class RiffleMLAImpl(MLACommonImpl[MLACommonMetadata]):
             output.copy_(riffle.merge_states(outs, lses)[0])
 
     def _keys_and_values(self, rows, blocks, first: int, behind: int, scale: float | None, dtype: torch.dtype):
-        """Keys and values of the positions first..behind of a request, as a page of so many tokens each."""
+        """Keys and values of the positions first..behind - 1 of a request, each as one page of so many tokens."""
         size = rows.shape[1]
         named = blocks[first // size : -(-behind // size)]
         latent = rows.index_select(0, named).flatten(0, 1) if self.float8 is None else rows[named].flatten(0, 1).to(dtype)

@@ -174,17 +174,17 @@ def _check_lens(view: _View, lens: Tensor, q_lens: Tensor, interleave: int | Non
 def _contiguous(view: _View, end: Tensor, kv_lens: Tensor, after: Tensor, q_lens: Tensor, mask: Tensor | None) -> tuple[Tensor, dict]:
     """(kv_lens, options) of the call that shows a contiguous part of the keys.
 
-    The call takes the last key here for the last of all, so both its windows are to be moved by the keys behind it.
+    The call takes the last key here for the last key of all, so both its windows are moved by the number of keys after this part.
 
     Args:
-      end, after: int64 [B], keys up to the end of this part, and behind it.
+      end, after: int64 [B], the number of keys up to the end of this part, and after it.
     """
     if view.window is not None:  # a part out of reach of all queries need not be read
         kv_lens = torch.where(after >= view.window + q_lens - 1, 0, kv_lens)
     some = kv_lens > 0
     if not some.any():
         return kv_lens, dict(mask=mask)
-    # A single query stands behind all keys here.
+    # A single query comes after all keys of this rank.
     right = torch.full_like(after, _ALL) if (q_lens <= 1).all() else (view.right + after).clamp(max=_ALL)
     moved, right = after[some], right[some]
     if view.window is None and (right == _ALL).all():
@@ -199,7 +199,7 @@ def _contiguous(view: _View, end: Tensor, kv_lens: Tensor, after: Tensor, q_lens
 
 
 def _interleaved_positions(count: int, interleave: int, ranks: Ranks) -> Tensor:
-    """Where the first `count` keys of this rank stand in their sequence."""
+    """The positions in their sequence of the first `count` keys of this rank."""
     number = torch.arange(count)
     return number // interleave * (interleave * ranks.count) + ranks.rank * interleave + number % interleave
 

@@ -117,7 +117,7 @@ class _Parameters:
         _generate.sample(logits.new_zeros((self._rows, 1)), **self._given)
 
     def draw(self, logits: Tensor, return_logprobs: bool, columns: Tensor | None = None, **others) -> Any:
-        """riffle.torch.sample of these rows. `columns` [rows, n] are those of the whole that stand in logits; None: all."""
+        """riffle.torch.sample of these rows. `columns` [rows, n]: which columns of the whole vocabulary logits holds; None: all."""
         given = {**self._given, **others}
         if given["stream"] is None:
             given["stream"] = self._numbers
