@@ -14,8 +14,8 @@ class Sampler(LogitsProcessor):
     """Draws the next token by riffle.sample: temperature, top-k, top-p and min-p without a sort of the vocabulary.
 
     For `model.generate(..., do_sample=False, logits_processor=LogitsProcessorList([Sampler(top_p=0.95)]))`: it raises the
-    token that it drew above all others, and greedy search takes it. It comes last and replaces do_sample with its
-    temperature, top_k, top_p and min_p. A sequence's tokens depend on its logits, the seed and the number of its row, not
+    token that it drew above all others, and greedy search takes it. It must be the last processor, and it replaces
+    do_sample and the temperature, top_k, top_p and min_p of generate. A sequence's tokens depend on its logits, the seed and the number of its row, not
     on PyTorch's generator.
 
     Args: as riffle.sample: one number, or one a row.

@@ -25,7 +25,7 @@ def write_kv(
 ) -> None:
     """Writes tokens' keys and values into pages, in place: copied, rounded or quantised.
 
-    Token t goes to slot slots[t] = page * page_size + offset; -1 skips it, and of equal slots the last token's stay.
+    Token t goes to slot slots[t] = page * page_size + offset; -1 skips it, and where slots are equal the last token's keys and values stay.
     Everything is checked first: where an error is raised nothing has been written.
 
     Args:
@@ -41,11 +41,11 @@ def write_kv(
       key_scales, value_scales: of float8 and int8 pages; x / scale is what is written. A number, or an array of float32,
         float16, bfloat16 or float8_e8m0fnu that broadcasts to the pages' shape without its last axis, or has one more axis
         of groups of 32, 64 or 128 elements along head_dim. int8 pages must have them.
-      key_format, value_format: of uint8 pages: "q8_0", "q4_0", "q4_1", "q5_0", "q5_1" or "iq4_nl", GGUF's blocks. Of uint8
-        pages that are float8 really, "float8_e4m3fn" or "float8_e5m2".
-      compute_scales: a scale is made of the largest magnitude of each row, or group, that is written (divided by 448 of
-        float8_e4m3fn, 57344 of float8_e5m2, 127 of int8) and written into key_scales or value_scales, which must be arrays
-        then in which no two rows share a scale.
+      key_format, value_format: of uint8 pages: "q8_0", "q4_0", "q4_1", "q5_0", "q5_1" or "iq4_nl", GGUF's blocks. For uint8
+        pages that hold codes of float8, "float8_e4m3fn" or "float8_e5m2".
+      compute_scales: a scale is made from the largest magnitude of each row, or group, that is written (divided by 448 for
+        float8_e4m3fn, 57344 for float8_e5m2, 127 for int8) and written into key_scales or value_scales, which must then be
+        arrays in which no two rows share a scale.
 
     Raises:
       ValueError: shapes, strides, scales or a format that do not fit; a slot outside the pool; arguments that share memory.
