@@ -111,7 +111,7 @@ def paged_attention(
 
 
 def merge_states(outs: Sequence[Array], lses: Sequence[Array]) -> tuple[Array, Array]:
-    """What one call over all keys would have given, up to rounding, from results over disjoint parts of the keys.
+    """Merges results over disjoint parts of the keys into what one call over all keys would give, up to rounding.
 
     For sequences whose keys are sharded, or share a prefix that is attended to once (cascades). Parts are merged in the
     order given. Sinks, if there are any, must be in one part only.

@@ -115,7 +115,7 @@ def _number_or_array(name, scales):
 
 
 def _check_tuning(q, k_pages, page_indices, pages_per_compute_block, megacore_mode):
-    """What tunes JAX's kernel on TPUs has no effect here, but is checked as there."""
+    """Checks the tuning arguments of JAX's TPU kernel as JAX does; they have no effect here."""
     block = pages_per_compute_block
     if block is not None and (block < 1 or page_indices.shape[1] % block):
         raise ValueError(

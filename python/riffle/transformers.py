@@ -252,7 +252,7 @@ def _chosen(module: Any, mask: Any, indices: torch.Tensor, q_len: int, kv_len: i
 
 
 def _biased(module: Any, mask: Any, bias: Any, shape: tuple[int, ...]) -> torch.Tensor:
-    """What a position bias and a mask, or None, add to logits of a shape."""
+    """What a position bias and a mask (or no mask) together add to logits of the given shape."""
     if not isinstance(bias, torch.Tensor) or bias.ndim != 4 or any(n not in (1, m) for n, m in zip(bias.shape, shape)):
         form = tuple(bias.shape) if isinstance(bias, torch.Tensor) else type(bias).__name__
         raise _refuse(module, f"its position_bias is {form}, its logits are of {shape}")

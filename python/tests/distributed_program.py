@@ -43,7 +43,7 @@ def main():
 
 
 def on_every_rank():
-    """main() in a child process for each rank. Exits with what one of them has, if that is not 0."""
+    """main() in a child process for each rank. Exits with the largest status of theirs, 0 if all succeed."""
     children = []
     for rank in range(here.ranks):
         here.rank, child = rank, os.fork()

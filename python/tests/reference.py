@@ -54,7 +54,7 @@ DISTRIBUTIONS = {
     "all NaN": lambda rng, shape: rng.choice([np.nan, -np.nan], shape),
     "infinities": lambda rng, shape: _sprinkle(rng, shape, [np.inf, -np.inf], 0.2),
     "mostly -inf": lambda rng, shape: _sprinkle(rng, shape, [-np.inf], 0.97),
-    # Of both signs, and no larger than float16's largest denormal; equal to zero for a kernel that flushes them.
+    # Numbers of both signs, no larger than float16's largest denormal; equal to zero for a kernel that flushes them.
     "denormals": lambda rng, shape: rng.integers(-8, 9, shape) * 2.0**-24,
 }
 

@@ -201,7 +201,7 @@ def test_release_scratch():
     np.testing.assert_array_equal(riffle.sample(x, top_p=0.999), expected)
 
 
-# Each runs until the process ends. None is of PyTorch's or JAX's arrays, whose own methods end the process then.
+# Each runs until the process ends. None uses arrays of PyTorch or JAX, whose own methods would end the process by a signal.
 ARRAY = """class Array:
         def __init__(self, x): self.x = x
         def __dlpack__(self, **options): return self.x.__dlpack__(**options)

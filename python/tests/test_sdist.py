@@ -11,7 +11,7 @@ import pytest
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 FILES = ["CMakeLists.txt", "LICENSE", "README.md", "pyproject.toml", ".gitignore"]
 FOLDERS = ["cmake", "include", "src", "python"]
-# The files that a build needs of those that scripts bring.
+# Files that scripts fetch and that a build needs.
 BROUGHT = [
     ".deps/highway/LICENSE",
     ".deps/highway/hwy/highway.h",

@@ -47,7 +47,7 @@ def through_the_dispatcher(function):
 
 
 def results_of_every_call():
-    """Of riffle.torch, and of riffle's own on tensors. All tensors are on the CPU, whatever the default device."""
+    """Calls of riffle.torch, and of riffle's own functions on tensors. All tensors are on the CPU, whatever the default device."""
     x = LOGITS[:3, :40].clone()
     indices = LOGITS.new_zeros((4, 5), dtype=INT)
     lens = LOGITS.new_full((4,), 30, dtype=INT)

@@ -40,7 +40,7 @@ def check(out, query, key, value, **options):
 
 
 def strides(x):
-    """Of the axes that have more than one element."""
+    """The strides of the axes that have more than one element."""
     return [stride for size, stride in zip(x.shape, x.stride()) if size > 1]
 
 

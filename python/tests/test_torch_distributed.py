@@ -42,7 +42,7 @@ def on_two_hosts():
 
 @pytest.fixture(scope="module", params=["2 ranks", "3 ranks", "two_hosts"])
 def reports(request, tmp_path_factory):
-    """What each rank reports, of as many processes as there are ranks."""
+    """The reports of all ranks, each of which runs in a process of its own."""
     if not torch.distributed.is_available() or not torch.distributed.is_gloo_available():
         pytest.skip("this PyTorch has no gloo")
     if request.param == "two_hosts":

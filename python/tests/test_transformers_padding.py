@@ -59,7 +59,7 @@ def batch(side):
 
 
 def mask_of(form, real, begin, end, dtype):
-    """What a model is given for the queries [begin, end), whose keys are all before `end`."""
+    """The mask that a model is given for the queries [begin, end), whose keys are those before `end`."""
     if form == "none":
         return None
     if form in ("int64", "bool", "float"):
@@ -70,7 +70,7 @@ def mask_of(form, real, begin, end, dtype):
 
 
 def logits(model, side, form, cache, **options):
-    """Of the real tokens, in float32."""
+    """The logits of the real tokens, in float32."""
     ids, real = batch(side)
     past, out, begin = None, [], 0
     for length in CACHES[cache]:

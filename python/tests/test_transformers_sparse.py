@@ -60,7 +60,7 @@ def tokens(model, prompts, mask, **options):
 
 
 def stable_topk(scores, k, dim=-1, **options):
-    """Of equal scores of an indexer, [batch, queries, keys], the lower position."""
+    """torch.topk, which for scores of an indexer, [batch, queries, keys], takes the lower position of equal scores."""
     if scores.ndim != 3:
         return PLAIN_TOPK(scores, k, dim=dim, **options)
     values, indices = scores.sort(dim=dim, descending=True, stable=True)

@@ -147,7 +147,7 @@ def embeddings(llm, spec: dict) -> dict:
 
 
 def layers(llm) -> dict:
-    """Of each attention layer: its implementation, and the shape and dtype of its cache."""
+    """The implementation of each attention layer, and the shape and dtype of its cache."""
     found = {}
     context = llm.llm_engine.vllm_config.compilation_config.static_forward_context
     for name, layer in context.items():

@@ -100,7 +100,7 @@ EIGHT_BITS = {"fp8": torch.float8_e4m3fn, "fp8_e4m3": torch.float8_e4m3fn, "fp8_
 @pytest.mark.parametrize("scales", [(1.0, 1.0), (0.0625, 0.03125)], ids=str)
 @pytest.mark.parametrize("kind", EIGHT_BITS)
 def test_caches_of_8_bit_floats(kind, scales, options):
-    """Of keys and values that such a cache holds as they are: vLLM's own kernels cut off what it does not hold."""
+    """Keys and values that such a cache holds exactly, because vLLM's own kernels truncate all others."""
     case = Case(**MIXED, dtype=torch.bfloat16, kv_cache_dtype=kind, k_scale=scales[0], v_scale=scales[1], **options)
     case.keys, case.values = ([x.to(EIGHT_BITS[kind]).to(x.dtype) * scale for x in side] for side, scale in zip((case.keys, case.values), scales))
     case.q = case.q / scales[0]
@@ -110,7 +110,7 @@ def test_caches_of_8_bit_floats(kind, scales, options):
 
 @pytest.mark.parametrize("kind", EIGHT_BITS)
 def test_8_bit_floats_are_rounded_to_the_nearest(kind):
-    """Which loses less than cutting off."""
+    """Rounding loses less than truncation."""
     case = Case(**MIXED, kv_cache_dtype=kind, dtype=torch.bfloat16)
     ours, theirs = ((out.double() - case.by_arithmetic()).square().mean() for out in (case.by_riffle(), case.by_vllm()))
     assert ours < 0.6 * theirs

@@ -69,7 +69,7 @@ class RiffleIndexCache(DeepseekV32IndexerCache):
 
 
 class RiffleIndexer(Indexer):
-    """What `take_over` makes of vLLM's."""
+    """vLLM's indexer after `take_over`."""
 
     def forward(self, hidden_states: torch.Tensor, qr: torch.Tensor, positions, rotary_emb) -> torch.Tensor:
         q = self.wq_b(qr)[0].view(-1, self.n_head, self.head_dim)

@@ -1,4 +1,4 @@
-"""Where the tokens of a step are, for the latent cache and the indexer's of models with sparse attention."""
+"""Where the tokens of a step are, for the latent cache and the indexer's cache of models with sparse attention."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class SparseMetadata(AttentionMetadata):
 
 
 class SparseMetadataBuilder(AttentionMetadataBuilder[SparseMetadata]):
-    """For the latent cache and for the indexer's."""
+    """Builds the metadata of the latent cache and of the indexer's cache."""
 
     def __init__(self, kv_cache_spec, layer_names: list[str], vllm_config, device: torch.device) -> None:
         super().__init__(kv_cache_spec, layer_names, vllm_config, device)
