@@ -15,7 +15,7 @@
 
 namespace riffle {
 
-// Selection supports this many dtypes, the first of DType.
+// Selection supports this many dtypes, the first ones of DType.
 inline constexpr int kNumTopKDTypes = 12;
 
 enum class Algorithm : uint8_t {
@@ -54,7 +54,7 @@ struct TopKOptions {
   bool index_order_if_short = false;
 };
 
-// What selecting in a row took, and the ties at its k-th place.
+// What the selection in a row cost, and the ties at its k-th place.
 struct TopKStats {
   double kth_value = 0;           // NaN stays NaN; integers beyond 2^53 are rounded
   int64_t ties_at_kth = 0;        // elements of the whole row equal to the k-th value

@@ -102,7 +102,7 @@ typedef struct riffle_attention_options {
   float soft_cap;        // c > 0; 0: none
   int32_t has_scale;
   int32_t has_window_right;
-  int32_t not_causal;     // 1: a query sees all keys, also later ones
+  int32_t not_causal;     // 1: a query sees all keys, including later ones
   int32_t bf16_products;  // 1: q may be rounded to bf16 where keys and values are exact in it
 } riffle_attention_options;
 
@@ -155,8 +155,8 @@ RIFFLE_API riffle_status riffle_merge_states(const riffle_attention_part* parts,
 typedef struct riffle_write_kv_options {
   size_t size;
   riffle_thread_pool* pool;
-  // Null: elements are divided by the scales of key_pages. Otherwise scales are computed and stored
-  // here, in the dtype and strides of key_pages->scales.
+  // Null: elements are divided by the scales that the pool has. Otherwise scales are computed and
+  // stored here, in the dtype and strides of the pool's `scales`.
   void* key_computed_scales;
   void* value_computed_scales;
 } riffle_write_kv_options;
