@@ -180,7 +180,7 @@ struct RIFFLE_LOCAL AttentionPlan::Impl {
   int64_t page_size = 0;
 
   void CheckCall(const HeadsView& q, const PagedKv& keys, const AttentionOptions& options) const {
-    core::Check(tokens >= 0, Code::kBadShape, "plan is of no batch; call its Make first");
+    core::Check(tokens >= 0, Code::kBadShape, "plan has no batch; call its Make first");
     const auto same = [](const char* name, int64_t value, int64_t planned, Code code) {
       core::Check(value == planned, code, name, " = ", value, " but the plan is for ", planned);
     };
@@ -238,7 +238,7 @@ void PagedAttention(const HeadsView& q, const PagedKv& keys, const PagedKv& valu
                     const AttentionOptions& options) try {
   const core::EntryPoint entry;
   attention::CheckShapes(q, keys, options);
-  core::Check(plan.impl_ != nullptr, Code::kBadShape, "plan is of no batch; call its Make first");
+  core::Check(plan.impl_ != nullptr, Code::kBadShape, "plan has no batch; call its Make first");
   const AttentionPlan::Impl& planned = *plan.impl_;
   planned.CheckCall(q, keys, options);
   attention::CheckData(q, keys, values, nullptr, out, options);

@@ -236,7 +236,7 @@ void CheckLengths(const PagedBatch& batch, const PagedKv& keys, int64_t tokens,
     const int64_t kv_len = batch.kv_lens[b];
     core::Check(anywhere || kv_len == 0 || q_len <= kv_len, Code::kBadRange, "sequence ", b,
                 " has ", q_len, " queries but kv_lens[", b, "] = ", kv_len,
-                "; where causal or a window is set they are its last positions");
+                "; with causal or a window the queries are its last positions");
   }
 }
 

@@ -85,7 +85,7 @@ PagedKvOut ToPagedKvOut(const char* name, const riffle_paged_kv* in, void* compu
 }  // namespace
 }  // namespace riffle::c_api
 
-using namespace riffle::c_api;  // NOLINT(google-build-using-namespace): this file is of that room
+using namespace riffle::c_api;  // NOLINT(google-build-using-namespace): this file belongs to it
 
 riffle_status riffle_paged_attention(const riffle_heads* q, const riffle_paged_kv* keys,
                                      const riffle_paged_kv* values, const riffle_paged_batch* batch,

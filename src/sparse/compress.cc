@@ -85,7 +85,7 @@ void CheckInputs(const MatrixView& kv, const MatrixView& gates, const CompressOp
   const int64_t most = sparse::kMaxEntryDim * unit / 16;
   core::Check(kv.cols >= unit && kv.cols <= most && kv.cols % unit == 0, Code::kBadShape,
               "kv.cols = ", kv.cols, " is not a multiple of ", unit, " in ", unit, "..", most,
-              options.overlap ? "; with overlap they are two entries'" : "");
+              options.overlap ? "; with overlap it is twice an entry's dim" : "");
   core::Check(options.norm_eps >= 0 && std::isfinite(options.norm_eps), Code::kBadOption,
               "norm_eps = ", options.norm_eps, " is negative or not finite");
   core::CheckAddressable("kv", Bytes(kv));
