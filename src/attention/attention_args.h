@@ -25,7 +25,7 @@ struct KvPages : KvBytes {
   int dim;           // elements of a row
   size_t row_bytes;  // that a row takes, from its first element to its last one
   int groups;        // scales of a row; 0: elements stand for themselves
-  int group;         // elements that share a scale; dim if there are fewer than two
+  int group;         // elements that share a scale; dim if a row has fewer than two scales
   KvBytes scales;
   int64_t scale_group_stride;
   DType scale_dtype;
@@ -66,7 +66,7 @@ struct AttentionArgs {
   float* lse;  // or null
   int64_t lse_token_stride;
 
-  // What queries are multiplied with, so that the factor of scores is positive.
+  // The sign of `scale`, or 0: multiplies queries, so that the factor of scores is positive.
   float scale_sign() const { return scale < 0 ? -1.0f : scale == 0 ? 0.0f : 1.0f; }
   // Whether anything is added to logits.
   bool biased() const { return mask.data != nullptr || slopes != nullptr; }
@@ -83,9 +83,9 @@ struct AttentionArgs {
   }
 };
 
-// A state that a work item leaves for the merge: sums [heads][rows][columns], then maxima
-// [heads][rows] and weights [heads][rows], in the floats of PartialStateRows rows. `columns` are
-// those of values, padded.
+// Floats that `state_rows` rows of partial states take (PartialStateRows). The state that a work
+// item leaves for the merge is sums [heads][rows][columns], maxima [heads][rows], weights
+// [heads][rows]; `columns` are those of values, padded.
 inline int64_t PartialStateFloats(int64_t state_rows, int columns) {
   return state_rows * (columns + 2);
 }

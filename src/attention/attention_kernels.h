@@ -33,7 +33,7 @@ struct AttentionKernels {
   void (*weighted_sum)(DType dtype, const uint8_t* const* rows, const float* weights, int64_t n,
                        int dim, uint8_t* out);
 
-  // Makes `steps` steps of dot products on registers. Returns their floating-point operations.
+  // Runs `steps` steps of dot products on registers. Returns their floating-point operations.
   double (*spin_dots)(DType dtype, int64_t steps);
 };
 
