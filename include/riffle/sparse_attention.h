@@ -117,13 +117,12 @@ struct WriteSparseRowsOptions {
 };
 
 // Writes rows x [tokens, 576 or 512] f32|f16|bf16 to slots (int32 or int64); -1 skips a row; of
-// equal slots the later one wins. x has RoPE applied already. The first 512 elements (kMla584: 448)
-// become e4m3: scale = max(max|x|, 1e-4) / 448 of each 128 (64), code = x / scale to the nearest
-// even, in f32; the last 64 become bf16, to the nearest even. A group with an element that is not
-// finite gets a NaN scale, so that results of queries that name its row are NaN. The same bits on
-// every SIMD target. Plain rows are written as any matrix is, or by WriteKv. Throws Error:
-// kBadShape, kBadDType, kBadOption, kBadPage (slots), kOverlap. Nothing is written on error.
-// Allocates nothing.
+// equal slots the later one wins. x is after RoPE. The first 512 elements (kMla584: 448) become
+// e4m3: scale = max(max|x|, 1e-4) / 448 of each 128 (64), code = x / scale to the nearest even, in
+// f32; the last 64 become bf16, to the nearest even. Elements that are not finite make their scale
+// NaN, and so the results of queries that name their row. The same bits on every SIMD target. Plain
+// rows are written as any matrix is, or by WriteKv. Throws Error: kBadShape, kBadDType, kBadOption,
+// kBadPage (slots), kOverlap. Nothing is written on error. Allocates nothing.
 RIFFLE_API void WriteSparseRows(const MatrixView& x, IndexSpan slots, const SparseRowsOut& rows,
                                 const WriteSparseRowsOptions& options = {});
 

@@ -47,8 +47,7 @@ constexpr uint16_t BF16BitsOf(int magnitude, int exponent) {
 }
 
 // The magnitude, as bf16, of the code with these 7 lower bits; the highest bit is the sign. For
-// int8 these are bits of the magnitude: 0 means 128, since ByteDecoder uses the entry for -128
-// only.
+// int8 these are the magnitude's bits; 0 means 128: only -128 uses that entry (ByteDecoder).
 constexpr uint16_t MagnitudeAsBF16(RowCode code, int bits) {
   if (code == RowCode::kI8) {
     return BF16BitsOf(bits == 0 ? 128 : bits, 0);

@@ -1,6 +1,5 @@
 // Sequences of a few keys: rows of all heads and sequences pass through the kernels side by side,
-// each with keys of its own, or many rows of one head that share its keys. Included once per SIMD
-// target.
+// each with keys of its own, or many rows of a head share its keys. Included once per SIMD target.
 #if defined(RIFFLE_ATTENTION_FEW_KEYS_INL_H_) == defined(HWY_TARGET_TOGGLE)
 #ifdef RIFFLE_ATTENTION_FEW_KEYS_INL_H_
 #undef RIFFLE_ATTENTION_FEW_KEYS_INL_H_

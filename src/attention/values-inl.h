@@ -47,8 +47,7 @@ HWY_INLINE void ValueKernel(DF df, const ValueProduct<Math>& of, int first_row, 
   const hn::Rebind<Operand, DF> dw;
   constexpr size_t kN = hn::MaxLanes(DF());
   constexpr int kPerOperand = Math::kPerOperand;
-  // Cache lines that the columns take in a row; lines of 16-bit elements that become f32 count
-  // twice.
+  // Cache lines of the columns in a row; lines of 16-bit elements that become f32 count twice.
   constexpr int kLines = (kVecs * kN + 16 * kPerOperand - 1) / (16 * kPerOperand);
   const int lanes = of.lanes;
   const int stride = of.stride;

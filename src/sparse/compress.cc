@@ -22,8 +22,8 @@ using sparse::NamedBytes;
 constexpr int64_t kMaxInt = std::numeric_limits<int32_t>::max();
 constexpr int64_t kMaxRatio = 65536;
 
-// f(first token, its tokens, number of its first entry) for each sequence; throws where lengths do
-// not fit.
+// Calls f(first token, number of tokens, number of the first entry) for each sequence; throws where
+// lengths do not fit.
 template <class F>
 void ForSequences(int64_t tokens, const CompressOptions& options, const F& f) {
   const IndexSpan& lens = options.cu_lens;
@@ -47,7 +47,7 @@ void ForSequences(int64_t tokens, const CompressOptions& options, const F& f) {
   }
 }
 
-// f(entry) for each that is made.
+// Calls f(entry) for each entry that is made.
 template <class F>
 void ForEntries(int64_t tokens, const CompressOptions& options, const F& f) {
   ForSequences(tokens, options, [&](int64_t begin, int64_t length, int64_t number) {

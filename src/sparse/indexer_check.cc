@@ -10,7 +10,7 @@ namespace riffle::sparse {
 namespace {
 
 constexpr int64_t kMaxInt = std::numeric_limits<int32_t>::max();
-constexpr int64_t kMaxKeys = kMaxInt - 1023;  // positions of whole tiles are ints
+constexpr int64_t kMaxKeys = kMaxInt - 1023;  // rounded up to whole tiles it is an int
 
 bool IsKeyDType(DType dtype) {
   return dtype <= DType::kBF16 || dtype == DType::kE4M3 || dtype == DType::kI8;

@@ -10,10 +10,10 @@ namespace {
 
 using attention::KvPages;
 
-// Stands for scales that no array holds.
+// The scale of a pool that has a divisor but no scales in memory.
 constexpr float kOne = 1.0f;
 
-// Rows ahead of the one that is copied, which are prefetched: as many as gathers prefetch.
+// How many rows ahead are prefetched while rows are copied: as many as gathers prefetch.
 constexpr int64_t kPrefetchRows = 24;
 
 int64_t Element(const SparseRows& rows) { return static_cast<int64_t>(SizeOf(rows.dtype)); }

@@ -1,4 +1,4 @@
-// Slots of positions.
+// PositionsToSlots and ExpandBlocks.
 #include <algorithm>
 #include <limits>
 
