@@ -221,7 +221,7 @@ RIFFLE_API void PagedAttention(const HeadsView& q, const PagedKv& keys, const Pa
 // A result over some of the keys.
 struct AttentionPart {
   HeadsView out;
-  const float* lse = nullptr;    // [tokens, heads], natural log; -inf or +inf: saw no key
+  const float* lse = nullptr;    // [tokens, heads], natural log; -inf or +inf: an empty part
   int64_t lse_token_stride = 0;  // elements; heads are contiguous
 };
 

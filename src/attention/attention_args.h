@@ -23,8 +23,8 @@ struct KvBytes {
 struct KvPages : KvBytes {
   RowCode code;
   int dim;           // elements of a row
-  size_t row_bytes;  // that a row takes, from its first element to its last one
-  int groups;        // scales of a row; 0: elements stand for themselves
+  size_t row_bytes;  // bytes of a row, from its first element to its last one
+  int groups;        // scales per row; 0: none
   int group;         // elements that share a scale; dim if a row has fewer than two scales
   KvBytes scales;
   int64_t scale_group_stride;
@@ -43,7 +43,7 @@ struct AttentionArgs {
   KvPages values;
   bool values_in_keys;  // every value is a part of its key's row: read with it, not again
   int page_size;
-  int page_shift;  // log2 of page_size, or -1 if it is no power of two
+  int page_shift;  // log2 of page_size, or -1 if that is not a power of two
 
   const int32_t* page_numbers;  // of all sequences; those of b from page_begin[b] on
   const int64_t* page_begin;    // [B]

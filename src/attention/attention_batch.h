@@ -29,7 +29,7 @@ struct PlannedBatch {
   }
 };
 
-// Plans a batch in the caller's memory. The constructor measures the batch and so the memory.
+// Plans a batch in the caller's memory. The constructor measures how much it needs.
 class BatchPlanner {
  public:
   // Keeps references to its arguments. `batch` has been checked (CheckBatch), except for the

@@ -40,9 +40,9 @@ struct AttentionKernels {
 // Kernels for the target in use.
 const AttentionKernels& GetAttentionKernels();
 
-// Runs work items by dot products of pairs of bf16; null if the target has none for keys and values
-// of these codes, which must be exact in bf16. Pre of the kernel: q is bf16 or may be rounded to
-// it.
+// The kernel that runs work items by dot products of bf16 pairs; null if the target has none for
+// keys and values of these codes, which must be exact in bf16. Pre of the kernel: q is bf16 or may
+// be rounded to it.
 RunItemsKernel GetBF16RunItems(RowCode keys, RowCode values);
 
 // GetBF16RunItems if q is bf16 or may be rounded to it and there is one, else run_items.

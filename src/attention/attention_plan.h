@@ -29,8 +29,8 @@ struct AttentionShape {
   int kv_heads;
   int group;         // query heads of a KV head
   int head_dim;      // of queries and keys
-  int window;        // a query at p sees no key before p - window + 1; 0: all of them
-  int window_right;  // and none after p + window_right; < 0: all of them
+  int window;        // a query at p sees no key before p - window + 1; 0: no limit
+  int window_right;  // and none after p + window_right; < 0: no limit
 
   bool operator==(const AttentionShape&) const = default;
 };

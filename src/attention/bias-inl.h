@@ -82,7 +82,7 @@ HWY_INLINE void MakeMaskLineOf(DType dtype, const uint8_t* elements, int n, floa
   }
 }
 
-// line[0, n) = the bias of keys whose elements begin at `row`; it has room for n rounded up to 16s.
+// line[0, n) = the bias of n keys from `row` on; has room for n rounded up to a multiple of 16.
 HWY_INLINE void MakeMaskLine(const MaskArgs& mask, const uint8_t* row, int n, float* line) {
   const auto element = static_cast<int>(SizeOf(mask.dtype));
   if (mask.key_stride != element) {

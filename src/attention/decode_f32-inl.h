@@ -98,7 +98,7 @@ constexpr int kBlockHeader = kCode == RowCode::kQ4_1   ? 4
                              : kCode == RowCode::kQ5_1 ? 8
                                                        : 2;
 
-// What the codes of IQ4_NL stand for.
+// The values of the codes of IQ4_NL.
 alignas(16) inline constexpr int8_t kIQ4NLElements[16] = {-127, -104, -83, -65, -49, -35, -22, -10,
                                                           1,    13,   25,  38,  53,  69,  89,  113};
 

@@ -50,7 +50,7 @@ constexpr int KeyStride(int dim) {
 
 // Rows that will be needed next, prefetched into L2 while a kernel runs: one prefetch every few
 // products keeps memory busy all the time, whereas bursts between kernels leave it idle while these
-// run (decode at four rows reached 0.6 of the read bandwidth).
+// run (decode at four rows then reached 0.6 of the read bandwidth).
 struct Ahead {
   const uint8_t* const* rows = nullptr;  // as many as the kernel has rows of keys or values
   int step = 0;                          // bytes of 16 operands in memory

@@ -8,14 +8,14 @@
 
 namespace riffle::attention {
 
-// Rows that FewKeys takes side by side, at most. 32: a vector of 16 is a single chain of products
+// FewKeys takes up to this many rows side by side. 32: a vector of 16 is a single chain of products
 // for each key, which leaves the multipliers waiting.
 inline constexpr int kFewKeysLanes = 32;
 
-// Rows of a head from which on FewKeys packs its keys once for all of them.
+// From this many rows of a head on, FewKeys packs the head's keys once for all of them.
 inline constexpr int kFewKeysSharedRows = 8;
 
-// Keys of a sequence that FewKeys takes.
+// FewKeys takes sequences of up to this many keys.
 inline constexpr int kMaxFewKeys = 16;
 
 // Whether FewKeys runs a work item: all rows begin at key 0, in one KV split, and elements have no

@@ -38,9 +38,9 @@ struct LaneKeys {
   int Steps() const { return end_step - begin_step; }
 };
 
-// Prefetches rows while others are multiplied: all lines of a few rows every few products. (The
-// first line of all rows, then their second ones made decode over Q8_0 a tenth slower: each row's
-// pointer was loaded once per line, and the kernels are bound by loads.)
+// Prefetches rows while others are multiplied: all lines of a few rows every few products.
+// (Prefetching the first lines of all rows, then the second ones, made decode over Q8_0 a tenth
+// slower: each row's pointer is then loaded once per line, and the kernels are bound by loads.)
 class RowPrefetch {
  public:
   // `count` rows of `lines` lines of 64 bytes; Some is called `times` times.

@@ -21,7 +21,7 @@ class ManyTiles {
  public:
   explicit ManyTiles(const WorkItemContext<Math>& context) : context_(context) {}
 
-  // A block of keys of a KV head against all tiles.
+  // Runs a block of keys of a KV head against all tiles.
   void RunBlock(int head, int key0, const TileCursor& ahead) {
     const auto& c = context_;
     const int begin = std::max(c.seen.begin - key0, 0) / kGroupKeys;

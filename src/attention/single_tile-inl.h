@@ -35,7 +35,7 @@ struct CodedKernels<BF16Math> {
       : keys(FindLaneKernel(args.keys.code, args.keys.dim)),
         decoded_keys(FindLaneKernel(RowCode::kBF16, args.keys.dim)),
         values(FindCodedValuesKernel(args.values.code)),
-        // Values in keys that many rows use are decoded once, with their keys.
+        // If values lie in keys, tiles of 16 lanes decode both at once, into memory.
         values_in_keys(args.values_in_keys),
         max_lanes(args.values_in_keys && args.keys.code != RowCode::kBF16 ? 8 : 16),
         key_lines(static_cast<int>((args.keys.row_bytes + 63) / 64)) {}
@@ -73,7 +73,7 @@ class SingleTile {
   // Whether a work item of this shape is run here.
   static bool Takes(const WorkItemShape& shape) { return shape.lanes <= 16; }
 
-  // A block of keys of a KV head. `ahead` is the block that is prefetched.
+  // Runs a block of keys of a KV head. `ahead` is the block that is prefetched.
   void RunBlock(int head, int key0, const TileCursor& ahead) {
     const Context& c = context_;
     if (!ahead.done()) {
@@ -104,7 +104,7 @@ class SingleTile {
     }
     for (int group = 0; group < kGroups; ++group) {
       if (group * kGroupKeys < block.begin || group * kGroupKeys >= block.end) {
-        // No kernel runs beside it.
+        // No kernel runs on this group that could prefetch meanwhile.
         PrefetchRows(ahead_.keys[group], c.args.keys.row_bytes);
         PrefetchRows(ahead_.values[group], c.args.values.row_bytes);
       }

@@ -65,7 +65,7 @@ class TileSoftmax {
         AddBias(df, tile.lanes, block.begin, block.end, factor_, at_.bias, at_.scores);
       }
       Mask(df, block, tile);
-      // A factor that is left to the weights gives the same bits: it is positive, so the largest
+      // Leaving the factor to MakeWeights gives the same bits: it is positive, so the largest
       // product is that of the largest score.
       return MakeWeights(df, block, tile, states, biased ? 1.0f : factor_);
     });

@@ -30,7 +30,7 @@ HWY_INLINE void StoreWeights(F32Math, DF df, V even, V odd, int key, int lanes, 
 // In tiles of four lanes a vector holds four keys, four lanes each.
 using FourKeys = FloatTag<16>;
 
-// One of four numbers for each of the four keys of a vector.
+// Repeats each of four numbers in the four lanes of its key.
 HWY_INLINE hn::Vec<FourKeys> RepeatEach4(const float* x) {
   const FourKeys df;
   alignas(64) static constexpr int32_t kBlocks[16] = {0,  0,  0,  0,  5,  5,  5,  5,
@@ -107,7 +107,7 @@ HWY_INLINE V ScaledWeight(DF df, V weight, V logit, V scale) {
 
 // The softmax hands weights to one of these, two keys at a time, or four keys of four lanes.
 
-// Weights multiply values.
+// Stores weights as operands that multiply values.
 template <class Math>
 struct PlainWeights {
   typename Math::Operand* p;
@@ -123,7 +123,7 @@ struct PlainWeights {
 #endif
 };
 
-// Weights times one scale for each key multiply values.
+// Stores weights times one scale per key as operands.
 template <class Math>
 struct ScaledWeights {
   typename Math::Operand* p;
@@ -143,7 +143,7 @@ struct ScaledWeights {
 #endif
 };
 
-// Weights are kept in f32, for several scales of each key (ScaleKeptWeights).
+// Keeps weights in f32, for several scales of each key (ScaleKeptWeights).
 struct KeptWeights {
   float* weights;  // [kBlock][lanes]
 

@@ -1,5 +1,5 @@
-// What the ways of running a work item share: its rows, their states, and how a tile's values are
-// added. Included once per SIMD target.
+// What SingleTile, ManyTiles and FewKeys share: the work item's rows, their states, and how a
+// tile's values are added. Included once per SIMD target.
 #if defined(RIFFLE_ATTENTION_WORK_ITEM_CONTEXT_INL_H_) == defined(HWY_TARGET_TOGGLE)
 #ifdef RIFFLE_ATTENTION_WORK_ITEM_CONTEXT_INL_H_
 #undef RIFFLE_ATTENTION_WORK_ITEM_CONTEXT_INL_H_
@@ -206,7 +206,7 @@ struct WorkItemContext {
         at.bias);
   }
 
-  // Sets the packed values of those keys of [begin, end) to 0 that the mask hides from a row.
+  // Sets to 0 the packed values of the keys of [begin, end) that the mask hides from a row.
   void ClearHidden(int begin, int end, int lanes, int row, Operand* v) const {
     for (int key = begin; key < end; ++key) {
       if (at.bias[key * lanes + row] == kMinusInf) {

@@ -36,7 +36,7 @@ AttentionMask ToMask(const riffle_mask& mask) {
           mask.keys, mask.token_stride,           mask.head_stride, mask.key_stride};
 }
 
-// `q`: that of the call, already converted.
+// `q` is the call's, already converted.
 AttentionOptions ToOptions(const riffle_attention_options* in, const HeadsView& q) {
   const riffle_attention_options options = ReadOptions("options", in);
   AttentionOptions result;

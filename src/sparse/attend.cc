@@ -217,7 +217,7 @@ class Call {
     const size_t kernel =
         (attention::GetAttentionKernels().scratch_bytes(args_, plan_) + 63) / 64 * 64;
     core::ScratchLayout layout(kernel);
-    // Rows of every scope are decoded kGatherRows at a time.
+    // Rows are decoded kGatherRows at a time, which may write past the last one.
     const int64_t room = rows == 0 ? 0 : rows + sparse::kGatherRows - 1;
     rows_ = layout.Place<uint8_t>(room * args_.keys.token_stride);
     scales_ = layout.Place<uint8_t>(rows * sparse::CopiedScaleBytes(args_.keys));

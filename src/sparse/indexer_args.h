@@ -103,7 +103,7 @@ struct SelectArgs {
   int64_t local_blocks = 0;
   bool incomplete_tail = false;
   bool slots = false;
-  const int32_t* visible = nullptr;  // [tokens] keys that the query sees
+  const int32_t* visible = nullptr;  // [tokens] number of keys that the query sees
   OutView<int32_t> indices;
 
   int64_t Blocks(int64_t token) const { return (visible[token] + block - 1) / block; }

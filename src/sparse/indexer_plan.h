@@ -15,7 +15,7 @@ namespace riffle::sparse {
 inline constexpr int64_t kMinItemKeys = 1024;
 int64_t PlanSplits(int64_t groups, int64_t max_keys, int threads);
 
-// Keys that a query at `position`, which may be negative, sees.
+// The number of keys that a query at `position`, which may be negative, sees.
 constexpr int64_t VisibleKeys(int64_t position, int64_t ratio) {
   return position < 0 ? 0 : (position + 1) / ratio;
 }

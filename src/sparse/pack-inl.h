@@ -97,8 +97,7 @@ struct E4M3Bytes {
 };
 inline constexpr E4M3Bytes kE4M3Bytes = {};
 
-// e4m3 as bf16 by tables of 128: 6 operations for 64 elements, where arithmetic takes
-// 30.
+// e4m3 as bf16 by tables of 128: 6 operations for 64 elements, where arithmetic takes 30.
 class E4M3Tables {
  public:
   using D = hn::CappedTag<uint8_t, 64>;
