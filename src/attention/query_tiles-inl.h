@@ -21,8 +21,8 @@
 HWY_BEFORE_NAMESPACE();
 namespace riffle::attention::HWY_NAMESPACE {
 
-// Rows that pass through the kernels together, their lanes, the keys that any of them sees and those
-// that all of them see.
+// Rows that pass through the kernels together, their lanes, the keys that any of them sees and the
+// keys that all of them see.
 struct Tile {
   int row;  // the first one, in the work item; also its lane, since earlier tiles are full
   int rows;
