@@ -136,7 +136,7 @@ struct AttentionOptions {
   // [q_heads] or empty: one raw logit per head, neither scaled nor capped, that counts in the
   // softmax and in lse but has no value vector.
   std::span<const float> sinks = {};
-  // A block of 64 keys that it hides from all queries computed together is not even read.
+  // Blocks of 64 keys that the mask hides from all queries computed together are not even read.
   AttentionMask mask;
   // [q_heads] or empty: slope * (key position - query position) is added to scaled and capped
   // logits (ALiBi, Press et al. 2022).
@@ -178,7 +178,7 @@ RIFFLE_API void PagedAttention(const HeadsView& q, const PagedKv& keys, const Pa
                                const PagedBatch& batch, const AttentionOut& out,
                                const AttentionOptions& options = {});
 
-// What calls on one batch share: the batch, checked and copied, and the division of its work. Made
+// What all calls on one batch need: a checked copy of the batch and the division of its work. Made
 // once per batch and passed to every layer's call, it saves each call reading the page table and
 // planning:
 //
@@ -225,11 +225,11 @@ struct AttentionPart {
   int64_t lse_token_stride = 0;  // elements; heads are contiguous
 };
 
-// What one call over all keys would have given, up to rounding, from results over disjoint parts of
-// the keys: sharded and cascaded attention. All parts have the same shape, and out's dtype. An lse
-// of -inf, or of +inf as some engines write it, marks an empty part, whose out is ignored. If all
-// parts are empty the result is zeros and -inf. Parts are merged in their order. Sinks, if any,
-// belong in exactly one part.
+// Merges results over disjoint parts of the keys into what one call over all keys would have given,
+// up to rounding: sharded and cascaded attention. All parts have the same shape, and out's dtype.
+// An lse of -inf, or of +inf as some engines write it, marks an empty part, whose out is ignored.
+// If all parts are empty the result is zeros and -inf. Parts are merged in their order. Sinks, if
+// any, belong in exactly one part.
 // Throws Error: kBadShape (no part, shapes that differ), kBadDType, kOverlap. Nothing is written on
 // error.
 RIFFLE_API void MergeStates(std::span<const AttentionPart> parts, const AttentionOut& out,

@@ -109,7 +109,7 @@ RIFFLE_API void IndexerLogits(const HeadsView& q, const IndexWeights& weights,
                               const IndexKeys& keys, const PagedBatch& batch,
                               const IndexLogitsOut& out, const IndexerOptions& options = {});
 
-// The same over a matrix of keys, keys.num_pages = 1, of which query t sees [starts[t], ends[t]):
+// The same over a matrix of keys (keys.num_pages = 1), of which query t sees [starts[t], ends[t]):
 // DeepGEMM's form for prefill, where the keys of one sequence follow those of another. Column s is
 // key s; columns outside of the range are -inf. options.ratio must be 1.
 RIFFLE_API void IndexerLogits(const HeadsView& q, const IndexWeights& weights,

@@ -66,7 +66,7 @@ struct BlockKey {
 // Counts since the cache was made; the last member is a current number.
 struct KvCacheStats {
   int64_t blocks_wanted = 0;      // keys that Create was given
-  int64_t blocks_found = 0;       // pages that it shared for them
+  int64_t blocks_found = 0;       // pages that Create found for these keys and shared
   int64_t pages_evicted = 0;      // pages with a key that were taken for other contents
   int64_t pages_copied = 0;       // shared pages, copied before a write
   int64_t pages_swapped_out = 0;  // pages copied to the caller's memory
@@ -169,7 +169,7 @@ class RIFFLE_API KvCache {
   PagedKv Values(int64_t layer) const;
 
   int64_t sequences() const;
-  int64_t pages_free() const;    // without a sequence, including those that have a key
+  int64_t pages_free() const;    // pages without a sequence, including those that have a key
   int64_t pages_used() const;    // by one sequence or more: pages - pages_free
   int64_t pages_shared() const;  // by two or more
   int64_t bytes() const;         // of storage, pages of all layers

@@ -11,7 +11,7 @@
 
 namespace riffle {
 
-// What becomes of a row that has a NaN or nothing above -inf.
+// What to do with a row that has a NaN or nothing above -inf.
 enum class InvalidRow : uint8_t {
   kThrow,  // Error(kBadValue), and nothing is written
   kToken,  // token -1, log-probability NaN; the other rows are drawn as if it were not there
@@ -89,7 +89,7 @@ struct TopLogProbs {
 // above a narrow window of values, and the prefix ends at one of the columns in the window.
 //
 // The weights 2^((x - max) * log2(e) / temperature) are computed in f32 (2 ulp) and summed in
-// double, after three roundings of sums of up to eight in f32, in an order fixed by the row alone.
+// double, groups of up to eight first in f32 (three roundings), in an order fixed by the row alone.
 // So results do not depend on the thread count, the batch or the layout; on one SIMD target they
 // have the same bits. The random numbers are those of Philox4x32-10 (Salmon et al. 2011,
 // Random123), 53 bits per draw.

@@ -1,5 +1,5 @@
-// Attention of each query over the rows that it names, usually those an indexer has selected for it
-// (riffle/indexer.h).
+// Attention of each query over the rows that it names, usually the rows that an indexer has
+// selected for it (riffle/indexer.h).
 //
 // One row serves all heads; it is the key, and its first value_dim elements are the value, as in
 // multi-head latent attention (DeepSeek-V3.2: 576 and 512) or where keys are values (DeepSeek-V4:
@@ -102,7 +102,7 @@ struct SparseRowsOut {
   int64_t page_stride = 0;
   SparseRowFormat format = SparseRowFormat::kMla656;  // or kMla584
 
-  // What SparseAttention reads.
+  // The pool as SparseAttention reads it.
   operator SparseRows() const {  // NOLINT(google-explicit-constructor): the same pool, read
     const int64_t dim = format == SparseRowFormat::kMla656 ? 576 : 512;
     return {data, DType::kU8, slots, dim, row_stride, page_size, page_stride, format};

@@ -53,7 +53,7 @@ struct PagedKvOut {
   // makes its scale NaN, an infinity makes it infinite (NaN in e8m0).
   void* computed_scales = nullptr;
 
-  // What PagedAttention reads.
+  // The pool as PagedAttention reads it.
   operator PagedKv() const {  // NOLINT(google-explicit-constructor): the same pool, read
     PagedKv kv{data,        dtype,        num_pages,   page_size, kv_heads, head_dim,
                page_stride, token_stride, head_stride, scales,    format};

@@ -80,8 +80,8 @@ typedef struct riffle_paged_batch {
 // f32, f16, bf16: added to logits; u8: 0 hides a key. Without data: no mask.
 typedef struct riffle_mask {
   const void* data;
-  int64_t tokens;  // those of q, or 1
-  int64_t heads;   // those of q, or 1
+  int64_t tokens;  // as many as q has, or 1
+  int64_t heads;   // as many as q has, or 1
   int64_t keys;    // at least the largest kv_len
   int64_t token_stride;
   int64_t head_stride;
@@ -121,7 +121,7 @@ RIFFLE_API riffle_status riffle_paged_attention(const riffle_heads* q, const rif
                                                 const riffle_attention_out* out,
                                                 const riffle_attention_options* options);
 
-// What calls on one batch share (riffle::AttentionPlan): made once, used by every layer.
+// What all calls on one batch need (riffle::AttentionPlan): made once, used by every layer.
 typedef struct riffle_attention_plan riffle_attention_plan;
 RIFFLE_API riffle_status riffle_attention_plan_create(const riffle_heads* q,
                                                       const riffle_paged_kv* keys,

@@ -168,14 +168,14 @@ typedef struct riffle_bitmask {
   int64_t row_stride;    // words
 } riffle_bitmask;
 
-// What becomes of a row that has a NaN or nothing above -inf.
+// What to do with a row that has a NaN or nothing above -inf.
 typedef enum riffle_invalid_row {
   RIFFLE_INVALID_FAILS = 0,  // RIFFLE_BAD_VALUE, and nothing is written
   RIFFLE_INVALID_TOKEN = 1,  // token -1, log-probability NaN
 } riffle_invalid_row;
 
-// A list has an element for each row, one for all rows, or none: the default. What changes logits
-// is applied in the order that riffle/sampling.h states.
+// A list has an element for each row, one for all rows, or none: the default. Options that change
+// logits are applied in the order that riffle/sampling.h states.
 typedef struct riffle_sample_options {
   size_t size;
   riffle_thread_pool* pool;
