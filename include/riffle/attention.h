@@ -1,8 +1,8 @@
 // Attention over keys and values in pages of a shared pool. Decode, prefill, chunked prefill and
 // mixed ragged batches are one operation.
 //
-// Bitwise invariance: a query's result does not depend on the batch it is in, the thread count, the
-// page size, the layout, or on decode or prefill; on one SIMD target it always has the same bits.
+// Bitwise invariance: on one SIMD target a query's result always has the same bits, whatever the
+// batch it is in, the thread count, the page size and the layout, by decode or by prefill.
 // Everything per (query, head) is computed in an order fixed by absolute key positions
 // (docs/attention.md).
 #pragma once
@@ -30,10 +30,10 @@ struct HeadsView {
   int64_t head_stride = 0;   // elements from a head to the next; zero and negative are legal
 };
 
-// Scales of elements: element (page, token, head, i) stands for its code times scale(page, token,
-// head, i / group) / divisor, in f32. Without data every scale is 1. With a stride of 0 one scale
-// serves a whole axis; with all four strides 0, the whole tensor. A NaN scale makes the results
-// that use it NaN.
+// Scales of elements: element (page, token, head, i) has the value code * (scale(page, token, head,
+// i / group) / divisor) in f32, where `code` is what the pool stores. Without data every scale is
+// 1. With a stride of 0 one scale serves a whole axis; with all four strides 0, the whole tensor. A
+// NaN scale makes the results that use it NaN.
 struct KvScales {
   const void* data = nullptr;
   DType dtype = DType::kF32;  // f32, f16, bf16 or e8m0
@@ -73,8 +73,8 @@ struct PagedKv {
   const void* data = nullptr;
   DType dtype = DType::kF32;  // f32, f16, bf16, e4m3, e5m2 or i8; u8 for a block format
   int64_t num_pages = 0;
-  int64_t page_size = 0;  // tokens of a page, at least 1; a contiguous cache [B, S, heads, d] is
-                          // a page of S tokens for each sequence
+  int64_t page_size = 0;  // tokens per page, at least 1; a contiguous cache [B, S, heads, d] is B
+                          // pages of S tokens
   int64_t kv_heads = 0;
   int64_t head_dim = 0;
   int64_t page_stride = 0;  // the three strides are in elements
@@ -91,8 +91,8 @@ constexpr int64_t RowBytes(const PagedKv& kv) {
 }
 
 // B sequences. The q_len = cu_q_lens[b+1] - cu_q_lens[b] queries of sequence b are its last tokens:
-// query i is at position kv_lens[b] - q_len + i. There may be more queries than keys only where
-// positions do not hide keys: without causal and window (cross attention), or without any key.
+// query i is at position kv_lens[b] - q_len + i. There may be more queries than keys only if
+// positions hide no key (neither causal nor a window: cross attention) or kv_len is 0.
 struct PagedBatch {
   IndexSpan cu_q_lens;      // [B + 1], from 0 to the number of tokens; empty: one query a sequence
                             // (decode). Like the next two, int32 or int64
@@ -112,10 +112,10 @@ struct PagedBatch {
 struct AttentionMask {
   const void* data = nullptr;  // null: no mask
   // f32, f16 or bf16: added to the scaled and capped logit; -inf hides the key, whatever key and
-  // value hold. u8: 0 hides the key, all else changes nothing (bool arrays have this form).
+  // value hold. u8: 0 hides the key, any other value changes nothing (bool arrays have this form).
   DType dtype = DType::kF32;
   int64_t tokens = 0;        // q.tokens, or 1: the same for all
-  int64_t heads = 0;         // those of q, or 1: the same for all
+  int64_t heads = 0;         // q.heads, or 1: the same for all
   int64_t keys = 0;          // at least the largest kv_len
   int64_t token_stride = 0;  // elements; any value
   int64_t head_stride = 0;
@@ -134,16 +134,16 @@ struct AttentionOptions {
   std::optional<int64_t> window_right = {};
   std::optional<float> soft_cap = {};  // c > 0: a scaled logit x becomes c * tanh(x / c)
   // [q_heads] or empty: one raw logit per head, neither scaled nor capped, that counts in the
-  // softmax and in lse but has no value.
+  // softmax and in lse but has no value vector.
   std::span<const float> sinks = {};
-  // A block of 64 keys that it hides from all queries computed together is not even read.
+  // Blocks of 64 keys that the mask hides from all queries computed together are not even read.
   AttentionMask mask;
   // [q_heads] or empty: slope * (key position - query position) is added to scaled and capped
   // logits (ALiBi, Press et al. 2022).
   std::span<const float> alibi_slopes;
-  // true: queries of f32 and f16 may be rounded to bf16, and probabilities with them, so that dot
-  // products of bf16 serve them where they would serve queries of bf16 (see PagedAttention).
-  // Elsewhere it changes nothing. Results keep the dtype of q.
+  // true: f32 and f16 queries, and with them probabilities, may be rounded to bf16, so that bf16
+  // dot products are used wherever bf16 queries would use them (see PagedAttention). Elsewhere this
+  // changes nothing. Results keep the dtype of q.
   bool bf16_products = false;
   ThreadPool* pool = nullptr;  // null: DefaultPool()
 };
@@ -165,20 +165,20 @@ struct AttentionOut {
 //                 strides, dtype and format, data inside a key's row); memory is then read once.
 // A query that sees no key (kv_len = 0, whatever its q_len) gets zeros and lse = -inf, or lse = the
 // sink. Slots beyond kv_len are never read. Accumulation and softmax are in f32. Probabilities
-// (times the scales of values, if any) are rounded to bf16 before they multiply values if q is
-// bf16 or options.bf16_products is set, keys and values have elements that bf16 holds (bf16, e4m3,
-// e5m2, int8, Q8_0, Q4_0, Q5_0, IQ4_NL) and the target has bf16 dot products; elements of keys and
-// values are never rounded. A NaN that a query sees makes its result NaN; so do sums of products
-// and logits that overflow f32. Any positive soft_cap works: a tiny one makes all logits equal, a
-// huge one leaves them as they are. Throws Error: kBadShape, kBadDType, kBadOption, kBadRange
-// (lengths), kBadPage, kOverlap, kOutOfMemory. Nothing is written on error. Allocates nothing once
-// the pool's scratch has grown. Source of the method: Kwon et al. 2023 (paged attention), Milakov
-// and Gimelshein 2018 (online softmax), Dao 2023 (split-KV).
+// (times the scales of values, if any) are rounded to bf16 before they multiply values if three
+// conditions hold: q is bf16 or options.bf16_products is set; the elements of keys and values are
+// exact in bf16 (bf16, e4m3, e5m2, int8, Q8_0, Q4_0, Q5_0, IQ4_NL); the target has bf16 dot
+// products. Elements of keys and values are never rounded. A NaN that a query sees makes its result
+// NaN; so do sums of products and logits that overflow f32. Any positive soft_cap works: a tiny one
+// makes all logits equal, a huge one leaves them as they are. Throws Error: kBadShape, kBadDType,
+// kBadOption, kBadRange (lengths), kBadPage, kOverlap, kOutOfMemory. Nothing is written on error.
+// Allocates nothing once the pool's scratch has grown. Source of the method: Kwon et al. 2023
+// (paged attention), Milakov and Gimelshein 2018 (online softmax), Dao 2023 (split-KV).
 RIFFLE_API void PagedAttention(const HeadsView& q, const PagedKv& keys, const PagedKv& values,
                                const PagedBatch& batch, const AttentionOut& out,
                                const AttentionOptions& options = {});
 
-// What calls on one batch share: the batch, checked and copied, and the division of its work. Made
+// What all calls on one batch need: a checked copy of the batch and the division of its work. Made
 // once per batch and passed to every layer's call, it saves each call reading the page table and
 // planning:
 //
@@ -221,15 +221,15 @@ RIFFLE_API void PagedAttention(const HeadsView& q, const PagedKv& keys, const Pa
 // A result over some of the keys.
 struct AttentionPart {
   HeadsView out;
-  const float* lse = nullptr;    // [tokens, heads], natural log; -inf or +inf: it saw no key
+  const float* lse = nullptr;    // [tokens, heads], natural log; -inf or +inf: an empty part
   int64_t lse_token_stride = 0;  // elements; heads are contiguous
 };
 
-// What one call over all keys would have given, up to rounding, from results over disjoint parts of
-// the keys: sharded and cascaded attention. All parts have the same shape, and out's dtype. An lse
-// of -inf, or of +inf as some engines write it, marks an empty part, whose out is ignored. If all
-// parts are empty the result is zeros and -inf. Parts are merged in their order. Sinks, if any,
-// belong in exactly one part.
+// Merges results over disjoint parts of the keys into what one call over all keys would have given,
+// up to rounding: sharded and cascaded attention. All parts have the same shape, and out's dtype.
+// An lse of -inf, or of +inf as some engines write it, marks an empty part, whose out is ignored.
+// If all parts are empty the result is zeros and -inf. Parts are merged in their order. Sinks, if
+// any, belong in exactly one part.
 // Throws Error: kBadShape (no part, shapes that differ), kBadDType, kOverlap. Nothing is written on
 // error.
 RIFFLE_API void MergeStates(std::span<const AttentionPart> parts, const AttentionOut& out,

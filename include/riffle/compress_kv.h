@@ -16,7 +16,7 @@ namespace riffle {
 struct RopeTable {
   const float* cos_sin = nullptr;  // [positions, dim]; null: none
   int64_t positions = 0;
-  int64_t dim = 0;         // even, at most that of an entry
+  int64_t dim = 0;         // even, at most an entry's dim
   int64_t row_stride = 0;  // elements
 };
 
@@ -43,15 +43,15 @@ struct CompressOptions {
 RIFFLE_API int64_t CompressedEntries(int64_t tokens, const CompressOptions& options);
 
 // Entry i of a sequence, before norm and RoPE, in each channel:
-//   sum over tokens j of softmax over j of (gates[j] + gate_bias[j % ratio]) times kv[j]
+//   sum over tokens j of softmax_j(gates[j] + gate_bias[j % ratio]) * kv[j]
 //   kv, gates  [tokens, cols] f32|f16|bf16, cols = dim, with overlap 2 * dim; dim is a multiple of
 //              16 up to 1024
 //   out        [CompressedEntries, dim] in the dtype of kv, sequence after sequence; row_stride in
 //              elements
 // Tokens of an incomplete last window are not read. A token whose gate is -inf does not count; a
-// channel without any that counts is NaN. Sums in f32; an entry has the same bits whatever else is
-// in the call, on one SIMD target. Throws Error: kBadShape, kBadDType, kBadOption, kBadRange,
-// kOverlap, kOutOfMemory. Nothing is written on error.
+// channel in which no token counts is NaN. Sums are in f32; an entry has the same bits whatever
+// else is in the call, on one SIMD target. Throws Error: kBadShape, kBadDType, kBadOption,
+// kBadRange, kOverlap, kOutOfMemory. Nothing is written on error.
 // Source of the method: DeepSeek-V4 (its attention's and its indexer's compressors).
 RIFFLE_API void CompressKv(const MatrixView& kv, const MatrixView& gates, const OutView<void>& out,
                            const CompressOptions& options);

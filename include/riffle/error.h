@@ -33,7 +33,7 @@ class RIFFLE_API Error : public std::runtime_error {
   Code code() const { return code_; }
 
   // The name of the wrong argument, with which what() begins: "kv_lens" in "kv_lens[1] = -1 is not
-  // in 0..32". Empty if the text begins otherwise. For callers whose arguments have other names.
+  // in 0..32". Empty if the text begins otherwise. For bindings that rename it.
   std::string_view argument() const { return {what(), argument_size_}; }
 
  private:

@@ -1,5 +1,5 @@
 // RIFFLE_API marks what a shared libriffle exports: the public API and nothing else. RIFFLE_LOCAL
-// keeps a nested class of an exported one inside.
+// hides a nested class of an exported class.
 #pragma once
 
 #if defined(_WIN32)

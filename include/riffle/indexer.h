@@ -5,8 +5,8 @@
 //   I[t, s] = scale(s) * sum over heads h of  w[t, h] * act(q[t, h] . k[s])
 //
 // One key serves all heads. A query at position p sees the keys s < (p + 1) / ratio: with ratio 1
-// its own position and those before it; with ratio 4 or 128, where a key stands for so many tokens,
-// those whose tokens are complete.
+// its own position and those before it; with ratio 4 or 128, where a key stands for that many
+// tokens, the keys whose tokens are all at or before p.
 //
 // Arithmetic. A score is a pure function of its query and its key: bitwise the same whatever the
 // batch, threads, page size or SIMD vector length. The sum over heads is in f32, in ascending order
@@ -17,8 +17,8 @@
 //               127, which is multiplied into w first.
 //   others      f32 accumulation in a chain over head_dim. If bf16 holds q and keys exactly (bf16,
 //               e4m3, MXFP4, int8) and the target has dot products of bf16 pairs (VDPBF16PS,
-//               which treats denormals as zeros), the chain is of these; otherwise of fused
-//               multiply-adds in f32. Every run on a target gives the same bits.
+//               which treats denormals as zeros), the chain consists of these, otherwise of
+//               fused multiply-adds in f32. Every run on a target gives the same bits.
 // int8 after a Hadamard transform (WriteIndexKeys, Hadamard) is 4.2 times more precise than e4m3
 // with power-of-two scales at the same number of bytes, and twice as fast: docs/sparse.md.
 #pragma once
@@ -39,8 +39,8 @@ enum class IndexKeyFormat : uint8_t {
   kPlain,     // rows of a dtype, with strides; scales elsewhere
   kDeepGemm,  // page_size rows of e4m3, then page_size f32 scales: DeepGEMM's and vLLM's cache
   kMxFp4,  // page_size rows of head_dim / 2 bytes, two e2m1 each, the first in the low half; then
-           // page_size x 4 bytes: an e8m0 scale for each 32 elements (bytes behind them are
-           // unused). head_dim is a multiple of 32 up to 128. DeepGEMM's FP4 cache
+           // page_size x 4 bytes: for each key one e8m0 scale per 32 elements, then unused bytes.
+           // head_dim is a multiple of 32 up to 128. DeepGEMM's FP4 cache
 };
 inline constexpr int kNumIndexKeyFormats = 3;
 
@@ -100,8 +100,8 @@ struct IndexLogitsOut {
 //   batch  riffle/attention.h; kv_lens are in tokens, page_table is of key pages: sequence b has
 //          kv_lens[b] / ratio keys. There may be more queries than tokens: a query before position
 //          0 sees no key.
-//   out    column s is key s of the query's sequence; cols is at least the most keys that a query
-//          sees (MaxIndexKeys)
+//   out    column s is key s of the query's sequence; cols is at least the largest number of keys
+//          that any query sees (MaxIndexKeys)
 // Throws Error: kBadShape, kBadDType, kBadOption, kBadRange, kBadPage, kOverlap, kOutOfMemory.
 // Nothing is written on error. Allocates nothing once the pool's scratch has grown.
 // Source of the method: DeepSeek-V3.2 (lightning indexer), DeepGEMM (its layout).
@@ -109,7 +109,7 @@ RIFFLE_API void IndexerLogits(const HeadsView& q, const IndexWeights& weights,
                               const IndexKeys& keys, const PagedBatch& batch,
                               const IndexLogitsOut& out, const IndexerOptions& options = {});
 
-// The same over a matrix of keys, keys.num_pages = 1, of which query t sees [starts[t], ends[t]):
+// The same over a matrix of keys (keys.num_pages = 1), of which query t sees [starts[t], ends[t]):
 // DeepGEMM's form for prefill, where the keys of one sequence follow those of another. Column s is
 // key s; columns outside of the range are -inf. options.ratio must be 1.
 RIFFLE_API void IndexerLogits(const HeadsView& q, const IndexWeights& weights,
@@ -117,7 +117,7 @@ RIFFLE_API void IndexerLogits(const HeadsView& q, const IndexWeights& weights,
                               std::span<const int32_t> ends, const IndexLogitsOut& out,
                               const IndexerOptions& options = {});
 
-// The most keys that a query of the batch sees.
+// The largest number of keys that any query of the batch sees.
 RIFFLE_API int64_t MaxIndexKeys(const PagedBatch& batch, int64_t ratio = 1);
 
 // How the scores of a block's keys become one score. The last block may have fewer keys.
@@ -144,17 +144,17 @@ struct IndexTopKOptions {
   int64_t candidate_cols = 0;
   int64_t candidate_stride = 0;  // elements from a token to the next
   // The number of neighbours that a candidate stands for: candidate c means blocks [c *
-  // candidate_span, (c + 1) * candidate_span). DeepSeek-V4.1's second level takes keys by eights.
+  // candidate_span, (c + 1) * candidate_span). DeepSeek-V4.1's second level has runs of 8.
   int64_t candidate_span = 1;
   bool slots = false;  // returns page * page_size + offset instead of positions; block must be 1
   ThreadPool* pool = nullptr;
 };
 
-// The k best keys, or blocks of keys, of each query, best first, then -1: the bits of TopKPerRow
-// with index_order_if_short over the result of IndexerLogits, whose ties go to the lower position.
-// Scores are not stored: tiles of keys are scored, compared with a bound that k scores are known to
-// reach, and forgotten. If no more than k members may be selected, nothing is scored: the answer
-// has all of them in ascending order.
+// The k best keys, or blocks of keys, of each query, best first, then -1: what TopKPerRow with
+// index_order_if_short gives on the result of IndexerLogits; ties go to the lower position. Scores
+// are not stored: tiles of keys are scored, compared with a bound that k scores are known to reach,
+// and discarded. If no more than k members may be selected, nothing is scored: the answer has all
+// of them in ascending order.
 //   indices  [tokens, k] int32
 // Throws Error: kBadK unless 1 <= k < 2^31 - 1, and as IndexerLogits.
 RIFFLE_API void IndexerTopK(const HeadsView& q, const IndexWeights& weights, const IndexKeys& keys,
@@ -170,7 +170,7 @@ struct IndexKeysOut {
   int64_t head_dim = 0;
   int64_t page_stride = 0;  // elements
   int64_t token_stride = 0;
-  IndexScales<float> scales = {};  // kPlain: of e4m3 and i8, which must have them, and of no other
+  IndexScales<float> scales = {};  // kPlain: e4m3 and i8 must have them, other dtypes must not
   IndexKeyFormat format = IndexKeyFormat::kPlain;
 };
 
@@ -183,8 +183,8 @@ struct WriteIndexKeysOptions {
   ThreadPool* pool = nullptr;
 };
 
-// Writes keys x [tokens, head_dim] f32|f16|bf16 (RoPE is the caller's) to slots = page * page_size
-// + offset; -1 skips a key; of equal slots the later one stays.
+// Writes keys x [tokens, head_dim] f32|f16|bf16, after RoPE, to slots = page * page_size + offset;
+// -1 skips a key; if slots are equal, the last key wins.
 //   int8  scale = max|x| / 127, code = x * (127 / max|x|) to the nearest even
 //   e4m3  scale = max(max|x|, 1e-4) / 448, code = x / scale to the nearest even
 //   MXFP4 scale = max(max|x|, 1e-4) / 6 of each 32 elements, rounded up to a power of two; code = x
@@ -214,9 +214,9 @@ struct PageTableView {
   int64_t page_size = 0;
 };
 
-// slots[t, i] = page_table[b, p / page_size] * page_size + p % page_size of p = positions[t, i],
-// where b is the sequence of token t; -1 where p is negative, past the table's pages, or of a page
-// that is negative there (where a table is not filled).
+// slots[t, i] = page_table[b, p / page_size] * page_size + p % page_size with p = positions[t, i],
+// where b is the sequence of token t; -1 where p is negative or past the table's pages, or where
+// the table's entry is negative (not filled).
 //   positions, slots  [tokens, cols] int32; they may be the same memory
 //   cu_q_lens         empty: one token a sequence; its last element is the number of tokens
 // Throws Error: kBadShape, kBadRange, kOverlap; kBadPage where a slot is beyond int32.
@@ -224,8 +224,8 @@ RIFFLE_API void PositionsToSlots(const PositionsView& positions, const PageTable
                                  IndexSpan cu_q_lens, const OutView<int32_t>& slots);
 
 // Positions of blocks: positions[t, i * block + j] = blocks[t, i] * block + j; -1 where blocks[t,
-// i] is negative or the position is not below ends[t]. What follows IndexerTopK with options.block
-// > 1; `ends` are the keys that each query sees.
+// i] is negative or the position is not below ends[t]. Use it after IndexerTopK with options.block
+// > 1; ends[t] is the number of keys that query t sees.
 //   blocks     [tokens, cols] int32
 //   positions  [tokens, cols * block] int32
 // Throws Error: kBadShape, kBadOption (block), kBadRange (a negative end), kOverlap.

@@ -3,9 +3,9 @@
 // A page holds page_size tokens of one sequence in every layer; its number is the same in all of
 // them. Per layer the pool is [pages, keys and values, kv_heads, page_size, head_dim] (FlashInfer's
 // combined HND layout): a (page, head) tile is contiguous, and a page's values follow its keys,
-// which reads 5 to 7 % faster than two pools apart (16-token pages in random order, 537 MB). Where
-// keys and values are kept in different ways or have scales, a page is [keys, their scales, values,
-// their scales], each [kv_heads, page_size, ...] at a multiple of 64 bytes.
+// which reads 5 to 7 % faster than a pool for keys and another for values (16-token pages in random
+// order, 537 MB). Where keys and values are kept in different ways or have scales, a page is [keys,
+// their scales, values, their scales], each [kv_heads, page_size, ...] at a multiple of 64 bytes.
 //
 // Sequences made by Fork share pages, each counted by its references (copy-on-write as in vLLM's
 // PagedAttention, Kwon et al. 2023, arXiv 2309.06180). A page of more than one reference is never
@@ -66,7 +66,7 @@ struct BlockKey {
 // Counts since the cache was made; the last member is a current number.
 struct KvCacheStats {
   int64_t blocks_wanted = 0;      // keys that Create was given
-  int64_t blocks_found = 0;       // pages that it shared for them
+  int64_t blocks_found = 0;       // pages that Create found for these keys and shared
   int64_t pages_evicted = 0;      // pages with a key that were taken for other contents
   int64_t pages_copied = 0;       // shared pages, copied before a write
   int64_t pages_swapped_out = 0;  // pages copied to the caller's memory
@@ -83,8 +83,8 @@ struct KvBatch {
 
 class RIFFLE_API KvCache {
  public:
-  // The storage is zero and takes memory as it is written. It is aligned to 64 bytes in each layer
-  // (tiles are too where their size is a multiple of it) and asks for huge pages.
+  // The storage starts as zeros, takes memory only as it is written, and asks for huge pages. Each
+  // layer is aligned to 64 bytes, and so are tiles whose size is a multiple of 64.
   // Throws Error: kBadShape for dimensions outside their limits, kBadDType, kOutOfMemory with the
   // bytes wanted.
   explicit KvCache(const KvCacheOptions& options);
@@ -95,7 +95,7 @@ class RIFFLE_API KvCache {
   const KvCacheOptions& options() const;
 
   // A sequence of length 0. Its id is above zero and never used again in this cache. Every call
-  // below throws Error(kBadSequence) for an id that is not, or no more, a sequence.
+  // below throws Error(kBadSequence) for an id that is not, or no longer, a sequence.
   int64_t Create();
 
   // A sequence of the same length and contents that shares all pages of `seq`. Takes no page.
@@ -111,10 +111,10 @@ class RIFFLE_API KvCache {
 
   // Gives the first keys.size() pages of `seq` their keys, so that Create finds them, even after
   // `seq` has ended: a page that has a key but no sequence keeps its contents until a page is
-  // needed and none is free. Then the page that was released longest ago is taken, and of one
-  // sequence the last page first. The contents of these pages must have been written in every
-  // layer. A page whose key another page already has gets none. Writing to a page removes its key,
-  // and so does extending a sequence into it.
+  // needed and no page without a key is free. Then the page that was released longest ago is taken,
+  // and of one sequence the last page first. The contents of these pages must have been written in
+  // every layer. A page gets no key that another page already has. Writing to a page removes its
+  // key, and so does extending a sequence into it.
   // Throws Error: kBadRange if there are more keys than full pages of `seq`, kBadOption if a page
   // has another key already, kOutOfMemory.
   void SetBlockKeys(int64_t seq, std::span<const BlockKey> keys);
@@ -138,8 +138,8 @@ class RIFFLE_API KvCache {
   // more.
   void Extend(int64_t seq, int64_t tokens);
 
-  // Writes keys and values of the positions from `position` on in one layer, as WriteKv does. Pages
-  // among them that are shared are copied first, in all layers.
+  // Writes keys and values of the positions from `position` on in one layer, as WriteKv does.
+  // Shared pages that hold any of these positions are copied first, in all layers.
   //   keys, values  [tokens, kv_heads, head_dim or value_dim] of f32, f16 or bf16; neither may lie
   //                 in the cache's own storage
   //   options       the pool's threads take part in large writes
@@ -169,7 +169,7 @@ class RIFFLE_API KvCache {
   PagedKv Values(int64_t layer) const;
 
   int64_t sequences() const;
-  int64_t pages_free() const;    // without a sequence, including those that have a key
+  int64_t pages_free() const;    // pages without a sequence, including those that have a key
   int64_t pages_used() const;    // by one sequence or more: pages - pages_free
   int64_t pages_shared() const;  // by two or more
   int64_t bytes() const;         // of storage, pages of all layers

@@ -88,11 +88,11 @@ struct LinearTopKOut {
 // bits that TopK gives on the result of Linear. The logits are never stored as a whole: each tile
 // of the vocabulary is multiplied, compared with a bound that k logits are known to reach, and
 // discarded. With Q8_0 weights, k up to vocab / 64 and int8 dot products on the target, a prefilter
-// first rounds x to int8 (up to three rows: to two int8, 15 bits). By a proven bound of its error
-// it tells which columns may be among the k best, and only these are multiplied as stated above;
-// rounding x to bf16 then gains nothing. A row with too many such columns, for example because many
-// logits are equal, falls back: all its columns are multiplied, after the time spent on the
-// prefilter. docs/prefilter.md has the proof.
+// first rounds x to int8 (up to three rows: to two int8, 15 bits). A proven bound on its error
+// tells which columns may be among the k best, and only these are multiplied as stated above;
+// round_x then gains nothing. A row with too many such columns, for example because many logits are
+// equal, falls back: all its columns are multiplied, after the time spent on the prefilter.
+// docs/prefilter.md has the proof.
 //   out  values [rows, k] f32, indices [rows, k]
 // Throws Error: kBadK unless 1 <= k <= vocab, kBadOption for an unknown index_type, and as Linear.
 RIFFLE_API void LinearTopK(const MatrixView& x, const WeightView& weight, int64_t k,

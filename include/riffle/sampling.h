@@ -11,7 +11,7 @@
 
 namespace riffle {
 
-// What becomes of a row that has a NaN or nothing above -inf.
+// What to do with a row that has a NaN or nothing above -inf.
 enum class InvalidRow : uint8_t {
   kThrow,  // Error(kBadValue), and nothing is written
   kToken,  // token -1, log-probability NaN; the other rows are drawn as if it were not there
@@ -89,7 +89,7 @@ struct TopLogProbs {
 // above a narrow window of values, and the prefix ends at one of the columns in the window.
 //
 // The weights 2^((x - max) * log2(e) / temperature) are computed in f32 (2 ulp) and summed in
-// double, after three roundings of sums of up to eight in f32, in an order fixed by the row alone.
+// double, groups of up to eight first in f32 (three roundings), in an order fixed by the row alone.
 // So results do not depend on the thread count, the batch or the layout; on one SIMD target they
 // have the same bits. The random numbers are those of Philox4x32-10 (Salmon et al. 2011,
 // Random123), 53 bits per draw.
@@ -124,8 +124,8 @@ struct FilterOptions {
 
 // Filters logits in place: a column outside of what the filters keep becomes -inf, the others keep
 // their bits. What is kept is what Sample, with the same filters and a temperature of 1, draws
-// from: of equal values at the end of top_k or top_p, the lower columns. Kept are also columns that
-// no filter drops and that Sample never draws because their weight underflows.
+// from: of equal values at the end of top_k or top_p, the lower columns. Columns that no filter
+// drops are kept even if Sample would never draw them because their weight underflows.
 //   logits  [rows, n] f32, 1 <= n < 2^31; rows may be 0 and must not share bytes
 // A row with a NaN or with nothing above -inf has no best columns and stays as it is, as does one
 // without a filter. Throws Error: kBadShape, kBadOption, kOverlap, kOutOfMemory; nothing is written
@@ -145,10 +145,10 @@ struct DraftLists {
 
 // Verifies drafts by exact rejection sampling: what is written follows the distribution that the
 // filters leave of the target's logits, whatever the drafts are.
-//   logits  [drafts + requests, n] f32|f16|bf16: of each request the rows of its drafts' positions,
-//           then one for the position after them
-//   tokens  [requests, width]: the drafts accepted, then one token more, then -1. width is one more
-//           than the most drafts of a request, or greater
+//   logits  [drafts + requests, n] f32|f16|bf16: for each request a row per draft position, then
+//           one for the position after them
+//   tokens  [requests, width]: the accepted drafts, then one more token, then -1. width is at least
+//           1 + the largest number of drafts of any request
 // With probabilities q a draft d is accepted with min(1, p(d) / q(d)); the token after the last one
 // accepted is drawn from the positive part of p - q, renormalised, or after all drafts from p
 // (Leviathan et al. 2023; Chen et al. 2023). Without probabilities each position is drawn as Sample

@@ -1,5 +1,5 @@
-// Attention of each query over the rows that it names, usually those an indexer has selected for it
-// (riffle/indexer.h).
+// Attention of each query over the rows that it names, usually the rows that an indexer has
+// selected for it (riffle/indexer.h).
 //
 // One row serves all heads; it is the key, and its first value_dim elements are the value, as in
 // multi-head latent attention (DeepSeek-V3.2: 576 and 512) or where keys are values (DeepSeek-V4:
@@ -42,16 +42,16 @@ constexpr const char* Name(SparseRowFormat format) {
 // elements apart (bytes where dtype is u8).
 struct SparseRows {
   const void* data = nullptr;
-  DType dtype = DType::kF32;  // kPlain: f32, f16, bf16, e4m3, e5m2 or i8; u8 of a block format and
-                              // of the other formats
+  DType dtype = DType::kF32;  // kPlain: f32, f16, bf16, e4m3, e5m2 or i8; u8 for a block format and
+                              // for the other SparseRowFormats
   int64_t slots = 0;          // rows of the pool
-  int64_t row_dim = 0;        // elements of a row: 32 to 1024, a multiple of 16; 576; 512
-  int64_t row_stride = 0;     // kMla584: without effect
+  int64_t row_dim = 0;        // kPlain: 32 to 1024, a multiple of 16; kMla656: 576; kMla584: 512
+  int64_t row_stride = 0;     // ignored for kMla584
   int64_t page_size = 0;      // 0: one page of all rows (not for kMla584)
   int64_t page_stride = 0;
   SparseRowFormat format = SparseRowFormat::kPlain;
-  KvScales scales = {};  // kPlain of e4m3, e5m2 and i8: of row page_stride * page + token_stride *
-                         // row in the page, as those of PagedKv; head_stride is without effect
+  KvScales scales = {};  // kPlain with e4m3, e5m2 or i8: those of a row are at page * page_stride +
+                         // (row in its page) * token_stride; head_stride is ignored
   KvFormat blocks = KvFormat::kPlain;  // kPlain: a block format, row_dim a multiple of 32
 };
 
@@ -80,29 +80,29 @@ struct SparseAttentionOptions {
 //   q       [tokens, heads, row_dim] f32|f16|bf16, 1 to 1024 heads
 //   scopes  one or more, of one row_dim; DeepSeek-V4 has two: a window and compressed entries
 //   out     [tokens, heads, value_dim] in the dtype of q; lse as PagedAttention's
-// A query that names no row gets zeros and lse = -inf, or lse = the sink. Rows that nobody names
-// are never read. f32 accumulation and softmax. Scopes of plain rows of one format are computed as
-// PagedAttention computes it. Otherwise, where q is bf16, rows are bf16, mla656 or mla584, and the
-// target has bf16 dot products, rows are decoded to bf16 (exact where their scales are powers of
-// two) and probabilities rounded to bf16, else everything is f32. A NaN that a query names makes
-// its result NaN. Throws Error: kBadShape, kBadDType, kBadOption, kBadRange (lengths), kBadPage
-// (slots), kOverlap, kOutOfMemory. Nothing is written on error. Allocates nothing once the pool's
-// scratch has grown. Source of the method: DeepSeek-V3.2, FlashMLA (its layouts); Milakov and
-// Gimelshein 2018.
+// A query that names no row gets zeros and lse = -inf, or lse = the sink. Rows that no query names
+// are never read. Accumulation and softmax are in f32. If all scopes have plain rows of one format,
+// the arithmetic is PagedAttention's. Otherwise, if q is bf16, all rows are bf16, mla656 or mla584,
+// and the target has bf16 dot products, rows are decoded to bf16 (exact where their scales are
+// powers of two) and probabilities are rounded to bf16; else everything is f32. A NaN in a row that
+// a query names makes its result NaN. Throws Error: kBadShape, kBadDType, kBadOption, kBadRange
+// (lengths), kBadPage (slots), kOverlap, kOutOfMemory. Nothing is written on error. Allocates
+// nothing once the pool's scratch has grown. Source of the method: DeepSeek-V3.2, FlashMLA (its
+// layouts); Milakov and Gimelshein 2018.
 RIFFLE_API void SparseAttention(const HeadsView& q, std::span<const SparseScope> scopes,
                                 const AttentionOut& out,
                                 const SparseAttentionOptions& options = {});
 
-// A pool of coded rows that is written: the members of SparseRows, which it converts to.
+// A pool of coded rows to write to, with the members of SparseRows, to which it converts.
 struct SparseRowsOut {
   void* data = nullptr;
   int64_t slots = 0;
-  int64_t row_stride = 0;  // bytes; kMla584: without effect
+  int64_t row_stride = 0;  // bytes; ignored for kMla584
   int64_t page_size = 0;   // 0: one page of all rows (not for kMla584)
   int64_t page_stride = 0;
   SparseRowFormat format = SparseRowFormat::kMla656;  // or kMla584
 
-  // What SparseAttention reads.
+  // The pool as SparseAttention reads it.
   operator SparseRows() const {  // NOLINT(google-explicit-constructor): the same pool, read
     const int64_t dim = format == SparseRowFormat::kMla656 ? 576 : 512;
     return {data, DType::kU8, slots, dim, row_stride, page_size, page_stride, format};
@@ -110,17 +110,17 @@ struct SparseRowsOut {
 };
 
 struct WriteSparseRowsOptions {
-  // kMla656: rounds scales up to powers of two, as DeepSeek's are; rows are then exact in bf16.
-  // kMla584 has no others.
+  // kMla656: rounds scales up to powers of two, as DeepSeek's are; rows are then exact in bf16. The
+  // scales of kMla584 always are powers of two.
   bool power_of_two_scales = true;
   ThreadPool* pool = nullptr;  // null: DefaultPool()
 };
 
 // Writes rows x [tokens, 576 or 512] f32|f16|bf16 to slots (int32 or int64); -1 skips a row; of
-// equal slots the later one wins. RoPE is the caller's. The first 512 (448) elements become e4m3:
-// scale = max(max|x|, 1e-4) / 448 of each 128 (64), code = x / scale to the nearest even, in f32;
-// the last 64 become bf16, to the nearest even. Elements that are not all finite get a NaN scale,
-// so that results of queries that name their row are NaN. The same bits on every SIMD target. Plain
+// equal slots the later one wins. x is after RoPE. The first 512 elements (kMla584: 448) become
+// e4m3: scale = max(max|x|, 1e-4) / 448 of each 128 (64), code = x / scale to the nearest even, in
+// f32; the last 64 become bf16, to the nearest even. Elements that are not finite make their scale
+// NaN, and so the results of queries that name their row. The same bits on every SIMD target. Plain
 // rows are written as any matrix is, or by WriteKv. Throws Error: kBadShape, kBadDType, kBadOption,
 // kBadPage (slots), kOverlap. Nothing is written on error. Allocates nothing.
 RIFFLE_API void WriteSparseRows(const MatrixView& x, IndexSpan slots, const SparseRowsOut& rows,

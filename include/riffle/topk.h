@@ -15,7 +15,7 @@
 
 namespace riffle {
 
-// Selection supports this many dtypes, the first of DType.
+// Selection supports this many dtypes, the first ones of DType.
 inline constexpr int kNumTopKDTypes = 12;
 
 enum class Algorithm : uint8_t {
@@ -49,12 +49,12 @@ struct TopKOptions {
   // lower column. This merges shards of a row: give their values side by side as x, and their
   // indices as ids.
   IdsView ids = {};
-  // TopKPerRow and TopKPerRowDecode only: for a range of at most k elements the answer is 0, 1, ...
-  // in this order, then -1, without reading its elements, as in FlashInfer and vLLM.
+  // TopKPerRow and TopKPerRowDecode only: a range of at most k elements is not read; its answer is
+  // 0, 1, ... in this order, then -1, as in FlashInfer and vLLM.
   bool index_order_if_short = false;
 };
 
-// What selecting in a row took, and the ties at its k-th place.
+// What the selection in a row cost, and the ties at its k-th place.
 struct TopKStats {
   double kth_value = 0;           // NaN stays NaN; integers beyond 2^53 are rounded
   int64_t ties_at_kth = 0;        // elements of the whole row equal to the k-th value
@@ -130,7 +130,7 @@ struct TopKExecution {
   int64_t tasks = 0;  // at most 1: only the calling thread works
 };
 
-// What TopK with bucket maxima does for a shape (the same k for all rows, no statistics) on
+// How TopK with bucket maxima divides a shape (the same k for all rows, no statistics) among
 // `threads` threads with vectors of `vector_bytes`. Pure. Throws as TopK does.
 RIFFLE_API TopKExecution PlanTopKExecution(int64_t rows, int64_t n, int64_t k, DType dtype,
                                            int threads, int vector_bytes = 64);

@@ -9,15 +9,14 @@
 //   f32, f16, bf16, e5m2  as IEEE 754 (and PyTorch) convert: what overflows is infinite, NaN is NaN
 //   e4m3                  what overflows saturates to +-448, infinities too; NaN is NaN
 //   i8                    saturates to -128..127; NaN is 0
-// With scales, x / (scale / divisor) is what is written, two divisions in f32; where a scale is 0,
-// so are the elements.
+// With scales, x / (scale / divisor) is written, two divisions in f32; a scale of 0 gives zeros.
 //
 // Block formats are written from f32 with the bits that the `gguf` Python package's quantize()
 // gives (Q8_0, Q4_0, Q4_1, Q5_0, Q5_1; version 0.19) and, for IQ4_NL, that ggml's
 // quantize_row_iq4_nl_ref() gives when its multiplications and additions are not contracted. Where
-// these leave the result to the machine, it is defined here: a NaN or an infinity in a block makes
-// its scale NaN or infinite and its codes those of 0; if the reciprocal of a tiny scale overflows,
-// the codes are those of 0 too.
+// these references leave a result to the machine, it is defined here: a NaN or an infinity in a
+// block makes its scale NaN or infinite and its codes those of 0; if the reciprocal of a tiny scale
+// overflows, the codes are those of 0 too.
 #pragma once
 
 #include <cstdint>
@@ -30,7 +29,7 @@
 
 namespace riffle {
 
-// A pool of keys, or of values, that is written: the members of PagedKv, which it converts to.
+// A pool of keys, or of values, to write to, with the members of PagedKv, to which it converts.
 struct PagedKvOut {
   void* data = nullptr;
   DType dtype = DType::kF32;  // f32, f16, bf16, e4m3, e5m2 or i8; u8 for a block format
@@ -41,20 +40,20 @@ struct PagedKvOut {
   int64_t page_stride = 0;
   int64_t token_stride = 0;
   int64_t head_stride = 0;
-  KvScales scales = {};  // of e4m3, e5m2 (without data all are 1) and i8, which must have them
+  KvScales scales = {};  // optional for e4m3 and e5m2 (no data: all 1), required for i8
   KvFormat format = KvFormat::kPlain;
 
   // Null: elements are divided by the scales at scales.data, which is only read. Otherwise a
   // scale is made for each row that is written, or for each group of it, and stored here, in the
   // dtype and strides that `scales` names; scales.data is not read and may be null or the same
-  // address. No two rows or groups may share a scale. The scale is amax / 448 (e4m3), / 57344
-  // (e5m2) or / 127 (i8), times the divisor, where amax is the largest magnitude; it is rounded to
-  // its dtype, e8m0 upwards to the next power of two, and it is the rounded one that elements are
-  // divided by; where that is less than wanted, quotients saturate at +-57344 in e5m2 too. A NaN in
-  // a row makes its scale NaN, an infinity makes it infinite (NaN in e8m0).
+  // address. No two rows or groups may share a scale. The scale is amax / 448 (e4m3), amax / 57344
+  // (e5m2) or amax / 127 (i8), times the divisor, where amax is the largest magnitude. It is
+  // rounded to its dtype (e8m0: up to a power of two), and elements are divided by the rounded
+  // scale; if rounding made it smaller, quotients saturate at +-57344 in e5m2 too. A NaN in a row
+  // makes its scale NaN, an infinity makes it infinite (NaN in e8m0).
   void* computed_scales = nullptr;
 
-  // What PagedAttention reads.
+  // The pool as PagedAttention reads it.
   operator PagedKv() const {  // NOLINT(google-explicit-constructor): the same pool, read
     PagedKv kv{data,        dtype,        num_pages,   page_size, kv_heads, head_dim,
                page_stride, token_stride, head_stride, scales,    format};

@@ -23,8 +23,8 @@
 namespace riffle {
 namespace {
 
-// A PagedKv, or its scales, with strides in bytes; those of `kv` count `unit` bytes. Saturating:
-// the stride of an axis on which no step is taken may be too large to multiply.
+// A PagedKv, or its scales, whose strides count `unit` bytes, with strides in bytes. Saturates,
+// since the stride of an axis of one element may be too large to multiply.
 template <typename View>
 attention::KvBytes Bytes(const View& kv, size_t unit) {
   const auto bytes = static_cast<int64_t>(unit);
@@ -32,7 +32,7 @@ attention::KvBytes Bytes(const View& kv, size_t unit) {
           core::SaturatingMul(kv.token_stride, bytes), core::SaturatingMul(kv.head_stride, bytes)};
 }
 
-// Stands for scales that no array holds.
+// The scale of a pool that has a divisor but no scales in memory.
 constexpr float kOne = 1.0f;
 
 attention::KvPages PoolBytes(const PagedKv& kv) {
@@ -85,7 +85,7 @@ attention::AttentionArgs PoolArgs(const PagedKv& keys, const PagedKv& values,
   args.keys = PoolBytes(keys);
   args.values = PoolBytes(values);
   args.values_in_keys = InsideOf(args.keys, args.values);
-  // A page that is longer than any sequence is as good as the longest.
+  // A page longer than any sequence acts like one of INT32_MAX tokens.
   args.page_size = static_cast<int>(std::min<int64_t>(keys.page_size, INT32_MAX));
   const auto size = static_cast<uint32_t>(args.page_size);
   args.page_shift = std::has_single_bit(size) ? std::countr_zero(size) : -1;
@@ -100,7 +100,7 @@ attention::AttentionArgs PoolArgs(const PagedKv& keys, const PagedKv& values,
 
 attention::AttentionShape MakeShape(const HeadsView& q, const PagedKv& keys,
                                     const AttentionOptions& options) {
-  // A window as long as any sequence is none.
+  // A window as long as any sequence hides nothing.
   constexpr int64_t kLongest = INT32_MAX;
   const int64_t right = options.causal ? 0 : options.window_right.value_or(options.window ? 0 : -1);
   return {.kv_heads = static_cast<int>(keys.kv_heads),
@@ -142,8 +142,8 @@ void RunPlanned(const attention::AttentionArgs& args, const attention::PlannedBa
   const attention::AttentionKernels& kernels = attention::GetAttentionKernels();
   const attention::RunItemsKernel run_items = attention::ChooseRunItems(args);
   lease.ReserveScratch(kernels.scratch_bytes(args, plan));
-  // The last queries of a causal prefill see the most keys: theirs first, so that what is left at
-  // the end, when a thread may have to wait for another, is small.
+  // The last queries of a causal prefill see the most keys. Run their chunks first, so that those
+  // left at the end, when threads wait for each other, are small.
   lease.Run(plan.chunks, [&](int64_t task, uint8_t* scratch) {
     const int64_t chunk = plan.chunks - 1 - task;
     run_items(args, plan, batch.ChunkBegin(chunk), batch.ChunkBegin(chunk + 1), partial_states,
@@ -180,7 +180,7 @@ struct RIFFLE_LOCAL AttentionPlan::Impl {
   int64_t page_size = 0;
 
   void CheckCall(const HeadsView& q, const PagedKv& keys, const AttentionOptions& options) const {
-    core::Check(tokens >= 0, Code::kBadShape, "plan is of no batch; call its Make first");
+    core::Check(tokens >= 0, Code::kBadShape, "plan has no batch; call its Make first");
     const auto same = [](const char* name, int64_t value, int64_t planned, Code code) {
       core::Check(value == planned, code, name, " = ", value, " but the plan is for ", planned);
     };
@@ -238,7 +238,7 @@ void PagedAttention(const HeadsView& q, const PagedKv& keys, const PagedKv& valu
                     const AttentionOptions& options) try {
   const core::EntryPoint entry;
   attention::CheckShapes(q, keys, options);
-  core::Check(plan.impl_ != nullptr, Code::kBadShape, "plan is of no batch; call its Make first");
+  core::Check(plan.impl_ != nullptr, Code::kBadShape, "plan has no batch; call its Make first");
   const AttentionPlan::Impl& planned = *plan.impl_;
   planned.CheckCall(q, keys, options);
   attention::CheckData(q, keys, values, nullptr, out, options);

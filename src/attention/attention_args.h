@@ -23,9 +23,9 @@ struct KvBytes {
 struct KvPages : KvBytes {
   RowCode code;
   int dim;           // elements of a row
-  size_t row_bytes;  // that a row takes, from its first element to its last one
-  int groups;        // scales of a row; 0: elements stand for themselves
-  int group;         // elements that share a scale; dim if there are fewer than two
+  size_t row_bytes;  // bytes of a row, from its first element to its last one
+  int groups;        // scales per row; 0: none
+  int group;         // elements that share a scale; dim if a row has fewer than two scales
   KvBytes scales;
   int64_t scale_group_stride;
   DType scale_dtype;
@@ -43,7 +43,7 @@ struct AttentionArgs {
   KvPages values;
   bool values_in_keys;  // every value is a part of its key's row: read with it, not again
   int page_size;
-  int page_shift;  // log2 of page_size, or -1 if it is no power of two
+  int page_shift;  // log2 of page_size, or -1 if that is not a power of two
 
   const int32_t* page_numbers;  // of all sequences; those of b from page_begin[b] on
   const int64_t* page_begin;    // [B]
@@ -66,7 +66,7 @@ struct AttentionArgs {
   float* lse;  // or null
   int64_t lse_token_stride;
 
-  // What queries are multiplied with, so that the factor of scores is positive.
+  // The sign of `scale`, or 0: multiplies queries, so that the factor of scores is positive.
   float scale_sign() const { return scale < 0 ? -1.0f : scale == 0 ? 0.0f : 1.0f; }
   // Whether anything is added to logits.
   bool biased() const { return mask.data != nullptr || slopes != nullptr; }
@@ -83,9 +83,9 @@ struct AttentionArgs {
   }
 };
 
-// A state that a work item leaves for the merge: sums [heads][rows][columns], then maxima
-// [heads][rows] and weights [heads][rows], in the floats of PartialStateRows rows. `columns` are
-// those of values, padded.
+// Floats that `state_rows` rows of partial states take (PartialStateRows). The state that a work
+// item leaves for the merge is sums [heads][rows][columns], maxima [heads][rows], weights
+// [heads][rows]; `columns` are those of values, padded.
 inline int64_t PartialStateFloats(int64_t state_rows, int columns) {
   return state_rows * (columns + 2);
 }

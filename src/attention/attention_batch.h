@@ -11,8 +11,8 @@
 
 namespace riffle::attention {
 
-// Lengths and page numbers are copies, so that nothing that becomes of the caller's arrays after
-// their check makes a kernel read outside of the pool.
+// Lengths and page numbers are copies, so that changes to the caller's arrays after the check
+// cannot make a kernel read outside of the pool.
 struct PlannedBatch {
   Plan plan;
   PlanOut out;
@@ -22,26 +22,26 @@ struct PlannedBatch {
   std::span<int64_t> page_begin;    // [sequences]: the first of a sequence's page_numbers
   std::span<int32_t> page_numbers;  // of all sequences, one after the other
   std::span<uint8_t> mask_codes;    // room for FindMaskCodes
-  MaskArgs mask;                    // once that has found them
+  MaskArgs mask;                    // set once FindMaskCodes has run
 
   const WorkItem* ChunkBegin(int64_t chunk) const {
     return out.items.data() + out.chunk_begin[static_cast<size_t>(chunk)];
   }
 };
 
-// Plans a batch in memory of the caller's, whose size a first look at the batch tells.
+// Plans a batch in the caller's memory. The constructor measures how much it needs.
 class BatchPlanner {
  public:
-  // All are kept by reference. `batch` is checked (CheckBatch), except for the entries of its page
-  // table. `tokens` are q's.
+  // Keeps references to its arguments. `batch` has been checked (CheckBatch), except for the
+  // entries of its page table. `tokens` are q's.
   BatchPlanner(const AttentionShape& shape, const PagedKv& keys, const PagedBatch& batch,
                int64_t tokens, const AttentionOptions& options, int threads);
 
   size_t bytes() const { return bytes_; }  // a multiple of 64
   const Plan& plan() const { return plan_; }
 
-  // Pre: `memory` has bytes() bytes, 64-byte aligned. The mask's codes are found by the lease's
-  // threads. Throws Error: kBadPage; kBadRange if lengths have changed since they were checked.
+  // Pre: `memory` has bytes() bytes, 64-byte aligned. The lease's threads find the mask's codes.
+  // Throws Error: kBadPage; kBadRange if lengths have changed since they were checked.
   PlannedBatch Place(uint8_t* memory, core::Lease& lease) const;
 
  private:

@@ -1,5 +1,5 @@
-// Work items by dot products of bf16, apart from attention_kernels.cc so that both files compile
-// quickly, and at the same time.
+// Runs work items by bf16 dot products. Not in attention_kernels.cc, so that both files compile
+// quickly, and in parallel.
 #include "attention/attention_kernels.h"
 
 #undef HWY_TARGET_INCLUDE

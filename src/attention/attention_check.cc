@@ -13,7 +13,7 @@ namespace {
 
 constexpr int64_t kMaxHeads = 1 << 16;
 constexpr int64_t kMaxInt = std::numeric_limits<int32_t>::max();
-constexpr int64_t kMaxKvLen = kMaxInt - 1023;  // positions of whole KV splits are ints
+constexpr int64_t kMaxKvLen = kMaxInt - 1023;  // rounded up to whole KV splits it is an int
 
 void CheckIn(const char* name, int64_t value, int64_t low, int64_t high) {
   core::Check(value >= low && value <= high, Code::kBadShape, name, " = ", value, " is not in ",
@@ -86,7 +86,7 @@ void CheckMask(const AttentionMask& mask, const HeadsView& q) {
   CheckIn("mask.keys", mask.keys, 0, kMaxInt);
 }
 
-// The queries of sequence b. Checks that cu_q_lens is in range and ascends.
+// The number of queries of sequence b. Checks that cu_q_lens is in range and ascends.
 int64_t QueryLength(const PagedBatch& batch, size_t b, int64_t tokens) {
   if (batch.cu_q_lens.empty()) {
     return 1;
@@ -185,7 +185,7 @@ struct Named {
   core::Strided bytes;
 };
 
-// `shape` is that of the results but for their head_dim.
+// `shape` is the shape of the results except for their head_dim.
 void CheckOutputs(const HeadsView& shape, int64_t head_dim, const AttentionOut& out,
                   std::span<const Named> inputs) {
   if (shape.tokens == 0) {
@@ -229,14 +229,14 @@ void CheckLengths(const PagedBatch& batch, const PagedKv& keys, int64_t tokens,
               "the number of kv_lens", static_cast<int64_t>(batch.kv_lens.size()));
   }
   for (size_t b = 0; b < batch.kv_lens.size(); ++b) {
-    // Without positions that hide keys there may be more queries than keys: cross attention.
+    // If positions hide no keys there may be more queries than keys: cross attention.
     const bool causal = options.causal || (!batch.causal.empty() && batch.causal[b] != 0);
     const bool anywhere = !causal && !options.window && !options.window_right;
     const int64_t q_len = QueryLength(batch, b, tokens);
     const int64_t kv_len = batch.kv_lens[b];
     core::Check(anywhere || kv_len == 0 || q_len <= kv_len, Code::kBadRange, "sequence ", b,
                 " has ", q_len, " queries but kv_lens[", b, "] = ", kv_len,
-                "; where causal or a window is set they are its last positions");
+                "; with causal or a window the queries are its last positions");
   }
 }
 

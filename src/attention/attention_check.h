@@ -7,8 +7,8 @@
 
 namespace riffle::attention {
 
-// All throw Error; nothing is written, and of the caller's arrays only lengths and sinks are read.
-// Page numbers are checked while they are copied (attention_batch.h).
+// All throw Error; nothing is written, and of the caller's arrays only those of lengths, flags,
+// sinks and slopes are read. Page numbers are checked while they are copied (attention_batch.h).
 
 // The shapes of q and keys, which a plan depends on, and the options.
 void CheckShapes(const HeadsView& q, const PagedKv& keys, const AttentionOptions& options);

@@ -15,7 +15,7 @@
 HWY_BEFORE_NAMESPACE();
 namespace riffle::attention::HWY_NAMESPACE {
 
-// No arithmetic needs more than f32's.
+// No arithmetic needs more scratch than F32Math.
 size_t CountScratch(const AttentionArgs& args, const Plan& plan) {
   return WorkItemScratch<F32Math>().Place(args, plan, nullptr);
 }

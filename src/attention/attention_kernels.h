@@ -33,16 +33,16 @@ struct AttentionKernels {
   void (*weighted_sum)(DType dtype, const uint8_t* const* rows, const float* weights, int64_t n,
                        int dim, uint8_t* out);
 
-  // Makes `steps` steps of dot products on registers. Returns their floating-point operations.
+  // Runs `steps` steps of dot products on registers. Returns their floating-point operations.
   double (*spin_dots)(DType dtype, int64_t steps);
 };
 
 // Kernels for the target in use.
 const AttentionKernels& GetAttentionKernels();
 
-// Runs work items by dot products of pairs of bf16; null if the target has none for keys and values
-// of these codes, which must be exact in bf16. Pre of the kernel: q is bf16 or may be rounded to
-// it.
+// The kernel that runs work items by dot products of bf16 pairs; null if the target has none for
+// keys and values of these codes, which must be exact in bf16. Pre of the kernel: q is bf16 or may
+// be rounded to it.
 RunItemsKernel GetBF16RunItems(RowCode keys, RowCode values);
 
 // GetBF16RunItems if q is bf16 or may be rounded to it and there is one, else run_items.

@@ -5,23 +5,23 @@
 namespace riffle::attention {
 namespace {
 
-// Bytes of a work item's states (the sums of a KV split and of those before it) that stay in L2
-// beside keys and values.
+// Limit on the bytes of a work item's states (sums of the KV split in hand and of those before it),
+// so that they stay in L2 beside keys and values.
 constexpr int64_t kStateBytes = 256 << 10;
 
-// A chunk of a lower Cost is not worth starting a thread.
+// A chunk of a lower Cost is not worth starting a thread for.
 constexpr int64_t kMinChunkCost = 256 * 16;
 
 // Chunks for each thread: more of them balance better, fewer of them cut fewer sequences.
 constexpr int kChunksPerThread = 4;
 
-// Rows of a work item whose heads have few elements, so that its sums stay in L2 all the same: keys
-// and values are packed half as often, 5 % of a prefill of 512 tokens after 8192.
+// Work items of small heads have twice the rows, since their sums stay in L2 all the same: keys and
+// values are packed half as often, which saves 5 % of a prefill of 512 tokens after 8192.
 constexpr int kWideItemRows = 2 * kItemRows;
 constexpr int kWideHeadDim = 128;
 
-// Work items for each thread from which on they are wide: cutting wide ones between KV splits, for
-// want of others, would leave more partial states.
+// Work items are wide only if there are this many per thread: with fewer, wide ones would have to
+// be cut between KV splits, which leaves more partial states.
 constexpr int64_t kWideItemsPerThread = 8;
 
 // Queries of one sequence, some heads, and every KV split they see.
@@ -31,10 +31,10 @@ struct Column {
   int64_t cost;
 };
 
-// In keys times rows. A row's arithmetic against a key takes about 1/16 of the time in which memory
-// delivers the key and the value of a head. A row alone, whose query is read and packed and whose
-// result is written, takes that of head_dim / 8 keys: 1664 rows of 192 with one key each took 145
-// us on one thread, which looked like too little work for two.
+// In keys times rows. A row's arithmetic on a key takes about 1/16 of the time in which memory
+// delivers a head's key and value, hence the 16. Reading and packing a row's query and writing its
+// result takes as long as head_dim / 8 keys: without this term 1664 rows of 192 with one key each,
+// 145 us on one thread, looked like too little work for two.
 int64_t Cost(int64_t keys, int heads, int rows, int head_dim) {
   return heads * (keys * std::max(16, rows) + int64_t{rows} * (head_dim / 8));
 }

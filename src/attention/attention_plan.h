@@ -29,13 +29,13 @@ struct AttentionShape {
   int kv_heads;
   int group;         // query heads of a KV head
   int head_dim;      // of queries and keys
-  int window;        // a query at p sees no key before p - window + 1; 0: all of them
-  int window_right;  // and none after p + window_right; < 0: all of them
+  int window;        // a query at p sees no key before p - window + 1; 0: no limit
+  int window_right;  // and none after p + window_right; < 0: no limit
 
   bool operator==(const AttentionShape&) const = default;
 };
 
-// The shape of the sequences that are causal among others that are not.
+// The shape for the causal sequences of a batch in which others are not.
 inline AttentionShape Causal(AttentionShape shape) {
   shape.window_right = 0;
   return shape;
@@ -53,8 +53,8 @@ constexpr int WorkItemLanes(int rows) {
 }
 
 // Rows that a state of `heads` KV heads with `rows` rows each takes: eight rows of any length are a
-// multiple of 64 bytes, so the next state is aligned too. In rows, as a plan knows nothing of
-// values.
+// multiple of 64 bytes, so the next state is aligned too. Not in bytes, since a plan does not know
+// the columns of values.
 constexpr int64_t PartialStateRows(int heads, int rows) {
   return (int64_t{heads} * rows + 7) / 8 * 8;
 }
@@ -90,8 +90,8 @@ struct WorkItem {
   int64_t state_row = -1;  // in rows of states (PartialStateRows)
 };
 
-// Queries and heads whose KV splits several work items have: all of them as one item. Their partial
-// states are in order, from whole.state_row on.
+// Queries and heads whose KV splits are divided among several work items. `whole` is one item that
+// covers all of these. Their partial states are in order, from whole.state_row on.
 struct KvSplit {
   WorkItem whole;
   int64_t partial_states;
@@ -107,15 +107,15 @@ struct Plan {
   int max_head_lanes = 0;  // KV heads times WorkItemLanes(rows), the largest
 };
 
-// Where the plan is written; sizes from a first call with empty spans. Nothing is written behind
-// their ends.
+// The arrays that a plan is written to. A first call with empty spans returns their sizes. Nothing
+// is written past their ends.
 struct PlanOut {
   std::span<WorkItem> items;
   std::span<KvSplit> splits;
   std::span<int64_t> chunk_begin;  // [chunks + 1]
 };
 
-// q_lens by cu_q_lens [B + 1], or none: one query a sequence. `causal` as in PagedBatch.
+// cu_q_lens is [B + 1], or empty: one query per sequence. `causal` as in PagedBatch.
 Plan PlanAttention(const AttentionShape& shape, const IndexSpan& cu_q_lens,
                    const IndexSpan& kv_lens, int threads, const PlanOut& out,
                    std::span<const uint8_t> causal = {});

@@ -26,7 +26,7 @@ namespace hn = hwy::HWY_NAMESPACE;
 
 constexpr float kMinusInf = -std::numeric_limits<float>::infinity();
 
-// Elements of a mask's row for keys [0, n), n <= kBlock, as they are.
+// Copies a mask row's elements for keys [0, n), n <= kBlock, without conversion.
 inline void CopyMaskRow(const MaskArgs& mask, const uint8_t* row, int n, uint8_t* to) {
   const size_t element = SizeOf(mask.dtype);
   if (mask.key_stride == static_cast<int64_t>(element)) {
@@ -56,7 +56,7 @@ inline float MaskBiasOf(float element) {
   return element == kMinusInf ? kMinusInf : scaled < lowest ? lowest : scaled;
 }
 
-// line[0, n) = the bias of n neighbouring elements, a multiple of 16.
+// line[0, n) = the bias of n neighbouring elements; n is a multiple of 16.
 HWY_INLINE void MakeMaskLineOf(DType dtype, const uint8_t* elements, int n, float* line) {
   const FloatTag<16> df;
   const auto make = [&](const auto& load) HWY_ATTR {
@@ -82,7 +82,7 @@ HWY_INLINE void MakeMaskLineOf(DType dtype, const uint8_t* elements, int n, floa
   }
 }
 
-// line[0, n) = the bias of keys whose elements begin at `row`; it has room for a multiple of 16.
+// line[0, n) = the bias of n keys from `row` on; has room for n rounded up to a multiple of 16.
 HWY_INLINE void MakeMaskLine(const MaskArgs& mask, const uint8_t* row, int n, float* line) {
   const auto element = static_cast<int>(SizeOf(mask.dtype));
   if (mask.key_stride != element) {
@@ -93,7 +93,7 @@ HWY_INLINE void MakeMaskLine(const MaskArgs& mask, const uint8_t* row, int n, fl
   }
   const int whole = n / 16 * 16;
   MakeMaskLineOf(mask.dtype, row, whole, line);
-  // A few elements are not worth the way through a vector of 16.
+  // For a few elements, scalar code is faster than a padded vector of 16.
   if (n <= 4 && mask.dtype == DType::kF32) {
     for (int i = 0; i < n; ++i) {
       float x;
@@ -122,7 +122,7 @@ HWY_INLINE void AddSlope(const float* base, float slope, int distance, int n, fl
   }
 }
 
-// Rows of floats, as TransposeTile loads them.
+// Loads rows of floats for TransposeTile, in place of a query.
 struct BiasLines {
   HWY_INLINE hn::Vec<FloatTag<4>> Load(const uint8_t* row, int w) const {
     return LoadAny(FloatTag<4>(), row + 4 * w);
@@ -140,15 +140,15 @@ struct BiasRow {
   int position;   // of the query, in its sequence
 };
 
-// bias[key][lane], for keys [begin, end) of the block at `key0`. Keys from `known` on are behind
-// the sequence's last one, which masks need not have; they and lanes without a row get 0.
+// bias[key][lane], for keys [begin, end) of the block at `key0`. Keys from `known` on are past the
+// sequence's end, where a mask need not have elements; these keys and lanes without a row get 0.
 //   masked  whether the mask is to be read; else it adds nothing here
 template <class F>
 HWY_INLINE void FillBias(const MaskArgs& mask, bool masked, const float* slopes, int key0,
                          int begin, int end, int known, int rows, int lanes, const F& row_at,
                          float* bias) {
-  // A line of keys for each row, transposed at the end: stores of single floats, each to a line of
-  // its own, were 3 % of a prefill over a block-diagonal mask.
+  // A line of keys for each row, transposed at the end: stores of single floats, each to another
+  // cache line, took 3 % of a prefill over a block-diagonal mask.
   alignas(64) float lines[kTileRows][kBlock];
   alignas(64) float of_mask[kBlock];
   alignas(64) static constexpr float kNothing[kBlock] = {};
@@ -163,7 +163,7 @@ HWY_INLINE void FillBias(const MaskArgs& mask, bool masked, const float* slopes,
     const BiasRow row = row_at(lane);
     if (masked) {
       const uint8_t* from = mask.Row(row.token, row.head) + (key0 + begin) * mask.key_stride;
-      if (lane == 0 || from != last) {  // rows of a group share theirs, as a rule
+      if (lane == 0 || from != last) {  // rows of a group mostly share a mask row
         float* to = slopes != nullptr ? of_mask : lines[lane];
         const int n = std::min(end, known) - begin;
         MakeMaskLine(mask, from, n, to);
@@ -181,8 +181,8 @@ HWY_INLINE void FillBias(const MaskArgs& mask, bool masked, const float* slopes,
   TransposeTile(BiasLines(), line_of, end - begin, lanes, bias + begin * lanes);
 }
 
-// scores[key][lane] = that times `factor`, plus its bias, for keys [begin, end) of the block; -inf
-// where the bias is, whatever the score.
+// scores[key][lane] = scores[key][lane] * factor + bias[key][lane] for keys [begin, end) of the
+// block; -inf where the bias is -inf, whatever the score.
 template <class DF>
 HWY_INLINE void AddBias(DF df, int lanes, int begin, int end, float factor, const float* bias,
                         float* scores) {

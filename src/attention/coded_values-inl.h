@@ -1,5 +1,5 @@
-// The value product of the few rows of a decode by dot products of bf16, over values of 8 and 4
-// bits that are decoded in registers. Every result is the chain of values-inl.h, so the bits are
+// The value product for the few rows of a decode, by bf16 dot products, over 8- and 4-bit values
+// that are decoded in registers. Every result is the same chain as in values-inl.h, so the bits are
 // those of prefill. Included once per SIMD target.
 #if defined(RIFFLE_ATTENTION_CODED_VALUES_INL_H_) == defined(HWY_TARGET_TOGGLE)
 #ifdef RIFFLE_ATTENTION_CODED_VALUES_INL_H_
@@ -56,8 +56,8 @@ HWY_INLINE ByteIndices LoadIndices(const std::array<uint8_t, 64>& indices) {
   return hn::SetTableIndices(Bytes64(), indices.data());
 }
 
-// How values of a code become operands. Load: 32 * kHalves columns from `column` on, a multiple of
-// 32, of two rows. ByteOf: where a column is in a row.
+// How values of a code become operands. Load: 32 * kHalves columns of an even and an odd row, from
+// the addresses given. ByteOf: the offset in a row of a column that is a multiple of 32.
 template <RowCode kCode, int kHalves>
 class CodedPairs {
   static constexpr RowCode kByteCode = kCode == RowCode::kQ8_0 ? RowCode::kI8 : kCode;
@@ -148,9 +148,9 @@ class CodedPairs<RowCode::kIQ4NL, kHalves> : public NibblePairs<RowCode::kIQ4NL,
   HWY_INLINE CodedPairs() {}
 };
 
-// DirectValueKernel over codes, for up to kRows rows: the arithmetic of the others is done for
-// lanes without a row, and their sums are dropped.
-//   p  of the first 32 columns; upper_p: of the others, if there are any
+// DirectValueKernel over codes, for up to kRows rows. Lanes without a row are computed like the
+// others, and their sums dropped.
+//   p  probabilities for the first 32 columns; upper_p: for the others, if there are any
 template <RowCode kCode, int kRows, int kHalves, bool kSameP>
 HWY_INLINE void CodedValueKernel(const uint32_t* HWY_RESTRICT p, const uint32_t* upper_p, int lanes,
                                  int rows, const DirectValues& v, int column,
@@ -169,7 +169,7 @@ HWY_INLINE void CodedValueKernel(const uint32_t* HWY_RESTRICT p, const uint32_t*
   }
   const int at = Pairs::ByteOf(column);
   const int end = Pairs::ByteOf(column + 32 * kHalves);
-  // One prefetch for each line, by the columns in whose bytes it begins.
+  // One prefetch per cache line, made with the columns whose bytes contain its start.
   const int line = (at + 63) / 64 * 64;
   const int lines = (end - line + 63) / 64;
   HWY_DASSERT(lines <= 2);
@@ -229,7 +229,7 @@ void AddCodedValues(const uint32_t* p, int lanes, int rows, const DirectValues& 
 
 using CodedValuesKernel = void (*)(const uint32_t* p, int lanes, int rows, const DirectValues& v,
                                    float* sums);
-// Null for codes that are decoded into memory before.
+// Null for codes that are decoded into memory first.
 inline CodedValuesKernel FindCodedValuesKernel(RowCode code) {
   switch (code) {
     case RowCode::kE4M3:

@@ -1,5 +1,5 @@
-// Rows of codes whose elements bf16 holds, as bf16 without their scales. Included once per SIMD
-// target.
+// Decodes rows of codes that are exact in bf16 to bf16, without their scales. Included once per
+// SIMD target.
 #if defined(RIFFLE_ATTENTION_DECODE_BF16_INL_H_) == defined(HWY_TARGET_TOGGLE)
 #ifdef RIFFLE_ATTENTION_DECODE_BF16_INL_H_
 #undef RIFFLE_ATTENTION_DECODE_BF16_INL_H_
@@ -28,7 +28,7 @@ using core::HWY_NAMESPACE::LoadAny;
 
 using Bytes64 = hn::CappedTag<uint8_t, 64>;
 
-// Whether kernels here make bf16 of rows of this code. Tables of codes take vectors of 512 bits.
+// Whether kernels here decode rows of this code to bf16. Table lookups need vectors of 512 bits.
 constexpr bool DecodesToBF16(RowCode code) {
   return code == RowCode::kBF16 || (HWY_CAP_GE512 && ExactInBF16(code));
 }
@@ -46,8 +46,8 @@ constexpr uint16_t BF16BitsOf(int magnitude, int exponent) {
   return static_cast<uint16_t>((127 + bits + exponent) << 7 | ((magnitude << (7 - bits)) & 0x7f));
 }
 
-// The bf16 of the code with these 7 lower bits, for codes whose highest bit is a sign. Of int8 the
-// bits are those of the magnitude: 0 stands for 128, as only -128 is looked up there (ByteDecoder).
+// The magnitude, as bf16, of the code with these 7 lower bits; the highest bit is the sign. For
+// int8 these are the magnitude's bits; 0 means 128: only -128 uses that entry (ByteDecoder).
 constexpr uint16_t MagnitudeAsBF16(RowCode code, int bits) {
   if (code == RowCode::kI8) {
     return BF16BitsOf(bits == 0 ? 128 : bits, 0);
@@ -104,7 +104,7 @@ class ByteDecoder {
     if constexpr (kCode == RowCode::kI8) {
       const hn::RebindToSigned<Bytes64> di;
       const Indices magnitudes{hn::BitCast(d, hn::Abs(hn::BitCast(di, codes))).raw};
-      // -128 has no magnitude of 7 bits: it finds that of 0, which a code of 0 must not.
+      // -128 has no magnitude of 7 bits: it finds entry 0, which holds 128. Code 0 must not.
       const auto high = hn::IfThenElseZero(hn::Ne(codes, hn::Zero(d)),
                                            hn::TwoTablesLookupLanes(d, high0_, high1_, magnitudes));
       return {hn::TwoTablesLookupLanes(d, low0_, low1_, magnitudes),
@@ -130,7 +130,7 @@ HWY_INLINE void DecodeBytes(hn::Vec<Bytes64> codes, uint8_t* HWY_RESTRICT to) {
   hn::StoreU(hn::InterleaveWholeUpper(d, bytes.low, bytes.high), d, to + 64);
 }
 
-// What the codes of a block of 4 or 5 bits stand for, as bf16.
+// The values of the 4- or 5-bit codes of a block, as bf16.
 struct BlockElementTable {
   alignas(64) std::array<uint16_t, 32> bits{};
 };
@@ -183,7 +183,7 @@ class NibbleDecoder {
 };
 
 // Codes of 4 bits, in the lowest bits of 32 words, to bf16. The lookup reads five bits of a word;
-// the table has every element twice, so what is above a code does not matter.
+// the table has every element twice, so the bit above a code does not matter.
 template <RowCode kCode>
 class NibbleWordDecoder {
   using Words = hn::Repartition<uint16_t, Bytes64>;

@@ -20,10 +20,10 @@ namespace hn = hwy::HWY_NAMESPACE;
 using core::HWY_NAMESPACE::FromF16;
 using core::HWY_NAMESPACE::LoadAny;
 
-// 8 elements at a time divide every head_dim.
+// For 8 elements at a time: every head_dim is a multiple of 8.
 using Tag8 = hn::CappedTag<float, 8>;
 
-// A vector of elements of `kCode`, which is no block format, as f32; exact.
+// Loads a vector of elements of `kCode`, not a block format, as f32; exact.
 template <RowCode kCode, class DF>
 HWY_INLINE hn::Vec<DF> LoadElements(DF df, const uint8_t* from) {
   static_assert(!IsBlocks(kCode));
@@ -54,7 +54,7 @@ HWY_INLINE hn::Vec<DF> LoadElements(DF df, const uint8_t* from) {
   }
 }
 
-// f(tag, i) for the elements [begin, end) of a row, multiples of 8: i is the first of a vector.
+// Calls f(tag, i) for each vector of the elements [begin, end), multiples of 8; i is its first one.
 template <class F>
 HWY_INLINE void ForElements(int begin, int end, const F& f) {
   const FloatTag<16> df;
@@ -98,7 +98,7 @@ constexpr int kBlockHeader = kCode == RowCode::kQ4_1   ? 4
                              : kCode == RowCode::kQ5_1 ? 8
                                                        : 2;
 
-// What the codes of IQ4_NL stand for.
+// The values of the codes of IQ4_NL.
 alignas(16) inline constexpr int8_t kIQ4NLElements[16] = {-127, -104, -83, -65, -49, -35, -22, -10,
                                                           1,    13,   25,  38,  53,  69,  89,  113};
 
@@ -121,7 +121,7 @@ HWY_INLINE void UnpackCodes(const uint8_t* block, uint8_t* HWY_RESTRICT codes) {
   hn::StoreU(high, d, codes + 16);
 }
 
-// The integers that scales multiply: to[0, 32).
+// The 32 integers of a block that its scale multiplies: in place for Q8_0, else unpacked to `to`.
 template <RowCode kCode>
 HWY_INLINE const uint8_t* BlockIntegers(const uint8_t* block, uint8_t* HWY_RESTRICT to) {
   if constexpr (kCode == RowCode::kQ8_0) {
@@ -181,7 +181,7 @@ void DecodeF32(const KvPages& kv, const KvRows& rows, const float* scales, int s
   }
 }
 
-// Kernels hold the address of the one for their code: a choice for a call, not for a group of rows.
+// Kernels keep the address of their code's decoder: chosen once per call, not per group of rows.
 using DecodeToF32 = void (*)(const KvPages& kv, const KvRows& rows, const float* scales, int stride,
                              float* to);
 inline DecodeToF32 FindDecoder(F32Math, RowCode code) {

@@ -42,23 +42,22 @@ struct BF16Math : BF16PairDot {
 };
 #endif
 
-// Operands from a packed key to the next: no multiple of 4 KiB, where keys would use a part of L1
-// alone.
+// Operands from a packed key to the next: not a multiple of 4 KiB, or keys would share few L1 sets.
 template <class Math>
 constexpr int KeyStride(int dim) {
   return PaddedDim(dim) / Math::kPerOperand + 16;
 }
 
-// Rows of memory that are going to be needed, brought into L2 while a kernel runs: one prefetch in
-// every few products keeps memory busy all the time, where bursts between kernels leave it idle
-// during them (decode at four rows: 0.6 of the read bandwidth by bursts).
+// Rows that will be needed next, prefetched into L2 while a kernel runs: one prefetch every few
+// products keeps memory busy all the time, whereas bursts between kernels leave it idle while these
+// run (decode at four rows then reached 0.6 of the read bandwidth).
 struct Ahead {
   const uint8_t* const* rows = nullptr;  // as many as the kernel has rows of keys or values
   int step = 0;                          // bytes of 16 operands in memory
-  int offset = 0;                        // bytes, of the columns in hand
+  int offset = 0;                        // bytes from a row's start to the columns in hand
 };
 
-// Keys as operands, and those of a row that are multiplied: [begin, end), multiples of 4.
+// Keys as operands, and which of a row's are multiplied: [begin, end), multiples of 4.
 template <class Math>
 struct PackedKeys {
   const typename Math::Operand* keys;  // [keys][stride], aligned
@@ -128,7 +127,7 @@ HWY_INLINE void Scores16(const Operand* q, int lanes, const PackedKeys<Math>& ke
       }
     }
   };
-  // ARM's short vectors: an operand of a key costs a load, and up to four of them share it.
+  // Arm's vectors are short: up to four of them share the load of a key's operand.
   using One = std::integral_constant<int, 1>;
   using Two = std::integral_constant<int, 2>;
   using Four = std::integral_constant<int, 4>;

@@ -1,5 +1,5 @@
 // Sequences of a few keys: rows of all heads and sequences pass through the kernels side by side,
-// each with keys of its own, or many rows of one head with its keys. Included once per SIMD target.
+// each with keys of its own, or many rows of a head share its keys. Included once per SIMD target.
 #if defined(RIFFLE_ATTENTION_FEW_KEYS_INL_H_) == defined(HWY_TARGET_TOGGLE)
 #ifdef RIFFLE_ATTENTION_FEW_KEYS_INL_H_
 #undef RIFFLE_ATTENTION_FEW_KEYS_INL_H_
@@ -94,7 +94,7 @@ HWY_INLINE void ForLanes(int keys, int lanes, const F& f) {
   }
 }
 
-// A row of a key, of a code that stands for itself, as operands.
+// Copies a key's row of f32, f16 or bf16 as operands.
 HWY_INLINE void CopyKey(F32Math, RowCode code, const uint8_t* row, int dim, float* to) {
   ToF32(static_cast<DType>(code), row, dim, to);
 }
@@ -140,7 +140,7 @@ HWY_INLINE void WriteFewValues(RowCode code, const LaneValues<float>& v, const R
 }
 
 #if RIFFLE_BF16_DOT
-// The same with pairs of keys; the row behind the last key is zeros.
+// The same with pairs of keys; the row after the last key is zeros.
 HWY_INLINE void WriteFewValues(RowCode, const LaneValues<uint32_t>& v, const RowResult& row,
                                DType dtype) {
   const auto bytes = static_cast<int>(SizeOf(dtype));
@@ -171,9 +171,9 @@ HWY_INLINE void WriteFewValues(RowCode, const LaneValues<uint32_t>& v, const Row
 }
 #endif
 
-// One score is a chain of head_dim steps that wait for each other. A head with a key or two leaves
-// the multipliers idle in it and pays for a whole group of keys; rows of any heads and sequences
-// fill the lanes. Bits are those of the other strategies: the same chains.
+// A score is a chain of head_dim steps, each waiting for the one before. A head with a key or two
+// would leave the multipliers idle and pay for a whole group of keys, so rows of any heads and
+// sequences fill the lanes. The chains, and so the bits, are those of the other strategies.
 template <class Math>
 class FewKeys {
   using Operand = typename Math::Operand;
@@ -185,7 +185,7 @@ class FewKeys {
   void Run(const WorkItem* begin, const WorkItem* end) {
     const AttentionArgs& args = context_.args;
     for (const WorkItem* item = begin; item != end; ++item) {
-      if (args.kv_lens[item->seq] != keys_) {  // lanes have as many keys
+      if (args.kv_lens[item->seq] != keys_) {  // all lanes have the same number of keys
         Flush();
         keys_ = args.kv_lens[item->seq];
       }
@@ -240,7 +240,7 @@ class FewKeys {
     }
   }
 
-  // The keys of a head, for all its rows. What a row does not see is masked later.
+  // Packs the keys of a head for all its rows. What a row does not see is masked later.
   void PackSharedKeys(const uint8_t* head) {
     const KvPages& keys = context_.args.keys;
     for (int key = 0; key < keys_; ++key) {
@@ -250,7 +250,7 @@ class FewKeys {
     shared_ = true;
   }
 
-  // The results of the rows that have been added.
+  // Writes the results of the rows that have been added.
   void Flush() {
     if (lanes_ == 0) {
       return;
@@ -322,7 +322,7 @@ class FewKeys {
     }
   }
 
-  // Scores -> probabilities and states. Whether the mask may hide keys.
+  // Scores -> probabilities and states. Returns whether the mask may hide keys.
   bool Weigh(int lanes, const TileState& states) const {
     const AttentionArgs& args = context_.args;
     const auto& at = context_.at;
@@ -346,7 +346,7 @@ class FewKeys {
   void Write(int lane, int lanes, bool masked, float max, float weight) {
     const AttentionArgs& args = context_.args;
     const auto& at = context_.at;
-    // What a hidden value holds does not matter: 0 times it might be NaN.
+    // Hidden values become zeros: 0 times a NaN or an infinity would be NaN.
     for (int key = 0; masked && key < keys_; ++key) {
       if (at.bias[key * lanes + lane] == kMinusInf) {
         value_rows_[key * kFewKeysLanes + lane] = kZeroRow;

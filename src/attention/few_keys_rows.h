@@ -8,20 +8,20 @@
 
 namespace riffle::attention {
 
-// Rows that FewKeys takes side by side, at most. 32: a vector of 16 is a single chain of products
+// FewKeys takes up to this many rows side by side. 32: a vector of 16 is a single chain of products
 // for each key, which leaves the multipliers waiting.
 inline constexpr int kFewKeysLanes = 32;
 
-// Rows of a head from which on FewKeys packs its keys once for all of them.
+// From this many rows of a head on, FewKeys packs the head's keys once for all of them.
 inline constexpr int kFewKeysSharedRows = 8;
 
-// Keys of a sequence that FewKeys takes.
+// FewKeys takes sequences of up to this many keys.
 inline constexpr int kMaxFewKeys = 16;
 
-// Whether FewKeys runs a work item: all rows begin at key 0, in one KV split, and elements stand
-// for themselves. It spends 15 to 25 cycles on a key of a row at head_dim 80, and little on a head;
-// the tiles of the other strategies spend 1500 and more on a head, so that they win with many rows
-// of more than a few keys.
+// Whether FewKeys runs a work item: all rows begin at key 0, in one KV split, and elements have no
+// scales. It spends 15 to 25 cycles on a key of a row at head_dim 80, and little on a head; the
+// other strategies spend 1500 and more on a head, so they win with many rows of more than a few
+// keys.
 inline bool HasFewKeys(const AttentionArgs& args, const WorkItem& item) {
   const int keys = args.kv_lens[item.seq];
   const int rows = (item.query_end - item.query_begin) * args.shape.group;

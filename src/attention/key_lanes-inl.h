@@ -1,8 +1,8 @@
 // Scores of the few rows of a decode by dot products of bf16, 16 keys in the lanes of a vector: a
 // step multiplies an operand of 16 keys by the operand of a row of q, which the instruction
 // broadcasts from memory. Codes of 8 and 4 bits are transposed first (key_steps-inl.h) and decoded
-// in registers afterwards. Every score is the chain of dot-inl.h, so the bits are those of prefill.
-// Included once per SIMD target.
+// in registers afterwards. Every score is the same chain as in dot-inl.h, so the bits are those of
+// prefill. Included once per SIMD target.
 #if defined(RIFFLE_ATTENTION_KEY_LANES_INL_H_) == defined(HWY_TARGET_TOGGLE)
 #ifdef RIFFLE_ATTENTION_KEY_LANES_INL_H_
 #undef RIFFLE_ATTENTION_KEY_LANES_INL_H_
@@ -25,12 +25,12 @@
 HWY_BEFORE_NAMESPACE();
 namespace riffle::attention::HWY_NAMESPACE {
 namespace hn = hwy::HWY_NAMESPACE;
-// Rows of keys, what of them is multiplied, and rows to prefetch meanwhile.
+// Rows of keys, which of their steps to multiply, and rows to prefetch meanwhile.
 struct LaneKeys {
-  const uint8_t* const* rows;  // [sets of 16 keys]
+  const uint8_t* const* rows;  // [16 * sets]
   int begin_step;              // steps [begin_step, end_step) of KeySteps
   int end_step;
-  // Block formats of more than one block: scale g of the keys is at scales + g * kBlock. Else null.
+  // For rows of more than one block, scale g of key i is scales[g * kBlock + i]. Else null.
   const float* scales;
   const uint8_t* const* ahead;  // as many as rows
   int ahead_lines;              // of 64 bytes, of each of them
@@ -38,9 +38,9 @@ struct LaneKeys {
   int Steps() const { return end_step - begin_step; }
 };
 
-// Rows that are prefetched while others are multiplied: all lines of a few rows in every few
-// products. (The first line of all rows before their second ones: decode over Q8_0 took a tenth
-// longer. Each row's pointer once for each of its lines: the kernels are bound by loads.)
+// Prefetches rows while others are multiplied: all lines of a few rows every few products.
+// (Prefetching the first lines of all rows, then the second ones, made decode over Q8_0 a tenth
+// slower: each row's pointer is then loaded once per line, and the kernels are bound by loads.)
 class RowPrefetch {
  public:
   // `count` rows of `lines` lines of 64 bytes; Some is called `times` times.
@@ -73,7 +73,7 @@ class RowPrefetch {
   int wait_ = 1;
 };
 
-// The scales of 16 keys in the lanes of StoreLanes.
+// The scales of 16 keys in the order of lanes that StoreLanes expects.
 HWY_INLINE hn::Vec<FloatTag<16>> LaneScales(const float* scales) {
   const FloatTag<16> df;
   alignas(64) static constexpr int32_t kKeys[16] = {0, 4, 8,  12, 1, 5, 9,  13,
@@ -231,8 +231,8 @@ constexpr LaneKernel LaneKernelOf() {
   return {&LaneScoresOfSets<kCode>, KeySteps<kCode>::kStepOperands};
 }
 
-// The kernel that reads rows of this code in place; none for codes, and for head_dims, that are
-// decoded into memory before.
+// The kernel that reads rows of this code in place; none if the code, or the head_dim, means that
+// rows are decoded into memory first.
 inline LaneKernel FindLaneKernel(RowCode code, int dim) {
   if (code == RowCode::kBF16) {
     return dim % 16 == 0 ? LaneKernelOf<RowCode::kBF16>() : LaneKernel{};

@@ -20,8 +20,8 @@ HWY_BEFORE_NAMESPACE();
 namespace riffle::attention::HWY_NAMESPACE {
 namespace hn = hwy::HWY_NAMESPACE;
 
-// Lane 4 b + i of a vector belongs to key 4 i + b: the transpositions below stay within blocks of
-// 128 bits, and scores of four rows leave them in the order of the keys.
+// Lane 4 b + i of a vector belongs to key 4 i + b, so that the transpositions below stay within
+// blocks of 128 bits. StoreLanes brings scores back into the order of the keys.
 using Keys16 = hn::CappedTag<uint32_t, 16>;
 
 // Four vectors with the bytes of 16 keys: block b of vector i has 16 bytes of key 4 i + b.
@@ -66,7 +66,7 @@ HWY_INLINE KeyBlocks Load16Bytes(const uint8_t* const* rows, int64_t offset) {
   return blocks;
 }
 
-// The four operands of bf16 in 16 bytes of each key, transposed: to[w] is aligned.
+// Stores the four operands of bf16 in 16 bytes of each key, transposed to to[4][16], aligned.
 HWY_INLINE void StoreOperandsOf16Bytes(const KeyBlocks& blocks, uint32_t* HWY_RESTRICT to) {
   const Keys16 d;
   const hn::Repartition<uint64_t, Keys16> d64;
@@ -82,8 +82,8 @@ HWY_INLINE void StoreOperandsOf16Bytes(const KeyBlocks& blocks, uint32_t* HWY_RE
   hn::Store(hn::BitCast(d, hn::InterleaveUpper(d64, high01, high23)), d, to + 48);
 }
 
-// Transposes 16 codes of 8 bits of each key, pairs as they are: vector j has pair 2 j of all keys
-// in the lower halves of blocks, pair 2 j + 1 in the upper ones.
+// Transposes 16 codes of 8 bits of each key in units of pairs: vector j has pair 2 j of all keys in
+// the lower halves of blocks, pair 2 j + 1 in the upper ones.
 HWY_INLINE KeyBlocks TransposedPairs(const KeyBlocks& blocks) {
   const hn::Repartition<uint16_t, Bytes64> d16;
   const hn::Repartition<uint32_t, Bytes64> d32;
@@ -111,7 +111,7 @@ struct TwoOperands {
   hn::Vec<Keys16> of[2];
 };
 
-// The two operands that two transposed pairs of codes stand for.
+// Decodes two transposed pairs of codes to two operands.
 template <class Decoder>
 HWY_INLINE TwoOperands Decoded(const Decoder& decode, hn::Vec<Bytes64> codes) {
   const Bytes64 d;

@@ -63,8 +63,8 @@ void CheckScales(const char* name, const PagedKv& kv) {
               " does not fit an address");
 }
 
-// Strides of a block format are in bytes: rows that share bytes are a mistake, as where they have
-// been given in elements of another dtype.
+// Strides of a block format are in bytes. Rows that share bytes are a mistake, such as strides
+// given in elements.
 void CheckBlockStride(const char* name, const char* axis, const PagedKv& kv, int64_t extent,
                       int64_t stride) {
   core::Check(kv.format == KvFormat::kPlain || extent <= 1 || stride == 0 ||
@@ -113,7 +113,7 @@ core::Strided KvRowBytes(const PagedKv& kv) {
           RowBytes(kv)};
 }
 
-// A row's scales are taken for one run of bytes, gaps between groups included.
+// Treats a row's scales as one range of bytes, including the gaps between groups.
 core::Strided KvScaleBytes(const PagedKv& kv) {
   const KvScales& scales = kv.scales;
   if (scales.data == nullptr) {

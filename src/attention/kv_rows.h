@@ -1,4 +1,4 @@
-// Where keys and values lie, and bringing them near in time.
+// Finds the rows of keys and values, and prefetches them in time.
 #pragma once
 
 #include <algorithm>
@@ -13,8 +13,8 @@ namespace riffle::attention {
 inline constexpr int kGroupKeys = 16;
 inline constexpr int kGroups = kBlock / kGroupKeys;
 
-// What stands for rows that no query sees, so that nothing outside of the visible range is read:
-// zeros in every code, and scales of 0.
+// Replaces rows that no query sees, so that nothing outside of the visible range is read: zeros in
+// every code, and scales of 0.
 alignas(64) inline constexpr uint8_t kZeroRow[kMaxHeadDim * 4] = {};
 
 struct KvRows {
@@ -37,8 +37,8 @@ struct TileRows {
   KvRows values[kGroups];
 };
 
-// Into L2. GCC takes a function that only prefetches for one without effect and drops the calls of
-// it; the empty statement has one.
+// Prefetches into L2. GCC drops calls of a function that only prefetches, as if it had no effect;
+// the empty asm statement counts as an effect.
 inline void PrefetchLine(const uint8_t* line) {
   __builtin_prefetch(line, 0, 2);
   __asm__ volatile("" : : "r"(line));
@@ -79,8 +79,8 @@ inline RowRun FindRun(const AttentionArgs& args, const KvBytes& kv, int seq, int
 }
 
 // *rows = rows [begin, begin + 16) of KV head `head` of sequence `seq`; those outside `keys` are
-// zeros. Written where they are needed: a copy's vector loads waited for the stores of single
-// pointers, a tenth of a decode over Q4_0.
+// zeros. Written in place rather than returned: the vector loads of a copy waited for the stores of
+// single pointers, a tenth of a decode over Q4_0.
 inline void FindRows(const AttentionArgs& args, const KvBytes& kv, int seq, int head, int begin,
                      KeyRange keys, KvRows* rows) {
   if (const RowRun run = FindRun(args, kv, seq, head, begin, keys); run.data != nullptr) {
@@ -142,8 +142,8 @@ inline uint8_t MaskCodeOf(const AttentionArgs& args, int seq, int query_begin, i
   const int heads = mask.by_head ? group : 1;
   const int64_t first = args.first_token(seq) + query_begin;
   const int64_t end = first + (mask.code_token_stride != 0 ? query_end - query_begin : 1);
-  // Once, not in the loop: there g++ 12 with both sanitizers reads `block` from memory that nothing
-  // has written.
+  // Computed here, since in the loop g++ 12 with both sanitizers reads `block` from memory that
+  // nothing has written.
   const int index = block / kBlock;
   uint8_t code = 0;
   for (int64_t token = first; token < end && code != (kMaskShows | kMaskAlters);) {
@@ -169,8 +169,8 @@ inline bool IsHidden(const AttentionArgs& args, const WorkItem& item, int head, 
 // Walks the tiles (block of keys, KV head) of a chunk in the order in which kernels take them: all
 // heads of a block before the next block, so that memory is read in page order. Hidden tiles are
 // left out. One cursor runs ahead and brings tiles into L2, across the ends of KV splits and
-// sequences. On Zen 4, 33 GB/s streaming: without it decode read 14 GB/s, into L1 17, into L2 25 to
-// 27.
+// sequences. On Zen 4 with 33 GB/s of streaming reads, decode read 14 GB/s without it, 17 with
+// prefetches into L1, and 25 to 27 into L2.
 class TileCursor {
  public:
   TileCursor(const AttentionArgs& args, const WorkItem* begin, const WorkItem* end)
@@ -244,7 +244,7 @@ class TileCursor {
     }
   }
 
-  // Scales of neighbouring tokens are in one line, as a rule. Those of blocks come with their rows.
+  // Scales of neighbouring tokens mostly share a cache line. Those of blocks come with their rows.
   void PrefetchScales(int group, const KvPages& kv) const {
     if (kv.groups > 0 && !IsBlocks(kv.code)) {
       KvRows scales;
@@ -269,8 +269,8 @@ class TileCursor {
   int block_ = 0;
 };
 
-// How many tiles the cursor runs ahead: at least 128 KiB, four tiles of 64 keys of bf16 at head_dim
-// 128.
+// How many tiles the cursor runs ahead: one, or as many as fit 128 KiB (four of 64 keys of bf16 at
+// head_dim 128).
 inline int TilesAhead(const AttentionArgs& args) {
   const size_t tile = kBlock * args.kv_row_bytes();
   return static_cast<int>(std::max<size_t>(1, (128 << 10) / tile));

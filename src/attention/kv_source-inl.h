@@ -82,7 +82,7 @@ class KvSource {
     }
   }
 
-  // -> to[16][stride], in order along a row.
+  // Decodes 16 rows to to[16][stride].
   void Decode(const RowsAt& at, int stride, Operand* to) const {
     KvRows rows;
     Rows(at, &rows);
@@ -96,7 +96,7 @@ class KvSource {
     }
   }
 
-  // -> to[16 / kPerOperand][stride], in order along a column: operands of the value product.
+  // Packs 16 rows to to[16 / kPerOperand][stride]: an operand has kPerOperand keys of one column.
   //   buffer  [16][dim / kPerOperand]
   void PackColumns(const RowsAt& at, int stride, Operand* buffer, Operand* to) const {
     if constexpr (kUnscaledOperands) {

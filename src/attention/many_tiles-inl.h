@@ -21,13 +21,13 @@ class ManyTiles {
  public:
   explicit ManyTiles(const WorkItemContext<Math>& context) : context_(context) {}
 
-  // A block of keys of a KV head against all tiles.
+  // Runs a block of keys of a KV head against all tiles.
   void RunBlock(int head, int key0, const TileCursor& ahead) {
     const auto& c = context_;
     const int begin = std::max(c.seen.begin - key0, 0) / kGroupKeys;
     const int end = std::min((c.seen.end - key0 + kGroupKeys - 1) / kGroupKeys, kGroups);
     for (int group = 0; group < kGroups; ++group) {
-      // All before the block: spread over the tiles they gained nothing.
+      // All prefetches come first: spread over the tiles they gained nothing.
       ahead.Prefetch(group);
       ahead.Prefetch(kGroups + group);
       if (group < begin || group >= end) {  // no row sees any of it
@@ -95,7 +95,7 @@ class ManyTiles {
     const auto& c = context_;
     for (int key = block.begin; key < block.end; key += kGroupKeys) {
       const int group0 = block.key0 + key;
-      // The kernels of a last tile of up to 16 lanes prefetch: here a row of zeros.
+      // Kernels for a tile of up to 16 lanes prefetch; here they get the row of zeros.
       Scores16<Math>(
           c.queries.Packed(block.head, tile), tile.lanes,
           {c.at.keys + key * c.key_stride, c.key_stride, begin, end},

@@ -12,7 +12,7 @@ namespace {
 
 int64_t Blocks(int64_t longest) { return (longest + kBlock - 1) / kBlock; }
 
-// Elements as bits: those that hide a key, and what is left of those that change nothing.
+// Elements as bits: x == kHides hides its key; (x & kMagnitude) == 0 changes nothing.
 template <DType kDType>
 struct Bits;
 template <>
@@ -44,7 +44,7 @@ uint8_t GroupCode(const uint8_t* row, int64_t stride, int64_t n) {
     return static_cast<uint8_t>(hides | shows << 4);
   } else {
     using Word = typename Bits<kDType>::Word;
-    Word hides = 0;  // without branches, so that the compiler makes vectors of it
+    Word hides = 0;  // without branches, so that the compiler vectorises the loop
     Word shows = 0;
     Word adds = 0;
     for (int64_t i = 0; i < n; ++i) {
@@ -60,7 +60,7 @@ uint8_t GroupCode(const uint8_t* row, int64_t stride, int64_t n) {
   }
 }
 
-// The same of a whole group of neighbouring bools.
+// The same for a whole group of neighbouring bools.
 uint8_t GroupCodeOf16Bools(const uint8_t* row) {
   constexpr uint64_t kOnes = 0x0101010101010101;
   uint64_t x[2];
@@ -81,7 +81,7 @@ void FindCodes(const MaskArgs& mask, const uint8_t* row, int64_t keys, uint8_t* 
     uint8_t code = 0;
     if (kDType == DType::kU8 && mask.key_stride == kSize && n == kGroupKeys) {
       code = GroupCodeOf16Bools(from);
-    } else {  // a stride that the compiler knows
+    } else {  // kSize: a stride that the compiler knows
       code = mask.key_stride == kSize ? GroupCode<kDType>(from, kSize, n)
                                       : GroupCode<kDType>(from, mask.key_stride, n);
     }
@@ -89,7 +89,7 @@ void FindCodes(const MaskArgs& mask, const uint8_t* row, int64_t keys, uint8_t* 
   }
 }
 
-// The codes of rows [begin, end), counted head by head of token after token.
+// The codes of rows [begin, end), where row = token * heads + head.
 template <DType kDType>
 void FindCodesOfRows(const MaskArgs& mask, int64_t heads, int64_t begin, int64_t end, int64_t keys,
                      uint8_t* codes) {
@@ -137,7 +137,7 @@ int64_t CodeRows(const AttentionMask& mask) {
   return core::SaturatingMul(mask.tokens + joined, mask.heads);
 }
 
-// Elements that a task of FindMaskCodes reads, about. A row takes the time of 32 of them at least.
+// About how many elements a task of FindMaskCodes reads. A row takes at least as long as 32.
 constexpr int64_t kTaskElements = 1 << 16;
 constexpr int64_t kMinRowElements = 32;
 

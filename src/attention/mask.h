@@ -1,4 +1,4 @@
-// What is found of a mask before kernels run: which of its blocks hide or show every key.
+// Scans a mask before kernels run for the blocks that hide, show or change keys.
 #pragma once
 
 #include <cstddef>
@@ -14,7 +14,7 @@ namespace riffle::attention {
 // How many codes a mask has, for sequences of up to `longest` keys.
 size_t MaskCodeCount(const AttentionMask& mask, int64_t longest);
 
-// The mask with its codes, found by `lease` and written to `codes`.
+// The mask with its codes, which the lease's threads find and write to `codes`.
 MaskArgs FindMaskCodes(const AttentionMask& mask, int64_t longest, std::span<uint8_t> codes,
                        core::Lease& lease);
 

@@ -7,14 +7,14 @@
 
 namespace riffle::attention {
 
-// What a row of a mask does to a block of keys: bit g tells that some key of group g, of 16 keys,
-// is hidden or that something is added to its logit, bit 4 + g that some key of it is seen. The
-// bits of several rows are joined by `or`.
+// What a row of a mask does to a block of keys. Bit g: some key of group g (16 keys) is hidden, or
+// has something added to its logit. Bit 4 + g: some key of group g is seen. The bits of several
+// rows are joined by `or`.
 inline constexpr uint8_t kMaskAlters = 0x0f;
 inline constexpr uint8_t kMaskShows = 0xf0;
 
-// Neighbouring tokens, from a multiple of this on, whose codes are kept joined too: a work item
-// asks for those of 64 tokens at once, for each of its blocks.
+// The codes of this many neighbouring tokens, from a multiple of it on, are also kept joined: a
+// work item asks for the codes of 64 tokens at once, for each of its blocks.
 inline constexpr int64_t kJoinedTokens = 8;
 
 // AttentionMask in bytes, with the code of each block of each of its rows.

@@ -31,7 +31,7 @@ HWY_INLINE bool AnyNonFinite(F32Math, const float* values, int n) {
   return !hn::AllTrue(df, finite);
 }
 
-// A key's values, packed for the value product, become 0.
+// Sets a key's values, packed for the value product, to 0.
 HWY_INLINE void ClearPackedKey(F32Math, int key, int stride, float* values) {
   std::fill_n(values + key * stride, stride, 0.0f);
 }

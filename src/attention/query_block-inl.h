@@ -45,7 +45,7 @@ struct FloatQuery {
 };
 
 #if RIFFLE_BF16_DOT
-// The same for operands of two elements of bf16, to which those of other types are rounded.
+// The same for operands of two bf16; elements of other types are rounded to bf16.
 template <DType kDType>
 struct PairQuery {
   uint32_t keep;

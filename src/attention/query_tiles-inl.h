@@ -21,10 +21,10 @@
 HWY_BEFORE_NAMESPACE();
 namespace riffle::attention::HWY_NAMESPACE {
 
-// Rows that pass through the kernels together: their lanes, and the keys that some and that all of
-// them see.
+// Rows that pass through the kernels together, their lanes, the keys that any of them sees and the
+// keys that all of them see.
 struct Tile {
-  int row;  // of the work item, and its lane: tiles before the last one are full
+  int row;  // the first one, in the work item; also its lane, since earlier tiles are full
   int rows;
   int lanes;
   KeyRange any;
@@ -96,14 +96,14 @@ class WorkItemQueries {
     for (int row = 0; row < tile.lanes; ++row) {
       rows[row] = row < tile.rows ? Query(head, tile.row + row) : kZeroRow;
     }
-    // Without a soft cap the sign of the scale goes here, so that the factor of scores is positive
-    // and the largest score is the largest logit.
+    // The sign of the scale goes into the queries, so that the factor of scores is positive and the
+    // largest score is the largest logit.
     PackQueryRows(Math(), args_.q_dtype, rows, operands(), args_.scale_sign(), tile.lanes,
                   Packed(head, tile));
   }
 
-  // Those of the next tile, into L2: 32 rows are read a few words at a time, which the hardware's
-  // prefetchers do not follow.
+  // Prefetches the next tile's queries into L2: 32 rows are read a few words at a time, which the
+  // hardware's prefetchers do not follow.
   void Prefetch(int head, int row) const {
     const size_t bytes = static_cast<size_t>(args_.shape.head_dim) * SizeOf(args_.q_dtype);
     for (const int end = std::min(row + kTileRows, rows_); row < end; ++row) {

@@ -28,8 +28,8 @@ HWY_INLINE void StoreAny(D, hn::Vec<D> v, uint8_t* p) {
   hn::StoreU(hn::BitCast(d8, v), d8, p);
 }
 
-// A vector of results of `dtype` = x * factor, to `out`. Zeros come out as +0 and NaNs as one NaN:
-// which of them arose depends on what was skipped.
+// A vector of results of `dtype` = x * factor, to `out`. Stores zeros as +0 and NaNs as one NaN:
+// which zero or NaN arose depends on what was skipped.
 template <class DF, class V = hn::Vec<DF>>
 HWY_INLINE void StoreScaled(DF df, DType dtype, V x, V factor, uint8_t* out) {
   const hn::Rebind<uint16_t, DF> du16;
@@ -65,9 +65,9 @@ HWY_INLINE void WriteScaled(DType dtype, const float* values, float factor, int 
   }
 }
 
-// Where the result of a row goes and what its sums are multiplied with.
+// Where the result of a row goes and the factor for its sums.
 struct RowResult {
-  uint8_t* out;  // null: it saw nothing, and its zeros have been written
+  uint8_t* out;  // null: the row saw no key, and its zeros have been written
   float factor;
 };
 

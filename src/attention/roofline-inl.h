@@ -71,14 +71,14 @@ uint8_t ReadItems(const AttentionArgs& args, const WorkItem* begin, const WorkIt
   return hn::ReduceMax(d, max);
 }
 
-// 16 independent chains of dot products; returns floating-point operations.
+// Independent chains of dot products; returns the number of floating-point operations.
 template <class Math>
 double Spin(int64_t steps) {
   const FloatTag<16> df;
   const hn::Rebind<typename Math::Operand, decltype(df)> dw;
   constexpr int kChains = core::HWY_NAMESPACE::kHas32Vectors ? 16 : 12;
-  // Zeros that the compiler cannot see, or it would make one chain of them all. (Hiding them inside
-  // the loop keeps the sums in memory.)
+  // Zeros unknown to the compiler, which would otherwise merge the chains into one. (Hiding them
+  // inside the loop keeps the sums in memory.)
   alignas(64) float sums[kChains * hn::MaxLanes(df)] = {};
   float* at = sums;
   hwy::PreventElision(at);

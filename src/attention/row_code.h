@@ -52,8 +52,8 @@ constexpr bool IsBlocks(RowCode code) { return code >= RowCode::kQ8_0; }
 // Whether an element of a block is scale * code + offset instead of scale * code.
 constexpr bool HasOffsets(RowCode code) { return code == RowCode::kQ4_1 || code == RowCode::kQ5_1; }
 
-// Whether bf16 holds every element as it is before scaling. The integers of formats with offsets
-// are no elements by themselves.
+// Whether every element before scaling is exact in bf16. Formats with offsets have no such
+// elements, since an offset is added after scaling.
 constexpr bool ExactInBF16(RowCode code) {
   return code != RowCode::kF32 && code != RowCode::kF16 && !HasOffsets(code);
 }

@@ -23,8 +23,7 @@ namespace hn = hwy::HWY_NAMESPACE;
 using core::HWY_NAMESPACE::FromF16;
 using core::HWY_NAMESPACE::LoadAny;
 
-// The row's scale at `offset`. Rows that no query sees have scales of 0 wherever they are looked
-// for.
+// The address of row i's scale at `offset`. Rows that no query sees have scales of 0 at any offset.
 HWY_INLINE const uint8_t* ScaleAddress(const KvRows& rows, int i, int64_t offset) {
   return rows.row[i] == kZeroRow ? kZeroRow : rows.row[i] + offset;
 }
@@ -74,7 +73,7 @@ HWY_INLINE void LoadNumbers(DType dtype, const KvRows& rows, int64_t offset,
 }
 
 #if HWY_CAP_GE256
-// Numbers of 16 bits of eight rows, inserted lane after lane: gathers took a tenth of a decode over
+// Loads numbers of 16 bits of eight rows, lane after lane: gathers took a tenth of a decode over
 // Q4_0.
 HWY_INLINE hn::Vec<hn::FixedTag<uint16_t, 8>> LoadEightHalves(const uint8_t* from, int64_t stride) {
   const auto at = [&](int i) HWY_ATTR {
@@ -100,8 +99,8 @@ HWY_INLINE void StoreHalves(DF df, DType dtype, VH halves, float* HWY_RESTRICT t
 
 #endif
 
-// LoadNumbers where the rows lie in one page: no pointer to each of them, nor small stores that a
-// vector load must wait for.
+// LoadNumbers where the rows lie in one page: needs no pointer to each row, and no small stores
+// that a vector load must wait for.
 HWY_INLINE void LoadNumbersOfRun(DType dtype, const RowRun& run, int64_t offset,
                                  float* HWY_RESTRICT to) {
   const FloatTag<16> df;
@@ -133,8 +132,8 @@ HWY_INLINE void LoadNumbersOfRun(DType dtype, const RowRun& run, int64_t offset,
   LoadNumbers(dtype, rows, offset, to);
 }
 
-// to[g * stride + i] = scale g of row i, divided by its divisor, for all groups of a row; then, of
-// block formats that have them, the offsets likewise. load(offset, to) loads 16 numbers.
+// to[g * stride + i] = scale g of row i, divided by the divisor, for all groups of a row; then, for
+// block formats with offsets, the offsets likewise. load(offset, to) loads 16 numbers.
 template <class Load>
 HWY_INLINE void LoadScales(const KvPages& kv, int stride, float* HWY_RESTRICT to,
                            const Load& load) {
@@ -155,7 +154,7 @@ HWY_INLINE void LoadScales(const KvPages& kv, int stride, float* HWY_RESTRICT to
 }
 
 #if HWY_CAP_GE512
-// Scales of four blocks of a row: word g of the result is that of block g, from words of 128 bytes.
+// Indices that pick the scales of four blocks from a row's 128 bytes: word g is that of block g.
 template <int kBytes>
 constexpr std::array<uint16_t, 32> ScaleWords() {
   std::array<uint16_t, 32> words{};
@@ -164,7 +163,7 @@ constexpr std::array<uint16_t, 32> ScaleWords() {
   }
   return words;
 }
-// The same of two rows whose scales lie in 64 bytes each: words 2 g and 2 g + 1.
+// The same for two rows whose four scales lie in 64 bytes each: words 2 g and 2 g + 1.
 template <int kBytes>
 constexpr std::array<uint16_t, 32> ScaleWordsOfTwoRows() {
   std::array<uint16_t, 32> words{};

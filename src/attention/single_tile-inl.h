@@ -1,4 +1,4 @@
-// The rows of a work item in one tile of up to 16 lanes, as decode has them: keys and values are
+// Runs a work item whose rows fit one tile of up to 16 lanes, as in decode: keys and values are
 // read in place, or decoded right before they are used, and the next blocks are prefetched while
 // kernels run. Included once per SIMD target.
 #if defined(RIFFLE_ATTENTION_SINGLE_TILE_INL_H_) == defined(HWY_TARGET_TOGGLE)
@@ -35,15 +35,15 @@ struct CodedKernels<BF16Math> {
       : keys(FindLaneKernel(args.keys.code, args.keys.dim)),
         decoded_keys(FindLaneKernel(RowCode::kBF16, args.keys.dim)),
         values(FindCodedValuesKernel(args.values.code)),
-        // Values in keys that many rows use are decoded once, with their keys.
+        // If values lie in keys, tiles of 16 lanes decode both at once, into memory.
         values_in_keys(args.values_in_keys),
         max_lanes(args.values_in_keys && args.keys.code != RowCode::kBF16 ? 8 : 16),
         key_lines(static_cast<int>((args.keys.row_bytes + 63) / 64)) {}
 
   // Whether a tile's keys are read in place. Otherwise they are decoded into memory.
   bool TakesKeys(int lanes) const { return keys.run != nullptr && lanes <= max_lanes; }
-  // Whether a tile's values are. 16 rows would decode them twice, and what has been decoded with
-  // the keys is used.
+  // Whether a tile's values are read in place. Not those of 16 rows, which would decode them twice,
+  // nor those that have been decoded with their keys.
   bool TakesValues(int lanes) const {
     return values != nullptr && lanes <= 8 && (TakesKeys(lanes) || !values_in_keys);
   }
@@ -73,7 +73,7 @@ class SingleTile {
   // Whether a work item of this shape is run here.
   static bool Takes(const WorkItemShape& shape) { return shape.lanes <= 16; }
 
-  // A block of keys of a KV head. `ahead` is the block that is prefetched.
+  // Runs a block of keys of a KV head. `ahead` is the block that is prefetched.
   void RunBlock(int head, int key0, const TileCursor& ahead) {
     const Context& c = context_;
     if (!ahead.done()) {
@@ -104,14 +104,14 @@ class SingleTile {
     }
     for (int group = 0; group < kGroups; ++group) {
       if (group * kGroupKeys < block.begin || group * kGroupKeys >= block.end) {
-        // No kernel runs beside it.
+        // No kernel runs on this group that could prefetch meanwhile.
         PrefetchRows(ahead_.keys[group], c.args.keys.row_bytes);
         PrefetchRows(ahead_.values[group], c.args.values.row_bytes);
       }
     }
-#if HWY_CAP_GE512  // `if constexpr` hides a name from no compiler since clang 19
+#if HWY_CAP_GE512  // clang 19 and later reject undeclared names even in `if constexpr`
     if constexpr (Math::kDirect) {
-      // Rows of one query see the same keys, so no value needs to be looked at.
+      // Rows of one query see the same keys, so values need no check for NaN and infinity.
       if (c.args.values.dim % kDirectColumns == 0 && (!block.partial || SeeTheSame(block))) {
         AddInPlace(block, tile);
         return;
@@ -130,10 +130,10 @@ class SingleTile {
     return context_.Group(block.head, block.key0, group, context_.seen);
   }
 
-  // Keys that are read in place pass through all groups of a block at a time: four rows of q times
-  // 64 keys are 16 chains of products, where 8 left the multipliers waiting for each other. Those
-  // that are decoded into memory pass two groups at a time, which leaves room in L1. Decoded keys
-  // of values that lie in them are kept for these.
+  // Keys that are read in place are scored all groups of a block at a time: four rows of q times 64
+  // keys are 16 chains of products, whereas 8 left the multipliers idle. Keys that are decoded into
+  // memory are scored two groups at a time, which leaves room in L1; all are kept if values lie in
+  // them.
   static constexpr int kDecodedAtOnce = 2;
   static constexpr bool kKeepsKeys = Math::kPerOperand == 2;  // whose operands are unscaled
   int KeyPlace(int group) const {
@@ -229,8 +229,8 @@ class SingleTile {
   }
 
 #if HWY_CAP_GE512
-  // Columns that kernels of values in place take at a time. Sums of the padding behind them are
-  // whatever was there.
+  // Columns that the kernels for values in place take at a time. The sums of padding columns after
+  // the last one are never written.
   static constexpr int kDirectColumns = 16 * Math::kPerOperand;
 
   // Values are read in place, or where they have been decoded to.
@@ -272,7 +272,7 @@ class SingleTile {
     return false;
   }
 
-  // `rows`, the values' own, become rows that kernels can read.
+  // Replaces `rows`, where values lie in the pool, by rows that kernels can read.
   void MakeReadable(const RowsAt& at, int group, int stride, const Tile& tile, KvRows* rows) const {
     const Context& c = context_;
     if constexpr (Math::kPerOperand == 1) {

@@ -1,6 +1,6 @@
 // Kernels for the few rows of a decode: keys and values are read in place, or where they have just
-// been decoded. Every result is the same chain of the same steps as in dot-inl.h, so the bits are
-// those of prefill. For vectors of 512 bits. Included once per SIMD target.
+// been decoded. Every result is the same chain of steps as in dot-inl.h, so the bits are those of
+// prefill. For vectors of 512 bits. Included once per SIMD target.
 #if defined(RIFFLE_ATTENTION_SMALL_M_INL_H_) == defined(HWY_TARGET_TOGGLE)
 #ifdef RIFFLE_ATTENTION_SMALL_M_INL_H_
 #undef RIFFLE_ATTENTION_SMALL_M_INL_H_
@@ -85,9 +85,9 @@ struct KeyRows {
 
 // Scores of kVecs * 16 / kRows keys, in vectors of [keys][kRows]: four operands of as many keys as
 // fit are loaded side by side, then each is repeated over the rows of its key, which costs nothing
-// beside dot products. (A vector of 4 or 8 rows and a broadcast from memory a key took 2 to 2.5
-// times as long: Zen 4 runs two short dot products a cycle but loads less than two operands for
-// them.) Eight vectors, a step of each in turn, as a product takes six cycles.
+// beside dot products. (A vector of 4 or 8 rows and a broadcast from memory per key took 2 to 2.5
+// times as long: Zen 4 runs two short dot products a cycle but loads fewer than two operands.)
+// Eight vectors take a step in turn, since a product takes six cycles.
 //   q  [operands][kRows]; scores [keys][kRows], aligned
 template <class Math, int kRows, int kVecs>
 HWY_INLINE void ScoresInPlace(const typename Math::Operand* HWY_RESTRICT q, const KeyRows& k,
@@ -160,8 +160,8 @@ HWY_INLINE void StoreLanes(const hn::Vec<FloatTag<16>>* sum, float* HWY_RESTRICT
 }
 
 // Scores of 32 keys against kRows rows of q, up to four. Four operands of 16 keys are transposed in
-// registers, so that lanes are keys: with one row a fourth of the products of ScoresInPlace, which
-// has lanes for four, and half of the shuffles in any case.
+// registers, so that lanes are keys. With one row this takes a fourth of the products of
+// ScoresInPlace, which has lanes for four, and always half of the shuffles.
 //   q  [operands][4]; scores [keys][4], aligned
 template <int kRows>
 HWY_INLINE void TransposedScores(const float* HWY_RESTRICT q, const KeyRows& k,
@@ -294,7 +294,7 @@ struct ValueLoader<BF16Math, RowCode::kBF16, kVecs> {
 };
 #endif
 
-// ValueKernel over them: kRows rows, 16 * kVecs columns.
+// ValueKernel over DirectValues: kRows rows, 16 * kVecs columns.
 //   p  [keys / kPerOperand][lanes]
 template <class Math, RowCode kCode, int kRows, int kVecs, bool kAhead>
 HWY_INLINE void DirectValueKernel(const typename Math::Operand* HWY_RESTRICT p, int lanes,

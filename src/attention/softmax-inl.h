@@ -53,7 +53,7 @@ HWY_INLINE void SoftCap(DF df, int lanes, int begin, int end, float scale, float
   }
 }
 
-// Whether SoftCap or a factor of f32 would overflow or lose digits to subnormal numbers.
+// Whether SoftCap or the factor in f32 would overflow or lose digits to subnormal numbers.
 inline bool NeedsWideLogits(float scale, float cap) {
   const auto ordinary = [](float x) { return x == 0 || (x >= 0x1p-100f && x <= 0x1p100f); };
   const float magnitude = std::abs(scale);
@@ -91,10 +91,10 @@ HWY_INLINE void MaskOutside(DF df, int lanes, int begin, int end, int key0, cons
   }
 }
 
-// Turns scores [begin, end) of a block (multiples of 16) into weights, which `to` takes
-// (weights-inl.h), and updates the states. Keys that are left out and keys that are masked are the
-// same to the last bit: they add 0. Four partial weights by the key's position keep the additions'
-// order apart from where the range begins. Returns whether any correction is not 1.
+// Turns scores [begin, end) of a block (multiples of 16) into weights, hands them to `to`
+// (weights-inl.h) and updates the states. Whether a key is left out or masked changes no bit: both
+// add 0. Four partial weights, by key modulo 4, make the order of additions independent of `begin`.
+// Returns whether any correction is not 1.
 template <class DF, class To>
 HWY_INLINE bool SoftmaxBlock(DF df, int lanes, int begin, int end, float scale, const float* scores,
                              const To& to, const TileState& state) {
@@ -205,8 +205,8 @@ HWY_INLINE void MergeState(float later_max, float later_weight, const float* lat
   }
 }
 
-// What the sums of a finished state are multiplied with, and its natural log-sum-exp. A row that
-// saw nothing has factor 0. The latter only if it is asked for.
+// The factor for the sums of a finished state, 0 if the row saw nothing, and the row's natural
+// log-sum-exp, if that is asked for.
 struct Finished {
   float factor;
   float lse;
@@ -225,7 +225,7 @@ inline Finished Finish(float max, float weight, const float* sink, bool with_lse
     const float lse = static_cast<float>(max * kLn2 + std::log(static_cast<double>(weight)));
     return {empty ? 0.0f : 1.0f / weight, empty ? -std::numeric_limits<float>::infinity() : lse};
   }
-  if (empty || *sink == std::numeric_limits<float>::infinity()) {  // nothing has weight beside it
+  if (empty || *sink == std::numeric_limits<float>::infinity()) {  // the sink has all the weight
     return {0.0f, *sink};
   }
   const double natural = max * kLn2;

@@ -34,7 +34,7 @@ struct TileBlock {
   int key0;        // the block's first key
   int begin, end;  // relative to it: the groups of 16 keys of which any row of the tile sees a key
   bool partial;    // some row does not see some of these keys
-  bool bounded;    // of these, causality or a window hides some
+  bool bounded;    // causality or a window hides some of them from some row
   bool masked;     // the mask hides some of them from some row, or adds to a logit
   bool fresh;      // these are the tile's first keys of the KV split
 };
@@ -54,9 +54,9 @@ class TileSoftmax {
         keys_(keys),
         values_(values) {}
 
-  // Where anything is added to logits, at.bias holds it (FillBias) if block.masked or there are
-  // slopes. Scores become probabilities, or weights that ForColumnGroups scales; the states take
-  // them up. Whether any correction is not 1.
+  // Turns scores into probabilities, or into weights that ForColumnGroups scales, and updates the
+  // states. Returns whether any correction is not 1. Pre: if block.masked or there are slopes,
+  // at.bias has what is added to logits (FillBias).
   bool Run(const TileBlock& block, const Tile& tile, const TileState& states) const {
     const bool biased = block.masked || slopes_;
     return WithLanes(tile.lanes, [&](auto df) HWY_ATTR {
@@ -65,16 +65,15 @@ class TileSoftmax {
         AddBias(df, tile.lanes, block.begin, block.end, factor_, at_.bias, at_.scores);
       }
       Mask(df, block, tile);
-      // A factor that is left to the weights gives the same bits: it is positive, so the largest
+      // Leaving the factor to MakeWeights gives the same bits: it is positive, so the largest
       // product is that of the largest score.
       return MakeWeights(df, block, tile, states, biased ? 1.0f : factor_);
     });
   }
 
-  // f(begin, end) for ranges of columns, once p holds the probabilities of keys [begin, end) of the
-  // block for each of the range's groups, one after the other: [groups][kBlock /
-  // kPerOperand][lanes]. `groups` limits how many these are; p has room for kTileRows / lanes of
-  // them.
+  // Calls f(first, end) for ranges of columns. Before each call, at.p gets the probabilities of
+  // keys [begin, end) of the block, scaled for each group of columns in the range: [groups][kBlock
+  // / kPerOperand][lanes]. A range has at most `groups` groups; p has room for kTileRows / lanes.
   template <class F>
   void ForColumnGroups(int lanes, int begin, int end, int columns, int groups, const F& f) const {
     if (values_.groups() < 2) {
@@ -93,7 +92,8 @@ class TileSoftmax {
   }
 
  private:
-  // q . k -> logits, but for the factor; several scales of a key have multiplied them already.
+  // q . k -> logits, except for the factor. Where keys have several scales, they are applied
+  // already.
   template <class DF>
   HWY_INLINE void MakeLogits(DF df, const TileBlock& block, const Tile& tile) const {
     if (keys_.groups() == 1) {

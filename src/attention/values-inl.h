@@ -37,8 +37,8 @@ struct ValueProduct {
   const float* correction;  // [rows] or null: what earlier sums are multiplied with first
 };
 
-// sums[row][column] = its correction times that, + the sum over s in [begin, end) of p[s][row] *
-// v[s][column], kRows rows, kVecs vectors of columns.
+// sums[row][column] = sums[row][column] * correction[row] + the sum over s in [begin, end) of
+// p[s][row] * v[s][column], for kRows rows and kVecs vectors of columns.
 //   kAhead  prefetch the columns' bytes of ahead.rows[0, steps * kPerOperand)
 template <class Math, int kRows, int kVecs, bool kAhead, class DF>
 HWY_INLINE void ValueKernel(DF df, const ValueProduct<Math>& of, int first_row, int column,
@@ -47,7 +47,7 @@ HWY_INLINE void ValueKernel(DF df, const ValueProduct<Math>& of, int first_row, 
   const hn::Rebind<Operand, DF> dw;
   constexpr size_t kN = hn::MaxLanes(DF());
   constexpr int kPerOperand = Math::kPerOperand;
-  // Cache lines that the columns take in a row; each counts twice where f32 is made of 16 bits.
+  // Cache lines of the columns in a row; lines of 16-bit elements that become f32 count twice.
   constexpr int kLines = (kVecs * kN + 16 * kPerOperand - 1) / (16 * kPerOperand);
   const int lanes = of.lanes;
   const int stride = of.stride;
@@ -140,8 +140,8 @@ HWY_INLINE void AddValuesAhead(const ValueProduct<Math>& of, int rows, Ahead ahe
   });
 }
 
-// Rows, of which row i needs only the keys [first[i], last[i]) from `key0` on, both ascending: the
-// other probabilities are 0.
+// For `rows` rows. Row i needs only the keys [first[i], last[i]), counted from `key0` and both
+// ascending: the other probabilities are 0.
 template <class Math>
 HWY_INLINE void AddValues(const ValueProduct<Math>& of, int rows, int key0, const int32_t* first,
                           const int32_t* last) {

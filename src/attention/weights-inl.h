@@ -1,5 +1,4 @@
-// What becomes of the weights of a block: operands of the value product. Included once per SIMD
-// target.
+// Turns the weights of a block into operands of the value product. Included once per SIMD target.
 #if defined(RIFFLE_ATTENTION_WEIGHTS_INL_H_) == defined(HWY_TARGET_TOGGLE)
 #ifdef RIFFLE_ATTENTION_WEIGHTS_INL_H_
 #undef RIFFLE_ATTENTION_WEIGHTS_INL_H_
@@ -20,7 +19,7 @@ HWY_BEFORE_NAMESPACE();
 namespace riffle::attention::HWY_NAMESPACE {
 namespace hn = hwy::HWY_NAMESPACE;
 
-// Two neighbouring keys' probabilities in the form in which they multiply values.
+// Stores two neighbouring keys' probabilities as operands of the value product.
 template <class DF, class V = hn::Vec<DF>>
 HWY_INLINE void StoreWeights(F32Math, DF df, V even, V odd, int key, int lanes, float* p) {
   hn::Store(even, df, p + key * lanes);
@@ -31,7 +30,7 @@ HWY_INLINE void StoreWeights(F32Math, DF df, V even, V odd, int key, int lanes, 
 // In tiles of four lanes a vector holds four keys, four lanes each.
 using FourKeys = FloatTag<16>;
 
-// One of four numbers for each of the four keys of a vector.
+// Repeats each of four numbers in the four lanes of its key.
 HWY_INLINE hn::Vec<FourKeys> RepeatEach4(const float* x) {
   const FourKeys df;
   alignas(64) static constexpr int32_t kBlocks[16] = {0,  0,  0,  0,  5,  5,  5,  5,
@@ -99,7 +98,7 @@ HWY_INLINE void StoreWeightsOf8(BF16Math, hn::Vec<FourKeys> low, hn::Vec<FourKey
 #endif  // dot products of bf16
 
 // A weight times the scale of its key's value. A hidden key's scale may be NaN or infinite; its
-// weight stays 0. `logit`, or the masked score, tells: it is -inf.
+// weight stays 0. `logit` (or the masked score) is -inf for it.
 template <class DF, class V = hn::Vec<DF>>
 HWY_INLINE V ScaledWeight(DF df, V weight, V logit, V scale) {
   const V minus_inf = hn::Set(df, -std::numeric_limits<float>::infinity());
@@ -108,7 +107,7 @@ HWY_INLINE V ScaledWeight(DF df, V weight, V logit, V scale) {
 
 // The softmax hands weights to one of these, two keys at a time, or four keys of four lanes.
 
-// Weights multiply values.
+// Stores weights as operands that multiply values.
 template <class Math>
 struct PlainWeights {
   typename Math::Operand* p;
@@ -124,7 +123,7 @@ struct PlainWeights {
 #endif
 };
 
-// Weights times one scale for each key multiply values.
+// Stores weights times one scale per key as operands.
 template <class Math>
 struct ScaledWeights {
   typename Math::Operand* p;
@@ -144,7 +143,7 @@ struct ScaledWeights {
 #endif
 };
 
-// Weights are kept in f32, for several scales of each key (ScaleKeptWeights).
+// Keeps weights in f32, for several scales of each key (ScaleKeptWeights).
 struct KeptWeights {
   float* weights;  // [kBlock][lanes]
 

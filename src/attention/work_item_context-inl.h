@@ -1,5 +1,5 @@
-// What the two ways of running a work item share: its rows, their states, and how a tile's values
-// are added. Included once per SIMD target.
+// What SingleTile, ManyTiles and FewKeys share: the work item's rows, their states, and how a
+// tile's values are added. Included once per SIMD target.
 #if defined(RIFFLE_ATTENTION_WORK_ITEM_CONTEXT_INL_H_) == defined(HWY_TARGET_TOGGLE)
 #ifdef RIFFLE_ATTENTION_WORK_ITEM_CONTEXT_INL_H_
 #undef RIFFLE_ATTENTION_WORK_ITEM_CONTEXT_INL_H_
@@ -81,12 +81,12 @@ struct WorkItemContext {
   void BeginSplit(int first_key) {
     split_key0 = first_key;
     at.split.Clear(shape);
-    if (args.mask.data != nullptr) {  // which block is a tile's first one is not known
+    if (args.mask.data != nullptr) {  // which decides which block is a tile's first
       std::fill_n(at.begun, shape.heads * shape.lanes, uint8_t{0});
     }
   }
 
-  // Scores -> probabilities and states; whether earlier sums are to be corrected.
+  // Scores -> probabilities and states. Returns whether earlier sums are to be corrected.
   bool Softmax(const TileBlock& block, const Tile& tile) const {
     if (block.masked || args.slopes != nullptr) {
       MakeBias(block, tile);
@@ -115,7 +115,7 @@ struct WorkItemContext {
     return at.split.sums + (int64_t{block.head} * shape.rows + tile.row) * shape.columns;
   }
 
-  // Groups [begin, end) of keys of a block to `to`, as operands of the value product.
+  // Packs the values of groups [begin, end) of a block to `to`, as operands of the value product.
   void PackValues(int head, int key0, int begin, int end, const KeyRange& range,
                   Operand* to) const {
     for (int group = begin; group < end; ++group, to += kGroupSteps * value_stride) {
@@ -123,8 +123,8 @@ struct WorkItemContext {
     }
   }
 
-  // A key that some rows see and others do not has a NaN or an infinite value: 0 times it is not 0.
-  // Every row gets values of its own, in which what it does not see is 0. `v` is product.v.
+  // For blocks where a value that some rows see and others do not is NaN or infinite: 0 times it is
+  // NaN. Packs values anew for each row, with 0 for keys that it does not see. `v` is product.v.
   void AddRowByRow(const TileBlock& block, int begin, int end, const Tile& tile,
                    const ValueProduct<Math>& product, Operand* v) const {
     const int first_group = begin / kGroupKeys;
@@ -142,7 +142,7 @@ struct WorkItemContext {
       of_row.correction += product.correction != nullptr ? row : 0;
       AddValues(of_row, 1, block.key0 + begin, at.first + tile.row + row, at.last + tile.row + row);
     }
-    // Packs values for the next tile, or the next columns.
+    // Packs all values again, for the next tile or the next columns.
     PackValues(block.head, block.key0, first_group, last_group, seen, v);
   }
 
@@ -206,7 +206,7 @@ struct WorkItemContext {
         at.bias);
   }
 
-  // Packed values of keys [begin, end), of which those that the mask hides from a row become 0.
+  // Sets to 0 the packed values of the keys of [begin, end) that the mask hides from a row.
   void ClearHidden(int begin, int end, int lanes, int row, Operand* v) const {
     for (int key = begin; key < end; ++key) {
       if (at.bias[key * lanes + row] == kMinusInf) {

@@ -52,7 +52,7 @@ class WorkItemRunner {
     const int64_t state_floats =
         PartialStateFloats(PartialStateRows(shape.heads, shape.rows), shape.columns);
     const Splits splits = VisibleSplits();
-    // Merging one KV split into nothing would change no result.
+    // A single KV split needs no merge: merging it into the empty state would change no result.
     const bool one_split = item.state_row < 0 && splits.end - splits.begin == 1;
     if (!one_split) {
       at.total.Clear(shape);
@@ -123,7 +123,7 @@ class WorkItemRunner {
 
   // The KV splits of the work item, at least one. Those that the mask hides are left out where they
   // would be merged: an empty state changes nothing, but clearing and merging it cost a third of a
-  // prefill over a block-diagonal mask. Each that is stored has a place of its own.
+  // prefill over a block-diagonal mask. Where each split's state is stored, all have to be.
   struct Splits {
     int begin;
     int end;

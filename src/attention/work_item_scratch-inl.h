@@ -20,7 +20,7 @@
 HWY_BEFORE_NAMESPACE();
 namespace riffle::attention::HWY_NAMESPACE {
 
-// Operands from a row of values to the next: rows of a power of two would use a part of L1 alone.
+// Operands from a row of values to the next: rows of a power of two would share few L1 sets.
 constexpr int ValueStride(int columns) { return columns + 16; }
 
 // Arrays for the largest work item of a plan; `lanes` are those of the work item or of the tile in
@@ -31,7 +31,7 @@ struct WorkItemScratch {
 
   Operand* keys;        // [kBlock][KeyStride], or [keys][operands][lanes] of FewKeys
   Operand* values;      // [kBlock / kPerOperand][ValueStride]
-  Operand* decoded;     // [kGroupKeys][columns / kPerOperand]: values on their way to pairs
+  Operand* decoded;     // [kGroupKeys][columns / kPerOperand]: values before they are packed
   float* key_scales;    // [groups][kBlock], as KvSource has them
   float* value_scales;  // [groups][kBlock]
   Operand* p;           // [kBlock / kPerOperand][lanes]: probabilities

@@ -52,11 +52,11 @@ struct WorkItemState {
   }
 };
 
-// total = total and the keys after it.
+// Merges the state of later keys into `total`.
 inline void MergePartialState(const WorkItemShape& item, const WorkItemState& later,
                               const WorkItemState& total) {
   item.ForEach([&](int, int, int lane, int64_t sums) {
-    if (!later.IsEmpty(lane)) {  // it would change no bit
+    if (!later.IsEmpty(lane)) {  // an empty state would change no bit
       MergeState(later.max[lane], later.weight[lane], later.sums + sums, item.columns,
                  total.max + lane, total.weight + lane, total.sums + sums);
     }

@@ -36,7 +36,7 @@ AttentionMask ToMask(const riffle_mask& mask) {
           mask.keys, mask.token_stride,           mask.head_stride, mask.key_stride};
 }
 
-// `q`: that of the call, already converted.
+// `q` is the call's, already converted.
 AttentionOptions ToOptions(const riffle_attention_options* in, const HeadsView& q) {
   const riffle_attention_options options = ReadOptions("options", in);
   AttentionOptions result;
@@ -85,7 +85,7 @@ PagedKvOut ToPagedKvOut(const char* name, const riffle_paged_kv* in, void* compu
 }  // namespace
 }  // namespace riffle::c_api
 
-using namespace riffle::c_api;  // NOLINT(google-build-using-namespace): this file is of that room
+using namespace riffle::c_api;  // NOLINT(google-build-using-namespace): this file belongs to it
 
 riffle_status riffle_paged_attention(const riffle_heads* q, const riffle_paged_kv* keys,
                                      const riffle_paged_kv* values, const riffle_paged_batch* batch,

@@ -36,8 +36,8 @@ T& NotNull(const char* name, T* pointer) {
   return *pointer;
 }
 
-// The length of a list, or of rows that have one element each, whose bytes can be added up in 64
-// bits.
+// Checks the length of a list, or a number of rows with one element each. The limit keeps sums of
+// bytes within 64 bits.
 inline int64_t CheckedCount(const char* name, int64_t count) {
   constexpr int64_t kMax = int64_t{1} << 48;  // no address space has more elements
   core::Check(count >= 0 && count <= kMax, Code::kBadShape, name, " has ", count,
@@ -49,7 +49,7 @@ inline void CheckReserved(const char* name, int32_t reserved) {
   core::Check(reserved == 0, Code::kBadOption, name, ".reserved = ", reserved, " is not 0");
 }
 
-// A flag that takes no other value than 0 and 1, so that others can get a meaning.
+// A flag. Only 0 and 1 are allowed, so that later versions can give other values a meaning.
 inline bool ToBool(const char* name, int32_t flag) {
   core::Check(flag == 0 || flag == 1, Code::kBadOption, name, " = ", flag, " is neither 0 nor 1");
   return flag == 1;
@@ -59,7 +59,7 @@ inline bool ToBool(const char* name, int32_t flag) {
 // version that was published.
 template <typename T>
 size_t StatedSize(const char* name, const T* in, size_t first_size) {
-  constexpr size_t kMaxSize = 4096;  // far beyond any header, and below most sizes never set
+  constexpr size_t kMaxSize = 4096;  // above any struct's, and below most sizes left unset
   size_t size = 0;
   std::memcpy(&size, &NotNull(name, in), sizeof(size));
   core::Check(size >= first_size && size <= kMaxSize, Code::kBadOption, name, ".size = ", size,
@@ -68,8 +68,8 @@ size_t StatedSize(const char* name, const T* in, size_t first_size) {
   return size;
 }
 
-// A copy of a struct that begins with its size, whose members are those that the library knows. A
-// caller with a newer header may have more of them, which must be zero.
+// Copies the members that the library knows of a struct that begins with its size. A caller with a
+// newer header may have more members, which must be zero.
 template <typename T>
 T ReadSized(const char* name, const T* in, size_t first_size = sizeof(T)) {
   const size_t size = StatedSize(name, in, first_size);

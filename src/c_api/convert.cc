@@ -14,19 +14,19 @@ KvScales ToScales(const char* name, const riffle_kv_scales& scales) {
 
 DType ToDType(const char* name, riffle_dtype dtype) {
   core::Check(dtype >= 0 && dtype < kNumDTypes, Code::kBadDType, name, ".dtype = ", dtype,
-              " is no riffle_dtype");
+              " is not a riffle_dtype");
   return static_cast<DType>(dtype);
 }
 
 IndexType ToIndexType(const char* name, riffle_index_type type) {
   core::Check(type == RIFFLE_INDEX_I32 || type == RIFFLE_INDEX_I64, Code::kBadOption, name, " = ",
-              type, " is no riffle_index_type");
+              type, " is not a riffle_index_type");
   return static_cast<IndexType>(type);
 }
 
 KvFormat ToKvFormat(const char* name, riffle_kv_format format) {
   core::Check(format >= 0 && format < kNumKvFormats, Code::kBadDType, name, ".format = ", format,
-              " is no riffle_kv_format");
+              " is not a riffle_kv_format");
   return static_cast<KvFormat>(format);
 }
 

@@ -1,6 +1,6 @@
-// The structs of the C API as the C++ views that they stand for. Enumerations are checked here,
-// since C++ has no value for others; shapes and pointers are left to the C++ entry points, except
-// where a length comes from a pointer that may be null.
+// Converts the structs of the C API to C++ views. Enumerations are checked here, since a C++ enum
+// has no name for a wrong value; shapes and pointers are left to the C++ entry points, except where
+// a length comes from a pointer that may be null.
 #pragma once
 
 #include <cstdint>
@@ -24,7 +24,7 @@ HeadsView ToHeads(const char* name, const riffle_heads* x);
 PagedKv ToPagedKv(const char* name, const riffle_paged_kv* kv);
 riffle_paged_kv FromPagedKv(const PagedKv& kv);
 
-// `count` elements, of which a null pointer has none.
+// A span of `count` elements. A null pointer is allowed only if there are none.
 template <typename T>
 std::span<T> ToSpan(const char* name, T* data, int64_t count) {
   CheckedCount(name, count);
@@ -33,7 +33,7 @@ std::span<T> ToSpan(const char* name, T* data, int64_t count) {
   return {data, static_cast<size_t>(count)};
 }
 
-// The same where null means that there is no list.
+// The same, but a null pointer means that there is no list.
 template <typename T>
 std::span<T> ToOptionalSpan(const char* name, T* data, int64_t count) {
   return data == nullptr ? std::span<T>() : ToSpan(name, data, count);

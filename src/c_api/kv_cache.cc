@@ -55,7 +55,7 @@ riffle_kv_cache_info InfoOf(const KvCache& cache) {
 }  // namespace
 }  // namespace riffle::c_api
 
-using namespace riffle::c_api;  // NOLINT(google-build-using-namespace): this file is of that room
+using namespace riffle::c_api;  // NOLINT(google-build-using-namespace): this file belongs to it
 
 riffle_status riffle_kv_cache_create(const riffle_kv_cache_options* options,
                                      riffle_kv_cache** cache) {

@@ -9,7 +9,7 @@ WeightView ToWeights(const riffle_weights* weight) {
   NotNull("weight", weight);
   CheckReserved("weight", weight->reserved);
   core::Check(weight->format >= RIFFLE_WEIGHT_F32 && weight->format <= RIFFLE_WEIGHT_Q8_0,
-              Code::kBadDType, "weight.format = ", weight->format, " is no RIFFLE_WEIGHT_...");
+              Code::kBadDType, "weight.format = ", weight->format, " is not a RIFFLE_WEIGHT_...");
   return {weight->data,       static_cast<WeightFormat>(weight->format),
           weight->rows,       weight->cols,
           weight->row_stride, weight->col_stride};
@@ -28,7 +28,7 @@ LinearOptions ToOptions(const riffle_linear_options* in, const WeightView& weigh
 }  // namespace
 }  // namespace riffle::c_api
 
-using namespace riffle::c_api;  // NOLINT(google-build-using-namespace): this file is of that room
+using namespace riffle::c_api;  // NOLINT(google-build-using-namespace): this file belongs to it
 
 riffle_status riffle_linear(const riffle_matrix* x, const riffle_weights* weight, float* y,
                             int64_t y_stride, const riffle_linear_options* options) {

@@ -8,7 +8,7 @@
 namespace riffle::c_api {
 namespace {
 
-// The name of a target is a few letters.
+// The name that riffle_target returned last on this thread. Highway's names are short.
 constinit thread_local char target_name[64] = "";
 
 }  // namespace

@@ -5,7 +5,7 @@
 
 #include "c_api/convert.h"
 
-using namespace riffle::c_api;  // NOLINT(google-build-using-namespace): this file is of that room
+using namespace riffle::c_api;  // NOLINT(google-build-using-namespace): this file belongs to it
 
 namespace {
 
@@ -17,7 +17,7 @@ riffle::TokenLists ToTokenLists(const char* name, const riffle_token_lists& list
           ToSpan(name, lists.offsets.data, lists.offsets.count)};
 }
 
-// What the second version has.
+// Adds the members that came with the second version of the options.
 void AddAdjustments(const riffle_sample_options& in, riffle::SampleOptions* sample) {
   const auto span = [](const char* name, const riffle_floats& list) {
     return ToSpan(name, list.data, list.count);
@@ -33,7 +33,7 @@ void AddAdjustments(const riffle_sample_options& in, riffle::SampleOptions* samp
   sample->output_tokens = ToTokenLists("output_tokens", in.output_tokens);
   riffle::core::Check(
       in.on_invalid == RIFFLE_INVALID_FAILS || in.on_invalid == RIFFLE_INVALID_TOKEN,
-      riffle::Code::kBadOption, "on_invalid = ", in.on_invalid, ", which is no riffle_invalid_row");
+      riffle::Code::kBadOption, "on_invalid = ", in.on_invalid, " is not a riffle_invalid_row");
   sample->on_invalid = in.on_invalid == RIFFLE_INVALID_TOKEN ? riffle::InvalidRow::kToken
                                                              : riffle::InvalidRow::kThrow;
 }

@@ -7,7 +7,7 @@
 namespace riffle::c_api {
 namespace {
 
-// Neither allocated nor destroyed, so that calls of thread_local destructors can fail too.
+// Neither allocated nor destroyed: calls made in thread_local destructors can report failures too.
 constinit thread_local char last_message[1024] = "";
 
 void KeepMessage(const char* text) noexcept {

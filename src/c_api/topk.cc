@@ -25,8 +25,8 @@ TopKOptions ToOptions(const riffle_topk_options* in, IndexType index_type) {
   return result;
 }
 
-// Calls body with the outputs; statistics pass through a copy, since the two structs are of two
-// types.
+// Calls body with the outputs. Statistics are copied afterwards, since C and C++ have different
+// structs for them.
 template <typename Body>
 void WithOutputs(const MatrixView& x, const riffle_topk_out* out_in, const Body& body) {
   const riffle_topk_out out = ReadSized("out", out_in);
@@ -46,7 +46,7 @@ void WithOutputs(const MatrixView& x, const riffle_topk_out* out_in, const Body&
 }  // namespace
 }  // namespace riffle::c_api
 
-using namespace riffle::c_api;  // NOLINT(google-build-using-namespace): this file is of that room
+using namespace riffle::c_api;  // NOLINT(google-build-using-namespace): this file belongs to it
 
 riffle_status riffle_topk(const riffle_matrix* x, int64_t k, const riffle_topk_out* out,
                           const riffle_topk_options* options) {

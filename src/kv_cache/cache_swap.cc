@@ -23,7 +23,7 @@ void KvCache::Impl::CheckSwapMemory(int64_t seq, const void* memory, size_t size
               Code::kOverlap, "memory lies in the cache's own storage");
 }
 
-// copy(place of the page in the image, page of a layer) for every page of the sequence.
+// Calls copy(offset in the image, page in a layer) for every page of the sequence in every layer.
 template <typename Copy>
 void KvCache::Impl::CopyPages(const Sequence& sequence, core::Lease& lease,
                               const Copy& copy) const {

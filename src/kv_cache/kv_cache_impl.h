@@ -62,7 +62,7 @@ class RIFFLE_LOCAL KvCache::Impl {
     return next_id_++;
   }
 
-  // Throw Error(kBadSequence) for an id that is no sequence; Find also if it is swapped out.
+  // Both throw Error(kBadSequence) for an id that is no sequence, Find also if it is swapped out.
   const Sequence& FindAnywhere(int64_t seq) const;
   const Sequence& Find(int64_t seq) const;
   Sequence& Find(int64_t seq) {

@@ -41,7 +41,7 @@ SideLayout Side(const char* name, const KvCacheOptions& options, int64_t head_di
   return side;
 }
 
-// Multiplies and adds sizes, and notices when a result does not fit in memory.
+// Multiplies and adds sizes, and records whether a result overflows int64.
 class Size {
  public:
   int64_t Times(int64_t a, int64_t b) {
@@ -80,7 +80,7 @@ KvLayout KvLayout::Of(const KvCacheOptions& options) {
   layout.values =
       Side("values", options, value_dim, options.value_dtype.value_or(options.dtype), value_format);
 
-  // Elements of one dtype form one array. Scales or another dtype begin at a multiple of 64 bytes.
+  // Keys and values of one dtype without scales form one array; else each part is 64-byte aligned.
   const bool is_plain = layout.keys.groups == 0 && layout.values.groups == 0 &&
                         layout.keys.dtype == layout.values.dtype;
   const int64_t unit = is_plain ? 1 : 64;

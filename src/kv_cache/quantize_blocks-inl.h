@@ -69,7 +69,7 @@ HWY_INLINE void StoreHalf(float value, uint8_t* out) {
   std::memcpy(out, &bits, sizeof(bits));
 }
 
-// 1 / d, or 0 if d is no divisor (0, not finite, or 1 / d overflows): all then get the code of 0.
+// 1 / d, or 0 if d is 0 or d or 1 / d is not finite: all elements then get the code of 0.
 HWY_INLINE float ReciprocalOrZero(float d) {
   const float inverse = 1.0f / d;
   return d != 0.0f && std::isfinite(d) && std::isfinite(inverse) ? inverse : 0.0f;
@@ -154,7 +154,7 @@ HWY_NOINLINE void QuantizeCentred(const Block& block, uint8_t* out) {
   PackHalves(codes, out + (kBits == 5 ? 6 : 2));
 }
 
-// Q4_1 and Q5_1: the smallest element, which is stored, gets the code 0, the largest the last one.
+// Q4_1 and Q5_1: the smallest element is stored and gets code 0; the largest gets the last code.
 template <int kBits>
 HWY_NOINLINE void QuantizeFromMin(const Block& block, uint8_t* out) {
   constexpr int kLast = (1 << kBits) - 1;

@@ -99,8 +99,8 @@ void KvCache::Impl::Free(int64_t seq) {
   sequences_.erase(seq);
 }
 
-// Replaces those of the sequence's pages [first_page, end_page) that are shared by copies, and
-// removes the keys of the others.
+// Of the sequence's pages [first_page, end_page), replaces the shared ones with copies, and removes
+// the keys of the others.
 void KvCache::Impl::MakePrivate(Sequence& sequence, int64_t first_page, int64_t end_page) {
   HWY_DASSERT(first_page >= 0 && end_page <= static_cast<int64_t>(sequence.pages.size()));
   const auto first = sequence.pages.begin() + first_page;

@@ -35,7 +35,7 @@ class TokenWriter {
   // Bytes read or bytes written for one token, whichever is more.
   int64_t token_bytes() const { return token_bytes_; }
 
-  // Whether rows are written past the caches: FlushWrites follows then, on the same thread.
+  // Whether rows are written by streaming stores; if so, call FlushWrites next on the same thread.
   bool streams() const { return args_.streams; }
 
  private:
@@ -52,25 +52,25 @@ class TokenWriter {
   int64_t scale_page_;
   int64_t scale_token_;
   int64_t token_bytes_;
-  [[maybe_unused]] int64_t tokens_;  // these three are only asserted
+  [[maybe_unused]] int64_t tokens_;  // these three are for assertions only
   [[maybe_unused]] int64_t num_pages_;
   [[maybe_unused]] int64_t page_size_;
 };
 
-// Ends the writes of a thread: others see them once they know that it is done.
+// Completes a thread's streaming stores, so that threads that synchronise with it see them.
 inline void FlushWrites(const TokenWriter& keys, const TokenWriter& values) {
   if (keys.streams() || values.streams()) {
     hwy::FlushStream();
   }
 }
 
-// Bytes of writes from which on threads pay, and what a thread writes at once.
+// Writes of this many bytes and more are shared among threads, in tasks of kTaskBytes.
 inline constexpr int64_t kThreadsBytes = 256 * 1024;
 inline constexpr int64_t kTaskBytes = 64 * 1024;
 
-// Bytes of keys, or of values, from which on copies go past the caches. They would hold only a part
-// of them when they are read, and reading lines that are overwritten whole takes as long as writing
-// them (docs/lab/attention.md).
+// Copies of this many bytes of keys, or of values, and more use streaming stores. Caches would not
+// hold all of them until they are read, and a plain store first reads a line that is then
+// overwritten whole, which takes as long as writing it (docs/lab/attention.md).
 inline constexpr int64_t kStreamBytes = 2 << 20;
 
 }  // namespace riffle::kv_cache

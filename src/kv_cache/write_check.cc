@@ -115,7 +115,7 @@ core::Strided Scales(const PagedKvOut& pages, int64_t region) {
 }
 
 // Whether no two rows share a byte: each axis must step over all rows within the axes of smaller
-// strides. So does every layout in use; strides that interleave rows in other ways are refused.
+// strides. Every layout in use does; strides that interleave rows in other ways are refused.
 bool AreApart(std::span<std::pair<int64_t, int64_t>> axes, int64_t width) {
   std::sort(axes.begin(), axes.end());
   for (const auto& [stride, size] : axes) {

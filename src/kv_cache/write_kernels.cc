@@ -34,7 +34,7 @@ HWY_INLINE void CopyBytes(const uint8_t* in, uint8_t* out, size_t bytes) {
   }
 }
 
-// The same past the caches. Pre: whole lines.
+// The same by streaming stores. Pre: `out` and `bytes` are multiples of a cache line.
 HWY_INLINE void StreamBytes(const uint8_t* in, uint8_t* out, size_t bytes) {
   const hn::CappedTag<uint8_t, kLine> d8;
   HWY_DASSERT(reinterpret_cast<uintptr_t>(out) % kLine == 0 && bytes % kLine == 0);
@@ -98,8 +98,8 @@ void WritePlain(const WriteArgs& args, const TokenRows& token) {
   }
 }
 
-// Elements divided by the scale that was computed for them. A scale so small that its dtype holds
-// it in few bits may be less than was wanted: quotients stop at the largest code then.
+// Divides elements by the scale that was computed for them. Rounding to its dtype may have made the
+// scale smaller, by much if it is tiny: quotients saturate at the largest code.
 template <DType kOut>
 HWY_INLINE VF DivideBelowOverflow(VF x, float scale) {
   const DF df;

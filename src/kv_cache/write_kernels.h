@@ -8,7 +8,7 @@
 
 namespace riffle::kv_cache {
 
-// A line of the caches, in bytes.
+// Bytes of a cache line.
 inline constexpr int64_t kLine = 64;
 
 // What all tokens of a call have in common, in keys or in values. Strides are in bytes.
@@ -22,7 +22,7 @@ struct WriteArgs {
   int64_t scale_group = 0;  // from a group's scale to the next group's
   int64_t group = 0;        // elements that share a scale; at least 1, head_dim: the whole row
   float divisor = 1.0f;
-  bool streams = false;  // past the caches; pre: elements are copied, in whole lines
+  bool streams = false;  // streaming stores; pre: elements are copied, in whole cache lines
 };
 
 // Where a token's rows begin, at any address. Pre: `in` and `out` share no byte.

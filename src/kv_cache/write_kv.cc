@@ -71,7 +71,7 @@ void WriteKv(const HeadsView& keys, const HeadsView& values, const IndexSpan& sl
   if (!is_large || (lease.threads() == 1 && !streams)) {
     return writers.Write(list, 0, tokens);
   }
-  // Nothing is written twice: neither threads nor writes past the caches have an order.
+  // Write no slot twice: neither threads nor streaming stores keep the order of tokens.
   kv_cache::SkipOverwritten(list, table, memory);
   const int64_t chunk = std::max<int64_t>(1, kv_cache::kTaskBytes / writers.token_bytes());
   lease.Run((tokens + chunk - 1) / chunk, [&](int64_t task, uint8_t*) {

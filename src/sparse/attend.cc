@@ -49,10 +49,10 @@ int64_t CountNamed(std::span<const SparseScope> scopes, int64_t token) {
   return named;
 }
 
-// What all threads see.
+// The memory that all threads share.
 struct SharedLayout {
   core::ScratchArray<int32_t> lens;    // [tokens] rows that the query names
-  core::ScratchArray<int32_t> counts;  // [tokens][scopes] of each scope
+  core::ScratchArray<int32_t> counts;  // [tokens][scopes] how many of these are in each scope
   core::ScratchArray<int32_t> slots;   // [tokens][named columns], sorted
   core::ScratchArray<WorkItem> items;
   core::ScratchArray<attention::KvSplit> splits;
@@ -146,7 +146,7 @@ class Call {
     }
   }
 
-  // bf16 where PagedAttention would multiply bf16, so that no digit of a row is lost.
+  // bf16 where PagedAttention would multiply bf16; else f32, so that no digit of a row is lost.
   DType DecodedDType() const {
     const bool rows = std::all_of(scopes_.begin(), scopes_.end(), [](const SparseScope& scope) {
       return scope.rows.dtype == DType::kBF16 || scope.rows.format != SparseRowFormat::kPlain;
@@ -207,7 +207,7 @@ class Call {
     return layout_->slots.At(memory_) + token * NamedCols(scopes_);
   }
 
-  // Scratch of the threads, that of the kernels first.
+  // Reserves the threads' scratch: the kernels' first, then room for gathered rows and scales.
   void ReserveItems() {
     int64_t rows = 0;
     for (int64_t i = 0; i < plan_.items && read_ != sparse::ReadRows::kInPlace; ++i) {
@@ -217,7 +217,7 @@ class Call {
     const size_t kernel =
         (attention::GetAttentionKernels().scratch_bytes(args_, plan_) + 63) / 64 * 64;
     core::ScratchLayout layout(kernel);
-    // Rows of every scope are decoded kGatherRows at a time.
+    // Rows are decoded kGatherRows at a time, which may write past the last one.
     const int64_t room = rows == 0 ? 0 : rows + sparse::kGatherRows - 1;
     rows_ = layout.Place<uint8_t>(room * args_.keys.token_stride);
     scales_ = layout.Place<uint8_t>(rows * sparse::CopiedScaleBytes(args_.keys));
@@ -233,7 +233,7 @@ class Call {
     return std::max<int64_t>(0, end - BeginOf(item));
   }
 
-  // An item as one of a sequence of its rows alone.
+  // Runs an item as if its rows were the whole sequence.
   void RunItem(attention::RunItemsKernel run_items, const WorkItem& item, uint8_t* scratch) const {
     AttentionArgs args = args_;
     const int64_t token = item.seq;
@@ -263,7 +263,7 @@ class Call {
     run_items(args, plan_, &alone, &alone + 1, layout_->states.At(memory_), scratch);
   }
 
-  // Rows [begin, end) of those that a query names, into the scratch.
+  // Gathers rows [begin, end) of those that a query names into the scratch.
   void Gather(int64_t token, int64_t begin, int64_t end, uint8_t* scratch) const {
     const int32_t* slots = Slots(token);
     const int32_t* counts =

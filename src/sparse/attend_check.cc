@@ -34,7 +34,7 @@ core::Strided RowsOf(const SparseRows& rows) {
           bytes};
 }
 
-// A row's scales are taken for one run of bytes, gaps between groups included.
+// Treats a row's scales as one range of bytes, including the gaps between groups.
 core::Strided ScalesOf(const SparseRows& rows) {
   if (rows.scales.data == nullptr) {
     return {};
@@ -88,7 +88,7 @@ void CheckPlainRows(const char* name, const SparseRows& rows) {
               " does not fit an address");
 }
 
-// Elements that share a scale, of which the values have a whole number.
+// Elements that share a scale. value_dim must be a multiple of it.
 int64_t ScaleGroup(const SparseRows& rows) {
   return rows.format != SparseRowFormat::kPlain ? 1
          : rows.blocks != KvFormat::kPlain      ? 32
@@ -96,7 +96,7 @@ int64_t ScaleGroup(const SparseRows& rows) {
                                                 : std::max<int64_t>(rows.scales.group, 1);
 }
 
-// Where rows are.
+// Checks the pool's size, pages and addresses.
 void CheckPool(const char* name, const SparseRows& rows) {
   core::Check(rows.slots >= 0 && rows.slots <= kMaxInt, Code::kBadShape, name,
               ".slots = ", rows.slots, " is not in 0..", kMaxInt);

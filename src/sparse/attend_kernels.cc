@@ -32,8 +32,7 @@ HWY_INLINE void PrefetchRow(const SparseRows& rows, int32_t slot) {
   }
 }
 
-// Rows ahead of the one that is decoded: random rows of 1 KiB come at 20 GB/s so; more gain
-// nothing.
+// How many rows ahead are prefetched: random rows of 1 KiB then come at 20 GB/s; more gain nothing.
 constexpr int64_t kPrefetchRows = 24;
 
 template <typename T>
@@ -88,7 +87,7 @@ void GatherCoded(const SparseRows& rows, const int32_t* slots, int64_t count, fl
 void Gather(std::span<const SparseScope> scopes, const int32_t* slots, const int32_t* counts,
             int64_t begin, int64_t end, DType dtype, uint8_t* to) {
   HWY_DASSERT(dtype == DType::kF32 || dtype == DType::kBF16);
-  int64_t first = 0;  // of the scope
+  int64_t first = 0;  // the scope's first row
   for (size_t s = 0; s < scopes.size(); ++s) {
     const int64_t from = std::max(begin, first);
     const int64_t stop = std::min(end, first + counts[s]);

@@ -22,8 +22,8 @@ using sparse::NamedBytes;
 constexpr int64_t kMaxInt = std::numeric_limits<int32_t>::max();
 constexpr int64_t kMaxRatio = 65536;
 
-// f(first token, its tokens, number of its first entry) for each sequence; throws where lengths do
-// not fit.
+// Calls f(first token, number of tokens, number of the first entry) for each sequence; throws where
+// lengths do not fit.
 template <class F>
 void ForSequences(int64_t tokens, const CompressOptions& options, const F& f) {
   const IndexSpan& lens = options.cu_lens;
@@ -47,7 +47,7 @@ void ForSequences(int64_t tokens, const CompressOptions& options, const F& f) {
   }
 }
 
-// f(entry) for each that is made.
+// Calls f(entry) for each entry that is made.
 template <class F>
 void ForEntries(int64_t tokens, const CompressOptions& options, const F& f) {
   ForSequences(tokens, options, [&](int64_t begin, int64_t length, int64_t number) {
@@ -85,7 +85,7 @@ void CheckInputs(const MatrixView& kv, const MatrixView& gates, const CompressOp
   const int64_t most = sparse::kMaxEntryDim * unit / 16;
   core::Check(kv.cols >= unit && kv.cols <= most && kv.cols % unit == 0, Code::kBadShape,
               "kv.cols = ", kv.cols, " is not a multiple of ", unit, " in ", unit, "..", most,
-              options.overlap ? "; with overlap they are two entries'" : "");
+              options.overlap ? "; with overlap it is twice an entry's dim" : "");
   core::Check(options.norm_eps >= 0 && std::isfinite(options.norm_eps), Code::kBadOption,
               "norm_eps = ", options.norm_eps, " is negative or not finite");
   core::CheckAddressable("kv", Bytes(kv));

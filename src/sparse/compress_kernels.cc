@@ -59,7 +59,7 @@ HWY_INLINE VecF32 Pool(const CompressArgs& args, const CompressEntry& entry, int
               const auto logit = hn::Sub(GateOf(args, gate, bias), shift);
               const auto p = Exp2(df, hn::Mul(logit, hn::Set(df, kLog2E)));
               weight = hn::Add(weight, p);
-              // A token without weight may hold anything.
+              // A token of weight 0 may hold anything, even NaN.
               const auto x =
                   hn::IfThenZeroElse(hn::Eq(p, hn::Zero(df)), LoadF32(args.kv.dtype, kv));
               sum = hn::MulAdd(p, x, sum);

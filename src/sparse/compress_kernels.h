@@ -9,7 +9,7 @@ namespace riffle::sparse {
 
 inline constexpr int kMaxEntryDim = 1024;
 
-// A matrix of kv's or of gates, strides in bytes.
+// The matrix kv, or gates, with its stride in bytes.
 struct CompressInput {
   const uint8_t* data = nullptr;
   DType dtype = DType::kF32;

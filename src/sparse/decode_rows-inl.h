@@ -26,7 +26,7 @@ HWY_INLINE void ScaledE4M3(const uint8_t* from, int count, float scale, float* t
   }
 }
 
-// The same as bf16, to the nearest. Times a power of two, as scales are as a rule, it is an
+// The same as bf16, to the nearest. If the scale is a power of two, as most are, this is an
 // addition to exponents: 4 operations for 32 elements.
 HWY_INLINE void ScaledE4M3(const uint8_t* from, int count, float scale, uint16_t* to) {
   const auto bits = std::bit_cast<uint32_t>(scale);

@@ -1,4 +1,4 @@
-// Writing index keys, the Hadamard transform, and slots of positions.
+// Writing index keys, and the Hadamard transform.
 #include <algorithm>
 #include <bit>
 #include <limits>
@@ -109,12 +109,12 @@ void WriteIndexKeys(const MatrixView& x, IndexSpan slots, const IndexKeysOut& ke
   const int64_t slot_count = keys.num_pages * keys.page_size;
   const auto element = static_cast<int64_t>(SizeOf(x.dtype));
   core::Lease lease(options.pool);
-  // Each task writes the slots of its residue, in order, so that the later of equal slots stays.
+  // Each task writes the slots of its residue, in order, so that of equal slots the last one wins.
   const int64_t tasks = x.rows >= 256 ? lease.threads() : 1;
   lease.Run(tasks, [&](int64_t task, uint8_t*) {
     for (int64_t i = 0; i < x.rows; ++i) {
       const int64_t slot = slots[static_cast<size_t>(i)];
-      if (slot < 0 || slot >= slot_count || slot % tasks != task) {  // it may have changed
+      if (slot < 0 || slot >= slot_count || slot % tasks != task) {  // may have changed since
         continue;
       }
       sparse::IndexRow row = RowAt(keys, slot);

@@ -22,7 +22,7 @@ namespace riffle::sparse::HWY_NAMESPACE {
 namespace hn = hwy::HWY_NAMESPACE;
 
 // x[i], x[i + half] = their sum, their difference, for halves 1, 2, 4 ...; then times cols^-1/2.
-// Every element is a sum in the same tree on every target.
+// The tree of sums is the same on every target, and so are the bits.
 void Transform(float* x, int64_t cols) {
   const LaneF32 df;
   for (int64_t half = 1; half < cols; half *= 2) {

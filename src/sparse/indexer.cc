@@ -30,7 +30,7 @@ void CheckActivation(IndexActivation activation) {
               "activation = ", static_cast<int>(activation), " is unknown");
 }
 
-// Fills the columns of a group's rows that no item of it scores.
+// Fills the columns of a group's rows that none of the group's items scores.
 void FillOutside(const IndexerItem& item, const IndexLogitsOut& out, bool first, bool last) {
   constexpr float kMinusInf = -std::numeric_limits<float>::infinity();
   for (int64_t token = item.queries.begin; token < item.queries.end; ++token) {
@@ -54,7 +54,7 @@ void RunLogits(const HeadsView& q, const IndexWeights& weights, const IndexKeys&
   const int64_t splits = sparse::PlanSplits(planner.groups(), planner.max_keys(), lease.threads());
   lease.ReserveScratch(layout.bytes);
   const int64_t items = planner.groups() * splits;
-  // The last queries of a prefill see the most keys: theirs first.
+  // The last queries of a prefill see the most keys: run them first.
   lease.Run(items, [&](int64_t task, uint8_t* scratch) {
     const int64_t number = items - 1 - task;
     const IndexerItem item = sparse::ItemOf(plan, number, splits, 1);

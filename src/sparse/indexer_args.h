@@ -15,7 +15,7 @@ inline constexpr int kQueryBlock = 16;  // queries of a work item: they share th
 inline constexpr int kMaxIndexHeads = 128;
 inline constexpr int kMaxIndexDim = 256;
 
-// What q . k is made of. A word is 32 bits of a row of q or of a key: one f32, two bf16 or four
+// The arithmetic of q . k. A word is 32 bits of a row of q or of a key: one f32, two bf16 or four
 // int8.
 enum class Product : uint8_t { kF32, kBF16, kInt8 };
 
@@ -23,8 +23,7 @@ constexpr int ElementsPerWord(Product product) {
   return product == Product::kF32 ? 1 : product == Product::kBF16 ? 2 : 4;
 }
 
-// The keys that a query may see: [begin, end) of its sequence; with candidates, of the list of
-// their keys.
+// The keys that a query may see: [begin, end) of its sequence, or of the keys of its candidates.
 struct QueryRange {
   int32_t seq;
   int32_t begin;
@@ -56,8 +55,8 @@ struct IndexerArgs {
   const int64_t* page_begin = nullptr;    // [B]
 
   const QueryRange* ranges = nullptr;  // [tokens]
-  // The keys that may be selected, where they are not all: blocks [tokens][candidate_stride] of
-  // candidate_block keys, ascending. Key i of a query is then key i % candidate_block of the block
+  // Null: all keys may be selected. Else only those of blocks [tokens][candidate_stride] of
+  // candidate_block keys, ascending: a query's key i is then key i % candidate_block of the block
   // candidates[i / candidate_block].
   const int32_t* candidates = nullptr;
   int64_t candidate_stride = 0;
@@ -73,7 +72,7 @@ struct QueryGroup {
   int32_t end = 0;
 };
 
-// A part of a group's keys.
+// A work item: the queries of a group and a part of their keys.
 struct IndexerItem {
   QueryGroup queries;
   int32_t begin = 0;  // keys
@@ -104,7 +103,7 @@ struct SelectArgs {
   int64_t local_blocks = 0;
   bool incomplete_tail = false;
   bool slots = false;
-  const int32_t* visible = nullptr;  // [tokens] keys that the query sees
+  const int32_t* visible = nullptr;  // [tokens] number of keys that the query sees
   OutView<int32_t> indices;
 
   int64_t Blocks(int64_t token) const { return (visible[token] + block - 1) / block; }
@@ -118,10 +117,10 @@ struct SelectArgs {
   }
 };
 
-// The lists of candidates for the answer that a thread keeps while it scores an item, behind its
-// ScoreScratch, and what sorting takes.
+// The lists of candidates for the answers, which a thread keeps while it scores an item, and memory
+// for sorting them. Placed after the ScoreScratch.
 struct SelectScratch {
-  int64_t limit = 0;                        // at most so many candidates of a query survive an item
+  int64_t limit = 0;                        // candidates of a query that survive an item, at most
   int64_t capacity = 0;                     // of the list while the item runs
   core::ScratchArray<int32_t> keys;         // [kQueryBlock][stride]
   core::ScratchArray<int32_t> blocks;       // likewise
@@ -135,11 +134,11 @@ struct SelectScratch {
 };
 SelectScratch PlanSelectScratch(int64_t k, int64_t max_blocks, int64_t splits, size_t begin);
 
-// What items of split groups leave in shared memory.
+// The candidates that items leave in shared memory where the keys of a group are split.
 struct KeptLists {
   int64_t* counts = nullptr;               // [items][kQueryBlock]
-  std::atomic<int32_t>* bounds = nullptr;  // [tokens] a key that k scores are known to reach
-  int32_t* keys = nullptr;                 // [items][kQueryBlock][limit]
+  std::atomic<int32_t>* bounds = nullptr;  // [tokens] an order key that k scores are known to reach
+  int32_t* keys = nullptr;                 // [items][kQueryBlock][limit], order keys of scores
   int32_t* blocks = nullptr;               // likewise
 };
 

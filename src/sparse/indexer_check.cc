@@ -10,7 +10,7 @@ namespace riffle::sparse {
 namespace {
 
 constexpr int64_t kMaxInt = std::numeric_limits<int32_t>::max();
-constexpr int64_t kMaxKeys = kMaxInt - 1023;  // positions of whole tiles are ints
+constexpr int64_t kMaxKeys = kMaxInt - 1023;  // rounded up to whole tiles it is an int
 
 bool IsKeyDType(DType dtype) {
   return dtype <= DType::kBF16 || dtype == DType::kE4M3 || dtype == DType::kI8;
@@ -88,7 +88,7 @@ core::Strided ScaleBytes(const IndexKeys& keys) {
 
 void CheckKeys(const IndexKeys& keys) {
   core::Check(static_cast<int>(keys.format) < kNumIndexKeyFormats, Code::kBadOption,
-              "keys.format = ", static_cast<int>(keys.format), " is no format of index keys");
+              "keys.format = ", static_cast<int>(keys.format), " is not a format of index keys");
   if (keys.format == IndexKeyFormat::kPlain) {
     core::Check(IsKeyDType(keys.dtype), Code::kBadDType, "keys are ", Name(keys.dtype),
                 ", not float32, float16, bfloat16, float8_e4m3fn or int8");
@@ -167,7 +167,7 @@ void CheckIndexBatch(const PagedBatch& batch, const IndexKeys& keys, int64_t tok
 
 void CheckRanges(std::span<const int32_t> starts, std::span<const int32_t> ends,
                  const IndexKeys& keys, int64_t tokens) {
-  CheckSame("keys.num_pages", keys.num_pages, "the number for ranges of a matrix of keys", 1);
+  CheckSame("keys.num_pages", keys.num_pages, "the number of pages that ranges need", 1);
   CheckSame("the number of starts", static_cast<int64_t>(starts.size()), "q.tokens", tokens);
   CheckSame("the number of ends", static_cast<int64_t>(ends.size()), "q.tokens", tokens);
   for (size_t t = 0; t < starts.size(); ++t) {
@@ -190,7 +190,7 @@ void CheckSelect(const IndexTopKOptions& options, int64_t k, int64_t tokens) {
   const int64_t tail = std::max<int64_t>(options.local_blocks, options.incomplete_tail ? 1 : 0);
   core::Check(options.first_blocks + tail <= k, Code::kBadOption,
               "first_blocks = ", options.first_blocks, " and ", tail,
-              " last ones are more than k = ", k);
+              " last blocks are more than k = ", k);
   core::Check(!options.slots || options.block == 1, Code::kBadOption,
               "slots = true is for keys, but block = ", options.block);
   core::Check(options.block_score <= BlockScore::kMean, Code::kBadOption,

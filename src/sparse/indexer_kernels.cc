@@ -49,12 +49,12 @@ HWY_INLINE ScoreList ListOf(const SelectScratch& lists, int query, uint8_t* scra
           static_cast<size_t>(lists.counts.At(scratch)[query])};
 }
 
-// How many a query's answer takes from its list.
+// How many members a query's answer takes from its list.
 HWY_INLINE int64_t Wanted(const SelectArgs& select, int64_t token) {
   return select.k - select.Head(token) - select.Tail(token);
 }
 
-// Searches one item for its queries.
+// Scores one item and keeps the best blocks of its queries.
 template <class Words>
 class Search {
  public:
@@ -98,7 +98,7 @@ class Search {
   void PruneList(int32_t token, int query, ScoreList& list) {
     const int32_t key =
         Prune(list, static_cast<size_t>(Wanted(select_, token)), static_cast<size_t>(lists_.limit));
-    // What comes later in this item has a higher number: it must be above.
+    // Later blocks of this item lose ties, so that their scores must be above the bound.
     lists_.bounds.At(scratch_)[query] = key + 1;
     if (kept_ != nullptr) {
       core::AtomicMax(kept_->bounds[token], key);
@@ -138,7 +138,7 @@ class Search {
       PruneList(token, query, list);
     }
     if (kept_ == nullptr) {
-      if (args_.ranges[token].begin < args_.ranges[token].end) {  // else it has its answer
+      if (args_.ranges[token].begin < args_.ranges[token].end) {  // else write_all has done it
         WriteAnswer(args_, select_, token, list, lists_, scratch_);
       }
       return;

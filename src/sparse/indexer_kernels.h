@@ -10,8 +10,8 @@ struct IndexerKernels {
   // that a query does not see.
   void (*logits)(const IndexerArgs& args, const IndexerItem& item, const IndexLogitsOut& out,
                  const ScoreScratch& layout, uint8_t* scratch);
-  // Scores an item and keeps the candidates for the answer: in `kept`, or, where that is null, it
-  // writes the answers of the item's queries, which are then of this item alone.
+  // Scores an item and leaves the candidates for the answers in `kept`. If that is null, the item
+  // has all keys of its queries, and their answers are written.
   void (*search)(const IndexerArgs& args, const SelectArgs& select, const IndexerItem& item,
                  const KeptLists* kept, const ScoreScratch& layout, const SelectScratch& lists,
                  uint8_t* scratch);
@@ -20,13 +20,13 @@ struct IndexerKernels {
   void (*finish)(const IndexerArgs& args, const SelectArgs& select, int64_t token, int query,
                  int64_t item, int64_t splits, const KeptLists& kept, const SelectScratch& lists,
                  uint8_t* scratch);
-  // Writes the answer of a query of which nothing need be scored: its forced members and `count`
-  // more blocks, which are all.
+  // Writes the answer of a query for which nothing needs scores: its forced members and the `count`
+  // other blocks that join them.
   void (*write_all)(const IndexerArgs& args, const SelectArgs& select, int64_t token,
                     int64_t count);
 };
 
-// The kernels for the products that a call is made of: bf16 pairs only on targets that have them.
+// The kernels for a product. Pre: kBF16 only on targets that have it (HasBF16Product).
 bool HasBF16Product();
 const IndexerKernels& GetIndexerKernels(Product product);
 

@@ -7,7 +7,7 @@
 
 namespace riffle::sparse {
 
-// Pre: EnsureTarget, since the target decides what q . k is made of.
+// Pre: EnsureTarget, since the target decides the arithmetic of q . k.
 IndexerArgs MakeIndexerArgs(const HeadsView& q, const IndexWeights& weights, const IndexKeys& keys,
                             IndexActivation activation, const PlannedIndex& plan);
 

@@ -1,4 +1,4 @@
-// How a call of the indexer is cut into work items, and what of the batch it keeps.
+// How a call of the indexer is cut into work items, and its copy of the batch.
 #pragma once
 
 #include <cstdint>
@@ -11,11 +11,11 @@
 namespace riffle::sparse {
 
 // The number of parts that the keys of each group of queries are cut into, so that `threads` have
-// about three items each: 1 where there are groups enough. Parts have at least kMinItemKeys keys.
+// about three items each; 1 if there are enough groups. Parts have at least kMinItemKeys keys.
 inline constexpr int64_t kMinItemKeys = 1024;
 int64_t PlanSplits(int64_t groups, int64_t max_keys, int threads);
 
-// Keys that a query at `position`, which may be negative, sees.
+// The number of keys that a query at `position`, which may be negative, sees.
 constexpr int64_t VisibleKeys(int64_t position, int64_t ratio) {
   return position < 0 ? 0 : (position + 1) / ratio;
 }
@@ -28,8 +28,8 @@ struct PlannedIndex {
   std::span<int64_t> page_begin;  // [B]
 };
 
-// Measures a batch, then copies it into memory of the caller: what it reads may change meanwhile,
-// which is found out.
+// Measures a batch, then copies it into the caller's memory. The batch may change in between; Place
+// detects that.
 class IndexPlanner {
  public:
   // Plans paged keys. Pre: CheckIndexBatch.
@@ -70,7 +70,7 @@ class IndexPlanner {
   core::ScratchArray<int64_t> begin_at_;
 };
 
-// Item `number` of groups x splits: parts of the keys that any query of the group sees, in whole
+// Item `number` of groups x splits: a part of the keys that any query of the group sees, in whole
 // blocks of `block` keys. Items may be empty.
 IndexerItem ItemOf(const PlannedIndex& plan, int64_t number, int64_t splits, int64_t block);
 // The same where every query is a group of its own.

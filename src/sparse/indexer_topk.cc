@@ -1,4 +1,4 @@
-// IndexerTopK: which keys may be selected, then one search.
+// IndexerTopK: finds which keys may be selected, then searches them.
 #include <algorithm>
 #include <new>
 
@@ -25,7 +25,7 @@ using sparse::PlannedIndex;
 using sparse::QueryRange;
 using sparse::SelectArgs;
 
-// The shared memory of a call, behind the batch's.
+// The shared memory of a call, after that of the batch.
 struct SharedLayout {
   core::ScratchArray<int32_t> visible;              // [tokens]
   core::ScratchArray<int64_t> whole;                // [tokens], see Narrow
@@ -50,8 +50,8 @@ struct SharedLayout {
   }
 };
 
-// Copies a query's candidates to `list` as blocks in ascending order, each once, without those that
-// it does not see and forced ones. Returns how many.
+// Copies a query's candidates to `list` as blocks in ascending order, each once, without forced
+// ones and those that the query does not see. Returns how many.
 int64_t CopyCandidates(const IndexTopKOptions& options, const SelectArgs& select, int64_t token,
                        int32_t* list) {
   const int32_t* from = options.candidates + token * options.candidate_stride;
@@ -76,8 +76,8 @@ int64_t CopyCandidates(const IndexTopKOptions& options, const SelectArgs& select
   return std::unique(list, list + count) - list;
 }
 
-// Narrows a query's range to the keys of blocks that are selected by score; returns the number of
-// those blocks. Where all of them fit the range becomes empty.
+// Narrows a query's range to the keys of blocks that compete by score, and returns -1. If nothing
+// needs scores, empties the range and returns how many blocks join the forced members.
 int64_t Narrow(const IndexTopKOptions& options, const SelectArgs& select, int64_t token,
                int32_t* list, QueryRange* range) {
   const int64_t head = select.Head(token);

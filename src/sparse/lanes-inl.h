@@ -29,8 +29,8 @@ using VecI32 = hn::Vec<LaneI32>;
 using VecU32 = hn::Vec<LaneU32>;
 constexpr int kLanes = static_cast<int>(hn::MaxLanes(LaneF32()));
 
-// e4m3 codes, one in each 32-bit lane, exact. As bits of an f32 with the exponent's field moved in
-// place a code is 2^120 times too small, subnormals too.
+// e4m3 codes, one in each 32-bit lane, exact. A code whose exponent is shifted into the exponent
+// field of an f32 reads as a value 2^120 times too small, also for subnormals.
 HWY_INLINE VecF32 FromE4M3(VecU32 code) {
   const LaneF32 df;
   const LaneU32 du;
@@ -69,7 +69,7 @@ HWY_INLINE void RowToF32(DType dtype, const uint8_t* from, int count, float* to)
   }
 }
 
-// The bf16 of f32 that are exact in it.
+// Converts f32 that are exact in bf16 to bf16.
 HWY_INLINE void ExactBF16(const float* from, int count, uint16_t* to) {
   for (int i = 0; i < count; i += kLanes) {
     const auto bits = hn::BitCast(LaneU32(), hn::LoadU(LaneF32(), from + i));
@@ -78,7 +78,7 @@ HWY_INLINE void ExactBF16(const float* from, int count, uint16_t* to) {
   }
 }
 
-// The largest magnitude of x[0, count); NaN or inf if one is among them.
+// The largest magnitude of x[0, count); a NaN or infinity if there is one.
 HWY_INLINE float MaxMagnitude(const float* x, int count) {
   const LaneI32 di;
   auto max = hn::Zero(di);
@@ -92,7 +92,7 @@ HWY_INLINE float MaxMagnitude(const float* x, int count) {
   return value;
 }
 
-// Below it a row counts as zeros: 127 / magnitude would overflow.
+// A row of a smaller magnitude counts as zeros: 127 / magnitude might overflow.
 constexpr float kLeastMagnitude = 0x1p-100f;
 
 // x[0, count) as scale * codes, |code| <= 127; returns the scale. A row that is not finite gets

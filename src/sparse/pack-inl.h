@@ -1,5 +1,5 @@
-// Packed operands of the indexer: words of 16 or more keys side by side, and of the heads of a
-// query. Included once per SIMD target.
+// Packed operands of the indexer: words of kPanel keys, and of kHeadGroup heads of a query, side by
+// side. Included once per SIMD target.
 #if defined(RIFFLE_SPARSE_PACK_INL_H_) == defined(HWY_TARGET_TOGGLE)
 #ifdef RIFFLE_SPARSE_PACK_INL_H_
 #undef RIFFLE_SPARSE_PACK_INL_H_
@@ -41,8 +41,8 @@ HWY_INLINE VecU32 LoadFourthRows(const uint8_t* const* row, int64_t offset) {
   return hn::BitCast(LaneU32(), v);
 }
 
-// put(word, vector) for each word of kLanes rows of `words` words, a multiple of 4: that word of
-// all rows.
+// Calls put(word, vector) for each of the `words` words of kLanes rows, where the vector is that
+// word of all rows. `words` is a multiple of 4.
 template <class Put>
 HWY_INLINE void TransposeWords(const uint8_t* const* row, int words, const Put& put) {
   HWY_DASSERT(words % 4 == 0);
@@ -81,7 +81,7 @@ HWY_INLINE void PackTile(const uint8_t* const* rows, int panels, int words, uint
 #if HWY_TARGET <= HWY_AVX3_ZEN4 && HWY_ARCH_X86
 #undef RIFFLE_SPARSE_E4M3_TABLES
 #define RIFFLE_SPARSE_E4M3_TABLES 1
-// The bytes of what codes stand for as bf16, without their sign.
+// The low and the high bytes of codes' values as bf16, without their sign.
 struct E4M3Bytes {
   alignas(64) uint8_t low[128] = {};
   alignas(64) uint8_t high[128] = {};
@@ -97,8 +97,7 @@ struct E4M3Bytes {
 };
 inline constexpr E4M3Bytes kE4M3Bytes = {};
 
-// e4m3 as bf16 by tables of 128: 6 operations for 64 elements, where arithmetic takes
-// 30.
+// e4m3 as bf16 by tables of 128: 6 operations for 64 elements, where arithmetic takes 30.
 class E4M3Tables {
  public:
   using D = hn::CappedTag<uint8_t, 64>;
@@ -152,8 +151,8 @@ HWY_INLINE void E4M3ToBF16(const uint8_t* from, int count, uint16_t* to) {
 
 #if RIFFLE_SPARSE_E4M3_TABLES
 // PackTile of rows of e4m3 codes as words of two bf16: four codes of a key are transposed as one
-// word, then decoded to two. Half the words to transpose, and no row of bf16 between: scores of
-// one query over 131072 keys took 2.83 ms with both, 2.52 ms so (docs/lab/sparse.md).
+// word, then decoded to two. This halves the words to transpose and needs no rows of bf16: scores
+// of one query over 131072 keys took 2.52 ms instead of 2.83 ms (docs/lab/sparse.md).
 HWY_INLINE void PackE4M3Tile(const uint8_t* const* rows, int panels, int head_dim, uint32_t* tile) {
   const E4M3Tables tables;
   const E4M3Tables::D d8;
@@ -187,7 +186,7 @@ HWY_INLINE float FromE8M0(uint8_t code) {
   return std::bit_cast<float>(bits);
 }
 
-// 32 e2m1, two a byte, times 2^(scale - 127) as bf16: exact, but for those that bf16 does not have.
+// 32 e2m1, two a byte, times 2^(scale - 127) as bf16: exact unless bf16 does not have the product.
 HWY_INLINE void MxFp4ToBF16(const uint8_t* from, uint8_t scale, uint16_t* to) {
   alignas(16) static constexpr uint8_t kLow[16] = {0, 0, 0x80, 0xc0, 0, 0x40, 0x80, 0xc0,
                                                    0, 0, 0x80, 0xc0, 0, 0x40, 0x80, 0xc0};
@@ -198,7 +197,7 @@ HWY_INLINE void MxFp4ToBF16(const uint8_t* from, uint8_t scale, uint16_t* to) {
   const auto bytes = hn::LoadU(d, from);
   const auto even = hn::And(bytes, hn::Set(d, uint8_t{15}));
   const auto odd = hn::And(hn::ShiftRight<4>(bytes), hn::Set(d, uint8_t{15}));
-  // Exponents that an addition leaves no room for are multiplied below.
+  // Where adding to exponents would leave their range, the loop below multiplies instead.
   const bool fits = scale >= 2 && scale <= 252;
   const auto shift = hn::Set(d16, static_cast<uint16_t>(fits ? (scale - 127) * 128 : 0));
   const auto put = [&](auto codes, uint16_t* at) HWY_ATTR {
@@ -235,7 +234,7 @@ HWY_INLINE void MxFp4Words(const IndexerArgs& args, const uint8_t* row, const fl
   }
 }
 
-// A row of keys as words of the product; where they have that form already, where they are.
+// A key's row as words of the product: in place if it has that form, else converted to `to`.
 HWY_INLINE const uint8_t* KeyWords(const IndexerArgs& args, const uint8_t* row, const float* scale,
                                    uint32_t* to) {
   if (args.mxfp4) {
@@ -253,7 +252,7 @@ HWY_INLINE const uint8_t* KeyWords(const IndexerArgs& args, const uint8_t* row, 
   return row;
 }
 
-// One head of a query as words. *weight is multiplied by the scale that int8 has; *start is what
+// One head of a query as words. *weight is multiplied by the scale of int8 codes; *start is what
 // the sums of int8 products begin with, since keys are packed as code + Int8Dot::kBias.
 HWY_INLINE void HeadWords(const IndexerArgs& args, const uint8_t* head, uint32_t* words,
                           float* weight, int32_t* start) {
@@ -286,7 +285,7 @@ HWY_INLINE void HeadWords(const IndexerArgs& args, const uint8_t* head, uint32_t
   *start = 0;
 }
 
-// Query `query` of an item to scratch.
+// Packs query `query` of an item into scratch.
 HWY_INLINE void PackQuery(const IndexerArgs& args, int64_t token, int query,
                           const ScoreScratch& layout, uint8_t* scratch) {
   const int words = args.words();

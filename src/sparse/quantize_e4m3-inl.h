@@ -21,7 +21,7 @@ HWY_INLINE uint8_t E4M3Code(float x) {
   const auto bits = std::bit_cast<uint32_t>(x);
   const auto sign = static_cast<uint8_t>(bits >> 24 & 0x80);
   const float magnitude = std::min(std::fabs(x), 448.0f);
-  if (magnitude < 0x1p-6f) {  // subnormal: in steps of 2^-9; 2^23 more leaves them as last places
+  if (magnitude < 0x1p-6f) {  // subnormal: steps of 2^-9, to which adding 2^23 rounds
     const float shifted = magnitude * 0x1p9f + 0x1p23f;
     return static_cast<uint8_t>(sign | (std::bit_cast<uint32_t>(shifted) & 0xf));
   }
@@ -29,9 +29,9 @@ HWY_INLINE uint8_t E4M3Code(float x) {
   return static_cast<uint8_t>(sign | (wide + 0x7ffff + (wide >> 20 & 1)) >> 20);
 }
 
-// Codes of elements and the scale of which they are multiples: max(largest magnitude, 1e-4) / 448,
-// rounded up to a power of two if that is asked for. Elements that are not all finite get codes 0
-// and the scale NaN. count: a multiple of 16.
+// Quantises elements to codes and returns their scale: max(largest magnitude, 1e-4) / 448, rounded
+// up to a power of two if that is asked for. If an element is not finite, codes are 0 and the scale
+// is NaN. count: a multiple of 16.
 HWY_INLINE float QuantizeE4M3(const float* x, int count, bool power_of_two, uint8_t* codes) {
   const float max = MaxMagnitude(x, count);
   if (!(max <= hwy::HighestValue<float>())) {

@@ -10,10 +10,10 @@ namespace {
 
 using attention::KvPages;
 
-// Stands for scales that no array holds.
+// The scale of a pool that has a divisor but no scales in memory.
 constexpr float kOne = 1.0f;
 
-// Rows ahead of the one that is copied, which are prefetched: as many as gathers prefetch.
+// How many rows ahead are prefetched while rows are copied: as many as gathers prefetch.
 constexpr int64_t kPrefetchRows = 24;
 
 int64_t Element(const SparseRows& rows) { return static_cast<int64_t>(SizeOf(rows.dtype)); }
@@ -42,7 +42,7 @@ bool AreAlike(const SparseRows& a, const SparseRows& b) {
          a.scales.divisor == b.scales.divisor;
 }
 
-// All but strides and addresses.
+// The KvPages of rows, without strides and addresses.
 KvPages Described(const SparseRows& rows, int dim) {
   KvPages pages{};
   pages.code = attention::RowCodeOf(rows.dtype, rows.blocks);
@@ -166,7 +166,7 @@ const uint8_t* Mla584Scales(const SparseRows& rows, int32_t slot) {
 void CopyRows(std::span<const SparseScope> scopes, const int32_t* slots, const int32_t* counts,
               int64_t begin, int64_t end, const KvPages& pages, uint8_t* rows, uint8_t* scales) {
   const int64_t scale_bytes = CopiedScaleBytes(pages);
-  int64_t first = 0;  // of the scope
+  int64_t first = 0;  // the scope's first row
   for (size_t s = 0; s < scopes.size(); ++s) {
     const SparseRows& pool = scopes[s].rows;
     const int64_t element = ScaleElement(pool);

@@ -20,7 +20,7 @@ constexpr int64_t PlainRowBytes(const SparseRows& rows, int64_t dim) {
                                          : dim / 32 * BlockBytes(rows.blocks);
 }
 
-// How a call reads its rows. What can be read in more than one way gives the same bits in each.
+// How a call reads its rows. Rows that can be read in several ways give the same bits in each.
 enum class ReadRows : uint8_t {
   kInPlace,  // one pool, whose slots are pages of one row
   kCopied,   // coded rows of one format, of several pools: copied with their scales, one after
@@ -33,13 +33,13 @@ ReadRows ChooseReadRows(std::span<const SparseScope> scopes);
 // Pre: plain rows that ChooseReadRows reads in place.
 attention::KvPages PagesInPlace(const SparseRows& rows, int dim);
 
-// The same of rows that are copied, or decoded to `dtype`, as one page. Where they are is for
-// PlaceRows to say; a row's copy takes token_stride bytes, its scales scales.token_stride.
+// The same for rows that are copied, or decoded to `dtype`, as one page. PlaceRows sets their
+// addresses; a row's copy takes token_stride bytes, its scales scales.token_stride.
 attention::KvPages PagesOfCopies(const SparseRows& rows, int dim);
 attention::KvPages PagesOfDecoded(DType dtype, int64_t row_dim, int dim);
 void PlaceRows(const uint8_t* rows, const uint8_t* scales, attention::KvPages* pages);
 
-// Bytes of the scales of a row's copy; 0 if they are in the row, or one for all.
+// Bytes of the scales of a row's copy; 0 if they are in the row, or if one scale serves all rows.
 int64_t CopiedScaleBytes(const attention::KvPages& pages);
 
 // Rows [begin, end) of those that a query names (GatherKernels::gather), with their scales.
@@ -55,7 +55,7 @@ struct RowAddress {
 };
 RowAddress AddressOf(const SparseRows& rows, int32_t slot);
 
-// The eight bytes of scales of row `slot` of a kMla584 pool, which are behind all rows of its page.
+// The eight bytes of scales of row `slot` of a kMla584 pool, which lie after all rows of its page.
 const uint8_t* Mla584Scales(const SparseRows& rows, int32_t slot);
 
 }  // namespace riffle::sparse

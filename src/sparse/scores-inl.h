@@ -109,13 +109,13 @@ class Scorer {
     FindRows(item.begin, next_);
   }
 
-  // Packs keys [begin, begin + kTileKeys) of the item, as far as there are; tiles come in order.
+  // Packs the item's keys [begin, begin + kTileKeys), or as many as it has. Pre: tiles in order.
   void Pack(int32_t begin) {
     std::copy(std::begin(next_), std::end(next_), rows_);
     float* scales = layout_.scales.At(scratch_);
     std::copy(std::begin(next_scales_), std::end(next_scales_), scales);
     count_ = std::min(kTileKeys, item_.end - begin);
-    // The next tile is on its way while this one is scored.
+    // Prefetch the next tile while this one is scored.
     if (begin + kTileKeys < item_.end) {
       FindRows(begin + kTileKeys, next_);
       PrefetchRows();
@@ -133,14 +133,14 @@ class Scorer {
     for (int i = 0; i < panels_ * kPanel; ++i) {
       rows[i] = KeyWords(args_, rows_[i], scales + i, converted + i * words);
     }
-    if (args_.mxfp4) {  // they are in the words
+    if (args_.mxfp4) {  // its scales are in the words
       std::fill_n(scales, kTileKeys, 1.0f);
     }
     PackTile(rows, panels_, words, args_.product == Product::kInt8 ? Int8Dot::kFlip : 0,
              layout_.tile.At(scratch_));
   }
 
-  // Scores of the packed keys, kTileKeys of them, those behind the tile's keys without meaning.
+  // Scores of the packed keys: kTileKeys of them, meaningless past the tile's last key.
   const float* Run(int query) {
     const LaneF32 df;
     const int words = args_.words();
@@ -173,7 +173,7 @@ class Scorer {
   int count() const { return count_; }
 
  private:
-  // Rows and scales of keys from `begin` on; past the item's end the last one again.
+  // Finds the rows and scales of keys from `begin` on; past the item's end repeats the last one.
   void FindRows(int32_t begin, const uint8_t** rows) {
     const int32_t seq = args_.ranges[item_.queries.begin].seq;
     const int32_t* pages = args_.page_numbers + args_.page_begin[seq];
@@ -201,7 +201,7 @@ class Scorer {
     }
   }
 
-  // Four bytes of the scale; for MXFP4 these are four scales, and no number.
+  // The four bytes of a key's scale; for MXFP4 these are four scales, not a float.
   HWY_INLINE float ScaleAt(int64_t page, int64_t offset) const {
     float scale = 1.0f;
     if (args_.scales != nullptr) {

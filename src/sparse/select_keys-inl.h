@@ -23,7 +23,7 @@ using select::HWY_NAMESPACE::AppendReaching;
 using select::HWY_NAMESPACE::Prune;
 using select::HWY_NAMESPACE::SortedIndices;
 
-// Keys of scores and numbers of blocks, in ascending order of block.
+// Order keys of scores, and numbers of blocks, in ascending order of block.
 using ScoreList = select::HWY_NAMESPACE::FloatCandidates;
 
 // Turns scores of consecutive keys into those of their blocks.
@@ -32,8 +32,8 @@ class BlockReducer {
   BlockReducer() = default;
   BlockReducer(int64_t block, BlockScore score) : block_(block), score_(score) {}
 
-  // Takes scores [0, count) of keys from `key` on and hands (block, key of its score) to `emit` for
-  // each block that ends among them; `end` is the end of the query's keys.
+  // Takes scores [0, count) of keys from `key` on and hands (block, order key of its score) to
+  // `emit` for each block that ends among them; `end` is the end of the query's keys.
   template <class Emit>
   HWY_INLINE void Take(const float* scores, int count, int64_t key, int64_t end, const Emit& emit) {
     for (int i = 0; i < count; ++i, ++key) {

@@ -1,4 +1,4 @@
-// Slots of positions.
+// PositionsToSlots and ExpandBlocks.
 #include <algorithm>
 #include <limits>
 
@@ -90,7 +90,7 @@ void PositionsToSlots(const PositionsView& positions, const PageTableView& table
       const int64_t page = PageOf(table, sequence, from[i]);
       core::Check(core::SaturatingMul(page + 1, table.page_size) <= kMaxInt, Code::kBadPage,
                   "page_table[", sequence, ",", from[i] / table.page_size, "] = ", page,
-                  " has slots of ", table.page_size, " a page that are beyond int32");
+                  " is a page of ", table.page_size, " slots, some of them beyond int32");
     }
   });
   ForTokens(positions.tokens, cu_q_lens, [&](int64_t token, int64_t sequence) {

@@ -49,7 +49,7 @@ int64_t SortSlots(std::span<const int32_t> slots, int64_t limit, int32_t* to, in
   if (sorted) {
     return count;
   }
-  if (count < 256) {  // fewer than it takes to clear the counters of a digit
+  if (count < 256) {  // std::sort is faster than clearing the counters of a digit
     std::sort(to, to + count);
     return count;
   }

@@ -10,7 +10,7 @@
 namespace riffle {
 namespace {
 
-// Rows from which on threads pay.
+// From this many rows on, threads pay.
 constexpr int64_t kThreadsRows = 64;
 
 }  // namespace
@@ -24,12 +24,12 @@ void WriteSparseRows(const MatrixView& x, IndexSpan slots, const SparseRowsOut& 
   const SparseRows rows = out;
   const auto element = static_cast<int64_t>(SizeOf(x.dtype));
   core::Lease lease(options.pool);
-  // Each task writes the slots of its residue, in order, so that the later of equal slots stays.
+  // Each task writes the slots of its residue, in order, so that of equal slots the last one wins.
   const int64_t tasks = x.rows >= kThreadsRows ? lease.threads() : 1;
   lease.Run(tasks, [&](int64_t task, uint8_t*) {
     for (int64_t i = 0; i < x.rows; ++i) {
       const int64_t slot = slots[static_cast<size_t>(i)];
-      if (slot < 0 || slot >= rows.slots || slot % tasks != task) {  // it may have changed
+      if (slot < 0 || slot >= rows.slots || slot % tasks != task) {  // may have changed since
         continue;
       }
       const auto named = static_cast<int32_t>(slot);

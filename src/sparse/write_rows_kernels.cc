@@ -33,7 +33,7 @@ void WriteMla584(const CodedRow& row) {
   RowToF32(row.from_dtype, row.from, 512, x);
   for (int group = 0; group < 7; ++group) {
     const float scale = QuantizeE4M3(x + group * 64, 64, true, row.to + group * 64);
-    // A power of two from 2^-22 to 2^120, or NaN: its exponent.
+    // `scale` is a power of two from 2^-22 to 2^120, or NaN: its exponent bits are the e8m0 code.
     row.scales[group] = static_cast<uint8_t>(std::bit_cast<uint32_t>(scale) >> 23);
   }
   row.scales[7] = 0;

@@ -21,9 +21,9 @@ extern "C" {
 typedef int32_t riffle_status;
 enum {
   RIFFLE_OK = 0,
-  RIFFLE_BAD_SHAPE = 1,      // a dimension, stride or pointer that describes no array, or null
+  RIFFLE_BAD_SHAPE = 1,      // a dimension or stride that describes no array, or a null pointer
   RIFFLE_BAD_K = 2,          // k outside its limits
-  RIFFLE_BAD_RANGE = 3,      // start, end, length or position outside of what there is
+  RIFFLE_BAD_RANGE = 3,      // a start, end, length or position out of range
   RIFFLE_BAD_OPTION = 4,     // an option outside its limits; a wrong `size`
   RIFFLE_BAD_DTYPE = 5,      // an element type or format that the call does not support
   RIFFLE_BAD_PAGE = 6,       // a page number outside the pool
@@ -38,7 +38,7 @@ enum {
 // The text of the last failure on the calling thread; "" before the first. Valid until the next
 // failure on this thread.
 RIFFLE_API const char* riffle_error_message(void);
-// "RIFFLE_BAD_K"; "an unknown status" for a number that is none.
+// "RIFFLE_BAD_K"; "an unknown status" for a number that is not a status.
 RIFFLE_API const char* riffle_status_name(riffle_status status);
 RIFFLE_API const char* riffle_version(void);    // "0.1.0"
 RIFFLE_API int32_t riffle_c_api_version(void);  // RIFFLE_C_API_VERSION of the library
@@ -84,13 +84,13 @@ typedef void (*riffle_parallel_region)(void (*body)(void*), void* data, unsigned
                                        unsigned flags);
 RIFFLE_API riffle_status riffle_set_parallel_region(riffle_parallel_region region);
 
-// A pool of threads of the caller's own. `threads` includes the caller; 0: the CPUs that this
+// A thread pool that the caller owns. `threads` includes the calling thread; 0: the CPUs that this
 // process may use. A null pool in a call means the default pool, and destroying null does nothing.
 typedef struct riffle_thread_pool riffle_thread_pool;
 RIFFLE_API riffle_status riffle_thread_pool_create(int32_t threads, riffle_thread_pool** pool);
 RIFFLE_API void riffle_thread_pool_destroy(riffle_thread_pool* pool);
 
-// Frees what the pool and the calling thread keep from call to call.
+// Frees the scratch that the pool and the calling thread keep from call to call.
 RIFFLE_API riffle_status riffle_release_scratch(riffle_thread_pool* pool);
 
 // ---- Matrices

@@ -80,8 +80,8 @@ typedef struct riffle_paged_batch {
 // f32, f16, bf16: added to logits; u8: 0 hides a key. Without data: no mask.
 typedef struct riffle_mask {
   const void* data;
-  int64_t tokens;  // those of q, or 1
-  int64_t heads;   // those of q, or 1
+  int64_t tokens;  // as many as q has, or 1
+  int64_t heads;   // as many as q has, or 1
   int64_t keys;    // at least the largest kv_len
   int64_t token_stride;
   int64_t head_stride;
@@ -102,7 +102,7 @@ typedef struct riffle_attention_options {
   float soft_cap;        // c > 0; 0: none
   int32_t has_scale;
   int32_t has_window_right;
-  int32_t not_causal;     // 1: a query sees all keys, also later ones
+  int32_t not_causal;     // 1: a query sees all keys, including later ones
   int32_t bf16_products;  // 1: q may be rounded to bf16 where keys and values are exact in it
 } riffle_attention_options;
 
@@ -121,7 +121,7 @@ RIFFLE_API riffle_status riffle_paged_attention(const riffle_heads* q, const rif
                                                 const riffle_attention_out* out,
                                                 const riffle_attention_options* options);
 
-// What calls on one batch share (riffle::AttentionPlan): made once, used by every layer.
+// What all calls on one batch need (riffle::AttentionPlan): made once, used by every layer.
 typedef struct riffle_attention_plan riffle_attention_plan;
 RIFFLE_API riffle_status riffle_attention_plan_create(const riffle_heads* q,
                                                       const riffle_paged_kv* keys,
@@ -155,8 +155,8 @@ RIFFLE_API riffle_status riffle_merge_states(const riffle_attention_part* parts,
 typedef struct riffle_write_kv_options {
   size_t size;
   riffle_thread_pool* pool;
-  // Null: elements are divided by the scales of key_pages. Otherwise scales are computed and stored
-  // here, in the dtype and strides of key_pages->scales.
+  // Null: elements are divided by the scales that the pool has. Otherwise scales are computed and
+  // stored here, in the dtype and strides of the pool's `scales`.
   void* key_computed_scales;
   void* value_computed_scales;
 } riffle_write_kv_options;

@@ -53,9 +53,9 @@ typedef struct riffle_topk_options {
   int64_t ids_row_stride;
   int32_t algorithm;             // RIFFLE_AUTO, ...
   int32_t lanes;                 // lane sort; 0: 128
-  int32_t unsorted;              // 1: the same set in another order
+  int32_t unsorted;              // 1: the same set in an unspecified order
   int32_t smallest;              // 1: the k smallest, ascending
-  int32_t index_order_if_short;  // ranges only
+  int32_t index_order_if_short;  // for the calls on ranges (riffle_topk_per_row...) only
   int32_t reserved;
 } riffle_topk_options;
 
@@ -168,14 +168,14 @@ typedef struct riffle_bitmask {
   int64_t row_stride;    // words
 } riffle_bitmask;
 
-// What becomes of a row that has a NaN or nothing above -inf.
+// What to do with a row that has a NaN or nothing above -inf.
 typedef enum riffle_invalid_row {
   RIFFLE_INVALID_FAILS = 0,  // RIFFLE_BAD_VALUE, and nothing is written
   RIFFLE_INVALID_TOKEN = 1,  // token -1, log-probability NaN
 } riffle_invalid_row;
 
-// A list has an element for each row, one for all rows, or none: the default. What changes logits
-// is applied in the order that riffle/sampling.h states.
+// A list has an element for each row, one for all rows, or none: the default. Options that change
+// logits are applied in the order that riffle/sampling.h states.
 typedef struct riffle_sample_options {
   size_t size;
   riffle_thread_pool* pool;
@@ -186,7 +186,7 @@ typedef struct riffle_sample_options {
   riffle_int64s stream;       // default: the row's number
   riffle_int64s position;     // default 0
   uint64_t seed;
-  // Since the second version of this struct.
+  // The members from here on: since the second version of this struct.
   riffle_uint64s seeds;  // default: `seed`, which a list replaces
   riffle_bitmask allowed;
   riffle_token_lists bias_tokens;
