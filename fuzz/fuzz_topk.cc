@@ -135,82 +135,22 @@ constexpr int64_t kBeyond[] = {std::numeric_limits<int64_t>::max(),
                                int64_t{1} << 60,
                                -(int64_t{1} << 60)};
 
-// A right call of TopK or TopKPerRow with one argument spoiled. It must throw and write nothing.
-void RunSpoiled(Bytes& bytes) {
-  InputSpec spec;
-  spec.dtype = static_cast<DType>(bytes.Take<uint8_t>() % kNumTopKDTypes);
-  spec.rows = bytes.Between(2, 4);
-  spec.n = spec.row_stride = bytes.Between(1, 100);
-  const test::Input input(spec);
-  MatrixView x = input.view();
-  int64_t k = bytes.Between(1, spec.n);
-  test::Output values(spec.rows, k, k, SizeOf(spec.dtype));
-  test::Output indices(spec.rows, k, k, sizeof(int32_t));
-  TopKOut out{values.data(), k, reinterpret_cast<int32_t*>(indices.data()), k, nullptr};
-  TopKOptions options;
-  const auto rows = static_cast<size_t>(spec.rows);
-  std::vector<int32_t> starts(rows, 0), ends(rows, 1), ks(rows, 1);
-  std::vector<int> schedule;
-  const size_t at = bytes.Take<uint8_t>() % rows;
-  bool per_row = bytes.OneIn(2);
-  bool one_k = true;
-  switch (bytes.Take<uint8_t>() % 15) {
-    case 0:
-      k = per_row ? Outside(1, std::numeric_limits<int32_t>::max(), bytes)
-                  : Outside(1, spec.n, bytes);
-      break;
-    case 1:
-      x.cols = Outside(1, std::numeric_limits<int32_t>::max(), bytes);
-      break;
-    case 2:
-      x.rows = -1 - std::abs(static_cast<int64_t>(bytes.Take<int32_t>()));
-      break;
-    case 3:
-      x.data = nullptr;
-      break;
-    case 4:
-      out.indices = nullptr;
-      break;
-    case 5:
-      out.indices_stride = bytes.Between(0, 2 * k - 2) - (k - 1);  // rows overlap
-      break;
-    case 6:
-      out.indices_stride = kBeyond[bytes.Take<uint8_t>() % 6];
-      break;
-    case 7:
-      options.lanes = (bytes.Take<int16_t>() & ~1) + (bytes.OneIn(2) ? 3 : 0);
-      if (std::has_single_bit(static_cast<unsigned>(options.lanes)) && options.lanes <= 4096)
-        return;
-      break;
-    case 8:
-      schedule = {1 + bytes.Take<uint8_t>()};
-      schedule.push_back(schedule[0] - bytes.Take<uint8_t>());
-      break;
-    case 9:
-      ends[at] = ToInt32(spec.n + 1 + bytes.Take<uint16_t>());
-      per_row = true;
-      break;
-    case 10:
-      starts[at] = ToInt32(-1 - std::abs(static_cast<int64_t>(bytes.Take<int32_t>())));
-      per_row = true;
-      break;
-    case 11:
-      ks[at] = ToInt32(Outside(1, spec.n, bytes));
-      per_row = one_k = false;
-      break;
-    case 12:
-      options.ids = {starts.data(), IndexType::kInt64, 0};  // the indices are int32
-      break;
-    case 13:
-      options.algorithm = static_cast<Algorithm>(3 + bytes.Take<uint8_t>() % 200);
-      break;
-    default:
-      out.values = out.indices;
-      per_row = false;
-      break;
-  }
-  options.depth_schedule = schedule;
-  try {
+// A right call of TopK or TopKPerRow, of which Spoil makes one argument wrong.
+struct SpoiledCall {
+  SpoiledCall(const InputSpec& spec, Bytes& bytes)
+      : input(spec),
+        x(input.view()),
+        k(bytes.Between(1, spec.n)),
+        values(spec.rows, k, k, SizeOf(spec.dtype)),
+        indices(spec.rows, k, k, sizeof(int32_t)),
+        out{values.data(), k, reinterpret_cast<int32_t*>(indices.data()), k, nullptr},
+        starts(static_cast<size_t>(spec.rows), 0),
+        ends(starts.size(), 1),
+        ks(starts.size(), 1),
+        per_row(bytes.OneIn(2)) {}
+
+  void Run() {
+    options.depth_schedule = schedule;
     if (per_row) {
       const OutView<int32_t> only{static_cast<int32_t*>(out.indices), out.indices_stride};
       TopKPerRow(x, starts, ends, k, only, options);
@@ -219,10 +159,105 @@ void RunSpoiled(Bytes& bytes) {
     } else {
       TopK(x, ks, out, options);
     }
-    Die(test::Concat("a spoiled call did not throw: ", Describe(spec), " k=", k));
+  }
+
+  const test::Input input;
+  MatrixView x;
+  int64_t k;
+  test::Output values, indices;
+  TopKOut out;
+  TopKOptions options;
+  std::vector<int32_t> starts, ends, ks;
+  std::vector<int> schedule;
+  bool per_row;
+  bool one_k = true;
+};
+
+// Spoils what is about the matrices.
+void SpoilMatrices(Bytes& bytes, SpoiledCall& call) {
+  switch (bytes.Take<uint8_t>() % 7) {
+    case 0:
+      call.x.cols = Outside(1, std::numeric_limits<int32_t>::max(), bytes);
+      break;
+    case 1:
+      call.x.rows = -1 - std::abs(static_cast<int64_t>(bytes.Take<int32_t>()));
+      break;
+    case 2:
+      call.x.data = nullptr;
+      break;
+    case 3:
+      call.out.indices = nullptr;
+      break;
+    case 4:
+      call.out.indices_stride = bytes.Between(0, 2 * call.k - 2) - (call.k - 1);  // rows overlap
+      break;
+    case 5:
+      call.out.indices_stride = kBeyond[bytes.Take<uint8_t>() % 6];
+      break;
+    default:
+      call.out.values = call.out.indices;
+      call.per_row = false;
+      break;
+  }
+}
+
+// Spoils k, a range or an option. False if what the bytes say is right after all.
+bool SpoilNumbers(Bytes& bytes, SpoiledCall& call) {
+  const int64_t n = call.x.cols;
+  const size_t row = bytes.Take<uint8_t>() % call.ks.size();
+  switch (bytes.Take<uint8_t>() % 8) {
+    case 0:
+      call.k = Outside(1, call.per_row ? std::numeric_limits<int32_t>::max() : n, bytes);
+      break;
+    case 1:
+      call.options.lanes = (bytes.Take<int16_t>() & ~1) + (bytes.OneIn(2) ? 3 : 0);
+      return !std::has_single_bit(static_cast<unsigned>(call.options.lanes)) ||
+             call.options.lanes > 4096;
+    case 2:
+      call.schedule = {1 + bytes.Take<uint8_t>()};
+      call.schedule.push_back(call.schedule[0] - bytes.Take<uint8_t>());
+      break;
+    case 3:
+      call.ends[row] = ToInt32(n + 1 + bytes.Take<uint16_t>());
+      call.per_row = true;
+      break;
+    case 4:
+      call.starts[row] = ToInt32(-1 - std::abs(static_cast<int64_t>(bytes.Take<int32_t>())));
+      call.per_row = true;
+      break;
+    case 5:
+      call.ks[row] = ToInt32(Outside(1, n, bytes));
+      call.per_row = call.one_k = false;
+      break;
+    case 6:
+      call.options.ids = {call.starts.data(), IndexType::kInt64, 0};  // the indices are int32
+      break;
+    default:
+      call.options.algorithm = static_cast<Algorithm>(3 + bytes.Take<uint8_t>() % 200);
+      break;
+  }
+  return true;
+}
+
+// A call with one argument spoiled must throw and write nothing.
+void RunSpoiled(Bytes& bytes) {
+  InputSpec spec;
+  spec.dtype = static_cast<DType>(bytes.Take<uint8_t>() % kNumTopKDTypes);
+  spec.rows = bytes.Between(2, 4);
+  spec.n = spec.row_stride = bytes.Between(1, 100);
+  SpoiledCall call(spec, bytes);
+  if (bytes.OneIn(2)) {
+    SpoilMatrices(bytes, call);
+  } else if (!SpoilNumbers(bytes, call)) {
+    return;
+  }
+  try {
+    call.Run();
+    Die(test::Concat("a spoiled call did not throw: ", Describe(spec), " k=", call.k));
   } catch (const Error&) {
   }
-  DieUnlessRight(values.Difference("values") + indices.Difference("indices"), "a call that threw");
+  DieUnlessRight(call.values.Difference("values") + call.indices.Difference("indices"),
+                 "a call that threw");
 }
 
 void Run(Bytes& bytes) {

@@ -232,7 +232,45 @@ void BindPrefixesAndSwaps(Class& type) {
             const std::span<const uint8_t> bytes = Memory(memory);
             self.Locked([&](KvCache& c) { c.SwapIn(id, bytes); });
           },
-          any, any)
+          any, any);
+}
+
+void Initialise(SharedKvCache* self, nb::handle layers, nb::handle kv_heads, nb::handle head_dim,
+                nb::handle pages, nb::handle page_size, nb::handle dtype, nb::handle value_dim,
+                nb::handle value_dtype, nb::handle scale_dtype, nb::handle scale_group) {
+  const RowKind keys = RowKindNamed(dtype, "dtype");
+  KvCacheOptions options{Int64(layers, "layers"),
+                         Int64(kv_heads, "kv_heads"),
+                         Int64(head_dim, "head_dim"),
+                         Int64(pages, "pages"),
+                         Int64(page_size, "page_size"),
+                         keys.dtype,
+                         keys.format};
+  if (!value_dim.is_none()) {
+    options.value_dim = Int64(value_dim, "value_dim");
+  }
+  if (!value_dtype.is_none()) {
+    const RowKind values = RowKindNamed(value_dtype, "value_dtype");
+    options.value_dtype = values.dtype;
+    options.value_format = values.format;
+  }
+  options.scale_dtype = ScaleDTypeNamed(scale_dtype);
+  options.scale_group = Int64(scale_group, "scale_group");
+  new (self) SharedKvCache(options);
+}
+
+// What KvCache says of itself.
+void BindStatistics(nb::class_<SharedKvCache>& type) {
+  using Self = SharedKvCache;
+  type.def("pages_free",
+           [](Self& self) { return self.Locked([](KvCache& c) { return c.pages_free(); }); })
+      .def("pages_shared",
+           [](Self& self) { return self.Locked([](KvCache& c) { return c.pages_shared(); }); })
+      .def("pages_used",
+           [](Self& self) { return self.Locked([](KvCache& c) { return c.pages_used(); }); })
+      .def("sequences",
+           [](Self& self) { return self.Locked([](KvCache& c) { return c.sequences(); }); })
+      .def("bytes", [](Self& self) { return self.Locked([](KvCache& c) { return c.bytes(); }); })
       .def("stats", &Stats);
 }
 
@@ -242,33 +280,9 @@ void BindKvCache(nb::module_& m) {
   const auto any = nb::arg().none();  // the functions below handle None
   using Self = SharedKvCache;
   nb::class_<Self> type(m, "KvCache");
+  BindStatistics(type);
   BindPrefixesAndSwaps(type);
-  type.def(
-          "__init__",
-          [](Self* self, nb::handle layers, nb::handle kv_heads, nb::handle head_dim,
-             nb::handle pages, nb::handle page_size, nb::handle dtype, nb::handle value_dim,
-             nb::handle value_dtype, nb::handle scale_dtype, nb::handle scale_group) {
-            const RowKind keys = RowKindNamed(dtype, "dtype");
-            KvCacheOptions options{Int64(layers, "layers"),
-                                   Int64(kv_heads, "kv_heads"),
-                                   Int64(head_dim, "head_dim"),
-                                   Int64(pages, "pages"),
-                                   Int64(page_size, "page_size"),
-                                   keys.dtype,
-                                   keys.format};
-            if (!value_dim.is_none()) {
-              options.value_dim = Int64(value_dim, "value_dim");
-            }
-            if (!value_dtype.is_none()) {
-              const RowKind values = RowKindNamed(value_dtype, "value_dtype");
-              options.value_dtype = values.dtype;
-              options.value_format = values.format;
-            }
-            options.scale_dtype = ScaleDTypeNamed(scale_dtype);
-            options.scale_group = Int64(scale_group, "scale_group");
-            new (self) Self(options);
-          },
-          any, any, any, any, any, any, any, any, any, any)
+  type.def("__init__", &Initialise, any, any, any, any, any, any, any, any, any, any)
       .def("create",
            [](Self& self) { return self.Locked([](KvCache& cache) { return cache.Create(); }); })
       .def(
@@ -309,16 +323,7 @@ void BindKvCache(nb::module_& m) {
           any)
       .def("batch", &Batch, any)
       .def("keys", &Keys, any)
-      .def("values", &Values, any)
-      .def("pages_free",
-           [](Self& self) { return self.Locked([](KvCache& c) { return c.pages_free(); }); })
-      .def("pages_shared",
-           [](Self& self) { return self.Locked([](KvCache& c) { return c.pages_shared(); }); })
-      .def("pages_used",
-           [](Self& self) { return self.Locked([](KvCache& c) { return c.pages_used(); }); })
-      .def("sequences",
-           [](Self& self) { return self.Locked([](KvCache& c) { return c.sequences(); }); })
-      .def("bytes", [](Self& self) { return self.Locked([](KvCache& c) { return c.bytes(); }); });
+      .def("values", &Values, any);
 }
 
 }  // namespace riffle::python

@@ -21,8 +21,7 @@ sparse attention.
 from __future__ import annotations
 
 import functools
-import weakref
-from typing import Any, Literal
+from typing import Any
 
 try:
     import torch
@@ -39,9 +38,9 @@ from transformers.generation.continuous_batching import ContinuousBatchingManage
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, causal_mask_function
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel
 
-import riffle
 import riffle.torch
 from riffle._transformers_cache import GrowingCache
+from riffle._transformers_call import HEAD_DIM_STEP, MAX_HEAD_DIM, attend, refuse, tokens_as_pages
 from riffle._transformers_head import TopKHead, use_top_k_head
 from riffle._transformers_masks import (
     WITHOUT_EFFECT,
@@ -54,19 +53,14 @@ from riffle._transformers_masks import (
     check_interface,
     in_float32,
     keys_seen,
-    token_table,
     visible_in,
 )
+from riffle._transformers_paged import paged_attention
 from riffle._transformers_sampler import Sampler
 from riffle._transformers_sparse import use_sparse_attention
 
 __all__ = ["GrowingCache", "Sampler", "TopKHead", "attention", "attention_mask", "register", "use_sparse_attention",
            "use_top_k_head"]  # fmt: skip
-
-# The largest page in which a paged cache is read; riffle.paged_attention itself has no limit.
-_MAX_PAGE = 256
-# The head_dims, multiples of the step, that this module passes to riffle.paged_attention, which itself takes 8 to 1024.
-_MIN_HEAD_DIM, _MAX_HEAD_DIM, _HEAD_DIM_STEP = 32, 512, 8
 
 
 def register() -> None:
@@ -150,23 +144,8 @@ def attention_mask(
     return Mask(request, dtype, device)
 
 
-def _tokens(x: torch.Tensor) -> torch.Tensor:
-    """x [batch, heads, tokens, head_dim] in place as pages of one token each, [pages, heads, 1, head_dim]: token i of row b
-    is page b * (stride of rows) / (stride of tokens) + i."""
-    batch, heads, tokens, head_dim = x.shape
-    row, head, token, _ = x.stride()
-    pages = tokens + (batch - 1) * (row // token)
-    return x.as_strided((pages, heads, 1, head_dim), (token, head, token, 1))
-
-
 # Keywords that continuous batching passes.
 _OF_A_PAGED_CACHE = frozenset("read_index write_index block_table logits_indices logits_processor_args".split())
-
-
-def _refuse(module: Any, reason: str) -> ValueError:
-    config = getattr(module, "config", None)
-    name = getattr(config, "model_type", None) or type(module).__name__
-    return ValueError(f"riffle attention does not compute {name} ({type(module).__name__}): {reason}")
 
 
 def _check(module: Any, query: torch.Tensor, dropout: float, paged: bool, kwargs: dict[str, Any]) -> None:
@@ -179,7 +158,7 @@ def _check(module: Any, query: torch.Tensor, dropout: float, paged: bool, kwargs
     known = WITHOUT_EFFECT | _OF_A_PAGED_CACHE if paged else WITHOUT_EFFECT
     for name, argument in kwargs.items():
         if name not in known and argument is not None and argument is not False:
-            raise _refuse(module, f"it passes {name}, which riffle attention does not know")
+            raise refuse(module, f"it passes {name}, which riffle attention does not know")
 
 
 @torch.compiler.disable
@@ -211,9 +190,9 @@ def attention(
     """
     paged = isinstance(cache, PagedAttentionCache)
     if indices is not None and (paged or attention_mask is None):
-        raise _refuse(module, "it passes indices of keys with a paged cache or without a mask")
+        raise refuse(module, "it passes indices of keys with a paged cache or without a mask")
     if position_bias is not None and paged:
-        raise _refuse(module, "it passes position_bias with a paged cache")
+        raise refuse(module, "it passes position_bias with a paged cache")
     _check(module, query, dropout if getattr(module, "training", False) else 0, paged, kwargs)
     sinks = s_aux if s_aux is not None else getattr(module, "sinks", None)
     options = dict(
@@ -223,16 +202,16 @@ def attention(
     )
     query, key, value = (x.detach() if x.requires_grad else x for x in (query, key, value))
     if paged:
-        return _paged(module, query, key, value, attention_mask, cache, options, kwargs), None
+        return paged_attention(module, query, key, value, attention_mask, cache, options, kwargs), None
     if attention_mask is None:
         causal = bool(getattr(module, "is_causal", True) if is_causal is None else is_causal)
         window = kwargs.get("sliding_window")
         if causal and query.shape[2] > 1:
-            raise _refuse(module, "its causal attention comes without a mask of Transformers' AttentionMaskInterface")
+            raise refuse(module, "its causal attention comes without a mask of Transformers' AttentionMaskInterface")
         if window is not None and key.shape[2] > window:
-            raise _refuse(module, f"its sliding window of {window} comes without a mask of the AttentionMaskInterface")
+            raise refuse(module, f"its sliding window of {window} comes without a mask of the AttentionMaskInterface")
     elif not isinstance(attention_mask, torch.Tensor):
-        raise _refuse(module, f"its mask is of type {type(attention_mask).__name__}")
+        raise refuse(module, f"its mask is of type {type(attention_mask).__name__}")
     if indices is not None:
         attention_mask = _chosen(module, attention_mask, indices, query.shape[2], key.shape[2])
     if position_bias is not None:
@@ -243,9 +222,9 @@ def attention(
 def _chosen(module: Any, mask: Any, indices: torch.Tensor, q_len: int, kv_len: int) -> torch.Tensor:
     """The mask without the keys that an indexer did not choose."""
     if indices.ndim != 3 or indices.shape[1] != q_len or mask.ndim != 4 or mask.shape[3] != kv_len:
-        raise _refuse(module, f"its indices of keys are of shape {tuple(indices.shape)}, its mask of {tuple(mask.shape)}")
+        raise refuse(module, f"its indices of keys are of shape {tuple(indices.shape)}, its mask of {tuple(mask.shape)}")
     if indices.numel() and not (0 <= int(indices.min()) and int(indices.max()) < kv_len):
-        raise _refuse(module, f"its indices of keys go from {int(indices.min())} to {int(indices.max())} of {kv_len} keys")
+        raise refuse(module, f"its indices of keys go from {int(indices.min())} to {int(indices.max())} of {kv_len} keys")
     chosen = torch.zeros(indices.shape[0], q_len, kv_len, dtype=torch.bool).scatter_(2, indices.long(), True)[:, None]
     visible, added = _understood(module, mask)
     return visible & chosen if added is None else torch.where(chosen, added, -torch.inf)
@@ -255,7 +234,7 @@ def _biased(module: Any, mask: Any, bias: Any, shape: tuple[int, ...]) -> torch.
     """What a position bias and a mask (or no mask) together add to logits of the given shape."""
     if not isinstance(bias, torch.Tensor) or bias.ndim != 4 or any(n not in (1, m) for n, m in zip(bias.shape, shape)):
         form = tuple(bias.shape) if isinstance(bias, torch.Tensor) else type(bias).__name__
-        raise _refuse(module, f"its position_bias is {form}, its logits are of {shape}")
+        raise refuse(module, f"its position_bias is {form}, its logits are of {shape}")
     bias = in_float32(bias)
     if mask is None:
         return bias
@@ -270,39 +249,44 @@ def _understood(module: Any, mask: torch.Tensor) -> tuple[Any, torch.Tensor | No
     try:
         added = additive_in(mask)
     except ValueError as error:
-        raise _refuse(module, f"{error}") from None
+        raise refuse(module, f"{error}") from None
     return (visible_in(mask), None) if added is None else (None, added)
 
 
-def _padded_heads(x: torch.Tensor, head_dim: int) -> torch.Tensor:
-    return torch.nn.functional.pad(x, (0, head_dim - x.shape[-1])) if x.shape[-1] < head_dim else x
+def _padded_head_dim(x: torch.Tensor) -> torch.Tensor:
+    """x with zeros, which change neither products nor results, up to a head_dim that riffle takes."""
+    missing = -x.shape[-1] % HEAD_DIM_STEP
+    return torch.nn.functional.pad(x, (0, missing)) if missing else x
+
+
+def _tokens_of_a_row(x: torch.Tensor) -> int | None:
+    """How many tokens of a cache [batch, heads, tokens, head_dim] lie between a row and the next; None if pages of a token
+    cannot describe it. Keys and values share a page table only if it is the same number for both."""
+    row, _, token, last = x.stride()
+    return None if last != 1 or token < 1 or row % token else row // token
 
 
 def _plain(module, query, key, value, mask, options) -> torch.Tensor:
     """A cache [batch, kv_heads, kv_len, head_dim], read in place."""
     batch, heads, q_len, _ = query.shape
     value_dim = value.shape[-1]
-    # Padding with zeros changes neither products nor results. It is needed where keys and values differ, and below the least head_dim.
-    head_dim = max(key.shape[-1], value_dim, _MIN_HEAD_DIM)
-    head_dim += -head_dim % _HEAD_DIM_STEP
-    if head_dim > _MAX_HEAD_DIM:
-        raise _refuse(module, f"head_dim = {head_dim}; the limit is {_MAX_HEAD_DIM}")
-    query, key, value = (_padded_heads(x, head_dim) for x in (query, key, value))
+    if max(query.shape[-1], value_dim) > MAX_HEAD_DIM:
+        raise refuse(module, f"head_dim = {query.shape[-1]}, of values {value_dim}; the limit is {MAX_HEAD_DIM}")
     if key.shape[0] != batch:
-        raise _refuse(module, f"{batch} rows of queries and {key.shape[0]} of keys")
-    row, _, token, last = key.stride()
-    if key.stride() != value.stride() or last != 1 or token < 1 or row % token:
+        raise refuse(module, f"{batch} rows of queries and {key.shape[0]} of keys")
+    query, key, value = (_padded_head_dim(x) for x in (query, key, value))
+    row = _tokens_of_a_row(key)
+    if row is None or row != _tokens_of_a_row(value):
         key, value = key.contiguous(), value.contiguous()
-        row, _, token, _ = key.stride()
-    row //= token
-    q = query[0].transpose(0, 1) if batch == 1 else query.transpose(1, 2).reshape(batch * q_len, heads, head_dim)
+        row = key.shape[1] * key.shape[2]
+    q = query[0].transpose(0, 1) if batch == 1 else query.transpose(1, 2).reshape(batch * q_len, heads, -1)
     out = _attend_rows(q, key, value, _keys(module, mask, (batch, heads, q_len, key.shape[2]), row), options)
-    return out.view(batch, q_len, heads, head_dim)[..., :value_dim].contiguous()
+    return out.view(batch, q_len, heads, -1)[..., :value_dim].contiguous()
 
 
 def _attend_rows(q, key, value, where: Keys, options) -> torch.Tensor:
     """q [tokens, heads, head_dim] over a cache [batch, kv_heads, kv_len, head_dim]."""
-    out = _attend(q, _tokens(key), _tokens(value), where, "HND", options)
+    out = attend(q, tokens_as_pages(key), tokens_as_pages(value), where, "HND", options)
     blind = blind_queries(where) if options["sinks"] is None else None
     if blind is None:
         return out
@@ -318,7 +302,7 @@ def _keys(module: Any, mask: torch.Tensor | None, shape: tuple[int, ...], row: i
     if mask is None:
         return all_keys(batch, q_len, kv_len, row, False, None)
     if mask.ndim != 4 or any(n not in (1, m) for n, m in zip(mask.shape, shape)) or mask.shape[3] != kv_len:
-        raise _refuse(module, f"its mask is of shape {tuple(mask.shape)}, its logits are of {shape}")
+        raise refuse(module, f"its mask is of shape {tuple(mask.shape)}, its logits are of {shape}")
     if isinstance(mask, Mask) and mask.shape[0] == batch and mask.shape[2] == q_len:
         return mask.keys(row)
     visible, added = _understood(module, mask)
@@ -328,87 +312,6 @@ def _keys(module: Any, mask: torch.Tensor | None, shape: tuple[int, ...], row: i
     if added is None and read.shape[1] == 1:
         return keys_seen(read[:, 0], row)
     return by_mask(read, row)
-
-
-def _attend(q, keys, values, where: Keys, layout: Literal["HND", "NHD"], options) -> Any:
-    options = {"causal": where.causal, "window": where.window, "mask": where.mask, **options}
-    return riffle.paged_attention(
-        q, keys, values, where.kv_lens, where.page_table, cu_q_lens=where.cu_q_lens, layout=layout, **options
-    )
-
-
-# What the layers of an allocator share in a forward; made anew by the first of them.
-_shared: weakref.WeakKeyDictionary[Any, tuple[str, int, Keys]] = weakref.WeakKeyDictionary()
-
-
-def _check_paged(module, query, key, value, mask, allocator) -> int | None:
-    """The window of a layer of a paged cache: what its mask asks for must be what the cache does. None: no window."""
-    known = mask.structure if isinstance(mask, Mask) else None
-    if known is None or not known.causal or known.chunk is not None:
-        raise _refuse(module, "with a paged cache it takes causal and sliding-window masks of the AttentionMaskInterface only")
-    window = allocator.sliding_window if allocator.layer_type == "sliding_attention" else None
-    if known.window != window:
-        raise _refuse(module, f"its mask has the window {known.window}, its paged cache {window}")
-    head_dim = query.shape[-1]
-    fits = _MIN_HEAD_DIM <= head_dim <= _MAX_HEAD_DIM and head_dim % _HEAD_DIM_STEP == 0
-    if not fits or not head_dim == key.shape[-1] == value.shape[-1]:
-        dims = f"{head_dim}, {key.shape[-1]} and {value.shape[-1]}"
-        raise _refuse(module, f"head_dim of queries, keys and values = {dims}; with a paged cache riffle takes the same for "
-                      f"all, a multiple of {_HEAD_DIM_STEP} from {_MIN_HEAD_DIM} to {_MAX_HEAD_DIM}")  # fmt: skip
-    return window
-
-
-def _paged(module, query, key, value, mask, cache, options, kwargs) -> torch.Tensor:
-    """Continuous batching: writes the new keys and values into the paged cache and reads all of them there."""
-    if kwargs.get("block_table") is not None:
-        raise ValueError("riffle attention reads the paged cache by its read indices; set max_blocks_per_request=0")
-    allocator = cache.layer_to_allocator[module.layer_idx]
-    window = _check_paged(module, query, key, value, mask, allocator)
-    if module.layer_idx == allocator.layer_indices[0] or allocator not in _shared:
-        _shared[allocator] = _plan(allocator, kwargs)
-    how, page, where = _shared[allocator]
-    q = query[0].transpose(0, 1)
-    key, value = (x[0].transpose(0, 1) for x in (key, value))  # [tokens, kv_heads, head_dim]
-    read, write = (kwargs[name][allocator.index] for name in ("read_index", "write_index"))
-    if how == "in place":
-        caches = allocator._kv_token_views[module.layer_idx]
-        for tokens, new in zip(caches, (key, value)):
-            tokens.index_copy_(0, write, new)
-        # The values' view starts later in the same memory.
-        whole = min(len(tokens) for tokens in caches) // page * page
-        keys, values = (tokens[:whole].unflatten(0, (-1, page)) for tokens in caches)
-        # A ring buffer of keys is not in the order of positions, and it holds exactly the window, so no window is passed.
-        out = _attend(q, keys, values, where, "NHD", options)
-    else:
-        # Either nothing was cached, so the new tokens are all there is; or chunks overwrite what their first queries see, so the keys
-        # and values have been gathered before.
-        key, value = allocator.update(key, value, module.layer_idx, read, write)
-        keys, values = (_tokens(x.transpose(0, 1)[None]) for x in (key, value))
-        out = _attend(q, keys, values, where._replace(window=window), "HND", options)
-    return out[None]
-
-
-def _plan(allocator, kwargs) -> tuple[str, int, Keys]:
-    cu_q_lens = kwargs["cu_seq_lens_q"].to(torch.int32)
-    cu_kv_lens = kwargs["cu_seq_lens_k"][allocator.layer_type].to(torch.int64)
-    kv_lens = cu_kv_lens.diff()
-    read, write = (kwargs[name][allocator.index] for name in ("read_index", "write_index"))
-    size = allocator.tokens_per_page
-    page = next(p for p in range(min(size, _MAX_PAGE), 0, -1) if size % p == 0)
-    sliding = allocator.layer_type == "sliding_attention"
-    decode = bool((cu_q_lens.diff() == 1).all())
-    if read.numel() == 0:
-        return "packed", page, token_table(cu_q_lens[:-1], cu_q_lens.diff(), cu_q_lens)
-    if sliding and not (decode and allocator.sliding_window % page == 0):
-        return "packed", page, token_table(cu_kv_lens[:-1], kv_lens, cu_q_lens)
-    # The first token of each page of a sequence says which page that is. The last token of a ring is the new one.
-    token = torch.arange(-(-int(kv_lens.max()) // page)) * page
-    index = (cu_kv_lens[:-1, None] + token).clamp(max=read.numel() - 1)
-    physical = read[index]
-    if sliding:
-        physical = torch.where(token < kv_lens[:, None] - 1, physical, write[:, None])
-    table = torch.where(token < kv_lens[:, None], physical // page, -1)
-    return "in place", page, Keys(kv_lens.to(torch.int32), table.to(torch.int32), None if decode else cu_q_lens)
 
 
 for _public in (GrowingCache, Sampler, TopKHead, use_sparse_attention, use_top_k_head):

@@ -14,6 +14,7 @@ transformers = pytest.importorskip("transformers", minversion="5.0", reason="Tra
 
 import riffle  # noqa: E402
 import riffle.transformers  # noqa: E402
+from riffle import _transformers_paged  # noqa: E402
 from transformers import ContinuousBatchingConfig, GenerationConfig, LogitsProcessorList  # noqa: E402
 
 SIZES = dict(
@@ -197,11 +198,11 @@ def batched(model, implementation, rows, max_new_tokens=24, **arguments):
     return [output.generated_tokens for _, output in sorted(outputs.items(), key=lambda item: int(item[0].split("_")[-1]))]
 
 
-# Pages that divide the window, that do not, and longer ones than riffle takes; chunks of a prompt, and all of it at once.
+# Pages that divide the window, that do not, and ones that are longer than it; chunks of a prompt, and all of it at once.
 @pytest.mark.parametrize("page_size,max_batch_tokens", [(8, 512), (8, 24), (12, 24), (512, 64)])
 def test_continuous_batching(model, page_size, max_batch_tokens, monkeypatch):
-    plans, plan = [], riffle.transformers._plan
-    monkeypatch.setattr(riffle.transformers, "_plan", lambda *args: plans.append(plan(*args)) or plans[-1])
+    plans, plan = [], _transformers_paged._plan
+    monkeypatch.setattr(_transformers_paged, "_plan", lambda *args: plans.append(plan(*args)) or plans[-1])
     rows = prompts(3, 50, 17, 1, 9)
     expected = [generate(model, reference(model), left_padded([row]))[0, len(row) :].tolist() for row in rows]
     actual = batched(model, "riffle", rows, page_size=page_size, max_batch_tokens=max_batch_tokens)

@@ -174,10 +174,30 @@ def test_masks_that_transformers_asks_for(name, padding, q_len, kv_len, q_offset
     check(mask[:, :, -1:] + 0, visible[:, :, -1:], 1, kv_len)
 
 
-@pytest.mark.parametrize("key_dim,value_dim", [(32, 32), (16, 16), (48, 32), (24, 40), (36, 20)])
+@pytest.mark.parametrize("key_dim,value_dim", [(32, 32), (16, 16), (8, 1024), (48, 32), (24, 40), (36, 20), (576, 512)])
 def test_head_dims(key_dim, value_dim):
     visible = torch.ones(BATCH, 1, 6, 6).tril().bool()
     check(visible, visible, 6, 6, key_dim=key_dim, value_dim=value_dim)
+
+
+def test_long_head_dims_are_refused():
+    mask = torch.ones(1, 1, 3, 3).tril().bool()
+    for dims in (dict(key_dim=1032), dict(value_dim=1025)):
+        with pytest.raises(ValueError, match="made_up .*the limit is 1024"):
+            riffle.transformers.attention(layer(), *tensors(3, 3, **dims), mask)
+
+
+@pytest.mark.parametrize("key_dim,value_dim", [(32, 32), (192, 128), (8, 16)])
+def test_caches_are_read_in_place(key_dim, value_dim, monkeypatch):
+    """The first tokens of longer buffers, as a growing cache has them: neither keys nor values are copied."""
+    q, k, v = tensors(1, 40, key_dim=key_dim, value_dim=value_dim)
+    k, v = k[:, :, :9], v[:, :, :9]
+    read, attend = [], riffle.paged_attention
+    monkeypatch.setattr(riffle, "paged_attention", lambda *args, **options: read.append(args[1:3]) or attend(*args, **options))
+    out, _ = riffle.transformers.attention(layer(), q, k, v, None)
+    assert [[x.data_ptr() for x in pools] for pools in read] == [[k.data_ptr(), v.data_ptr()]]
+    expected = reference(q, k, v, torch.ones(1, 1, 1, 9, dtype=torch.bool), key_dim**-0.5)
+    torch.testing.assert_close(out.double(), expected, rtol=1e-5, atol=1e-5)
 
 
 def test_no_mask():

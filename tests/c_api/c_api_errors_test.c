@@ -7,82 +7,125 @@
 
 static const float kLogits[10] = {0.5f, 3, -1, 3, 2, NAN, -2, -3, -1, -5};
 
-// Everything that is wrong about a call of riffle_topk.
-static void TestBadTopK(void) {
-  riffle_matrix x = {kLogits, 2, 5, 5, RIFFLE_F32, 0};
-  float values[10] = {7, 7, 7, 7, 7, 7, 7, 7, 7, 7};
-  int32_t indices[10] = {7, 7, 7, 7, 7, 7, 7, 7, 7, 7};
-  riffle_topk_out out = {sizeof out, values, 5, indices, 5, NULL, RIFFLE_INDEX_I32, 0};
-  riffle_topk_options options = {.size = sizeof options};
+// A right call of riffle_topk and the like, which each test below spoils.
+typedef struct TopKCall {
+  riffle_matrix x;
+  float values[10];
+  int32_t indices[10];
+  riffle_topk_out out;
+  riffle_topk_options options;
+} TopKCall;
 
-  EXPECT_FAILS(riffle_topk(NULL, 1, &out, NULL), RIFFLE_BAD_SHAPE, "x is null");
-  EXPECT_FAILS(riffle_topk(&x, 1, NULL, NULL), RIFFLE_BAD_SHAPE, "out is null");
-  EXPECT_FAILS(riffle_topk(&x, 0, &out, NULL), RIFFLE_BAD_K, "k = 0");
-  EXPECT_FAILS(riffle_topk(&x, 6, &out, NULL), RIFFLE_BAD_K, "k = 6");
-  EXPECT_FAILS(riffle_topk(&x, INT64_MIN, &out, NULL), RIFFLE_BAD_K, "k = -");
-  x.data = NULL;
-  EXPECT_FAILS(riffle_topk(&x, 1, &out, NULL), RIFFLE_BAD_SHAPE, "null");
-  x.data = kLogits;
-  x.rows = -1;
-  EXPECT_FAILS(riffle_topk(&x, 1, &out, NULL), RIFFLE_BAD_SHAPE, "-1 rows");
-  x.rows = INT64_MAX;
-  EXPECT_FAILS(riffle_topk(&x, 1, &out, NULL), RIFFLE_BAD_SHAPE, "does not fit an address");
-  x.rows = (int64_t)1 << 61;  // times 8 bytes it is 0
-  EXPECT_FAILS(riffle_topk_each(&x, indices, &out, NULL), RIFFLE_BAD_SHAPE, "k has 2305");
-  EXPECT_FAILS(riffle_topk_per_row(&x, indices, indices, 1, indices, 1, NULL), RIFFLE_BAD_SHAPE,
+static void MakeTopKCall(TopKCall* call) {
+  *call =
+      (TopKCall){.x = {kLogits, 2, 5, 5, RIFFLE_F32, 0}, .options = {.size = sizeof call->options}};
+  for (int i = 0; i < 10; ++i) {
+    call->values[i] = 7;
+    call->indices[i] = 7;
+  }
+  call->out = (riffle_topk_out){
+      sizeof call->out, call->values, 5, call->indices, 5, NULL, RIFFLE_INDEX_I32, 0};
+}
+
+static void ExpectNothingWritten(const TopKCall* call) {
+  for (int i = 0; i < 10; ++i) {
+    EXPECT(call->values[i] == 7 && call->indices[i] == 7);
+  }
+}
+
+static void TestBadTopKInput(void) {
+  TopKCall call;
+  MakeTopKCall(&call);
+  riffle_matrix* const x = &call.x;
+  riffle_topk_out* const out = &call.out;
+  int32_t* const indices = call.indices;
+  EXPECT_FAILS(riffle_topk(NULL, 1, out, NULL), RIFFLE_BAD_SHAPE, "x is null");
+  EXPECT_FAILS(riffle_topk(x, 0, out, NULL), RIFFLE_BAD_K, "k = 0");
+  EXPECT_FAILS(riffle_topk(x, 6, out, NULL), RIFFLE_BAD_K, "k = 6");
+  EXPECT_FAILS(riffle_topk(x, INT64_MIN, out, NULL), RIFFLE_BAD_K, "k = -");
+  x->data = NULL;
+  EXPECT_FAILS(riffle_topk(x, 1, out, NULL), RIFFLE_BAD_SHAPE, "null");
+  x->data = kLogits;
+  x->rows = -1;
+  EXPECT_FAILS(riffle_topk(x, 1, out, NULL), RIFFLE_BAD_SHAPE, "-1 rows");
+  x->rows = INT64_MAX;
+  EXPECT_FAILS(riffle_topk(x, 1, out, NULL), RIFFLE_BAD_SHAPE, "does not fit an address");
+  x->rows = (int64_t)1 << 61;  // times 8 bytes it is 0
+  EXPECT_FAILS(riffle_topk_each(x, indices, out, NULL), RIFFLE_BAD_SHAPE, "k has 2305");
+  EXPECT_FAILS(riffle_topk_per_row(x, indices, indices, 1, indices, 1, NULL), RIFFLE_BAD_SHAPE,
                "has 2305843009213693952 elements");
   riffle_topk_stats stats[2];
-  out.stats = stats;
-  EXPECT_FAILS(riffle_topk(&x, 1, &out, NULL), RIFFLE_BAD_SHAPE, "stats has");
-  out.stats = NULL;
-  x.rows = 2;
-  EXPECT_FAILS(riffle_topk_each(&x, NULL, &out, NULL), RIFFLE_BAD_SHAPE, "k is null");
-  EXPECT_FAILS(riffle_topk_per_row(&x, NULL, indices, 1, indices, 1, NULL), RIFFLE_BAD_SHAPE,
-               "starts is null");
-  EXPECT_FAILS(riffle_topk_per_row_decode(&x, NULL, 2, 1, indices, 1, NULL), RIFFLE_BAD_SHAPE,
-               "seq_lens is null");
-  EXPECT_FAILS(riffle_topk_per_row_decode(&x, indices, 0, 1, indices, 1, NULL), RIFFLE_BAD_OPTION,
-               "next_n = 0");
-  x.row_stride = INT64_MIN;
-  EXPECT_FAILS(riffle_topk(&x, 1, &out, NULL), RIFFLE_BAD_SHAPE, "does not fit an address");
-  x.row_stride = 5;
-  x.cols = INT64_MAX;
-  EXPECT_FAILS(riffle_topk(&x, 1, &out, NULL), RIFFLE_BAD_SHAPE, "columns");
-  x.cols = 5;
+  out->stats = stats;
+  EXPECT_FAILS(riffle_topk(x, 1, out, NULL), RIFFLE_BAD_SHAPE, "stats has");
+  out->stats = NULL;
+  x->rows = 2;
+  x->row_stride = INT64_MIN;
+  EXPECT_FAILS(riffle_topk(x, 1, out, NULL), RIFFLE_BAD_SHAPE, "does not fit an address");
+  x->row_stride = 5;
+  x->cols = INT64_MAX;
+  EXPECT_FAILS(riffle_topk(x, 1, out, NULL), RIFFLE_BAD_SHAPE, "columns");
+  x->cols = 5;
   const riffle_dtype dtypes[] = {-1, 15, 1000, INT32_MIN, INT32_MAX, RIFFLE_E4M3};
   for (size_t i = 0; i < sizeof dtypes / sizeof *dtypes; ++i) {
-    x.dtype = dtypes[i];
-    EXPECT_FAILS(riffle_topk(&x, 1, &out, NULL), RIFFLE_BAD_DTYPE, "x");
+    x->dtype = dtypes[i];
+    EXPECT_FAILS(riffle_topk(x, 1, out, NULL), RIFFLE_BAD_DTYPE, "x");
   }
-  x.dtype = RIFFLE_F32;
-  x.reserved = 1;
-  EXPECT_FAILS(riffle_topk(&x, 1, &out, NULL), RIFFLE_BAD_OPTION, "x.reserved = 1");
-  x.reserved = 0;
-  out.size = 0;
-  EXPECT_FAILS(riffle_topk(&x, 1, &out, NULL), RIFFLE_BAD_OPTION, "out.size = 0");
-  out.size = SIZE_MAX;
-  EXPECT_FAILS(riffle_topk(&x, 1, &out, NULL), RIFFLE_BAD_OPTION, "out.size = ");
-  out.size = sizeof out;
-  out.index_type = 2;
-  EXPECT_FAILS(riffle_topk(&x, 1, &out, NULL), RIFFLE_BAD_OPTION, "index_type = 2");
-  out.index_type = RIFFLE_INDEX_I32;
-  out.indices_stride = 0;
-  EXPECT_FAILS(riffle_topk(&x, 1, &out, NULL), RIFFLE_OVERLAP, "indices");
-  out.indices_stride = 5;
-  out.values = indices;
-  EXPECT_FAILS(riffle_topk(&x, 1, &out, NULL), RIFFLE_OVERLAP, "shares memory");
-  out.values = values;
-  options.unsorted = 2;
-  EXPECT_FAILS(riffle_topk(&x, 1, &out, &options), RIFFLE_BAD_OPTION, "unsorted = 2");
-  options.unsorted = 0;
-  options.algorithm = 3;
-  EXPECT_FAILS(riffle_topk(&x, 1, &out, &options), RIFFLE_BAD_OPTION, "algorithm = 3");
-  options.algorithm = RIFFLE_LANE_SORT;
-  options.lanes = 3;
-  EXPECT_FAILS(riffle_topk(&x, 1, &out, &options), RIFFLE_BAD_OPTION, "lanes = 3");
-  for (int i = 0; i < 10; ++i) {
-    EXPECT(values[i] == 7 && indices[i] == 7);
-  }
+  x->dtype = RIFFLE_F32;
+  x->reserved = 1;
+  EXPECT_FAILS(riffle_topk(x, 1, out, NULL), RIFFLE_BAD_OPTION, "x.reserved = 1");
+  ExpectNothingWritten(&call);
+}
+
+static void TestBadTopKRanges(void) {
+  TopKCall call;
+  MakeTopKCall(&call);
+  const riffle_matrix* const x = &call.x;
+  int32_t* const indices = call.indices;
+  EXPECT_FAILS(riffle_topk_each(x, NULL, &call.out, NULL), RIFFLE_BAD_SHAPE, "k is null");
+  EXPECT_FAILS(riffle_topk_per_row(x, NULL, indices, 1, indices, 1, NULL), RIFFLE_BAD_SHAPE,
+               "starts is null");
+  EXPECT_FAILS(riffle_topk_per_row_decode(x, NULL, 2, 1, indices, 1, NULL), RIFFLE_BAD_SHAPE,
+               "seq_lens is null");
+  EXPECT_FAILS(riffle_topk_per_row_decode(x, indices, 0, 1, indices, 1, NULL), RIFFLE_BAD_OPTION,
+               "next_n = 0");
+  ExpectNothingWritten(&call);
+}
+
+static void TestBadTopKOut(void) {
+  TopKCall call;
+  MakeTopKCall(&call);
+  const riffle_matrix* const x = &call.x;
+  riffle_topk_out* const out = &call.out;
+  EXPECT_FAILS(riffle_topk(x, 1, NULL, NULL), RIFFLE_BAD_SHAPE, "out is null");
+  out->size = 0;
+  EXPECT_FAILS(riffle_topk(x, 1, out, NULL), RIFFLE_BAD_OPTION, "out.size = 0");
+  out->size = SIZE_MAX;
+  EXPECT_FAILS(riffle_topk(x, 1, out, NULL), RIFFLE_BAD_OPTION, "out.size = ");
+  out->size = sizeof *out;
+  out->index_type = 2;
+  EXPECT_FAILS(riffle_topk(x, 1, out, NULL), RIFFLE_BAD_OPTION, "index_type = 2");
+  out->index_type = RIFFLE_INDEX_I32;
+  out->indices_stride = 0;
+  EXPECT_FAILS(riffle_topk(x, 1, out, NULL), RIFFLE_OVERLAP, "indices");
+  out->indices_stride = 5;
+  out->values = call.indices;
+  EXPECT_FAILS(riffle_topk(x, 1, out, NULL), RIFFLE_OVERLAP, "shares memory");
+  ExpectNothingWritten(&call);
+}
+
+static void TestBadTopKOptions(void) {
+  TopKCall call;
+  MakeTopKCall(&call);
+  riffle_topk_options* const options = &call.options;
+  options->unsorted = 2;
+  EXPECT_FAILS(riffle_topk(&call.x, 1, &call.out, options), RIFFLE_BAD_OPTION, "unsorted = 2");
+  options->unsorted = 0;
+  options->algorithm = 3;
+  EXPECT_FAILS(riffle_topk(&call.x, 1, &call.out, options), RIFFLE_BAD_OPTION, "algorithm = 3");
+  options->algorithm = RIFFLE_LANE_SORT;
+  options->lanes = 3;
+  EXPECT_FAILS(riffle_topk(&call.x, 1, &call.out, options), RIFFLE_BAD_OPTION, "lanes = 3");
+  ExpectNothingWritten(&call);
 }
 
 static void TestBadHandlesAndPools(void) {
@@ -256,7 +299,10 @@ static void TestBadWritesAndMerges(void) {
 }
 
 int main(void) {
-  TestBadTopK();
+  TestBadTopKInput();
+  TestBadTopKRanges();
+  TestBadTopKOut();
+  TestBadTopKOptions();
   TestBadHandlesAndPools();
   TestBadBatches();
   TestBadPages();
