@@ -68,7 +68,7 @@ void Penalize(const core::PenaltyFactors& penalties, std::span<const int32_t> pr
   const auto change = [&](int32_t token) {
     const int32_t count = counts[token];
     if (count == 0) {
-      return;  // the token has had its turn
+      return;  // an earlier occurrence of the token has applied the penalties
     }
     counts[token] = 0;
     const int32_t in_output = count & (kInPrompt - 1);
@@ -123,7 +123,7 @@ void CheckAdjustments(const MatrixView& logits, const SampleOptions& options) {
   CheckTokens("output_tokens", options.output_tokens, logits);
 }
 
-// rows * cols is less than 2^62. What no memory has room for stays more than that.
+// rows * cols is below 2^62, so * 4 could overflow. The clamped size still fails to be allocated.
 size_t AdjustedBytes(const MatrixView& logits) {
   constexpr int64_t kTooMuch = int64_t{1} << 56;
   const int64_t elements = std::min(logits.rows * logits.cols, kTooMuch);

@@ -50,7 +50,7 @@ HWY_INLINE int32_t Prune(FloatCandidates& list, size_t k, size_t limit) {
   return bound.key;
 }
 
-// Appends those of values [0, count) whose key is at least `bound`; their indices begin at `first`.
+// Appends the values[i], i < count, whose key is at least `bound`, with the index `first` + i.
 HWY_INLINE void AppendReaching(const float* values, int count, int32_t first, int32_t bound,
                                FloatCandidates& list) {
   HWY_DASSERT(0 <= count);
