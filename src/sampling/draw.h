@@ -21,8 +21,8 @@ class RowDraw {
  public:
   // `first`: the row's plan.first best columns; if the plan is windowed, room for the best one,
   // which the constructor stores only if the pass through a window fails. `sums`: the weight of
-  // each block; read if the plan says that weights are summed before the draw. `memory`: the thread's
-  // scratch, in which `scratch` places the arrays.
+  // each block; read if the plan sums weights before the draw. `memory`: the thread's scratch, in
+  // which `scratch` places the arrays.
   RowDraw(const SamplingBatch& batch, int64_t row, const Candidates& first, double* sums,
           const DrawScratch& scratch, uint8_t* memory);
 

@@ -44,8 +44,8 @@ class NucleusSearch {
   bool SumBlocks(double* sums) const;
 
  private:
-  // log2 of the largest weight relative to the pivot that the pass accepts: the larger a weight is,
-  // the more of its last bits are lost when it is rescaled to the maximum.
+  // log2 of the largest weight, relative to the pivot, that the pass accepts: the rounding error of
+  // a weight grows with the distance from the pivot.
   static constexpr float kMaxAbovePivot = 4;
 
   bool SumWindow(const WindowEstimate& window, bool may_leave, int64_t* blocks);
