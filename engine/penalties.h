@@ -43,8 +43,8 @@ class TokenCounts {
 
 // Changes the logits of the tokens counted; `logits` has one for each token of the vocabulary.
 void Penalize(const Penalties& penalties, std::span<const TokenCount> counts, float* logits);
-// The same for a list, where logits[i] is that of tokens[i]. Sorts both in the library's order again:
-// best first, of equal logits the lower token.
+// The same for a list, where logits[i] is that of tokens[i]. Sorts both in the library's order
+// again: best first, of equal logits the lower token.
 void PenalizeBest(const Penalties& penalties, std::span<const TokenCount> counts,
                   std::span<float> logits, std::span<int32_t> tokens);
 

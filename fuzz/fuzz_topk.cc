@@ -135,7 +135,7 @@ constexpr int64_t kBeyond[] = {std::numeric_limits<int64_t>::max(),
                                int64_t{1} << 60,
                                -(int64_t{1} << 60)};
 
-// A right call of TopK or TopKPerRow with one argument spoiled. It must throw and write nothing.
+// Makes a call of TopK or TopKPerRow with one bad argument. It must throw and write nothing.
 void RunSpoiled(Bytes& bytes) {
   InputSpec spec;
   spec.dtype = static_cast<DType>(bytes.Take<uint8_t>() % kNumTopKDTypes);

@@ -1,4 +1,4 @@
-// Graphs with a made-up ggml: threads that come to every node as ggml's do, and random nodes, held
+// Graphs in a fake ggml, whose threads all visit every node as ggml's do: random nodes, checked
 // against sums in double. Under sanitizers it shows what an unmodified llama.cpp cannot: accesses
 // outside of tensors, and races of the threads that are lent.
 #include "graph_run.h"

@@ -1,5 +1,5 @@
-// Random FLASH_ATTN_EXT nodes through an unmodified ggml, by the backend that is wrapped and by its
-// neighbour alone, both held against a loop in double over the numbers that ggml decodes.
+// Random FLASH_ATTN_EXT nodes through an unmodified ggml, by the wrapped backend and by its
+// neighbour alone, both checked against a loop in double over the numbers that ggml decodes.
 //
 //   random_nodes NEIGHBOR RIFFLE CASES [SEED]     files libggml-cpu-*.so
 //   random_nodes score FILE                       prints what llama.cpp chooses files by
@@ -192,7 +192,7 @@ bool Graphs::Fill(void* backend, Rng& rng) {
     for (int64_t h = 0; layer.sinks != nullptr && h < heads_; ++h) {
       static_cast<float*>(layer.sinks->data)[h] = Normal(rng);
     }
-    // ggml's decoding of what it has coded replaces the numbers that were coded.
+    // The reference uses the numbers that ggml decodes from the cache, not those that were encoded.
     FillCache(ggml_, layer.keys, c.key_type, rng);
     if (!ggml_.Decode(backend, layer.keys.root, layer.keys.decoded)) {
       return false;
