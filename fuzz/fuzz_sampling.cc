@@ -1,8 +1,8 @@
 // Sample against the reference in double: any logits, any parameters. A drawn column must be among
 // those that the filters leave, have the right log-probability and be drawn as often as its
-// probability says, with the same bits for any threads, batch and alignment. A row without an answer
-// or a parameter outside its limits must throw and write nothing; on request such a row gets token
-// -1 and changes no other. Filters in place must keep the columns that may be drawn.
+// probability says, with the same bits for any threads, batch and alignment. A row without answer,
+// or a parameter outside its limits, must throw and write nothing; on request the row gets token -1
+// and changes no other. Filters in place must keep the columns that may be drawn.
 #include <algorithm>
 #include <bit>
 #include <cmath>
@@ -93,7 +93,7 @@ test::InputSpec TakeInput(Bytes& bytes) {
   spec.seed = bytes.Take<uint16_t>();
   const int distribution = bytes.Take<uint8_t>() % (2 * test::kDistributions);
   spec.distribution = static_cast<test::Distribution>(distribution % test::kDistributions);
-  if (distribution >= test::kDistributions) spec.raw = {0};  // replaced by what is left at the end
+  if (distribution >= test::kDistributions) spec.raw = {0};  // replaced by the rest of the bytes
   return spec;
 }
 

@@ -45,7 +45,7 @@ InputSpec TakeInput(Bytes& bytes) {
   const int distribution = bytes.Take<uint8_t>() % (2 * test::kDistributions);
   spec.seed = bytes.Take<uint16_t>();
   spec.distribution = static_cast<test::Distribution>(distribution % test::kDistributions);
-  if (distribution >= test::kDistributions) spec.raw = {0};  // replaced by what is left at the end
+  if (distribution >= test::kDistributions) spec.raw = {0};  // replaced by the rest of the bytes
   return spec;
 }
 

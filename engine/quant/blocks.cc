@@ -78,7 +78,7 @@ void UnpackQ2K(const uint8_t* p, Block* out) {
   }
 }
 
-// 32 bytes of high bits; 64 of low pairs, which lie as in Q2_K; 16 scales of 6 bits in 12 bytes:
+// 32 bytes of high bits; 64 of low pairs, arranged as in Q2_K; 16 scales of 6 bits in 12 bytes:
 // the low nibbles of 0 to 7 and of 8 to 15 in the first eight, the upper pairs in the others; f16
 // d. Weight i has bit i / 32 of byte i % 32 for its high bit. d * (scale - 32) * (q - 4).
 void UnpackQ3K(const uint8_t* p, Block* out) {

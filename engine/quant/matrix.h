@@ -87,7 +87,7 @@ constexpr int64_t CodeBytes(Packing packing) {
   }
   return 0;
 }
-// Where the factors of a block are, behind its codes.
+// The offset of the factors in a block, after its codes and f16 scales.
 constexpr int64_t FactorsAt(Packing packing) {
   return CodeBytes(packing) + (HasMinimum(packing) ? 4 : 2) * kPanel;
 }

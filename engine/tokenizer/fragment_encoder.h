@@ -33,7 +33,7 @@ class FragmentEncoder {
   virtual bool adds_space() const { return false; }
   // Whether BOS goes before a text if the file does not say.
   virtual bool adds_bos() const = 0;
-  // Whether EOS goes behind it.
+  // Whether EOS goes after a text if the file does not say.
   virtual bool adds_eos() const { return false; }
 };
 

@@ -1,5 +1,5 @@
-// What a mask of llama.cpp says, found once for all layers of a graph: causal masks without
-// anything else need no mask, and tokens of different sequences in one cache become sequences.
+// What a mask of llama.cpp means, found once for all layers of a graph: a purely causal mask needs
+// no mask but an option, and tokens of different sequences in one cache become sequences.
 #pragma once
 
 #include <cstdint>

@@ -48,7 +48,7 @@ Host FakeHost() {
   return host;
 }
 
-// Does what ggml's backend does: all threads come to every node, and meet behind it.
+// Does what ggml's backend does: all threads run every node, with a barrier after each.
 int Compute(ggml::Backend*, ggml::Graph* of) {
   FakeGraph& graph = Fake(of);
   std::barrier meet(graph.threads);

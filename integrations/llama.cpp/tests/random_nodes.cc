@@ -241,7 +241,7 @@ bool Graphs::Check(void* plain, void* wrapped, Totals& totals) {
     const std::vector<double> exact = Exact(c, numbers, mask_);
     const double llama = riffle::llama::test::Error(expected[i].data(), exact);
     double riffle = riffle::llama::test::Error(got[i].data(), exact);
-    // Where bf16 holds the elements of K and V, queries may be rounded to it, and probabilities.
+    // If bf16 can hold the elements of K and V, queries and probabilities may be rounded to bf16.
     if (HoldsInBF16(c.key_type) && HoldsInBF16(c.value_type) && riffle >= kExact) {
       const std::vector<float> rounded =
           RoundToBF16(numbers.q, c.streams * c.tokens * heads_ * c.key_dim);
@@ -252,7 +252,7 @@ bool Graphs::Check(void* plain, void* wrapped, Totals& totals) {
     }
     const bool same =
         std::memcmp(expected[i].data(), got[i].data(), ResultSize() * sizeof(float)) == 0;
-    // ALiBi is llama.cpp's own: the same bits. All else is Riffle's: f32 sums of exact products.
+    // Riffle leaves ALiBi to llama.cpp: the bits are equal. All else is f32 sums of exact products.
     const bool good = c.max_bias != 0.0f ? same : riffle < kExact;
     // ggml rounds q to 8 bits for keys in blocks and sums values in f16.
     if (!good || !(llama < 2e-3)) {

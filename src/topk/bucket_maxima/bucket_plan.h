@@ -54,9 +54,9 @@ class BucketBounds {
   size_t lead_ = 0;
 };
 
-// A sample of a row: `count` elements, in runs of kMinBucket at 0, stride, 2 * stride, ... In a row
-// in random order, more than k elements reach the k-th best of the sample, where this k is the
-// member below (expected number plus four standard deviations). count = 0: no sample.
+// A sample of a row: `count` elements, in runs of kMinBucket at 0, stride, 2 * stride, ... Its
+// `k`-th best is a bound that enough elements of a row in random order reach, by a margin of four
+// standard deviations. count = 0: no sample.
 struct SamplePlan {
   size_t count;
   size_t stride;
