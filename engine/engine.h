@@ -58,9 +58,9 @@ struct Generated {
 };
 
 struct EngineOptions {
-  int64_t pages = 0;         // of the KV cache; 0: 2048, with 16-token pages 32768 tokens
-  int64_t page_size = 16;    // tokens
-  int64_t max_running = 64;  // requests that hold pages at a time
+  int64_t pages = 0;            // of the KV cache; 0: 2048, with 16-token pages 32768 tokens
+  int64_t page_size = 16;       // tokens
+  int64_t max_running = 64;     // requests that hold pages at a time
   int64_t prefill_chunk = 512;  // prompt tokens that a step may prefill
   bool share_prefixes = true;   // start with cached pages of an equal prefix
   uint64_t seed = 0;            // of the samples

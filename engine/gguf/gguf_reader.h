@@ -98,7 +98,7 @@ class Reader {
 
   ValueType TakeType(std::string_view what) {
     const auto type = Take<uint32_t>(what);
-    if (type >= kValueTypes) Fail(fmt::format("{} has the unknown type {}", what, type));
+    if (type >= kValueTypes) Fail(fmt::format("{} is of type {}, unknown to GGUF", what, type));
     return static_cast<ValueType>(type);
   }
 
