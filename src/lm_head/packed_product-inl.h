@@ -17,9 +17,9 @@ namespace riffle::lm_head::HWY_NAMESPACE {
 namespace hn = hwy::HWY_NAMESPACE;
 using core::HWY_NAMESPACE::PrefetchAt;
 
-// Which cache lines of W a kernel prefetches. While it multiplies the operands of one line, it
-// fetches a later line of `line_operands` columns, starting at `column`, one column per operand;
-// and the same of the columns `step` further on, `times` sets in all.
+// Which cache lines of W a kernel prefetches. When it multiplies operand i of a line, it prefetches
+// a later line of column[i], column[i + step], ..., `times` columns in all. So during each line of
+// operands it fetches one line of line_operands * times columns.
 struct PrefetchPlan {
   const uint8_t* const* column = nullptr;
   int times = 0;  // 0: prefetches nothing

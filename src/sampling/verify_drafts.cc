@@ -107,9 +107,9 @@ void CheckDrafts(const MatrixView& logits, const DraftLists& drafts, const OutVi
                  int64_t width, const SampleOptions& options) {
   const int64_t requests = Requests(drafts);
   const auto count = static_cast<int64_t>(drafts.tokens.size());
-  core::Check(requests >= 0, Code::kBadShape, "the drafts have no offsets; one more than requests");
+  core::Check(requests >= 0, Code::kBadShape, "the drafts have no offsets; need requests + 1");
   core::Check(logits.rows == count + requests, Code::kBadShape, "logits has ", logits.rows,
-              " rows for ", count, " drafts of ", requests, " requests; one for each of both");
+              " rows for ", count, " drafts of ", requests, " requests; the sum of both is needed");
   CheckVerify(logits, options, requests);
   MatrixView by_request = logits;
   by_request.rows = requests;

@@ -16,8 +16,8 @@ namespace riffle::select::HWY_NAMESPACE {
 namespace hn = hwy::HWY_NAMESPACE;
 using core::HWY_NAMESPACE::Keys;
 
-// The keys of floats, and where the floats come from, in ascending order of index. Room for kSlack
-// more elements follows each array.
+// The keys of floats and the floats' indices, in ascending order of index. Room for kSlack more
+// elements follows each array.
 using FloatCandidates = Candidates<int32_t>;
 
 // Keeps the candidates above `key`, and the first `ties` of those equal to it.
