@@ -1,6 +1,6 @@
 // Top-k under Google Benchmark, to compare two builds with its tools: bench_topk
-// --benchmark_filter=bf16. A benchmark whose answer differs from the scalar reference ends in an
-// error instead of a time.
+// --benchmark_filter=bf16. A benchmark whose answer differs from the scalar reference reports an
+// error, not a time.
 #include <benchmark/benchmark.h>
 #include <fmt/format.h>
 

@@ -24,7 +24,7 @@ struct AttentionCase {
   bool row_scales = false;      // an f32 for each row of 8-bit elements
   int value_dim = 0;            // 0: head_dim
   bool values_in_keys = false;  // values are the first value_dim elements of their keys, as in MLA
-  // > 0: a matrix of bools, not an option, makes attention causal within blocks of so many keys.
+  // > 0: attention is causal within blocks of so many keys, by a mask of bools, not by an option.
   int mask_block = 0;
 
   bool decode() const;  // whether there is one query per sequence

@@ -92,9 +92,9 @@ BenchSection Algorithms() {
   return section;
 }
 
-// Memory that holds the matrices of one shape, one at a time. A cache that other machines share
-// holds one stretch of memory better than another, by up to a factor of two, so orders of the data
-// are only comparable at the same address.
+// Memory that holds the matrices of one shape, one at a time. On a virtual machine, whose cache is
+// shared with others, the same call can take twice as long at another address, so orders of the
+// data are only comparable at the same address.
 struct Workspace {
   HugeBuffer buffer;
   std::optional<Distribution> holds;

@@ -29,7 +29,7 @@ struct BenchCase {
 struct BenchSection {
   std::string title;
   std::vector<BenchCase> cases;
-  bool ratios = false;  // each case beside the normal case of its dtype, always included
+  bool ratios = false;  // compare each case with its dtype's normal one, which then always runs
 };
 
 // A case's figures. `read` is ReadMax over the same bytes with the same pool.

@@ -84,7 +84,7 @@ class LineReader {
  public:
   enum class Result : uint8_t { kLine, kInterrupted, kEnd };
 
-  // kInterrupted: what was typed of the line is dropped.
+  // kInterrupted: the part of the line that was typed is dropped.
   Result Read(const Interrupts& interrupts, std::string* line) {
     for (;;) {
       if (const size_t end = pending_.find('\n'); end != std::string::npos) {

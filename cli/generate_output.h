@@ -20,7 +20,7 @@ namespace riffle::cli {
 inline constexpr const char* kErrorReason =
     "the model gave logits that are not numbers, so the answer ends";
 
-// What a prompt was continued with.
+// The continuation of a prompt.
 struct Generation {
   Generation(std::string prompt_text, int64_t prompt_size, const engine::Tokenizer& tokenizer,
              const std::vector<std::string>& stop_texts)
@@ -32,7 +32,7 @@ struct Generation {
   // Takes the next token. If its text completes a stop text, `finish` is set, but the engine does
   // not know: the caller must cancel the request.
   void Add(const engine::Generated& generated);
-  // No more tokens follow: what was held back of the text is part of it. Safe to call again.
+  // No more tokens follow: adds what StopTexts held back to the text. Safe to call again.
   void End();
 
   std::string prompt;

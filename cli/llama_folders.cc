@@ -22,7 +22,7 @@ void ForEachEntry(const fs::path& folder, const Visit& visit) {
   }
 }
 
-// The version, 0.27.0 of libggml-base.so.0.27.0, found in the folder or in the two above it.
+// ggml's version, from the name libggml-base.so.VERSION in the folder or one of the two above it.
 std::string FindGgmlVersion(const fs::path& folder) {
   constexpr std::string_view kPrefix = "libggml-base.so.";
   std::string version;

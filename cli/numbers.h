@@ -1,4 +1,4 @@
-// Element types by the bit, one element at a time, for reading results and making data.
+// Conversion between f32 and other element types, one element at a time, to read and make data.
 #pragma once
 
 #include <cstdint>
@@ -20,7 +20,7 @@ void StoreFloat(float value, void* data, DType dtype, int64_t i);
 // "f32", "bf16", "f16", and their long names.
 std::optional<DType> ParseDType(std::string_view name);
 
-// A value for a reader, shortest text that reads back: "nan", "inf", "-inf", "-0", "12.5".
+// The shortest text that reads back as the value: "nan", "inf", "-inf", "-0", "12.5".
 std::string FormatValue(float value);
 
 }  // namespace riffle::cli

@@ -12,7 +12,7 @@
 namespace riffle::cli {
 
 // One sequence; pages of 64 tokens in random order. Elements have both signs, and magnitudes around
-// 1; rows that are named are random.
+// 1; `slots` names random rows.
 struct SparseData {
   explicit SparseData(const SparseCase& the_case);
 

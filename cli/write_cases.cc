@@ -36,7 +36,7 @@ class Write {
     std::normal_distribution<float> normal;
     const auto elements = static_cast<size_t>(2 * what.tokens * what.kv_heads * what.head_dim);
     for (size_t i = 0; i < elements; ++i) {
-      const auto bits = std::bit_cast<uint32_t>(normal(generator)) & 0xffff0000u;  // bf16's
+      const auto bits = std::bit_cast<uint32_t>(normal(generator)) & 0xffff0000u;  // exact in bf16
       if (what.from == DType::kF32) {
         std::memcpy(input_.data() + 4 * i, &bits, 4);
       } else {
@@ -210,8 +210,8 @@ RooflineLine RunWriteCase(const WriteCase& what, double min_seconds, ThreadPool*
   write.Check();
   // Small calls are timed together, each at its own place of the pool.
   const int calls = what.tokens < 1024 ? 256 : 1;
-  // Copies go through memory of the size of the pools as calls go through these, so that neither
-  // finds what it writes in cache.
+  // Copies cycle through a buffer as large as the pools, as calls cycle through the pools, so that
+  // neither finds its destination in cache.
   const HugeBuffer copy(write.pool().bytes());
   const int64_t copies = static_cast<int64_t>(copy.bytes()) / (2 * write.InputBytes());
   int64_t first = 0;

@@ -15,7 +15,7 @@ namespace {
 // Above this k, all logits are stored and sampled from; up to it, top-k is fused with the product.
 constexpr int32_t kMaxFused = 1024;
 
-// How many of the best logits are certain to hold a row's k best after its penalties.
+// How many of the best logits certainly include the k that are best after the row's penalties.
 int64_t FoundFor(const Choice& choice, int32_t k) {
   const bool penalized = choice.sampling.penalties.any();
   return k + (penalized ? static_cast<int64_t>(choice.counts.size()) : 0);

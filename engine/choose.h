@@ -13,7 +13,7 @@
 
 namespace riffle::engine {
 
-// How a row's token is chosen; riffle::Sample states what the number of a draw is.
+// How a row's token is chosen. `stream` and `position` number the draw, as in riffle::Sample.
 struct Choice {
   SamplingParams sampling;
   int64_t stream = 0;
@@ -31,8 +31,8 @@ class Chooser {
       : model_(model), seed_(seed), pool_(pool) {}
 
   // tokens[r] is chosen from hidden[r], [rows, hidden] f32, and depends on that and the row's
-  // choice alone; kNoToken if its logits are NaN. log_probabilities[r] is the token's, by all
-  // logits, for rows that ask for it and have a token, else 0. Throws riffle::Error.
+  // choice alone; kNoToken if its logits are NaN. log_probabilities[r] is that of the token in the
+  // softmax of all logits, if the row asks for it and has a token, else 0. Throws riffle::Error.
   void Choose(std::span<const float> hidden, std::span<const Choice> choices,
               std::span<int32_t> tokens, std::span<float> log_probabilities);
 

@@ -169,7 +169,7 @@ void Engine::Impl::Check(const Request& request) const {
          "max_new_tokens = " + std::to_string(request.max_new_tokens) + " is not at least 1");
   }
   CheckSampling(request.sampling);
-  // The last new token takes no room: nothing follows it.
+  // The last new token takes no room in the cache: no later token attends to it.
   const int64_t max_cached = size + std::min(request.max_new_tokens - 1, context_ - size);
   const KvCacheOptions& cache = cache_.options();
   if (max_cached > cache.pages * cache.page_size) {

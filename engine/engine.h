@@ -35,7 +35,7 @@ struct Request {
   std::vector<int32_t> prompt;  // token ids, BOS included; 1 to the engine's context()
   int64_t max_new_tokens = 16;  // at least 1; the context's end stops a request too
   SamplingParams sampling = {};
-  // Names the request's random numbers, together with the engine's seed; -1: the request's id.
+  // Selects the request's random numbers, together with the engine's seed; -1: the request's id.
   int64_t stream = -1;
   std::vector<int32_t> stop_tokens = {};  // in addition to the model's
   bool log_probabilities = false;  // of its tokens; a second product with the LM head for each
@@ -44,7 +44,7 @@ struct Request {
 enum class Finish {
   kStop,    // a stop token of the model or the request; it is the last token of the request
   kLength,  // max_new_tokens or the end of the context
-  kError,   // the logits are NaN, or -inf all of them, so there is no token
+  kError,   // a logit is NaN, or all are -inf, so there is no token
 };
 
 // A token of a request, and why it was the last one, if it was.
@@ -58,9 +58,9 @@ struct Generated {
 };
 
 struct EngineOptions {
-  int64_t pages = 0;         // of the KV cache; 0: 2048, which 16-token pages make a full context
-  int64_t page_size = 16;    // tokens
-  int64_t max_running = 64;  // requests that hold pages at a time
+  int64_t pages = 0;            // of the KV cache; 0: 2048, with 16-token pages 32768 tokens
+  int64_t page_size = 16;       // tokens
+  int64_t max_running = 64;     // requests that hold pages at a time
   int64_t prefill_chunk = 512;  // prompt tokens that a step may prefill
   bool share_prefixes = true;   // start with cached pages of an equal prefix
   uint64_t seed = 0;            // of the samples

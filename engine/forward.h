@@ -72,7 +72,7 @@ class Forward {
   std::vector<int64_t> sequences_;  // [slices]
   KvBatch kv_batch_;
 
-  // The batch as attention takes it, planned by the first layer of each kind of window.
+  // The attention plan of the batch, made by the first layer with this window and then reused.
   struct SharedPlan {
     std::optional<int64_t> window;
     AttentionPlan plan;

@@ -8,7 +8,7 @@
 namespace riffle::engine {
 namespace {
 
-// The first of these counts that is of the token or of a later one.
+// The first count whose token is `token` or a higher one.
 template <typename Counts>
 auto FindToken(Counts& counts, int32_t token) {
   return std::lower_bound(

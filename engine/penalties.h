@@ -10,12 +10,12 @@
 
 namespace riffle::engine {
 
-// core::Penalized has the formulas, in which a request's answer is the output. The library's
+// core::Penalized has the formulas; a request's answer is what they call the output. The library's
 // SampleOptions have the same penalties for whole rows of logits; here they also change lists of
 // the k best, which is all that the fused LM head gives. Presence and frequency are -2 to 2.
 struct Penalties : core::PenaltyFactors {
-  // No logit is raised. So the k best after the penalties are among the k + n best before them,
-  // where n tokens are counted: k of these at least are not.
+  // Whether no logit is raised. Then, if n tokens are counted, the k best after the penalties are
+  // among the k + n best before them, at least k of which are not counted and keep their logits.
   bool only_lower() const { return repetition >= 1 && presence >= 0 && frequency >= 0; }
 };
 
@@ -43,8 +43,8 @@ class TokenCounts {
 
 // Changes the logits of the tokens counted; `logits` has one for each token of the vocabulary.
 void Penalize(const Penalties& penalties, std::span<const TokenCount> counts, float* logits);
-// The same where `logits` are those of `tokens` alone, whose order becomes the library's again: the
-// best first, of equal ones the lower token.
+// The same for a list, where logits[i] is that of tokens[i]. Sorts both in the library's order
+// again: best first, of equal logits the lower token.
 void PenalizeBest(const Penalties& penalties, std::span<const TokenCount> counts,
                   std::span<float> logits, std::span<int32_t> tokens);
 

@@ -52,8 +52,8 @@ int64_t Scheduler::PagesPromised() const {
   return pages;
 }
 
-// How many pages with the first of these keys some running request has, or will soon compute from
-// its prompt.
+// For how many of the first keys a running request will have computed the pages when its prompt is
+// done; 0 if it has them already.
 int64_t Scheduler::PagesSoon(std::span<const BlockKey> keys) const {
   int64_t soon = 0;
   const int64_t page_size = cache_.options().page_size;

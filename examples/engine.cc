@@ -1,7 +1,7 @@
 // Several prompts continued together by a language model from a GGUF file:
 //   engine MODEL.gguf "The capital of France is" "2 + 2 ="
-// Without arguments a small model with random weights runs on token ids. Each text is held against
-// the one that its request gets alone.
+// Without arguments a small model with random weights runs on token ids. Each text is compared with
+// the one that the request gets when it runs alone.
 #include <cstdio>
 #include <string>
 #include <vector>

@@ -1,5 +1,5 @@
 // The LM head of a language model: the 8 best logits of each hidden state and a token drawn from
-// them, without storing the logits. Held against the plain product.
+// them, without storing the logits. Checked against the plain product.
 #include <cstdint>
 #include <cstdio>
 #include <random>

@@ -1,4 +1,4 @@
-"""Sequences in a page pool, one a fork of the other, decode together; held against a softmax in float64."""
+"""Sequences in a page pool, one a fork of the other, decode together; checked against a softmax in float64."""
 
 import numpy as np
 import riffle

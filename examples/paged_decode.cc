@@ -1,5 +1,5 @@
-// Two sequences that share the pages of a common beginning; each decodes one token. Held against
-// attention over one sequence that was written by itself.
+// Two sequences that share the pages of a common prefix; each decodes one token. The second result
+// is compared with that of the same sequence written by itself.
 #include <algorithm>
 #include <cstdint>
 #include <cstdio>
@@ -47,7 +47,7 @@ std::vector<float> Decode(const riffle::KvCache& cache, std::span<const int64_t>
 int main() {
   riffle::KvCache cache({.layers = 1, .kv_heads = kKvHeads, .head_dim = kHeadDim, .pages = 64});
   const int64_t first = cache.Create();
-  Append(cache, first, 100, 1);              // the common beginning
+  Append(cache, first, 100, 1);              // the common prefix
   const int64_t second = cache.Fork(first);  // takes no page
   Append(cache, first, 1, 2);                // copies the page that both would write
   Append(cache, second, 1, 3);

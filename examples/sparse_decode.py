@@ -1,5 +1,5 @@
 """A decode step of sparse attention on random weights: index keys in int8, exact selection, attention over what was selected;
-held against scores, a sort and a softmax in float64."""
+checked against scores, a sort and a softmax in float64."""
 
 import numpy as np
 import riffle

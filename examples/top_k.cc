@@ -1,4 +1,4 @@
-// The 5 best of each row of logits, held against std::partial_sort.
+// The 5 best of each row of logits, checked against std::partial_sort.
 #include <algorithm>
 #include <cmath>
 #include <cstdint>

@@ -1,4 +1,4 @@
-"""The 5 best of each row of logits, NumPy's and PyTorch's, held against a stable sort."""
+"""The 5 best of each row of logits, NumPy's and PyTorch's, checked against a stable sort."""
 
 import numpy as np
 import riffle

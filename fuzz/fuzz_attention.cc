@@ -1,6 +1,6 @@
-// Any page table, lengths, window and layout: what breaks the contract is refused with nothing
-// written, everything else gives the softmax that a scalar loop in double gives. Slots that no
-// sequence sees are NaN, and arrays end where their allocation ends.
+// Any page table, lengths, window and layout: a call that breaks the contract must be refused and
+// write nothing; any other must give the softmax of a scalar loop in double. Slots that no sequence
+// sees are NaN, and arrays end where their allocation ends.
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
@@ -151,7 +151,7 @@ class Call {
   int QBegin(int b) const { return cu_q_lens_.empty() ? b : cu_q_lens_[static_cast<size_t>(b)]; }
   int32_t Page(int b, int i) const { return table_[static_cast<size_t>(b) * max_pages_ + i]; }
 
-  // Mostly what is asked for; now and then anything.
+  // Usually a number in first..last; now and then any number.
   int32_t Near(int64_t first, int64_t last) {
     return bytes_.OneIn(40) ? bytes_.Take<int32_t>()
                             : static_cast<int32_t>(bytes_.Between(first, last));

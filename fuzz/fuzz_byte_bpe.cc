@@ -1,7 +1,7 @@
 // Byte-level BPE and the unigram model on vocabularies that a fuzzer makes. Of byte-level BPE:
 // merges that overlap, that come twice, or that make each other's tokens; bytes without a token. Of
 // the unigram model: tokens that contain each other, and equal scores. Any text must give the
-// tokens that a slow reference finds, and come back by Decode where nothing is left out.
+// tokens that a slow reference finds, and Decode must restore it if every byte has a token.
 #include <algorithm>
 #include <cstdint>
 #include <cstdio>
@@ -87,7 +87,7 @@ struct BpeVocabulary {
     const auto found = std::find(texts.begin(), texts.end(), text);
     return found == texts.end() ? -1 : static_cast<int32_t>(found - texts.begin());
   }
-  // Often a byte that texts have.
+  // Often the token of a byte that occurs in the texts.
   int32_t TakeToken(Bytes& bytes) const {
     const auto which = bytes.Take<uint8_t>();
     constexpr std::string_view kFrequent = "aabcs12 \n'.\xc3\xa9\xcc\x81";
@@ -112,7 +112,7 @@ struct BpeVocabulary {
     return writer.Finish();
   }
 
-  // A pre-token, by looking at all pairs before each merge.
+  // Encodes a pre-token; looks at all pairs before each merge.
   Tokens Encode(std::string_view pre_token) const {
     std::string whole;
     for (const char c : pre_token) whole += Written(static_cast<uint8_t>(c));
@@ -162,7 +162,7 @@ void RunBpe(Bytes& bytes) {
   Expect(tokens == wanted, "other tokens than the reference's");
 }
 
-// The best sum of scores, over all ways to write the text, beside that of the tokens.
+// Compares the sum of the tokens' scores with the best over all ways to write the text as tokens.
 void RunUnigram(Bytes& bytes) {
   std::vector<std::string> texts = {"<unk>"};
   std::vector<float> scores = {0};

@@ -1,6 +1,6 @@
-// Tables by which texts are normalized, as a file may have them: made of ways from state to state,
-// some of which are damaged. A table is refused with a BadModel, or any text is normalized as a
-// slow reference says, to UTF-8 of a size that is bounded by the text's.
+// Normalization tables as a file may have them: transitions between states, some of which are
+// damaged. Either the table is refused with a BadModel, or any text is normalized as by a slow
+// reference, to UTF-8 whose size is bounded by that of the text.
 #include "engine/tokenizer/charsmap.h"
 
 #include <cstdint>
@@ -87,7 +87,7 @@ std::vector<uint8_t> FileOf(const Table& table) {
   return writer.Finish();
 }
 
-// What is written for the front of `text`, which is taken off it.
+// Removes the longest sequence of the table from the front of `text`; returns its replacement.
 std::string TakePiece(const Table& table, std::string& text) {
   const auto offset = [](uint32_t unit) { return unit & 0x200 ? (unit >> 10) << 8 : unit >> 10; };
   size_t length = 0;

@@ -66,7 +66,7 @@ void UseTokenizer(const Tokenizer& tokenizer, std::string_view text) {
 }  // namespace
 
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
-  // A block of its own, so that reading one byte too many shows.
+  // A copy in an allocation of its own, so that ASan reports a read past its end.
   const std::vector<uint8_t> bytes(data, data + size);
   try {
     const GgufFile file = GgufFile::Parse(bytes, "fuzz.gguf");

@@ -1,5 +1,5 @@
-// IndexerTopK against TopKPerRow over IndexerLogits, on batches of any lengths, pages and elements;
-// what the contract forbids must be refused by both with nothing written.
+// IndexerTopK against TopKPerRow over IndexerLogits, on batches of any lengths, pages and elements.
+// Both must refuse a call that breaks the contract, and write nothing.
 #include <algorithm>
 #include <cmath>
 #include <cstdlib>

@@ -93,7 +93,7 @@ void ReadAs(const MemoryFile& input, std::optional<DType> dtype, const NpyHeader
 
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   using namespace riffle::cli;
-  // A block of its own, so that reading one byte too many shows.
+  // A copy in an allocation of its own, so that ASan reports a read past its end.
   const std::vector<uint8_t> file(data, data + size);
   NpyHeader header;
   const bool parsed = Succeeds("fuzz.npy", [&] { header = ParseNpyHeader(file, "fuzz.npy"); });

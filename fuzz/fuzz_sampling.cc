@@ -1,8 +1,8 @@
-// Sample against the reference in double: any logits, any parameters. What is drawn must be among
-// the columns that the filters leave, with the right log-probability, as often as its share; the
-// same for any number of threads, in any batch and at any alignment. A row without an answer and a
-// parameter outside its limits must throw, and write nothing; on request the row gets token -1 and
-// harms no other. Filters in place must keep what may be drawn.
+// Sample against the reference in double: any logits, any parameters. A drawn column must be among
+// those that the filters leave, have the right log-probability and be drawn as often as its
+// probability says, with the same bits for any threads, batch and alignment. A row without answer,
+// or a parameter outside its limits, must throw and write nothing; on request the row gets token -1
+// and changes no other. Filters in place must keep the columns that may be drawn.
 #include <algorithm>
 #include <bit>
 #include <cmath>
@@ -93,7 +93,7 @@ test::InputSpec TakeInput(Bytes& bytes) {
   spec.seed = bytes.Take<uint16_t>();
   const int distribution = bytes.Take<uint8_t>() % (2 * test::kDistributions);
   spec.distribution = static_cast<test::Distribution>(distribution % test::kDistributions);
-  if (distribution >= test::kDistributions) spec.raw = {0};  // replaced by what is left at the end
+  if (distribution >= test::kDistributions) spec.raw = {0};  // replaced by the rest of the bytes
   return spec;
 }
 
@@ -165,7 +165,7 @@ class Case {
   }
 
  private:
-  // With InvalidRow::kToken no row fails, and each is as it is alone.
+  // With InvalidRow::kToken no row fails, and each has the same result as by itself.
   void CheckInvalidRows() {
     Drawn drawn(x_.rows);
     ThreadPool pool(threads_), alone(1);
@@ -254,7 +254,7 @@ class Case {
     if (!(got == truth || std::abs(got - truth) <= 1e-6 * (1 + std::abs(truth)))) {
       DieAt(row, test::Concat("log-probability ", got, " where ", truth, " is right"));
     }
-    // A chance of one in a million comes often enough here: what fails must fail again.
+    // Events of probability 1e-6 do happen here, so a failure counts only if it happens again.
     if (exact.least == exact.most && Excess(row, exact, 60, 0) > 0 &&
         Excess(row, exact, 4000, 60) > 0) {
       DieAt(row, "the draws do not follow the distribution");

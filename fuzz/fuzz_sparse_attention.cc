@@ -1,5 +1,5 @@
-// SparseAttention with hostile slots, lengths and shapes: what the contract allows is compared with
-// softmax in double, everything else must be refused with nothing written.
+// SparseAttention with hostile slots, lengths and shapes: a valid call must agree with softmax in
+// double; any other must be refused and write nothing.
 #include <algorithm>
 #include <cmath>
 #include <cstdlib>
@@ -34,7 +34,7 @@ float Noise(uint32_t i) {
   return static_cast<float>(static_cast<int32_t>((i ^ (i >> 15)) & 0xffffu) - 0x8000) / 0x8000;
 }
 
-// The codings of which rows of `dim` elements are whole groups and blocks.
+// The codings whose groups and blocks divide a row of `dim` elements.
 std::vector<riffle::test::KvCoding> CodingsOf(int64_t dim) {
   std::vector<riffle::test::KvCoding> codings = riffle::test::AllKvCodings();
   std::erase_if(codings, [dim](const riffle::test::KvCoding& coding) {
@@ -201,7 +201,7 @@ class Call {
     }
   }
 
-  // The last head of a pool in any coding and layout, of which the last page may have fewer rows.
+  // Uses the last head of a pool in any coding and layout; the last page may be used in part.
   void FillCoded(Scope& scope) {
     using riffle::test::CodedPool;
     using riffle::test::KvCoding;

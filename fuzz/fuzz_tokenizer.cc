@@ -1,7 +1,7 @@
 // The tokenizer on hostile vocabularies: tokens that begin alike, equal scores, parts of
-// characters, missing bytes, settings that point nowhere. Each is refused with a BadModel exactly
-// when it contradicts itself; else any text gives the tokens that a slow reference finds, comes
-// back by Decode, and takes time in proportion to its length.
+// characters, missing bytes, settings that point nowhere. A vocabulary that contradicts itself must
+// be refused with a BadModel, no other may be. Any text must then give the tokens that a slow
+// reference finds, be restored by Decode, and take time in proportion to its length.
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
@@ -161,7 +161,7 @@ struct Vocabulary {
     const float score =
         bytes.OneIn(16) ? bytes.Take<float>() : -static_cast<float>(bytes.Take<uint8_t>() % 5);
     std::string text;
-    if (!texts.empty() && bytes.OneIn(2)) {  // a longer one of the same beginning
+    if (!texts.empty() && bytes.OneIn(2)) {  // extends an earlier token's text
       text = texts[bytes.Take<uint8_t>() % size()];
     }
     text += bytes.OneIn(8) ? std::string(bytes.Take<uint8_t>(), 'a') : TakeText(bytes, 5);
@@ -173,7 +173,7 @@ struct Vocabulary {
   }
 };
 
-// The same by trying everything: each special token at each place, and all pairs before each merge.
+// A brute-force tokenizer: tries each special token at each place, and all pairs before each merge.
 class Reference {
  public:
   // `plain`: for plain text, in which control tokens do not count.
@@ -326,8 +326,8 @@ double ThreadSeconds() {
   return static_cast<double>(time.tv_sec) + static_cast<double>(time.tv_nsec) * 1e-9;
 }
 
-// 64 KiB of one text after another. Time in the square of that is 10 s and more here, time in
-// proportion below 0.3 s.
+// Encodes 64 KiB of repetitions of the text: an algorithm of quadratic time takes 10 s or more, one
+// of linear time less than 0.3 s.
 void CheckTimeIsLinear(const Tokenizer& tokenizer, const std::string& text) {
   if (text.empty() || engine::FindInvalidUtf8(text) != std::string::npos) return;
   std::string many;

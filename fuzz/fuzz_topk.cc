@@ -45,7 +45,7 @@ InputSpec TakeInput(Bytes& bytes) {
   const int distribution = bytes.Take<uint8_t>() % (2 * test::kDistributions);
   spec.seed = bytes.Take<uint16_t>();
   spec.distribution = static_cast<test::Distribution>(distribution % test::kDistributions);
-  if (distribution >= test::kDistributions) spec.raw = {0};  // replaced by what is left at the end
+  if (distribution >= test::kDistributions) spec.raw = {0};  // replaced by the rest of the bytes
   return spec;
 }
 
@@ -135,7 +135,7 @@ constexpr int64_t kBeyond[] = {std::numeric_limits<int64_t>::max(),
                                int64_t{1} << 60,
                                -(int64_t{1} << 60)};
 
-// A right call of TopK or TopKPerRow, of which Spoil makes one argument wrong.
+// A valid call of TopK or TopKPerRow. The functions below make one argument bad.
 struct SpoiledCall {
   SpoiledCall(const InputSpec& spec, Bytes& bytes)
       : input(spec),
@@ -173,7 +173,7 @@ struct SpoiledCall {
   bool one_k = true;
 };
 
-// Spoils what is about the matrices.
+// Makes an argument that describes a matrix bad.
 void SpoilMatrices(Bytes& bytes, SpoiledCall& call) {
   switch (bytes.Take<uint8_t>() % 7) {
     case 0:
@@ -201,7 +201,7 @@ void SpoilMatrices(Bytes& bytes, SpoiledCall& call) {
   }
 }
 
-// Spoils k, a range or an option. False if what the bytes say is right after all.
+// Makes k, a range or an option bad. Returns false if the bytes chose a valid one.
 bool SpoilNumbers(Bytes& bytes, SpoiledCall& call) {
   const int64_t n = call.x.cols;
   const size_t row = bytes.Take<uint8_t>() % call.ks.size();
@@ -239,7 +239,7 @@ bool SpoilNumbers(Bytes& bytes, SpoiledCall& call) {
   return true;
 }
 
-// A call with one argument spoiled must throw and write nothing.
+// A call with one bad argument must throw and write nothing.
 void RunSpoiled(Bytes& bytes) {
   InputSpec spec;
   spec.dtype = static_cast<DType>(bytes.Take<uint8_t>() % kNumTopKDTypes);

@@ -1,5 +1,5 @@
-// Any call of WriteKv on small pools: what is refused writes nothing; what is accepted writes the
-// rows of its slots and no byte beside them, and what stands there stands for the elements.
+// Any call of WriteKv on small pools: a refused call must write nothing; an accepted one must write
+// the rows of its slots and no other byte, and the rows must decode to about the elements given.
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
@@ -29,16 +29,16 @@ void Expect(bool ok) {
   if (!ok) std::abort();
 }
 
-// Mostly as it should be; now and then small, or so large that no memory has it. Nothing between,
-// as that could be right for a larger pool than there is.
+// Usually `good`; now and then a small number, or one too large for any memory. Nothing in between:
+// it could be valid for a larger pool than this one.
 int64_t Spoil(Bytes& bytes, int64_t good) {
   if (!bytes.OneIn(64)) return good;
   static constexpr int64_t kHuge[] = {INT64_MIN, INT64_MAX, INT64_MAX / 2, int64_t{INT32_MAX} + 1};
   return bytes.OneIn(2) ? kHuge[bytes.Take<uint8_t>() % 4] : bytes.Between(-2, 70);
 }
 
-// Smaller strides than the largest fit an address, so no call can know that the pool lacks the
-// rows.
+// Large strides become the largest: others may fit an address, and then WriteKv cannot know that
+// the pool is too small for them.
 int64_t SpoilStride(Bytes& bytes, int64_t good) {
   const int64_t stride = Spoil(bytes, good);
   return stride > INT32_MAX ? INT64_MAX : stride;
@@ -124,7 +124,7 @@ struct Side {
   PagedKvOut view;
 };
 
-// What a row stands for is near what was written: half a step of the format at the most.
+// A written row must decode to its elements to within half a step of the format.
 void CheckRow(const Side& side, int64_t token, int64_t page, int64_t offset) {
   const PagedKv kv = side.view;
   for (int64_t h = 0; h < kv.kv_heads; ++h) {

@@ -1,5 +1,5 @@
-// A call of PagedAttention over a pool of which every byte that must not matter is NaN, and its
-// answer by scalar loops in double, written apart from src/attention.
+// A call of PagedAttention over a pool in which every byte that must not matter is NaN, and its
+// answer by scalar loops in double that share no code with src/attention.
 #pragma once
 
 #include <cstdint>

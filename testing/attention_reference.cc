@@ -1,4 +1,4 @@
-// The answer of an AttentionCase in double, and how far from it f32 arithmetic may end.
+// The answer of an AttentionCase in double, and bounds of the error of f32 arithmetic.
 //
 // With u = 2^-24, the bounds follow the arithmetic (docs/attention.md):
 //   a score is a chain of d products and sums: |error| <= (2 d + 8) u sum |q_i k_i| |scale|
@@ -8,8 +8,8 @@
 //   weights and weighted values are summed in chains of at most 512 keys, 2 n / 512 + 8 states are
 //     merged: relative error gamma = (512 + n / 64 + 64) u of the sum of magnitudes
 //   where q and KV are bf16, weights may be rounded to bf16 before they multiply values: 2^-8
-//   an element of a code with scales is rounded up to three times as it is decoded, or its score or
-//     weight is: 4 u; weights times scales may underflow before they multiply codes
+//   with scales, either an element is rounded up to three times when it is decoded, or its score or
+//     its weight is: 4 u; weights times scales may underflow before they multiply codes
 //   the result is rounded to its dtype.
 #include <algorithm>
 #include <cmath>

@@ -26,7 +26,7 @@ CodedPool::CodedPool(const KvCoding& coding, const CodedPoolShape& shape)
                        SizeOf(coding.dtype);
   const auto shift = static_cast<size_t>(shape.shift);
   rows_ = std::make_unique<GuardedBuffer>(bytes + shift, shift == 0);
-  // NaN in every code: 0xff... is a NaN in all floats; integers are NaN through their scales.
+  // Fills the pool with NaN: 0xff... is a NaN of every float type; integers become NaN by a scale.
   std::fill_n(rows_->data(), bytes, uint8_t{0xff});
   if (coding.scaling != Scaling::kNone) {
     const auto groups =

@@ -30,7 +30,7 @@ class CodedPool {
 
   PagedKv view() const;
 
-  // Writes a row coded, and replaces x by the values that the codes stand for, exactly.
+  // Encodes and writes a row, then replaces x by the exact values that the codes stand for.
   void Put(int page, int token, int head, std::vector<double>& x);
   // The bytes of a row, for a caller that writes codes itself; the scales do not change.
   uint8_t* Row(int page, int token, int head);

@@ -1,4 +1,4 @@
-// CRC-32 as in zlib: fixtures hold it in place of long results.
+// CRC-32 as in zlib: fixtures store it instead of long results.
 #pragma once
 
 #include <array>

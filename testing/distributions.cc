@@ -124,7 +124,7 @@ uint64_t DoubleBits(Distribution distribution, uint32_t single, Rng& rng) {
   return IsContinuous(distribution) ? bits | static_cast<uint64_t>(rng.Below(1 << 29)) : bits;
 }
 
-// `T` holds every value of the dtype, and a float scaled to its range as far as it is in it.
+// `T` can represent every value of the dtype. The float is scaled to the dtype's range and clamped.
 template <typename T>
 uint64_t IntegerBitsBy(Distribution distribution, DType dtype, uint32_t single, Rng& rng) {
   const auto width = static_cast<int>(8 * SizeOf(dtype));

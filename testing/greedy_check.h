@@ -21,8 +21,8 @@ struct GreedyCase {
 // not float32 everywhere.
 constexpr double kCloseLogits = 0.05;
 
-// Fails the test where a token differs although the gap is above kCloseLogits; returns how many
-// were compared at smaller gaps. At most `max_steps` of a case. `context` is the engine's.
+// Fails the test if a token differs although the gap is above kCloseLogits; returns how many tokens
+// with smaller gaps were compared, of at most `max_steps` per case. `context`: the engine's.
 size_t ExpectSameGreedyTokens(const engine::Model& model, const std::vector<GreedyCase>& cases,
                               size_t max_steps, int64_t context = 0);
 

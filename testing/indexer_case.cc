@@ -54,7 +54,7 @@ void PutMxFp4(int dim, bool ties, bool special, Rng& rng, uint8_t* row, uint8_t*
   }
 }
 
-// Stores about x, or a special element; returns the stored value, exactly.
+// Stores x rounded to the dtype, or a special element. Returns the exact value of what was stored.
 float Put(DType dtype, double x, bool special, Rng& rng, uint8_t* to) {
   if (dtype == DType::kI8) {
     const auto code = static_cast<int8_t>(special ? rng.Between(-128, 127)

@@ -216,7 +216,7 @@ void EncodeBlock(KvFormat format, const double* x, uint8_t* block) {
     least = EncodeScale(DType::kF16, std::isfinite(largest) ? low : 0.0, block + 2);
   }
   for (int i = 0; i < 32; ++i) {
-    // Without a number of steps the sign is what is left.
+    // With an infinite or NaN scale the code only keeps the sign.
     const double steps = scale == 0             ? 0
                          : std::isfinite(scale) ? (x[i] - least) / scale
                          : x[i] < 0             ? -1

@@ -1,4 +1,4 @@
-// Rows of keys and values in every code, by scalar arithmetic in double, written apart from
+// Rows of keys and values in every code, by scalar arithmetic in double that shares no code with
 // src/attention.
 #pragma once
 

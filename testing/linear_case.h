@@ -1,5 +1,5 @@
 // A call of Linear, and its answer by scalar loops in double that share no code with src/lm_head.
-// Every byte of the call's memory that must not matter is NaN, or faults when it is touched.
+// Memory that the call must not depend on is NaN, or faults when it is touched.
 #pragma once
 
 #include <cstdint>

@@ -1,6 +1,6 @@
 // GGUF files of small models with random weights, one for each kind that the engine runs. They are
-// the same on every machine: tests compare the engine with what Transformers computed from them
-// (tests/engine/make_random_models_fixture.py).
+// the same on every machine: tests compare the engine with results that Transformers computed from
+// the same files (tests/engine/make_random_models_fixture.py).
 #pragma once
 
 #include <cstdint>

@@ -144,8 +144,8 @@ std::vector<int32_t> ReferenceTopKIn(const MatrixView& x, int64_t row, int64_t b
                    : IsBeforeAscending(a.value, a.column, b.value, b.column);
   };
   const auto kept = std::min(k, static_cast<int64_t>(elements.size()));
-  // For few of many a heap looks at most elements once; for many of them it would be the slower
-  // way.
+  // partial_sort's heap compares most elements once if few of many are kept; if many are kept,
+  // nth_element and sort are faster.
   if (kept < static_cast<int64_t>(elements.size()) / 64) {
     std::partial_sort(elements.begin(), elements.begin() + kept, elements.end(), before);
   } else {

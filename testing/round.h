@@ -1,4 +1,4 @@
-// Rounding as kernels round, written apart from src/core/round-inl.h.
+// Rounds as kernels do, but shares no code with src/core/round-inl.h.
 #pragma once
 
 #include <bit>

@@ -33,8 +33,8 @@ inline std::string RandomTensor(engine::TensorType type, int64_t values, float s
     raw[1] = static_cast<char>(raw[1] ^ 0x80);
     return raw;
   };
-  // Two scales, of which the second is drawn first: compilers differ in which operand of + comes
-  // first, and the files' contents are known.
+  // Two scales; the second is always drawn first. In half(first) + half(second) the order would
+  // depend on the compiler, but tests expect certain contents of the file.
   const auto halves = [&](float first, float second) {
     const std::string last = half(second);
     return half(first) + last;

@@ -1,4 +1,4 @@
-// A call of WriteKv between bytes that must not change, and every byte that it must leave.
+// A call of WriteKv on arrays between bytes that must not change, and the bytes that it must write.
 #pragma once
 
 #include <cstdint>

@@ -32,7 +32,7 @@ FloatForm Form(DType dtype) {
 
 uint32_t Sign(DType dtype) { return SizeOf(dtype) == 1 ? 0x80 : 0x8000; }
 
-// Where infinity would be if it were one more element, as rounding takes it.
+// The value of a code; that of infinity is the next number after the largest, as for rounding.
 double ValueOf(const FloatForm& form, uint32_t code) {
   const uint32_t exponent = code >> form.mantissa;
   const double fraction = std::ldexp(code & ((1u << form.mantissa) - 1), -form.mantissa);

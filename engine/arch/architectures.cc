@@ -17,7 +17,7 @@ constexpr Architecture kArchitectures[] = {
     {"qwen2", ReadQwen2},   {"qwen3", ReadQwen3},
 };
 
-// Rejects a model split into several files: only the first has the metadata, none all tensors.
+// Rejects a model split into several files: only the first has the metadata, none has all tensors.
 void CheckWhole(const GgufFile& file) {
   if (!file.Has("split.count") || file.Integer("split.count") <= 1) {
     return;

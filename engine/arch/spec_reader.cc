@@ -22,7 +22,7 @@ std::vector<int32_t> ReadStopTokens(const GgufFile& file, int64_t vocab_size) {
     }
   };
   const std::string prefix = "tokenizer.ggml.";
-  // The end of a text, which every file has, of a turn, of a message, and others.
+  // The tokens that end a text (every file names one), a turn, a message, and others.
   for (const char* name : {"eos_token_id", "eot_token_id", "eom_token_id", "eos_token_ids"}) {
     const std::string key = prefix + name;
     if (name == std::string_view("eos_token_id") || file.Has(key)) {
@@ -195,7 +195,7 @@ ModelSpec SpecReader::ReadCommon() const {
 void SpecReader::ReadYarn(RopeSpec& rope) const {
   const double factor = Positive("rope.scaling.factor");
   if (factor < 1) {
-    Fail("rope.scaling.factor", fmt::format("= {} is below 1, which YaRN does not take", factor));
+    Fail("rope.scaling.factor", fmt::format("= {} is below 1; YaRN needs at least 1", factor));
   }
   const auto or_default = [&](const char* name, double value) {
     return Has(name) ? Positive(name) : value;
@@ -224,7 +224,7 @@ void SpecReader::ReadLongRope(RopeSpec& rope) const {
   }
   const char* original = "rope.scaling.original_context_length";
   rope.original_context = Number(Has(original) ? original : "context_length", 1, kMaxSize);
-  if (Has("rope.scaling.factor")) {  // beside the factors, as llama.cpp takes it
+  if (Has("rope.scaling.factor")) {  // applies in addition to the factors, as in llama.cpp
     rope.scale = 1 / Positive("rope.scaling.factor");
   }
 }

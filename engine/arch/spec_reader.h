@@ -28,8 +28,8 @@ class SpecReader {
   int64_t MultipleOf32(const std::string& name, int64_t max) const;
   double Positive(const std::string& name) const;
   std::optional<float> OptionalPositive(const std::string& name) const;
-  // Which layers see a window: all but each P-th, where P is attention.sliding_window_pattern, or
-  // `period` if the file does not say; 0: all of them.
+  // Which layers see a window: all but every P-th, where P is attention.sliding_window_pattern, or
+  // `period` if the file lacks that key; P = 0: all layers.
   std::vector<bool> WindowedLayers(int64_t layers, int64_t period) const;
   // Throws if the key exists and is not 0, because the feature it turns on is not supported.
   void RefuseNumber(const std::string& name) const;

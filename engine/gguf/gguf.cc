@@ -63,8 +63,8 @@ void GgufFile::Contents::Read(std::span<const uint8_t> whole) {
   const auto number = reader.Take<uint32_t>("the version");
   if (number == 0x02000000 || number == 0x03000000) {
     Fail(
-        "is a big-endian GGUF file; little-endian ones can be read, and gguf-convert-endian, of "
-        "the Python package gguf, makes one of it");
+        "is a big-endian GGUF file; only little-endian ones can be read (gguf-convert-endian, from "
+        "the Python package gguf, converts it)");
   }
   if (number != 2 && number != 3) {
     Fail(fmt::format("is GGUF version {}; versions 2 and 3 can be read", number));

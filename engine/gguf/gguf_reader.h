@@ -15,7 +15,7 @@
 
 namespace riffle::engine {
 
-static_assert(std::endian::native == std::endian::little, "GGUF is read as it lies");
+static_assert(std::endian::native == std::endian::little, "GGUF is read without byte swaps");
 
 inline constexpr int kMaxArrayDepth = 4;
 
@@ -98,7 +98,7 @@ class Reader {
 
   ValueType TakeType(std::string_view what) {
     const auto type = Take<uint32_t>(what);
-    if (type >= kValueTypes) Fail(fmt::format("{} is of type {}, which GGUF has not", what, type));
+    if (type >= kValueTypes) Fail(fmt::format("{} is of type {}, unknown to GGUF", what, type));
     return static_cast<ValueType>(type);
   }
 

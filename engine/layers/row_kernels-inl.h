@@ -25,7 +25,7 @@ using DRow = hn::CappedTag<float, 16>;
 using VRow = hn::Vec<DRow>;
 
 constexpr float kLargest = 32767;
-constexpr float kMinLargest = 1e-30f;  // smaller blocks get its step: 1 / step is finite
+constexpr float kMinLargest = 1e-30f;  // lower bound of a block's largest: keeps 1 / step finite
 
 // The smallest power of two that is at least x. Pre: x is positive and normal.
 HWY_INLINE VRow PowerOfTwoFrom(VRow x) {

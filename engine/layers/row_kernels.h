@@ -10,7 +10,7 @@ namespace riffle::engine {
 
 // Multiplies the rows of a tile of x by a panel of a weight.
 void MultiplyPanel(const Activations& x, int64_t tile, const Product& product, int64_t panel);
-// Stores block `panel` of out = activation(x gatet) * (x upt), rounded, for the rows of a tile.
+// Stores block `panel` of out = activation(x gate^T) * (x up^T), rounded, for the rows of a tile.
 void MultiplyGatedPanel(const Activations& x, int64_t tile, const Matrix& gate, const Matrix& up,
                         Activation activation, int64_t panel, Activations& out);
 

@@ -62,8 +62,8 @@ void UnpackIQ4NL(const uint8_t* p, Block* out) {
 }
 
 // 16 bytes, each with a scale (low nibble) and a minimum (high nibble) for 16 weights; 64 bytes of
-// bit pairs; f16 d, f16 dmin. In each half of 128 weights, four runs of 32 share the bytes of
-// pairs. d * scale * q - dmin * minimum.
+// bit pairs; f16 d, f16 dmin. In each half of 128 weights, byte i of 32 holds the pairs of weights
+// i, i + 32, i + 64 and i + 96. d * scale * q - dmin * minimum.
 void UnpackQ2K(const uint8_t* p, Block* out) {
   for (int b = 0; b < 8; ++b) {
     const uint8_t* pairs = p + 16 + b / 4 * 32;
@@ -78,7 +78,7 @@ void UnpackQ2K(const uint8_t* p, Block* out) {
   }
 }
 
-// 32 bytes of high bits; 64 of low pairs, which lie as in Q2_K; 16 scales of 6 bits in 12 bytes:
+// 32 bytes of high bits; 64 of low pairs, arranged as in Q2_K; 16 scales of 6 bits in 12 bytes:
 // the low nibbles of 0 to 7 and of 8 to 15 in the first eight, the upper pairs in the others; f16
 // d. Weight i has bit i / 32 of byte i % 32 for its high bit. d * (scale - 32) * (q - 4).
 void UnpackQ3K(const uint8_t* p, Block* out) {
@@ -125,8 +125,8 @@ void UnpackQ4Or5K(const uint8_t* p, bool high_bits, Block* out) {
   }
 }
 
-// 128 bytes of low nibbles, 64 of high bit pairs, 16 int8 scales, f16 d. Of each half of 128
-// weights, four runs of 32 share a byte of high pairs. d * scale * (q - 32).
+// 128 bytes of low nibbles, 64 of high bit pairs, 16 int8 scales, f16 d. In each half of 128
+// weights, byte i of 32 has the high pairs of weights i + 32 j, j = 0..3. d * scale * (q - 32).
 void UnpackQ6K(const uint8_t* p, Block* out) {
   for (int b = 0; b < 8; ++b) {
     const int half = b / 4;

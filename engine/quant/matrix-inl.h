@@ -20,8 +20,8 @@ HWY_BEFORE_NAMESPACE();
 namespace riffle::engine::HWY_NAMESPACE {
 namespace hn = hwy::HWY_NAMESPACE;
 
-// Vectors of outputs at a time. A broadcast of activations serves both, and their 16 vectors of
-// codes and the sums of four rows fit in registers.
+// How many vectors of outputs are computed together. Two share each broadcast of activations, and
+// their 16 vectors of codes and the sums of four rows fit in registers.
 constexpr size_t kVectors = 2;
 
 // Broadcasts four inputs of a plane to every lane.
@@ -65,8 +65,8 @@ HWY_INLINE void DotPlanes(const BlockVector (&blocks)[kVectors], const uint8_t* 
   DotPlane<kFirst, kLast>(blocks, planes + kBlock, dots);
 }
 
-// The step of a row, a power of two or NaN, and scale * step: on AVX-512 by a pipe that dot
-// products leave free, which a product would not.
+// The step of a row, a power of two or NaN, and scale * step. AVX-512's scalef runs on a port that
+// dot products leave free; a multiplication would compete with them.
 #if HWY_TARGET <= HWY_AVX3
 HWY_INLINE VF Step(float step) { return VF{_mm512_getexp_ps(_mm512_set1_ps(step))}; }
 HWY_INLINE VF Scaled(VF scale, VF step) { return VF{_mm512_scalef_ps(scale.raw, step.raw)}; }
@@ -179,7 +179,7 @@ HWY_INLINE void SumPanelOf(const Activations& x, int64_t tile, const uint8_t* pa
   }
 }
 
-// One copy for all callers: inlined, the ten packings would be compiled three times.
+// Not inlined: the code of the ten packings would otherwise be compiled three times.
 HWY_NOINLINE void SumPanel(const Activations& x, int64_t tile, const Matrix& weight, int64_t panel,
                            float* HWY_RESTRICT sums) {
   const uint8_t* data = weight.data.get() + panel * weight.panel_bytes();
@@ -232,7 +232,7 @@ void MultiplyGatedPanelOf(const Activations& x, int64_t tile, const Matrix& gate
   SumPanel(x, tile, up, panel, ups);
   const int64_t first = tile * kRowTile;
   const int64_t rows = std::min(kRowTile, x.rows() - first);
-  // Separate from rounding, whose blocks are chains of dependent steps.
+  // A loop of its own: rounding a block is a chain of dependent steps, which would slow this down.
   const auto activate = [&](const auto& function) HWY_ATTR {
     for (int64_t i = 0; i < rows * kPanel; i += static_cast<int64_t>(hn::Lanes(df))) {
       hn::Store(hn::Mul(function(hn::Load(df, gates + i)), hn::Load(df, ups + i)), df, gates + i);

@@ -71,7 +71,7 @@ void PackCodes(Packing packing, const uint8_t* codes, int64_t lane, uint8_t* blo
   }
 }
 
-// Packs a block of output `lane` into a panel's block. Pre: that was zero.
+// Packs a block of output `lane` into a panel's block. Pre: those bytes of the panel are zero.
 void PackBlock(Packing packing, const Block& from, int64_t lane, uint8_t* block) {
   uint8_t codes[kBlock];
   for (int64_t i = 0; i < kBlock; ++i) {
@@ -121,8 +121,8 @@ void PackPanel(const Matrix& matrix, const Tensor& tensor, RowOrder order, int64
   }
 }
 
-// Panels of a loop that one thread takes from the front, so that it reads one run of memory, and
-// threads that have none left take from the back.
+// A thread's share of the panels of a loop. It takes them from the front, so that it reads memory
+// sequentially; threads that have finished their own share steal from the back.
 class alignas(64) PanelRange {
  public:
   void Set(int64_t begin, int64_t end) {
@@ -152,11 +152,11 @@ class alignas(64) PanelRange {
   std::atomic<uint64_t> range_{0};  // the first panel in the upper half, the end in the lower one
 };
 
-// Calls panel(i) for all panels of one tile of few rows, where a panel takes less than 1 us: most
-// of its time is that of reading.
+// Calls panel(i) for all panels of one tile of few rows. A panel then takes less than 1 us, most of
+// it to read the weights.
 template <typename Panel>
 void ForPanelsOfATile(int64_t panels, ThreadPool* pool, const Panel& panel) {
-  constexpr int64_t kMaxRanges = 64;  // fewer threads keep memory busy
+  constexpr int64_t kMaxRanges = 64;  // fewer threads than this saturate memory bandwidth
   const int64_t threads = pool != nullptr ? pool->threads() : NumThreads();
   const int64_t count = std::min({threads, panels, kMaxRanges});
   PanelRange ranges[kMaxRanges];

@@ -1,4 +1,4 @@
-// Products with quantised weights: y = x Wt, nearly as exact as in f32, at the speed of int8.
+// Products with quantised weights: y = x W^T, nearly as exact as in f32, at the speed of int8.
 //
 // Weights keep the integers and scales of the file; nothing is rounded. An activation is rounded to
 // 16-bit fixed point in blocks of 32: x = step * q, where step is a power of two (the error is at
@@ -27,12 +27,12 @@ constexpr int64_t kRowTile = 64;  // rows of activations that are stored togethe
 
 // The memory layout of a block of 32 inputs and 32 outputs of a weight: codes, then scales. Four
 // inputs of an output are neighbours; quarter q of a block is the inputs 4 q to 4 q + 3.
-//   kQ8  [8 quarters][32 outputs][4] i8
-//   kQ2  [2][32][4] u8, in byte h bits 2 i and 2 i + 1 the codes of quarter 4 h + i
-//   else, of code + Bias, the low 4 bits, [4][32][4] u8, of quarters q and q + 4, then
-//   kQ5, kQ5Minimum  the fifth bits [32][4] u8, bit q that of quarter q
-//   kQ6              the upper two bits [2][32][4] u8, as kQ2's
-// and the scales, of which those with a minimum have two, and those with halves two of each:
+//   kQ8     [8 quarters][32 outputs][4] i8
+//   kQ2     [2][32][4] u8: bits 2 i and 2 i + 1 of a byte in half h are a code of quarter 4 h + i
+//   others  (of code + Bias) [4][32][4] u8: low nibbles of quarters q and q + 4; then
+//     kQ5, kQ5Minimum  [32][4] u8: bit q is the fifth bit of a code of quarter q
+//     kQ6              [2][32][4] u8: the upper two bits, laid out as in kQ2
+// Scales follow. Packings with a minimum have two kinds; with halves, one for every 16 inputs:
 //   all                   d [32] f16
 //   minimum               dmin [32] f16
 //   minimum or halves     factor [1 or 2][32] u8, kQ6's i8
@@ -87,7 +87,7 @@ constexpr int64_t CodeBytes(Packing packing) {
   }
   return 0;
 }
-// Where the factors of a block are, behind its codes.
+// The offset of the factors in a block, after its codes and f16 scales.
 constexpr int64_t FactorsAt(Packing packing) {
   return CodeBytes(packing) + (HasMinimum(packing) ? 4 : 2) * kPanel;
 }
@@ -172,7 +172,7 @@ class Activations {
   hwy::AlignedFreeUniquePtr<float[]> first_sum_;
 };
 
-// A weight and where x Wt goes: y[row * stride + output], outputs rounded up to whole panels.
+// A weight and where x W^T goes: y[row * stride + output], outputs rounded up to whole panels.
 struct Product {
   const Matrix* weight = nullptr;
   float* y = nullptr;
@@ -182,7 +182,7 @@ struct Product {
 // Computes several products of the same x in one parallel loop.
 void Multiply(const Activations& x, std::span<const Product> products, ThreadPool* pool);
 
-// out = activation(x gatet) * (x upt), rounded: the step between the products of a gated
+// out = activation(x gate^T) * (x up^T), rounded: the input of the down projection of a gated
 // feed-forward network. Pre: gate and up have the same shape, whose outputs are a multiple of 32;
 // out has been resized to it.
 void MultiplyGated(const Activations& x, const Matrix& gate, const Matrix& up,

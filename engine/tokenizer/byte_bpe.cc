@@ -10,8 +10,8 @@
 namespace riffle::engine {
 namespace {
 
-// The characters that stand for bytes: printable Latin-1 for itself, the others, in order, from
-// U+0100 on.
+// The characters that stand for bytes: printable Latin-1 characters stand for themselves, U+0100,
+// U+0101, ... for the other bytes in order.
 struct ByteCharacters {
   std::array<char32_t, 256> of_byte;
   std::array<int, 512> byte_of;  // -1: the character stands for none
@@ -76,7 +76,7 @@ ByteBpe::ByteBpe(const GgufFile& file, const std::vector<std::string_view>& text
   for (size_t i = 0; i < texts.size(); ++i) {
     const auto token = static_cast<int32_t>(i);
     if (types[i] == TokenType::kByte) {
-      file.Fail(fmt::format("token {} is a byte token, which byte-level BPE has not", i));
+      file.Fail(fmt::format("token {} is a byte token; byte-level BPE has none", i));
     }
     if (types[i] != TokenType::kNormal) continue;
     written.emplace(texts[i], token);
@@ -106,7 +106,7 @@ void ByteBpe::ReadMerges(const GgufFile& file, const TokenOfText& written) {
     const auto b = written.find(right);
     const auto both = written.find(std::string(left) + std::string(right));
     if (a == written.end() || b == written.end() || both == written.end()) {
-      fail("names or makes a token that the vocabulary has not");
+      fail("names or makes a token that is not in the vocabulary");
     }
     merge_of_.emplace(PairKey(a->second, b->second), Merge{static_cast<int32_t>(i), both->second});
   }

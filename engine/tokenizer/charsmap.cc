@@ -18,7 +18,7 @@ constexpr int kMaxSequence = 64;
 constexpr size_t kMaxText = 256;
 
 // The fields of a unit.
-constexpr uint32_t LabelOf(uint32_t unit) { return unit & 0x800000ff; }  // no byte: a text's number
+constexpr uint32_t LabelOf(uint32_t unit) { return unit & 0x800000ff; }  // > 255: unit has TextOf
 constexpr uint32_t OffsetOf(uint32_t unit) { return (unit >> 10) << ((unit & 0x200) >> 6); }
 constexpr bool EndsSequence(uint32_t unit) { return (unit & 0x100) != 0; }
 constexpr uint32_t TextOf(uint32_t unit) { return unit & 0x7fffffff; }
@@ -74,11 +74,11 @@ class Charsmap::Checker {
   }
 
  private:
-  // A state on the way from the first one, and what of it has been seen.
+  // A state on the current path from the root, and how much below it has been visited.
   struct Step {
     size_t state;
     size_t next;  // in by_state_
-    int height;   // the longest way from it, so far
+    int height;   // the longest path below it, so far
   };
   static constexpr int kUnknown = -1;
   static constexpr int kOnPath = -2;

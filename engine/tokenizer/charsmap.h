@@ -26,8 +26,8 @@ class Charsmap {
   static std::optional<Charsmap> Of(const GgufFile& file);
 
   // `text` as SentencePiece's unigram and BPE models read it: normalized, spaces as U+2581.
-  // `space_prefix`: with one before it; `removes_spaces`: none at the ends otherwise, nor behind
-  // another one. What is not UTF-8 behind a sequence becomes U+FFFD. Pre: `text` is UTF-8.
+  // `removes_spaces`: drops spaces at both ends and after another space; `space_prefix`: then adds
+  // one in front. A rest of a character that a sequence cut becomes U+FFFD. Pre: `text` is UTF-8.
   std::string Normalize(std::string_view text, bool space_prefix, bool removes_spaces) const;
 
  private:

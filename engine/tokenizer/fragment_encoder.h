@@ -22,18 +22,18 @@ enum class TokenType : int32_t { kNormal = 1, kUnknown, kControl, kUserDefined, 
 class FragmentEncoder {
  public:
   virtual ~FragmentEncoder() = default;
-  // How the method writes a text before special tokens are looked for, in it and in their own
-  // texts.
+  // Rewrites a text (such as spaces as U+2581) before special tokens are looked for in it; the
+  // texts of the special tokens are rewritten likewise.
   virtual std::string Spell(std::string_view text) const = 0;
   // Appends the tokens of a fragment as Spell wrote it. Pre: UTF-8, not empty.
   virtual void Encode(std::string_view fragment, std::vector<int32_t>* out) const = 0;
-  // The bytes that a token stands for, of its text in the file.
+  // The bytes that a token stands for, given its text in the file.
   virtual std::string TokenBytes(std::string_view text, TokenType type) const = 0;
   // Whether the first fragment of a text got a space that it did not have.
   virtual bool adds_space() const { return false; }
   // Whether BOS goes before a text if the file does not say.
   virtual bool adds_bos() const = 0;
-  // Whether EOS goes behind it.
+  // Whether EOS goes after a text if the file does not say.
   virtual bool adds_eos() const { return false; }
 };
 

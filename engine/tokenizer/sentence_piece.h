@@ -38,7 +38,7 @@ class SentencePiece final : public FragmentEncoder {
                 const std::vector<TokenType>& types);
   ~SentencePiece() override;
 
-  // With a charsmap, fragments are normalized as they were written.
+  // With a charsmap, Encode normalizes the original text, so it is left as it is here.
   std::string Spell(std::string_view text) const override {
     return charsmap_ != nullptr ? std::string(text) : SpellSpaces(text);
   }

@@ -81,7 +81,7 @@ std::vector<SpecialTokens::Match> SpecialTokens::Find(std::string_view text,
                                                       std::span<const Range> plain) const {
   std::vector<Match> matches;
   if (nodes_.size() == 1) return matches;
-  std::vector<int32_t> nodes(text.size());  // where reading is at each byte
+  std::vector<int32_t> nodes(text.size());  // the state after reading each byte
   int32_t node = 0;
   for (size_t i = text.size(); i > 0; --i) {
     node = Step(node, static_cast<uint8_t>(text[i - 1]));

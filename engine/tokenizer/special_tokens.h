@@ -1,5 +1,5 @@
-// Finds tokens in a text: those that it is cut at before it is encoded, user-defined and control
-// tokens, or all tokens of a vocabulary.
+// Finds tokens in a text: either the user-defined and control tokens, at which a text is cut before
+// it is encoded, or all tokens of a vocabulary.
 //
 // Method: Aho and Corasick, "Efficient string matching" (1975). The text is read once: from its
 // end, which gives the tokens that start at each byte, or from its start, which gives those that
@@ -32,8 +32,8 @@ class SpecialTokens {
   // Find() needs kFromEnd, Read() and ForFound() need kFromStart.
   explicit SpecialTokens(Reading reading = Reading::kFromEnd) : reading_(reading), nodes_(1) {}
 
-  // Adds a text to be found. If the same text is added again, the first one counts; where control
-  // tokens do not count, the first one that is none. An empty text never matches.
+  // Adds a text to be found. Of several tokens with the same text the first one counts; in plain
+  // ranges, the first one that is not a control token. An empty text never matches.
   void Add(std::string_view text, int32_t token, bool control = false);
   // To be called after the last Add and before Find.
   void Finish();
@@ -55,13 +55,13 @@ class SpecialTokens {
   }
 
  private:
-  // A node stands for the first bytes that are read of some tokens' texts.
+  // A node of the trie stands for a prefix of tokens' texts, in the order of reading.
   struct Node {
     int32_t first_child = -1;
     int32_t sibling = -1;
-    int32_t fallback = 0;  // the node of the longest part of it, read last, that is a node too
-    // The node of the longest token that is complete where reading is, of any and of those that are
-    // no control tokens; -1: none.
+    int32_t fallback = 0;  // the node of the longest proper suffix of what was read; 0: the root
+    // The node of the longest token that ends with what was read: of all tokens, and of those that
+    // are not control tokens; -1: none.
     int32_t longest = -1;
     int32_t longest_plain = -1;
     int32_t token = -1;        // -1: none ends here
@@ -72,8 +72,8 @@ class SpecialTokens {
 
   int32_t Child(int32_t node, uint8_t byte) const;  // -1: none
   int32_t Step(int32_t node, uint8_t byte) const;
-  // The longest token at `start` where reading is at `node` and the next plain range is [begin,
-  // ...).
+  // The longest token that counts at `start`, where the state is `node` and the plain range that
+  // starts next (or has started) begins at `plain_begin`.
   Match LongestAt(size_t start, int32_t node, size_t plain_begin) const;
   Node& At(int32_t node) { return nodes_[static_cast<size_t>(node)]; }
   const Node& At(int32_t node) const { return nodes_[static_cast<size_t>(node)]; }

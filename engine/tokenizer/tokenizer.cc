@@ -13,8 +13,8 @@ namespace {
 
 constexpr std::string_view kReplacement = "\uFFFD";  // for bytes that are not UTF-8
 
-// Moves what is whole from the front of `bytes` to the result; bytes that are not UTF-8 become
-// U+FFFD there. What is left is empty or the start of a character.
+// Moves complete characters from the front of `bytes` to the result, in which bytes that are not
+// UTF-8 become U+FFFD. What is left in `bytes` is empty or the start of a character.
 std::string TakeCharacters(std::string* bytes) {
   std::string text;
   std::string_view rest = *bytes;

@@ -1,6 +1,6 @@
 // The tokenizer of a GGUF file: SentencePiece's BPE (tokenizer.ggml.model "llama") or unigram model
 // ("t5"), or byte-level BPE ("gpt2"). A text is cut at the user-defined and control tokens that it
-// contains (the longest first); what lies between is encoded by the method, in a file of its own.
+// contains (the longest first); a FragmentEncoder of the method encodes what lies between.
 #pragma once
 
 #include <cstdint>

@@ -51,7 +51,7 @@ std::string Compose(std::string_view text) {
                    static_cast<utf8proc_ssize_t>(text.size()), &composed,
                    static_cast<utf8proc_option_t>(UTF8PROC_STABLE | UTF8PROC_COMPOSE));
   const std::unique_ptr<utf8proc_uint8_t, decltype(&std::free)> owner(composed, &std::free);
-  if (length < 0) {  // of valid UTF-8 only for lack of memory
+  if (length < 0) {  // valid UTF-8 can only fail if memory runs out
     throw std::bad_alloc();
   }
   return {reinterpret_cast<const char*>(composed), static_cast<size_t>(length)};

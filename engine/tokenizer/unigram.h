@@ -1,8 +1,8 @@
 // SentencePiece's unigram model, tokenizer.ggml.model "t5". Spaces become U+2581. Of all ways to
 // write a fragment as tokens, the one of the greatest sum of scores is taken; of equal ones, at
 // every place the one whose last token is longest. A character that is no token by itself may be an
-// unknown one, whose score is 10 less than the least; unknown characters that follow each other
-// become one byte token per byte if the vocabulary has all of these, else one unknown token.
+// unknown one, whose score is 10 below the lowest score; consecutive unknown characters become one
+// byte token per byte if the vocabulary has all byte tokens, else one unknown token.
 //
 // Source of the method: Kudo, "Subword regularization" (2018), and SentencePiece's unigram_model.cc
 // for unknown characters.
@@ -29,7 +29,7 @@ class Unigram final : public FragmentEncoder {
   Unigram(const GgufFile& file, const std::vector<std::string_view>& texts,
           const std::vector<TokenType>& types);
 
-  // With a charsmap, fragments are normalized as they were written.
+  // With a charsmap, Encode normalizes the original text, so it is left as it is here.
   std::string Spell(std::string_view text) const override {
     return charsmap_ ? std::string(text) : SpellSpaces(text);
   }

@@ -31,8 +31,8 @@ bool IsFreeOfWork(const ggml::Tensor& tensor) {
 
 Context& ContextOf(ggml::Backend* backend) { return *static_cast<Context*>(backend->context); }
 
-// Calls run on the threads of ggml's OpenMP where it has one: they are the threads that have just
-// computed other nodes. The default pool never shrinks, as contexts differ in what they ask for.
+// If ggml uses OpenMP, calls run on its threads, which have just computed other nodes. The default
+// pool never shrinks, because contexts ask for different numbers of threads.
 void UseThreads(int threads) {
   static constinit std::atomic<int> room{0};
   const int before = room.load(std::memory_order_acquire);
@@ -53,7 +53,7 @@ int ComputeGraph(ggml::Backend* backend, ggml::Graph* graph) {
   Context& context = ContextOf(backend);
   try {
     UseThreads(context.threads);
-    // A graph is the nodes between two of the CPU's, and masks change from run to run.
+    // This graph has only the nodes between two graphs of the CPU's; masks change from run to run.
     context.runner.Clear();
     int status = ggml::kStatusSuccess;
     const int count = known_host.graph_nodes(graph);

@@ -49,7 +49,7 @@ bool ReadCache(const Host& host, const Tensor& tensor, PagedKv& kv) {
   return true;
 }
 
-// The tokens of all streams as one axis. False: they do not lie evenly.
+// Joins the tokens of all streams into one axis. False: they have no common stride.
 bool ReadTokens(const Tensor& tensor, int token_axis, int64_t tokens, int64_t& stride) {
   const int64_t token = Stride(tensor, token_axis);
   const int64_t stream = Stride(tensor, 3);

@@ -38,7 +38,7 @@ std::optional<AttentionNode> ReadAttention(const Host& host, const ggml::Tensor&
 std::string Describe(const Host& host, const ggml::Tensor& node);
 
 // Plans of one graph's run: layers that share a mask share a plan. A run writes each tensor once,
-// so the tensor stands for the mask in it.
+// so the address of a mask's tensor identifies its contents.
 class PlanCache {
  public:
   void Clear() { used_ = 0; }

@@ -42,7 +42,7 @@ int ComputeGraph(ggml::Backend* backend, ggml::Graph* graph) {
 
 ggml::Backend* InitBackend(ggml::Device* device, const char* params) {
   ggml::Backend* backend = init_neighbor_backend(device, params);
-  // A backend whose device is elsewhere has another layout.
+  // If `device` is not where ggml_abi.h has it, the backend has another layout: leave it alone.
   if (backend != nullptr && backend->device == device &&
       backend->functions.graph_compute != nullptr &&
       backend->functions.graph_compute != ComputeGraph) {

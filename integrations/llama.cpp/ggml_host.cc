@@ -159,7 +159,7 @@ ggml::Device* KnownDevice(ggml::Registry& registry) {
     return nullptr;
   }
   ggml::Device* const device = registry.functions.get_device(&registry, 0);
-  // This member is behind the functions, whose number has changed without the API's number.
+  // Checks the layout: `registry` follows the functions, whose number grew under one API version.
   if (device->registry != &registry) {
     Warn("not used: ggml's devices have another layout; llama.cpp goes on without Riffle");
     return nullptr;

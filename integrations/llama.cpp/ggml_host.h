@@ -34,7 +34,7 @@ struct Host {
   std::optional<RowFormat> Format(int type) const;
 };
 
-// The CPU backend beside this file that its own score says is the best on this machine.
+// The CPU backend beside this file whose own score for this machine is the highest.
 struct Neighbor {
   std::string path;
   int score = 0;
@@ -51,8 +51,8 @@ std::optional<Host> FindHost(void* library);
 // libggml-base, if this process has loaded it; else null. The caller closes it.
 void* LoadedGgml();
 
-// Keeps this file in the process. ggml closes a file whose registry it has already, and the
-// neighbour's device would call what is no longer there.
+// Keeps this file loaded. ggml closes a library whose registry it already has; the neighbour's
+// device would then call functions that are no longer mapped.
 void StayLoaded();
 
 // The registry of the neighbour's backend; null if it has none.

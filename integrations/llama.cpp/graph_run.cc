@@ -65,8 +65,8 @@ void GraphThreads::Run(void (*body)(void*), void* data, unsigned max_threads) {
 }
 
 void GraphThreads::Help(int node, int thread) {
-  // ggml's threads spin between nodes, so these do: its next node is microseconds away. They yield
-  // where the system runs more threads than it has CPUs.
+  // Spins, as ggml's threads do between nodes, because the next node is microseconds away; yields
+  // after kSpins, in case there are more threads than CPUs.
   constexpr int kSpins = 4096;
   uint64_t helped = 0;
   for (int spins = 0; nodes_done_.load(std::memory_order_acquire) <= node;) {
@@ -123,7 +123,7 @@ void GraphRun::TakeNodes(const Host& host, ggml::Graph* graph) {
       nodes_.push_back(node);
     }
   }
-  for (Node& node : nodes_) {  // whose addresses stay from here on
+  for (Node& node : nodes_) {  // nodes_ grows no more, so addresses of nodes stay valid
     const ggml::CustomParams params = {RunNode, ggml::kAllThreads, &node};
     std::memcpy(node.tensor->op_params, &params, sizeof(params));
     node.tensor->op = host.custom;

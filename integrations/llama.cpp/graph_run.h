@@ -1,6 +1,6 @@
 // Runs a graph on the neighbour's backend. While it runs, the nodes that Riffle computes are custom
-// nodes, so that ggml's own threads come to them and help Riffle's call. No other thread takes
-// part.
+// operations, which all of ggml's threads call: they become the threads of Riffle's call. No other
+// thread takes part.
 #pragma once
 
 #include <atomic>
@@ -49,7 +49,7 @@ class GraphRun {
  public:
   using Compute = int (*)(ggml::Backend*, ggml::Graph*);
 
-  // Runs the graph by `compute`; returns a status of ggml. The graph is as it was afterwards.
+  // Runs the graph by `compute`; returns a status of ggml. Leaves the graph as it was before.
   int Run(const Host& host, Compute compute, ggml::Backend* backend, ggml::Graph* graph);
 
  private:

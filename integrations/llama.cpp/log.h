@@ -5,7 +5,7 @@
 
 namespace riffle::llama {
 
-// RIFFLE_GGML=0: Riffle leaves this process alone.
+// RIFFLE_GGML=0: Riffle does nothing in this process.
 bool TurnedOff();
 
 // RIFFLE_GGML_LOG=1: Log and LogOnce print.

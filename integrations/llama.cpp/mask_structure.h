@@ -1,5 +1,5 @@
-// What a mask of llama.cpp says, found once for all layers of a graph: causal masks without
-// anything else need no mask, and tokens of different sequences in one cache become sequences.
+// What a mask of llama.cpp means, found once for all layers of a graph: a purely causal mask needs
+// no mask but an option, and tokens of different sequences in one cache become sequences.
 #pragma once
 
 #include <cstdint>
@@ -18,7 +18,7 @@ struct MaskView {
   int64_t stream_stride = 0;
 };
 
-// Queries as sequences, by number of the token: stream * tokens + token of the stream.
+// Divides queries into sequences. Queries are numbered stream * tokens + token of the stream.
 struct MaskStructure {
   // Token i of a stream sees the first kv_len - tokens + 1 + i keys of its sequence, with nothing
   // added: the mask says what `causal` says. One sequence a stream.
@@ -30,8 +30,8 @@ struct MaskStructure {
 };
 
 // Without `causal` and `full` the mask is needed. Adjacent tokens that see mostly the same blocks
-// of keys share a sequence, which reads these keys once; others have their own, which reads no
-// others.
+// of keys share a sequence, so that these keys are read once; any other token is a sequence by
+// itself, so that only its own keys are read.
 void FindMaskStructure(const MaskView& mask, MaskStructure& structure);
 
 }  // namespace riffle::llama

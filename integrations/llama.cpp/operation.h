@@ -17,10 +17,10 @@ namespace riffle::llama {
 using Operation = std::variant<AttentionNode, TopKNode>;
 
 // The node's operation. None for a node of another kind, and for one that ggml's own kernel has to
-// do; the log then says why, as it says which nodes Riffle takes.
+// do. The log says which nodes Riffle takes, and why it leaves others.
 std::optional<Operation> ReadOperation(const Host& host, const ggml::Tensor& node);
 
-// Runs operations, and keeps from one to the next what they share and the memory they need.
+// Runs operations; keeps plans that they share, and scratch memory, from one to the next.
 class OperationRunner {
  public:
   // To be called before each run of a graph, whose masks have changed.

@@ -5,7 +5,7 @@
 namespace riffle::llama {
 namespace {
 
-// Rows of all axes behind the first as one axis: `stride` bytes from a row to the next.
+// Whether all axes but the first can be joined into one axis of rows, `stride` bytes apart.
 bool RowsLieEvenly(const ggml::Tensor& tensor, size_t& stride) {
   stride = tensor.nb[1];
   size_t next = tensor.nb[1];

@@ -12,8 +12,8 @@ namespace riffle::core {
 
 // The function for TargetMask() in a table that HWY_EXPORT made:
 //   (*ForTarget(HWY_DISPATCH_TABLE(Function)))(arguments);
-// In place of HWY_DYNAMIC_DISPATCH, which goes by the target that all users of Highway in the
-// process share. The first entry of a table is what Highway calls while it has chosen none.
+// Replaces HWY_DYNAMIC_DISPATCH, whose target is shared by all users of Highway in the process. The
+// first entry of a table is the function that Highway calls before it has chosen a target.
 //
 // static: files are compiled for different targets (riffle_use_vnni in cmake/RiffleHighway.cmake),
 // so each must search its own. A file without the chosen target runs the next lower one it has.

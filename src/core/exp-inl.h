@@ -19,7 +19,7 @@ namespace hn = hwy::HWY_NAMESPACE;
 template <class D, class V = hn::Vec<D>>
 HWY_INLINE V Exp2(D d, V x) {
   const hn::RebindToUnsigned<D> du;
-  // Keeps a NaN: of one, x86's Max returns its second operand, ARM's the number.
+  // Keeps a NaN: if an operand is NaN, x86's Max returns the second operand, ARM's the number.
   const V least = hn::Set(d, -127.0f);
   x = HWY_ARCH_X86 ? hn::Max(least, x) : hn::IfThenElse(hn::Lt(x, least), least, x);
   // Adding 1.5 * 2^23 + 127 leaves round(x) + 127, the exponent of 2^round(x), in the low bits.

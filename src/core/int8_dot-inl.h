@@ -22,11 +22,11 @@ struct Int8Dot {
 #if HWY_TARGET == HWY_NEON_BF16  // SDOT; Highway 1.2 has no function for it
   static constexpr bool kNative = true;
   static constexpr int32_t kBias = 0;
-#else  // elsewhere a dozen instructions stand for one
+#else  // where it is not native, about a dozen instructions emulate it
   static constexpr bool kNative = HWY_ARCH_X86 && HWY_TARGET <= HWY_AVX3_DL;
   static constexpr int32_t kBias = 128;
 #endif
-  static constexpr uint32_t kFlip = kBias == 0 ? 0 : 0x80808080u;  // value ^ kFlip: packed
+  static constexpr uint32_t kFlip = kBias == 0 ? 0 : 0x80808080u;  // packed lane = lane ^ kFlip
 
   template <class DI, class VI = hn::Vec<DI>>
   static HWY_INLINE VI Step(DI di, hn::Vec<hn::Repartition<uint8_t, DI>> packed,

@@ -12,8 +12,8 @@
 namespace riffle::core {
 
 // The threads of one call, from its first parallel loop to its last. Falls back to the calling
-// thread alone when the pool is busy. Lives inside of an EntryPoint; leases of a thread end in the
-// reverse order of their beginnings.
+// thread alone when the pool is busy. Pre: the thread has an EntryPoint that outlives the lease;
+// leases of a thread are nested, the last to begin ends first.
 class Lease {
  public:
   explicit Lease(ThreadPool* pool);  // null: DefaultPool()

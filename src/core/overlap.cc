@@ -3,7 +3,7 @@
 namespace riffle::core {
 namespace {
 
-// The same rows in ascending order of address; if all are at one address they become one row.
+// ByteRows in ascending order of address; rows that are all at one address become one row.
 struct Sorted {
   uintptr_t begin;
   int64_t rows;

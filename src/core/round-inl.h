@@ -1,6 +1,6 @@
 // f32 to the 16-bit formats, to nearest, ties to even; subnormals are kept, NaNs become quiet.
-// Every target gives the same bits: the code is integer arithmetic, and a native conversion only
-// where that has these bits too (x86's to bf16 flushes subnormals). Included once per SIMD target.
+// Every target gives the same bits: the code is integer arithmetic, or a native conversion where
+// that gives the same bits (x86's to bf16 flushes subnormals). Included once per SIMD target.
 #if defined(RIFFLE_CORE_ROUND_INL_H_) == defined(HWY_TARGET_TOGGLE)
 #ifdef RIFFLE_CORE_ROUND_INL_H_
 #undef RIFFLE_CORE_ROUND_INL_H_

@@ -55,8 +55,8 @@ int64_t FloorDiv(int64_t a, int64_t b) { return a / b - (a % b < 0 ? 1 : 0); }
 
 bool Meet(SubRegion a, SubRegion b);
 
-// Whether sub-regions i of a and j of b meet depends only on i - j, so one test per distance will
-// do, and few distances are short enough, for example where two pools share pages.
+// Whether sub-regions i of a and j of b meet depends only on i - j, so it is tested once per value
+// of i - j at which their hulls meet: few values even where two pools share all their pages.
 bool MeetAtEqualStrides(SubRegion a, SubRegion b) {
   const int64_t stride = a.nest->stride[a.fixed];
   const int64_t a_extent = a.nest->extent[a.fixed + 1];
@@ -74,8 +74,8 @@ bool MeetAtEqualStrides(SubRegion a, SubRegion b) {
 }
 
 // Whether two sub-regions share a byte. Takes the larger one apart and looks only at the parts
-// whose hull meets the other. As long as the sub-regions of one region do not interleave with each
-// other, each meets one or two of the other region on average, so the number of steps grows with
+// whose hull meets the other. As long as sub-regions of the same region do not interleave, each
+// meets one or two sub-regions of the other region on average, so the number of steps grows with
 // the number of rows, not with its square.
 bool Meet(SubRegion a, SubRegion b) {
   if (a.begin + a.extent() <= b.begin || b.begin + b.extent() <= a.begin) {
@@ -142,7 +142,7 @@ bool OverlapsItself(const Strided& x) {
   }
   // Whether two heads share bytes depends only on the distance between them: they do if a row of
   // one starts less than a row's width from a row of the other. Rows are `rows.stride` apart.
-  const int64_t stride = rows.rows > 1 ? std::abs(rows.stride) : 0;  // else it may be anything
+  const int64_t stride = rows.rows > 1 ? std::abs(rows.stride) : 0;  // of one row: meaningless
   for (int64_t head = 1; head < x.size[1]; ++head) {
     const int64_t distance = std::abs(head * x.stride[1]);
     const int64_t below = stride == 0 ? 0 : std::min(distance / stride, rows.rows - 1);

@@ -18,8 +18,8 @@ inline int64_t SaturatingMul(int64_t a, int64_t b) {
 }
 
 // The bytes of a stride along an axis of `size` elements of `element` bytes; 0 if no step is ever
-// taken, since the stride may be any number then. So it may where another axis is empty, as no
-// address was checked: the product does not overflow.
+// taken, since the stride may then be any number. It may also be any number if another axis is
+// empty, because then no address is checked: hence the multiplication saturates.
 inline int64_t StrideBytes(int64_t stride, int64_t element, int64_t size) {
   return size > 1 ? SaturatingMul(stride, element) : 0;
 }
@@ -61,8 +61,8 @@ inline void CheckAddressable(const char* name, const Strided& x) {
 // one region. Both regions must be addressable.
 bool Overlaps(const Strided& a, const Strided& b);
 
-// Whether two rows of a region share a byte. The region is addressable and has at most two axes;
-// takes one step per head.
+// Whether two rows of a region share a byte. The region is addressable and has at most two axes,
+// rows and heads; takes one step per head.
 bool OverlapsItself(const Strided& x);
 
 }  // namespace riffle::core

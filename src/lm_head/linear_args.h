@@ -24,7 +24,7 @@ struct LinearArgs {
   // bf16.
   const void* x = nullptr;
   int64_t rows = 0;
-  int64_t packed_rows = 0;  // >= rows: `x` may point to a few of the rows packed together
+  int64_t packed_rows = 0;  // of the buffer; >= rows, because `x` may point to some of its rows
   int64_t d = 0;
   bool bf16_pairs = false;
 

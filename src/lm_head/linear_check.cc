@@ -54,7 +54,7 @@ void CheckWeight(const WeightView& w) {
                 " columns, but those of Q8_0 come in blocks of ", kQ8Block);
     core::Check(w.cols <= 1 || w.col_stride == 1, Code::kBadShape,
                 "weight.col_stride = ", w.col_stride,
-                " but the blocks of Q8_0 lie side by side: 1");
+                " but must be 1: the blocks of a Q8_0 row are contiguous");
   }
   core::Check(w.cols <= 1 || w.rows <= 1 || w.col_stride == 1 || w.row_stride == 1, Code::kBadShape,
               "weight has the strides ", w.row_stride, " and ", w.col_stride,

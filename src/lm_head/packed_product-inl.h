@@ -17,9 +17,9 @@ namespace riffle::lm_head::HWY_NAMESPACE {
 namespace hn = hwy::HWY_NAMESPACE;
 using core::HWY_NAMESPACE::PrefetchAt;
 
-// Which cache lines of W a kernel prefetches. While it multiplies the operands of one line, it
-// fetches a later line of `line_operands` columns, starting at `column`, one column per operand;
-// and the same of the columns `step` further on, `times` sets in all.
+// Which cache lines of W a kernel prefetches. When it multiplies operand i of a line, it prefetches
+// a later line of column[i], column[i + step], ..., `times` columns in all. So during each line of
+// operands it fetches one line of line_operands * times columns.
 struct PrefetchPlan {
   const uint8_t* const* column = nullptr;
   int times = 0;  // 0: prefetches nothing
@@ -32,8 +32,8 @@ struct PrefetchPlan {
 // Dense weights: one chain over the k block is added to the sums. Q8_0: one chain per block, times
 // the block's scale. (Not inlined, it was 4 % slower at 256 rows.)
 //
-// The pragmas are for clang, which else unrolls these loops too late to keep the sums in registers:
-// 12 rows took 2.1 times as long, 32 rows 1.2 times. g++ makes the same code with and without.
+// The pragmas are for clang, which otherwise unrolls these loops too late to keep the sums in
+// registers: 12 rows took 2.1 times as long, 32 rows 1.2 times. g++ makes the same code without.
 template <class Math, bool kQ8, bool kPrefetch, int kRows>
 HWY_INLINE void PackedKernel(const KBlockProduct& product, const WeightTile& tile, int row,
                              int column, const PrefetchPlan& plan) {
@@ -112,7 +112,7 @@ HWY_INLINE void PackedRows(const KBlockProduct& product, const WeightTile& tile,
 template <class Math, bool kQ8>
 HWY_NOINLINE void PackedProduct(const KBlockProduct& product, const WeightTile& tile, bool prefetch,
                                 PrefetchPlan plan) {
-  // The sums take 24 of 32 registers, or 12 of 16. Q8_0 keeps two for each result.
+  // The sums take 24 of 32 registers, or 12 of 16. Q8_0 has a sum and a total for each result.
   constexpr int kRows = (core::HWY_NAMESPACE::kHas32Vectors ? 12 : 6) / (kQ8 ? 2 : 1);
   const int groups = (product.rows + kRows - 1) / kRows;
   // Only the first kernels prefetch, each for line_operands columns or a multiple of them.

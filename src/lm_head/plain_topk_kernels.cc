@@ -24,7 +24,7 @@ HWY_INLINE FloatCandidates ListOf(const ChunkTask& task, int64_t row, uint8_t* s
           static_cast<size_t>(task.lists.counts.At(scratch)[row])};
 }
 
-// Prunes a list to the limit of a chunk, and raises the row's bound by what pruning proved.
+// Prunes a list to the limit of a chunk, and raises the row's bound to the key that Prune returns.
 HWY_INLINE void PruneToLimit(const ChunkTask& task, int64_t row, FloatCandidates& list) {
   const auto limit = static_cast<size_t>(task.plan.limit);
   if (list.count > limit) {

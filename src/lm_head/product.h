@@ -62,8 +62,8 @@ inline constexpr int kWeightSources = 6;
 struct ProductFunctions {
   // Reads the scales of the tile's blocks into tile.scales. Null unless Q8_0.
   void (*load_scales)(const WeightTile& tile) = nullptr;
-  // Pack W for `multiply_packed`: a tile whose inputs, or (transposed; null for Q8_0) whose
-  // columns, are contiguous.
+  // Pack a tile of W for `multiply_packed`: `pack` if its inputs are contiguous, `pack_transposed`
+  // (null for Q8_0) if its columns are.
   void (*pack)(const WeightTile& tile, uint32_t* operands) = nullptr;
   void (*pack_transposed)(const WeightTile& tile, uint32_t* operands) = nullptr;
   // `prefetch`: also fetches what follows this k block in each column.

@@ -17,7 +17,7 @@ struct PackXTask {
   int64_t row_stride = 0;  // bytes
   int64_t rows = 0;
   int64_t d = 0;
-  bool round_to_bf16 = false;  // also where operands are f32
+  bool round_to_bf16 = false;  // rounds x to bf16 even if its operands are f32
   bool bf16_pairs = false;
   void* operands = nullptr;  // [k blocks][rows][kKBlock] inputs
 };

@@ -119,7 +119,7 @@ struct PackStep<Q8BF16PairSource> {
 
   // The lower and upper bytes of the bf16 of 0..127, and the upper bytes of those of -128..-1.
   struct Tables {
-    alignas(64) uint8_t low[128];  // index: magnitude modulo 128; 128 has the lower byte of 0
+    alignas(64) uint8_t low[128];  // index: magnitude % 128; 128 shares entry 0, both bytes are 0
     alignas(64) uint8_t high[128];
     alignas(64) uint8_t high_negative[128];
 

@@ -20,7 +20,7 @@ constexpr float kInfinity = std::numeric_limits<float>::infinity();
 void CheckPenalty(const char* name, std::span<const float> list, int64_t rows, float above) {
   const auto size = static_cast<int64_t>(list.size());
   core::Check(size <= 1 || size == rows, Code::kBadShape, name, " has ", size, " elements for ",
-              rows, " rows; one for all, or one a row");
+              rows, " rows; give one for all rows, or one per row");
   for (size_t i = 0; i < list.size(); ++i) {
     core::Check(std::isfinite(list[i]) && list[i] > above, Code::kBadOption, name, "[", i,
                 "] = ", list[i], " is not finite", above == 0 ? " and above 0" : "");
@@ -68,7 +68,7 @@ void Penalize(const core::PenaltyFactors& penalties, std::span<const int32_t> pr
   const auto change = [&](int32_t token) {
     const int32_t count = counts[token];
     if (count == 0) {
-      return;  // the token has had its turn
+      return;  // an earlier occurrence of the token has applied the penalties
     }
     counts[token] = 0;
     const int32_t in_output = count & (kInPrompt - 1);
@@ -84,7 +84,7 @@ void CheckTokens(const char* name, const TokenLists& lists, const MatrixView& lo
   const auto count = static_cast<int64_t>(lists.tokens.size());
   const auto offsets = static_cast<int64_t>(lists.offsets.size());
   core::Check(offsets == logits.rows + 1 || (offsets == 0 && count == 0), Code::kBadShape, name,
-              " has ", offsets, " offsets for ", logits.rows, " rows; one more than rows");
+              " has ", offsets, " offsets for ", logits.rows, " rows; rows + 1 are needed");
   for (int64_t row = 0; row < offsets; ++row) {
     const int64_t before = row == 0 ? 0 : lists.offsets[static_cast<size_t>(row - 1)];
     const int64_t offset = lists.offsets[static_cast<size_t>(row)];
@@ -123,7 +123,7 @@ void CheckAdjustments(const MatrixView& logits, const SampleOptions& options) {
   CheckTokens("output_tokens", options.output_tokens, logits);
 }
 
-// rows * cols is less than 2^62. What no memory has room for stays more than that.
+// rows * cols is below 2^62, so * 4 could overflow. The clamped size still fails to be allocated.
 size_t AdjustedBytes(const MatrixView& logits) {
   constexpr int64_t kTooMuch = int64_t{1} << 56;
   const int64_t elements = std::min(logits.rows * logits.cols, kTooMuch);

@@ -30,7 +30,7 @@ RowDraw::RowDraw(const SamplingBatch& batch, int64_t row, const Candidates& firs
   }
 }
 
-// Sums the row and finds its maximum, through a window if it has one.
+// Sums the row and finds its maximum: in one pass if the row's window holds, otherwise in two.
 void RowDraw::SumWindowed() {
   if (search_->SumRow(static_cast<double>(plan_.top_p))) {
     row_weights_.max = search_->max();
@@ -86,13 +86,13 @@ Kept RowDraw::FilterCandidates() {
   return {DropBelowMinWeight(from), {}, {}};
 }
 
-// Whether the row's k best columns have that mass. `from` is then as many of them as are needed.
+// Whether the row's k best columns reach `mass`. If so, *from has the fewest of them that do.
 bool RowDraw::Reaches(int64_t k, double mass, Candidates* from) const {
   *from = Best(k);
   return ReachesAmong(from, mass);
 }
 
-// Likewise for the best columns `from`.
+// The same for the best columns that *from holds already.
 bool RowDraw::ReachesAmong(Candidates* from, double mass) const {
   const int64_t count = from->count;
   WeighCandidates(*from);
@@ -123,7 +123,7 @@ Kept RowDraw::FilterNucleus() {
 
 Kept RowDraw::FilterWindowed() {
   const bool in_window = search_->FindInWindow();
-  // A nucleus of few columns is drawn from in their order.
+  // If the nucleus has few columns, draws from them in sorted order, best first.
   Candidates from = memory_;
   from.count = search_->FindBest(memory_);
   if (from.count > 0 && ReachesAmong(&from, static_cast<double>(plan_.top_p) * mass_)) {
@@ -209,7 +209,7 @@ void RowDraw::Mask(float* x) {
   }
   auto [from, cut, nucleus] = Filter();
   if (from.count > 0) {
-    // Every column above the last candidate is one, and of its equals those are that come first.
+    // The candidates are all columns above the last one's value, and the first ties equal to it.
     const auto value = [&, values = from.values](int64_t i) {
       return core::LoadElement(batch_.logits.dtype,
                                values + static_cast<size_t>(i) * batch_.element);

@@ -20,9 +20,9 @@ struct Kept {
 class RowDraw {
  public:
   // `first`: the row's plan.first best columns; if the plan is windowed, room for the best one,
-  // which is stored there unless the search for the window has shown the row to be valid. `sums`:
-  // the weight of each block, where the plan has the sum of all made before. `memory`: the thread's
-  // scratch, in which `scratch` places the arrays.
+  // which the constructor stores only if the pass through a window fails. `sums`: the weight of
+  // each block; read if the plan sums weights before the draw. `memory`: the thread's scratch, in
+  // which `scratch` places the arrays.
   RowDraw(const SamplingBatch& batch, int64_t row, const Candidates& first, double* sums,
           const DrawScratch& scratch, uint8_t* memory);
 
@@ -33,8 +33,8 @@ class RowDraw {
   // The sum of the weights of all columns. Pre: the plan is windowed, the row valid.
   double mass() const { return mass_; }
 
-  // Returns `draft`, which was drawn from the distribution q [cols], if it is accepted, otherwise
-  // a token of the positive part of what is left of the row's distribution. Call it once per row.
+  // Returns `draft`, which was drawn from the distribution q [cols], if it is accepted, otherwise a
+  // token drawn from max(p - q, 0), where p is the row's distribution. Call it once per row.
   int32_t Verify(int32_t draft, const float* q);
 
   // Writes -inf to the columns of the row that the filters drop.

@@ -1,5 +1,5 @@
-// An estimate of the place in a row where its mass, summed from the best column down, crosses a
-// share of the whole: made from some of the columns. Included once per SIMD target.
+// Estimates the value at which the mass of a row, summed from the best column down, reaches a given
+// share of the whole, from a sample of the columns. Included once per SIMD target.
 #if defined(RIFFLE_SAMPLING_ESTIMATE_INL_H_) == defined(HWY_TARGET_TOGGLE)
 #ifdef RIFFLE_SAMPLING_ESTIMATE_INL_H_
 #undef RIFFLE_SAMPLING_ESTIMATE_INL_H_
@@ -19,15 +19,15 @@ HWY_BEFORE_NAMESPACE();
 namespace riffle::sampling::HWY_NAMESPACE {
 namespace hn = hwy::HWY_NAMESPACE;
 
-// How many columns have values in each of some bins of equal width, and the mass of these if each
-// value were the middle of its bin.
+// A histogram of values with bins of equal width. The weight of a column is taken to be that of the
+// middle of its bin.
 struct MassBins {
   static constexpr int64_t kBins = 512;
   float min, width;
   HWY_ALIGN int32_t count[kBins] = {};
   HWY_ALIGN float weight[kBins];  // of one column
 
-  // Bins between `bottom` and `top`; what is lower is in the first. `row.max` is the pivot. Pre:
+  // The bins divide [bottom, top]; lower values go to the first bin. `row.max` is the pivot. Pre:
   // bottom < top; x has `columns` elements, a multiple of the lanes, and none above `top`.
   MassBins(const WeightRow& row, float* x, int64_t columns, float bottom, float top)
       : min(bottom), width((top - bottom) / static_cast<float>(kBins)) {
@@ -53,11 +53,11 @@ struct MassBins {
     }
   }
 
-  // Two tables in turn, because neighbours are often in the same bin.
+  // Two tables in turn: neighbours are often in the same bin, and would wait for its store.
   void CountBins(const int32_t* bin, int64_t columns) {
     int32_t other[kBins] = {};
     for (int64_t i = 0; i + 1 < columns; i += 2) {
-      // A NaN may have any place.
+      // The mask: a NaN may have been converted to any integer.
       ++count[bin[i] & (kBins - 1)];
       ++other[bin[i + 1] & (kBins - 1)];
     }
@@ -66,17 +66,17 @@ struct MassBins {
     }
   }
 
-  // The bins from the lowest value on.
+  // The totals of bins [0, bin].
   struct Lowest {
-    int64_t bin = 0;  // the last of them
-    int64_t count = 0;
+    int64_t bin = 0;
+    int64_t count = 0;  // of columns
     double mass = 0;
     double square = 0;  // the sum of the squared weights
 
-    // The effective number of columns: as many of equal weight would give as certain an estimate.
+    // The effective sample size: so many columns of equal weight have the same relative error.
     double Columns() const { return square > 0 ? mass * mass / square : 0; }
   };
-  // The bins up to the first one with which the mass reaches `below`. All if there is less.
+  // The fewest bins, from the lowest, whose mass reaches `below`; all bins if there is less mass.
   Lowest Reach(double below) const {
     Lowest lowest;
     for (;; ++lowest.bin) {
@@ -90,7 +90,7 @@ struct MassBins {
       }
     }
   }
-  // The lowest bin that has at most so many columns together with all bins above it; kBins if none.
+  // The lowest bin b for which bins [b, kBins) hold at most `columns` columns; kBins if none does.
   int64_t BinOfBest(int64_t columns) const {
     int64_t bin = kBins;
     for (int64_t above = 0; bin > 0 && (above += count[bin - 1]) <= columns;) {
@@ -104,14 +104,14 @@ struct MassBins {
   }
 };
 
-// How many of the picked columns a window may have, with everything above it, to be kept with that;
-// and how many it has if they do not tell where the nucleus ends, for one of about a thousand
-// columns.
+// One column in 64 is picked. If at most kMostOfFew of the picked columns reach the window's lower
+// end, the pass keeps all columns that do. If the sample does not tell where the nucleus ends, the
+// lower end is set so that kFewPicked reach it: enough for a nucleus of about a thousand columns.
 constexpr int64_t kMostOfFew = 48;
 constexpr int64_t kFewPicked = 24;
 
-// Makes the window of the place with the mass `below`. `slack`: the part by which that may be
-// wrong. `many`: the nucleus is known to be large.
+// Places the window around the value below which the picked columns have the mass `below`, whose
+// relative error is `slack`. `many`: the nucleus is known to be large.
 inline void FindWindow(const MassBins& bins, double below, double slack, bool many,
                        WindowEstimate* estimate) {
   constexpr float kInfinity = std::numeric_limits<float>::infinity();
@@ -120,13 +120,13 @@ inline void FindWindow(const MassBins& bins, double below, double slack, bool ma
                                               : bins.LowerEdge(std::max<int64_t>(best, 1));
   const MassBins::Lowest end = bins.Reach(below);
   const double columns = many ? static_cast<double>(end.count) : end.Columns();
-  // Five standard deviations of the one, two of the other. Six, 2.5 and a limit of 1 below: larger
-  // windows for flat rows, but fewer rows whose small nucleus gets a window instead of being kept
-  // whole (docs/lab/sampling.md).
+  // Five standard deviations for the picked columns, two (in `slack`) for the mass. With six, 2.5
+  // and a limit of 1 instead of 0.8, flat rows had larger windows, but fewer rows with a small
+  // nucleus got a window instead of being kept whole (docs/lab/sampling.md).
   slack = std::max(0.125, std::sqrt(25 / (columns + 1) + slack * slack));
   const int64_t first = slack < 0.8 ? bins.Reach(below * (1 - slack)).bin : -1;
-  // If the picked columns do not tell where the nucleus ends, then it is small, as a rule: most of
-  // what is below its end lies in a few of them.
+  // If the picked columns do not tell where the nucleus ends, it is usually small: most of the mass
+  // below its end is then in a few of the picked columns.
   if (!many && (first < 0 || first >= std::max<int64_t>(bins.BinOfBest(kMostOfFew), 1))) {
     estimate->few = true;
     estimate->low = first < 0 ? estimate->few_low : bins.LowerEdge(first);
@@ -138,8 +138,8 @@ inline void FindWindow(const MassBins& bins, double below, double slack, bool ma
   estimate->high = last + 1 < MassBins::kBins ? bins.LowerEdge(last + 1) : kInfinity;
 }
 
-// What an estimate looks at: the first columns of every few thousand, neighbours, which the cache's
-// prefetchers expect. Calls f(i, j) for each vector, j the place in its run.
+// Visits the sample: the first kEstimateRun of every kEstimateStep columns, runs of neighbours that
+// hardware prefetchers recognise. Calls f(i, j) for each vector at column i, element j of its run.
 template <typename F>
 HWY_INLINE void ForEstimate(int64_t n, const F& f) {
   for (int64_t i = 0; i + kEstimateRun <= n; i += kEstimateStep) {
@@ -149,7 +149,7 @@ HWY_INLINE void ForEstimate(int64_t n, const F& f) {
   }
 }
 
-// The estimated mass of a row, and how certain that is.
+// The estimated mass of a row, and its relative error.
 struct MassEstimate {
   double all;
   double slack;
@@ -173,7 +173,7 @@ MassEstimate EstimateMass(const WeightRow& row, int64_t n) {
       columns += kEstimateRun;
     }
   });
-  // Two standard deviations of a sum of random columns.
+  // The relative error is two standard deviations of the sum of as many random columns.
   const double mass = sum.Sum();
   return {mass * static_cast<double>(n) / static_cast<double>(columns),
           mass > 0 ? 2 * std::sqrt(squares.Sum()) / mass : 1};
@@ -189,7 +189,7 @@ WindowEstimate EstimateRow(WeightRow row, int64_t n, const WindowTarget& target,
   WeightVec max = hn::Set(d, -kInfinity);
   ForEstimate(n, [&](int64_t i, int64_t j) HWY_ATTR {
     const uint8_t* const from = row.x + static_cast<size_t>(i) * E::kBytes;
-    // The next run, of which the processor does not know; past the row it is harmless.
+    // Prefetches the next run, which hardware prefetchers do not foresee; harmless past the row.
     hwy::Prefetch(reinterpret_cast<const uint8_t*>(reinterpret_cast<uintptr_t>(from) +
                                                    kEstimateStep * E::kBytes));
     const WeightVec value = E::Load(from);
@@ -203,14 +203,14 @@ WindowEstimate EstimateRow(WeightRow row, int64_t n, const WindowTarget& target,
   if (!std::isfinite(top)) {
     return {.pivot = top};
   }
-  // Above the best of these columns, because the row has others; not far, for the sake of rounding.
+  // Above the best sampled column, as the row may have better ones; far above loses precision.
   const float pivot = top + 3 / row.scale;
   if (target.all == 0) {
     row.max = std::isfinite(pivot) ? pivot : top;
   }
   const MassEstimate mass =
       target.all > 0 ? MassEstimate{target.all, 0} : EstimateMass<kDType>(row, n);
-  // What lies lower has no mass to speak of.
+  // Lower columns have a negligible mass.
   const WeightVec bottom =
       hn::Set(d, std::max(top - 64 / row.scale, std::numeric_limits<float>::lowest()));
   WeightVec min = hn::Set(d, top);

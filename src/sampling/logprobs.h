@@ -28,7 +28,7 @@ class RawLogProbs {
   // rows > 0.
   RawLogProbs(const MatrixView& logits, int64_t k, ThreadPool* pool, uint8_t* memory);
 
-  // Writes those of the tokens, where `logprobs` is not empty, and the best. NaN for token -1.
+  // Writes the tokens' log-probabilities (NaN for token -1) if `logprobs` is not empty, and `top`.
   void Write(std::span<const int32_t> tokens, std::span<float> logprobs,
              const TopLogProbs& top) const;
 

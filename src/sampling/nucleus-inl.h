@@ -103,8 +103,8 @@ inline float Pivot(Undecided::Range range, bool of_bits) {
   return middle;
 }
 
-// The nucleus that reaches `mass`, of which `above` lies above all elements. Leaves those that
-// equal the threshold. Pre: there are elements.
+// The nucleus that reaches `mass`, where columns above all elements already have the mass `above`.
+// Leaves only the elements equal to the threshold in `undecided`. Pre: there are elements.
 inline Nucleus SelectByMass(Undecided& undecided, double above, double mass) {
   for (bool of_bits = false;;) {
     const int64_t before = undecided.count;

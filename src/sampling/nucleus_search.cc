@@ -21,8 +21,8 @@ NucleusSearch::NucleusSearch(const SamplingBatch& batch, const WeightRow& row,
   HWY_DASSERT(batch.logits.cols >= kMinWindowed);
 }
 
-// Sums the blocks through the window. False if they have too many columns for it. If `may_leave`,
-// ends at a block whose columns show that the estimate is wrong; *blocks are done.
+// Sums the blocks and keeps the columns in the window. False if these are too many. If `may_leave`,
+// stops before a block whose columns show that the estimate is wrong. *blocks: how many are summed.
 bool NucleusSearch::SumWindow(const WindowEstimate& window, bool may_leave, int64_t* blocks) {
   constexpr double kUnforeseen = 1.5;  // times the estimated mass
   double all = 0;
@@ -51,8 +51,8 @@ bool NucleusSearch::SumWindow(const WindowEstimate& window, bool may_leave, int6
   return true;
 }
 
-// Sums the blocks from `first` on, where the others have been, and keeps of all blocks the columns
-// that reach `low`. False if they are too many.
+// Sums the blocks from `first` on (those before are summed already), and keeps the columns of all
+// blocks that reach `low`. False if these are too many, or none.
 bool NucleusSearch::SumFew(float low, int64_t first) {
   is_few_ = true;
   begin_[0] = 0;
@@ -106,7 +106,7 @@ bool NucleusSearch::SumRow(double share) {
     above_[block] *= factor;
     target_.all += all_[block];
   }
-  // The blocks before these have the columns that are kept in their sums.
+  // sum_few left the kept columns out of its sums; SumWindow, in the blocks before, did not.
   if (const int64_t first = begin_[blocks], kept = begin_[batch_.blocks] - first;
       blocks < batch_.blocks && kept > 0) {
     target_.all += batch_.kernels.sum_weights(Values(), nullptr, first, first + kept);
@@ -114,7 +114,7 @@ bool NucleusSearch::SumRow(double share) {
   return std::isfinite(target_.all) && target_.all > 0;
 }
 
-// What the window holds, as a row.
+// The columns kept by the pass, as a row of f32.
 WeightRow NucleusSearch::Values() const {
   WeightRow values = row_;
   values.x = reinterpret_cast<const uint8_t*>(values_);
@@ -129,7 +129,7 @@ bool NucleusSearch::FindInWindow() {
   if (count == 0 || above >= mass) {
     return false;
   }
-  // Enough that no order of the additions makes less of it than the mass.
+  // A margin for rounding: find_nucleus, which adds in another order, must reach the mass too.
   constexpr double kMargin = 1e-6;
   const double sum = batch_.kernels.sum_weights(Values(), nullptr, 0, count);
   if (above + sum * (1 - kMargin) < mass) {
@@ -148,7 +148,7 @@ int64_t NucleusSearch::FindBest(const Candidates& out) const {
   task.x = values_;
   task.dtype = DType::kF32;
   task.n = begin_[batch_.blocks];
-  // Two more than are needed, should the order of the additions matter.
+  // Two more than needed: the draw adds in another order, and may need more to reach the mass.
   task.k = std::min({CountColumns() + 2, task.n, kNucleusSteps[1]});
   task.indices = out.indices;
   topk::Kernels(DType::kF32).row(task, rest_);

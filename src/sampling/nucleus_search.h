@@ -7,14 +7,14 @@
 
 namespace riffle::sampling {
 
-// One pass sums the weights of a row, finds its maximum and sums what lies above a window, in which
-// the last column of the nucleus is thought to be; only the columns in the window are looked at
-// again. The window is estimated from some of the columns. Until the maximum is known, weights are
-// relative to a pivot. Where the estimate finds few columns above the end of the nucleus, or the
-// pass meets columns that it has not foreseen, the pass keeps all columns above a value with their
-// numbers instead, and the best of them are the nucleus. If the nucleus ends elsewhere, a second
-// window is made for the mass that is known by then; if it fails too, the whole row is searched.
-// All of it is a function of the row alone, so the sums' rounding is too.
+// One pass sums the weights of a row, finds its maximum, sums the weights above a window and keeps
+// the columns in it; only those are looked at again. The window is where a sample of the columns
+// suggests that the nucleus ends. Until the maximum is known, weights are relative to a pivot. If
+// the sample has few columns above the end of the nucleus, or the pass meets weights much larger
+// than estimated, the pass instead keeps all columns above a value, with their numbers, and the
+// nucleus is the best of them. If the nucleus ends elsewhere, a second window is estimated from the
+// mass, which is known by then; if that fails too, the whole row is searched. Each of these steps
+// depends on the row alone, so the rounding of the sums does too.
 class NucleusSearch {
  public:
   // `memory`: the thread's scratch, in which `scratch` places the arrays. Pre: cols >=
@@ -22,14 +22,14 @@ class NucleusSearch {
   NucleusSearch(const SamplingBatch& batch, const WeightRow& row, const DrawScratch& scratch,
                 uint8_t* memory);
 
-  // Sums the row, for a nucleus that has `share` of the mass. False if that cannot be done so,
-  // as for a row with a NaN or +inf, or with too many columns in the window.
+  // Sums the row, for a nucleus that has `share` of the mass. False if the pass fails: the row has
+  // a NaN or +inf, or too many columns are in the window.
   bool SumRow(double share);
   float max() const { return row_.max; }
   double mass() const { return target_.all; }  // relative to the maximum
 
-  // Finds the nucleus of mass share * mass(). FindInWindow is the quick way, after SumRow, and
-  // false if the nucleus does not end in the window; Find is for then.
+  // Find the nucleus of mass share * mass(), after SumRow. FindInWindow searches the columns kept
+  // by the pass and returns false if the nucleus does not end there; call Find then.
   bool FindInWindow();
   void Find();
   const Nucleus& nucleus() const { return nucleus_; }
@@ -44,8 +44,8 @@ class NucleusSearch {
   bool SumBlocks(double* sums) const;
 
  private:
-  // How far a column may be above the pivot, as a power of two of its weight: each such power costs
-  // a rounding of the weight in its last bits.
+  // log2 of the largest weight, relative to the pivot, that the pass accepts: the rounding error of
+  // a weight grows with the distance from the pivot.
   static constexpr float kMaxAbovePivot = 4;
 
   bool SumWindow(const WindowEstimate& window, bool may_leave, int64_t* blocks);
@@ -58,14 +58,14 @@ class NucleusSearch {
   WeightRow row_;           // max: the pivot at first
   double* const all_;       // [blocks]
   double* const above_;     // [blocks], above the window
-  int32_t* const begin_;    // [blocks + 1], of the block's values
-  float* const values_;     // in the window, of all blocks
+  int32_t* const begin_;    // [blocks + 1], where a block's values begin in values_
+  float* const values_;     // the columns in the window, of all blocks
   int32_t* const columns_;  // of the values, if is_few_
   uint8_t* const rest_;
   WindowTarget target_;
   float max_ = 0;
   bool is_few_ = false;     // the window has few columns, and none is above it
-  bool in_window_ = false;  // where the nucleus ends
+  bool in_window_ = false;  // the nucleus ends in the window
   Nucleus nucleus_;
 };
 

@@ -9,8 +9,8 @@
 namespace riffle::sampling {
 
 // Numbers in [0, 1) of 53 bits, a function of the arguments alone: Philox4x32 with ten rounds
-// (Salmon, Moraes, Dror, Shaw: Parallel random numbers: as easy as 1, 2, 3; 2011). `which`: 0 or 1,
-// of the two numbers that there are for these arguments.
+// (Salmon, Moraes, Dror, Shaw: Parallel random numbers: as easy as 1, 2, 3; 2011). `which`: 0 or 1
+// selects one of two independent numbers for the other arguments.
 inline double Uniform(uint64_t seed, int64_t stream, int64_t position, size_t which = 0) {
   const auto low = [](uint64_t x) { return static_cast<uint32_t>(x); };
   const auto high = [](uint64_t x) { return static_cast<uint32_t>(x >> 32); };

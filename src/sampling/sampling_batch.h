@@ -39,7 +39,7 @@ struct SamplingBatch {
                 bool call_draws = true);
 
   RowPlan Plan(int64_t row) const;
-  // The random number, in [0, 1), for the row's draw, or another one that is independent.
+  // The random number, in [0, 1), for the row's draw; `which` = 1: a second, independent one.
   double Random(int64_t row, size_t which = 0) const;
   const uint8_t* RowData(int64_t row) const {
     return static_cast<const uint8_t*>(logits.data) +

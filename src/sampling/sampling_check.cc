@@ -36,7 +36,7 @@ template <typename T>
 void CheckList(const char* name, std::span<const T> list, int64_t rows) {
   const auto size = static_cast<int64_t>(list.size());
   core::Check(size <= 1 || size == rows, Code::kBadShape, name, " has ", size, " elements for ",
-              rows, " rows; one for all, or one a row");
+              rows, " rows; give one for all rows, or one per row");
 }
 
 template <typename T>

@@ -45,8 +45,8 @@ constexpr size_t NucleusScratch(int64_t n) {
 // Rows of fewer columns are searched for their nucleus as a whole.
 constexpr int64_t kMinWindowed = 16384;
 
-// An estimate takes the first kEstimateRun of every kEstimateStep columns. It sums the weights of
-// these, and looks for the window among 16 in kPickStep * 16 of them.
+// An estimate samples the first kEstimateRun of every kEstimateStep columns and sums their weights.
+// It places the window by the first 16 of every kPickStep * 16 sampled columns.
 constexpr int64_t kEstimateStep = 4096;
 constexpr int64_t kEstimateRun = 512;
 constexpr int64_t kPickStep = 8;
@@ -59,33 +59,33 @@ static_assert(sizeof(float) * EstimateRoom(kMinWindowed) <= NucleusScratch(kMinW
 // a quarter where the estimate is poor.
 constexpr int64_t WindowRoom(int64_t n) { return n / 2 + 4096; }
 
-// How many columns may be kept of a window of few columns; some 3000 are expected at most.
+// How many columns a window of few columns may keep (WindowEstimate::few); some 3000 are expected.
 constexpr int64_t kFewRoom = 8192;
 
 // What is known of a row before its window is estimated.
 struct WindowTarget {
-  double share = 0;  // of the mass, which the nucleus must reach
-  double all = 0;    // the mass of the row relative to its max; 0: neither is known
+  double share = 0;  // the share of the mass that the nucleus must reach
+  double all = 0;    // the mass of the row relative to row.max; 0: both are unknown
 };
 
-// The values between which the last column of the nucleus is thought to be, both included.
+// The values between which the last column of the nucleus is estimated to be, both included.
 struct WindowEstimate {
-  // The logit to which weights are relative until the maximum is known. Not finite: the row has no
-  // estimate, because its best logits in what was looked at are not finite.
+  // The logit to which weights are relative until the maximum is known. Not finite: there is no
+  // estimate, because the best logit of the sample is not finite.
   float pivot = 0;
   double all = 0;  // the mass, relative to the pivot
   float low = 0;
   float high = 0;
-  // Only a few columns are thought to reach `low`, and `high` is infinite.
+  // Only a few columns are estimated to reach `low`, and `high` is infinite.
   bool few = false;
-  float few_low = 0;  // a value that few columns are thought to reach, in any case
+  float few_low = 0;  // always set: a value that few columns are estimated to reach
 };
 
 struct WindowSums {
-  double all = 0;     // of the weights, with the bits of sum_weights; for few: below the window
-  double above = 0;   // of columns above the window, summed likewise
-  int64_t count = 0;  // of columns in the window
-  float max = 0;      // of all columns; of few: of those in the window, -inf if there is none
+  double all = 0;     // sum of weights, same bits as sum_weights; sum_few: only below the window
+  double above = 0;   // sum of the weights above the window
+  int64_t count = 0;  // how many columns are in the window
+  float max = 0;      // of all columns; sum_few: of those in the window, -inf if there is none
 };
 
 struct SamplingKernels {
@@ -97,8 +97,8 @@ struct SamplingKernels {
   // kWeightSlack elements more.
   void (*weights)(const WeightRow& row, const Cut* cut, int64_t begin, int64_t end, float* out);
 
-  // The smallest nucleus of row [0, n) with a mass of at least `mass`, if there is also a mass of
-  // `above` above all these columns; if the whole row has less, all columns of positive weight.
+  // The smallest nucleus of row [0, n) whose mass plus `above`, the mass of better columns that are
+  // not in this row, is at least `mass`; if all have less, all columns of positive weight.
   // `scratch` has NucleusScratch(n) bytes, aligned to kScratchAlignment.
   Nucleus (*find_nucleus)(const WeightRow& row, int64_t n, double above, double mass,
                           uint8_t* scratch);
@@ -117,11 +117,11 @@ struct SamplingKernels {
 
   // Sums columns [begin, end) below `low` likewise and stores the others, in f32 and in their
   // order, with their numbers. There is room for end - begin + kWeightSlack of each. Pre: row.max
-  // is at least about `low`, so that the sum is right.
+  // is not far below `low`, so that no weight in the sum overflows.
   WindowSums (*sum_few)(const WeightRow& row, float low, int64_t begin, int64_t end, float* values,
                         int32_t* columns);
 
-  // Stores these columns without a sum. Returns how many there are.
+  // Stores the same columns as sum_few but sums nothing. Returns how many there are.
   int64_t (*find_few)(const WeightRow& row, float low, int64_t begin, int64_t end, float* values,
                       int32_t* columns);
 

@@ -25,7 +25,7 @@ enum class SamplePath : uint8_t {
 struct RowPlan {
   SamplePath path = SamplePath::kGreedy;
   int64_t k = 1;      // kCandidates: the number of candidates
-  int64_t first = 1;  // candidates that the one top-k call for all rows finds, the maximum first
+  int64_t first = 1;  // how many candidates the one top-k call for all rows finds, best first
   float scale = 0;    // weights are 2^((x * unit - max * unit) * scale)
   float unit = 1;
   float top_p = 1;

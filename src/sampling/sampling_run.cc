@@ -29,8 +29,8 @@ class Sampler {
   // Places the first candidates of all rows behind the reserved bytes. Returns the arena.
   uint8_t* PlaceFirst();
 
-  // Calls finish(row, its draw, which still has to be made) for every row that can be sampled, on
-  // any thread.
+  // Calls finish(row, draw) for every row that can be sampled, on any thread; finish then calls
+  // Draw, Verify or Mask of the RowDraw.
   void Run(core::FunctionRef<void(int64_t row, RowDraw& draw)> finish);
   void Draw(std::span<int32_t> tokens, std::span<float> logprobs);
 
@@ -39,7 +39,7 @@ class Sampler {
     return {first_.values + static_cast<size_t>(row * width_) * batch_.element,
             first_.indices + row * width_, count};
   }
-  // The maximum of a row: NaN if it has one. Pre: it has been found.
+  // The maximum of a row; NaN if the row has a NaN. Pre: it has been found.
   float Max(int64_t row) const {
     return batch_.Plan(row).windowed ? maxima_[row]
                                      : core::LoadElement(batch_.logits.dtype, First(row, 1).values);
@@ -65,7 +65,7 @@ class Sampler {
   const SamplingBatch& batch_;
   const bool logprobs_;
   const size_t reserved_;
-  bool any_sums_ = false;  // some are made before the draw
+  bool any_sums_ = false;  // some rows need sums of weights before the draw
   bool any_windowed_ = false;
   bool any_first_ = false;           // some rows are not windowed
   bool uniform_ = true;              // every row's plan has the same number of first candidates
@@ -74,7 +74,7 @@ class Sampler {
   int32_t* counts_ = nullptr;        // [rows], for TopK
   int32_t* tokens_ = nullptr;        // [rows]
   float* token_logprobs_ = nullptr;  // [rows]
-  float* maxima_ = nullptr;          // [rows], of those that are windowed
+  float* maxima_ = nullptr;          // [rows], read for windowed rows
   DrawScratch scratch_;              // of a thread
   double* sums_ = nullptr;           // [rows, blocks], of weights at the row's temperature
   double* raw_ = nullptr;            // [rows, blocks], of raw logits
@@ -247,7 +247,7 @@ void Sampler::Run(core::FunctionRef<void(int64_t row, RowDraw& draw)> finish) {
   CheckMaxima();
 }
 
-// What is drawn is kept until no row can fail any more.
+// Tokens are kept in scratch until all rows are done: a row that fails leaves the output untouched.
 void Sampler::Draw(std::span<int32_t> tokens, std::span<float> logprobs) {
   Run([&](int64_t row, RowDraw& draw) {
     tokens_[row] = draw.Draw();

@@ -14,11 +14,11 @@ namespace riffle::sampling {
 void RunSample(const SamplingBatch& batch, std::span<int32_t> tokens, std::span<float> logprobs,
                size_t reserved = 0);
 
-// The thread's arena of sampling with `reserved` bytes, and room for RunSample of the batch behind
-// them. Throws Error(kOutOfMemory).
+// Makes room in the thread's arena of sampling for `reserved` bytes and, behind them, for RunSample
+// of the batch. Returns the arena. Throws Error(kOutOfMemory).
 uint8_t* ReserveBefore(const SamplingBatch& batch, size_t reserved);
 
-// The same arena, with so many bytes.
+// The same arena, with room for `bytes`.
 uint8_t* ReserveArena(size_t bytes);
 
 // Verifies the draft of each row, -1 where it has none: tokens[row] becomes the draft, or the token

@@ -15,7 +15,7 @@
 namespace riffle::sampling {
 namespace {
 
-// The parameters of every row, made of those of its request.
+// The parameters of every row, copied from those of its request.
 struct RowLists {
   std::span<float> temperature, top_p, min_p;
   std::span<int32_t> top_k, tokens, drafts;
@@ -77,7 +77,7 @@ void FillRows(const RowLists& rows, const DraftLists& drafts, const SampleOption
       rows.min_p[row] = ValueForRow(options.min_p, r, 0.0f);
       rows.seeds[row] = ValueForRow(options.seeds, r, options.seed);
       rows.stream[row] = ValueForRow(options.stream, r, r);
-      // Positions are numbers of 64 bits that may wrap.
+      // Added as unsigned integers: a position may wrap around.
       const auto first = static_cast<uint64_t>(ValueForRow(options.position, r, int64_t{0}));
       rows.position[row] = static_cast<int64_t>(first + static_cast<uint64_t>(i - begin));
       rows.drafts[row] = i < end ? drafts.tokens[static_cast<size_t>(i)] : -1;
@@ -107,9 +107,9 @@ void CheckDrafts(const MatrixView& logits, const DraftLists& drafts, const OutVi
                  int64_t width, const SampleOptions& options) {
   const int64_t requests = Requests(drafts);
   const auto count = static_cast<int64_t>(drafts.tokens.size());
-  core::Check(requests >= 0, Code::kBadShape, "the drafts have no offsets; one more than requests");
+  core::Check(requests >= 0, Code::kBadShape, "the drafts have no offsets; need requests + 1");
   core::Check(logits.rows == count + requests, Code::kBadShape, "logits has ", logits.rows,
-              " rows for ", count, " drafts of ", requests, " requests; one for each of both");
+              " rows for ", count, " drafts of ", requests, " requests; the sum of both is needed");
   CheckVerify(logits, options, requests);
   MatrixView by_request = logits;
   by_request.rows = requests;
@@ -136,8 +136,8 @@ void RunVerify(const MatrixView& logits, const DraftLists& drafts, const OutView
                int64_t width, const SampleOptions& options) {
   const RowListsLayout layout(logits.rows);
   SampleOptions of_rows = options;
-  // The plan of memory depends on the rows' parameters, which are in that memory: those of all
-  // requests are planned for.
+  // How much memory the batch needs depends on the rows' parameters, which are in that memory: they
+  // are filled in twice, because growing the arena discards its contents.
   uint8_t* memory = ReserveArena(layout.bytes());
   const auto fill = [&] {
     const RowLists rows = layout.At(memory);

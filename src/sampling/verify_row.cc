@@ -7,8 +7,8 @@
 
 namespace riffle::sampling {
 
-// With draft probabilities q and the distribution p that the filters leave, u < p(d) / q(d)
-// accepts; u is independent of the number that draws.
+// With draft probabilities q and the distribution p that the filters leave, draft d is accepted if
+// u < p(d) / q(d); u is independent of the random number that a draw takes.
 int32_t RowDraw::Verify(int32_t draft, const float* q) {
   const Kept kept = Filter();
   return kept.candidates.count > 0 ? VerifyAmongCandidates(kept, draft, q)
@@ -31,7 +31,7 @@ int32_t RowDraw::VerifyAmongCandidates(const Kept& kept, int32_t draft, const fl
     const double above = share - static_cast<double>(q[from.indices[i]]);
     left += above > 0 ? above : 0;
   }
-  if (!(left > 0)) {  // p is q, but for rounding
+  if (!(left > 0)) {  // p equals q up to rounding: draws from p
     return from.indices[Locate(weights_, from.count, batch_.Random(row_) * total)];
   }
   for (int64_t i = 0; i < from.count; ++i) {
@@ -56,8 +56,8 @@ double RowDraw::SumKeptColumns(const Kept& kept) {
   return total;
 }
 
-// Makes weights_ the positive parts of p - q for the columns of a block. Returns how many ties of
-// the nucleus have been met up to its end.
+// Sets weights_ to max(p - q, 0) for the columns of a block. Returns how many ties of the nucleus
+// there are up to the end of the block.
 int64_t RowDraw::ShareBlock(const Kept& kept, int64_t block, int64_t ties_before, double total,
                             const float* q) const {
   const int64_t begin = batch_.BlockBegin(block);
@@ -106,7 +106,7 @@ int32_t RowDraw::VerifyAmongAll(const Kept& kept, int32_t draft, const float* q)
     left += sums_[block];
     last = sums_[block] > 0 ? block : last;
   }
-  if (!(left > 0)) {  // p is q, but for rounding
+  if (!(left > 0)) {  // p equals q up to rounding
     return draft;
   }
   const double place = batch_.Random(row_) * left;

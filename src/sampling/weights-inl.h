@@ -54,7 +54,7 @@ struct Elements {
   }
 };
 
-// Whether the weight of the maximum needs no case of its own, as x - max is 0 there.
+// Whether the maximum needs no special case: x - max is then 0, which gives the weight 1.
 inline bool IsPlain(const WeightRow& row) {
   return row.unit == 1 && std::isfinite(row.max) && std::isfinite(row.scale);
 }

@@ -44,8 +44,8 @@ HWY_INLINE auto SumOfEight(const F& f) {
   return Plus(half, Plus(third, fourth));
 }
 
-// Calls take(value, column) with the vectors of columns begin <= i < end, the last one filled up
-// with what LoadFirst puts there, and add() with what it returns, eight of them summed at a time.
+// Calls take(value, column) with each vector of columns [begin, end), the last one padded by
+// LoadFirst, and add() with the sum of eight of its results at a time, at the end with single ones.
 template <DType kDType, typename Take, typename Add>
 HWY_INLINE void SumVectors(const WeightRow& row, int64_t begin, int64_t end, const Take& take,
                            const Add& add) {
@@ -98,9 +98,9 @@ class FewColumns {
         values_(values),
         columns_(columns) {}
 
-  // Stores those of `value`, a vector whose first column is `column`, and returns `weight` with
-  // zeros in their lanes. They are rare enough for a branch: without one, each vector would be
-  // compressed twice.
+  // Stores the elements of `value`, a vector that begins at `column`, that reach the bound, and
+  // returns `weight` with zeros in their lanes. They are rare enough for a branch: without one,
+  // each vector would be compressed twice.
   HWY_INLINE WeightVec Take(WeightVec value, int64_t column, WeightVec weight) {
     const WeightTag d;
     const hn::RebindToSigned<WeightTag> di;

@@ -45,7 +45,7 @@ HWY_INLINE size_t SumLanes(D d, hn::Vec<D> v) {
 template <typename TI>
 size_t CountGe(const TI* keys, size_t count, TI bound) {
   HWY_DASSERT(IsPadded(keys, count));
-  if (bound == hwy::LimitsMin<TI>()) {  // a key of integers; it would count the padding too
+  if (bound == hwy::LimitsMin<TI>()) {  // only integers have this key; the padding has it too
     return count;
   }
   const Tag<TI> d;
@@ -53,7 +53,7 @@ size_t CountGe(const TI* keys, size_t count, TI bound) {
   const auto limit = hn::Set(d, bound);
   size_t total = 0;
   for (size_t i = 0; i < count;) {
-    const size_t end = std::min(count, i + 16384 * lanes);  // so many do not overflow lanes of i16
+    const size_t end = std::min(count, i + 16384 * lanes);  // so that i16 lanes do not overflow
     auto sum0 = hn::Zero(d);
     auto sum1 = sum0;
     for (; i + lanes < end; i += 2 * lanes) {
@@ -120,8 +120,8 @@ WideInt<TI> FirstStep(const TI* keys, size_t count, TI max, F format) {
   }
 }
 
-// log2 of a positive count, to within a tenth: the exponent of its f32, and the mantissa as a
-// linear fraction.
+// log2 of a positive count, to within a tenth, plus 127, which cancels in differences: the biased
+// exponent of its f32, and the mantissa as a linear fraction.
 HWY_INLINE double RoughLog2(size_t count) {
   return static_cast<double>(std::bit_cast<int32_t>(static_cast<float>(count))) * 0x1p-23;
 }

@@ -1,4 +1,4 @@
-// Candidates, and how to move the wanted ones together. Included once per SIMD target.
+// Lists of candidates, and their compaction to those wanted. Included once per SIMD target.
 #if defined(RIFFLE_SELECT_COMPRESS_INL_H_) == defined(HWY_TARGET_TOGGLE)
 #ifdef RIFFLE_SELECT_COMPRESS_INL_H_
 #undef RIFFLE_SELECT_COMPRESS_INL_H_

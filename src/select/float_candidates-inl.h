@@ -16,8 +16,8 @@ namespace riffle::select::HWY_NAMESPACE {
 namespace hn = hwy::HWY_NAMESPACE;
 using core::HWY_NAMESPACE::Keys;
 
-// The keys of floats, and where the floats come from, in ascending order of index. Room for kSlack
-// more elements follows each array.
+// The keys of floats and the floats' indices, in ascending order of index. Room for kSlack more
+// elements follows each array.
 using FloatCandidates = Candidates<int32_t>;
 
 // Keeps the candidates above `key`, and the first `ties` of those equal to it.
@@ -50,7 +50,7 @@ HWY_INLINE int32_t Prune(FloatCandidates& list, size_t k, size_t limit) {
   return bound.key;
 }
 
-// Appends those of values [0, count) whose key is at least `bound`; their indices begin at `first`.
+// Appends the values[i], i < count, whose key is at least `bound`, with the index `first` + i.
 HWY_INLINE void AppendReaching(const float* values, int count, int32_t first, int32_t bound,
                                FloatCandidates& list) {
   HWY_DASSERT(0 <= count);

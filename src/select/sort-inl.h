@@ -54,10 +54,10 @@ HWY_INLINE void RankTile(const TI* all, size_t count, const TI* keys, TI* ranks)
   }
 }
 
-// order[r] = index of the candidate of rank r. Compares every pair without a branch: up to
-// kRankLimit candidates nothing was faster (docs/lab/top-k.md). Skipping candidates that are not
+// order[r] = index of the candidate of rank r. Compares every pair without a branch, which was the
+// fastest way for up to kRankLimit candidates (docs/lab/top-k.md). Skipping candidates that are not
 // among the k best would take a branch, mispredicted for every other candidate. Candidates with
-// equal keys get the same rank and fill the places from it on in turn.
+// equal keys have the same rank r and take the places r, r + 1, ... in the order of their indices.
 template <typename TI>
 void RankSort(const Candidates<TI>& candidates, int32_t* order) {
   const size_t lanes = hn::Lanes(Tag<TI>());

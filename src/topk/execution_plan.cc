@@ -14,7 +14,7 @@ constexpr int64_t kSplitBytes = 64 * 1024;
 
 // A task takes so many rows that it has about this much work, because threads that fetch short rows
 // one by one contend for the shared counter: 32 rows of 64 took 11.5 us on two threads, 7.7 us on
-// one. The calling thread does less than a few tasks' work alone.
+// one. Work of less than kSerialNs stays on the calling thread.
 constexpr int64_t kTaskNs = 2000;
 constexpr int64_t kNarrowTaskNs = 4000;
 constexpr int64_t kSerialNs = 8000;
@@ -28,11 +28,11 @@ int64_t TileNs(int64_t n, int64_t k, int64_t lanes) {
   return 50 + n * column + lanes * k / 2;
 }
 
-// `narrow_lanes` rows together take the time of one. That wins up to 16 columns per lane, with
-// eight lanes of float32 up to 256, and also for fewer rows than lanes if the columns or k are few
-// (docs/lab/top-k.md). The narrow way sorts each row even if that is not required. So does the
-// other way for rows this short, whose elements are all ranked (select::kRankLimit, 256): an answer
-// may depend neither on the target nor on the rows beside it.
+// The narrow kernel takes the same time for 1 row as for `narrow_lanes`. It wins up to 16 columns
+// per lane, with 8 lanes of float32 up to 256, and also for fewer rows than lanes if columns or k
+// are few (docs/lab/top-k.md). It sorts each row even if that is not required. So does the kernel
+// for single rows if a row is this short (it ranks up to select::kRankLimit = 256 elements): an
+// answer may depend neither on the target nor on how many rows there are.
 bool IsNarrow(const topk::TopKShape& shape) {
   constexpr int64_t kMaxNarrow = 256;
   const int64_t lanes = shape.narrow_lanes;

@@ -14,7 +14,7 @@ struct TopKShape {
   DType dtype = DType::kF32;
   bool uniform = true;       // whole rows that all have the same k
   bool stats = false;        // statistics are wanted
-  int64_t narrow_lanes = 0;  // rows that the narrow way takes at once on the target; 0: none
+  int64_t narrow_lanes = 0;  // rows that the target's narrow kernel takes at once; 0: it has none
 };
 
 constexpr int64_t kMaxSplitRows = 64;

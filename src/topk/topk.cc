@@ -13,7 +13,7 @@
 namespace riffle {
 namespace {
 
-// Checks options that apply to whole rows only, or to ranges of rows only.
+// For calls on whole rows, and on ranges of rows: reject the option that only the other kind takes.
 void CheckWholeRowOptions(const TopKOptions& options) {
   core::Check(!options.index_order_if_short, Code::kBadOption,
               "index_order_if_short = true is for TopKPerRow and TopKPerRowDecode");

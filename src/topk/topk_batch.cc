@@ -81,7 +81,7 @@ void TopKBatch::FinishRow(int64_t row, const RowTask& task) const {
   }
   const uint64_t padding = PadBits(x.dtype, task.largest);
   const size_t element = SizeOf(x.dtype);
-  for (int64_t i = task.k; i < width; ++i) {  // little-endian; of any alignment
+  for (int64_t i = task.k; i < width; ++i) {  // little-endian; values may be misaligned
     std::memcpy(static_cast<uint8_t*>(task.values) + static_cast<size_t>(i) * element, &padding,
                 element);
   }

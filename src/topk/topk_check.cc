@@ -29,7 +29,7 @@ void CheckIds(const IdsView& ids, const TopKBatch& batch) {
     return;
   }
   core::Check(ids.type == batch.out.index_type, Code::kBadDType, "ids are ", Name(ids.type),
-              " but the indices that they become are ", Name(batch.out.index_type));
+              " but the indices, which they replace, are ", Name(batch.out.index_type));
   int64_t extent = 0;
   core::Check(!__builtin_mul_overflow(ids.row_stride, batch.x.rows, &extent) &&
                   !__builtin_mul_overflow(extent, int64_t{8}, &extent) && extent != kLowest,

@@ -1,4 +1,4 @@
-// The kernels of each dtype. They are instantiated in one file per width, which compile at once.
+// The kernels of each dtype. They are instantiated in one file per width, to compile in parallel.
 #include "topk/topk_kernels.h"
 
 namespace riffle::topk {
@@ -21,7 +21,7 @@ const TopKKernels& Kernels(DType dtype) {
     case DType::kI32:
     case DType::kU32:
       return Int32Kernels();
-    default:  // the check at the entry point leaves the 64-bit integers
+    default:  // the entry point has rejected all others but the 64-bit integers
       return Int64Kernels();
   }
 }

@@ -1,4 +1,4 @@
-// Graphs with a made-up ggml: threads that come to every node as ggml's do, and random nodes, held
+// Graphs in a fake ggml, whose threads all visit every node as ggml's do: random nodes, checked
 // against sums in double. Under sanitizers it shows what an unmodified llama.cpp cannot: accesses
 // outside of tensors, and races of the threads that are lent.
 #include "graph_run.h"
@@ -48,7 +48,7 @@ Host FakeHost() {
   return host;
 }
 
-// Does what ggml's backend does: all threads come to every node, and meet behind it.
+// Does what ggml's backend does: all threads run every node, with a barrier after each.
 int Compute(ggml::Backend*, ggml::Graph* of) {
   FakeGraph& graph = Fake(of);
   std::barrier meet(graph.threads);

@@ -1,5 +1,5 @@
-// What is found of masks, against the definition by every element, on random masks of the kinds
-// that llama.cpp makes.
+// FindMaskStructure on random masks of the kinds that llama.cpp makes: its result is compared with
+// every element of the mask.
 #include "mask_structure.h"
 
 #include <gtest/gtest.h>
@@ -34,7 +34,7 @@ struct Mask {
   }
 };
 
-// Sequences hold all tokens, each of one stream; what the structure says is hidden or shown is.
+// Sequences must cover all tokens, each within a stream, and hide or show keys as the mask does.
 void Check(const Mask& mask, const std::string& name) {
   const MaskStructure found = mask.Find();
   const auto& first = found.first_token;
@@ -86,7 +86,7 @@ TEST(MaskStructure, OneTokenIsFullUpToItsEnd) {
     EXPECT_TRUE(mask.Find().full) << before;
     Check(mask, "one token");
   }
-  EXPECT_TRUE(Mask(2, 3, 256).Find().full);  // all hidden: no key of none
+  EXPECT_TRUE(Mask(2, 3, 256).Find().full);  // all hidden: every token sees the first 0 keys
   Check(Mask(2, 3, 256), "all hidden");
 }
 

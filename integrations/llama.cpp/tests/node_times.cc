@@ -37,8 +37,8 @@ constexpr Shape kShapes[] = {
     {"4 heads, 1 of K, d 256", 4, 1, 256},
 };
 
-// Nodes of layers with caches of their own, which together do not stay in a processor's caches
-// where those of a model would not.
+// Nodes of up to 24 layers, each with its own KV cache: up to 256 MiB in all, so that they stay in
+// the processor's caches only if those of a model would.
 class Nodes {
  public:
   Nodes(const Functions& ggml, void* backend, const Shape& shape, const std::string& type,

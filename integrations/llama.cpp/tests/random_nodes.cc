@@ -1,5 +1,5 @@
-// Random FLASH_ATTN_EXT nodes through an unmodified ggml, by the backend that is wrapped and by its
-// neighbour alone, both held against a loop in double over the numbers that ggml decodes.
+// Random FLASH_ATTN_EXT nodes through an unmodified ggml, by the wrapped backend and by its
+// neighbour alone, both checked against a loop in double over the numbers that ggml decodes.
 //
 //   random_nodes NEIGHBOR RIFFLE CASES [SEED]     files libggml-cpu-*.so
 //   random_nodes score FILE                       prints what llama.cpp chooses files by
@@ -192,7 +192,7 @@ bool Graphs::Fill(void* backend, Rng& rng) {
     for (int64_t h = 0; layer.sinks != nullptr && h < heads_; ++h) {
       static_cast<float*>(layer.sinks->data)[h] = Normal(rng);
     }
-    // ggml's decoding of what it has coded replaces the numbers that were coded.
+    // The reference uses the numbers that ggml decodes from the cache, not those that were encoded.
     FillCache(ggml_, layer.keys, c.key_type, rng);
     if (!ggml_.Decode(backend, layer.keys.root, layer.keys.decoded)) {
       return false;
@@ -241,7 +241,7 @@ bool Graphs::Check(void* plain, void* wrapped, Totals& totals) {
     const std::vector<double> exact = Exact(c, numbers, mask_);
     const double llama = riffle::llama::test::Error(expected[i].data(), exact);
     double riffle = riffle::llama::test::Error(got[i].data(), exact);
-    // Where bf16 holds the elements of K and V, queries may be rounded to it, and probabilities.
+    // If bf16 can hold the elements of K and V, queries and probabilities may be rounded to bf16.
     if (HoldsInBF16(c.key_type) && HoldsInBF16(c.value_type) && riffle >= kExact) {
       const std::vector<float> rounded =
           RoundToBF16(numbers.q, c.streams * c.tokens * heads_ * c.key_dim);
@@ -252,7 +252,7 @@ bool Graphs::Check(void* plain, void* wrapped, Totals& totals) {
     }
     const bool same =
         std::memcmp(expected[i].data(), got[i].data(), ResultSize() * sizeof(float)) == 0;
-    // ALiBi is llama.cpp's own: the same bits. All else is Riffle's: f32 sums of exact products.
+    // Riffle leaves ALiBi to llama.cpp: the bits are equal. All else is f32 sums of exact products.
     const bool good = c.max_bias != 0.0f ? same : riffle < kExact;
     // ggml rounds q to 8 bits for keys in blocks and sums values in f16.
     if (!good || !(llama < 2e-3)) {

@@ -1,6 +1,6 @@
-// Random TOP_K nodes through an unmodified ggml: what is selected must be the k largest, by the
-// neighbour alone and by the backend that is wrapped. Then the time of what sparse attention asks
-// for, by both in turn.
+// Random TOP_K nodes through an unmodified ggml: the neighbour alone and the wrapped backend must
+// both select the k largest. Then both are timed in turn on the shape that sparse attention asks
+// for.
 //
 //   top_k_nodes NEIGHBOR RIFFLE CASES     files libggml-cpu-*.so
 #include <algorithm>

@@ -1,5 +1,5 @@
-// A neighbour whose ggml no test has run with, or whose backend API is another one: its version
-// and API number are what the build says. Nothing of it may be touched.
+// A fake neighbour with an untested version of ggml or another backend API, as the build defines
+// them. Riffle must leave all of it alone.
 #include "../ggml_abi.h"
 
 #define EXPORT extern "C" __attribute__((visibility("default")))

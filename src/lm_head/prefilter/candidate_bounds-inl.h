@@ -84,7 +84,7 @@ struct CandidateBounds {
   }
 };
 
-// A value that k logits of the row reach, by what all chunks have found so far.
+// A value that k logits of the row reach: the highest that any chunk has proved so far.
 HWY_INLINE float BoundOf(const SharedCandidates& shared, int64_t row) {
   return core::KeyToFloat(shared.bounds[row].load(std::memory_order_relaxed), DType::kF32);
 }
@@ -97,7 +97,7 @@ HWY_INLINE CandidateBounds CandidatesOf(const PrefilterChunk& task, int64_t row,
           layout.columns.At(scratch) + at, static_cast<size_t>(layout.counts.At(scratch)[row])};
 }
 
-// Raises the row's bound by what the list proves, then drops the candidates below the bound.
+// Raises the row's bound to what the list proves, then drops the candidates below the bound.
 inline void TightenAndPrune(const PrefilterChunk& task, int64_t row, CandidateBounds& list) {
   if (list.count >= static_cast<size_t>(task.k)) {
     core::AtomicMax(task.shared.bounds[row], list.KnownBound(static_cast<size_t>(task.k),
@@ -122,7 +122,7 @@ class RowLock {
   std::atomic<int32_t>& lock_;
 };
 
-// Appends a chunk's candidates of a row to those of the other chunks, and raises the bound by what
+// Appends a chunk's candidates of a row to those of the other chunks, and raises the bound to what
 // all of them prove. If there are too many, the row falls back.
 inline void MergeIntoShared(const PrefilterChunk& task, int64_t row, CandidateBounds& list) {
   const SharedCandidates& shared = task.shared;

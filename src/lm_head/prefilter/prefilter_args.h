@@ -28,7 +28,7 @@ inline constexpr int32_t kMaxInplaceQ = 127 * 128;  // the largest |q| in place:
 struct InplaceLine {
   int8_t high[64];  // q = 128 * high + low
   int8_t low[64];
-  int32_t start[16];  // -Int8Dot::kBias / 128 times the sum of the lane's q, as `high` is shifted
+  int32_t start[16];  // -kBias / 128 * sum of the lane's q: added before the shift left by 7
   float step[16];
 };
 

@@ -78,8 +78,8 @@ void WriteTileBounds(const PrefilterArgs& args, int64_t tile, const BoundsScratc
 }
 
 const PrefilterKernels* PrefilterKernelsForTarget() {
-  // Reading W in place pays where a vector has 64 bytes: with 16, finding a lane's scale takes more
-  // instructions than the products.
+  // Reading W in place pays with vectors of 64 bytes. With 16 bytes, finding the scale of each lane
+  // takes more instructions than the products.
   constexpr int64_t kMinRows = !Int8Dot::kNative    ? std::numeric_limits<int64_t>::max()
                                : HWY_CAP_GE512 != 0 ? 1
                                                     : kInplaceRows + 1;

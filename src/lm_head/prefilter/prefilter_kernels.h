@@ -27,8 +27,8 @@ struct PrefilteredRow {
 };
 
 struct PrefilterKernels {
-  // The fewest rows for which the prefilter is faster than multiplying every column; a number that
-  // no call has, where the target has no int8 dot products.
+  // The fewest rows for which the prefilter is faster than multiplying every column; the largest
+  // int64 on targets without int8 dot products, so that no call reaches it.
   int64_t min_rows;
   // Quantises row `row` of args.linear into args.x (in place: args.inplace) and args.errors.
   // Returns false if the row has a NaN, an infinity or a number of 2^64 or more, for which there

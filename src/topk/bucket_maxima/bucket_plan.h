@@ -15,7 +15,7 @@ namespace riffle::topk {
 // its elements, each tightening another count over all maxima.
 constexpr size_t BucketLimit(size_t k) { return k + k / 4 + 4; }
 
-// How many maxima are reduced to one for a first bound. It leaves eight for each of the k.
+// How many bucket maxima are reduced to one for a first bound. At least 8 * k are left.
 constexpr size_t MaximaGroup(size_t buckets, size_t k) {
   const size_t group = buckets / (8 * k);
   return group < 16 ? group : 16;
@@ -54,9 +54,9 @@ class BucketBounds {
   size_t lead_ = 0;
 };
 
-// A sample of a row: `count` elements, in runs of kMinBucket at 0, stride, 2 * stride, ... Of the k
-// best of a row in random order, fewer than `k` of this plan are expected in the sample, by a
-// margin of four standard deviations. count = 0: no sample.
+// A sample of a row: `count` elements, in runs of kMinBucket at 0, stride, 2 * stride, ... Its
+// `k`-th best is a bound that enough elements of a row in random order reach, by a margin of four
+// standard deviations. count = 0: no sample.
 struct SamplePlan {
   size_t count;
   size_t stride;

@@ -183,7 +183,7 @@ void Circle::Measure() {
   all.Add(t_);
   deviation_ = std::sqrt(n * all.Variance());
   log_ratio_ = n * std::log1p(t_ / below_.sum);
-  if (log_ratio_ < 1e-6L) {  // there D = N t b^(N-1), up to this much
+  if (log_ratio_ < 1e-6L) {  // then D = N t b^(N-1), to within about this relative error
     mean_ = static_cast<Real>(m_) + (n - 1) * (origin + below_.Mean());
   } else {
     const Real difference = all.Mean() - std::exp(-log_ratio_) * below_.Mean();
@@ -191,8 +191,8 @@ void Circle::Measure() {
   }
 }
 
-// The trapezoidal rule gives the sum of the coefficients of k, k +- points, k +- 2 points, ... Ten
-// deviations from k they are negligible.
+// The trapezoidal rule gives the sum of the coefficients of x^k, x^(k +- points), ... Those more
+// than ten deviations from k are negligible.
 int64_t Circle::PointsNeeded() const {
   return std::min(static_cast<int64_t>(10 * (deviation_ + std::fabs(Excess()))) + 64,
                   m_ * lanes_ + 1);

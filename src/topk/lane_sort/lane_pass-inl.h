@@ -86,9 +86,9 @@ HWY_INLINE void ShiftColumns(DI di, M above, M enters, V fresh, const int32_t* o
 }
 
 // Inserts a vector of elements, each into its lane. An element goes below all that are not smaller,
-// so among equal ones the lower column stays above; smaller ones move down by one. Working from the
-// bottom up, no depth waits for the result of another, and the loop ends at the depth above which
-// no element belongs.
+// so among equal ones the lower column stays above; smaller ones move down by one. The loop runs
+// from the bottom up: no step then depends on the result of another, and it ends at the depth above
+// which no lane inserts its element.
 template <typename TI>
 HWY_INLINE void LanePass<TI>::InsertVector(size_t column) {
   const D d;
@@ -239,8 +239,8 @@ void LanePass<TI>::Insert(size_t begin, size_t end) {
 }
 
 // Finds a floor before anything is kept. The row's first part is divided into more than k stripes,
-// and the k-th largest of their maxima is a bound for the row. With raw bits a bound is right if
-// one is found; in rows with few positive elements none may be.
+// and the k-th largest of their maxima is a bound for the row. From raw bits, a bound that is found
+// is valid, but in rows with few positive elements none may be found.
 template <typename TI>
 template <bool kKeyed>
 bool LanePass<TI>::FirstFloor() {
