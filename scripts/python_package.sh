@@ -14,7 +14,9 @@ into=$ROOT/.venv${1:+-$1}
 use_ccache
 cd "$ROOT"
 lock build/python
-# Warnings as errors, as in the presets: the library's objects then come out of ccache.
+# The compiler's name and warnings as in the presets: the library's objects then come out of ccache. Without CXX, the compiler is
+# that which built Python.
+export CXX=${CXX:-c++}
 wheels=$ROOT/build/wheel-${into##*/}
 rm -rf "$wheels"
 CMAKE_BUILD_PARALLEL_LEVEL=$JOBS "$python" -m pip wheel -q --no-build-isolation --no-deps -w "$wheels" \
