@@ -45,7 +45,7 @@ test-python: setup ## Python tests and doctests
 test-install: setup ## the source distribution by pip, in clean environments of the oldest and the newest Python here
 	@$(STAGE) venv "Python environment" scripts/venv.sh
 	@$(STAGE) install "the source distribution, installed by pip" scripts/install_test.sh
-test-arm64: ## C++ tests on NEON: a cross compiler, and qemu-user to run them (half an hour)
+test-arm64: ## C++ tests on NEON: a cross compiler, and qemu-user to run them (more than an hour)
 	@$(STAGE) arm64 "C++ tests on 64-bit ARM, under qemu" scripts/arm64.sh
 test-arm64-quick: ## those of them that take a few minutes
 	@$(STAGE) arm64 "C++ tests on 64-bit ARM, under qemu" scripts/arm64.sh quick
@@ -71,7 +71,7 @@ test-tsan: setup ## pool and concurrent callers under ThreadSanitizer
 test-llama: setup ## libggml-cpu-riffle.so in an unmodified llama.cpp of Debian's
 	@$(STAGE) llama "libggml-cpu-riffle.so in llama.cpp" scripts/llama_test.sh
 # Each file of tests in a process of its own: an engine leaves its traces in the one it ran in.
-test-vllm: vllm-environment ## riffle.vllm in vLLM's engine and server (downloads vLLM: 2 GB)
+test-vllm: vllm-environment ## riffle.vllm in vLLM's engine and server (downloads vLLM: 2 GB; PyTorch from an index with CUDA: 6 GB)
 	@set -e; for file in python/tests_vllm/test_*.py; do name=$$(basename $$file .py); \
 	  $(STAGE) vllm-$${name#test_} "riffle.vllm: $${name#test_}" .venv-vllm/bin/python -P -m pytest $$file; done
 test-vllm-quick: vllm-environment ## of these the calls, and an engine of each part

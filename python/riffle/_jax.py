@@ -9,7 +9,7 @@ import numpy as np
 
 try:
     from riffle.jax import _top_k
-except ImportError:  # built without
+except ImportError:  # riffle.jax does not support this version of JAX
     _top_k = None
 
 _DTYPES = frozenset(
