@@ -150,7 +150,7 @@ void Chooser::KeepBest(int64_t found, int64_t best) {
     const auto values = std::span(values_).subspan(i * size, size);
     const auto tokens = std::span(candidates_).subspan(i * size, size);
     if (choice.sampling.penalties.any()) {
-      PenalizeBest(choice.sampling.penalties, choice.counts, values, tokens);
+      PenalizeAndSort(choice.sampling.penalties, choice.counts, values, tokens);
     }
     if (found > best && i > 0) {
       std::copy_n(values.data(), kept, values_.data() + i * kept);

@@ -49,8 +49,8 @@ void Penalize(const Penalties& penalties, std::span<const TokenCount> counts, fl
   }
 }
 
-void PenalizeBest(const Penalties& penalties, std::span<const TokenCount> counts,
-                  std::span<float> logits, std::span<int32_t> tokens) {
+void PenalizeAndSort(const Penalties& penalties, std::span<const TokenCount> counts,
+                     std::span<float> logits, std::span<int32_t> tokens) {
   struct Ranked {
     int32_t key;  // of the logit in the library's order
     int32_t token;

@@ -45,7 +45,7 @@ class TokenCounts {
 void Penalize(const Penalties& penalties, std::span<const TokenCount> counts, float* logits);
 // The same for a list, where logits[i] is that of tokens[i]. Sorts both in the library's order
 // again: best first, of equal logits the lower token.
-void PenalizeBest(const Penalties& penalties, std::span<const TokenCount> counts,
-                  std::span<float> logits, std::span<int32_t> tokens);
+void PenalizeAndSort(const Penalties& penalties, std::span<const TokenCount> counts,
+                     std::span<float> logits, std::span<int32_t> tokens);
 
 }  // namespace riffle::engine

@@ -46,7 +46,7 @@ struct GgufFile::Contents {
   void ReadTensors(Reader& reader, uint64_t count, std::vector<uint64_t>* offsets);
   void PlaceTensors(std::span<const uint8_t> data, uint64_t alignment,
                     const std::vector<uint64_t>& offsets);
-  void CheckApart() const;
+  void CheckTensorsDisjoint() const;
   uint64_t Alignment() const;
   const Value& Get(std::string_view key, bool is_array) const;
   void Expect(std::string_view key, const Value& value, ValueType type) const;
@@ -81,7 +81,7 @@ void GgufFile::Contents::Read(std::span<const uint8_t> whole) {
   const uint64_t padding = -reader.position() % alignment;
   reader.Skip(padding, "the padding before the tensors' data");
   PlaceTensors(bytes.subspan(reader.position()), alignment, offsets);
-  CheckApart();
+  CheckTensorsDisjoint();
 }
 
 void GgufFile::Contents::ReadMetadata(Reader& reader, uint64_t count) {
@@ -170,7 +170,7 @@ void GgufFile::Contents::PlaceTensors(std::span<const uint8_t> data, uint64_t al
 
 // Refuses tensors that share bytes: a small file could otherwise name the same data thousands of
 // times, and take as much memory for copies of it.
-void GgufFile::Contents::CheckApart() const {
+void GgufFile::Contents::CheckTensorsDisjoint() const {
   std::vector<const Tensor*> placed;
   for (const Tensor& tensor : tensors) {
     if (tensor.bytes > 0) placed.push_back(&tensor);

@@ -51,7 +51,7 @@ RopeAngles::RopeAngles(int64_t head_dim, const RopeSpec& spec, std::span<const f
   far_.resize(static_cast<size_t>(half));
 }
 
-RopeAngles::Turn RopeAngles::Of(int64_t position, int64_t i) const {
+RopeAngles::Rotation RopeAngles::Of(int64_t position, int64_t i) const {
   const double angle = static_cast<double>(position) * frequency_[static_cast<size_t>(i)];
   return {std::cos(angle), std::sin(angle)};
 }
@@ -71,10 +71,10 @@ void RopeAngles::Grow(int64_t last) {
         far_[static_cast<size_t>(i)] = Of(position, i);
       }
     }
-    const Turn* near = near_.data() + position % kNear * half;
+    const Rotation* near = near_.data() + position % kNear * half;
     float* row = values_.data() + position * head_dim_;
     for (int64_t i = 0; i < half; ++i) {
-      const Turn far = far_[static_cast<size_t>(i)];
+      const Rotation far = far_[static_cast<size_t>(i)];
       const double cosine = far.cosine * near[i].cosine - far.sine * near[i].sine;
       const double sine = far.sine * near[i].cosine + far.cosine * near[i].sine;
       row[i] = static_cast<float>(magnitude_ * cosine);

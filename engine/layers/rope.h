@@ -22,17 +22,17 @@ class RopeAngles {
   const float* At(int64_t position) const { return values_.data() + position * head_dim_; }
 
  private:
-  struct Turn {
+  struct Rotation {
     double cosine;
     double sine;
   };
-  Turn Of(int64_t position, int64_t i) const;
+  Rotation Of(int64_t position, int64_t i) const;
 
   int64_t head_dim_;
   double magnitude_;
   std::vector<double> frequency_;  // [head_dim / 2]
-  std::vector<Turn> near_;         // [64][head_dim / 2]: rotations of positions 0 to 63
-  std::vector<Turn> far_;          // [head_dim / 2]: rotation of the last multiple of 64
+  std::vector<Rotation> near_;     // [64][head_dim / 2]: rotations of positions 0 to 63
+  std::vector<Rotation> far_;      // [head_dim / 2]: rotation of the last multiple of 64
   std::vector<float> values_;      // [positions][head_dim]
 };
 

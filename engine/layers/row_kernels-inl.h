@@ -153,7 +153,7 @@ void AddRowOf(const float* x, int64_t size, float* sum) {
 
 // x [size] = RoPE of value, where value(i) returns its elements from i on.
 template <class Value>
-HWY_INLINE void Turn(const Value& value, const float* turn, int64_t size, float* x) {
+HWY_INLINE void RotateRow(const Value& value, const float* turn, int64_t size, float* x) {
   const DRow df;
   const int64_t half = size / 2;
   for (int64_t i = 0; i < half; i += static_cast<int64_t>(hn::Lanes(df))) {
@@ -168,11 +168,11 @@ HWY_INLINE void Turn(const Value& value, const float* turn, int64_t size, float*
 
 void NormRopeRowOf(const Norm& norm, const float* turn, int64_t size, float* x) {
   const VRow inverse = hn::Set(DRow(), InverseRms(x, size, norm.epsilon));
-  Turn([&](int64_t i) HWY_ATTR { return Normed(x, norm, inverse, i); }, turn, size, x);
+  RotateRow([&](int64_t i) HWY_ATTR { return Normed(x, norm, inverse, i); }, turn, size, x);
 }
 
 void RopeRowOf(const float* turn, int64_t size, float* x) {
-  Turn([&](int64_t i) HWY_ATTR { return hn::LoadU(DRow(), x + i); }, turn, size, x);
+  RotateRow([&](int64_t i) HWY_ATTR { return hn::LoadU(DRow(), x + i); }, turn, size, x);
 }
 
 void SoftCapRowOf(float cap, int64_t size, float* x) {

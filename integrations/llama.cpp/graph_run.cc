@@ -26,7 +26,7 @@ void Pause() {
 constinit thread_local GraphThreads* calling_threads = nullptr;
 
 // A ParallelRegion. On a thread that leads no group, body runs there alone.
-void LendTeam(void (*body)(void*), void* data, unsigned threads, unsigned) {
+void RunOnGraphThreads(void (*body)(void*), void* data, unsigned threads, unsigned) {
   if (calling_threads == nullptr) {
     body(data);
   } else {
@@ -43,7 +43,7 @@ void EnsureThreads(int threads) {
     return;
   }
   if (before == 0) {
-    SetParallelRegion(LendTeam);
+    SetParallelRegion(RunOnGraphThreads);
   }
   SetNumThreads(std::min(threads, 1024));
   room.store(threads, std::memory_order_release);

@@ -67,7 +67,7 @@ attention::KvPages PoolBytes(const PagedKv& kv) {
 }
 
 // Whether every value is a part of its key, as MLA has it: the same rows of the same elements.
-bool InsideOf(const attention::KvPages& keys, const attention::KvPages& values) {
+bool ValuesInsideKeys(const attention::KvPages& keys, const attention::KvPages& values) {
   const auto offset =
       reinterpret_cast<uintptr_t>(values.data) - reinterpret_cast<uintptr_t>(keys.data);
   const size_t unit =
@@ -84,7 +84,7 @@ attention::AttentionArgs PoolArgs(const PagedKv& keys, const PagedKv& values,
   attention::AttentionArgs args{};
   args.keys = PoolBytes(keys);
   args.values = PoolBytes(values);
-  args.values_in_keys = InsideOf(args.keys, args.values);
+  args.values_in_keys = ValuesInsideKeys(args.keys, args.values);
   // A page longer than any sequence acts like one of INT32_MAX tokens.
   args.page_size = static_cast<int>(std::min<int64_t>(keys.page_size, INT32_MAX));
   const auto size = static_cast<uint32_t>(args.page_size);
@@ -154,10 +154,10 @@ void RunPlanned(const attention::AttentionArgs& args, const attention::PlannedBa
   }
   const int64_t heads = args.shape.kv_heads;
   lease.Run(plan.splits * heads, [&](int64_t i, uint8_t*) {
-    const attention::KvSplit& split = batch.out.splits[static_cast<size_t>(i / heads)];
+    const attention::DividedItem& split = batch.out.splits[static_cast<size_t>(i / heads)];
     const int head = static_cast<int>(i % heads);
     if (head < split.whole.head_end - split.whole.head_begin) {
-      kernels.merge_split(args, split, head, partial_states);
+      kernels.merge_divided_item(args, split, head, partial_states);
     }
   });
 }
@@ -319,7 +319,7 @@ double DotPeak(DType dtype, double seconds, const CallOptions& options) try {
   const core::Stopwatch watch;
   lease.Run(threads, [&](int64_t, uint8_t*) {
     while (watch.seconds() < seconds) {
-      operations += static_cast<int64_t>(kernels.spin_dots(dtype, 4096));
+      operations += static_cast<int64_t>(kernels.run_dots(dtype, 4096));
     }
   });
   return static_cast<double>(operations.load()) / watch.seconds();

@@ -23,10 +23,10 @@ size_t CountScratch(const AttentionArgs& args, const Plan& plan) {
 const AttentionKernels* AttentionKernelsForTarget() {
   static constexpr AttentionKernels kKernels = {.scratch_bytes = CountScratch,
                                                 .run_items = RunItems<F32Math>,
-                                                .merge_split = MergeSplitStates,
+                                                .merge_divided_item = MergeDividedItem,
                                                 .read_items = ReadItems,
-                                                .weighted_sum = SumWeighted,
-                                                .spin_dots = SpinOn};
+                                                .sum_weighted = SumWeighted,
+                                                .run_dots = RunDots};
   return &kKernels;
 }
 

@@ -22,19 +22,19 @@ struct AttentionKernels {
 
   // Merges the partial states of one KV head of a split, in their order, into the first one, and
   // writes the results. `head` counts from the split's first head.
-  void (*merge_split)(const AttentionArgs& args, const KvSplit& split, int head,
-                      float* partial_states);
+  void (*merge_divided_item)(const AttentionArgs& args, const DividedItem& split, int head,
+                             float* partial_states);
 
   // Reads the tiles of work items [begin, end) in the kernels' order and returns the largest byte.
   uint8_t (*read_items)(const AttentionArgs& args, const WorkItem* begin, const WorkItem* end);
 
   // Stores a row [dim] of `dtype` in `out`: the sum of weights[i] * rows[i] for i < n, in order.
   // Rows of weight 0 are not read.
-  void (*weighted_sum)(DType dtype, const uint8_t* const* rows, const float* weights, int64_t n,
+  void (*sum_weighted)(DType dtype, const uint8_t* const* rows, const float* weights, int64_t n,
                        int dim, uint8_t* out);
 
   // Runs `steps` steps of dot products on registers. Returns their floating-point operations.
-  double (*spin_dots)(DType dtype, int64_t steps);
+  double (*run_dots)(DType dtype, int64_t steps);
 };
 
 // Kernels for the target in use.

@@ -48,7 +48,7 @@ void MergeStates(std::span<const AttentionPart> parts, const AttentionOut& out,
                 ? 0.0f
                 : static_cast<float>(std::exp(weights[i] - static_cast<double>(largest)) / sum);
       }
-      kernels.weighted_sum(shape.dtype, rows, weights, static_cast<int64_t>(n),
+      kernels.sum_weighted(shape.dtype, rows, weights, static_cast<int64_t>(n),
                            static_cast<int>(shape.head_dim),
                            static_cast<uint8_t*>(out.data) +
                                (token * out.token_stride + head * out.head_stride) * element);

@@ -25,7 +25,7 @@ constexpr int kWideHeadDim = 128;
 constexpr int64_t kWideItemsPerThread = 8;
 
 // Queries of one sequence, some heads, and every KV split they see.
-struct Column {
+struct UncutItem {
   WorkItem item;
   KeyRange keys;
   int64_t cost;
@@ -54,14 +54,14 @@ class Planner {
     if (!cu_q_lens_.empty() && shape_.head_dim <= kWideHeadDim) {
       item_rows_ = kWideItemRows;
       int64_t items = 0;
-      ForEachColumn([&](const Column&) { ++items; });
+      ForEachUncutItem([&](const UncutItem&) { ++items; });
       if (items < threads_ * kWideItemsPerThread) {
         item_rows_ = kItemRows;
       }
     }
     int64_t total = 0;
     int64_t splits = 0;
-    ForEachColumn([&](const Column& column) {
+    ForEachUncutItem([&](const UncutItem& column) {
       total += column.cost;
       splits += column.item.split_end - column.item.split_begin;
     });
@@ -74,7 +74,7 @@ class Planner {
         (chunks_ + splits - 1) / std::max<int64_t>(splits, 1), 1, shape_.kv_heads));
     chunk_cost_ = std::max<int64_t>(1, (total + chunks_ - 1) / chunks_);
     StartChunk();
-    ForEachColumn([&](const Column& column) { Place(column); });
+    ForEachUncutItem([&](const UncutItem& column) { Place(column); });
     plan_.chunks = chunk_;
     if (chunk_ < static_cast<int64_t>(out_.chunk_begin.size())) {
       out_.chunk_begin[chunk_] = plan_.items;
@@ -84,7 +84,7 @@ class Planner {
 
  private:
   template <typename F>
-  void ForEachColumn(const F& f) const {
+  void ForEachUncutItem(const F& f) const {
     for (size_t b = 0; b < kv_lens_.size(); ++b) {
       const int q_len =
           cu_q_lens_.empty() ? 1 : static_cast<int>(cu_q_lens_[b + 1] - cu_q_lens_[b]);
@@ -99,16 +99,16 @@ class Planner {
       }
       for (int h = 0; h < shape_.kv_heads; h += heads) {
         for (int q = 0; q < q_len; q += queries) {
-          f(MakeColumn(static_cast<int>(b), q, std::min(q + queries, q_len), q_len, h,
-                       std::min(h + heads, shape_.kv_heads)));
+          f(MakeUncutItem(static_cast<int>(b), q, std::min(q + queries, q_len), q_len, h,
+                          std::min(h + heads, shape_.kv_heads)));
         }
       }
     }
   }
 
-  Column MakeColumn(int seq, int query_begin, int query_end, int q_len, int head_begin,
-                    int head_end) const {
-    Column column{{seq, query_begin, query_end, head_begin, head_end, 0, 0, true}, {0, 0}, 0};
+  UncutItem MakeUncutItem(int seq, int query_begin, int query_end, int q_len, int head_begin,
+                          int head_end) const {
+    UncutItem column{{seq, query_begin, query_end, head_begin, head_end, 0, 0, true}, {0, 0}, 0};
     const auto kv_len = static_cast<int>(kv_lens_[static_cast<size_t>(seq)]);
     if (kv_len > 0) {
       const int first = kv_len - q_len;
@@ -133,7 +133,7 @@ class Planner {
   }
 
   // Cuts a column where chunks end, unless one of the two items would be small.
-  void Place(const Column& column) {
+  void Place(const UncutItem& column) {
     const int splits = column.item.split_end - column.item.split_begin;
     const int64_t split_cost = std::max<int64_t>(1, column.cost / std::max(splits, 1));
     int begin = column.item.split_begin;
@@ -172,7 +172,7 @@ class Planner {
     }
     if (items > 1) {
       if (plan_.splits < static_cast<int64_t>(out_.splits.size())) {
-        KvSplit split{column.item, partial_states};
+        DividedItem split{column.item, partial_states};
         split.whole.state_row = first_state_row;
         out_.splits[plan_.splits] = split;
       }

@@ -92,7 +92,7 @@ struct WorkItem {
 
 // Queries and heads whose KV splits are divided among several work items. `whole` is one item that
 // covers all of these. Their partial states are in order, from whole.state_row on.
-struct KvSplit {
+struct DividedItem {
   WorkItem whole;
   int64_t partial_states;
 };
@@ -111,7 +111,7 @@ struct Plan {
 // is written past their ends.
 struct PlanOut {
   std::span<WorkItem> items;
-  std::span<KvSplit> splits;
+  std::span<DividedItem> splits;
   std::span<int64_t> chunk_begin;  // [chunks + 1]
 };
 

@@ -50,7 +50,7 @@ HWY_INLINE V MaskBias(DF df, V element) {
 }
 
 // MaskBias of a single f32.
-inline float MaskBiasOf(float element) {
+inline float MaskBiasScalar(float element) {
   const float scaled = element * kLog2E;
   const float lowest = std::numeric_limits<float>::lowest();
   return element == kMinusInf ? kMinusInf : scaled < lowest ? lowest : scaled;
@@ -98,7 +98,7 @@ HWY_INLINE void MakeMaskLine(const MaskArgs& mask, const uint8_t* row, int n, fl
     for (int i = 0; i < n; ++i) {
       float x;
       std::memcpy(&x, row + 4 * i, sizeof(x));
-      line[i] = MaskBiasOf(x);
+      line[i] = MaskBiasScalar(x);
     }
   } else if (n <= 4 && mask.dtype == DType::kU8) {
     for (int i = 0; i < n; ++i) {

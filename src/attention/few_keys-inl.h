@@ -41,8 +41,9 @@ HWY_INLINE V LaneStep(BF16Math, DF df, VW k, VW x, V sum) {
 // scores[key][lane] of kKeys keys of each lane, kVecs vectors of lanes.
 //   q, keys[key]  [operands][lanes]
 template <class Math, int kKeys, int kVecs, class DF, typename Operand = typename Math::Operand>
-HWY_INLINE void LaneScores(DF df, const Operand* HWY_RESTRICT q, const Operand* HWY_RESTRICT keys,
-                           int operands, int lanes, float* HWY_RESTRICT scores) {
+HWY_INLINE void RowLaneScores(DF df, const Operand* HWY_RESTRICT q,
+                              const Operand* HWY_RESTRICT keys, int operands, int lanes,
+                              float* HWY_RESTRICT scores) {
   const hn::Rebind<Operand, DF> dw;
   constexpr int kN = static_cast<int>(hn::MaxLanes(DF()));
   const int size = operands * lanes;
@@ -303,7 +304,7 @@ class FewKeys {
                       at.keys + i * operands_ * lanes);
       }
       ForLanes(count, lanes, [&](auto df, auto keys, auto vecs, int lane) HWY_ATTR {
-        LaneScores<Math, decltype(keys)::value, decltype(vecs)::value>(
+        RowLaneScores<Math, decltype(keys)::value, decltype(vecs)::value>(
             df, at.q + lane, at.keys + lane, operands_, lanes, at.scores + key * lanes + lane);
       });
     }

@@ -64,7 +64,7 @@ inline void FindTileRows(const AttentionArgs& args, const TileCursor& cursor, Ti
   for (int group = 0; group < kGroups; ++group, at.begin += kGroupKeys) {
     FindRowsOf(args, args.keys, at, &rows->keys[group]);
     if (args.values_in_keys) {  // they come with their keys
-      rows->values[group] = NoRows();
+      rows->values[group] = ZeroRows();
     } else {
       FindRowsOf(args, args.values, at, &rows->values[group]);
     }

@@ -43,7 +43,7 @@ struct LaneKeys {
 // slower: each row's pointer is then loaded once per line, and the kernels are bound by loads.)
 class RowPrefetch {
  public:
-  // `count` rows of `lines` lines of 64 bytes; Some is called `times` times.
+  // `count` rows of `lines` lines of 64 bytes; PrefetchNext is called `times` times.
   HWY_INLINE RowPrefetch(const uint8_t* const* rows, int count, int lines, int times)
       : next_(rows),
         end_(rows + count),
@@ -51,7 +51,7 @@ class RowPrefetch {
         at_once_((count + times - 1) / times),
         every_(HWY_MAX(1, times / count)) {}
 
-  HWY_INLINE void Some() {
+  HWY_INLINE void PrefetchNext() {
     if (--wait_ > 0) {
       return;
     }
@@ -103,7 +103,7 @@ struct LaneSums {
     const FloatTag<16> df;
 #pragma GCC unroll 1
     for (int i = 0; i < Steps::kStepOperands / 2; ++i, q += 2 * kRows) {
-      prefetch.Some();
+      prefetch.PrefetchNext();
       TwoOperands x[kSets];
       for (int set = 0; set < kSets; ++set) {
         x[set] = steps.Operands(codes + set * 64 * Steps::kVectors, i);
@@ -137,8 +137,8 @@ HWY_INLINE void TransposeStep(const Steps& steps, const LaneKeys& keys, int step
 // Scores of kSets times 16 keys against kRows rows.
 //   q  [operands][kRows]; scores [keys][kRows], aligned
 template <RowCode kCode, int kRows, int kSets>
-HWY_INLINE void LaneScores(const uint32_t* HWY_RESTRICT q, const LaneKeys& keys,
-                           float* HWY_RESTRICT scores) {
+HWY_INLINE void KeyLaneScores(const uint32_t* HWY_RESTRICT q, const LaneKeys& keys,
+                              float* HWY_RESTRICT scores) {
   using Steps = KeySteps<kCode>;
   constexpr int kStepWords = Steps::kStepOperands * kRows;
   const Steps steps;
@@ -153,7 +153,7 @@ HWY_INLINE void LaneScores(const uint32_t* HWY_RESTRICT q, const LaneKeys& keys,
   sums.Store(scores);
 }
 
-// LaneScores where each step is a block with scales of its own.
+// KeyLaneScores where each step is a block with scales of its own.
 template <RowCode kCode, int kRows, int kSets>
 HWY_INLINE void ScaledLaneScores(const uint32_t* HWY_RESTRICT q, const LaneKeys& keys,
                                  float* HWY_RESTRICT scores) {
@@ -193,7 +193,7 @@ HWY_INLINE void LaneScoresOf(const uint32_t* q, const LaneKeys& keys, float* sco
       return ScaledLaneScores<kCode, kRows, kSets>(q, keys, scores);
     }
   }
-  LaneScores<kCode, kRows, kSets>(q, keys, scores);
+  KeyLaneScores<kCode, kRows, kSets>(q, keys, scores);
 }
 
 // Scores of `sets` sets of 16 keys, at most four.

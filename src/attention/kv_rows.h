@@ -21,7 +21,7 @@ struct KvRows {
   const uint8_t* row[kGroupKeys];
 };
 
-inline KvRows NoRows() {
+inline KvRows ZeroRows() {
   KvRows rows;
   std::fill_n(rows.row, kGroupKeys, kZeroRow);
   return rows;
@@ -30,8 +30,8 @@ inline KvRows NoRows() {
 // The rows of a tile; rows of zeros at first.
 struct TileRows {
   TileRows() {
-    std::fill_n(keys, kGroups, NoRows());
-    std::fill_n(values, kGroups, NoRows());
+    std::fill_n(keys, kGroups, ZeroRows());
+    std::fill_n(values, kGroups, ZeroRows());
   }
   KvRows keys[kGroups];
   KvRows values[kGroups];

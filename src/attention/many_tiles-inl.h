@@ -105,7 +105,7 @@ class ManyTiles {
   }
 
   const WorkItemContext<Math>& context_;
-  const KvRows no_rows_ = NoRows();
+  const KvRows no_rows_ = ZeroRows();
 };
 
 }  // namespace riffle::attention::HWY_NAMESPACE

@@ -72,7 +72,7 @@ uint8_t GroupCodeOf16Bools(const uint8_t* row) {
 }
 
 template <DType kDType>
-void FindCodes(const MaskArgs& mask, const uint8_t* row, int64_t keys, uint8_t* codes) {
+void ScanRow(const MaskArgs& mask, const uint8_t* row, int64_t keys, uint8_t* codes) {
   constexpr auto kSize = static_cast<int64_t>(SizeOf(kDType));
   std::fill_n(codes, Blocks(keys), uint8_t{0});
   for (int64_t key = 0; key < keys; key += kGroupKeys) {
@@ -91,12 +91,12 @@ void FindCodes(const MaskArgs& mask, const uint8_t* row, int64_t keys, uint8_t* 
 
 // The codes of rows [begin, end), where row = token * heads + head.
 template <DType kDType>
-void FindCodesOfRows(const MaskArgs& mask, int64_t heads, int64_t begin, int64_t end, int64_t keys,
-                     uint8_t* codes) {
+void ScanRows(const MaskArgs& mask, int64_t heads, int64_t begin, int64_t end, int64_t keys,
+              uint8_t* codes) {
   int64_t token = begin / heads;
   int64_t head = begin % heads;
   for (int64_t row = begin; row < end; ++row, codes += Blocks(keys)) {
-    FindCodes<kDType>(mask, mask.Row(token, head), keys, codes);
+    ScanRow<kDType>(mask, mask.Row(token, head), keys, codes);
     if (++head == heads) {
       head = 0;
       ++token;
@@ -104,16 +104,16 @@ void FindCodesOfRows(const MaskArgs& mask, int64_t heads, int64_t begin, int64_t
   }
 }
 
-auto FindCodesOfRowsOf(DType dtype) {
+auto ChooseRowScanner(DType dtype) {
   switch (dtype) {
     case DType::kF16:
-      return &FindCodesOfRows<DType::kF16>;
+      return &ScanRows<DType::kF16>;
     case DType::kBF16:
-      return &FindCodesOfRows<DType::kBF16>;
+      return &ScanRows<DType::kBF16>;
     case DType::kU8:
-      return &FindCodesOfRows<DType::kU8>;
+      return &ScanRows<DType::kU8>;
     default:
-      return &FindCodesOfRows<DType::kF32>;
+      return &ScanRows<DType::kF32>;
   }
 }
 
@@ -166,7 +166,7 @@ MaskArgs FindMaskCodes(const AttentionMask& mask, int64_t longest, std::span<uin
   args.codes = codes.data();
   args.code_token_stride = mask.tokens > 1 ? mask.heads * blocks : 0;
   args.code_head_stride = mask.heads > 1 ? blocks : 0;
-  const auto find = FindCodesOfRowsOf(mask.dtype);
+  const auto find = ChooseRowScanner(mask.dtype);
   const int64_t row_elements = std::max(longest, kMinRowElements);
   if (!HasJoinedCodes(mask)) {
     const int64_t rows = mask.tokens * mask.heads;

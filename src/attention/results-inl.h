@@ -97,7 +97,7 @@ HWY_INLINE void WriteRow(const AttentionArgs& args, int64_t token, int64_t head,
   }
 }
 
-inline void MergeSplitStates(const AttentionArgs& args, const KvSplit& split, int head,
+inline void MergeDividedItem(const AttentionArgs& args, const DividedItem& split, int head,
                              float* partial_states) {
   const WorkItem& item = split.whole;
   const int columns = PaddedDim(args.values.dim);

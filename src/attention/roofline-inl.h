@@ -73,7 +73,7 @@ uint8_t ReadItems(const AttentionArgs& args, const WorkItem* begin, const WorkIt
 
 // Independent chains of dot products; returns the number of floating-point operations.
 template <class Math>
-double Spin(int64_t steps) {
+double RunDotsOf(int64_t steps) {
   const FloatTag<16> df;
   const hn::Rebind<typename Math::Operand, decltype(df)> dw;
   constexpr int kChains = core::HWY_NAMESPACE::kHas32Vectors ? 16 : 12;
@@ -101,14 +101,14 @@ double Spin(int64_t steps) {
   return 2.0 * Math::kPerOperand * static_cast<double>(steps) * kChains * hn::MaxLanes(df);
 }
 
-double SpinOn(DType dtype, int64_t steps) {
+double RunDots(DType dtype, int64_t steps) {
 #if RIFFLE_BF16_DOT
   if (dtype == DType::kBF16) {
-    return Spin<BF16Math>(steps);
+    return RunDotsOf<BF16Math>(steps);
   }
 #endif
   (void)dtype;
-  return Spin<F32Math>(steps);
+  return RunDotsOf<F32Math>(steps);
 }
 
 }  // namespace riffle::attention::HWY_NAMESPACE

@@ -41,11 +41,11 @@ struct CodedKernels<BF16Math> {
         key_lines(static_cast<int>((args.keys.row_bytes + 63) / 64)) {}
 
   // Whether a tile's keys are read in place. Otherwise they are decoded into memory.
-  bool TakesKeys(int lanes) const { return keys.run != nullptr && lanes <= max_lanes; }
+  bool ReadsKeysInPlace(int lanes) const { return keys.run != nullptr && lanes <= max_lanes; }
   // Whether a tile's values are read in place. Not those of 16 rows, which would decode them twice,
   // nor those that have been decoded with their keys.
-  bool TakesValues(int lanes) const {
-    return values != nullptr && lanes <= 8 && (TakesKeys(lanes) || !values_in_keys);
+  bool ReadsValuesInPlace(int lanes) const {
+    return values != nullptr && lanes <= 8 && (ReadsKeysInPlace(lanes) || !values_in_keys);
   }
 
   const LaneKernel keys;
@@ -71,7 +71,7 @@ class SingleTile {
         value_step_(AheadStep(context.args.values, 16 * Math::kPerOperand)) {}
 
   // Whether a work item of this shape is run here.
-  static bool Takes(const WorkItemShape& shape) { return shape.lanes <= 16; }
+  static bool Fits(const WorkItemShape& shape) { return shape.lanes <= 16; }
 
   // Runs a block of keys of a KV head. `ahead` is the block that is prefetched.
   void RunBlock(int head, int key0, const TileCursor& ahead) {
@@ -112,7 +112,8 @@ class SingleTile {
 #if HWY_CAP_GE512  // clang 19 and later reject undeclared names even in `if constexpr`
     if constexpr (Math::kDirect) {
       // Rows of one query see the same keys, so values need no check for NaN and infinity.
-      if (c.args.values.dim % kDirectColumns == 0 && (!block.partial || SeeTheSame(block))) {
+      if (c.args.values.dim % kDirectColumns == 0 &&
+          (!block.partial || AllRowsSeeSameKeys(block))) {
         AddInPlace(block, tile);
         return;
       }
@@ -121,7 +122,7 @@ class SingleTile {
     AddPacked(block, tile);
   }
 
-  bool SeeTheSame(const TileBlock& block) const {
+  bool AllRowsSeeSameKeys(const TileBlock& block) const {
     return context_.item->query_end - context_.item->query_begin == 1 &&
            !(block.masked && context_.args.mask.by_head);
   }
@@ -143,7 +144,7 @@ class SingleTile {
   void Score(const TileBlock& block, const Tile& tile) {
     const Context& c = context_;
     const int end = block.end / kGroupKeys;
-    const int at_once = TakesKeys(tile) ? kGroups : kDecodedAtOnce;
+    const int at_once = ReadsKeysInPlace(tile) ? kGroups : kDecodedAtOnce;
     for (int group = block.begin / kGroupKeys; group < end;) {
       const int count = std::min(at_once - group % at_once, end - group);
       KvRows* rows = rows_.keys + group;
@@ -156,7 +157,7 @@ class SingleTile {
         c.values.FindScales(at, *values, group + i);
         Operand* buffer = c.at.keys + KeyPlace(group + i) * kGroupKeys * c.key_stride;
         if constexpr (Math::kDirect) {
-          if (!TakesKeys(tile)) {
+          if (!ReadsKeysInPlace(tile)) {
             c.keys.Readable(at, c.key_stride, buffer, rows + i);
           }
         } else {
@@ -168,9 +169,9 @@ class SingleTile {
     }
   }
 
-  bool TakesKeys([[maybe_unused]] const Tile& tile) const {
+  bool ReadsKeysInPlace([[maybe_unused]] const Tile& tile) const {
     if constexpr (CodedKernels<Math>::kAny) {
-      return coded_.TakesKeys(tile.lanes);
+      return coded_.ReadsKeysInPlace(tile.lanes);
     }
     return false;
   }
@@ -179,7 +180,7 @@ class SingleTile {
                    const KvRows* rows) {
     const Context& c = context_;
     const int at = group * kGroupKeys * tile.lanes;
-    if (c.keys.groups() < 2 || (TakesKeys(tile) && IsBlocks(c.keys.code()))) {
+    if (c.keys.groups() < 2 || (ReadsKeysInPlace(tile) && IsBlocks(c.keys.code()))) {
       ScoreOperands(block, tile, group, count, rows, 0, operands_, c.at.scores + at);
       return;
     }
@@ -201,9 +202,10 @@ class SingleTile {
     const Context& c = context_;
     const Operand* q = c.queries.Packed(block.head, tile);
     if constexpr (CodedKernels<Math>::kAny) {
-      const auto& kernel = TakesKeys(tile) ? coded_.keys : coded_.decoded_keys;
+      const auto& kernel = ReadsKeysInPlace(tile) ? coded_.keys : coded_.decoded_keys;
       if (kernel.run != nullptr) {
-        const bool scaled = TakesKeys(tile) && IsBlocks(c.keys.code()) && c.keys.groups() > 1;
+        const bool scaled =
+            ReadsKeysInPlace(tile) && IsBlocks(c.keys.code()) && c.keys.groups() > 1;
         kernel.run(q, tile.lanes,
                    {.rows = rows[0].row,
                     .begin_step = begin / kernel.step_operands,
@@ -261,13 +263,13 @@ class SingleTile {
       AddDirect(c.at.p + block.begin / Math::kPerOperand * tile.lanes, tile, values,
                 c.Sums(block, tile));
     };
-    const int groups = TakesValues(tile) ? kTileRows / tile.lanes : 1;
+    const int groups = ReadsValuesInPlace(tile) ? kTileRows / tile.lanes : 1;
     c.softmax.ForColumnGroups(tile.lanes, block.begin, block.end, c.args.values.dim, groups, add);
   }
 
-  bool TakesValues([[maybe_unused]] const Tile& tile) const {
+  bool ReadsValuesInPlace([[maybe_unused]] const Tile& tile) const {
     if constexpr (CodedKernels<Math>::kAny) {
-      return coded_.TakesValues(tile.lanes);
+      return coded_.ReadsValuesInPlace(tile.lanes);
     }
     return false;
   }
@@ -279,10 +281,10 @@ class SingleTile {
       if (c.values.code() <= RowCode::kBF16) {  // converted as they are loaded
         return;
       }
-    } else if (c.args.values_in_keys && !c.values.in_place() && !TakesKeys(tile)) {
+    } else if (c.args.values_in_keys && !c.values.in_place() && !ReadsKeysInPlace(tile)) {
       return FindDecodedWithKeys(group, rows);
     }
-    if (TakesValues(tile) || c.values.in_place()) {
+    if (ReadsValuesInPlace(tile) || c.values.in_place()) {
       return;
     }
     c.values.Readable(at, stride, c.at.values + group * kGroupKeys * stride, rows);
@@ -312,7 +314,7 @@ class SingleTile {
       AddDirectValues<Math, RowCode::kF32>(p, tile.lanes, tile.rows, values, sums);
     } else {
       if constexpr (CodedKernels<Math>::kAny) {
-        if (TakesValues(tile)) {
+        if (ReadsValuesInPlace(tile)) {
           return coded_.values(p, tile.lanes, tile.rows, values, sums);
         }
       }

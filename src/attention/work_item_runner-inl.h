@@ -29,7 +29,7 @@ class WorkItemRunner {
 
   void Run(const WorkItem& item, float* partial_states, TileCursor& ahead) {
     context_.Enter(item);
-    if (SingleTile<Math>::Takes(context_.shape)) {
+    if (SingleTile<Math>::Fits(context_.shape)) {
       RunSplits(single_tile_, partial_states, ahead);
     } else {
       RunSplits(many_tiles_, partial_states, ahead);

@@ -26,8 +26,8 @@ ThreadPool::Impl::~Impl() {
 
 void ThreadPool::Impl::Release() {
   if (largest_ > core::kMaxKeptScratch) [[unlikely]] {
-    workers_->CutScratch(core::kMaxKeptScratch);
-    shared_.CutTo(core::kMaxKeptScratch);
+    workers_->ReleaseLargeScratch(core::kMaxKeptScratch);
+    shared_.ReleaseIfLarger(core::kMaxKeptScratch);
     largest_ = 0;
   }
   busy_.store(false, std::memory_order_release);
@@ -108,7 +108,7 @@ void ThreadPool::Impl::Lend(ParallelRegion region) {
 void ThreadPool::Impl::ReleaseScratch() {
   Acquire("ReleaseScratch");
   const Acquired acquired{this};
-  workers_->CutScratch(0);
+  workers_->ReleaseLargeScratch(0);
   shared_.Release();
 }
 

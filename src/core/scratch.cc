@@ -62,7 +62,7 @@ void ThreadScratch::EndCall() {
     return Free();
   }
   for (Arena& arena : arenas->of) {
-    arena.CutTo(kMaxKeptScratch);
+    arena.ReleaseIfLarger(kMaxKeptScratch);
   }
 }
 

@@ -21,7 +21,7 @@ class Arena {
     data_.reset();
     capacity_ = 0;
   }
-  void CutTo(size_t max_bytes) {  // frees the memory if it is larger
+  void ReleaseIfLarger(size_t max_bytes) {  // frees the memory if it is larger
     if (capacity_ > max_bytes) [[unlikely]] {
       Release();
     }

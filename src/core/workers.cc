@@ -75,9 +75,9 @@ void Workers::ReserveScratch(size_t bytes) {
   }
 }
 
-void Workers::CutScratch(size_t max_bytes) {
+void Workers::ReleaseLargeScratch(size_t max_bytes) {
   for (WorkerScratch& scratch : scratch_) {
-    scratch.arena.CutTo(max_bytes);
+    scratch.arena.ReleaseIfLarger(max_bytes);
     scratch.data = scratch.arena.data();
   }
 }

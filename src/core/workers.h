@@ -33,7 +33,7 @@ class Workers {
   void ReserveScratch(size_t bytes);
   // Frees the scratch of each thread that has more than `max_bytes` bytes; tasks get none until the
   // next ReserveScratch.
-  void CutScratch(size_t max_bytes);
+  void ReleaseLargeScratch(size_t max_bytes);
 
   // Runs task(i, scratch) for i in [0, tasks), each with its thread's scratch. `frames`: see
   // PoolFrame.

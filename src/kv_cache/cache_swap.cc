@@ -8,7 +8,7 @@ namespace riffle {
 
 // Counts the pages that the sequence has, or had before it was swapped out, in all layers.
 int64_t KvCache::Impl::SwapBytes(int64_t seq) const {
-  const int64_t pages = kv_cache::CeilDiv(FindAnywhere(seq).length, options_.page_size);
+  const int64_t pages = kv_cache::CeilDiv(FindEvenIfSwapped(seq).length, options_.page_size);
   return pages * options_.layers * layout_.page;
 }
 
@@ -50,7 +50,7 @@ void KvCache::Impl::SwapOut(int64_t seq, std::span<uint8_t> memory, ThreadPool* 
 }
 
 void KvCache::Impl::SwapIn(int64_t seq, std::span<const uint8_t> memory, ThreadPool* pool) {
-  auto& sequence = const_cast<Sequence&>(FindAnywhere(seq));
+  auto& sequence = const_cast<Sequence&>(FindEvenIfSwapped(seq));
   core::Check(sequence.is_swapped_out, Code::kBadSequence, "seq = ", seq, " is not swapped out");
   CheckSwapMemory(seq, memory.data(), memory.size());
   const int64_t pages = kv_cache::CeilDiv(sequence.length, options_.page_size);

@@ -55,7 +55,7 @@ void KvCache::Free(int64_t seq) try {
 }
 int64_t KvCache::Length(int64_t seq) const try {
   const core::EntryPoint entry;
-  return impl_->FindAnywhere(seq).length;
+  return impl_->FindEvenIfSwapped(seq).length;
 } catch (...) {
   core::RethrowAsError();
 }

@@ -63,7 +63,7 @@ class RIFFLE_LOCAL KvCache::Impl {
   }
 
   // Both throw Error(kBadSequence) for an id that is no sequence, Find also if it is swapped out.
-  const Sequence& FindAnywhere(int64_t seq) const;
+  const Sequence& FindEvenIfSwapped(int64_t seq) const;
   const Sequence& Find(int64_t seq) const;
   Sequence& Find(int64_t seq) {
     return const_cast<Sequence&>(static_cast<const Impl*>(this)->Find(seq));

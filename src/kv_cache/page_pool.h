@@ -83,7 +83,7 @@ class PagePool {
   // The pages that have keys; null if none ever had one.
   const PrefixPages* prefixes() const { return prefixes_.get(); }
   // Creates `prefixes` at the first call. Throws Error(kOutOfMemory), std::bad_alloc.
-  PrefixPages& MakePrefixes() {
+  PrefixPages& GetOrCreatePrefixes() {
     if (prefixes_ == nullptr) {
       prefixes_ = std::make_unique<PrefixPages>(pages_);
     }

@@ -19,7 +19,7 @@ void Reserve(std::vector<int32_t>& pages, int64_t more) {
 
 }  // namespace
 
-const kv_cache::Sequence& KvCache::Impl::FindAnywhere(int64_t seq) const {
+const kv_cache::Sequence& KvCache::Impl::FindEvenIfSwapped(int64_t seq) const {
   const auto found = sequences_.find(seq);
   core::Check(found != sequences_.end(), Code::kBadSequence, "seq = ", seq,
               seq > 0 && seq < next_id_ ? " has been freed" : " is no sequence of this cache");
@@ -27,7 +27,7 @@ const kv_cache::Sequence& KvCache::Impl::FindAnywhere(int64_t seq) const {
 }
 
 const kv_cache::Sequence& KvCache::Impl::Find(int64_t seq) const {
-  const Sequence& sequence = FindAnywhere(seq);
+  const Sequence& sequence = FindEvenIfSwapped(seq);
   core::Check(!sequence.is_swapped_out, Code::kBadSequence, "seq = ", seq,
               " is swapped out; SwapIn brings it back");
   return sequence;
@@ -93,7 +93,7 @@ void KvCache::Impl::Truncate(int64_t seq, int64_t length) {
 }
 
 void KvCache::Impl::Free(int64_t seq) {
-  if (!FindAnywhere(seq).is_swapped_out) {
+  if (!FindEvenIfSwapped(seq).is_swapped_out) {
     Truncate(seq, 0);
   }
   sequences_.erase(seq);
@@ -143,7 +143,7 @@ int64_t KvCache::Impl::CreateFrom(std::span<const BlockKey> keys) {
   }
   sequence.length = blocks * options_.page_size;
   const int64_t id = Add(std::move(sequence));
-  for (const int32_t page : FindAnywhere(id).pages) {
+  for (const int32_t page : FindEvenIfSwapped(id).pages) {
     pool_.Share(page);
   }
   stats_.blocks_wanted += static_cast<int64_t>(keys.size());
@@ -164,7 +164,7 @@ void KvCache::Impl::SetBlockKeys(int64_t seq, std::span<const BlockKey> keys) {
                 " has already; only writing to the page takes that away");
   }
   if (!keys.empty()) {
-    kv_cache::Allocate([&] { pool_.MakePrefixes().Add(pages, keys); });
+    kv_cache::Allocate([&] { pool_.GetOrCreatePrefixes().Add(pages, keys); });
   }
 }
 

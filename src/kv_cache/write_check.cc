@@ -116,7 +116,7 @@ core::Strided Scales(const PagedKvOut& pages, int64_t region) {
 
 // Whether no two rows share a byte: each axis must step over all rows within the axes of smaller
 // strides. Every layout in use does; strides that interleave rows in other ways are refused.
-bool AreApart(std::span<std::pair<int64_t, int64_t>> axes, int64_t width) {
+bool RowsAreDisjoint(std::span<std::pair<int64_t, int64_t>> axes, int64_t width) {
   std::sort(axes.begin(), axes.end());
   for (const auto& [stride, size] : axes) {
     if (size <= 1) {
@@ -134,10 +134,11 @@ std::pair<int64_t, int64_t> Axis(int64_t stride, int64_t size) {
   return {std::abs(std::max(stride, -std::numeric_limits<int64_t>::max())), size};
 }
 
-void CheckApart(const char* name, const core::Strided& x, int64_t more_stride, int64_t more_size) {
+void CheckRowsDisjoint(const char* name, const core::Strided& x, int64_t more_stride,
+                       int64_t more_size) {
   std::pair<int64_t, int64_t> axes[] = {Axis(x.stride[0], x.size[0]), Axis(x.stride[1], x.size[1]),
                                         Axis(x.stride[2], x.size[2]), Axis(more_stride, more_size)};
-  core::Check(x.empty() || AreApart(axes, x.width), Code::kOverlap, name,
+  core::Check(x.empty() || RowsAreDisjoint(axes, x.width), Code::kOverlap, name,
               " overlaps itself: its rows of ", x.width, " bytes are ", x.stride[1], " (pages), ",
               x.stride[0], " (tokens) and ", x.stride[2], " (heads) bytes apart");
 }
@@ -150,7 +151,7 @@ struct Named {
 void CheckPool(const char* name, const char* scales_name, const PagedKvOut& pages) {
   const core::Strided rows = Rows(pages);
   core::CheckAddressable(name, rows);
-  CheckApart(name, rows, 0, 1);
+  CheckRowsDisjoint(name, rows, 0, 1);
   if (!HasScales(pages)) {
     return;
   }
@@ -167,7 +168,7 @@ void CheckPool(const char* name, const char* scales_name, const PagedKvOut& page
   if (pages.computed_scales != nullptr) {
     core::Strided one = Scales(pages, 0);
     one.width = element;
-    CheckApart(scales_name, one, group_stride, groups);
+    CheckRowsDisjoint(scales_name, one, group_stride, groups);
   }
 }
 

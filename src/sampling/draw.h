@@ -58,8 +58,8 @@ class RowDraw {
   int32_t VerifyAmongCandidates(const Kept& kept, int32_t draft, const float* q);
   int32_t VerifyAmongAll(const Kept& kept, int32_t draft, const float* q);
   double SumKeptColumns(const Kept& kept);
-  int64_t ShareBlock(const Kept& kept, int64_t block, int64_t ties_before, double total,
-                     const float* q) const;
+  int64_t ResidualOfBlock(const Kept& kept, int64_t block, int64_t ties_before, double total,
+                          const float* q) const;
 
   const SamplingBatch& batch_;
   const int64_t row_;

@@ -104,10 +104,11 @@ struct MassBins {
   }
 };
 
-// One column in 64 is picked. If at most kMostOfFew of the picked columns reach the window's lower
-// end, the pass keeps all columns that do. If the sample does not tell where the nucleus ends, the
-// lower end is set so that kFewPicked reach it: enough for a nucleus of about a thousand columns.
-constexpr int64_t kMostOfFew = 48;
+// One column in 64 is picked. If at most kMaxFewPicked of the picked columns reach the window's
+// lower end, the pass keeps all columns that do. If the sample does not tell where the nucleus
+// ends, the lower end is set so that kFewPicked reach it: enough for a nucleus of about a thousand
+// columns.
+constexpr int64_t kMaxFewPicked = 48;
 constexpr int64_t kFewPicked = 24;
 
 // Places the window around the value below which the picked columns have the mass `below`, whose
@@ -127,7 +128,7 @@ inline void FindWindow(const MassBins& bins, double below, double slack, bool ma
   const int64_t first = slack < 0.8 ? bins.Reach(below * (1 - slack)).bin : -1;
   // If the picked columns do not tell where the nucleus ends, it is usually small: most of the mass
   // below its end is then in a few of the picked columns.
-  if (!many && (first < 0 || first >= std::max<int64_t>(bins.BinOfBest(kMostOfFew), 1))) {
+  if (!many && (first < 0 || first >= std::max<int64_t>(bins.BinOfBest(kMaxFewPicked), 1))) {
     estimate->few = true;
     estimate->low = first < 0 ? estimate->few_low : bins.LowerEdge(first);
     estimate->high = kInfinity;

@@ -58,8 +58,8 @@ double RowDraw::SumKeptColumns(const Kept& kept) {
 
 // Sets weights_ to max(p - q, 0) for the columns of a block. Returns how many ties of the nucleus
 // there are up to the end of the block.
-int64_t RowDraw::ShareBlock(const Kept& kept, int64_t block, int64_t ties_before, double total,
-                            const float* q) const {
+int64_t RowDraw::ResidualOfBlock(const Kept& kept, int64_t block, int64_t ties_before, double total,
+                                 const float* q) const {
   const int64_t begin = batch_.BlockBegin(block);
   const int64_t end = batch_.BlockEnd(block);
   batch_.kernels.weights(row_weights_, &kept.cut, begin, end, weights_);
@@ -101,7 +101,7 @@ int32_t RowDraw::VerifyAmongAll(const Kept& kept, int32_t draft, const float* q)
   double left = 0;
   int64_t last = 0;
   for (int64_t block = 0, ties = 0; block < batch_.blocks; ++block) {
-    ties = ShareBlock(kept, block, ties, total, q);
+    ties = ResidualOfBlock(kept, block, ties, total, q);
     sums_[block] = Sum(weights_, batch_.BlockEnd(block) - batch_.BlockBegin(block));
     left += sums_[block];
     last = sums_[block] > 0 ? block : last;
@@ -113,7 +113,7 @@ int32_t RowDraw::VerifyAmongAll(const Kept& kept, int32_t draft, const float* q)
   double before = 0;
   int64_t ties = 0;
   for (int64_t block = 0;; ++block) {
-    ties = ShareBlock(kept, block, ties, total, q);
+    ties = ResidualOfBlock(kept, block, ties, total, q);
     if (block == last || before + sums_[block] > place) {
       const int64_t begin = batch_.BlockBegin(block);
       const int64_t count = batch_.BlockEnd(block) - begin;

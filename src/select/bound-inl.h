@@ -122,7 +122,7 @@ WideInt<TI> FirstStep(const TI* keys, size_t count, TI max, F format) {
 
 // log2 of a positive count, to within a tenth, plus 127, which cancels in differences: the biased
 // exponent of its f32, and the mantissa as a linear fraction.
-HWY_INLINE double RoughLog2(size_t count) {
+HWY_INLINE double RoughBiasedLog2(size_t count) {
   return static_cast<double>(std::bit_cast<int32_t>(static_cast<float>(count))) * 0x1p-23;
 }
 
@@ -160,12 +160,13 @@ Bound<TI> FindBound(const TI* keys, size_t count, size_t k, size_t limit, TI flo
     reached = CountGe(keys, count, static_cast<TI>(low));
     step *= 4;
   }
-  const double wanted = RoughLog2((k + limit) / 2);
+  const double wanted = RoughBiasedLog2((k + limit) / 2);
   for (bool bisect = false; reached > limit && high - low > 1; bisect = !bisect) {
     double share = 0.5;
     if (!bisect) {
-      const double above = RoughLog2(reached);
-      share = (above - wanted) / (above - RoughLog2(std::max<size_t>(reached_high, 1)) + 0.01);
+      const double above = RoughBiasedLog2(reached);
+      share =
+          (above - wanted) / (above - RoughBiasedLog2(std::max<size_t>(reached_high, 1)) + 0.01);
     }
     const Wide guess = low + static_cast<Wide>(static_cast<double>(high - low) * share);
     const Wide middle = std::clamp<Wide>(guess, low + 1, high - 1);

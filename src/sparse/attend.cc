@@ -55,7 +55,7 @@ struct SharedLayout {
   core::ScratchArray<int32_t> counts;  // [tokens][scopes] how many of these are in each scope
   core::ScratchArray<int32_t> slots;   // [tokens][named columns], sorted
   core::ScratchArray<WorkItem> items;
-  core::ScratchArray<attention::KvSplit> splits;
+  core::ScratchArray<attention::DividedItem> splits;
   core::ScratchArray<int64_t> chunk_begin;
   core::ScratchArray<float> states;
   size_t bytes = 0;
@@ -67,7 +67,7 @@ struct SharedLayout {
     counts = layout.Place<int32_t>(tokens * static_cast<int64_t>(scopes.size()));
     slots = layout.Place<int32_t>(tokens * NamedCols(scopes));
     items = layout.Place<WorkItem>(plan.items);
-    splits = layout.Place<attention::KvSplit>(plan.splits);
+    splits = layout.Place<attention::DividedItem>(plan.splits);
     chunk_begin = layout.Place<int64_t>(plan.chunks + 1);
     states = layout.Place<float>(
         attention::PartialStateFloats(plan.state_rows, attention::PaddedDim(value_dim)));
@@ -83,7 +83,7 @@ class Call {
         scopes_(scopes),
         options_(options),
         value_dim_(static_cast<int>(options.value_dim != 0 ? options.value_dim : q.head_dim)),
-        read_(sparse::ChooseReadRows(scopes)),
+        read_(sparse::ChooseRowAccess(scopes)),
         lease_(options.pool) {
     MakeArgs(out);
   }
@@ -102,10 +102,10 @@ class Call {
     const attention::AttentionKernels& kernels = attention::GetAttentionKernels();
     const int64_t heads = args_.shape.kv_heads;
     lease_.Run(plan_.splits * heads, [&](int64_t i, uint8_t*) {
-      const attention::KvSplit& split = layout_->splits.At(memory_)[i / heads];
+      const attention::DividedItem& split = layout_->splits.At(memory_)[i / heads];
       const auto head = static_cast<int>(i % heads);
       if (head < split.whole.head_end - split.whole.head_begin) {
-        kernels.merge_split(args_, split, head, layout_->states.At(memory_));
+        kernels.merge_divided_item(args_, split, head, layout_->states.At(memory_));
       }
     });
   }
@@ -137,9 +137,9 @@ class Call {
   attention::KvPages PagesOf(int dim) const {
     const SparseRows& rows = scopes_[0].rows;
     switch (read_) {
-      case sparse::ReadRows::kInPlace:
+      case sparse::RowAccess::kInPlace:
         return sparse::PagesInPlace(rows, dim);
-      case sparse::ReadRows::kCopied:
+      case sparse::RowAccess::kCopied:
         return sparse::PagesOfCopies(rows, dim);
       default:
         return sparse::PagesOfDecoded(DecodedDType(), q_.head_dim, dim);
@@ -210,7 +210,7 @@ class Call {
   // Reserves the threads' scratch: the kernels' first, then room for gathered rows and scales.
   void ReserveItems() {
     int64_t rows = 0;
-    for (int64_t i = 0; i < plan_.items && read_ != sparse::ReadRows::kInPlace; ++i) {
+    for (int64_t i = 0; i < plan_.items && read_ != sparse::RowAccess::kInPlace; ++i) {
       const WorkItem& item = layout_->items.At(memory_)[i];
       rows = std::max<int64_t>(rows, RowsOf(item));
     }
@@ -245,7 +245,7 @@ class Call {
     const int32_t page = 0;
     args.kv_lens = &len;
     args.page_begin = &page_begin;
-    if (read_ == sparse::ReadRows::kInPlace) {
+    if (read_ == sparse::RowAccess::kInPlace) {
       args.page_numbers = Slots(token) + BeginOf(item);
     } else {
       Gather(token, BeginOf(item), BeginOf(item) + len, scratch);
@@ -268,7 +268,7 @@ class Call {
     const int32_t* slots = Slots(token);
     const int32_t* counts =
         layout_->counts.At(memory_) + token * static_cast<int64_t>(scopes_.size());
-    if (read_ == sparse::ReadRows::kCopied) {
+    if (read_ == sparse::RowAccess::kCopied) {
       sparse::CopyRows(scopes_, slots, counts, begin, end, args_.keys, rows_.At(scratch),
                        scales_.At(scratch));
     } else {
@@ -281,7 +281,7 @@ class Call {
   const std::span<const SparseScope> scopes_;
   const SparseAttentionOptions& options_;
   const int value_dim_;
-  const sparse::ReadRows read_;
+  const sparse::RowAccess read_;
   core::Lease lease_;
   AttentionArgs args_{};
   attention::Plan plan_;

@@ -63,7 +63,7 @@ void GatherCoded(const SparseRows& rows, const int32_t* slots, int64_t count, fl
   // Scales, then offsets, of groups of at least 32 elements.
   alignas(64) float scales[2 * kMaxRowDim / 32 * kGroupKeys];
   for (int64_t i = 0; i < count; i += kGroupKeys, to += kGroupKeys * rows.row_dim) {
-    attention::KvRows at = attention::NoRows(), scales_at = attention::NoRows();
+    attention::KvRows at = attention::ZeroRows(), scales_at = attention::ZeroRows();
     for (int64_t j = i; j < std::min<int64_t>(count, i + kGroupKeys); ++j) {
       if (j + kPrefetchRows < count) {
         PrefetchRow(rows, slots[j + kPrefetchRows]);

@@ -191,15 +191,15 @@ const IndexerKernels* TableOf() {
 const IndexerKernels* IndexerKernelsForTarget(Product product) {
   switch (product) {
     case Product::kInt8:
-      return TableOf<Int8Words>();
+      return TableOf<Int8Scores>();
     case Product::kBF16:
 #if RIFFLE_BF16_DOT
-      return TableOf<BF16Words>();
+      return TableOf<BF16Scores>();
 #else
       return nullptr;
 #endif
     default:
-      return TableOf<F32Words>();
+      return TableOf<F32Scores>();
   }
 }
 

@@ -28,7 +28,7 @@ using sparse::SelectArgs;
 // The shared memory of a call, after that of the batch.
 struct SharedLayout {
   core::ScratchArray<int32_t> visible;              // [tokens]
-  core::ScratchArray<int64_t> whole;                // [tokens], see Narrow
+  core::ScratchArray<int64_t> whole;                // [tokens], see NarrowOrFinish
   core::ScratchArray<int32_t> candidates;           // [tokens][candidate blocks]
   core::ScratchArray<std::atomic<int32_t>> bounds;  // [tokens]
   core::ScratchArray<int64_t> counts;               // [items][kQueryBlock]
@@ -78,8 +78,8 @@ int64_t CopyCandidates(const IndexTopKOptions& options, const SelectArgs& select
 
 // Narrows a query's range to the keys of blocks that compete by score, and returns -1. If nothing
 // needs scores, empties the range and returns how many blocks join the forced members.
-int64_t Narrow(const IndexTopKOptions& options, const SelectArgs& select, int64_t token,
-               int32_t* list, QueryRange* range) {
+int64_t NarrowOrFinish(const IndexTopKOptions& options, const SelectArgs& select, int64_t token,
+                       int32_t* list, QueryRange* range) {
   const int64_t head = select.Head(token);
   const int64_t tail = select.Tail(token);
   const int64_t blocks = select.Blocks(token);
@@ -149,9 +149,9 @@ void Run(const HeadsView& q, const IndexWeights& weights, const IndexKeys& keys,
     for (int64_t token = queries.begin; token < queries.end; ++token) {
       QueryRange& range = plan.ranges[static_cast<size_t>(token)];
       shared.visible.At(memory)[token] = range.end;
-      whole[token] =
-          Narrow(options, select, token,
-                 some ? shared.candidates.At(memory) + token * candidate_blocks : nullptr, &range);
+      whole[token] = NarrowOrFinish(
+          options, select, token,
+          some ? shared.candidates.At(memory) + token * candidate_blocks : nullptr, &range);
       if (whole[token] >= 0) {
         kernels.write_all(args, select, token, whole[token]);
       } else if (splits > 1) {

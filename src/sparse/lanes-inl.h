@@ -93,7 +93,7 @@ HWY_INLINE float MaxMagnitude(const float* x, int count) {
 }
 
 // A row of a smaller magnitude counts as zeros: 127 / magnitude might overflow.
-constexpr float kLeastMagnitude = 0x1p-100f;
+constexpr float kMinMagnitude = 0x1p-100f;
 
 // x[0, count) as scale * codes, |code| <= 127; returns the scale. A row that is not finite gets
 // codes 0 and the scale NaN. Divisions, products and roundings are IEEE's: the same bits on every
@@ -104,7 +104,7 @@ HWY_INLINE float QuantizeInt8(const float* x, int count, int8_t* codes) {
   const hn::Rebind<int8_t, LaneF32> d8;
   const float max = MaxMagnitude(x, count);
   const bool finite = max <= hwy::HighestValue<float>();
-  if (!finite || max < kLeastMagnitude) {
+  if (!finite || max < kMinMagnitude) {
     std::fill_n(codes, count, int8_t{0});
     return finite ? 0.0f : hwy::ConvertScalarTo<float>(__builtin_nanf(""));
   }

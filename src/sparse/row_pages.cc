@@ -35,7 +35,7 @@ bool AreInPlace(const SparseRows& rows) {
           (scales.data == nullptr || scales.page_stride == rows.page_size * scales.token_stride));
 }
 
-bool AreAlike(const SparseRows& a, const SparseRows& b) {
+bool HaveSameFormat(const SparseRows& a, const SparseRows& b) {
   return a.format == b.format && a.dtype == b.dtype && a.blocks == b.blocks &&
          (a.scales.data == nullptr) == (b.scales.data == nullptr) &&
          a.scales.dtype == b.scales.dtype && a.scales.group == b.scales.group &&
@@ -82,16 +82,16 @@ void Prefetch(const uint8_t* at, size_t bytes) {
 
 }  // namespace
 
-ReadRows ChooseReadRows(std::span<const SparseScope> scopes) {
+RowAccess ChooseRowAccess(std::span<const SparseScope> scopes) {
   const SparseRows& first = scopes[0].rows;
   if (scopes.size() == 1 && AreInPlace(first)) {
-    return ReadRows::kInPlace;
+    return RowAccess::kInPlace;
   }
   const bool alike =
       IsCoded(first) && std::all_of(scopes.begin(), scopes.end(), [&](const SparseScope& scope) {
-        return AreAlike(scope.rows, first);
+        return HaveSameFormat(scope.rows, first);
       });
-  return alike ? ReadRows::kCopied : ReadRows::kDecoded;
+  return alike ? RowAccess::kCopied : RowAccess::kDecoded;
 }
 
 KvPages PagesInPlace(const SparseRows& rows, int dim) {

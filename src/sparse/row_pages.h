@@ -21,16 +21,16 @@ constexpr int64_t PlainRowBytes(const SparseRows& rows, int64_t dim) {
 }
 
 // How a call reads its rows. Rows that can be read in several ways give the same bits in each.
-enum class ReadRows : uint8_t {
+enum class RowAccess : uint8_t {
   kInPlace,  // one pool, whose slots are pages of one row
   kCopied,   // coded rows of one format, of several pools: copied with their scales, one after
              // another
   kDecoded,  // to f32 or bf16, one after another
 };
-ReadRows ChooseReadRows(std::span<const SparseScope> scopes);
+RowAccess ChooseRowAccess(std::span<const SparseScope> scopes);
 
 // The first `dim` elements of the rows of a pool as pages of one row each, number = slot.
-// Pre: plain rows that ChooseReadRows reads in place.
+// Pre: plain rows that ChooseRowAccess reads in place.
 attention::KvPages PagesInPlace(const SparseRows& rows, int dim);
 
 // The same for rows that are copied, or decoded to `dtype`, as one page. PlaceRows sets their

@@ -20,7 +20,7 @@ namespace riffle::sparse::HWY_NAMESPACE {
 namespace hn = hwy::HWY_NAMESPACE;
 
 // One f32 a word; a step is one fused multiply-add.
-struct F32Words {
+struct F32Scores {
   using Sum = VecF32;
   static HWY_INLINE Sum Start(int32_t) { return hn::Zero(LaneF32()); }
   static HWY_INLINE Sum Step(uint32_t q, VecU32 key, Sum sum) {
@@ -34,7 +34,7 @@ struct F32Words {
 
 #if RIFFLE_BF16_DOT
 // Two bf16 a word, the first in the low half.
-struct BF16Words : F32Words {
+struct BF16Scores : F32Scores {
   static HWY_INLINE Sum Step(uint32_t q, VecU32 key, Sum sum) {
     return core::HWY_NAMESPACE::BF16PairDot::Step(LaneF32(), q, key, sum);
   }
@@ -43,7 +43,7 @@ struct BF16Words : F32Words {
 
 // Four int8 a word, those of keys as code + Int8Dot::kBias. |sum| <= 256 * 128 * 128 = 2^22, so it
 // is exact in f32 too.
-struct Int8Words {
+struct Int8Scores {
   using Sum = VecI32;
   static HWY_INLINE Sum Start(int32_t start) { return hn::Set(LaneI32(), start); }
   static HWY_INLINE Sum Step(uint32_t q, VecU32 key, Sum sum) {

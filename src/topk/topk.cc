@@ -14,11 +14,11 @@ namespace riffle {
 namespace {
 
 // For calls on whole rows, and on ranges of rows: reject the option that only the other kind takes.
-void CheckWholeRowOptions(const TopKOptions& options) {
+void RejectRangeOptions(const TopKOptions& options) {
   core::Check(!options.index_order_if_short, Code::kBadOption,
               "index_order_if_short = true is for TopKPerRow and TopKPerRowDecode");
 }
-void CheckRangeOptions(const TopKOptions& options) {
+void RejectWholeRowOptions(const TopKOptions& options) {
   core::Check(options.ids.data == nullptr, Code::kBadOption,
               "ids are for TopK; indices of a range are relative to its start");
 }
@@ -37,7 +37,7 @@ void Run(const topk::TopKBatch& batch) {
 void TopK(const MatrixView& x, int64_t k, const TopKOut& out, const TopKOptions& options) try {
   const core::EntryPoint entry;
   topk::CheckInput(x);
-  CheckWholeRowOptions(options);
+  RejectRangeOptions(options);
   core::Check(k >= 1 && k <= x.cols, Code::kBadK, "k = ", k, " is not in 1..", x.cols,
               ", the columns of x");
   core::Check(out.values != nullptr || x.rows == 0, Code::kBadShape, "values is null");
@@ -50,7 +50,7 @@ void TopK(const MatrixView& x, std::span<const int32_t> k, const TopKOut& out,
           const TopKOptions& options) try {
   const core::EntryPoint entry;
   topk::CheckInput(x);
-  CheckWholeRowOptions(options);
+  RejectRangeOptions(options);
   core::Check(static_cast<int64_t>(k.size()) == x.rows, Code::kBadShape, "k has ", k.size(),
               " elements for ", x.rows, " rows");
   int64_t width = 0;
@@ -69,7 +69,7 @@ void TopKPerRow(const MatrixView& x, std::span<const int32_t> starts, std::span<
                 int64_t k, const OutView<int32_t>& indices, const TopKOptions& options) try {
   const core::EntryPoint entry;
   topk::CheckInput(x);
-  CheckRangeOptions(options);
+  RejectWholeRowOptions(options);
   core::Check(k >= 1 && k <= topk::kMaxColumns, Code::kBadK, "k = ", k, " is not in 1..",
               topk::kMaxColumns);
   core::Check(static_cast<int64_t>(starts.size()) == x.rows, Code::kBadShape, "starts has ",
@@ -96,7 +96,7 @@ void TopKPerRowDecode(const MatrixView& x, std::span<const int32_t> seq_lens, in
                       const OutView<int32_t>& indices, const TopKOptions& options) try {
   const core::EntryPoint entry;
   topk::CheckInput(x);
-  CheckRangeOptions(options);
+  RejectWholeRowOptions(options);
   core::Check(k >= 1 && k <= topk::kMaxColumns, Code::kBadK, "k = ", k, " is not in 1..",
               topk::kMaxColumns);
   core::Check(next_n >= 1, Code::kBadOption, "next_n = ", next_n, " is not positive");

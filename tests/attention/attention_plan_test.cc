@@ -25,7 +25,7 @@ struct Call {
 struct Planned {
   attention::Plan plan;
   std::vector<attention::WorkItem> items;
-  std::vector<attention::KvSplit> splits;
+  std::vector<attention::DividedItem> splits;
   std::vector<int64_t> chunk_begin;
 };
 
@@ -86,7 +86,7 @@ void CheckPlan(const Call& call) {
   ASSERT_EQ(seen.size(), expected);
   // Partial states lie side by side: one for the first item, then one for each KV split.
   int64_t state_rows = 0;
-  for (const attention::KvSplit& split : planned.splits) {
+  for (const attention::DividedItem& split : planned.splits) {
     ASSERT_EQ(split.whole.state_row, state_rows);
     const int rows = (split.whole.query_end - split.whole.query_begin) * call.shape.group;
     state_rows += split.partial_states *

@@ -36,7 +36,7 @@ using core::HWY_NAMESPACE::Tag;
 // with a NaN whose sign bit is set. `watch` detects those: as unsigned integers they are the
 // largest bits of all.
 template <typename TI, FirstPass kPass, bool kSmallest>
-struct Leaves {
+struct ElementReader {
   using Key = TI;
   using D = Tag<TI>;
   using DU = hn::RebindToUnsigned<D>;
@@ -48,7 +48,8 @@ struct Leaves {
   core::Format<TI> format;
   hn::Vec<DU> watch;  // the lane-wise maximum of the bits as unsigned integers
 
-  explicit Leaves(core::Format<TI> row_format) : d(), format(row_format), watch(hn::Zero(DU())) {}
+  explicit ElementReader(core::Format<TI> row_format)
+      : d(), format(row_format), watch(hn::Zero(DU())) {}
 
   // Whether no NaN with its sign bit set was loaded.
   HWY_INLINE bool InOrder() const {
@@ -90,7 +91,7 @@ struct Leaves {
 
 // Maxima of integers compare keys, which are one operation away from the bits.
 template <class F>
-struct IntegerLeaves {
+struct IntegerElementReader {
   using Key = typename F::Key;
   using D = Tag<typename F::Element>;
   using DV = D;
@@ -99,7 +100,7 @@ struct IntegerLeaves {
   D d;
   V flip;
 
-  explicit IntegerLeaves(F format) : d(), flip(hn::Set(D(), format.flip)) {}
+  explicit IntegerElementReader(F format) : d(), flip(hn::Set(D(), format.flip)) {}
 
   HWY_INLINE V Load(const typename F::Element* from) const {
     return hn::Xor(hn::LoadU(d, from), flip);

@@ -27,8 +27,8 @@ bool RunFirstPassOf(const RowTask& task, int64_t begin, int64_t end, core::Forma
     return BucketMaxima(leaves, static_cast<const TI*>(task.x), BucketBounds(task),
                         static_cast<size_t>(begin), static_cast<size_t>(end), maxima);
   };
-  return task.largest ? run(Leaves<TI, kPass, false>(format))
-                      : run(Leaves<TI, kPass, true>(format));
+  return task.largest ? run(ElementReader<TI, kPass, false>(format))
+                      : run(ElementReader<TI, kPass, true>(format));
 }
 
 // Stores the maxima of buckets [begin, end): see TopKKernels::first_pass.
@@ -48,7 +48,7 @@ bool RunFirstPass(const RowTask& task, int64_t begin, int64_t end, FirstPass pas
 template <typename TElement, typename TKey>
 bool RunFirstPass(const RowTask& task, int64_t begin, int64_t end, FirstPass /*pass*/,
                   core::IntegerFormat<TElement, TKey> format, TKey* maxima) {
-  return BucketMaxima(IntegerLeaves<core::IntegerFormat<TElement, TKey>>(format),
+  return BucketMaxima(IntegerElementReader<core::IntegerFormat<TElement, TKey>>(format),
                       static_cast<const TElement*>(task.x), BucketBounds(task),
                       static_cast<size_t>(begin), static_cast<size_t>(end), maxima);
 }
