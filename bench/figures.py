@@ -25,7 +25,7 @@ import sys
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "bench" / "results"
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("**/*.md"))]
 TABLE = re.compile(r"(<!-- table: (.+?) -->\n)(.*?)(^<!-- end -->$)", re.M | re.S)
 CELL = re.compile(r"(<!--= (\S+) (\S+) (\S+) -->)(.*?)(<!--/-->)", re.S)
 TIME = re.compile(r"\b([\d.]+(?:e\+\d+)?) (ns|us|ms|s)\b")
