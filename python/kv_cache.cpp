@@ -106,57 +106,55 @@ nb::object Batch(SharedKvCache& self, nb::handle seqs_object) {
                         Int32Array(batch.page_table, shape));
 }
 
-// The memory of a layer as a read-only NumPy array that keeps `owner`, the cache, alive. Elements
-// of one byte that NumPy has no dtype for are uint8; the caller knows what they mean.
-nb::object LayerArray(const void* data, DType dtype, std::span<const size_t> shape,
-                      std::span<const int64_t> strides, nb::handle owner) {
-  // NumPy has no bfloat16 of its own: the bits are exported as uint16 and then viewed as bfloat16.
-  const nb::dlpack::dtype element = dtype == DType::kF32    ? nb::dtype<float>()
-                                    : dtype == DType::kF16  ? nb::dlpack::dtype{2, 16, 1}
-                                    : dtype == DType::kBF16 ? nb::dtype<uint16_t>()
-                                    : dtype == DType::kI8   ? nb::dtype<int8_t>()
-                                                            : nb::dtype<uint8_t>();
-  const nb::object array = nb::ndarray<nb::numpy, nb::ro>(data, shape.size(), shape.data(), owner,
-                                                          strides.data(), element)
-                               .cast();
-  return dtype == DType::kBF16 ? CallMethod(array, known().view, NumPyDType(Element::kBF16))
-                               : array;
+// The memory of a layer as (address, shape, strides in bytes, NumPy's type string), of which the
+// package makes a read-only array: nanobind's way there takes the GIL below frames of C++ that a
+// thread which the interpreter ends at exit must not unwind. bfloat16 is uint16 here, and float8
+// uint8; the caller knows what they mean.
+nb::object Memory(const void* data, DType dtype, std::span<const int64_t> shape,
+                  std::span<const int64_t> strides) {
+  const char* const type = dtype == DType::kF32    ? "<f4"
+                           : dtype == DType::kF16  ? "<f2"
+                           : dtype == DType::kBF16 ? "<u2"
+                           : dtype == DType::kI8   ? "|i1"
+                                                   : "|u1";
+  nb::list sizes, steps;
+  for (size_t i = 0; i < shape.size(); ++i) {
+    sizes.append(shape[i]);
+    steps.append(strides[i] * static_cast<int64_t>(SizeOf(dtype)));
+  }
+  return nb::make_tuple(reinterpret_cast<uintptr_t>(data), nb::tuple(sizes), nb::tuple(steps),
+                        type);
 }
 
-nb::object PagesArray(const PagedKv& kv, nb::handle owner) {
-  const size_t row = static_cast<size_t>(RowBytes(kv)) / SizeOf(kv.dtype);
-  const size_t shape[] = {static_cast<size_t>(kv.num_pages), static_cast<size_t>(kv.kv_heads),
-                          static_cast<size_t>(kv.page_size), row};
+nb::object PagesMemory(const PagedKv& kv) {
+  const int64_t row = RowBytes(kv) / static_cast<int64_t>(SizeOf(kv.dtype));
+  const int64_t shape[] = {kv.num_pages, kv.kv_heads, kv.page_size, row};
   const int64_t strides[] = {kv.page_stride, kv.head_stride, kv.token_stride, 1};
-  return LayerArray(kv.data, kv.dtype, shape, strides, owner);
+  return Memory(kv.data, kv.dtype, shape, strides);
 }
 
-nb::object ScalesArray(const PagedKv& kv, nb::handle owner) {
+nb::object ScalesMemory(const PagedKv& kv) {
   const KvScales& scales = kv.scales;
   if (scales.data == nullptr) {
     return nb::none();
   }
-  const size_t groups =
-      scales.group == 0 ? 1 : static_cast<size_t>((kv.head_dim - 1) / scales.group + 1);
-  const size_t shape[] = {static_cast<size_t>(kv.num_pages), static_cast<size_t>(kv.kv_heads),
-                          static_cast<size_t>(kv.page_size), groups};
+  const int64_t groups = scales.group == 0 ? 1 : (kv.head_dim - 1) / scales.group + 1;
+  const int64_t shape[] = {kv.num_pages, kv.kv_heads, kv.page_size, groups};
   const int64_t strides[] = {scales.page_stride, scales.head_stride, scales.token_stride, 1};
   const size_t axes = scales.group == 0 ? 3 : 4;
-  return LayerArray(scales.data, scales.dtype, std::span(shape).first(axes),
-                    std::span(strides).first(axes), owner);
+  return Memory(scales.data, scales.dtype, std::span(shape).first(axes),
+                std::span(strides).first(axes));
 }
 
 // (pages, scales or None) of a layer's keys.
-nb::object Keys(nb::handle self, nb::handle layer) {
-  const auto& cache = nb::cast<const SharedKvCache&>(self).cache();
-  const PagedKv kv = cache.Keys(Int64(layer, "layer"));
-  return nb::make_tuple(PagesArray(kv, self), ScalesArray(kv, self));
+nb::object Keys(const SharedKvCache& self, nb::handle layer) {
+  const PagedKv kv = self.cache().Keys(Int64(layer, "layer"));
+  return nb::make_tuple(PagesMemory(kv), ScalesMemory(kv));
 }
 
-nb::object Values(nb::handle self, nb::handle layer) {
-  const auto& cache = nb::cast<const SharedKvCache&>(self).cache();
-  const PagedKv kv = cache.Values(Int64(layer, "layer"));
-  return nb::make_tuple(PagesArray(kv, self), ScalesArray(kv, self));
+nb::object Values(const SharedKvCache& self, nb::handle layer) {
+  const PagedKv kv = self.cache().Values(Int64(layer, "layer"));
+  return nb::make_tuple(PagesMemory(kv), ScalesMemory(kv));
 }
 
 // Block keys of 16 bytes each.
@@ -166,7 +164,7 @@ std::vector<BlockKey> BlockKeys(const nb::bytes& bytes) {
   return keys;
 }
 
-std::span<uint8_t> Memory(const Array& x) {
+std::span<uint8_t> SwapMemory(const Array& x) {
   CheckElement(x, Element::kU8);
   CheckAxes(x, 1, "1-dimensional");
   CheckLastAxisContiguous(x);
@@ -220,7 +218,7 @@ void BindPrefixesAndSwaps(Class& type) {
           [](Self& self, nb::handle seq, nb::handle object) {
             const int64_t id = Int64(seq, "seq");
             const Array memory(object, "memory", Access::kWrite);
-            const std::span<uint8_t> bytes = Memory(memory);
+            const std::span<uint8_t> bytes = SwapMemory(memory);
             self.Locked([&](KvCache& c) { c.SwapOut(id, bytes); });
           },
           any, any)
@@ -229,7 +227,7 @@ void BindPrefixesAndSwaps(Class& type) {
           [](Self& self, nb::handle seq, nb::handle object) {
             const int64_t id = Int64(seq, "seq");
             const Array memory(object, "memory");
-            const std::span<const uint8_t> bytes = Memory(memory);
+            const std::span<const uint8_t> bytes = SwapMemory(memory);
             self.Locked([&](KvCache& c) { c.SwapIn(id, bytes); });
           },
           any, any);

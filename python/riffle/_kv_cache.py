@@ -206,19 +206,19 @@ class KvCache:
 
         Raises ValueError unless 0 <= layer < layers.
         """
-        return _named(self._pool.keys(layer)[0], self._dtypes[0])
+        return _array(self._pool, self._pool.keys(layer)[0], self._dtypes[0])
 
     def values(self, layer: int) -> Array:
         """The pages of a layer's values, as `keys`."""
-        return _named(self._pool.values(layer)[0], self._dtypes[1])
+        return _array(self._pool, self._pool.values(layer)[0], self._dtypes[1])
 
     def key_scales(self, layer: int) -> Array | None:
         """The scales of a layer's keys [pages, kv_heads, page_size], with scale_group [..., groups]; None: there are none."""
-        return _named(self._pool.keys(layer)[1], self._dtypes[2])
+        return _array(self._pool, self._pool.keys(layer)[1], self._dtypes[2])
 
     def value_scales(self, layer: int) -> Array | None:
         """The scales of a layer's values, as `key_scales`."""
-        return _named(self._pool.values(layer)[1], self._dtypes[2])
+        return _array(self._pool, self._pool.values(layer)[1], self._dtypes[2])
 
     @property
     def pages_free(self) -> int:
@@ -271,9 +271,21 @@ def _key(i: int, key: bytes | int) -> bytes:
     return number.to_bytes(16, "little")
 
 
-def _named(array: Array | None, dtype: str) -> Array | None:
-    """The array, its bytes as ml_dtypes' float8 where `dtype` is one."""
-    if array is None or not dtype.startswith("float8"):
+class _Memory:
+    """Memory of a pool as NumPy understands it: read-only, and alive as long as an array of it."""
+
+    def __init__(self, pool: Any, description: tuple[int, tuple[int, ...], tuple[int, ...], str]):
+        address, shape, strides, typestr = description
+        self.pool = pool
+        self.__array_interface__ = dict(version=3, data=(address, True), shape=shape, strides=strides, typestr=typestr)
+
+
+def _array(pool: Any, description: tuple | None, dtype: str) -> Array | None:
+    """The memory as an array, of ml_dtypes' types where NumPy has no `dtype`."""
+    if description is None:
+        return None
+    array = numpy.asarray(_Memory(pool, description))
+    if dtype != "bfloat16" and not dtype.startswith("float8"):
         return array
     import ml_dtypes
 
