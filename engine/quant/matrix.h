@@ -31,7 +31,7 @@ constexpr int64_t kRowTile = 64;  // rows of activations that are stored togethe
 //   kQ2     [2][32][4] u8: bits 2 i and 2 i + 1 of a byte in half h are a code of quarter 4 h + i
 //   others  (of code + Bias) [4][32][4] u8: low nibbles of quarters q and q + 4; then
 //     kQ5, kQ5Minimum  [32][4] u8: bit q is the fifth bit of a code of quarter q
-//     kQ6              [2][32][4] u8: the upper two bits, laid out as in kQ2
+//     kQ6              [2][32][4] u8: the upper two bits, in the order of kQ2
 // Scales follow. Packings with a minimum have two kinds; with halves, one for every 16 inputs:
 //   all                   d [32] f16
 //   minimum               dmin [32] f16
