@@ -40,6 +40,12 @@ def sample(
     A row's token depends on the row, its parameters and (seed, stream, position) alone: not on the batch, the number of
     threads or the layout. The random numbers are Philox4x32-10's (Salmon et al. 2011).
 
+    Logits change in this order: allowed, logit_bias, repetition, frequency, presence penalty; then the temperature and the
+    filters. Tokens and offsets are int32 or int64.
+
+    Numbers are one for all rows, or an array [rows]. Arrays may have any integer dtype and, but for top_k, seed,
+    stream and position, float16, bfloat16, float32 or float64.
+
     Args:
       logits: [rows, vocab] float32, float16 or bfloat16, any row stride, columns contiguous; read in place. -inf is
         never drawn. Where a row has +inf, those columns share the whole mass.
@@ -55,7 +61,6 @@ def sample(
         the temperature and the filters.
       on_invalid: what happens with a row that has a NaN, or nothing above -inf. "raise" fails the call; "token" gives that row
         token -1 and log-probability NaN, and draws the others as if it were not there.
-
       top_logprobs: also return this many of the best log-probabilities of each row, of raw logits too, and their tokens.
       allowed: int32 [rows, ceil(vocab / 32)], as structured-output engines make it: column c is allowed where bit c % 32 of
         word c // 32 is set; the logits of all others become -inf.
@@ -67,19 +72,13 @@ def sample(
       presence_penalty: subtracted once from the logit of each token of output_tokens.
       prompt_tokens, output_tokens: (tokens, offsets), ragged as logit_bias; every token is 0 to vocab - 1.
 
-      Logits change in this order: allowed, logit_bias, repetition, frequency, presence penalty; then the temperature and the
-      filters. Tokens and offsets are int32 or int64.
-
-      Numbers are one for all rows, or an array [rows]. Arrays may have any integer dtype and, but for top_k, seed,
-      stream and position, float16, bfloat16, float32 or float64.
-
     Returns:
       int32 [rows]; or a tuple of these, of float32 [rows] with return_logprobs, and of float32 [rows, top_logprobs] and
       int32 [rows, top_logprobs] with top_logprobs. Arrays of logits' framework.
 
     Raises:
-      ValueError: a row with a NaN, or with nothing above -inf, named in the text, unless on_invalid is "token"; a parameter out of its limits or of the
-        wrong length, or beyond what the library computes with (float32; int32 and, for stream and position, int64); a
+      ValueError: a row with a NaN, or with nothing above -inf, named in the text, unless on_invalid is "token"; a parameter
+        out of its limits or of the wrong length, or beyond what the library computes with (float32; int32 and, for stream and position, int64); a
         last axis that is not contiguous; an array that is not on the CPU.
       TypeError: no array, or a wrong dtype.
 
