@@ -8,7 +8,7 @@ from typing import Any
 import numpy
 
 
-def shown(value: Any) -> str:
+def short_repr(value: Any) -> str:
     """repr(value) for the text of an error, at most 200 characters; where it has none, its type."""
     try:
         text = repr(value)
@@ -24,7 +24,7 @@ def as_float(name: str, value: Any, form: str = "a number") -> float:
             return float(value)
     except Exception:  # as above
         pass
-    raise TypeError(f"{name} must be {form}, not {shown(value)}")
+    raise TypeError(f"{name} must be {form}, not {short_repr(value)}")
 
 
 def as_int(name: str, value: Any) -> int:
@@ -32,14 +32,14 @@ def as_int(name: str, value: Any) -> int:
     try:
         return operator.index(value)
     except Exception:  # as above
-        raise TypeError(f"{name} must be an int, not {shown(value)}") from None
+        raise TypeError(f"{name} must be an int, not {short_repr(value)}") from None
 
 
 def as_bool(name: str, value: Any) -> bool:
     """A flag. TypeError for anything but a bool, since "no" and 0.5 count as true in Python."""
     if isinstance(value, (bool, numpy.bool_)):
         return bool(value)
-    raise TypeError(f"{name} must be a bool, not {shown(value)}")
+    raise TypeError(f"{name} must be a bool, not {short_repr(value)}")
 
 
 def as_list(name: str, value: Any, what: str) -> list:
@@ -49,7 +49,7 @@ def as_list(name: str, value: Any, what: str) -> list:
             return list(value)
     except TypeError:
         pass
-    raise TypeError(f"{name} must be a sequence of {what}, not {shown(value)}")
+    raise TypeError(f"{name} must be a sequence of {what}, not {short_repr(value)}")
 
 
 def check_mask_value(value: Any) -> None:

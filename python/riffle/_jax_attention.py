@@ -9,18 +9,18 @@ from typing import Any, Literal, NamedTuple
 import jax
 import numpy as np
 
-from riffle._arguments import as_bool, as_float, as_int, check_mask_value, shown
+from riffle._arguments import as_bool, as_float, as_int, check_mask_value, short_repr
 from riffle._jax_call import (
     FLOATING,
     INDICES,
     SCALED,
     SCALES,
+    as_finite_float,
     check_arrays,
     check_axes,
     check_dtype,
     check_shape,
     custom_call,
-    finite,
     is_quantized,
 )
 
@@ -131,10 +131,10 @@ def _sides(causal, window, window_right):
     """The attributes that say which keys a query sees; -1: not given."""
     causal = as_bool("causal", causal)
     limits = {}
-    for name, value, least in (("window", window, 1), ("window_right", window_right, 0)):
+    for name, value, minimum in (("window", window, 1), ("window_right", window_right, 0)):
         limits[name] = -1 if value is None else as_int(name, value)
-        if value is not None and not least <= limits[name] <= np.iinfo(np.int64).max:
-            raise ValueError(f"{name} = {limits[name]} is not in {least}..2^63 - 1")
+        if value is not None and not minimum <= limits[name] <= np.iinfo(np.int64).max:
+            raise ValueError(f"{name} = {limits[name]} is not in {minimum}..2^63 - 1")
     if causal and limits["window_right"] > 0:
         raise ValueError(
             f"window_right = {limits['window_right']} but causal is set, under which no query sees a later key; set causal to False"
@@ -234,18 +234,18 @@ def _checked_decode(q, k_pages, v_pages, lengths, page_indices, sm_scale, mask_v
     check_arrays(q=q, k_pages=k_pages, v_pages=v_pages, lengths=lengths, page_indices=page_indices)
     soft_cap = 0.0
     if attn_logits_soft_cap is not None:
-        soft_cap = finite("attn_logits_soft_cap", attn_logits_soft_cap)
+        soft_cap = as_finite_float("attn_logits_soft_cap", attn_logits_soft_cap)
         if np.float32(soft_cap) <= 0:
             raise ValueError(f"attn_logits_soft_cap = {soft_cap} is not positive")
-    check_mask_value(finite("mask_value", mask_value))
+    check_mask_value(as_finite_float("mask_value", mask_value))
     if pages_per_compute_block is not None:
         pages_per_compute_block = as_int("pages_per_compute_block", pages_per_compute_block)
     if megacore_mode is not None and not (isinstance(megacore_mode, str) and megacore_mode in ("kv_head", "batch")):
-        raise ValueError(f"megacore_mode = {shown(megacore_mode)} is none of 'kv_head', 'batch', None")
+        raise ValueError(f"megacore_mode = {short_repr(megacore_mode)} is none of 'kv_head', 'batch', None")
     as_bool("inline_seq_dim", inline_seq_dim)
     key_scales, value_scales = _number_or_array("key_scales", key_scales), _number_or_array("value_scales", value_scales)
-    return _paged_attention(q, k_pages, v_pages, lengths, page_indices, key_scales, value_scales, sm_scale=finite("sm_scale", sm_scale),
-                            soft_cap=soft_cap, pages_per_compute_block=pages_per_compute_block,
+    return _paged_attention(q, k_pages, v_pages, lengths, page_indices, key_scales, value_scales,
+                            sm_scale=as_finite_float("sm_scale", sm_scale), soft_cap=soft_cap, pages_per_compute_block=pages_per_compute_block,
                             megacore_mode=megacore_mode, sides=_sides(True, window, None), with_lse=with_lse)
 
 
@@ -303,7 +303,7 @@ def prefill_attention(
             raise ValueError(f"length = {length} is not in 0..{np.iinfo(np.int32).max}")
         length = np.int32(length)
     check_arrays(q=q, k_pages=k_pages, v_pages=v_pages, length=length, page_indices=page_indices)
-    sm_scale = None if sm_scale is None else finite("sm_scale", sm_scale)
+    sm_scale = None if sm_scale is None else as_finite_float("sm_scale", sm_scale)
     key_scales, value_scales = _number_or_array("key_scales", key_scales), _number_or_array("value_scales", value_scales)
     return _prefill_attention(q, k_pages, v_pages, length, page_indices, key_scales, value_scales, sm_scale=sm_scale,
                               sides=_sides(causal, window, window_right))

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from riffle import _core
-from riffle._arguments import as_float, shown
+from riffle._arguments import as_float, short_repr
 
 Array = Any
 
@@ -47,11 +47,11 @@ def check_arrays(**arrays):
         if is_quantized(x):
             check_arrays(**{f"{name}.weight": x.weight, f"{name}.scales": x.scales})
         elif getattr(x, "dtype", None) is None or getattr(x.dtype, "kind", "") in "OSUmM" or isinstance(x, type):
-            kind = shown(x) if getattr(x, "dtype", None) is None else f"one of dtype {x.dtype}"
+            kind = short_repr(x) if getattr(x, "dtype", None) is None else f"one of dtype {x.dtype}"
             raise TypeError(f"{name} must be an array, not {kind}")
 
 
-def finite(name, value):
+def as_finite_float(name, value):
     value = as_float(name, value)
     if not math.isfinite(np.float32(value)):
         raise ValueError(f"{name} = {value} is not a finite float32")

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from riffle._arguments import as_bool, as_int, shown
+from riffle._arguments import as_bool, as_int, short_repr
 from riffle._jax_attention import DEFAULT_MASK_VALUE, QuantizedTensor, paged_attention_state
 from riffle._jax_call import check_arrays
 
@@ -41,9 +41,9 @@ def sharded_top_k(operand: Array, k: int, axis_name: Any, *, axis: int = -1, siz
     >>> import jax, numpy as np, riffle.jax
     >>> from jax.sharding import Mesh, PartitionSpec as P
     >>> mesh = Mesh(np.array(jax.devices()[:1]), "vocab")
-    >>> def of_shard(logits):
+    >>> def select_from_shard(logits):
     ...     return riffle.jax.sharded_top_k(logits, 2, "vocab")
-    >>> call = jax.shard_map(of_shard, mesh=mesh, in_specs=P(None, "vocab"), out_specs=P(), check_vma=False)
+    >>> call = jax.shard_map(select_from_shard, mesh=mesh, in_specs=P(None, "vocab"), out_specs=P(), check_vma=False)
     >>> values, indices = call(np.array([[3, 1, 4, 1, 5]], np.float32))
     >>> indices
     Array([[4, 2]], dtype=int32)
@@ -84,7 +84,7 @@ def _place(axis_name):
         return jax.lax.psum(1, axis_name), jax.lax.axis_index(axis_name)
     except Exception:  # its type depends on what axis_name is
         raise ValueError(
-            f"axis_name = {shown(axis_name)} is not an axis, or a tuple of axes, of the jax.shard_map around the call"
+            f"axis_name = {short_repr(axis_name)} is not an axis, or a tuple of axes, of the jax.shard_map around the call"
         ) from None
 
 
@@ -152,8 +152,8 @@ def sharded_paged_attention(
                                      key_scales=key_scales, value_scales=value_scales)  # fmt: skip
     every = jax.lax.all_gather(jnp.concatenate([out, lse[..., None]], axis=-1), axis_name)
     outs, lses = every[..., :-1], every[..., -1:]
-    most = lses.max(0)
-    weights = jnp.exp(lses - jnp.where(most == -jnp.inf, 0, most))  # where there is no key at all: 0
+    largest = lses.max(0)
+    weights = jnp.exp(lses - jnp.where(largest == -jnp.inf, 0, largest))  # where there is no key at all: 0
     mass = weights.sum(0)
     merged = ((weights * outs).sum(0) / jnp.where(mass == 0, 1, mass)).astype(q.dtype)
-    return (merged, (most + jnp.log(mass))[..., 0]) if return_lse else merged
+    return (merged, (largest + jnp.log(mass))[..., 0]) if return_lse else merged

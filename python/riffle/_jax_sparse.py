@@ -10,17 +10,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from riffle._arguments import as_bool, as_float, as_int, shown
+from riffle._arguments import as_bool, as_float, as_int, short_repr
 from riffle._jax_call import (
     FLOATING,
     SCALED,
     SCALES,
+    as_finite_float,
     check_arrays,
     check_axes,
     check_dtype,
     check_shape,
     custom_call,
-    finite,
 )
 from riffle._sparse_arguments import scopes_of
 
@@ -36,11 +36,11 @@ _CODES = {"float8_e4m3fn": jnp.float8_e4m3fn, "float8_e5m2": jnp.float8_e5m2}  #
 
 def _one_of(name, value, values):
     if not isinstance(value, str) or value not in values:
-        raise ValueError(f"{name} = {shown(value)} is none of {', '.join(map(repr, values))}")
+        raise ValueError(f"{name} = {short_repr(value)} is none of {', '.join(map(repr, values))}")
     return value
 
 
-def _nothing(*shape, dtype=jnp.int32):
+def _empty_operand(*shape, dtype=jnp.int32):
     """An empty array in the place of an operand that is not given."""
     return jnp.zeros(shape, dtype)
 
@@ -78,7 +78,7 @@ def _indexer_top_k(q, weights, keys, kv_lens, page_table, cu_q_lens, key_scales,
     check_dtype("weights", weights, ("float32",))
     check_shape("weights", weights, (tokens, heads), "a weight for each head of q")
     if key_scales is None:
-        key_scales = _nothing(0, 0, dtype=jnp.float32)
+        key_scales = _empty_operand(0, 0, dtype=jnp.float32)
     else:
         check_dtype("key_scales", key_scales, ("float32",))
         key_scales = jnp.broadcast_to(key_scales, keys.shape[:2])
@@ -90,12 +90,12 @@ def _indexer_top_k(q, weights, keys, kv_lens, page_table, cu_q_lens, key_scales,
     if cu_q_lens is None:
         if tokens != kv_lens.shape[0]:
             raise ValueError(f"q has {tokens} tokens for {kv_lens.shape[0]} sequences; give cu_q_lens")
-        cu_q_lens = _nothing(0)
+        cu_q_lens = _empty_operand(0)
     else:
         check_dtype("cu_q_lens", cu_q_lens, ("int32", "int64"))
         check_shape("cu_q_lens", cu_q_lens, (kv_lens.shape[0] + 1,), "one more than there are sequences")
     if candidates is None:
-        candidates = _nothing(0, 0)
+        candidates = _empty_operand(0, 0)
     else:
         _check_int32("candidates", candidates)
         check_axes("candidates", candidates, "[tokens, candidates]")
@@ -150,10 +150,10 @@ def indexer_top_k(
         "incomplete_tail": as_bool("incomplete_tail", incomplete_tail),
         "slots": as_bool("slots", slots),
     }
-    for name, (value, least) in numbers.items():
+    for name, (value, minimum) in numbers.items():
         options[name] = as_int(name, value)
-        if not least <= options[name] <= _INT32_MAX:
-            raise ValueError(f"{name} = {options[name]} is not in {least}..{_INT32_MAX}")
+        if not minimum <= options[name] <= _INT32_MAX:
+            raise ValueError(f"{name} = {options[name]} is not in {minimum}..{_INT32_MAX}")
     coded_as = "plain" if key_format is None else _one_of("key_format", key_format, _KEY_FORMATS)
     return _indexer_top_k(q, weights, keys, kv_lens, page_table, cu_q_lens, key_scales, candidates, k=k, key_format=coded_as,
                           options=tuple(options.items()))
@@ -182,7 +182,7 @@ def _check_rows(rows, row_format, d):
 def _check_scales(scales, rows):
     """Scales as [slots or 1, groups of d]. rows: as they are given, or as codes of a dtype."""
     if scales is None:
-        return _nothing(0, 0, dtype=jnp.float32)
+        return _empty_operand(0, 0, dtype=jnp.float32)
     if str(rows.dtype) not in SCALED:
         raise TypeError(f"rows has dtype {rows.dtype}; with row_scales it must be {', '.join(SCALED[:-1])} or {SCALED[-1]}")
     check_dtype("row_scales", scales, SCALES)
@@ -219,13 +219,13 @@ def _sparse_attention(q, scopes, sinks, *, row_formats, value_dim, scale, ignore
         check_axes("slots", slots, "[tokens, n]")
         check_shape("slots", slots, (tokens, slots.shape[1]), "a row for each token of q")
         if lengths is None:
-            lengths = _nothing(0)
+            lengths = _empty_operand(0)
         else:
             _check_int32("lengths", lengths)
             check_shape("lengths", lengths, (tokens,), "one for each token of q")
         operands += [rows, slots, lengths, scales]
     if sinks is None:
-        sinks = _nothing(0, dtype=jnp.float32)
+        sinks = _empty_operand(0, dtype=jnp.float32)
     else:
         check_dtype("sinks", sinks)
         check_shape("sinks", sinks, (heads,), "one for each head of q")
@@ -284,6 +284,6 @@ def sparse_attention(
     out, lse = _sparse_attention(
         q, tuple((*scope[:3], _scales_operand(scope[4])) for scope in scopes), sinks, row_formats=tuple(scope[3] for scope in scopes),
         value_dim=None if value_dim is None else as_int("value_dim", value_dim),
-        scale=None if scale is None else finite("scale", scale),
+        scale=None if scale is None else as_finite_float("scale", scale),
         ignore_invalid=_one_of("invalid", invalid, ("raise", "ignore")) == "ignore")
     return (out, lse) if as_bool("return_lse", return_lse) else out

@@ -8,7 +8,7 @@ from typing import Any, Literal
 import jax
 import numpy as np
 
-from riffle._arguments import as_bool, as_float, shown
+from riffle._arguments import as_bool, as_float, short_repr
 from riffle._jax_call import FLOATING, INDICES, SCALED, SCALES, check_arrays, check_axes, check_dtype, check_shape
 
 Array = Any
@@ -57,62 +57,62 @@ def write_kv(
     Array([0., 1., 0., 0.], dtype=float32)
     """
     if not isinstance(layout, str) or layout not in _LAYOUTS:
-        raise ValueError(f"layout = {shown(layout)} is none of 'HND', 'NHD', 'JAX'")
+        raise ValueError(f"layout = {short_repr(layout)} is none of 'HND', 'NHD', 'JAX'")
     compute_scales = as_bool("compute_scales", compute_scales)
     check_arrays(keys=keys, values=values, slots=slots, key_pages=key_pages, value_pages=value_pages)
     sides = (("key", keys, key_pages, key_format, key_scales), ("value", values, value_pages, value_format, value_scales))
-    kinds, operands = [], []
-    for name, x, pages, form, scales in sides:
-        _check_pages(name, pages, form)
-        _check_tokens(f"{name}s", x, slots, pages, layout, form)
-        kind, scales = _scales(name, pages, scales, compute_scales and str(pages.dtype) in SCALED)
-        kinds.append(kind)
+    scale_modes, operands = [], []
+    for name, x, pages, block_format, scales in sides:
+        _check_pages(name, pages, block_format)
+        _check_tokens(f"{name}s", x, slots, pages, layout, block_format)
+        mode, scales = _scale_mode_and_operand(name, pages, scales, compute_scales and str(pages.dtype) in SCALED)
+        scale_modes.append(mode)
         operands += [] if scales is None else [scales]
     check_shape("value_pages", value_pages, (*key_pages.shape[:3], value_pages.shape[3]), "as key_pages but for head_dim")
-    if compute_scales and _COMPUTED not in kinds:
+    if compute_scales and _COMPUTED not in scale_modes:
         raise ValueError("compute_scales = True but neither key_pages nor value_pages is of a dtype with scales: " + ", ".join(SCALED))
-    formats = tuple(0 if form is None else 1 + list(_BLOCK_BYTES).index(form) for form in (key_format, value_format))
-    return _write(keys, values, slots, key_pages, value_pages, *operands, layout=layout, formats=formats, kinds=tuple(kinds))
+    formats = tuple(0 if name is None else 1 + list(_BLOCK_BYTES).index(name) for name in (key_format, value_format))
+    return _write(keys, values, slots, key_pages, value_pages, *operands, layout=layout, formats=formats, scale_modes=tuple(scale_modes))
 
 
 # Static arguments are checked before this call, because JAX looks them up among its compiled functions.
-@functools.partial(jax.jit, inline=True, static_argnames=("layout", "formats", "kinds"))
-def _write(keys, values, slots, key_pages, value_pages, *scales, layout, formats, kinds):
+@functools.partial(jax.jit, inline=True, static_argnames=("layout", "formats", "scale_modes"))
+def _write(keys, values, slots, key_pages, value_pages, *scales, layout, formats, scale_modes):
     written = [key_pages, value_pages]
     aliases = {3: 0, 4: 1}  # operand: result
-    for i, (kind, x) in enumerate(zip([kind for kind in kinds if kind], scales, strict=True)):
-        if kind == _COMPUTED:
+    for i, (mode, x) in enumerate(zip([mode for mode in scale_modes if mode], scales, strict=True)):
+        if mode == _COMPUTED:
             aliases[5 + i] = len(written)
             written.append(x)
     call = jax.ffi.ffi_call("riffle_write_kv", [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in written], input_output_aliases=aliases)
     return tuple(
         call(keys, values, slots, key_pages, value_pages, *scales, layout=np.int64(list(_LAYOUTS).index(layout)),
-             key_format=np.int64(formats[0]), value_format=np.int64(formats[1]), scales=np.int64(kinds[0] + 3 * kinds[1]))
+             key_format=np.int64(formats[0]), value_format=np.int64(formats[1]), scales=np.int64(scale_modes[0] + 3 * scale_modes[1]))
     )  # fmt: skip
 
 
-def _check_pages(name, pages, form):
+def _check_pages(name, pages, block_format):
     check_axes(f"{name}_pages", pages, "[pages, kv_heads, page_size, head_dim]")
-    if form is None:
+    if block_format is None:
         return check_dtype(f"{name}_pages", pages, (*FLOATING, *SCALED))
-    if not isinstance(form, str):
-        raise TypeError(f"{name}_format must be a str or None, not {shown(form)}")
-    if form not in _BLOCK_BYTES:
-        raise ValueError(f"{name}_format = {form!r} is none of {', '.join(map(repr, _BLOCK_BYTES))}")
+    if not isinstance(block_format, str):
+        raise TypeError(f"{name}_format must be a str or None, not {short_repr(block_format)}")
+    if block_format not in _BLOCK_BYTES:
+        raise ValueError(f"{name}_format = {block_format!r} is none of {', '.join(map(repr, _BLOCK_BYTES))}")
     check_dtype(f"{name}_pages", pages, ("uint8",))
-    if pages.shape[3] % _BLOCK_BYTES[form] != 0:
-        raise ValueError(f"{name}_pages has shape {pages.shape}; {name}_format = {form!r} takes a multiple of {_BLOCK_BYTES[form]} bytes")
+    if pages.shape[3] % _BLOCK_BYTES[block_format] != 0:
+        raise ValueError(f"{name}_pages has shape {pages.shape}; {name}_format = {block_format!r} takes a multiple of {_BLOCK_BYTES[block_format]} bytes")
 
 
-def _check_tokens(name, x, slots, pages, layout, form):
+def _check_tokens(name, x, slots, pages, layout, block_format):
     check_dtype(name, x)
     check_dtype("slots", slots, INDICES)
     check_axes("slots", slots, "[tokens]")
-    head_dim = pages.shape[3] if form is None else pages.shape[3] // _BLOCK_BYTES[form] * 32
+    head_dim = pages.shape[3] if block_format is None else pages.shape[3] // _BLOCK_BYTES[block_format] * 32
     check_shape(name, x, (slots.shape[0], pages.shape[_LAYOUTS[layout][2]], head_dim), "what slots and pages have")
 
 
-def _scales(name, pages, scales, compute):
+def _scale_mode_and_operand(name, pages, scales, compute):
     """One of _NO_SCALES, _GIVEN and _COMPUTED, and the operand: as many axes as pages without the last, or one more of groups."""
     if scales is None:
         if compute or str(pages.dtype) == "int8":
@@ -122,7 +122,7 @@ def _scales(name, pages, scales, compute):
     if not hasattr(scales, "dtype"):
         scales = np.full((1, 1, 1), as_float(f"{name}_scales", scales, "a number, an array or None"), np.float32)
         if compute:
-            raise TypeError(f"{name}_scales must be an array, to which compute_scales = True writes, not {shown(scales.item())}")
+            raise TypeError(f"{name}_scales must be an array, to which compute_scales = True writes, not {short_repr(scales.item())}")
     check_arrays(**{f"{name}_scales": scales})
     if str(pages.dtype) not in SCALED:
         raise TypeError(f"{name}_pages has dtype {pages.dtype}; with {name}_scales it must be {', '.join(SCALED[:-1])} or {SCALED[-1]}")

@@ -9,7 +9,7 @@ from typing import Any, Sequence
 import numpy
 
 from riffle import _core
-from riffle._arguments import as_list, shown
+from riffle._arguments import as_list, short_repr
 
 Array = Any
 
@@ -265,7 +265,7 @@ def _key(i: int, key: bytes | int) -> bytes:
     try:
         number = operator.index(key)
     except Exception:  # whatever an object's own code raises
-        raise TypeError(f"block_keys[{i}] must be 16 bytes or an int, not {shown(key)}") from None
+        raise TypeError(f"block_keys[{i}] must be 16 bytes or an int, not {short_repr(key)}") from None
     if not 0 <= number < 1 << 128:
         raise ValueError(f"block_keys[{i}] = {number} is not in 0..2^128 - 1")
     return number.to_bytes(16, "little")

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any, Literal, Sequence
 
 from riffle import _core
-from riffle._arguments import as_bool, as_float, shown
-from riffle._sparse_arguments import e4m3_codes, narrowed, scopes_of
+from riffle._arguments import as_bool, as_float, short_repr
+from riffle._sparse_arguments import as_int32, e4m3_codes, scopes_of
 
 Array = Any
 
@@ -14,7 +14,7 @@ Array = Any
 def _index_keys(keys: Array, key_format: str | None) -> tuple[Array, str | None]:
     codes, is_e4m3 = e4m3_codes(keys)
     if is_e4m3 and key_format not in (None, "plain", "e4m3"):
-        raise ValueError(f"key_format = {shown(key_format)} is for uint8 keys, not float8_e4m3fn")
+        raise ValueError(f"key_format = {short_repr(key_format)} is for uint8 keys, not float8_e4m3fn")
     return codes, "e4m3" if is_e4m3 else key_format
 
 
@@ -70,8 +70,8 @@ def indexer_logits(
     """
     q, q_e4m3 = e4m3_codes(q)
     keys, key_format = _index_keys(keys, key_format)
-    return _core.indexer_logits(q, q_e4m3, weights, keys, narrowed("kv_lens", kv_lens), narrowed("page_table", page_table),
-                                narrowed("cu_q_lens", cu_q_lens), key_scales, key_format, ratio, activation, out)
+    return _core.indexer_logits(q, q_e4m3, weights, keys, as_int32("kv_lens", kv_lens), as_int32("page_table", page_table),
+                                as_int32("cu_q_lens", cu_q_lens), key_scales, key_format, ratio, activation, out)
 
 
 def indexer_top_k(
@@ -130,9 +130,9 @@ def indexer_top_k(
     """
     q, q_e4m3 = e4m3_codes(q)
     keys, key_format = _index_keys(keys, key_format)
-    return _core.indexer_top_k(q, q_e4m3, weights, keys, narrowed("kv_lens", kv_lens), narrowed("page_table", page_table), k,
-                               narrowed("cu_q_lens", cu_q_lens), key_scales, key_format, ratio, activation, block, reduce,
-                               first_blocks, local_blocks, incomplete_tail, narrowed("candidates", candidates), candidate_span,
+    return _core.indexer_top_k(q, q_e4m3, weights, keys, as_int32("kv_lens", kv_lens), as_int32("page_table", page_table), k,
+                               as_int32("cu_q_lens", cu_q_lens), key_scales, key_format, ratio, activation, block, reduce,
+                               first_blocks, local_blocks, incomplete_tail, as_int32("candidates", candidates), candidate_span,
                                slots, out)
 
 
@@ -168,16 +168,16 @@ def write_index_keys(
     array([0., 0., 1., 0.], dtype=float32)
     """
     if not isinstance(format, str) or format not in ("plain", "e4m3", "deepgemm", "mxfp4", "int8"):
-        raise ValueError(f"format = {shown(format)} is none of 'plain', 'e4m3', 'deepgemm', 'mxfp4', 'int8'")
+        raise ValueError(f"format = {short_repr(format)} is none of 'plain', 'e4m3', 'deepgemm', 'mxfp4', 'int8'")
     if not hasattr(pages, "dtype"):
-        raise TypeError(f"pages must be an array, not {shown(pages)}")
+        raise TypeError(f"pages must be an array, not {short_repr(pages)}")
     codes, is_e4m3 = e4m3_codes(pages)
     kind = str(getattr(pages, "dtype", "")).removeprefix("torch.")
     if kind and ((format == "int8") != (kind == "int8") or (is_e4m3 and format != "e4m3")):
         raise TypeError(f"pages has dtype {kind}, which is not that of format = {format!r}")
     if scales is None and format in ("e4m3", "int8"):
         raise TypeError(f"scales must be an array where format = {format!r}, not None")
-    _core.write_index_keys(keys, narrowed("slots", slots), codes, scales, "plain" if format == "int8" else format,
+    _core.write_index_keys(keys, as_int32("slots", slots), codes, scales, "plain" if format == "int8" else format,
                            as_bool("hadamard", hadamard))
 
 
@@ -211,8 +211,8 @@ def positions_to_slots(positions: Array, page_table: Array, page_size: int, *, c
     >>> riffle.positions_to_slots(np.array([[0, 17, -1]], np.int32), np.array([[5, 2]]), 16)
     array([[80, 33, -1]], dtype=int32)
     """
-    return _core.positions_to_slots(narrowed("positions", positions), narrowed("page_table", page_table), page_size,
-                                    narrowed("cu_q_lens", cu_q_lens))
+    return _core.positions_to_slots(as_int32("positions", positions), as_int32("page_table", page_table), page_size,
+                                    as_int32("cu_q_lens", cu_q_lens))
 
 
 def expand_blocks(blocks: Array, block: int, ends: Array) -> Array:
@@ -230,7 +230,7 @@ def expand_blocks(blocks: Array, block: int, ends: Array) -> Array:
     >>> riffle.expand_blocks(np.array([[1, 0, -1]], np.int32), 2, np.array([3]))
     array([[ 2, -1,  0,  1, -1, -1]], dtype=int32)
     """
-    return _core.expand_blocks(narrowed("blocks", blocks), block, narrowed("ends", ends))
+    return _core.expand_blocks(as_int32("blocks", blocks), block, as_int32("ends", ends))
 
 
 def compress_kv(
@@ -333,10 +333,10 @@ def sparse_attention(
     array([2., 2.], dtype=float32)
     """
     if not isinstance(invalid, str) or invalid not in ("raise", "ignore"):
-        raise ValueError(f"invalid = {shown(invalid)} is none of 'raise', 'ignore'")
+        raise ValueError(f"invalid = {short_repr(invalid)} is none of 'raise', 'ignore'")
     more = scopes_of(extra, "rows, slots, lengths, row_format, row_scales")
     scopes = [(rows, slots, lengths, row_format, row_scales), *((*scope, None)[:5] for scope in more)]
-    scopes = [(r, narrowed("slots", s), narrowed("lengths", n), f, x) for r, s, n, f, x in scopes]
+    scopes = [(r, as_int32("slots", s), as_int32("lengths", n), f, x) for r, s, n, f, x in scopes]
     return _core.sparse_attention(q, scopes, value_dim, scale, sinks, True, invalid == "ignore", out, return_lse)
 
 

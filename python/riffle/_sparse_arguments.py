@@ -6,12 +6,12 @@ from typing import Any
 
 import numpy
 
-from riffle._arguments import as_list, shown
+from riffle._arguments import as_list, short_repr
 
 Array = Any
 
 
-def narrowed(name: str, x: Array) -> Array:
+def as_int32(name: str, x: Array) -> Array:
     """An int64 array as int32 of NumPy; any other x as it is, for the bindings to judge.
 
     Raises ValueError, naming the first element that does not fit into int32.
@@ -47,9 +47,9 @@ def scopes_of(extra: Any, parts: str = "rows, slots, lengths, row_format") -> li
 
     parts: their names; the fifth, if there is one, may be left out.
     """
-    most = len(parts.split(", "))
+    max_parts = len(parts.split(", "))
     scopes = as_list("extra", extra, f"({parts})")
     for i, scope in enumerate(scopes):
-        if not isinstance(scope, (list, tuple)) or not 4 <= len(scope) <= most:
-            raise ValueError(f"extra[{i}] must be ({parts}), not {shown(scope)}")
+        if not isinstance(scope, (list, tuple)) or not 4 <= len(scope) <= max_parts:
+            raise ValueError(f"extra[{i}] must be ({parts}), not {short_repr(scope)}")
     return [tuple(scope) for scope in scopes]

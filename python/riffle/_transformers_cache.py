@@ -8,8 +8,8 @@ import torch
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
-# Whenever memory is full, room is added for 1 / _SHARE of the tokens, and for at least _LEAST.
-_SHARE, _LEAST = 4, 256
+# Whenever memory is full it grows by 1 / _GROWTH_DIVISOR of the tokens, and by at least _MIN_GROWTH tokens.
+_GROWTH_DIVISOR, _MIN_GROWTH = 4, 256
 
 
 class GrowingCache(DynamicCache):
@@ -50,7 +50,7 @@ class _Memory:
         start = self._start(old, new)
         if start is None or start + before + added > self.tokens.shape[2]:
             batch, heads, _, head_dim = new.shape
-            room = before + added + max((before + added) // _SHARE, _LEAST)
+            room = before + added + max((before + added) // _GROWTH_DIVISOR, _MIN_GROWTH)
             self.tokens, start = new.new_empty(batch, heads, room, head_dim), 0
             if before:
                 self.tokens[:, :, :before] = old

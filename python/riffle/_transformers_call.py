@@ -7,7 +7,7 @@ from typing import Any, Literal
 import torch
 
 import riffle
-from riffle._transformers_masks import Keys
+from riffle._transformers_masks import VisibleKeys
 
 # The head_dim that riffle takes: a multiple of the step.
 HEAD_DIM_STEP, MAX_HEAD_DIM = 8, 1024
@@ -28,7 +28,7 @@ def tokens_as_pages(x: torch.Tensor) -> torch.Tensor:
     return x.as_strided((pages, heads, 1, head_dim), (token, head, token, 1))
 
 
-def attend(q, keys, values, where: Keys, layout: Literal["HND", "NHD"], options) -> Any:
+def attend(q, keys, values, where: VisibleKeys, layout: Literal["HND", "NHD"], options) -> Any:
     options = {"causal": where.causal, "window": where.window, "mask": where.mask, **options}
     return riffle.paged_attention(
         q, keys, values, where.kv_lens, where.page_table, cu_q_lens=where.cu_q_lens, layout=layout, **options

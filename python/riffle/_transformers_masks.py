@@ -25,7 +25,7 @@ WITHOUT_EFFECT = frozenset(
 )
 
 
-class Keys(NamedTuple):
+class VisibleKeys(NamedTuple):
     """What the queries of a forward see, the same in all layers that share a mask."""
 
     kv_lens: torch.Tensor  # int32 [B]
@@ -36,15 +36,15 @@ class Keys(NamedTuple):
     mask: torch.Tensor | None = None  # [tokens, heads or 1, keys], bool or added; then the fields above show all keys
 
 
-def blind_queries(keys: Keys) -> torch.Tensor | None:
+def queries_without_keys(keys: VisibleKeys) -> torch.Tensor | None:
     """bool [tokens, heads or 1]: the queries that see no key; None where there are none.
 
     None too where a mask adds to the logits: its lowest numbers, which hide keys, are added as eager attention adds them (see
     in_float32).
     """
     if keys.mask is not None:
-        blind = None if keys.mask.dtype != torch.bool else ~keys.mask.any(-1)
-        return blind if blind is not None and bool(blind.any()) else None
+        without_keys = None if keys.mask.dtype != torch.bool else ~keys.mask.any(-1)
+        return without_keys if without_keys is not None and bool(without_keys.any()) else None
     empty = keys.kv_lens == 0
     if not bool(empty.any()):
         return None
@@ -123,7 +123,7 @@ class Mask(torch.Tensor):
         self.request = request
         self.structure = structure_of(request["mask_function"])
         self._visible: Any = None  # a tensor, once it is asked for
-        self._keys: dict[int, Keys] = {}
+        self._keys: dict[int, VisibleKeys] = {}
 
     @classmethod
     def __torch_dispatch__(cls, function, types, args=(), kwargs=None):
@@ -141,17 +141,17 @@ class Mask(torch.Tensor):
         zero = torch.zeros((), dtype=self.dtype, device=self.device)
         return torch.where(self.visible(), zero, torch.finfo(self.dtype).min)
 
-    def keys(self, row: int) -> Keys:
-        """What queries see, for tokens as pages of one token each, where each row of the batch begins `row` pages after the one before it."""
-        keys = self._keys.get(row)
+    def visible_keys(self, row_stride: int) -> VisibleKeys:
+        """What queries see. Tokens are pages of one token; each row of the batch begins `row_stride` pages after the one before it."""
+        keys = self._keys.get(row_stride)
         if keys is None:
-            keys = self._by_structure(row)
+            keys = self._by_structure(row_stride)
             if keys is None:
-                keys = keys_seen(self.visible()[:, 0], row)
-            self._keys[row] = keys
+                keys = keys_seen(self.visible()[:, 0], row_stride)
+            self._keys[row_stride] = keys
         return keys
 
-    def _by_structure(self, row: int) -> Keys | None:
+    def _by_structure(self, row_stride: int) -> VisibleKeys | None:
         """None where the mask has to be evaluated: unknown functions, and padding that is not on the left."""
         known = self.structure
         if known is None or known.packed:
@@ -175,42 +175,42 @@ class Mask(torch.Tensor):
                 return None
         if known.chunk is not None:
             starts = (known.chunk_start - kv_offset).tolist()
-            return _chunks(starts, padding.tolist(), known.chunk, q_len, seen, row)
+            return _chunks(starts, padding.tolist(), known.chunk, q_len, seen, row_stride)
         if not padded:
-            return all_keys(batch, q_len, seen, row, known.causal, known.window)
-        return _without_padding(padding, q_len, seen, row)._replace(window=known.window)
+            return all_keys(batch, q_len, seen, row_stride, known.causal, known.window)
+        return _without_padding(padding, q_len, seen, row_stride)._replace(window=known.window)
 
 
-def token_table(starts: torch.Tensor, lengths: torch.Tensor, cu_q_lens: torch.Tensor | None) -> Keys:
+def token_table(starts: torch.Tensor, lengths: torch.Tensor, cu_q_lens: torch.Tensor | None) -> VisibleKeys:
     """Keys that are stored one after another: `lengths` tokens from token `starts` on, for pages of one token."""
     table = starts[:, None] + torch.arange(max(int(lengths.max()), 1))
     # What follows a sequence's last page is not read.
-    return Keys(lengths.to(torch.int32), table.to(torch.int32), cu_q_lens)
+    return VisibleKeys(lengths.to(torch.int32), table.to(torch.int32), cu_q_lens)
 
 
 @functools.lru_cache(maxsize=4)  # the layers of a forward are of one or two kinds
-def all_keys(batch: int, q_len: int, kv_len: int, row: int, causal: bool, window: int | None) -> Keys:
-    """All tokens of rows that begin `row` tokens after each other."""
-    starts, lengths = torch.arange(batch) * row, torch.full((batch,), kv_len)
+def all_keys(batch: int, q_len: int, kv_len: int, row_stride: int, causal: bool, window: int | None) -> VisibleKeys:
+    """All tokens of rows that begin `row_stride` tokens after each other."""
+    starts, lengths = torch.arange(batch) * row_stride, torch.full((batch,), kv_len)
     if not causal:
         return _same_keys(token_table(starts, lengths, None), q_len)._replace(window=window)
     cu_q_lens = None if q_len == 1 else torch.arange(batch + 1, dtype=torch.int32) * q_len
     return token_table(starts, lengths, cu_q_lens)._replace(causal=causal, window=window)
 
 
-def _same_keys(keys: Keys, q_len: int) -> Keys:
+def _same_keys(keys: VisibleKeys, q_len: int) -> VisibleKeys:
     """`q_len` queries for each sequence of `keys`, each of which sees all keys of it.
 
     A sequence may have at most as many queries as keys, so it is repeated as often as needed.
     """
     lengths = keys.kv_lens.to(torch.int64)
-    most = torch.where(lengths > 0, lengths, q_len).clamp(max=q_len)
-    times = -(-q_len // most)
-    q_lens = most.repeat_interleave(times)
-    q_lens[times.cumsum(0) - 1] = q_len - (times - 1) * most
+    max_q_lens = torch.where(lengths > 0, lengths, q_len).clamp(max=q_len)
+    times = -(-q_len // max_q_lens)
+    q_lens = max_q_lens.repeat_interleave(times)
+    q_lens[times.cumsum(0) - 1] = q_len - (times - 1) * max_q_lens
     table = keys.page_table.repeat_interleave(times, 0)
     cu_q_lens = None if q_len == 1 else _offsets(q_lens)
-    return Keys(keys.kv_lens.repeat_interleave(times), table, cu_q_lens, causal=False)
+    return VisibleKeys(keys.kv_lens.repeat_interleave(times), table, cu_q_lens, causal=False)
 
 
 def _offsets(lengths: torch.Tensor) -> torch.Tensor:
@@ -220,14 +220,14 @@ def _offsets(lengths: torch.Tensor) -> torch.Tensor:
     return offsets
 
 
-def _without_padding(padding: torch.Tensor, q_len: int, kv_len: int, row: int) -> Keys:
+def _without_padding(padding: torch.Tensor, q_len: int, kv_len: int, row_stride: int) -> VisibleKeys:
     """Causal, without the `padding` tokens on the left of each row."""
-    lengths, starts = kv_len - padding, torch.arange(len(padding)) * row + padding
+    lengths, starts = kv_len - padding, torch.arange(len(padding)) * row_stride + padding
     # Queries of padding see nothing: they form a sequence without keys in front of each sequence.
-    blind = (q_len - lengths).clamp(min=0)
+    num_without_keys = (q_len - lengths).clamp(min=0)
     q_lens = torch.full_like(lengths, q_len)
-    if bool(blind.any()):
-        q_lens = torch.stack([blind, q_len - blind], 1).reshape(-1)
+    if bool(num_without_keys.any()):
+        q_lens = torch.stack([num_without_keys, q_len - num_without_keys], 1).reshape(-1)
         lengths = torch.stack([torch.zeros_like(lengths), lengths], 1).reshape(-1)
         starts = starts.repeat_interleave(2)
     elif q_len == 1:
@@ -235,37 +235,37 @@ def _without_padding(padding: torch.Tensor, q_len: int, kv_len: int, row: int) -
     return token_table(starts, lengths, _offsets(q_lens))
 
 
-def _chunks(chunk_starts: list[int], padding: list[int], chunk: int, q_len: int, kv_len: int, row: int) -> Keys:
+def _chunks(chunk_starts: list[int], padding: list[int], chunk: int, q_len: int, kv_len: int, row_stride: int) -> VisibleKeys:
     """Causal within chunks: the queries of each chunk are a sequence of their own, whose keys begin with the chunk.
 
     chunk_starts: where the first chunk of each row begins; before the first key of the cache if negative.
     """
     starts, lengths, q_lens = [], [], []
-    for b, (first, blind) in enumerate(zip(chunk_starts, padding)):
+    for b, (first, pad) in enumerate(zip(chunk_starts, padding)):
         query = kv_len - q_len  # the next query is at the position of this key
         while query < kv_len:
             begin = first + (query - first) // chunk * chunk
-            end = min(begin + chunk, kv_len) if query >= blind else min(begin + chunk, blind, kv_len)
-            begin = max(begin, blind, 0)
-            starts.append(b * row + begin)
+            end = min(begin + chunk, kv_len) if query >= pad else min(begin + chunk, pad, kv_len)
+            begin = max(begin, pad, 0)
+            starts.append(b * row_stride + begin)
             lengths.append(max(end - begin, 0))
             q_lens.append(end - query)
             query = end
     return token_table(torch.tensor(starts), torch.tensor(lengths), _offsets(torch.tensor(q_lens)))
 
 
-def by_mask(mask: torch.Tensor, row: int) -> Keys:
+def by_mask(mask: torch.Tensor, row_stride: int) -> VisibleKeys:
     """All keys, of which a mask [batch, heads or 1, queries, keys] hides some or to whose logits it adds."""
     batch, heads, q_len, kv_len = mask.shape
     flat = mask.transpose(1, 2).reshape(batch * q_len, heads, kv_len)
-    return all_keys(batch, q_len, kv_len, row, False, None)._replace(mask=flat)
+    return all_keys(batch, q_len, kv_len, row_stride, False, None)._replace(mask=flat)
 
 
 # Page tables of more sequences than this for a row of the batch take longer than a mask: each of their queries reads its keys for itself.
 _MAX_RUNS = 4
 
 
-def keys_seen(visible: torch.Tensor, row: int) -> Keys:
+def keys_seen(visible: torch.Tensor, row_stride: int) -> VisibleKeys:
     """What any mask shows: visible bool [batch, queries, keys].
 
     Consecutive queries form one sequence as long as each sees what the one before it saw and one later key; where a query already sees
@@ -275,20 +275,20 @@ def keys_seen(visible: torch.Tensor, row: int) -> Keys:
     counts = visible.sum(-1)
     before, after = visible[:, :-1], visible[:, 1:]
     if bool((before == after).all()):
-        return _same_keys(_sets(visible[:, 0], torch.arange(batch) * row), q_len)
+        return _same_keys(_sets(visible[:, 0], torch.arange(batch) * row_stride), q_len)
     index = torch.arange(kv_len)
     first = torch.where(visible, index, kv_len).amin(-1)
     last = torch.where(visible, index, -1).amax(-1)
     gained, lost = (after & ~before).sum(-1), (before & ~after).sum(-1)
     later = (gained == 1) & (last[:, 1:] > last[:, :-1]) & (counts[:, :-1] > 0)
-    most = int(counts.max())
-    shifts = later & (lost == 1) & (first[:, 1:] > first[:, :-1]) & (counts[:, :-1] == most)
+    max_keys = int(counts.max())
+    shifts = later & (lost == 1) & (first[:, 1:] > first[:, :-1]) & (counts[:, :-1] == max_keys)
     joined = (later & (lost == 0)) | shifts | ((counts[:, 1:] == 0) & (counts[:, :-1] == 0))
     begins = torch.cat([torch.ones(batch, 1, dtype=torch.bool), ~joined], 1).reshape(-1)
     run = begins.cumsum(0) - 1
     q_lens = run.bincount()
     if len(q_lens) > _MAX_RUNS * batch:
-        return by_mask(visible[:, None], row)
+        return by_mask(visible[:, None], row_stride)
     ends = q_lens.cumsum(0) - 1
     flat = visible.reshape(batch * q_len, kv_len)
     sets = flat[ends]
@@ -296,23 +296,23 @@ def keys_seen(visible: torch.Tensor, row: int) -> Keys:
     if windowed:  # also the keys that the last query of a run no longer sees
         sets = torch.zeros(sets.shape, dtype=torch.int32).index_add_(0, run, flat.to(torch.int32)) > 0
     cu_q_lens = None if len(q_lens) == batch * q_len else _offsets(q_lens)
-    return _sets(sets, ends // q_len * row)._replace(cu_q_lens=cu_q_lens, window=most if windowed else None)
+    return _sets(sets, ends // q_len * row_stride)._replace(cu_q_lens=cu_q_lens, window=max_keys if windowed else None)
 
 
-def keys_of_each(visible: torch.Tensor, row: int) -> Keys:
+def keys_of_each(visible: torch.Tensor, row_stride: int) -> VisibleKeys:
     """What any mask shows, each query as a sequence of its own: visible bool [batch, queries, keys]."""
     batch, q_len, kv_len = visible.shape
-    starts = (torch.arange(batch) * row).repeat_interleave(q_len)
+    starts = (torch.arange(batch) * row_stride).repeat_interleave(q_len)
     return _sets(visible.reshape(batch * q_len, kv_len), starts)
 
 
-def _sets(sets: torch.Tensor, starts: torch.Tensor) -> Keys:
+def _sets(sets: torch.Tensor, starts: torch.Tensor) -> VisibleKeys:
     """A sequence for each row of `sets` [sequences, keys], whose keys are those that are True, from page `starts` on."""
     lengths = sets.sum(-1)
     table = torch.zeros(len(sets), max(int(lengths.max()), 1), dtype=torch.int32)
     which, key = sets.nonzero(as_tuple=True)
     table[which, (sets.cumsum(-1) - 1)[which, key]] = (starts[which] + key).to(torch.int32)
-    return Keys(lengths.to(torch.int32), table, None)
+    return VisibleKeys(lengths.to(torch.int32), table, None)
 
 
 def additive_in(mask: torch.Tensor) -> torch.Tensor | None:
@@ -324,7 +324,7 @@ def additive_in(mask: torch.Tensor) -> torch.Tensor | None:
         return None
     if not mask.is_floating_point():
         raise ValueError(f"riffle attention takes masks that are bool or added to the logits, not of {mask.dtype}")
-    hidden = _hidden(mask)
+    hidden = _hidden_keys(mask)
     if bool((hidden | (mask == 0)).all()):
         return None
     if mask.dtype == torch.float64 or (mask.dtype == torch.float16 and bool(hidden.all(-1).any())):
@@ -347,10 +347,10 @@ def in_float32(mask: torch.Tensor) -> torch.Tensor:
 
 def visible_in(mask: torch.Tensor) -> torch.Tensor:
     """bool: what a mask shows that a model made itself and that only hides keys."""
-    return mask if mask.dtype == torch.bool else ~_hidden(mask)
+    return mask if mask.dtype == torch.bool else ~_hidden_keys(mask)
 
 
-def _hidden(mask: torch.Tensor) -> torch.Tensor:
+def _hidden_keys(mask: torch.Tensor) -> torch.Tensor:
     # The sum of two lowest numbers is -inf. Half of the lowest number is still far below what any logit can outweigh.
     return mask <= torch.finfo(mask.dtype).min / 2
 

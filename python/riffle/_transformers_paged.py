@@ -8,10 +8,10 @@ from typing import Any
 import torch
 
 from riffle._transformers_call import HEAD_DIM_STEP, MAX_HEAD_DIM, attend, refuse, tokens_as_pages
-from riffle._transformers_masks import Keys, Mask, token_table
+from riffle._transformers_masks import Mask, VisibleKeys, token_table
 
 # What the layers of an allocator share in a forward; made anew by the first of them.
-_shared: weakref.WeakKeyDictionary[Any, tuple[str, int, Keys]] = weakref.WeakKeyDictionary()
+_shared: weakref.WeakKeyDictionary[Any, tuple[str, int, VisibleKeys]] = weakref.WeakKeyDictionary()
 
 
 def _check_paged(module, query, key, value, mask, allocator) -> int | None:
@@ -61,7 +61,7 @@ def paged_attention(module, query, key, value, mask, cache, options, kwargs) -> 
     return out[None]
 
 
-def _plan(allocator, kwargs) -> tuple[str, int, Keys]:
+def _plan(allocator, kwargs) -> tuple[str, int, VisibleKeys]:
     cu_q_lens = kwargs["cu_seq_lens_q"].to(torch.int32)
     cu_kv_lens = kwargs["cu_seq_lens_k"][allocator.layer_type].to(torch.int64)
     kv_lens = cu_kv_lens.diff()
@@ -80,4 +80,4 @@ def _plan(allocator, kwargs) -> tuple[str, int, Keys]:
     if sliding:
         physical = torch.where(token < kv_lens[:, None] - 1, physical, write[:, None])
     table = torch.where(token < kv_lens[:, None], physical // page, -1)
-    return "in place", page, Keys(kv_lens.to(torch.int32), table.to(torch.int32), None if decode else cu_q_lens)
+    return "in place", page, VisibleKeys(kv_lens.to(torch.int32), table.to(torch.int32), None if decode else cu_q_lens)

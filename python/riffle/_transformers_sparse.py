@@ -47,9 +47,9 @@ def use_sparse_attention(model: Any) -> None:
 
 
 def _forward(self: Any, hidden_states, position_embeddings, attention_mask, past_key_values=None, position_ids=None,
-             prev_topk_indices=None, **named):  # fmt: skip
+             prev_topk_indices=None, **kwargs):  # fmt: skip
     """The forward of a layer of DeepSeek-V3.2 or GLM-5: latent rows stay compressed, only the selected ones are read."""
-    check_call(self, hidden_states, named)
+    check_call(self, hidden_states, kwargs)
     modeling, model_type = importlib.import_module(type(self).__module__), self.config.model_type
     batch, q_len, _ = hidden_states.shape
     q_resid, query, latent, key = _operands(self, modeling, hidden_states, position_embeddings)

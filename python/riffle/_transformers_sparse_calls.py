@@ -6,15 +6,15 @@ from typing import Any
 
 import torch
 
-from riffle._transformers_masks import WITHOUT_EFFECT, Keys, Mask, additive_in, keys_of_each, keys_seen, visible_in
+from riffle._transformers_masks import WITHOUT_EFFECT, Mask, VisibleKeys, additive_in, keys_of_each, keys_seen, visible_in
 
 
 def refusal(model_type: str, reason: str) -> ValueError:
     return ValueError(f"riffle's sparse attention does not compute {model_type}: {reason}")
 
 
-def check_call(layer: Any, hidden_states: torch.Tensor, named: dict[str, Any]) -> None:
-    """Raises ValueError for a call of a layer that riffle would compute wrongly; named: its other keywords."""
+def check_call(layer: Any, hidden_states: torch.Tensor, kwargs: dict[str, Any]) -> None:
+    """Raises ValueError for a call of a layer that riffle would compute wrongly; kwargs: its other keywords."""
     model_type = layer.config.model_type
     if torch.is_grad_enabled() and (hidden_states.requires_grad or any(x.requires_grad for x in layer.parameters())):
         raise refusal(model_type, "it has no gradient; use torch.no_grad()")
@@ -22,7 +22,7 @@ def check_call(layer: Any, hidden_states: torch.Tensor, named: dict[str, Any]) -
         raise refusal(model_type, f"it has no dropout; attention_dropout = {layer.attention_dropout}")
     if hidden_states.device.type != "cpu":
         raise refusal(model_type, f"it runs on the CPU; the hidden states are on {hidden_states.device}")
-    for name, argument in named.items():
+    for name, argument in kwargs.items():
         if name not in WITHOUT_EFFECT and argument is not None and argument is not False:
             raise refusal(model_type, f"its layers get {name}, which riffle does not know")
 
@@ -51,11 +51,11 @@ def _visible(model_type: str, mask: Any, shape: tuple[int, int, int]) -> Mask | 
     return visible_in(mask)[:, 0].expand(shape)
 
 
-def keys_of(model_type: str, mask: Any, batch: int, q_len: int, kv_len: int) -> Keys:
+def keys_of(model_type: str, mask: Any, batch: int, q_len: int, kv_len: int) -> VisibleKeys:
     """Sequences whose queries see what the mask shows, causally: tokens are pages of one token each, one row of the batch after
     another."""
     known = _visible(model_type, mask, (batch, q_len, kv_len))
-    keys = known.keys(kv_len) if isinstance(known, Mask) else keys_seen(known, kv_len)
+    keys = known.visible_keys(kv_len) if isinstance(known, Mask) else keys_seen(known, kv_len)
     one_each = keys.cu_q_lens is None
     if keys.mask is None and keys.window is None and (keys.causal or one_each):
         return keys
@@ -66,16 +66,16 @@ def slots_of(model_type: str, mask: Any, batch: int, q_len: int, kv_len: int) ->
     """int32 [tokens, n]: row * kv_len + position of the keys that each query sees in its row of the batch, then -1."""
     known = _visible(model_type, mask, (batch, q_len, kv_len))
     if isinstance(known, Mask):
-        keys = known.keys(kv_len)
+        keys = known.visible_keys(kv_len)
         if keys.mask is None and keys.causal:
             return _slots_by_position(keys)
         known = known.visible()[:, 0]
     keys = keys_of_each(known, kv_len)
-    behind = torch.arange(keys.page_table.shape[1]) >= keys.kv_lens[:, None]
-    return keys.page_table.masked_fill(behind, -1)
+    past_end = torch.arange(keys.page_table.shape[1]) >= keys.kv_lens[:, None]
+    return keys.page_table.masked_fill(past_end, -1)
 
 
-def _slots_by_position(keys: Keys) -> torch.Tensor:
+def _slots_by_position(keys: VisibleKeys) -> torch.Tensor:
     """The same for causal sequences of pages of one token, whose queries are their last positions."""
     lens = keys.kv_lens.to(torch.int64)
     q_lens = torch.ones_like(lens) if keys.cu_q_lens is None else keys.cu_q_lens.diff().to(torch.int64)

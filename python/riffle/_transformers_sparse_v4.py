@@ -20,10 +20,10 @@ def check(layer: Any) -> str | None:
     return None if indexer is None else check_indexer(indexer.num_heads, indexer.head_dim)
 
 
-def forward(self: Any, hidden_states, position_embeddings, position_ids, attention_mask, past_key_values=None, **named):
+def forward(self: Any, hidden_states, position_embeddings, position_ids, attention_mask, past_key_values=None, **kwargs):
     """A query sees a window of tokens and, of what came before, compressed entries: all of them (ratio 128 in the published
     models) or those that an indexer chooses (ratio 4). Keys are values."""
-    check_call(self, hidden_states, named)
+    check_call(self, hidden_states, kwargs)
     modeling = importlib.import_module(type(self).__module__)
     rotate, (cos, sin) = modeling.apply_rotary_pos_emb, position_embeddings[self.rope_layer_type]
     batch, q_len, _ = hidden_states.shape
@@ -101,8 +101,8 @@ def _all_entries(position_ids: torch.Tensor, batch: int, entries: int, ratio: in
     slots = (torch.arange(batch)[:, None] * entries + torch.arange(entries)).to(torch.int32)
     slots = slots[:, None].expand(batch, q_len, entries)
     if q_len > 1:  # a single query sees all entries, as in Transformers: with padding these may be more than are complete
-        behind = torch.arange(entries) >= ((position_ids + 1) // ratio)[..., None]
-        slots = slots.masked_fill(behind, -1)
+        incomplete = torch.arange(entries) >= ((position_ids + 1) // ratio)[..., None]
+        slots = slots.masked_fill(incomplete, -1)
     return slots.reshape(-1, entries)
 
 
@@ -120,10 +120,10 @@ def _select(indexer: Any, modeling: Any, hidden_states, q_residual, position_ids
     weights = scorer.weights_proj(hidden_states).float().flatten(0, 1) * (scorer.weights_scaling * scorer.softmax_scale)
     positions = position_ids.expand(batch, q_len)
     table = (torch.arange(batch)[:, None] * entries + torch.arange(entries)).to(torch.int32)
-    most = entries * ratio + ratio - 1  # as many tokens as there are entries for
+    max_tokens = entries * ratio + ratio - 1  # as many tokens as there are entries for
     lens, cu_q_lens = positions[:, -1] + 1, torch.arange(batch + 1) * q_len
-    if not bool((positions.diff(dim=1) == 1).all()) or int(lens.max()) > most:  # padding: each query is a sequence of its own
-        lens, cu_q_lens = (positions.reshape(-1) + 1).clamp(max=most), None
+    if not bool((positions.diff(dim=1) == 1).all()) or int(lens.max()) > max_tokens:  # padding: each query is a sequence of its own
+        lens, cu_q_lens = (positions.reshape(-1) + 1).clamp(max=max_tokens), None
         table = table.repeat_interleave(q_len, 0)
     return riffle.indexer_top_k(
         q.detach(), weights.detach(), keys.reshape(-1, 1, dim), lens, table, min(indexer.index_topk, entries),

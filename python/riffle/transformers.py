@@ -44,15 +44,15 @@ from riffle._transformers_call import HEAD_DIM_STEP, MAX_HEAD_DIM, attend, refus
 from riffle._transformers_head import TopKHead, use_top_k_head
 from riffle._transformers_masks import (
     WITHOUT_EFFECT,
-    Keys,
     Mask,
+    VisibleKeys,
     additive_in,
     all_keys,
-    blind_queries,
     by_mask,
     check_interface,
     in_float32,
     keys_seen,
+    queries_without_keys,
     visible_in,
 )
 from riffle._transformers_paged import paged_attention
@@ -213,24 +213,24 @@ def attention(
     elif not isinstance(attention_mask, torch.Tensor):
         raise refuse(module, f"its mask is of type {type(attention_mask).__name__}")
     if indices is not None:
-        attention_mask = _chosen(module, attention_mask, indices, query.shape[2], key.shape[2])
+        attention_mask = _mask_of_chosen_keys(module, attention_mask, indices, query.shape[2], key.shape[2])
     if position_bias is not None:
-        attention_mask = _biased(module, attention_mask, position_bias, (*query.shape[:3], key.shape[2]))
-    return _plain(module, query, key, value, attention_mask, options), None
+        attention_mask = _add_position_bias(module, attention_mask, position_bias, (*query.shape[:3], key.shape[2]))
+    return _attend_cache(module, query, key, value, attention_mask, options), None
 
 
-def _chosen(module: Any, mask: Any, indices: torch.Tensor, q_len: int, kv_len: int) -> torch.Tensor:
+def _mask_of_chosen_keys(module: Any, mask: Any, indices: torch.Tensor, q_len: int, kv_len: int) -> torch.Tensor:
     """The mask without the keys that an indexer did not choose."""
     if indices.ndim != 3 or indices.shape[1] != q_len or mask.ndim != 4 or mask.shape[3] != kv_len:
         raise refuse(module, f"its indices of keys are of shape {tuple(indices.shape)}, its mask of {tuple(mask.shape)}")
     if indices.numel() and not (0 <= int(indices.min()) and int(indices.max()) < kv_len):
         raise refuse(module, f"its indices of keys go from {int(indices.min())} to {int(indices.max())} of {kv_len} keys")
     chosen = torch.zeros(indices.shape[0], q_len, kv_len, dtype=torch.bool).scatter_(2, indices.long(), True)[:, None]
-    visible, added = _understood(module, mask)
+    visible, added = _split_mask(module, mask)
     return visible & chosen if added is None else torch.where(chosen, added, -torch.inf)
 
 
-def _biased(module: Any, mask: Any, bias: Any, shape: tuple[int, ...]) -> torch.Tensor:
+def _add_position_bias(module: Any, mask: Any, bias: Any, shape: tuple[int, ...]) -> torch.Tensor:
     """What a position bias and a mask (or no mask) together add to logits of the given shape."""
     if not isinstance(bias, torch.Tensor) or bias.ndim != 4 or any(n not in (1, m) for n, m in zip(bias.shape, shape)):
         form = tuple(bias.shape) if isinstance(bias, torch.Tensor) else type(bias).__name__
@@ -238,11 +238,11 @@ def _biased(module: Any, mask: Any, bias: Any, shape: tuple[int, ...]) -> torch.
     bias = in_float32(bias)
     if mask is None:
         return bias
-    visible, added = _understood(module, mask)
+    visible, added = _split_mask(module, mask)
     return bias + (torch.where(visible, 0.0, torch.finfo(torch.float32).min) if added is None else in_float32(added))
 
 
-def _understood(module: Any, mask: torch.Tensor) -> tuple[Any, torch.Tensor | None]:
+def _split_mask(module: Any, mask: torch.Tensor) -> tuple[Any, torch.Tensor | None]:
     """(what a mask shows, None), or (None, what it adds to the logits)."""
     if isinstance(mask, Mask):
         return mask.visible(), None
@@ -259,14 +259,14 @@ def _padded_head_dim(x: torch.Tensor) -> torch.Tensor:
     return torch.nn.functional.pad(x, (0, missing)) if missing else x
 
 
-def _tokens_of_a_row(x: torch.Tensor) -> int | None:
+def _row_stride_in_tokens(x: torch.Tensor) -> int | None:
     """How many tokens of a cache [batch, heads, tokens, head_dim] lie between a row and the next; None if pages of a token
     cannot describe it. Keys and values share a page table only if it is the same number for both."""
     row, _, token, last = x.stride()
     return None if last != 1 or token < 1 or row % token else row // token
 
 
-def _plain(module, query, key, value, mask, options) -> torch.Tensor:
+def _attend_cache(module, query, key, value, mask, options) -> torch.Tensor:
     """A cache [batch, kv_heads, kv_len, head_dim], read in place."""
     batch, heads, q_len, _ = query.shape
     value_dim = value.shape[-1]
@@ -275,43 +275,43 @@ def _plain(module, query, key, value, mask, options) -> torch.Tensor:
     if key.shape[0] != batch:
         raise refuse(module, f"{batch} rows of queries and {key.shape[0]} of keys")
     query, key, value = (_padded_head_dim(x) for x in (query, key, value))
-    row = _tokens_of_a_row(key)
-    if row is None or row != _tokens_of_a_row(value):
+    row_stride = _row_stride_in_tokens(key)
+    if row_stride is None or row_stride != _row_stride_in_tokens(value):
         key, value = key.contiguous(), value.contiguous()
-        row = key.shape[1] * key.shape[2]
+        row_stride = key.shape[1] * key.shape[2]
     q = query[0].transpose(0, 1) if batch == 1 else query.transpose(1, 2).reshape(batch * q_len, heads, -1)
-    out = _attend_rows(q, key, value, _keys(module, mask, (batch, heads, q_len, key.shape[2]), row), options)
+    out = _attend_rows(q, key, value, _visible_keys(module, mask, (batch, heads, q_len, key.shape[2]), row_stride), options)
     return out.view(batch, q_len, heads, -1)[..., :value_dim].contiguous()
 
 
-def _attend_rows(q, key, value, where: Keys, options) -> torch.Tensor:
+def _attend_rows(q, key, value, where: VisibleKeys, options) -> torch.Tensor:
     """q [tokens, heads, head_dim] over a cache [batch, kv_heads, kv_len, head_dim]."""
     out = attend(q, tokens_as_pages(key), tokens_as_pages(value), where, "HND", options)
-    blind = blind_queries(where) if options["sinks"] is None else None
-    if blind is None:
+    without_keys = queries_without_keys(where) if options["sinks"] is None else None
+    if without_keys is None:
         return out
     # Queries of padding. Eager attention, all of whose logits are then the lowest number, gives the mean of the values, and
     # recurrent layers after it may read that.
     mean = value.mean(2).repeat_interleave(q.shape[1] // value.shape[1], 1).repeat_interleave(len(q) // len(value), 0)
-    return torch.where(blind[..., None], mean.to(out.dtype), out)
+    return torch.where(without_keys[..., None], mean.to(out.dtype), out)
 
 
-def _keys(module: Any, mask: torch.Tensor | None, shape: tuple[int, ...], row: int) -> Keys:
+def _visible_keys(module: Any, mask: torch.Tensor | None, shape: tuple[int, ...], row_stride: int) -> VisibleKeys:
     """What the mask shows to queries and keys of the shape [batch, heads, queries, keys]."""
     batch, _, q_len, kv_len = shape
     if mask is None:
-        return all_keys(batch, q_len, kv_len, row, False, None)
+        return all_keys(batch, q_len, kv_len, row_stride, False, None)
     if mask.ndim != 4 or any(n not in (1, m) for n, m in zip(mask.shape, shape)) or mask.shape[3] != kv_len:
         raise refuse(module, f"its mask is of shape {tuple(mask.shape)}, its logits are of {shape}")
     if isinstance(mask, Mask) and mask.shape[0] == batch and mask.shape[2] == q_len:
-        return mask.keys(row)
-    visible, added = _understood(module, mask)
+        return mask.visible_keys(row_stride)
+    visible, added = _split_mask(module, mask)
     read = visible if added is None else added
     assert read is not None, "one of them is the mask"
     read = read.expand(batch, -1, q_len, kv_len)
     if added is None and read.shape[1] == 1:
-        return keys_seen(read[:, 0], row)
-    return by_mask(read, row)
+        return keys_seen(read[:, 0], row_stride)
+    return by_mask(read, row_stride)
 
 
 for _public in (GrowingCache, Sampler, TopKHead, use_sparse_attention, use_top_k_head):

@@ -159,7 +159,7 @@ def test_static_cache_without_a_mask(model):
 @pytest.mark.parametrize("lengths", [[9], [5, 30, 1]], ids=str)
 def test_growing_cache(model, lengths, beams, monkeypatch):
     """With memory that is full every few tokens; beams reorder it."""
-    monkeypatch.setattr(riffle._transformers_cache, "_LEAST", 5)
+    monkeypatch.setattr(riffle._transformers_cache, "_MIN_GROWTH", 5)
     inputs = left_padded(prompts(*lengths))
     expected = generate(model, reference(model), inputs, num_beams=beams)
     for name in (reference(model), "riffle"):
@@ -169,7 +169,7 @@ def test_growing_cache(model, lengths, beams, monkeypatch):
 
 def test_growing_cache_is_a_cat(monkeypatch):
     """Also after what callers do to keys: cut at either end, chosen, repeated, copied, replaced."""
-    monkeypatch.setattr(riffle._transformers_cache, "_LEAST", 3)
+    monkeypatch.setattr(riffle._transformers_cache, "_MIN_GROWTH", 3)
     memory, rng = riffle._transformers_cache._Memory(), np.random.default_rng(3)
     changes = [
         lambda x: x, lambda x: x, lambda x: x[:, :, 2:], lambda x: x[:, :, :-1], lambda x: x[1:], lambda x: x[:, :1],

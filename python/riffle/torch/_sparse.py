@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.compiler import is_compiling
 
 from riffle import _core
-from riffle._arguments import as_bool, as_float, shown
+from riffle._arguments import as_bool, as_float, short_repr
 from riffle._sparse_arguments import e4m3_codes
 from riffle.torch._library import LIBRARY, call, check_tensors, integer
 
@@ -58,9 +58,9 @@ def _paged_cpu(q, pages, weights, context_lens, block_table, max_context_len):
     for i in range(next_n):  # a query a sequence: lengths need not differ by one
         rows = slice(i, None, next_n)
         lens = seen[:, i].clamp(0, min(max_context_len, block_table.shape[1] * size))
-        got = call(_core.indexer_logits, codes[rows], q_e4m3, weights[rows].float().contiguous(), flat, _int32(lens),
+        scores = call(_core.indexer_logits, codes[rows], q_e4m3, weights[rows].float().contiguous(), flat, _int32(lens),
                                    _int32(block_table), None, None, "deepgemm", 1, "relu", None)
-        out[rows, : got.shape[1]] = got
+        out[rows, : scores.shape[1]] = scores
     return out
 
 
@@ -89,8 +89,8 @@ def _decode_cpu(q, pools, indices, lengths, row_format, scale, d_v, attn_sink):
     for pool, index, length in zip(pools, indices, lengths):
         rows = pool.view(torch.uint8) if row_format != "plain" else pool
         rows = rows.as_strided((rows.shape[0], rows.shape[1], rows.shape[-1]), (rows.stride(0), rows.shape[-1], 1))
-        each = None if length is None else _int32(length).repeat_interleave(s_q)
-        scopes.append((rows, _int32(index).reshape(batch * s_q, -1), each, row_format, None))
+        token_lengths = None if length is None else _int32(length).repeat_interleave(s_q)
+        scopes.append((rows, _int32(index).reshape(batch * s_q, -1), token_lengths, row_format, None))
     out, lse = _attend(q.reshape(batch * s_q, heads, dim), scopes, scale, d_v, attn_sink)
     return out.view(batch, s_q, heads, d_v), lse.view(batch, s_q, heads).transpose(1, 2).contiguous()
 
@@ -116,7 +116,7 @@ def _length(name: str, value: int) -> int:
     return value
 
 
-def _finite(name: str, value: float) -> float:
+def _as_finite_float(name: str, value: float) -> float:
     if is_compiling():
         return value
     value = call(as_float, name, value)
@@ -160,7 +160,7 @@ def fp8_mqa_logits(
     except Exception:  # whatever an object's own code raises
         keys = scales = None
     if not all(isinstance(x, Tensor) or hasattr(type(x), "__torch_function__") for x in (keys, scales)):
-        raise TypeError(f"fp8_mqa_logits(): argument 'kv' must be (keys, scales), two tensors, not {shown(kv)}")
+        raise TypeError(f"fp8_mqa_logits(): argument 'kv' must be (keys, scales), two tensors, not {short_repr(kv)}")
     max_seqlen_k = _length("max_seqlen_k", max_seqlen_k)
     check_tensors("fp8_mqa_logits", {"q": q, "weights": weights,
                                      "cu_seq_len_k_start": cu_seq_len_k_start, "cu_seq_len_k_end": cu_seq_len_k_end})
@@ -230,19 +230,19 @@ def flash_mla_sparse_fwd(
     """
     check_tensors("flash_mla_sparse_fwd", {"q": q, "kv": kv, "indices": indices},
                   {"attn_sink": attn_sink, "topk_length": topk_length})
-    sm_scale, d_v = _finite("sm_scale", sm_scale), _value_dim("d_v", d_v, q)
+    sm_scale, d_v = _as_finite_float("sm_scale", sm_scale), _value_dim("d_v", d_v, q)
     out, lse = torch.ops.riffle.flash_mla_sparse_fwd(q, kv, indices, sm_scale, d_v, attn_sink, topk_length)
     return out, _max_logits(q, kv, indices, sm_scale, topk_length), lse
 
 
 def _max_logits(q, kv, indices, sm_scale, topk_length):
-    named = indices[:, 0].to(torch.int64)
-    seen = (named >= 0) & (named < kv.shape[0])
+    row_indices = indices[:, 0].to(torch.int64)
+    seen = (row_indices >= 0) & (row_indices < kv.shape[0])
     if topk_length is not None:
-        seen &= torch.arange(named.shape[1], device=named.device) < topk_length[:, None]
+        seen &= torch.arange(row_indices.shape[1], device=row_indices.device) < topk_length[:, None]
     largest = q.new_full(q.shape[:2], -math.inf, dtype=torch.float32)
     for t in range(q.shape[0]):  # the rows of all queries at once would be gigabytes
-        rows = kv[named[t][seen[t]], 0].float()
+        rows = kv[row_indices[t][seen[t]], 0].float()
         if rows.shape[0] > 0:
             largest[t] = (q[t].float() @ rows.T * sm_scale).amax(-1)
     return largest
@@ -295,13 +295,13 @@ def flash_mla_with_kvcache(
     if is_fp8_kvcache and k_cache.shape[-1] not in formats:
         raise RuntimeError(f"is_fp8_kvcache = True but k_cache has shape {tuple(k_cache.shape)}; its last axis must be 656 or 584 bytes")
     row_format = formats[k_cache.shape[-1]] if is_fp8_kvcache else "plain"
-    pools, named, lengths = [k_cache], [indices], [topk_length]
+    pools, index_lists, lengths = [k_cache], [indices], [topk_length]
     if extra_k_cache is not None:
         if extra_indices_in_kvcache is None:
             raise RuntimeError("extra_indices_in_kvcache is None but extra_k_cache is given")
         pools.append(extra_k_cache)
-        named.append(extra_indices_in_kvcache)
+        index_lists.append(extra_indices_in_kvcache)
         lengths.append(extra_topk_length)
-    scale = q.shape[-1] ** -0.5 if softmax_scale is None else _finite("softmax_scale", softmax_scale)
+    scale = q.shape[-1] ** -0.5 if softmax_scale is None else _as_finite_float("softmax_scale", softmax_scale)
     head_dim_v = _value_dim("head_dim_v", head_dim_v, q)
-    return torch.ops.riffle.flash_mla_sparse_decode(q, pools, named, lengths, row_format, scale, head_dim_v, attn_sink)
+    return torch.ops.riffle.flash_mla_sparse_decode(q, pools, index_lists, lengths, row_format, scale, head_dim_v, attn_sink)

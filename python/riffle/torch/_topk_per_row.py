@@ -163,7 +163,7 @@ def _check_row_lengths(seq_lens, num_rows, next_n):
         raise RuntimeError(f"seq_lens has dtype {seq_lens.dtype}; it must be int32")
 
 
-def _nothing(*args):
+def _in_place_fake(*args):
     return None
 
 
@@ -173,7 +173,7 @@ LIBRARY.define(
     f"top_k_per_row_prefill(Tensor logits, Tensor row_starts, Tensor row_ends, {_PER_ROW}", tags=_TAGS
 )
 LIBRARY.impl("top_k_per_row_prefill", _prefill_cpu, "CPU")
-torch.library.register_fake("riffle::top_k_per_row_prefill", _nothing, lib=LIBRARY)
+torch.library.register_fake("riffle::top_k_per_row_prefill", _in_place_fake, lib=LIBRARY)
 LIBRARY.define(f"top_k_per_row_decode(Tensor logits, SymInt next_n, Tensor seq_lens, {_PER_ROW}", tags=_TAGS)
 LIBRARY.impl("top_k_per_row_decode", _decode_cpu, "CPU")
-torch.library.register_fake("riffle::top_k_per_row_decode", _nothing, lib=LIBRARY)
+torch.library.register_fake("riffle::top_k_per_row_decode", _in_place_fake, lib=LIBRARY)
