@@ -13,12 +13,12 @@ from riffle._arguments import as_bool, as_float
 from riffle.torch._library import (
     LIBRARY,
     call,
+    can_bypass_dispatcher,
     check_tensors,
     in_cpu_memory,
     integer,
     no_gradient,
     number_as_tensor,
-    plain,
 )
 
 
@@ -67,7 +67,7 @@ def paged_attention(
     tensors = q, keys, values, kv_lens, page_table
     optional = dict(cu_q_lens=cu_q_lens, sinks=sinks, key_scales=coding["key_scales"], value_scales=coding["value_scales"],
                     mask=mask, alibi_slopes=alibi_slopes, causal=causal_flags)
-    if not is_compiling() and plain(*tensors, optional=tuple(optional.values())) and in_cpu_memory(q):
+    if not is_compiling() and can_bypass_dispatcher(*tensors, optional=tuple(optional.values())) and in_cpu_memory(q):
         return _attend(*tensors, cu_q_lens, layout, *options, **coding, out=out, return_lse=return_lse)
     names = "q", "keys", "values", "kv_lens", "page_table"
     check_tensors("paged_attention", dict(zip(names, tensors)), optional)
@@ -80,7 +80,7 @@ def paged_attention(
 def _options(scale, causal, window, window_right, soft_cap, sinks, mask_value):
     """The operator's arguments from scale on."""
     causal = call(as_bool, "causal", causal)
-    window, window_right = _limit("window", window), _limit("window_right", window_right)
+    window, window_right = _window_argument("window", window), _window_argument("window_right", window_right)
     if not is_compiling():
         scale, soft_cap = _number("scale", scale), _number("soft_cap", soft_cap)
         return scale, causal, window, window_right, soft_cap, sinks, _number("mask_value", mask_value)
@@ -88,7 +88,7 @@ def _options(scale, causal, window, window_right, soft_cap, sinks, mask_value):
     return None, causal, window, window_right, None, sinks, mask_value, scale, soft_cap
 
 
-def _limit(name, value):
+def _window_argument(name, value):
     """An int, or None, of a window."""
     if isinstance(value, Tensor):
         value = value.item()
@@ -131,9 +131,9 @@ def _attend(
     )  # fmt: skip
 
 
-def _direct(*args, **options):
+def _fast_path(*args, **options):
     tensors = [arg for arg in (*args, *options.values()) if isinstance(arg, Tensor)]
-    return _attend(*args, **options) if plain(*tensors) and in_cpu_memory(args[0]) else None
+    return _attend(*args, **options) if can_bypass_dispatcher(*tensors) and in_cpu_memory(args[0]) else None
 
 
 _BLOCK_BYTES = {"q8_0": 34, "q4_0": 18, "q4_1": 20, "q5_0": 22, "q5_1": 24, "iq4_nl": 18}
@@ -157,6 +157,6 @@ LIBRARY.define(
     tags=(torch.Tag.pt2_compliant_tag,),
 )
 LIBRARY.impl("paged_attention", _attend, "CPU")
-LIBRARY.direct["paged_attention"] = _direct
+LIBRARY.fast_paths["paged_attention"] = _fast_path
 torch.library.register_fake("riffle::paged_attention", _fake, lib=LIBRARY)
 no_gradient("paged_attention")

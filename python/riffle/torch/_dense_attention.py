@@ -12,7 +12,7 @@ from torch.nn.functional import pad
 
 from riffle import _core
 from riffle._arguments import as_bool, as_float
-from riffle.torch._library import LIBRARY, call, check_tensors, in_cpu_memory, no_gradient, plain
+from riffle.torch._library import LIBRARY, call, can_bypass_dispatcher, check_tensors, in_cpu_memory, no_gradient
 
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 _MAX_HEAD_DIM = 1024
@@ -58,7 +58,7 @@ def scaled_dot_product_attention(
     tensor([5., 5., 5.])
     """
     no_dropout = isinstance(dropout_p, (int, float)) and dropout_p == 0
-    if not is_compiling() and no_dropout and plain(query, key, value, optional=(attn_mask,)) and in_cpu_memory(query):
+    if not is_compiling() and no_dropout and can_bypass_dispatcher(query, key, value, optional=(attn_mask,)) and in_cpu_memory(query):
         out = call(_core.torch_scaled_dot_product_attention, query, key, value, attn_mask, is_causal, scale, enable_gqa)
         if out is not None:
             return out
@@ -150,9 +150,9 @@ def _fake(query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, sca
     return query.new_empty(shape)
 
 
-def _direct(query, key, value, *options):
+def _fast_path(query, key, value, *options):
     tensors = [x for x in options if isinstance(x, Tensor)]
-    return _attend(query, key, value, *options) if plain(query, key, value, *tensors) and in_cpu_memory(query) else None
+    return _attend(query, key, value, *options) if can_bypass_dispatcher(query, key, value, *tensors) and in_cpu_memory(query) else None
 
 
 LIBRARY.define(
@@ -161,6 +161,6 @@ LIBRARY.define(
     tags=(torch.Tag.pt2_compliant_tag,),
 )
 LIBRARY.impl("scaled_dot_product_attention", _attend, "CPU")
-LIBRARY.direct["scaled_dot_product_attention"] = _direct
+LIBRARY.fast_paths["scaled_dot_product_attention"] = _fast_path
 torch.library.register_fake("riffle::scaled_dot_product_attention", _fake, lib=LIBRARY)
 no_gradient("scaled_dot_product_attention")

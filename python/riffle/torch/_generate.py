@@ -13,13 +13,13 @@ from riffle._arguments import as_bool, as_float, as_int
 from riffle.torch._library import (
     LIBRARY,
     call,
+    can_bypass_dispatcher,
     check_tensors,
     in_cpu_memory,
     integer,
     kind_of,
     no_gradient,
     number_as_tensor,
-    plain,
 )
 
 
@@ -34,7 +34,7 @@ def linear_top_k(x: Tensor, weight: Tensor, k: int, *, bias: Tensor | None = Non
       NotImplementedError: a device that is not the CPU; backward.
       TypeError: x, weight or bias is not a tensor.
     """
-    if not is_compiling() and plain(x, weight, optional=(bias,)) and in_cpu_memory(x):
+    if not is_compiling() and can_bypass_dispatcher(x, weight, optional=(bias,)) and in_cpu_memory(x):
         return riffle.TopK(*_linear_cpu(x, weight, k, bias))
     check_tensors("linear_top_k", dict(x=x, weight=weight), dict(bias=bias))
     return riffle.TopK(*torch.ops.riffle.linear_top_k(x, weight, integer("k", k), bias))
@@ -48,8 +48,8 @@ def _linear_cpu(x, weight, k, bias=None):
     return tuple(call(riffle.linear_top_k, x, weight, k, bias=bias))
 
 
-def _linear_direct(x, weight, k, bias=None):
-    return _linear_cpu(x, weight, k, bias) if plain(x, weight, optional=(bias,)) and in_cpu_memory(x) else None
+def _linear_fast_path(x, weight, k, bias=None):
+    return _linear_cpu(x, weight, k, bias) if can_bypass_dispatcher(x, weight, optional=(bias,)) and in_cpu_memory(x) else None
 
 
 def _linear_fake(x, weight, k, bias=None):
@@ -93,7 +93,7 @@ def sample(
     tensors = [p for p in (*parameters, seed) if type(p) is not float and type(p) is not int]
     if type(return_logprobs) is not bool:
         return_logprobs = call(as_bool, "return_logprobs", return_logprobs)
-    if not is_compiling() and plain(logits, optional=tensors) and in_cpu_memory(logits):
+    if not is_compiling() and can_bypass_dispatcher(logits, optional=tensors) and in_cpu_memory(logits):
         return _sample(logits, *parameters[:4], seed, stream, position, return_logprobs, on_invalid)
     check_tensors("sample", dict(logits=logits))
     filters = [_parameter(name, p) for name, p in zip(("temperature", "top_k", "top_p", "min_p"), parameters)]
@@ -104,27 +104,27 @@ def sample(
     return tuple(result) if return_logprobs else result[0]
 
 
-_WHOLE = ("top_k", "stream", "position")
+_INTEGER_PARAMETERS = ("top_k", "stream", "position")
 
 
 def _parameter(name, value):
     """A parameter as the operator takes it: a tensor in the memory of the CPU, whatever the default device; or None."""
     if isinstance(value, Tensor) or (value is None and name in ("stream", "position")):
         return value
-    whole = name in _WHOLE
+    integral = name in _INTEGER_PARAMETERS
     if is_compiling():
-        if not isinstance(value, int if whole else (int, float)):
+        if not isinstance(value, int if integral else (int, float)):
             raise TypeError(f"sample(): argument '{name}' must be a number or Tensor, not {kind_of(value)}")
-        return torch.tensor([value], dtype=torch.int64, device="cpu") if whole else number_as_tensor(value)
+        return torch.tensor([value], dtype=torch.int64, device="cpu") if integral else number_as_tensor(value)
     try:
-        number = min(max(as_int(name, value), -(2**63)), 2**63 - 1) if whole else as_float(name, value)
+        number = min(max(as_int(name, value), -(2**63)), 2**63 - 1) if integral else as_float(name, value)
     except TypeError:
         number = None
     if number is None or getattr(value, "ndim", 0) != 0:
         raise TypeError(
-            f"sample(): argument '{name}' must be {'an int' if whole else 'a number'} or Tensor, not {kind_of(value)}"
+            f"sample(): argument '{name}' must be {'an int' if integral else 'a number'} or Tensor, not {kind_of(value)}"
         )
-    return torch.tensor([number], dtype=torch.int64 if whole else torch.float64, device="cpu")
+    return torch.tensor([number], dtype=torch.int64 if integral else torch.float64, device="cpu")
 
 
 def _signed(seed):
@@ -143,8 +143,9 @@ def _sample(logits, temperature, top_k, top_p, min_p, seed, stream, position, re
     if logits.dim() == 2 and logits.stride(1) != 1 and logits.shape[1] > 1:
         logits = logits.contiguous()
     return call(
-        riffle.sample, logits, temperature=_wide(temperature, False), top_k=_wide(top_k, True), top_p=_wide(top_p, False),
-        min_p=_wide(min_p, False), seed=_wide_seed(seed), stream=_wide(stream, True), position=_wide(position, True),
+        riffle.sample, logits, temperature=_to_supported_dtype(temperature, False), top_k=_to_supported_dtype(top_k, True),
+        top_p=_to_supported_dtype(top_p, False), min_p=_to_supported_dtype(min_p, False), seed=_to_supported_seed(seed),
+        stream=_to_supported_dtype(stream, True), position=_to_supported_dtype(position, True),
         return_logprobs=return_logprobs, on_invalid=on_invalid,
     )  # fmt: skip
 
@@ -152,23 +153,23 @@ def _sample(logits, temperature, top_k, top_p, min_p, seed, stream, position, re
 _INTEGERS = tuple(getattr(torch, f"{sign}int{bits}") for sign in ("", "u") for bits in (8, 16, 32, 64))
 
 
-def _wide(value, whole):
+def _to_supported_dtype(value, integral):
     """A parameter in a dtype that riffle.sample takes; numbers beyond int64 become its limit."""
     if not isinstance(value, Tensor):
         return value
     dtype = value.dtype
-    if whole and dtype in _INTEGERS and dtype not in (torch.int32, torch.int64):
+    if integral and dtype in _INTEGERS and dtype not in (torch.int32, torch.int64):
         if dtype is torch.uint64:
             return torch.from_numpy(value.numpy().clip(max=2**63 - 1).astype("int64"))
         return value.to(torch.int64)
-    if not whole and (dtype in _INTEGERS or (dtype.is_floating_point and dtype not in (torch.float32, torch.float64))):
+    if not integral and (dtype in _INTEGERS or (dtype.is_floating_point and dtype not in (torch.float32, torch.float64))):
         return value.to(torch.float64)
     return value
 
 
-def _wide_seed(seed):
+def _to_supported_seed(seed):
     if isinstance(seed, Tensor):
-        return seed.item() if seed.dim() == 0 else seed.numpy() if seed.dtype is torch.uint64 else _wide(seed, True)
+        return seed.item() if seed.dim() == 0 else seed.numpy() if seed.dtype is torch.uint64 else _to_supported_dtype(seed, True)
     return seed
 
 
@@ -186,7 +187,7 @@ def apply_top_k_top_p_(
     """
     filters = top_k, top_p, min_p
     tensors = [f for f in filters if type(f) is not float and type(f) is not int]
-    if not is_compiling() and plain(logits, optional=tensors) and in_cpu_memory(logits):
+    if not is_compiling() and can_bypass_dispatcher(logits, optional=tensors) and in_cpu_memory(logits):
         _filter(logits, *filters)
         return logits
     check_tensors("apply_top_k_top_p_", dict(logits=logits))
@@ -196,7 +197,7 @@ def apply_top_k_top_p_(
 
 
 def _filter(logits, top_k, top_p, min_p=None):
-    call(riffle.apply_top_k_top_p_, logits, _wide(top_k, True), _wide(top_p, False), _wide(min_p, False))
+    call(riffle.apply_top_k_top_p_, logits, _to_supported_dtype(top_k, True), _to_supported_dtype(top_p, False), _to_supported_dtype(min_p, False))
 
 
 def _filter_fake(logits, top_k, top_p, min_p=None):
@@ -213,9 +214,9 @@ def _sample_cpu(
     return tuple(result) if return_logprobs else (result, logits.new_empty(0, dtype=torch.float32))
 
 
-def _sample_direct(logits, *arguments):
+def _sample_fast_path(logits, *arguments):
     tensors = [argument for argument in arguments if isinstance(argument, Tensor)]
-    return _sample_cpu(logits, *arguments) if plain(logits, *tensors) and in_cpu_memory(logits) else None
+    return _sample_cpu(logits, *arguments) if can_bypass_dispatcher(logits, *tensors) and in_cpu_memory(logits) else None
 
 
 def _sample_fake(
@@ -233,7 +234,7 @@ LIBRARY.define(
     "linear_top_k(Tensor x, Tensor weight, SymInt k, Tensor? bias=None) -> (Tensor values, Tensor indices)", tags=_TAGS
 )
 LIBRARY.impl("linear_top_k", _linear_cpu, "CPU")
-LIBRARY.direct["linear_top_k"] = _linear_direct
+LIBRARY.fast_paths["linear_top_k"] = _linear_fast_path
 torch.library.register_fake("riffle::linear_top_k", _linear_fake, lib=LIBRARY)
 no_gradient("linear_top_k")
 
@@ -244,7 +245,7 @@ LIBRARY.define(
     tags=_TAGS,
 )
 LIBRARY.impl("sample", _sample_cpu, "CPU")
-LIBRARY.direct["sample"] = _sample_direct
+LIBRARY.fast_paths["sample"] = _sample_fast_path
 torch.library.register_fake("riffle::sample", _sample_fake, lib=LIBRARY)
 no_gradient("sample")
 

@@ -19,12 +19,12 @@ try:
     from torch._C._functorch import peek_interpreter_stack
 except ImportError:  # a PyTorch that names them otherwise: everything goes through the dispatcher
 
-    def unobserved() -> bool:
+    def no_mode_or_transform() -> bool:
         return False
 
 else:
 
-    def unobserved() -> bool:
+    def no_mode_or_transform() -> bool:
         """Whether no mode, transform, forward differentiation or trace of this thread is active. 0.2 us."""
         return (
             not _len_torch_dispatch_stack()
@@ -35,13 +35,13 @@ else:
         )
 
 
-def transformed() -> bool:
+def under_transform() -> bool:
     """Whether torch.func or forward differentiation is at work."""
     return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
 
 
-def plain(*tensors: Tensor, optional: Sequence = ()) -> bool:
-    """Whether these are tensors, not of a subclass, that no gradient is wanted for, in an unobserved call.
+def can_bypass_dispatcher(*tensors: Tensor, optional: Sequence = ()) -> bool:
+    """Whether these are tensors, not of a subclass, that no gradient is wanted for, and no mode or transform is active.
 
     Those in `optional` may be None too.
     """
@@ -51,7 +51,7 @@ def plain(*tensors: Tensor, optional: Sequence = ()) -> bool:
     for value in optional:
         if value is not None and (type(value) is not Tensor or value.requires_grad):
             return False
-    return unobserved()
+    return no_mode_or_transform()
 
 
 def check_tensors(function: str, arguments: dict, optional: dict | None = None) -> None:
@@ -95,22 +95,22 @@ def in_cpu_memory(tensor: Tensor) -> bool:
 
 
 class _Library(torch.library.Library):
-    """A library whose autograd kernels, which run first, hand calls that need no gradient to `direct`."""
+    """A library whose autograd kernels, which run first, hand calls that need no gradient to `fast_paths`."""
 
     def __init__(self) -> None:
         super().__init__("riffle", "DEF")
-        self.direct = {}  # operator: function of its arguments that answers, or returns None
+        self.fast_paths = {}  # operator: function of its arguments that returns the result, or None where it declines the call
 
     def impl(self, op_name, fn, dispatch_key="", **options):
         name = op_name if isinstance(op_name, str) else op_name._schema.name.split("::")[1]
-        if dispatch_key == "Autograd" and name in self.direct:
-            fn = _shortened(self.direct[name], fn)
+        if dispatch_key == "Autograd" and name in self.fast_paths:
+            fn = _with_fast_path(self.fast_paths[name], fn)
         super().impl(op_name, fn, dispatch_key, **options)
 
 
-def _shortened(direct, autograd):
+def _with_fast_path(fast_path, autograd):
     def kernel(keyset, *args):
-        answer = direct(*args)
+        answer = fast_path(*args)
         if answer is not None:
             return answer
         if forward_ad._current_level >= 0:

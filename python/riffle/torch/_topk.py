@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.compiler import is_compiling
 
 from riffle import _core
-from riffle.torch._library import LIBRARY, kind_of, transformed, unobserved
+from riffle.torch._library import LIBRARY, kind_of, no_mode_or_transform, under_transform
 
 _DTYPES = tuple(
     getattr(torch, name)
@@ -63,7 +63,7 @@ def topk(
         numbers = _checked_arguments(input, k, dim, largest, sorted, out)
         result = _Result(torch.ops.riffle.topk(input, *numbers, largest, sorted))
         return result if out is None else _write(out, result)
-    if type(input) is Tensor and out is None and not input.requires_grad and unobserved():
+    if type(input) is Tensor and out is None and not input.requires_grad and no_mode_or_transform():
         answer = _core.torch_topk(input, k, dim, largest, sorted, _Result)
         if answer is not None:
             return answer  # pyright: ignore[reportReturnType]: it is of the type given
@@ -77,7 +77,7 @@ def _dispatch(input, k, dim, largest, sorted, out):
             "topk(): functions with out=... arguments don't support automatic differentiation, but one of the "
             "arguments requires grad."
         )
-    run = _TopK.apply if transformed() else torch.ops.riffle.topk
+    run = _TopK.apply if under_transform() else torch.ops.riffle.topk
     result = _Result(run(input, k, dim, largest, sorted))
     return result if out is None else _write(out, result)
 
@@ -195,8 +195,8 @@ def _topk_cpu(input, k, dim=-1, largest=True, sorted=True):
     return input.new_empty(shape), input.new_empty(shape, dtype=torch.int64)
 
 
-def _topk_direct(input, k, dim=-1, largest=True, sorted=True):
-    if type(input) is Tensor and not input.requires_grad and unobserved():
+def _topk_fast_path(input, k, dim=-1, largest=True, sorted=True):
+    if type(input) is Tensor and not input.requires_grad and no_mode_or_transform():
         return _core.torch_topk(input, k, dim, largest, sorted, _Result)
     return None
 
@@ -236,7 +236,7 @@ LIBRARY.define(
     tags=_TAGS,
 )
 LIBRARY.impl("topk", _topk_cpu, "CPU")
-LIBRARY.direct["topk"] = _topk_direct
+LIBRARY.fast_paths["topk"] = _topk_fast_path
 torch.library.register_fake("riffle::topk", _topk_fake, lib=LIBRARY)
 torch.library.register_autograd("riffle::topk", _topk_backward, setup_context=_topk_setup, lib=LIBRARY)
 torch.library.register_vmap("riffle::topk", _topk_vmap, lib=LIBRARY)

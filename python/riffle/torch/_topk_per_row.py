@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.compiler import is_compiling
 
 from riffle import _core
-from riffle.torch._library import LIBRARY, call, check_tensors, in_cpu_memory, integer, plain
+from riffle.torch._library import LIBRARY, call, can_bypass_dispatcher, check_tensors, in_cpu_memory, integer
 
 
 def top_k_per_row_prefill(
@@ -50,7 +50,7 @@ def top_k_per_row_prefill(
             [ 0,  1, -1]], dtype=torch.int32)
     """
     args = logits, row_starts, row_ends, indices, *_ints(num_rows=num_rows, stride0=stride0, stride1=stride1, top_k=top_k)
-    if not is_compiling() and plain(logits, row_starts, row_ends, indices) and in_cpu_memory(logits):
+    if not is_compiling() and can_bypass_dispatcher(logits, row_starts, row_ends, indices) and in_cpu_memory(logits):
         _prefill_cpu(*args)
     else:
         tensors = dict(logits=logits, row_starts=row_starts, row_ends=row_ends, indices=indices)
@@ -91,7 +91,7 @@ def top_k_per_row_decode(
     """
     next_n, *numbers = _ints(next_n=next_n, num_rows=num_rows, stride0=stride0, stride1=stride1, top_k=top_k)
     args = logits, next_n, seq_lens, indices, *numbers
-    if not is_compiling() and plain(logits, seq_lens, indices) and in_cpu_memory(logits):
+    if not is_compiling() and can_bypass_dispatcher(logits, seq_lens, indices) and in_cpu_memory(logits):
         _decode_cpu(*args)
     else:
         check_tensors("top_k_per_row_decode", dict(logits=logits, seq_lens=seq_lens, indices=indices))

@@ -10,7 +10,7 @@ from torch.compiler import is_compiling
 
 import riffle
 from riffle._arguments import as_bool, as_float
-from riffle.torch._library import LIBRARY, call, check_tensors, in_cpu_memory, plain
+from riffle.torch._library import LIBRARY, call, can_bypass_dispatcher, check_tensors, in_cpu_memory
 
 
 def write_kv(
@@ -39,7 +39,7 @@ def write_kv(
     tensors = keys, values, slots, key_pages, value_pages
     options = layout, key_scales, value_scales, key_format, value_format, compute_scales
     scales = tuple(scale for scale in (key_scales, value_scales) if isinstance(scale, Tensor))
-    if not is_compiling() and plain(*tensors, optional=scales) and in_cpu_memory(keys):
+    if not is_compiling() and can_bypass_dispatcher(*tensors, optional=scales) and in_cpu_memory(keys):
         return _write(*tensors, *options)
     names = "keys", "values", "slots", "key_pages", "value_pages"
     check_tensors("write_kv", dict(zip(names, tensors)))

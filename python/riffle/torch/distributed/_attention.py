@@ -12,7 +12,7 @@ from riffle._arguments import as_bool
 from riffle.torch import _attention
 from riffle.torch._library import call, check_tensors, integer
 from riffle.torch.distributed._exchange import Ranks
-from riffle.torch.distributed._topk import no_derivative, on_cpu
+from riffle.torch.distributed._topk import check_no_grad, check_on_cpu
 
 
 def paged_attention(
@@ -82,33 +82,33 @@ def paged_attention(
     names = "q", "keys", "values", "kv_lens", "page_table"
     optional = dict(cu_q_lens=cu_q_lens, sinks=sinks, mask=mask, alibi_slopes=alibi_slopes)
     check_tensors("paged_attention", dict(zip(names, (q, keys, values, kv_lens, page_table))), optional)
-    on_cpu(q=q, keys=keys, values=values, kv_lens=kv_lens)
-    no_derivative("paged_attention", q=q, keys=keys, values=values)
+    check_on_cpu(q=q, keys=keys, values=values, kv_lens=kv_lens)
+    check_no_grad("paged_attention", q=q, keys=keys, values=values)
     options: dict = dict(layout=layout, scale=scale, soft_cap=soft_cap, mask_value=mask_value, key_scales=key_scales,
                          value_scales=value_scales, key_format=key_format, value_format=value_format)  # fmt: skip
     return_lse = call(as_bool, "return_lse", return_lse)
     if q.dim() != 3 or kv_lens.dim() != 1:
         raise RuntimeError(f"q has shape {tuple(q.shape)} and kv_lens {tuple(kv_lens.shape)}; they must be [tokens, q_heads, head_dim] and [B]")
     if interleave is not None:
-        turn = interleave = integer("interleave", interleave)
-        torch._check(turn >= 1, lambda: f"interleave = {interleave} is not at least 1")
+        checked_interleave = interleave = integer("interleave", interleave)
+        torch._check(checked_interleave >= 1, lambda: f"interleave = {interleave} is not at least 1")
         torch._check(alibi_slopes is None, lambda: "alibi_slopes are not possible with interleave")
-    view = _view(causal, window, window_right, kv_lens.shape[0])
+    visibility = _visibility(causal, window, window_right, kv_lens.shape[0])
     ranks = Ranks(group)
     q_lens = _q_lens(q, kv_lens, cu_q_lens)
-    seen: dict = dict(mask=mask)
+    mask_options: dict = dict(mask=mask)
     after = None
-    if kv_lens.numel() and (view.window is not None or alibi_slopes is not None or (q_lens > 1).any()):
+    if kv_lens.numel() and (visibility.window is not None or alibi_slopes is not None or (q_lens > 1).any()):
         lens = ranks.gather(kv_lens.long())
-        _check_lens(view, lens, q_lens, interleave)
+        _check_lens(visibility, lens, q_lens, interleave)
         if interleave is None:
             after = lens[ranks.rank + 1 :].sum(0)
-            kv_lens, seen = _contiguous(view, lens[: ranks.rank + 1].sum(0), kv_lens, after, q_lens, mask)
+            kv_lens, mask_options = _contiguous(visibility, lens[: ranks.rank + 1].sum(0), kv_lens, after, q_lens, mask)
         else:
             keys_at = _interleaved_positions(int(kv_lens.max()), interleave, ranks)
-            seen = dict(mask=_masked(mask, view, keys_at.expand(kv_lens.shape[0], -1), lens.sum(0), q_lens))
+            mask_options = dict(mask=_masked(mask, visibility, keys_at.expand(kv_lens.shape[0], -1), lens.sum(0), q_lens))
     state, lse = _attention.paged_attention(q.float(), keys, values, kv_lens, page_table, cu_q_lens=cu_q_lens, causal=False,
-                                            alibi_slopes=alibi_slopes, return_lse=True, **seen, **options)  # fmt: skip
+                                            alibi_slopes=alibi_slopes, return_lse=True, **mask_options, **options)  # fmt: skip
     if alibi_slopes is not None and after is not None:  # the call has taken the last key here for the last of all
         lse = (lse - after.repeat_interleave(q_lens)[:, None] * alibi_slopes.double()).float()
     merged, merged_lse = _merge(ranks, state, lse, sinks)
@@ -127,7 +127,7 @@ def _q_lens(q: Tensor, kv_lens: Tensor, cu_q_lens: Tensor | None) -> Tensor:
     return lens
 
 
-class _View(NamedTuple):
+class _Visibility(NamedTuple):
     """Which keys a query at position p sees: those of [p - window + 1, p + right]."""
 
     causal: Tensor  # bool [B]
@@ -138,25 +138,25 @@ class _View(NamedTuple):
 _ALL = 2**62
 
 
-def _view(causal: bool | Tensor, window: int | None, window_right: int | None, sequences: int) -> _View:
+def _visibility(causal: bool | Tensor, window: int | None, window_right: int | None, sequences: int) -> _Visibility:
     if isinstance(causal, Tensor):
         torch._check(causal.dtype is torch.bool and causal.shape == (sequences,),
                      lambda: f"causal has dtype {causal.dtype} and shape {tuple(causal.shape)}; it must be a bool or bools [{sequences}]")  # fmt: skip
     else:
         causal = torch.full((sequences,), call(as_bool, "causal", causal))
-    left: Any = _attention._limit("window", window)
-    right: Any = _attention._limit("window_right", window_right)
+    left: Any = _attention._window_argument("window", window)
+    right: Any = _attention._window_argument("window_right", window_right)
     torch._check(left is None or left >= 1, lambda: f"window = {left} is not at least 1")
     torch._check(right is None or right >= 0, lambda: f"window_right = {right} is not at least 0")
     torch._check(not right or not causal.any(), lambda: f"window_right = {right} but causal is set, under which no query sees a later key")
     beyond = right if right is not None else _ALL if left is None else 0
-    return _View(causal, left, torch.where(causal, 0, beyond))
+    return _Visibility(causal, left, torch.where(causal, 0, beyond))
 
 
-def _check_lens(view: _View, lens: Tensor, q_lens: Tensor, interleave: int | None) -> None:
+def _check_lens(visibility: _Visibility, lens: Tensor, q_lens: Tensor, interleave: int | None) -> None:
     """RuntimeError, on all ranks alike, for lens [ranks, B] of keys that cannot be."""
     total = lens.sum(0)
-    short = view.causal & (q_lens > total) & (total > 0)
+    short = visibility.causal & (q_lens > total) & (total > 0)
     if short.any():
         b = int(short.nonzero()[0])
         raise RuntimeError(f"kv_lens[{b}] is {total[b]} on all ranks together, less than its {q_lens[b]} queries, and causal is set")
@@ -171,7 +171,7 @@ def _check_lens(view: _View, lens: Tensor, q_lens: Tensor, interleave: int | Non
             )
 
 
-def _contiguous(view: _View, end: Tensor, kv_lens: Tensor, after: Tensor, q_lens: Tensor, mask: Tensor | None) -> tuple[Tensor, dict]:
+def _contiguous(visibility: _Visibility, end: Tensor, kv_lens: Tensor, after: Tensor, q_lens: Tensor, mask: Tensor | None) -> tuple[Tensor, dict]:
     """(kv_lens, options) of the call that shows a contiguous part of the keys.
 
     The call takes the last key here for the last key of all, so both its windows are moved by the number of keys after this part.
@@ -179,23 +179,23 @@ def _contiguous(view: _View, end: Tensor, kv_lens: Tensor, after: Tensor, q_lens
     Args:
       end, after: int64 [B], the number of keys up to the end of this part, and after it.
     """
-    if view.window is not None:  # a part out of reach of all queries need not be read
-        kv_lens = torch.where(after >= view.window + q_lens - 1, 0, kv_lens)
+    if visibility.window is not None:  # a part out of reach of all queries need not be read
+        kv_lens = torch.where(after >= visibility.window + q_lens - 1, 0, kv_lens)
     some = kv_lens > 0
     if not some.any():
         return kv_lens, dict(mask=mask)
     # A single query comes after all keys of this rank.
-    right = torch.full_like(after, _ALL) if (q_lens <= 1).all() else (view.right + after).clamp(max=_ALL)
+    right = torch.full_like(after, _ALL) if (q_lens <= 1).all() else (visibility.right + after).clamp(max=_ALL)
     moved, right = after[some], right[some]
-    if view.window is None and (right == _ALL).all():
+    if visibility.window is None and (right == _ALL).all():
         return kv_lens, dict(mask=mask)
     # Does one window suit all sequences, and are all queries among the keys here, as windows take them to be?
     alike = (right == right[0]).all() and (q_lens <= kv_lens)[some].all()
-    if alike and (view.window is None or ((moved == moved[0]).all() and moved[0] < view.window)):
+    if alike and (visibility.window is None or ((moved == moved[0]).all() and moved[0] < visibility.window)):
         limit = None if right[0] >= _ALL else int(right[0])
-        return kv_lens, dict(mask=mask, window=None if view.window is None else view.window - int(moved[0]), window_right=limit)
+        return kv_lens, dict(mask=mask, window=None if visibility.window is None else visibility.window - int(moved[0]), window_right=limit)
     positions = (end - kv_lens)[:, None] + torch.arange(int(kv_lens.max()))
-    return kv_lens, dict(mask=_masked(mask, view, positions, end + after, q_lens))
+    return kv_lens, dict(mask=_masked(mask, visibility, positions, end + after, q_lens))
 
 
 def _interleaved_positions(count: int, interleave: int, ranks: Ranks) -> Tensor:
@@ -204,7 +204,7 @@ def _interleaved_positions(count: int, interleave: int, ranks: Ranks) -> Tensor:
     return number // interleave * (interleave * ranks.count) + ranks.rank * interleave + number % interleave
 
 
-def _masked(mask: Tensor | None, view: _View, positions: Tensor, total: Tensor, q_lens: Tensor) -> Tensor | None:
+def _masked(mask: Tensor | None, visibility: _Visibility, positions: Tensor, total: Tensor, q_lens: Tensor) -> Tensor | None:
     """The mask, if any, that hides what a query does not see, too: [tokens, q_heads or 1, n].
 
     Args:
@@ -217,14 +217,14 @@ def _masked(mask: Tensor | None, view: _View, positions: Tensor, total: Tensor, 
     sequence = torch.arange(len(total)).repeat_interleave(q_lens)
     first = torch.cumsum(q_lens, 0) - q_lens
     query = (total - q_lens - first)[sequence] + torch.arange(len(sequence))
-    seen = positions[sequence] <= (query + view.right[sequence])[:, None]
-    if view.window is not None:
-        seen &= positions[sequence] > (query - view.window)[:, None]
-    seen = seen[:, None, :]
+    visible = positions[sequence] <= (query + visibility.right[sequence])[:, None]
+    if visibility.window is not None:
+        visible &= positions[sequence] > (query - visibility.window)[:, None]
+    visible = visible[:, None, :]
     if mask is None:
-        return seen
+        return visible
     torch._check(mask.dim() == 3 and mask.shape[2] >= n, lambda: f"mask has shape {tuple(mask.shape)}; its last axis has at least {n} keys")
-    return seen & mask[..., :n] if mask.dtype is torch.bool else mask[..., :n].masked_fill(~seen, -torch.inf)
+    return visible & mask[..., :n] if mask.dtype is torch.bool else mask[..., :n].masked_fill(~visible, -torch.inf)
 
 
 def _merge(ranks: Ranks, state: Tensor, lse: Tensor, sinks: Tensor | None) -> tuple[Tensor, Tensor]:

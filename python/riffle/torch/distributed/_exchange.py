@@ -32,18 +32,18 @@ class Ranks:
         dist.all_gather(list(received.unbind(0)), message, group=self.group)
         return received
 
-    def agree(self, size: int, same: dict[str, int] | None = None, codes: dict[str, int] | None = None) -> tuple[int, ...]:
-        """Each rank's `size`. RuntimeError, on all ranks, where a number in `same` or `codes` differs between them.
+    def gather_sizes(self, size: int, must_match: dict[str, int] | None = None, digests: dict[str, int] | None = None) -> tuple[int, ...]:
+        """Each rank's `size`. RuntimeError, on all ranks, where a number in `must_match` or `digests` differs between them.
 
-        Those in `codes` mean nothing to a reader.
+        The error has the numbers of `must_match`; those in `digests` mean nothing to a reader.
         """
-        same, codes = same or {}, codes or {}
-        gathered = self.gather(torch.tensor([size, *same.values(), *codes.values()], dtype=torch.int64)).tolist()
+        must_match, digests = must_match or {}, digests or {}
+        gathered = self.gather(torch.tensor([size, *must_match.values(), *digests.values()], dtype=torch.int64)).tolist()
         for rank, (_, *numbers) in enumerate(gathered):
-            for name, first, number in zip([*same, *codes], gathered[0][1:], numbers):
+            for name, first, number in zip([*must_match, *digests], gathered[0][1:], numbers):
                 if number != first:
-                    shown = f": {first} and {number}" if name in same else ""
-                    raise RuntimeError(f"{name} differs between ranks 0 and {rank}{shown}; it must be the same on all ranks")
+                    values = f": {first} and {number}" if name in must_match else ""
+                    raise RuntimeError(f"{name} differs between ranks 0 and {rank}{values}; it must be the same on all ranks")
         return tuple(numbers[0] for numbers in gathered)
 
 
@@ -60,10 +60,10 @@ class Shards(NamedTuple):
         return sum(self.sizes[:rank])
 
 
-def shards_of(ranks: Ranks, columns: int, sizes: Sequence[int] | None, same: dict[str, int], codes: dict[str, int] | None = None) -> Shards:
-    """`sizes` if they are given; else asks the other ranks, and compares `same` and `codes` with theirs, as Ranks.agree."""
+def shards_of(ranks: Ranks, columns: int, sizes: Sequence[int] | None, must_match: dict[str, int], digests: dict[str, int] | None = None) -> Shards:
+    """`sizes` if they are given; else asks the other ranks, and compares `must_match` and `digests` with theirs, as Ranks.gather_sizes."""
     if sizes is None:
-        return Shards(ranks.agree(columns, same, codes))
+        return Shards(ranks.gather_sizes(columns, must_match, digests))
     sizes = tuple(integer(f"sizes[{rank}]", size) for rank, size in enumerate(call(as_list, "sizes", sizes, "ints")))
     if len(sizes) != ranks.count:
         raise RuntimeError(f"sizes has {len(sizes)} elements for {ranks.count} ranks")
@@ -86,7 +86,7 @@ def shard_sizes(columns: int, group=None) -> tuple[int, ...]:
     """
     columns = integer("columns", columns)
     torch._check(columns >= 0, lambda: f"columns = {columns} is negative")
-    return Ranks(group).agree(columns)
+    return Ranks(group).gather_sizes(columns)
 
 
 # ---- candidates

@@ -13,7 +13,7 @@ import riffle
 from riffle.torch import _generate
 from riffle.torch._library import call, check_tensors
 from riffle.torch.distributed._exchange import Ranks, Shards, gather_candidates, merge_candidates, shards_of
-from riffle.torch.distributed._topk import no_derivative, on_cpu
+from riffle.torch.distributed._topk import check_no_grad, check_on_cpu
 
 _PER_ROW_OPTIONS = ("on_invalid",)  # options of riffle.torch.sample that name no column
 
@@ -74,8 +74,8 @@ def sample(
     for name in options:
         if name not in _PER_ROW_OPTIONS:
             raise TypeError(f"sample() got an unexpected argument {name!r}; of riffle.torch.sample's options it takes {_PER_ROW_OPTIONS}")
-    on_cpu(logits=logits)
-    no_derivative("sample", logits=logits)
+    check_on_cpu(logits=logits)
+    check_no_grad("sample", logits=logits)
     if logits.dim() != 2:
         raise RuntimeError(f"logits has shape {tuple(logits.shape)}; it must be [rows, columns]")
     if logits.stride(1) != 1 and logits.shape[1] > 1:
@@ -146,7 +146,8 @@ class _Parameters:
 
     def best(self, shards: Shards, element: int) -> Tensor:
         """int64 [rows]: how many of its best columns a row's draw reads, 0 where sending all logits is less."""
-        top_k, temperature = (_generate._wide(_generate._parameter(name, self._given[name]), name == "top_k") for name in ("top_k", "temperature"))
+        top_k, temperature = (_generate._to_supported_dtype(_generate._parameter(name, self._given[name]), name == "top_k")
+                              for name in ("top_k", "temperature"))  # fmt: skip
         best = torch.where(temperature == 0, 1, top_k).expand(self._rows)
         few = (best > 0) & (best < shards.columns) & (best <= max(shards.sizes) * element // (element + 4))
         return torch.where(few, best, 0).long()
@@ -168,14 +169,14 @@ def _draw_from_logits(ranks: Ranks, shards: Shards, logits: Tensor, parameters: 
 
 def _draw_from_candidates(ranks: Ranks, shards: Shards, logits: Tensor, parameters: _Parameters, best: Tensor, return_logprobs: bool):
     """(tokens, log-probabilities or NaN) of some rows, of whose shards best.max() columns each are exchanged."""
-    (rows, columns), most = logits.shape, int(best.max())
+    (rows, columns), max_best = logits.shape, int(best.max())
     values, found = logits, logits.new_empty((rows, 0), dtype=torch.int32)
     if columns:
-        top: Any = call(riffle.top_k, logits, min(most, columns))
+        top: Any = call(riffle.top_k, logits, min(max_best, columns))
         values, found = top.values, top.indices
     extra = _shard_mass(logits, values).flatten() if return_logprobs else None
-    values, ids, masses = gather_candidates(ranks, shards, most, values, found, extra)
-    values, ids = merge_candidates(values, ids, most)
+    values, ids, masses = gather_candidates(ranks, shards, max_best, values, found, extra)
+    values, ids = merge_candidates(values, ids, max_best)
     # One more column, of -inf, keeps top_k below the number of columns, as in the whole matrix: then weights are added best first.
     values = torch.cat([values, values.new_full((rows, 1), -torch.inf)], dim=1)
     places = parameters.draw(values, False, ids, top_k=best).long()
@@ -208,8 +209,8 @@ def _shard_mass(logits: Tensor, best: Tensor) -> Tensor:
 
 def _log_probabilities(drawn: Tensor, masses: Tensor) -> Tensor:
     """Log-probabilities of the logits drawn [rows], from each rank's mass [ranks, 2, rows], made by _shard_mass."""
-    largest, log_sums = masses[:, 0], masses[:, 1]
-    most = largest.amax(0)
+    shard_max, log_sums = masses[:, 0], masses[:, 1]
+    row_max = shard_max.amax(0)
     # The difference of equal infinities shall be 0.
-    below = torch.where(largest == most, 0, largest - most)
-    return torch.where(drawn == most, 0, drawn - most) - (below.exp() * log_sums.exp()).sum(0).log()
+    below = torch.where(shard_max == row_max, 0, shard_max - row_max)
+    return torch.where(drawn == row_max, 0, drawn - row_max) - (below.exp() * log_sums.exp()).sum(0).log()

@@ -15,7 +15,7 @@ from riffle.torch.distributed._exchange import Ranks, gather_candidates, merge_c
 _DTYPES = {dtype: number for number, dtype in enumerate(_topk._DTYPES)}
 
 
-def no_derivative(function: str, **tensors) -> None:
+def check_no_grad(function: str, **tensors) -> None:
     """RuntimeError for a tensor that a gradient is wanted for."""
     if torch.is_grad_enabled():
         for name, tensor in tensors.items():
@@ -23,7 +23,7 @@ def no_derivative(function: str, **tensors) -> None:
                 raise RuntimeError(f"riffle.torch.distributed.{function} has no derivative, but {name} requires grad: call it under torch.no_grad()")
 
 
-def on_cpu(**tensors: Tensor) -> None:
+def check_on_cpu(**tensors: Tensor) -> None:
     for name, tensor in tensors.items():
         if not in_cpu_memory(tensor):
             raise NotImplementedError(f"{name} is on device {tensor.device}, with layout {tensor.layout}; it must be a strided tensor of the CPU")
@@ -75,8 +75,8 @@ def topk(
     >>> dist.destroy_process_group()
     """
     numbers: Any = _topk._checked_arguments(input, k, dim, largest, sorted, out)
-    on_cpu(input=input)
-    no_derivative("topk", input=input)
+    check_on_cpu(input=input)
+    check_no_grad("topk", input=input)
     k, dim = numbers[0], _topk._checked_dim(input, 0, numbers[1])
     if input.dim() == 0:
         raise RuntimeError("input has no axis; its shards have at least one")
@@ -119,8 +119,8 @@ def linear_top_k(
       The others of riffle.torch.linear_top_k.
     """
     check_tensors("linear_top_k", dict(x=x, weight=weight), dict(bias=bias))
-    on_cpu(x=x, weight=weight, **({} if bias is None else {"bias": bias}))
-    no_derivative("linear_top_k", x=x, weight=weight, bias=bias)
+    check_on_cpu(x=x, weight=weight, **({} if bias is None else {"bias": bias}))
+    check_no_grad("linear_top_k", x=x, weight=weight, bias=bias)
     k = integer("k", k)
     if x.dim() != 2 or weight.dim() != 2 or x.shape[1] != weight.shape[1]:
         raise RuntimeError(f"x has shape {tuple(x.shape)} and weight {tuple(weight.shape)}; they must be [rows, d] and [tokens, d]")
