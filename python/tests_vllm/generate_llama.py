@@ -34,7 +34,7 @@ def parts_of(worker) -> tuple[list[str], int, str]:
     import riffle
     import riffle.vllm._parts
 
-    return riffle.vllm._parts._on, riffle.info()["threads"], socket.gethostname()
+    return riffle.vllm._parts._active_parts, riffle.info()["threads"], socket.gethostname()
 
 
 def follow(options: dict, out: pathlib.Path) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from riffle.vllm._attention_shards import slot_mapping
-from riffle.vllm._interfaces import Differs, expect_parameters, find
+from riffle.vllm._interfaces import InterfaceMismatch, expect_parameters, find
 
 
 def install() -> str | None:
@@ -14,8 +14,8 @@ def install() -> str | None:
         register = find("vllm.v1.attention.backends.registry", "register_backend")
         # Imported now: afterwards it is vLLM that imports it, and an error would end the engine.
         find("riffle.vllm._attention_backend", "RiffleAttentionBackend")
-    except Differs as differs:
-        return str(differs)
+    except InterfaceMismatch as mismatch:
+        return str(mismatch)
     _allow_context_parallelism()
     # Whatever backend is asked for, vLLM's platform for CPUs answers with the path that is registered for CPU_ATTN.
     register(backends, "riffle.vllm._attention_backend.RiffleAttentionBackend")
@@ -30,13 +30,13 @@ def _allow_context_parallelism() -> None:
         expect_parameters(compute, "num_tokens", "max_num_tokens", "query_start_loc", "positions", "block_table", "block_table_stride",
                           "slot_mapping", "KV_CACHE_BLOCK_SIZE", "TOTAL_CP_WORLD_SIZE", "TOTAL_CP_RANK", "CP_KV_CACHE_INTERLEAVE_SIZE",
                           "PAD_ID")  # fmt: skip
-    except Differs:
+    except InterfaceMismatch:
         return
     module._compute_slot_mapping_kernel_impl = slot_mapping(compute)
 
 
 def _check_interfaces() -> None:
-    """Raises Differs unless vLLM has everything that the backend uses."""
+    """Raises InterfaceMismatch unless vLLM has everything that the backend uses."""
     native = "vllm.v1.attention.backends.cpu_attn"
     find(native, "CPUAttentionBackend", "forward_includes_kv_cache_update")
     expect_parameters(find(native, "CPUAttentionMetadataBuilder", "__init__"), "self", "kv_cache_spec", "layer_names", "vllm_config",
@@ -59,6 +59,6 @@ def _check_interfaces() -> None:
     ):  # fmt: skip
         missing = [name for name in names if name not in fields]
         if missing:
-            raise Differs(f"no {', '.join(missing)} in vLLM's metadata of attention")
+            raise InterfaceMismatch(f"no {', '.join(missing)} in vLLM's metadata of attention")
     find("vllm.model_executor.layers.attention", "Attention")
     find("vllm.config", "get_layers_from_vllm_config")

@@ -23,7 +23,7 @@ from vllm.v1.kv_cache_interface import CrossAttentionSpec, EncoderOnlyAttentionS
 import riffle
 from riffle.vllm import _attention_shards
 from riffle.vllm._attention_cache import KV_CACHE_DTYPES, SCALE_BYTES, CacheFormat
-from riffle.vllm._parts import follow_threads
+from riffle.vllm._parts import use_pytorch_threads
 
 _logger = logging.getLogger("vllm.riffle")
 
@@ -74,10 +74,10 @@ class RiffleAttentionMetadata(CPUAttentionMetadata):
     """A step's batch. The fields of vLLM's own are for layers that are left to it."""
 
     tokens: int = 0  # that belong to a sequence; the rest of a batch is padding
-    flags: bool | Tensor = True  # causal, for all or for each sequence
-    lens: Tensor | None = None
-    pages: Tensor | None = None  # [sequences, max_pages]
-    cu: Tensor | None = None
+    causal_flags: bool | Tensor = True  # causal, for all or for each sequence
+    kv_lens: Tensor | None = None
+    page_table: Tensor | None = None  # [sequences, max_pages]
+    cu_q_lens: Tensor | None = None
     shard: _attention_shards.Shard | None = None  # with decode context parallelism
 
 
@@ -92,13 +92,13 @@ class RiffleAttentionMetadataBuilder(CPUAttentionMetadataBuilder):
             self.is_cross_attention = isinstance(kv_cache_spec, CrossAttentionSpec)
             self.is_encoder_only_attention = isinstance(kv_cache_spec, EncoderOnlyAttentionSpec)
         self.ranks, self.rank = get_dcp_world_size_and_rank(kv_cache_spec.dcp_sharded)
-        follow_threads()  # the worker has its number of threads now
+        use_pytorch_threads()  # the worker has its number of threads now
 
     def build(self, common_prefix_len, common_attn_metadata, fast_build=False):
         common = common_attn_metadata
-        flags = False if self.is_cross_attention else common.causal
-        if isinstance(flags, Tensor):
-            flags = flags[: common.num_reqs].to(torch.bool)
+        causal_flags = False if self.is_cross_attention else common.causal
+        if isinstance(causal_flags, Tensor):
+            causal_flags = causal_flags[: common.num_reqs].to(torch.bool)
         if self.has_native:
             base = vars(super().build(common_prefix_len, common, fast_build))
         else:
@@ -106,18 +106,19 @@ class RiffleAttentionMetadataBuilder(CPUAttentionMetadataBuilder):
                 num_actual_tokens=common.num_actual_tokens, max_query_len=common.max_query_len,
                 query_start_loc=common.query_start_loc, max_seq_len=common.max_seq_len, seq_lens=common.seq_lens,
                 block_table=common.block_table_tensor, slot_mapping=common.slot_mapping, scheduler_metadata=None,
-                causal=not isinstance(flags, Tensor) and flags,
+                causal=not isinstance(causal_flags, Tensor) and causal_flags,
             )  # fmt: skip
-        cu = common.query_start_loc
-        lens, pages = common.seq_lens, common.block_table_tensor
+        cu_q_lens = common.query_start_loc
+        kv_lens, page_table = common.seq_lens, common.block_table_tensor
         if self.is_encoder_only_attention:
             # Keys and values are read where the layer has them: a page for each token.
-            pages = cu[:-1, None] + torch.arange(common.max_query_len, dtype=cu.dtype)
+            page_table = cu_q_lens[:-1, None] + torch.arange(common.max_query_len, dtype=cu_q_lens.dtype)
         shard = None
         if self.ranks > 1:
             interleave = self.vllm_config.parallel_config.cp_kv_cache_interleave_size
-            shard = _attention_shards.shard(cu, lens, common.max_query_len, self.ranks, self.rank, interleave)
-        return RiffleAttentionMetadata(**base, tokens=int(common.query_start_loc_cpu[-1]), flags=flags, lens=lens, pages=pages, cu=cu, shard=shard)
+            shard = _attention_shards.shard(cu_q_lens, kv_lens, common.max_query_len, self.ranks, self.rank, interleave)
+        return RiffleAttentionMetadata(**base, tokens=int(common.query_start_loc_cpu[-1]), causal_flags=causal_flags, kv_lens=kv_lens,
+                                       page_table=page_table, cu_q_lens=cu_q_lens, shard=shard)  # fmt: skip
 
 
 class RiffleAttentionImpl(CPUAttentionBackendImpl):
@@ -137,7 +138,7 @@ class RiffleAttentionImpl(CPUAttentionBackendImpl):
         # A causal layer sees `window` keys back; a layer that is not causal also sees as many ahead.
         self.window = window
         self.window_right = None if window is None else window - 1
-        self.cap = float(self.logits_soft_cap) or None
+        self.soft_cap = float(self.logits_soft_cap) or None
         if self.dcp_world_size > 1 and (window or self.alibi_slopes is not None or self.left_to_vllm):
             raise NotImplementedError("decode context parallelism: no windows, no ALiBi, and only layers that Riffle does")
 
@@ -149,17 +150,18 @@ class RiffleAttentionImpl(CPUAttentionBackendImpl):
             return super().forward(layer, query, key, value, kv_cache, attn_metadata, output, output_scale, output_block_scale)
         if output_scale is not None or output_block_scale is not None:
             raise NotImplementedError("riffle: attention does not quantise its output")
-        m = attn_metadata
+        metadata = attn_metadata
         q, out = query, output
-        if query.shape[0] != m.tokens:
-            q, out = query[: m.tokens], output[: m.tokens]
+        if query.shape[0] != metadata.tokens:
+            q, out = query[: metadata.tokens], output[: metadata.tokens]
         sinks = self.sinks
         if sinks is not None and sinks.requires_grad:
             sinks = self.sinks = sinks.detach()
         if self.is_encoder:
             riffle.paged_attention(
-                q, key[: m.tokens, None], value[: m.tokens, None], m.lens, m.pages, cu_q_lens=m.cu, layout="NHD", scale=self.scale,
-                causal=m.flags, window=self.window, window_right=None if m.flags is True else self.window_right, soft_cap=self.cap,
+                q, key[: metadata.tokens, None], value[: metadata.tokens, None], metadata.kv_lens, metadata.page_table,
+                cu_q_lens=metadata.cu_q_lens, layout="NHD", scale=self.scale, causal=metadata.causal_flags, window=self.window,
+                window_right=None if metadata.causal_flags is True else self.window_right, soft_cap=self.soft_cap,
                 sinks=sinks, alibi_slopes=self.alibi_slopes, key_scales=None, value_scales=None, out=out,
             )  # fmt: skip
             return output
@@ -167,13 +169,15 @@ class RiffleAttentionImpl(CPUAttentionBackendImpl):
         key_scales, value_scales = pages.key_scales, pages.value_scales
         if self.format.scaled_tensors:
             key_scales, value_scales = layer._k_scale_float, layer._v_scale_float
-        if m.shard is not None:
-            _attention_shards.attend(get_dcp_group(), q, key[: m.tokens], value[: m.tokens], pages, m, out, sinks=sinks, scale=self.scale,
-                                     soft_cap=self.cap, scales=dict(key_scales=key_scales, value_scales=value_scales))  # fmt: skip
+        if metadata.shard is not None:
+            _attention_shards.attend(get_dcp_group(), q, key[: metadata.tokens], value[: metadata.tokens], pages, metadata, out,
+                                     sinks=sinks, scale=self.scale, soft_cap=self.soft_cap,
+                                     scales=dict(key_scales=key_scales, value_scales=value_scales))  # fmt: skip
             return output
         riffle.paged_attention(
-            q, pages.keys, pages.values, m.lens, m.pages, cu_q_lens=m.cu, scale=self.scale, causal=m.flags, window=self.window,
-            window_right=None if m.flags is True else self.window_right, soft_cap=self.cap, sinks=sinks, alibi_slopes=self.alibi_slopes,
+            q, pages.keys, pages.values, metadata.kv_lens, metadata.page_table, cu_q_lens=metadata.cu_q_lens, scale=self.scale,
+            causal=metadata.causal_flags, window=self.window, window_right=None if metadata.causal_flags is True else self.window_right,
+            soft_cap=self.soft_cap, sinks=sinks, alibi_slopes=self.alibi_slopes,
             key_scales=key_scales, value_scales=value_scales, out=out,
         )  # fmt: skip
         return output

@@ -19,9 +19,9 @@ import riffle
 class Shard:
     """A step's batch on one rank."""
 
-    lens: Tensor  # [sequences], cached tokens that are on this rank, those of this step left out
-    own_lens: Tensor  # [sequences], this step's tokens
-    own_pages: Tensor  # [sequences, max_query_len], those tokens as pages of one token
+    cached_lens: Tensor  # [sequences], cached tokens that are on this rank, those of this step left out
+    new_lens: Tensor  # [sequences], this step's tokens
+    new_pages: Tensor  # [sequences, max_query_len], those tokens as pages of one token
 
 
 def local_lens(lens: Tensor, ranks: int, rank: int, interleave: int) -> Tensor:
@@ -30,24 +30,25 @@ def local_lens(lens: Tensor, ranks: int, rank: int, interleave: int) -> Tensor:
     return (rounds * interleave + (rest - rank * interleave).clamp(0, interleave)).to(torch.int32)
 
 
-def shard(cu: Tensor, lens: Tensor, max_query_len: int, ranks: int, rank: int, interleave: int) -> Shard:
-    own = cu[1:] - cu[:-1]
-    pages = cu[:-1, None] + torch.arange(max_query_len, dtype=cu.dtype)
-    return Shard(local_lens(lens - own, ranks, rank, interleave), own, pages)
+def shard(cu_q_lens: Tensor, lens: Tensor, max_query_len: int, ranks: int, rank: int, interleave: int) -> Shard:
+    new_lens = cu_q_lens[1:] - cu_q_lens[:-1]
+    pages = cu_q_lens[:-1, None] + torch.arange(max_query_len, dtype=cu_q_lens.dtype)
+    return Shard(local_lens(lens - new_lens, ranks, rank, interleave), new_lens, pages)
 
 
 def attend(group, q: Tensor, key: Tensor, value: Tensor, pages, metadata, out: Tensor, *, sinks, scales: dict, **options) -> None:
     """Attention of this rank's heads to all keys of their sequences, written to `out`."""
     part: Shard = metadata.shard
     heads = q.shape[1]
-    everyone = group.all_gather(q.contiguous(), dim=1)
+    all_queries = group.all_gather(q.contiguous(), dim=1)
     # No position hides any of the cached keys, which all come before the queries.
-    there, there_lse = riffle.paged_attention(everyone, pages.keys, pages.values, part.lens, metadata.pages, cu_q_lens=metadata.cu, causal=False,
-                                              return_lse=True, **scales, **options)  # fmt: skip
-    outs, lses = _exchange(group, there, there_lse, heads)
-    own, own_lse = riffle.paged_attention(q, key[:, None], value[:, None], part.own_lens, part.own_pages, cu_q_lens=metadata.cu, layout="NHD",
-                                          causal=metadata.flags, sinks=sinks, return_lse=True, **options)  # fmt: skip
-    out.copy_(riffle.merge_states([*outs, own], [*lses, own_lse])[0])
+    cached_out, cached_lse = riffle.paged_attention(all_queries, pages.keys, pages.values, part.cached_lens, metadata.page_table,
+                                                    cu_q_lens=metadata.cu_q_lens, causal=False, return_lse=True, **scales, **options)  # fmt: skip
+    outs, lses = _exchange(group, cached_out, cached_lse, heads)
+    new_out, new_lse = riffle.paged_attention(q, key[:, None], value[:, None], part.new_lens, part.new_pages,
+                                              cu_q_lens=metadata.cu_q_lens, layout="NHD", causal=metadata.causal_flags, sinks=sinks,
+                                              return_lse=True, **options)  # fmt: skip
+    out.copy_(riffle.merge_states([*outs, new_out], [*lses, new_lse])[0])
 
 
 def _exchange(group, out: Tensor, lse: Tensor, heads: int) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
@@ -76,10 +77,10 @@ def slot_mapping(original):
         position = positions[:count].long()
         rows = torch.repeat_interleave(torch.arange(lens.numel()), lens)
         block, offset = position // (block_size * ranks), position % (block_size * ranks)
-        here = offset // interleave % ranks == rank
+        on_this_rank = offset // interleave % ranks == rank
         local = offset // (ranks * interleave) * interleave + offset % interleave
-        pages = block_table.view(-1)[rows * block_table_stride + torch.where(here, block, 0)].long()
-        slot_mapping[:count] = torch.where(here, pages * block_size + local, pad)
+        pages = block_table.view(-1)[rows * block_table_stride + torch.where(on_this_rank, block, 0)].long()
+        slot_mapping[:count] = torch.where(on_this_rank, pages * block_size + local, pad)
         slot_mapping[num_tokens:max_num_tokens] = pad
         return None
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from riffle.vllm._interfaces import Differs, expect_parameters, find
+from riffle.vllm._interfaces import InterfaceMismatch, expect_parameters, find
 
 INVALID = -1
 
@@ -30,7 +30,7 @@ def install() -> None:
         rejection = find("vllm.v1.sample.rejection_sampler", "RejectionSampler")
         expect_parameters(update, "self", "request", "new_token_ids", "is_stale")
         expect_parameters(rejection.parse_output, "output_token_ids", "vocab_size", "discard_req_indices", "logprobs_tensors")
-    except Differs:
+    except InterfaceMismatch:
         return
     scheduler._update_request_with_output = _finishing(update, status)
     rejection.parse_output = staticmethod(_keeping_empty(rejection.parse_output))

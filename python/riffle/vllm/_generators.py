@@ -11,7 +11,7 @@ import contextlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from riffle.vllm._interfaces import Differs, expect_attributes, expect_parameters, find
+from riffle.vllm._interfaces import InterfaceMismatch, expect_attributes, expect_parameters, find
 
 
 def install() -> None:
@@ -22,7 +22,7 @@ def install() -> None:
         expect_parameters(runner._bookkeeping_sync, "self", "scheduler_output", "sampler_output")
         expect_attributes(find("vllm.v1.worker.gpu_model_runner", "GPUModelRunner"), "input_batch", "discard_request_mask")
         expect_attributes(find("vllm.v1.worker.gpu_input_batch", "InputBatch"), "generators")
-    except (AttributeError, Differs):
+    except (AttributeError, InterfaceMismatch):
         return
     runner._sample = _without_dropped(runner._sample)
     runner._bookkeeping_sync = _without_dropped(runner._bookkeeping_sync)
@@ -30,14 +30,14 @@ def install() -> None:
 
 def _without_dropped(method: Callable[..., Any]) -> Callable[..., Any]:
     def wrapped(runner: Any, *args: Any, **kwargs: Any) -> Any:
-        with _hidden(runner):
+        with _hide_dropped_generators(runner):
             return method(runner, *args, **kwargs)
 
     return wrapped
 
 
 @contextlib.contextmanager
-def _hidden(runner: Any) -> Iterator[None]:
+def _hide_dropped_generators(runner: Any) -> Iterator[None]:
     generators = runner.input_batch.generators
     dropped = runner.discard_request_mask.np
     hidden = {row: generators.pop(row) for row in list(generators) if row < runner.input_batch.num_reqs and dropped[row]}

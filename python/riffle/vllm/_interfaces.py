@@ -11,26 +11,26 @@ from collections.abc import Callable
 from typing import Any
 
 
-class Differs(Exception):
+class InterfaceMismatch(Exception):
     """vLLM lacks the interface that a part of Riffle was written for."""
 
 
 def find(module: str, *path: str) -> Any:
-    """The object `path` of `module`. Raises Differs, naming what is missing."""
+    """The object `path` of `module`. Raises InterfaceMismatch, naming what is missing."""
     try:
         found: Any = importlib.import_module(module)
         for name in path:
             found = getattr(found, name)
     except (ImportError, AttributeError) as error:
-        raise Differs(f"no {'.'.join((module, *path))}") from error
+        raise InterfaceMismatch(f"no {'.'.join((module, *path))}") from error
     return found
 
 
 def expect_parameters(function: Callable[..., Any], *names: str) -> None:
-    """Raises Differs unless these are the first parameters of `function`, in this order."""
+    """Raises InterfaceMismatch unless these are the first parameters of `function`, in this order."""
     have = list(inspect.signature(function).parameters)[: len(names)]
     if have != list(names):
-        raise Differs(f"{function.__qualname__}({', '.join(have)}), not ({', '.join(names)})")
+        raise InterfaceMismatch(f"{function.__qualname__}({', '.join(have)}), not ({', '.join(names)})")
 
 
 def wrap_classmethod(owner: type, name: str, wrapper: Callable[..., Any]) -> None:
@@ -45,12 +45,12 @@ def wrap_classmethod(owner: type, name: str, wrapper: Callable[..., Any]) -> Non
 
 
 def expect_attributes(cls: type, *names: str) -> None:
-    """Raises Differs unless the constructor of `cls` sets or reads these attributes."""
+    """Raises InterfaceMismatch unless the constructor of `cls` sets or reads these attributes."""
     constructor = inspect.unwrap(cls.__init__)
     seen = constructor.__code__.co_names if inspect.isfunction(constructor) else ()
     missing = [name for name in names if name not in seen]
     if missing:
-        raise Differs(f"{cls.__qualname__} has no {', '.join(missing)}")
+        raise InterfaceMismatch(f"{cls.__qualname__} has no {', '.join(missing)}")
 
 
 def replace_function(native: Callable[..., Any], replacement: Callable[..., Any]) -> None:

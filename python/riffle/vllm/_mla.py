@@ -11,8 +11,8 @@ import functools
 import os
 from typing import Any
 
-from riffle.vllm._interfaces import Differs, expect_parameters, find, warn, wrap_classmethod
-from riffle.vllm._rotation import mend_rotation
+from riffle.vllm._interfaces import InterfaceMismatch, expect_parameters, find, warn, wrap_classmethod
+from riffle.vllm._rotation import patch_rotary_embedding
 
 BACKEND = "riffle.vllm._mla_backend.RiffleMLABackend"
 
@@ -34,7 +34,7 @@ def install() -> str | None:
         if "mla" not in os.environ.get("RIFFLE_VLLM", "").lower().split(","):
             return "AMX_MLA is there; RIFFLE_VLLM=mla,... has Riffle take its place"
         replaced.add(find_path(backends, "AMX_MLA"))
-    mend_rotation(platform)
+    patch_rotary_embedding(platform)
     wrap_classmethod(platform, "get_attn_backend_cls", functools.partial(_choose, replaced))
     wrap_classmethod(platform, "check_and_update_config", functools.partial(configure, _is_ours))
     return None
@@ -44,7 +44,7 @@ def find_path(backends: Any, name: str) -> str:
     """The path of the class that vLLM itself has under this name, whatever has been put in its place since."""
     member = getattr(backends, name, None)
     if member is None or not isinstance(member.value, str):
-        raise Differs(f"no attention backend {name}")
+        raise InterfaceMismatch(f"no attention backend {name}")
     return member.value
 
 

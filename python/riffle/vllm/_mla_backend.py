@@ -204,11 +204,11 @@ class RiffleMLAImpl(MLACommonImpl[MLACommonMetadata]):
         context = seq_len - q.shape[0]
         bounds = [*range(0, context - context % MHA_KEYS + 1, MHA_KEYS), seq_len]
         parts: list[Any] = []
-        for first, behind in zip(bounds, bounds[1:]):
-            keys, values = self._keys_and_values(rows, blocks, first, behind, scale, q.dtype)
-            last = behind == seq_len
+        for first, end in zip(bounds, bounds[1:]):
+            keys, values = self._keys_and_values(rows, blocks, first, end, scale, q.dtype)
+            last = end == seq_len
             parts.append(riffle.paged_attention(
-                q, keys, values, torch.tensor([behind - first], dtype=torch.int32), torch.zeros(1, 1, dtype=torch.int32),
+                q, keys, values, torch.tensor([end - first], dtype=torch.int32), torch.zeros(1, 1, dtype=torch.int32),
                 cu_q_lens=torch.tensor([0, q.shape[0]], dtype=torch.int32), layout="NHD", scale=self.scale, causal=last,
                 out=output if last and first == 0 else None, return_lse=True,
             ))  # fmt: skip
@@ -216,12 +216,12 @@ class RiffleMLAImpl(MLACommonImpl[MLACommonMetadata]):
             outs, lses = zip(*parts)
             output.copy_(riffle.merge_states(outs, lses)[0])
 
-    def _keys_and_values(self, rows, blocks, first: int, behind: int, scale: float | None, dtype: torch.dtype):
-        """Keys and values of the positions first..behind - 1 of a request, each as one page of so many tokens."""
+    def _keys_and_values(self, rows, blocks, first: int, end: int, scale: float | None, dtype: torch.dtype):
+        """Keys and values of the positions first..end - 1 of a request, each as one page of so many tokens."""
         size = rows.shape[1]
-        named = blocks[first // size : -(-behind // size)]
-        latent = rows.index_select(0, named).flatten(0, 1) if self.float8 is None else rows[named].flatten(0, 1).to(dtype)
-        latent = latent[first % size : first % size + behind - first]
+        block_ids = blocks[first // size : -(-end // size)]
+        latent = rows.index_select(0, block_ids).flatten(0, 1) if self.float8 is None else rows[block_ids].flatten(0, 1).to(dtype)
+        latent = latent[first % size : first % size + end - first]
         if scale is not None and scale != 1:
             latent = latent * scale
         latent, rotated = latent.to(dtype).split([self.kv_lora_rank, self.qk_rope_head_dim], dim=-1)

@@ -15,7 +15,7 @@ TRIED = ("0.32.0",)
 
 _logger = logging.getLogger("vllm.riffle")
 _registered = False
-_on: list[str] = []  # the parts that are on
+_active_parts: list[str] = []  # the parts that are on
 
 
 def wanted(setting: str | None) -> list[str]:
@@ -37,8 +37,8 @@ def register() -> None:
     global _registered
     if _registered:
         # A worker that was forked has its own threads.
-        if _on:
-            follow_threads()
+        if _active_parts:
+            use_pytorch_threads()
         return
     _registered = True
     _configure_logging()
@@ -55,7 +55,7 @@ def register() -> None:
         return
     if not on_cpu:
         return
-    left = {}
+    left_to_vllm = {}
     for part in parts:
         try:
             reason = importlib.import_module(f"riffle.vllm._{part}").install()
@@ -63,17 +63,17 @@ def register() -> None:
             # An engine must not fail because of a plugin. Most likely this version of vLLM lacks something that the part needs.
             reason = f"not with this version of vLLM: {error!r}"
         if reason is not None:
-            left[part] = reason
-    _on.extend(part for part in parts if part not in left)
-    if _on:
-        follow_threads()
-    _report(_on, left)
+            left_to_vllm[part] = reason
+    _active_parts.extend(part for part in parts if part not in left_to_vllm)
+    if _active_parts:
+        use_pytorch_threads()
+    _report(_active_parts, left_to_vllm)
 
 
-def follow_threads() -> None:
+def use_pytorch_threads() -> None:
     """Makes Riffle run on as many threads as PyTorch has in this process. Never raises."""
     try:
-        importlib.import_module("riffle.vllm._threads").follow()
+        importlib.import_module("riffle.vllm._threads").use_pytorch_threads()
     except Exception as error:
         _logger.warning("riffle: not on PyTorch's threads: %r", error)
 
@@ -91,7 +91,7 @@ def _configure_logging() -> None:
         _logger.debug("riffle: logging is as it is: %r", error)
 
 
-def _report(on: list[str], left: dict[str, str]) -> None:
+def _report(on: list[str], left_to_vllm: dict[str, str]) -> None:
     import vllm
 
     import riffle
@@ -99,6 +99,6 @@ def _report(on: list[str], left: dict[str, str]) -> None:
     version = getattr(vllm, "__version__", "?")
     tried = "" if version in TRIED else f"; not tried with vLLM {version} but with {', '.join(TRIED)}"
     text = f"riffle {riffle.__version__}: {', '.join(on) or 'nothing'} on"
-    if left:
-        text += "; left to vLLM: " + "; ".join(f"{part} ({reason})" for part, reason in left.items())
-    _logger.log(logging.WARNING if tried or left else logging.INFO, "%s%s", text, tried)
+    if left_to_vllm:
+        text += "; left to vLLM: " + "; ".join(f"{part} ({reason})" for part, reason in left_to_vllm.items())
+    _logger.log(logging.WARNING if tried or left_to_vllm else logging.INFO, "%s%s", text, tried)

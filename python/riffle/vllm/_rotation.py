@@ -6,24 +6,24 @@ by the angles of other tokens. Compiled models do not run it; models run with en
 
 from __future__ import annotations
 
-from riffle.vllm._interfaces import Differs, expect_parameters, find, warn, wrap_classmethod
+from riffle.vllm._interfaces import InterfaceMismatch, expect_parameters, find, warn, wrap_classmethod
 
 
-def mend_rotation(platform: type) -> None:
+def patch_rotary_embedding(platform: type) -> None:
     """Makes every worker of vLLM repair it before the model is made, when it asks the platform for replacements of Triton's kernels."""
 
     def outer(original):
         original()
         try:
-            _mend()
-        except Differs as error:
+            _patch()
+        except InterfaceMismatch as error:
             warn(f"rotary embedding is left as it is: {error}")
 
     find(platform.__module__, platform.__name__, "register_triton_kernel_overrides")
     wrap_classmethod(platform, "register_triton_kernel_overrides", outer)
 
 
-def _mend() -> None:
+def _patch() -> None:
     """Hands such queries and keys over with two axes. Once; later calls change nothing."""
     owner = find("vllm.model_executor.layers.rotary_embedding.base", "RotaryEmbedding")
     original = owner.__dict__.get("forward_cpu")

@@ -14,7 +14,7 @@ import riffle
 import riffle.torch
 from riffle.vllm import _failed_requests, _generators, _speculative, _untouched_logits
 from riffle.vllm._draws import batch_arguments, draw, greedy
-from riffle.vllm._interfaces import Differs, expect_attributes, expect_parameters, find, replace_function
+from riffle.vllm._interfaces import InterfaceMismatch, expect_attributes, expect_parameters, find, replace_function
 
 _MODULE = "vllm.v1.sample.sampler"
 _TOPK_TOPP = "vllm.v1.sample.ops.topk_topp_sampler"
@@ -24,8 +24,8 @@ def install() -> str | None:
     """Puts Riffle in the place of vLLM's sampling. Returns why not, or None."""
     try:
         hooks = _Hooks()
-    except Differs as differs:
-        return f"not with this version of vLLM: {differs}"
+    except InterfaceMismatch as mismatch:
+        return f"not with this version of vLLM: {mismatch}"
     hooks.install()
     _generators.install()
     _speculative.install()
@@ -60,7 +60,7 @@ class _Hooks:
         )  # fmt: skip
         missing = [name for name in wanted if name not in fields]
         if missing:
-            raise Differs(f"SamplingMetadata has no {', '.join(missing)}")
+            raise InterfaceMismatch(f"SamplingMetadata has no {', '.join(missing)}")
 
     def install(self) -> None:
         _failed_requests.install()

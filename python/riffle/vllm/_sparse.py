@@ -14,7 +14,7 @@ import functools
 
 from riffle.vllm._interfaces import expect_parameters, find, warn, wrap_classmethod
 from riffle.vllm._mla import configure
-from riffle.vllm._rotation import mend_rotation
+from riffle.vllm._rotation import patch_rotary_embedding
 
 BACKEND = "riffle.vllm._sparse_backend.RiffleSparseBackend"
 
@@ -25,7 +25,7 @@ def install() -> str | None:
     expect_parameters(platform.get_attn_backend_cls, "selected_backend", "attn_selector_config", "num_heads")
     expect_parameters(platform.check_and_update_config, "vllm_config")
     wrap_classmethod(platform, "get_attn_backend_cls", _choose)
-    mend_rotation(platform)
+    patch_rotary_embedding(platform)
     wrap_classmethod(platform, "check_and_update_config", functools.partial(configure, _is_ours))
     return None
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import torch
 
-from riffle.vllm._interfaces import Differs, expect_parameters, find, replace_function
+from riffle.vllm._interfaces import InterfaceMismatch, expect_parameters, find, replace_function
 
 
 def install() -> None:
@@ -16,7 +16,7 @@ def install() -> None:
     try:
         native = find("vllm.v1.sample.rejection_sampler", "expand_batch_to_tokens")
         expect_parameters(native, "x", "cu_num_tokens", "num_tokens", "replace_from", "replace_to")
-    except Differs:
+    except InterfaceMismatch:
         return
 
     def expand_batch_to_tokens(

@@ -8,7 +8,7 @@ import riffle
 import riffle.torch
 
 
-def follow() -> int:
+def use_pytorch_threads() -> int:
     """Makes Riffle's calls run on PyTorch's threads, or on as many of its own. Returns how many.
 
     vLLM binds a worker to the CPUs that VLLM_CPU_OMP_THREADS_BIND names by OpenMP's environment variables, before the
