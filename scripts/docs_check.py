@@ -17,7 +17,7 @@ LINK = re.compile(r"\]\((?!https?:|mailto:)([^)\s]*)\)")
 HEADING = re.compile(r"^#+ +(.+)$", re.M)
 
 
-def folders():
+def top_folders():
     """What a path of the repository begins with; other words with a slash are not paths."""
     return {p.name for p in ROOT.iterdir() if p.is_dir() and not p.name.startswith(("build", "."))}
 
@@ -31,13 +31,13 @@ def anchors(page):
     return found
 
 
-def faults(page):
+def broken_references(page):
     text = CODE.sub("", page.read_text())
     for name in NAMED.findall(text):
         generated = name.startswith(("build/", "dist/", ".venv/", ".deps/"))
         if PLACEHOLDER.search(name):
             continue
-        if "/" in name and name.split("/")[0] in folders() and not generated and not (ROOT / name).exists():
+        if "/" in name and name.split("/")[0] in top_folders() and not generated and not (ROOT / name).exists():
             yield f"names {name}, which does not exist"
     for target in LINK.findall(text):
         path, _, fragment = target.partition("#")
@@ -50,7 +50,7 @@ def faults(page):
 
 def main():
     pages = [ROOT / name for name in TOP if (ROOT / name).exists()] + sorted((ROOT / "docs").rglob("*.md"))
-    found = [f"{page.relative_to(ROOT)}: {fault}" for page in pages for fault in faults(page)]
+    found = [f"{page.relative_to(ROOT)}: {problem}" for page in pages for problem in broken_references(page)]
     sys.exit("\n".join(found) if found else 0)
 
 

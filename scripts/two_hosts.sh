@@ -37,42 +37,42 @@ commands+=("${words[*]@Q}")
 have unshare || skip "there is no unshare: install util-linux"
 have ip || skip "there is no ip: install iproute2 (scripts/setup.sh hosts)"
 
-spaces=("riffle-$$-0" "riffle-$$-1")
+namespaces=("riffle-$$-0" "riffle-$$-1")
 pids=()
 clean_up() {
-  local pid space
+  local pid namespace
   trap '' INT TERM # a second signal (timeout also sends one to the group) would leave the namespaces behind
   for pid in "${pids[@]}"; do
     kill -TERM -- "-$pid" 2>/dev/null || true # the group, in which its children are
   done
-  for space in "${spaces[@]}"; do
-    [ -e "/run/netns/$space" ] || [ -e "/var/run/netns/$space" ] || continue
-    for pid in $(ip netns pids "$space" 2>/dev/null); do # processes that have left the group
+  for namespace in "${namespaces[@]}"; do
+    [ -e "/run/netns/$namespace" ] || [ -e "/var/run/netns/$namespace" ] || continue
+    for pid in $(ip netns pids "$namespace" 2>/dev/null); do # processes that have left the group
       kill -KILL "$pid" 2>/dev/null || true
     done
-    ip netns delete "$space" || true # and the veth pair with it
+    ip netns delete "$namespace" || true # and the veth pair with it
   done
 }
 trap clean_up EXIT
 trap 'exit 130' INT
 trap 'exit 143' TERM
 
-for space in "${spaces[@]}"; do
-  ip netns add "$space" 2>/dev/null || skip "this machine does not permit network namespaces"
+for namespace in "${namespaces[@]}"; do
+  ip netns add "$namespace" 2>/dev/null || skip "this machine does not permit network namespaces"
 done
-ip -n "${spaces[0]}" link add host type veth peer name host netns "${spaces[1]}" 2>/dev/null || skip "this machine has no veth interfaces"
+ip -n "${namespaces[0]}" link add host type veth peer name host netns "${namespaces[1]}" 2>/dev/null || skip "this machine has no veth interfaces"
 for rank in 0 1; do
-  ip -n "${spaces[rank]}" address add "10.77.0.$((rank + 1))/24" dev host
-  ip -n "${spaces[rank]}" link set lo up
-  ip -n "${spaces[rank]}" link set host up
-  ip -n "${spaces[rank]}" route add default dev host # for programs that look up their address by the default route
+  ip -n "${namespaces[rank]}" address add "10.77.0.$((rank + 1))/24" dev host
+  ip -n "${namespaces[rank]}" link set lo up
+  ip -n "${namespaces[rank]}" link set host up
+  ip -n "${namespaces[rank]}" route add default dev host # for programs that look up their address by the default route
 done
 
 set -m # each command in a process group of its own
 for rank in 0 1; do
   HOST_RANK=$rank HOST_ADDRESS=10.77.0.$((rank + 1)) MASTER_ADDR=10.77.0.1 \
     GLOO_SOCKET_IFNAME=host NCCL_SOCKET_IFNAME=host TP_SOCKET_IFNAME=host \
-    ip netns exec "${spaces[rank]}" unshare --ipc --uts --mount \
+    ip netns exec "${namespaces[rank]}" unshare --ipc --uts --mount \
     bash -c "mount -t tmpfs tmpfs /dev/shm && hostname host$rank && exec ${commands[rank]}" &
   pids+=($!)
 done

@@ -59,7 +59,7 @@ with_uv() {
   [ -n "${CI:-}" ] && export UV_NO_PROGRESS=1
   local install=("$uv" pip install --python "$venv/bin/python" -r "$requirements" --overrides "$overrides")
   # First from the cache alone; its complaint about what it lacks is of no interest.
-  if [ ! -x "$venv/bin/python" ] || ! fits; then
+  if [ ! -x "$venv/bin/python" ] || ! same_python; then
     "$uv" venv -q --clear --seed --offline --python "$python" "$venv" 2>/dev/null ||
       "$uv" venv -q --clear --seed --python "$python" "$venv"
   fi
@@ -67,12 +67,12 @@ with_uv() {
 }
 
 with_pip() {
-  if [ ! -x "$venv/bin/python" ] || ! fits; then "$python" -m venv --clear "$venv"; fi
+  if [ ! -x "$venv/bin/python" ] || ! same_python; then "$python" -m venv --clear "$venv"; fi
   "$venv/bin/python" -m pip install -r "$requirements"
 }
 
 # Whether .venv was made from the Python that is asked for.
-fits() { [ "$("$venv/bin/python" --version)" = "$("$python" --version)" ]; }
+same_python() { [ "$("$venv/bin/python" --version)" = "$("$python" --version)" ]; }
 
 say "making ${venv##*/} from $("$python" --version) with python/requirements-$name.txt (cold: 2 GB to download; warm: seconds)"
 if get_uv; then

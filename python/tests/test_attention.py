@@ -69,7 +69,7 @@ def test_decode_has_no_cu_q_lens():
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_bits_do_not_depend_on_how_a_query_comes(dtype):
+def test_bits_do_not_depend_on_decode_or_prefill(dtype):
     whole = Case([530], [530], dtypes=(dtype, dtype))
     expected, expected_lse = whole.run(return_lse=True)
     riffle.set_num_threads(1)

@@ -80,7 +80,7 @@ def test_docs_check_names_what_does_not_exist(tree):
         "# A heading: `code`\n`src/b/b.cc` `src/b/gone.cc` `not/a/path` `src/ROOM` [x](src/c/c.h) [y](gone.md) [z](#a-heading-code)"
         " [w](#gone) [v](https://example.org/)\n```\n`src/also/gone.cc`\n```\n"
     )
-    assert list(program.faults(page)) == [
+    assert list(program.broken_references(page)) == [
         "names src/b/gone.cc, which does not exist",
         "links to gone.md, which does not exist",
         "links to #gone, but no heading of that page is called so",

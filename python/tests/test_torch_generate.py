@@ -53,7 +53,7 @@ def test_sample_is_riffles():
     assert torch.equal(riffle.torch.sample(LOGITS, temperature=0), LOGITS.argmax(1).int())
 
 
-def test_compiled_code_calls_riffle_sample_for_what_the_operator_has_not():
+def test_compiled_code_calls_riffle_sample_for_what_the_operator_does_not_take():
     outside = torch.compiler.disable(riffle.sample)
 
     def step(x, **options):

@@ -38,7 +38,7 @@ def count_threads(preload: str) -> list[str]:
 
 @pytest.mark.skipif(not os.path.isdir("/proc/self/task"), reason="threads are counted in /proc")
 @pytest.mark.parametrize("preloaded", [True, False])
-def test_riffle_starts_no_second_team(preloaded):
+def test_riffle_starts_no_second_set_of_threads(preloaded):
     if preloaded and not LIBIOMP5.exists():
         pytest.skip(f"{LIBIOMP5}: not there; the package intel-openmp brings it, for x86-64 only")
     before, after, iomp = count_threads(str(LIBIOMP5) if preloaded else "")
