@@ -6,35 +6,35 @@ import riffle.torch
 import riffle.torch.distributed as sharded
 import torch
 from attention_case import BFLOAT16, F16, F32, Case
-from distributed_case import KINDS, bits, check, cuts, digest, here, refused
+from distributed_case import KINDS, bits, check, cuts, digest, refused, world
 from frameworks import Torch
 
 make = Torch().make
 
 
-def part_of(case, mine, page_size=4):
-    """Pages, lengths and tables of this rank's keys of each sequence: those at the positions mine(length)."""
+def part_of(case, positions_of, page_size=4):
+    """Pages, lengths and tables of this rank's keys of each sequence: those at positions_of(length)."""
     part = Case([1], dim=case.k[0].shape[2], heads=(1, case.k[0].shape[1]))
-    chosen = [mine(int(n)) for n in case.kv_lens]
+    chosen = [positions_of(int(n)) for n in case.kv_lens]
     part.k, part.v = ([x[positions] for x, positions in zip(both, chosen)] for both in (case.k, case.v))
     part.kv_lens = np.array([len(k) for k in part.k], np.int32)
-    part.page(page_size, np.random.default_rng(here.rank))
+    part.page(page_size, np.random.default_rng(world.rank))
     return [torch.from_numpy(x) if x.dtype != BFLOAT16 else make(x) for x in (part.keys, part.values, part.kv_lens, part.page_table)], chosen
 
 
 def contiguous(kind):
-    return lambda n: np.arange(n)[cuts(n, kind)[here.rank] : cuts(n, kind)[here.rank + 1]]
+    return lambda n: np.arange(n)[cuts(n, kind)[world.rank] : cuts(n, kind)[world.rank + 1]]
 
 
 def interleaved(i):
-    return lambda n: np.arange(n)[np.arange(n) // i % here.ranks == here.rank]
+    return lambda n: np.arange(n)[np.arange(n) // i % world.ranks == world.rank]
 
 
-def attend(case, mine, **options):
+def attend(case, positions_of, **options):
     for name in ("sinks", "alibi_slopes"):
         if name in options:
             options[name] = torch.from_numpy(options[name])
-    arguments, _ = part_of(case, mine)
+    arguments, _ = part_of(case, positions_of)
     out, lse = sharded.paged_attention(make(case.q), *arguments, cu_q_lens=torch.from_numpy(case.cu_q_lens), return_lse=True, **options)
     for x in (out, lse):
         digest.update(bits(x).numpy().tobytes())
@@ -54,15 +54,15 @@ VIEWS = [dict(), dict(causal=False), dict(window=5), dict(window=40, causal=Fals
 
 
 @check
-def attention_over_parts_is_the_whole():
+def attention_over_parts_equals_unsharded():
     for number, dtypes in enumerate([(F32, F32), (BFLOAT16, BFLOAT16), (F16, F32), (F32, BFLOAT16)]):
         for q_lens in ([1] * 5, [7, 1, 12, 3, 1]):
             case = Case([50, 1, 12, 33, 64], q_lens, dtypes=dtypes, seed=number)
             for turn, options in enumerate(VIEWS):
                 expected = case.reference(**options)
                 i = (1, 4)[turn % 2]
-                for mine, cut in ((contiguous(KINDS[(number + turn) % 4]), {}), (contiguous("uneven"), {}), (interleaved(i), {"interleave": i})):
-                    near(case, *attend(case, mine, **options, **cut), *expected)
+                for positions_of, cut in ((contiguous(KINDS[(number + turn) % 4]), {}), (contiguous("uneven"), {}), (interleaved(i), {"interleave": i})):
+                    near(case, *attend(case, positions_of, **options, **cut), *expected)
 
 
 @check
@@ -95,10 +95,10 @@ def attention_with_masks_and_slopes():
     for options in (dict(mask=shown), dict(mask=added, window=20), dict(mask=shown, causal=False), dict(alibi_slopes=slopes), dict(causal=flags),
                     dict(alibi_slopes=slopes, causal=flags, window=30), dict(alibi_slopes=slopes, sinks=torch.tensor([0.5, 1, 2, -1]))):  # fmt: skip
         expected, expected_lse = riffle.torch.paged_attention(*whole, cu_q_lens=cu_q_lens, return_lse=True, **options)
-        for mine, cut in ((contiguous("uneven"), {}), (interleaved(2), {"interleave": 2})):
+        for positions_of, cut in ((contiguous("uneven"), {}), (interleaved(2), {"interleave": 2})):
             if "alibi_slopes" in options and cut:
                 continue
-            arguments, chosen = part_of(case, mine)
+            arguments, chosen = part_of(case, positions_of)
             local: dict = dict(options)
             if "mask" in options:  # this rank's keys, in their order
                 local["mask"] = options["mask"].new_zeros((*options["mask"].shape[:2], max(map(len, chosen)) + 1))
@@ -133,7 +133,7 @@ def attention_refuses():
     def call(**options):
         return sharded.paged_attention(q, *arguments, **{"cu_q_lens": cu_q_lens, **options})
 
-    said = r"kv_lens\[0\] = 10 on rank 0; of 20 keys with interleave = 3 it holds" if here.ranks == 2 else "with interleave = 3"
+    said = r"kv_lens\[0\] = 10 on rank 0; of 20 keys with interleave = 3 it holds" if world.ranks == 2 else "with interleave = 3"
     refused(RuntimeError, said, call, interleave=3)
     refused(RuntimeError, "interleave = 0 is not at least 1", call, interleave=0)
     refused(RuntimeError, "alibi_slopes are not possible with interleave", call, interleave=1, alibi_slopes=torch.zeros(4))
@@ -144,7 +144,7 @@ def attention_refuses():
     refused(RuntimeError, "sinks has shape", call, sinks=torch.zeros(3))
     refused(RuntimeError, "mask", call, mask=torch.ones(6, 1, 1, dtype=torch.bool))
     refused(RuntimeError, r"kv_lens\[1\] is .* on all ranks together, less than its 2 queries", sharded.paged_attention, q, *arguments[:2],
-            torch.tensor([4, 1 if here.rank == 0 else 0]), arguments[3], cu_q_lens=cu_q_lens)  # fmt: skip
+            torch.tensor([4, 1 if world.rank == 0 else 0]), arguments[3], cu_q_lens=cu_q_lens)  # fmt: skip
     refused(RuntimeError, "layout", call, layout="HDN")
     refused(RuntimeError, "return_lse must be a bool", call, return_lse=1)
     refused(RuntimeError, "has no derivative", sharded.paged_attention, q.clone().requires_grad_(), *arguments, cu_q_lens=cu_q_lens)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from reference import DISTRIBUTIONS
 
-here = SimpleNamespace(rank=-1, ranks=1)  # distributed_program.py says which
+world = SimpleNamespace(rank=-1, ranks=1)  # set by distributed_program.py
 FLOATS = [torch.float32, torch.float16, torch.bfloat16]
 CHECKS = []
 digest = hashlib.sha256()
@@ -38,8 +38,8 @@ def same(got, expected):
 
 def cuts(n, kind):
     """Where each rank's columns begin, and where the last one's end."""
-    inner = {"even": [n * r // here.ranks for r in range(1, here.ranks)], "uneven": [n // 3 * r // here.ranks for r in range(1, here.ranks)],
-             "first empty": [0] + [n * r // here.ranks for r in range(2, here.ranks)], "last empty": [n] * (here.ranks - 1)}  # fmt: skip
+    inner = {"even": [n * r // world.ranks for r in range(1, world.ranks)], "uneven": [n // 3 * r // world.ranks for r in range(1, world.ranks)],
+             "first empty": [0] + [n * r // world.ranks for r in range(2, world.ranks)], "last empty": [n] * (world.ranks - 1)}  # fmt: skip
     return [0, *inner[kind], n]
 
 
@@ -48,7 +48,7 @@ KINDS = ["even", "uneven", "first empty", "last empty"]
 
 def shard(x, kind, dim=-1):
     at = cuts(x.shape[dim], kind)
-    return x.narrow(dim, at[here.rank], at[here.rank + 1] - at[here.rank])
+    return x.narrow(dim, at[world.rank], at[world.rank + 1] - at[world.rank])
 
 
 def sizes_of(n, kind):

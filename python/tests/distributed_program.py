@@ -16,17 +16,17 @@ import distributed_attention  # noqa: F401
 import distributed_selection  # noqa: F401
 import torch
 import torch.distributed as dist
-from distributed_case import CHECKS, digest, here
+from distributed_case import CHECKS, digest, world
 
 
 def report(failures):
     # Written by one call: the ranks may share a pipe.
-    sys.stdout.write(json.dumps({"rank": here.rank, "failures": failures, "digest": digest.hexdigest()}) + "\n")
+    sys.stdout.write(json.dumps({"rank": world.rank, "failures": failures, "digest": digest.hexdigest()}) + "\n")
     sys.stdout.flush()
 
 
 def main():
-    dist.init_process_group("gloo", init_method=sys.argv[3], rank=here.rank, world_size=here.ranks, timeout=datetime.timedelta(seconds=300))
+    dist.init_process_group("gloo", init_method=sys.argv[3], rank=world.rank, world_size=world.ranks, timeout=datetime.timedelta(seconds=300))
     torch.set_num_threads(1)
     failures = {}
     for function in CHECKS:
@@ -45,8 +45,8 @@ def main():
 def on_every_rank():
     """main() in a child process for each rank. Exits with the largest status of theirs, 0 if all succeed."""
     children = []
-    for rank in range(here.ranks):
-        here.rank, child = rank, os.fork()
+    for rank in range(world.ranks):
+        world.rank, child = rank, os.fork()
         if child == 0:
             main()
             sys.stdout.flush()
@@ -56,9 +56,9 @@ def on_every_rank():
 
 
 if __name__ == "__main__":
-    here.ranks = int(sys.argv[2])
+    world.ranks = int(sys.argv[2])
     if sys.argv[1] == "all":
         on_every_rank()
     else:
-        here.rank = int(sys.argv[1])
+        world.rank = int(sys.argv[1])
         main()

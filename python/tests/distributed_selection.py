@@ -8,7 +8,7 @@ import riffle.torch
 import riffle.torch.distributed as sharded
 import torch
 import torch.distributed as dist
-from distributed_case import FLOATS, KINDS, bits, check, digest, here, refused, same, shard, sizes_of, tensor
+from distributed_case import FLOATS, KINDS, bits, check, digest, refused, same, shard, sizes_of, tensor, world
 from reference import DISTRIBUTIONS
 
 # ---- topk
@@ -54,7 +54,7 @@ def topk_of_axes_strides_and_out():
 
 
 @check
-def linear_top_k_is_the_whole():
+def linear_top_k_equals_unsharded():
     for dtype in FLOATS:
         generator = torch.Generator().manual_seed(5)
         x, weight, bias = (torch.randn(*shape, generator=generator) for shape in ((5, 48), (700, 48), (700,)))
@@ -152,7 +152,7 @@ def sample_of_a_seed_for_each_row():
             assert not torch.equal(sharded.sample(shard(logits, kind), seed=seeds.flip(0), stream=5, **options), tokens)
             wide = torch.tensor([2**64 - 1, 2**63, 5, 6, 7, 2**63 + 9], dtype=torch.uint64)
             same(*([x] for x in both(logits, kind, seed=wide, **options)))
-    refused(RuntimeError, "seed differs between ranks 0 and 1", sharded.sample, logits[:2], seed=torch.tensor([1, here.rank]))
+    refused(RuntimeError, "seed differs between ranks 0 and 1", sharded.sample, logits[:2], seed=torch.tensor([1, world.rank]))
     refused(RuntimeError, "seed", sharded.sample, logits[:2], seed=torch.tensor([1, 2, 3]))
 
 
@@ -171,7 +171,7 @@ def sample_goes_on_beside_rows_without_an_answer():
                 same([tokens, sharded.sample(shard(logits, kind), on_invalid="token", **options)], [expected_tokens] * 2)
                 assert (tokens < 0).nonzero().flatten().tolist() == bad and torch.equal(got.isnan(), expected.isnan())
                 torch.testing.assert_close(got, expected, rtol=1e-6, atol=2e-6, equal_nan=True)
-    refused(RuntimeError, "on_invalid differs between ranks 0 and 1", sharded.sample, logits, on_invalid="raise" if here.rank == 0 else "token")
+    refused(RuntimeError, "on_invalid differs between ranks 0 and 1", sharded.sample, logits, on_invalid="raise" if world.rank == 0 else "token")
     refused(RuntimeError, "on_invalid", sharded.sample, logits, on_invalid="skip")
 
 
@@ -181,19 +181,19 @@ def sample_goes_on_beside_rows_without_an_answer():
 @check
 def differing_arguments_are_named():
     x, logits = torch.zeros(2, 50), torch.zeros(2, 5000)
-    refused(RuntimeError, "k differs between ranks 0 and 1: 3 and 4", sharded.topk, x, 3 + here.rank)
-    refused(RuntimeError, "rows differs between ranks 0 and 1: 2 and 1", sharded.topk, x[: 2 - min(here.rank, 1)], 3)
-    refused(RuntimeError, "largest differs", sharded.topk, x, 3, largest=here.rank == 0)
-    refused(RuntimeError, "dtype differs", sharded.topk, x.to([torch.float32, torch.float16][min(here.rank, 1)]), 3)
-    refused(RuntimeError, "k differs", sharded.linear_top_k, x, x, 1 + here.rank)
-    for name, value in (("temperature", 1.0 + here.rank), ("top_k", torch.tensor([4, here.rank])), ("seed", here.rank)):
+    refused(RuntimeError, "k differs between ranks 0 and 1: 3 and 4", sharded.topk, x, 3 + world.rank)
+    refused(RuntimeError, "rows differs between ranks 0 and 1: 2 and 1", sharded.topk, x[: 2 - min(world.rank, 1)], 3)
+    refused(RuntimeError, "largest differs", sharded.topk, x, 3, largest=world.rank == 0)
+    refused(RuntimeError, "dtype differs", sharded.topk, x.to([torch.float32, torch.float16][min(world.rank, 1)]), 3)
+    refused(RuntimeError, "k differs", sharded.linear_top_k, x, x, 1 + world.rank)
+    for name, value in (("temperature", 1.0 + world.rank), ("top_k", torch.tensor([4, world.rank])), ("seed", world.rank)):
         refused(RuntimeError, f"{name} differs between ranks 0 and 1; it", sharded.sample, logits, **{name: value})
 
 
 @check
 def wrong_arguments():
     x, logits = torch.zeros(2, 50), torch.zeros(2, 5000)
-    refused(RuntimeError, rf"selected index k out of range: {50 * here.ranks + 1} of {50 * here.ranks} columns", sharded.topk, x, 50 * here.ranks + 1)
+    refused(RuntimeError, rf"selected index k out of range: {50 * world.ranks + 1} of {50 * world.ranks} columns", sharded.topk, x, 50 * world.ranks + 1)
     refused(RuntimeError, "selected index k out of range", sharded.topk, x, -1)
     refused(IndexError, "Dimension out of range", sharded.topk, x, 1, 2)
     refused(TypeError, "must be Tensor, not list", sharded.topk, [1.0], 1)
@@ -201,11 +201,11 @@ def wrong_arguments():
     refused(NotImplementedError, "device meta", sharded.topk, x.to("meta"), 1)
     refused(RuntimeError, "has no derivative", sharded.topk, torch.zeros(2, 50, requires_grad=True), 1)
     refused(RuntimeError, "sizes has 1 elements", sharded.topk, x, 1, sizes=[50])
-    refused(RuntimeError, rf"sizes\[{here.rank}\] = 49 but rank {here.rank} has 50 columns", sharded.topk, x, 1, sizes=[49] * here.ranks)
+    refused(RuntimeError, rf"sizes\[{world.rank}\] = 49 but rank {world.rank} has 50 columns", sharded.topk, x, 1, sizes=[49] * world.ranks)
     refused(RuntimeError, r"sizes must be a sequence of ints, not 5", sharded.topk, x, 1, sizes=5)
-    refused(RuntimeError, r"sizes\[0\] must be an int, not 'x'", sharded.topk, x, 1, sizes=["x"] * here.ranks)
-    refused(RuntimeError, "negative", sharded.topk, x, 1, sizes=[-1] * here.ranks)
-    refused(RuntimeError, f"k = 0 is not in 1..{50 * here.ranks}", sharded.linear_top_k, torch.zeros(1, 8), torch.zeros(50, 8), 0)
+    refused(RuntimeError, r"sizes\[0\] must be an int, not 'x'", sharded.topk, x, 1, sizes=["x"] * world.ranks)
+    refused(RuntimeError, "negative", sharded.topk, x, 1, sizes=[-1] * world.ranks)
+    refused(RuntimeError, f"k = 0 is not in 1..{50 * world.ranks}", sharded.linear_top_k, torch.zeros(1, 8), torch.zeros(50, 8), 0)
     refused(RuntimeError, "weight", sharded.linear_top_k, torch.zeros(1, 8), torch.zeros(50, 9), 1)
     refused(RuntimeError, "logits has shape", sharded.sample, logits[0])
     refused(RuntimeError, "no columns on any rank", sharded.sample, logits[:, :0])
@@ -217,7 +217,7 @@ def wrong_arguments():
 
 
 @check
-def bad_logits_are_named_by_the_whole():
+def bad_logits_are_named_by_their_unsharded_column():
     logits = torch.zeros(4, 5000)
     logits[2, 4321] = torch.nan
     for options in (dict(top_k=9), dict(temperature=0), dict(), dict(top_k=torch.tensor([0, 0, 9, 0])), dict(top_k=torch.tensor([9, 9, 0, 9]))):
@@ -231,9 +231,9 @@ def bad_logits_are_named_by_the_whole():
 def groups():
     first = dist.new_group([0])
     x = tensor("normal", (2, 100), torch.float32)
-    if here.rank == 0:
+    if world.rank == 0:
         assert torch.equal(sharded.topk(x, 7, group=first).indices, riffle.torch.topk(x, 7).indices)
         assert sharded.shard_sizes(100, first) == (100,)
     else:
-        refused(RuntimeError, f"rank {here.rank}, is not in the group", sharded.topk, x, 7, group=first)
-    assert sharded.shard_sizes(here.rank + 5) == tuple(range(5, 5 + here.ranks))
+        refused(RuntimeError, f"rank {world.rank}, is not in the group", sharded.topk, x, 7, group=first)
+    assert sharded.shard_sizes(world.rank + 5) == tuple(range(5, 5 + world.ranks))

@@ -90,7 +90,7 @@ def parts(case, owners):
     return [np.stack([pad(x, shape) for x in same]) for same, shape in zip(zip(*stacks), shapes)]
 
 
-def attention_over_parts_is_the_whole():
+def attention_over_parts_equals_unsharded():
     rng = np.random.default_rng(3)
     for dtypes in ((F32, F32), (BFLOAT16, BFLOAT16), (F32, BFLOAT16)):
         case = Case([50, 1, 0, 333, 7], dtypes=dtypes)
@@ -113,7 +113,7 @@ def attention_over_parts_is_the_whole():
 
 
 CHECKS = [top_k_of_every_distribution, top_k_of_every_dtype, top_k_of_ties_across_shards, top_k_of_axes_padding_and_meshes, top_k_refuses,
-          attention_over_parts_is_the_whole]  # fmt: skip
+          attention_over_parts_equals_unsharded]  # fmt: skip
 
 if __name__ == "__main__":
     assert jax.device_count() == DEVICES
