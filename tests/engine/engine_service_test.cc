@@ -369,7 +369,8 @@ TEST(EngineService, EveryKindOfKeysAndValues) {
   const auto exact = run({DType::kF32}, requests);
   const auto error_of = [&](const KvKind& kind) {
     const auto together = run(kind, requests);
-    double error = 0;
+    double sum = 0;  // of the errors of first tokens, whose prompts are the same for all
+    int count = 0;
     for (size_t r = 0; r < requests.size(); ++r) {
       const bool runs_alone = !test::kSlow || r % 4 == 3;
       const auto alone = runs_alone ? run(kind, {requests[r]}).front() : together[r];
@@ -378,13 +379,13 @@ TEST(EngineService, EveryKindOfKeysAndValues) {
         EXPECT_EQ(alone[i].token, together[r][i].token);
         EXPECT_EQ(alone[i].log_probability, together[r][i].log_probability);
       }
-      // Of the first token, whose prompt is the same for all.
       if (together[r][0].token == exact[r][0].token) {
-        error = std::max(
-            error, std::abs(double{together[r][0].log_probability} - exact[r][0].log_probability));
+        sum += std::abs(double{together[r][0].log_probability} - exact[r][0].log_probability);
+        ++count;
       }
     }
-    return error;
+    EXPECT_GE(count, 8);
+    return sum / count;  // the largest alone would depend on whose token another format changes
   };
   std::map<std::string_view, double> errors;
   for (const NamedKvKind& named : kKvKinds) {
