@@ -38,7 +38,7 @@ constexpr const char* kDetails =
     "long: one sequence of 65536. MLA-prefill: 2048 tokens, 16 heads of 192 with values of 128; "
     "MLA-absorbed:\n"
     "256 tokens of 16 heads over 4096 such latent keys. ratio7: 7 query heads for each KV head.\n"
-    "A sample of every answer is first held against a softmax in double.\n"
+    "A sample of every answer is first compared with a softmax in double.\n"
     "`read` is a maximum over the same pages in the same order with the same prefetching, "
     "measured\n"
     "in turn with the call; `share` is read / time. `peak` is dot products on registers, measured\n"

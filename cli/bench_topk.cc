@@ -20,7 +20,7 @@ namespace {
 constexpr const char* kDescription = "Top-k beside this machine's read bandwidth";
 
 constexpr const char* kDetails =
-    "Every answer is first held against a scalar reference. `read` is a maximum over the same "
+    "Every answer is first compared with a scalar reference. `read` is a maximum over the same "
     "bytes\n"
     "by the same threads, measured in turn with the call; `share` is read / time: how much of the\n"
     "read bandwidth the call reaches. `pages`: 2M where the kernel granted 2 MiB pages to the "

@@ -14,7 +14,7 @@ namespace {
 constexpr const char* kDetails =
     "Keys and values of 1, 32 or 2048 tokens, 8 KV heads, head_dim 128, from bf16 unless the name\n"
     "says otherwise, into pages of 16 tokens in a random order. e4m3 and int8 compute a scale a\n"
-    "row. What is written is first held against the tokens. `read` is here a copy of the tokens'\n"
+    "row. What is written is first compared with the tokens. `read` is here a copy of the tokens'\n"
     "bytes by the same threads, measured in turn with the call, through memory of the size of the\n"
     "pools; `share` is copy / time; times of small calls are means of 256. Let nothing else run\n"
     "meanwhile.\n"

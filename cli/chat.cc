@@ -63,10 +63,11 @@ class Interrupts {
   Interrupts(const Interrupts&) = delete;
   Interrupts& operator=(const Interrupts&) = delete;
 
-  // Readable after a Ctrl-C that Take() has not reported; -1, which poll() ignores, if not in use.
+  // Readable after a Ctrl-C that ConsumeInterrupt() has not reported; -1, which poll() ignores, if
+  // not in use.
   int fd() const { return pipe_[0]; }
   // Whether there was a Ctrl-C since the last call.
-  bool Take() const {
+  bool ConsumeInterrupt() const {
     char bytes[64];
     bool any = false;
     while (wanted_ && ::read(pipe_[0], bytes, sizeof(bytes)) > 0) any = true;
@@ -97,7 +98,7 @@ class LineReader {
         if (errno == EINTR) continue;
         FailRun("standard input cannot be waited for: {}", std::strerror(errno));
       }
-      if (interrupts.Take()) {
+      if (interrupts.ConsumeInterrupt()) {
         pending_.clear();
         return Result::kInterrupted;
       }
@@ -224,7 +225,7 @@ Generation Conversation::Generate(std::vector<int32_t> tokens) {
   while (!engine_.done()) {
     const size_t shown = answer.text.size();
     for (const engine::Generated& token : engine_.Step()) answer.Add(token);
-    if (answer.finish || interrupts_.Take()) {
+    if (answer.finish || interrupts_.ConsumeInterrupt()) {
       engine_.Cancel(id);
       answer.End();
     }

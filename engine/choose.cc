@@ -16,7 +16,7 @@ namespace {
 constexpr int32_t kMaxFused = 1024;
 
 // How many of the best logits certainly include the k that are best after the row's penalties.
-int64_t FoundFor(const Choice& choice, int32_t k) {
+int64_t CandidatesNeeded(const Choice& choice, int32_t k) {
   const bool penalized = choice.sampling.penalties.any();
   return k + (penalized ? static_cast<int64_t>(choice.counts.size()) : 0);
 }
@@ -24,10 +24,10 @@ int64_t FoundFor(const Choice& choice, int32_t k) {
 // The key that rows are grouped by: 1 for greedy rows, otherwise k; 0 for rows that need all
 // logits, because k is off or large, or their penalties count many tokens or raise logits. Rows of
 // different k never share a call, so a row's sums, and its draw, do not depend on the others.
-int32_t FusedK(const Choice& choice) {
+int32_t FusedGroupKey(const Choice& choice) {
   const SamplingParams& sampling = choice.sampling;
   const int32_t k = sampling.temperature == 0 ? 1 : sampling.top_k;
-  const bool fused = FoundFor(choice, k) <= kMaxFused &&
+  const bool fused = CandidatesNeeded(choice, k) <= kMaxFused &&
                      (!sampling.penalties.any() || sampling.penalties.only_lower());
   return fused ? k : 0;
 }
@@ -45,7 +45,7 @@ void Chooser::Choose(std::span<const float> hidden, std::span<const Choice> choi
     next = std::numeric_limits<int32_t>::max();
     rows_.clear();
     for (size_t row = 0; row < choices.size(); ++row) {
-      const int32_t wanted = FusedK(choices[row]);
+      const int32_t wanted = FusedGroupKey(choices[row]);
       if (wanted == k) {
         rows_.push_back(static_cast<int64_t>(row));
       } else if (wanted > k) {
@@ -122,7 +122,7 @@ void Chooser::FromTopK(int32_t k) {
   const int64_t best = std::min<int64_t>(k, spec.vocab_size);
   int64_t found = best;
   for (const int64_t row : rows_) {
-    found = std::max(found, FoundFor(choices_[static_cast<size_t>(row)], k));
+    found = std::max(found, CandidatesNeeded(choices_[static_cast<size_t>(row)], k));
   }
   found = std::min(found, spec.vocab_size);
   values_.resize(static_cast<size_t>(rows * found));

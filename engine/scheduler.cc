@@ -44,7 +44,7 @@ int64_t Scheduler::PagesFor(int64_t tokens) const {
 }
 
 // Pages that running requests have yet to take for tokens that they already have.
-int64_t Scheduler::PagesPromised() const {
+int64_t Scheduler::PagesReserved() const {
   int64_t pages = 0;
   for (const auto& [request, entry] : running_) {
     pages += PagesFor(SizeOf(entry)) - PagesFor(entry.computed);
@@ -54,7 +54,7 @@ int64_t Scheduler::PagesPromised() const {
 
 // For how many of the first keys a running request will have computed the pages when its prompt is
 // done; 0 if it has them already.
-int64_t Scheduler::PagesSoon(std::span<const BlockKey> keys) const {
+int64_t Scheduler::PrefixPagesPending(std::span<const BlockKey> keys) const {
   int64_t soon = 0;
   const int64_t page_size = cache_.options().page_size;
   for (const auto& [request, entry] : running_) {
@@ -75,7 +75,7 @@ Scheduler::Admission Scheduler::Admit(int64_t request, Entry& entry) {
     entry.pages.Extend(entry.tokens, page_size);
     // At least one token remains to be computed.
     keys = entry.pages.keys().first(static_cast<size_t>((SizeOf(entry) - 1) / page_size));
-    if (PagesSoon(keys) * page_size > cache_.Lookup(keys)) {
+    if (PrefixPagesPending(keys) * page_size > cache_.Lookup(keys)) {
       return Admission::kWaitsForPrefix;
     }
   }
@@ -86,7 +86,7 @@ Scheduler::Admission Scheduler::Admit(int64_t request, Entry& entry) {
   const int64_t pages = PagesFor(SizeOf(entry)) - shared / page_size;
   // Keeps one page for each running request, so that this one need not soon be preempted.
   const auto reserve = static_cast<int64_t>(running_.size());
-  if (pages + reserve > cache_.pages_free() - PagesPromised()) {
+  if (pages + reserve > cache_.pages_free() - PagesReserved()) {
     cache_.Free(sequence);
     return Admission::kNoPages;
   }

@@ -85,8 +85,8 @@ class Scheduler {
   enum class Admission : uint8_t { kAdmitted, kNoPages, kWaitsForPrefix };
 
   int64_t PagesFor(int64_t tokens) const;
-  int64_t PagesPromised() const;
-  int64_t PagesSoon(std::span<const BlockKey> keys) const;
+  int64_t PagesReserved() const;
+  int64_t PrefixPagesPending(std::span<const BlockKey> keys) const;
   Admission Admit(int64_t request, Entry& entry);
   void AdmitWaiting();
   bool Grow(int64_t request, int64_t tokens);

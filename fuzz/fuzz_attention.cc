@@ -152,7 +152,7 @@ class Call {
   int32_t Page(int b, int i) const { return table_[static_cast<size_t>(b) * max_pages_ + i]; }
 
   // Usually a number in first..last; now and then any number.
-  int32_t Near(int64_t first, int64_t last) {
+  int32_t UsuallyBetween(int64_t first, int64_t last) {
     return bytes_.OneIn(40) ? bytes_.Take<int32_t>()
                             : static_cast<int32_t>(bytes_.Between(first, last));
   }
@@ -162,7 +162,7 @@ class Call {
     const bool decode = bytes_.OneIn(3);
     if (!decode) cu_q_lens_.push_back(bytes_.OneIn(60) ? bytes_.Take<int32_t>() : 0);
     for (size_t b = 0; b < count; ++b) {
-      kv_lens_.push_back(Near(0, int64_t{max_pages_} * page_size_));
+      kv_lens_.push_back(UsuallyBetween(0, int64_t{max_pages_} * page_size_));
       if (!decode) {
         const int64_t q_len = bytes_.OneIn(8) ? bytes_.Between(0, 6)
                                               : bytes_.Between(0, std::clamp(kv_lens_[b], 0, 6));
@@ -170,7 +170,7 @@ class Call {
         cu_q_lens_.push_back(bytes_.OneIn(40) ? bytes_.Take<int32_t>()
                                               : static_cast<int32_t>(next));
       }
-      for (int i = 0; i < max_pages_; ++i) table_.push_back(Near(0, num_pages_ - 1));
+      for (int i = 0; i < max_pages_; ++i) table_.push_back(UsuallyBetween(0, num_pages_ - 1));
     }
     tokens_ = decode ? static_cast<int64_t>(count) : std::clamp(cu_q_lens_.back(), 0, 24);
     if (bytes_.OneIn(50)) ++tokens_;

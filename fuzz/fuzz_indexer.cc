@@ -93,7 +93,7 @@ class Call {
     }
   }
 
-  int32_t Near(int64_t first, int64_t last) {
+  int32_t UsuallyBetween(int64_t first, int64_t last) {
     return bytes_.OneIn(60) ? bytes_.Take<int32_t>()
                             : static_cast<int32_t>(bytes_.Between(first, last));
   }
@@ -103,14 +103,14 @@ class Call {
     const bool decode = bytes_.OneIn(3);
     if (!decode) cu_q_lens_.push_back(bytes_.OneIn(60) ? bytes_.Take<int32_t>() : 0);
     for (size_t b = 0; b < count; ++b) {
-      kv_lens_.push_back(Near(0, max_pages_ * page_size_));
+      kv_lens_.push_back(UsuallyBetween(0, max_pages_ * page_size_));
       if (!decode) {
         cu_q_lens_.push_back(bytes_.OneIn(60) ? bytes_.Take<int32_t>()
                                               : static_cast<int32_t>(std::clamp(
                                                     cu_q_lens_.back() + bytes_.Between(0, 20),
                                                     int64_t{0}, int64_t{40})));
       }
-      for (int64_t i = 0; i < max_pages_; ++i) table_.push_back(Near(0, num_pages_ - 1));
+      for (int64_t i = 0; i < max_pages_; ++i) table_.push_back(UsuallyBetween(0, num_pages_ - 1));
     }
     tokens_ = decode ? static_cast<int64_t>(count) : std::clamp(cu_q_lens_.back(), 0, 40);
     if (bytes_.OneIn(60)) ++tokens_;

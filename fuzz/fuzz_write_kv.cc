@@ -31,7 +31,7 @@ void Expect(bool ok) {
 
 // Usually `good`; now and then a small number, or one too large for any memory. Nothing in between:
 // it could be valid for a larger pool than this one.
-int64_t Spoil(Bytes& bytes, int64_t good) {
+int64_t PerturbOccasionally(Bytes& bytes, int64_t good) {
   if (!bytes.OneIn(64)) return good;
   static constexpr int64_t kHuge[] = {INT64_MIN, INT64_MAX, INT64_MAX / 2, int64_t{INT32_MAX} + 1};
   return bytes.OneIn(2) ? kHuge[bytes.Take<uint8_t>() % 4] : bytes.Between(-2, 70);
@@ -39,8 +39,8 @@ int64_t Spoil(Bytes& bytes, int64_t good) {
 
 // Large strides become the largest: others may fit an address, and then WriteKv cannot know that
 // the pool is too small for them.
-int64_t SpoilStride(Bytes& bytes, int64_t good) {
-  const int64_t stride = Spoil(bytes, good);
+int64_t PerturbStrideOccasionally(Bytes& bytes, int64_t good) {
+  const int64_t stride = PerturbOccasionally(bytes, good);
   return stride > INT32_MAX ? INT64_MAX : stride;
 }
 
@@ -66,23 +66,23 @@ struct Side {
           view.head_dim, heads * view.head_dim,
           view.head_dim};
     in.dtype = bytes.OneIn(64) ? static_cast<DType>(bytes.Take<uint8_t>() % 15) : in.dtype;
-    LayOut(bytes);
+    ChooseLayout(bytes);
     if (kind >= 3 && kind < 6) ScaleUp(bytes);
-    in.tokens = Spoil(bytes, in.tokens);
-    in.head_dim = Spoil(bytes, in.head_dim);
-    view.head_dim = Spoil(bytes, view.head_dim);
-    view.num_pages = std::min(Spoil(bytes, view.num_pages), pages);
-    view.page_stride = SpoilStride(bytes, view.page_stride);
-    view.head_stride = SpoilStride(bytes, view.head_stride);
-    view.scales.token_stride = SpoilStride(bytes, view.scales.token_stride);
-    view.scales.group = Spoil(bytes, view.scales.group);
+    in.tokens = PerturbOccasionally(bytes, in.tokens);
+    in.head_dim = PerturbOccasionally(bytes, in.head_dim);
+    view.head_dim = PerturbOccasionally(bytes, view.head_dim);
+    view.num_pages = std::min(PerturbOccasionally(bytes, view.num_pages), pages);
+    view.page_stride = PerturbStrideOccasionally(bytes, view.page_stride);
+    view.head_stride = PerturbStrideOccasionally(bytes, view.head_stride);
+    view.scales.token_stride = PerturbStrideOccasionally(bytes, view.scales.token_stride);
+    view.scales.group = PerturbOccasionally(bytes, view.scales.group);
     input = bytes.Rest();
     input.resize(static_cast<size_t>(tokens * heads * 96 * 8), 0x3c);
     in.data = input.data();
   }
 
   // Three layouts with gaps, all within kRoom.
-  void LayOut(Bytes& bytes) {
+  void ChooseLayout(Bytes& bytes) {
     const int64_t row = view.format == KvFormat::kPlain
                             ? view.head_dim
                             : view.head_dim / 32 * riffle::BlockBytes(view.format);
@@ -182,7 +182,8 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   const int64_t page_size = bytes.Between(1, 5), heads = bytes.Between(1, 3);
   std::vector<int64_t> slots;
   for (int64_t t = 0; t < tokens; ++t) {
-    slots.push_back(Spoil(bytes, bytes.Between(-1, std::max<int64_t>(pages * page_size - 1, 0))));
+    slots.push_back(
+        PerturbOccasionally(bytes, bytes.Between(-1, std::max<int64_t>(pages * page_size - 1, 0))));
   }
   const std::vector<int32_t> narrow(slots.begin(), slots.end());
   const bool is_narrow = bytes.OneIn(2);

@@ -27,7 +27,9 @@ double DecodeFloat8(DType dtype, uint8_t code);
 
 // The value of the scale at `from`.
 double DecodeScale(DType dtype, const uint8_t* from);
-// Writes `scale`, or the next larger number of the dtype, to `to`; returns the number written.
+// Writes `scale` to `to` as a number of the dtype and returns the number written. e8m0 gets the
+// next power of two above `scale` (twice `scale` if that is one itself), or NaN if `scale` is not
+// finite. f32 rounds to nearest; f16 and bf16 then drop the digits of the f32 that they lack.
 double EncodeScale(DType dtype, double scale, uint8_t* to);
 
 // The values of a row's elements. For a coding with scales, scale(i) is the scale of element i,

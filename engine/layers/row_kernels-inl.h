@@ -24,8 +24,9 @@ using core::HWY_NAMESPACE::Tanh;
 using DRow = hn::CappedTag<float, 16>;
 using VRow = hn::Vec<DRow>;
 
-constexpr float kLargest = 32767;
-constexpr float kMinLargest = 1e-30f;  // lower bound of a block's largest: keeps 1 / step finite
+constexpr float kMaxCode = 32767;
+constexpr float kMinBlockMax =
+    1e-30f;  // lower bound of a block's largest magnitude: keeps 1 / step finite
 
 // The smallest power of two that is at least x. Pre: x is positive and normal.
 HWY_INLINE VRow PowerOfTwoFrom(VRow x) {
@@ -54,12 +55,12 @@ HWY_INLINE void RoundBlock(const VRow (&values)[8], int64_t at, Activations& out
   const VRow origin = hn::Set(df, 0x1.8p23f + kZeroPoint);
   const int lanes = static_cast<int>(hn::Lanes(df));
   // Compares magnitudes as integers, in which NaN is above infinity, and infinity above the rest.
-  auto largest_bits = hn::BitCast(di, hn::Set(df, kMinLargest));
+  auto largest_bits = hn::BitCast(di, hn::Set(df, kMinBlockMax));
   for (int i = 0; i < 32 / lanes; ++i) {
     largest_bits = hn::Max(largest_bits, hn::BitCast(di, hn::Abs(values[i])));
   }
   const VRow largest = hn::BitCast(df, hn::MaxOfLanes(di, largest_bits));
-  const VRow step = PowerOfTwoFrom(hn::Mul(largest, hn::Set(df, 1 / kLargest)));
+  const VRow step = PowerOfTwoFrom(hn::Mul(largest, hn::Set(df, 1 / kMaxCode)));
   const VRow inverse = Inverse(step);
   uint8_t* planes = out.planes() + at * 2 * kBlock;
   VRow first = hn::Zero(df), second = hn::Zero(df);  // exact: integers below 2^24

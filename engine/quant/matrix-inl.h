@@ -25,7 +25,7 @@ namespace hn = hwy::HWY_NAMESPACE;
 constexpr size_t kVectors = 2;
 
 // Broadcasts four inputs of a plane to every lane.
-HWY_INLINE VU8 Four(const uint8_t* p) {
+HWY_INLINE VU8 BroadcastFour(const uint8_t* p) {
   int32_t bits;
   std::memcpy(&bits, p, sizeof(bits));
   return hn::BitCast(DU8(), hn::Set(DI(), bits));
@@ -38,7 +38,7 @@ HWY_INLINE void DotPlane(const BlockVector (&blocks)[kVectors], const uint8_t* p
                          VI (&dots)[kRows][kVectors]) {
   for (int i = kFirst; i < kLast; ++i) {
     for (int row = 0; row < kRows; ++row) {
-      const VU8 x = Four(plane + row * 2 * kBlock + 4 * i);
+      const VU8 x = BroadcastFour(plane + row * 2 * kBlock + 4 * i);
       for (size_t v = 0; v < kVectors; ++v) {
         dots[row][v] = hn::SumOfMulQuadAccumulate(DI(), x, blocks[v].codes[i], dots[row][v]);
       }
@@ -69,10 +69,10 @@ HWY_INLINE void DotPlanes(const BlockVector (&blocks)[kVectors], const uint8_t* 
 // dot products leave free; a multiplication would compete with them.
 #if HWY_TARGET <= HWY_AVX3
 HWY_INLINE VF Step(float step) { return VF{_mm512_getexp_ps(_mm512_set1_ps(step))}; }
-HWY_INLINE VF Scaled(VF scale, VF step) { return VF{_mm512_scalef_ps(scale.raw, step.raw)}; }
+HWY_INLINE VF ScaleByStep(VF scale, VF step) { return VF{_mm512_scalef_ps(scale.raw, step.raw)}; }
 #else
 HWY_INLINE VF Step(float step) { return hn::Set(DF(), step); }
-HWY_INLINE VF Scaled(VF scale, VF step) { return hn::Mul(scale, step); }
+HWY_INLINE VF ScaleByStep(VF scale, VF step) { return hn::Mul(scale, step); }
 #endif
 
 // Adds the product of a block and kRows rows of x, stored from `at` on, to sums [kRows][32].
@@ -95,10 +95,10 @@ HWY_INLINE void AddRows(const Activations& x, const BlockVector (&blocks)[kVecto
       float* to = sums + row * kPanel + v * hn::Lanes(df);
       VF y = hn::Load(df, to);
       if constexpr (HasHalves(kPacking)) {
-        y = hn::MulAdd(hn::ConvertTo(df, others[row][v]), Scaled(blocks[v].scale[0], unit), y);
-        y = hn::MulAdd(hn::ConvertTo(df, dots[row][v]), Scaled(blocks[v].scale[1], unit), y);
+        y = hn::MulAdd(hn::ConvertTo(df, others[row][v]), ScaleByStep(blocks[v].scale[0], unit), y);
+        y = hn::MulAdd(hn::ConvertTo(df, dots[row][v]), ScaleByStep(blocks[v].scale[1], unit), y);
       } else {
-        y = hn::MulAdd(hn::ConvertTo(df, dots[row][v]), Scaled(blocks[v].scale[0], unit), y);
+        y = hn::MulAdd(hn::ConvertTo(df, dots[row][v]), ScaleByStep(blocks[v].scale[0], unit), y);
       }
       if constexpr (HasMinimum(kPacking)) {
         const float sum = x.sum()[at + row];

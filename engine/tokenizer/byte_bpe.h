@@ -27,7 +27,7 @@ class ByteBpe final : public FragmentEncoder {
   ByteBpe(const GgufFile& file, const std::vector<std::string_view>& texts,
           const std::vector<TokenType>& types);
 
-  std::string Spell(std::string_view text) const override { return std::string(text); }
+  std::string EscapeSpaces(std::string_view text) const override { return std::string(text); }
   void Encode(std::string_view fragment, std::vector<int32_t>* out) const override;
   std::string TokenBytes(std::string_view text, TokenType type) const override;
   bool adds_bos() const override { return pre_tokenizer_ == PreTokenizer::kLlama3; }

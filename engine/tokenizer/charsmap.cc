@@ -45,9 +45,9 @@ std::string BytesOf(const GgufFile& file) {
 }  // namespace
 
 // Goes through all states that a text can lead to, once each.
-class Charsmap::Checker {
+class Charsmap::TrieValidator {
  public:
-  Checker(const GgufFile& file, const Charsmap& map)
+  TrieValidator(const GgufFile& file, const Charsmap& map)
       : file_(file), units_(map.units_), texts_(map.texts_) {}
 
   void Check() {
@@ -56,11 +56,11 @@ class Charsmap::Checker {
     }
     SortByState();
     heights_.assign(first_.size() - 1, kUnknown);
-    Enter(OffsetOf(units_[0]));
+    PushState(OffsetOf(units_[0]));
     while (!path_.empty()) {
       Step& step = path_.back();
       if (step.next < first_[step.state + 1]) {
-        Follow(by_state_[step.next++]);
+        VisitUnit(by_state_[step.next++]);
         continue;
       }
       const int height = step.height;
@@ -103,19 +103,19 @@ class Charsmap::Checker {
     each([&](size_t unit, size_t state) { by_state_[next[state]++] = unit; });
   }
 
-  void Enter(size_t state) {
+  void PushState(size_t state) {
     if (state >= heights_.size()) return;  // nothing is entered from there
     heights_[state] = kOnPath;
     path_.push_back({state, first_[state], 0});
   }
 
-  void Follow(size_t unit) {
+  void VisitUnit(size_t unit) {
     const size_t state = unit ^ OffsetOf(units_[unit]);
     if (EndsSequence(units_[unit])) CheckText(state);
     const int height = state < heights_.size() ? heights_[state] : 0;
     if (height == kOnPath) Fail("its trie has a circle");
     if (height == kUnknown) {
-      Enter(state);
+      PushState(state);
     } else {
       path_.back().height = std::max(path_.back().height, height + 1);
     }
@@ -151,7 +151,7 @@ std::optional<Charsmap> Charsmap::Of(const GgufFile& file) {
   units.reserve(size / 4);
   for (size_t at = 4; at < 4 + size; at += 4) units.push_back(ReadWord(bytes, at));
   Charsmap map(std::move(units), bytes.substr(4 + size));
-  Checker(file, map).Check();
+  TrieValidator(file, map).Check();
   return map;
 }
 
@@ -188,18 +188,18 @@ std::string Charsmap::Normalize(std::string_view text, bool space_prefix,
   while (removes_spaces && !text.empty() && drop_space()) {
   }
   if (text.empty()) return "";
-  std::string result(space_prefix ? kSpelledSpace : "");
+  std::string result(space_prefix ? kEscapedSpace : "");
   bool after_space = removes_spaces;
   while (!text.empty()) {
     const Piece piece = First(text);
     std::string_view written = piece.text;
     while (after_space && written.starts_with(' ')) written.remove_prefix(1);
     if (!written.empty()) after_space = removes_spaces && written.ends_with(' ');
-    result += SpellSpaces(written);
+    result += WithEscapedSpaces(written);
     text.remove_prefix(piece.length);
   }
-  while (removes_spaces && result.ends_with(kSpelledSpace)) {
-    result.resize(result.size() - kSpelledSpace.size());
+  while (removes_spaces && result.ends_with(kEscapedSpace)) {
+    result.resize(result.size() - kEscapedSpace.size());
   }
   return result;
 }

@@ -36,7 +36,7 @@ class Charsmap {
     std::string_view text;
     size_t length;
   };
-  class Checker;
+  class TrieValidator;
 
   Charsmap(std::vector<uint32_t> units, std::string texts)
       : units_(std::move(units)), texts_(std::move(texts)) {}

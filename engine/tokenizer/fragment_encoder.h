@@ -24,8 +24,8 @@ class FragmentEncoder {
   virtual ~FragmentEncoder() = default;
   // Rewrites a text (such as spaces as U+2581) before special tokens are looked for in it; the
   // texts of the special tokens are rewritten likewise.
-  virtual std::string Spell(std::string_view text) const = 0;
-  // Appends the tokens of a fragment as Spell wrote it. Pre: UTF-8, not empty.
+  virtual std::string EscapeSpaces(std::string_view text) const = 0;
+  // Appends the tokens of a fragment as EscapeSpaces returned it. Pre: UTF-8, not empty.
   virtual void Encode(std::string_view fragment, std::vector<int32_t>* out) const = 0;
   // The bytes that a token stands for, given its text in the file.
   virtual std::string TokenBytes(std::string_view text, TokenType type) const = 0;

@@ -106,18 +106,18 @@ void AddByteToken(const GgufFile& file, int32_t token, std::string_view text,
   if (first < 0) first = token;
 }
 
-std::string SpellSpaces(std::string_view text) { return Replace(text, " ", kSpelledSpace); }
+std::string WithEscapedSpaces(std::string_view text) { return Replace(text, " ", kEscapedSpace); }
 
-std::string SpelledBytes(std::string_view text, TokenType type) {
+std::string UnescapedBytes(std::string_view text, TokenType type) {
   if (type == TokenType::kByte) return std::string(1, static_cast<char>(ByteOf(text)));
-  return Replace(text, kSpelledSpace, " ");
+  return Replace(text, kEscapedSpace, " ");
 }
 
 void SentencePiece::Encode(std::string_view fragment, std::vector<int32_t>* out) const {
   const std::string text =
       charsmap_ != nullptr
           ? charsmap_->Normalize(fragment, space_prefix_, removes_spaces_)
-          : std::string(space_prefix_ ? kSpelledSpace : "") + std::string(fragment);
+          : std::string(space_prefix_ ? kEscapedSpace : "") + std::string(fragment);
   std::vector<Symbol> symbols;
   for (std::string_view rest = text; !rest.empty();) {
     const size_t length = FirstCharacter(rest).length;

@@ -21,9 +21,9 @@ namespace riffle::engine {
 
 // What SentencePiece's methods have in common: how tokens write a space, and what their texts stand
 // for.
-inline constexpr std::string_view kSpelledSpace = "\u2581";
-std::string SpellSpaces(std::string_view text);
-std::string SpelledBytes(std::string_view text, TokenType type);
+inline constexpr std::string_view kEscapedSpace = "\u2581";
+std::string WithEscapedSpaces(std::string_view text);
+std::string UnescapedBytes(std::string_view text, TokenType type);
 // Notes the byte token in `byte_tokens`, which has -1 for bytes without one; of equal ones the
 // first counts. Throws BadModel unless its text is "<0x00>" to "<0xFF>".
 void AddByteToken(const GgufFile& file, int32_t token, std::string_view text,
@@ -39,12 +39,12 @@ class SentencePiece final : public FragmentEncoder {
   ~SentencePiece() override;
 
   // With a charsmap, Encode normalizes the original text, so it is left as it is here.
-  std::string Spell(std::string_view text) const override {
-    return charsmap_ != nullptr ? std::string(text) : SpellSpaces(text);
+  std::string EscapeSpaces(std::string_view text) const override {
+    return charsmap_ != nullptr ? std::string(text) : WithEscapedSpaces(text);
   }
   void Encode(std::string_view fragment, std::vector<int32_t>* out) const override;
   std::string TokenBytes(std::string_view text, TokenType type) const override {
-    return SpelledBytes(text, type);
+    return UnescapedBytes(text, type);
   }
   bool adds_space() const override { return space_prefix_; }
   bool adds_bos() const override { return true; }

@@ -51,7 +51,7 @@ Tokenizer::Tokenizer(const GgufFile& file) {
   for (size_t i = 0; i < texts.size(); ++i) {
     const bool control = types[i] == TokenType::kControl;
     const bool special = control || types[i] == TokenType::kUserDefined;
-    if (special) special_.Add(encoder_->Spell(texts[i]), static_cast<int32_t>(i), control);
+    if (special) special_.Add(encoder_->EscapeSpaces(texts[i]), static_cast<int32_t>(i), control);
     const bool text = special || types[i] == TokenType::kNormal || types[i] == TokenType::kByte;
     token_bytes_.push_back(text && !control ? encoder_->TokenBytes(texts[i], types[i]) : "");
   }
@@ -93,8 +93,8 @@ std::vector<int32_t> Tokenizer::Encode(std::string_view text) const {
 }
 
 std::vector<int32_t> Tokenizer::Encode(std::span<const TextPart> parts) const {
-  std::string spelled;
-  std::vector<SpecialTokens::Range> plain;  // the plain parts, in order
+  std::string escaped;
+  std::vector<TokenMatcher::Range> plain;  // the plain parts, in order
   size_t offset = 0;
   for (const TextPart& part : parts) {
     const size_t invalid = FindInvalidUtf8(part.text);
@@ -103,18 +103,18 @@ std::vector<int32_t> Tokenizer::Encode(std::span<const TextPart> parts) const {
                                 static_cast<uint8_t>(part.text[invalid]), offset + invalid));
     }
     offset += part.text.size();
-    const size_t start = spelled.size();
-    spelled += encoder_->Spell(part.text);
-    if (part.plain) plain.push_back({start, spelled.size()});
+    const size_t start = escaped.size();
+    escaped += encoder_->EscapeSpaces(part.text);
+    if (part.plain) plain.push_back({start, escaped.size()});
   }
-  const std::string_view text = spelled;
+  const std::string_view text = escaped;
   std::vector<int32_t> tokens;
   const auto encode = [&](std::string_view fragment) {
     if (!fragment.empty()) encoder_->Encode(fragment, &tokens);
   };
   if (bos_ >= 0) tokens.push_back(bos_);
   size_t start = 0;  // of the fragment at hand
-  for (const SpecialTokens::Match& special : special_.Find(text, plain)) {
+  for (const TokenMatcher::Match& special : special_.Find(text, plain)) {
     encode(text.substr(start, special.start - start));
     tokens.push_back(special.token);
     start = special.start + special.length;
@@ -125,9 +125,9 @@ std::vector<int32_t> Tokenizer::Encode(std::span<const TextPart> parts) const {
 }
 
 std::optional<int32_t> Tokenizer::SpecialToken(std::string_view text) const {
-  const std::string spelled = encoder_->Spell(text);
-  const std::vector<SpecialTokens::Match> matches = special_.Find(spelled);
-  if (matches.size() != 1 || matches[0].length != spelled.size()) return std::nullopt;
+  const std::string escaped = encoder_->EscapeSpaces(text);
+  const std::vector<TokenMatcher::Match> matches = special_.Find(escaped);
+  if (matches.size() != 1 || matches[0].length != escaped.size()) return std::nullopt;
   return matches[0].token;
 }
 

@@ -14,7 +14,7 @@
 
 #include "engine/gguf/gguf.h"
 #include "engine/tokenizer/fragment_encoder.h"
-#include "engine/tokenizer/special_tokens.h"
+#include "engine/tokenizer/token_matcher.h"
 
 namespace riffle::engine {
 
@@ -69,7 +69,7 @@ class Tokenizer {
 
   std::unique_ptr<FragmentEncoder> encoder_;
   std::vector<std::string> token_bytes_;  // of each token
-  SpecialTokens special_;                 // user-defined and control tokens
+  TokenMatcher special_;                  // user-defined and control tokens
   int32_t bos_ = -1;                      // -1: none is put before a text
   int32_t eos_ = -1;                      // -1: none is put after a text
 };

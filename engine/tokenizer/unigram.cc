@@ -50,7 +50,7 @@ std::string Unigram::Normalize(std::string_view fragment) const {
   if (charsmap_) {
     return charsmap_->Normalize(fragment, space_prefix_, removes_spaces_);
   }
-  std::string text = space_prefix_ ? std::string(kSpelledSpace) : "";
+  std::string text = space_prefix_ ? std::string(kEscapedSpace) : "";
   if (!removes_spaces_) {
     return text += fragment;
   }
@@ -58,15 +58,15 @@ std::string Unigram::Normalize(std::string_view fragment) const {
   for (size_t at = 0; at < fragment.size();) {
     const size_t length = FirstCharacter(fragment.substr(at)).length;
     const std::string_view character = fragment.substr(at, length);
-    if (character != kSpelledSpace || !space) {
+    if (character != kEscapedSpace || !space) {
       text += character;
     }
-    space = character == kSpelledSpace;
+    space = character == kEscapedSpace;
     at += length;
   }
-  const size_t prefix = space_prefix_ ? kSpelledSpace.size() : 0;
+  const size_t prefix = space_prefix_ ? kEscapedSpace.size() : 0;
   if (space && text.size() > prefix) {
-    text.resize(text.size() - kSpelledSpace.size());
+    text.resize(text.size() - kEscapedSpace.size());
   }
   return text.size() > prefix ? text : "";
 }
@@ -81,12 +81,12 @@ std::vector<Unigram::Step> Unigram::BestSteps(std::string_view text) const {
       step = {sum, start, token};
     }
   };
-  int32_t read = SpecialTokens::kNothingRead;
+  int32_t read = TokenMatcher::kStartState;
   for (size_t at = 0; at < text.size();) {
     const size_t end = at + FirstCharacter(text.substr(at)).length;
     read = tokens_.Read(read, text.substr(at, end - at));
     bool single = false;  // whether the character is a token
-    tokens_.ForFound(read, [&](size_t length, int32_t token) {
+    tokens_.ForEachMatchEndingAt(read, [&](size_t length, int32_t token) {
       const size_t start = end - length;
       if (start > 0 && steps[start].token == kNone) {
         return;  // it begins within a character

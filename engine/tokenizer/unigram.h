@@ -19,7 +19,7 @@
 #include "engine/tokenizer/charsmap.h"
 #include "engine/tokenizer/fragment_encoder.h"
 #include "engine/tokenizer/sentence_piece.h"
-#include "engine/tokenizer/special_tokens.h"
+#include "engine/tokenizer/token_matcher.h"
 
 namespace riffle::engine {
 
@@ -30,12 +30,12 @@ class Unigram final : public FragmentEncoder {
           const std::vector<TokenType>& types);
 
   // With a charsmap, Encode normalizes the original text, so it is left as it is here.
-  std::string Spell(std::string_view text) const override {
-    return charsmap_ ? std::string(text) : SpellSpaces(text);
+  std::string EscapeSpaces(std::string_view text) const override {
+    return charsmap_ ? std::string(text) : WithEscapedSpaces(text);
   }
   void Encode(std::string_view fragment, std::vector<int32_t>* out) const override;
   std::string TokenBytes(std::string_view text, TokenType type) const override {
-    return SpelledBytes(text, type);
+    return UnescapedBytes(text, type);
   }
   bool adds_space() const override { return space_prefix_; }
   bool adds_bos() const override { return false; }
@@ -55,7 +55,7 @@ class Unigram final : public FragmentEncoder {
   void AddUnknown(std::string_view text, std::vector<int32_t>* out) const;
 
   std::optional<Charsmap> charsmap_;
-  SpecialTokens tokens_{SpecialTokens::Reading::kFromStart};  // normal ones
+  TokenMatcher tokens_{TokenMatcher::Reading::kFromStart};  // normal ones
   std::vector<float> scores_;
   double unknown_score_ = 0;
   int32_t unknown_ = 0;

@@ -3,12 +3,12 @@
 #include <dlfcn.h>
 
 #include <algorithm>
-#include <atomic>
 #include <memory>
 #include <new>
 #include <optional>
 #include <string_view>
 
+#include "growing_pool.h"
 #include "operation.h"
 #include "riffle/riffle.h"
 
@@ -31,28 +31,20 @@ bool IsFreeOfWork(const ggml::Tensor& tensor) {
 
 Context& ContextOf(ggml::Backend* backend) { return *static_cast<Context*>(backend->context); }
 
-// If ggml uses OpenMP, calls run on its threads, which have just computed other nodes. The default
-// pool never shrinks, because contexts ask for different numbers of threads.
-void UseThreads(int threads) {
-  static constinit std::atomic<int> room{0};
-  const int before = room.load(std::memory_order_acquire);
-  if (threads <= before) {
-    return;
+// If ggml uses OpenMP, calls run on its threads, which have just computed other nodes.
+void ChooseOpenMpThreads() {
+  void* openmp = dlopen("libgomp.so.1", RTLD_NOW | RTLD_NOLOAD);
+  if (openmp != nullptr) {
+    SetParallelRegion(reinterpret_cast<ParallelRegion>(dlsym(openmp, "GOMP_parallel")));
   }
-  if (before == 0) {
-    void* openmp = dlopen("libgomp.so.1", RTLD_NOW | RTLD_NOLOAD);
-    if (openmp != nullptr) {
-      SetParallelRegion(reinterpret_cast<ParallelRegion>(dlsym(openmp, "GOMP_parallel")));
-    }
-  }
-  SetNumThreads(std::min(threads, 1024));
-  room.store(threads, std::memory_order_release);
 }
+
+constinit GrowingPool default_pool(ChooseOpenMpThreads);
 
 int ComputeGraph(ggml::Backend* backend, ggml::Graph* graph) {
   Context& context = ContextOf(backend);
   try {
-    UseThreads(context.threads);
+    default_pool.Reserve(context.threads);
     // This graph has only the nodes between two graphs of the CPU's; masks change from run to run.
     context.runner.Clear();
     int status = ggml::kStatusSuccess;

@@ -60,10 +60,10 @@ struct Surroundings {
   std::optional<Host> host;
 };
 
-Surroundings Look() {
+Surroundings FindSurroundings() {
   Surroundings around;
   around.neighbor = FindNeighbor();
-  around.ggml = around.neighbor.handle == nullptr ? LoadedGgml() : nullptr;
+  around.ggml = around.neighbor.handle == nullptr ? FindLoadedGgml() : nullptr;
   if (void* library = around.ggml != nullptr ? around.ggml : around.neighbor.handle) {
     around.host = FindHost(library);
   }
@@ -74,7 +74,7 @@ int Score() {
   if (TurnedOff()) {
     return 0;
   }
-  const Surroundings around = Look();
+  const Surroundings around = FindSurroundings();
   for (void* library : {around.neighbor.handle, around.ggml}) {
     if (library != nullptr) {
       dlclose(library);
@@ -105,7 +105,7 @@ ggml::Registry* InitVariant(const Surroundings& around) {
 }
 
 ggml::Registry* Init() {
-  const Surroundings around = Look();
+  const Surroundings around = FindSurroundings();
   if (around.neighbor.handle != nullptr) {
     return InitVariant(around);
   }

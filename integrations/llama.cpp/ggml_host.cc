@@ -128,7 +128,7 @@ std::optional<Host> FindHost(void* library) {
   return host;
 }
 
-void* LoadedGgml() {
+void* FindLoadedGgml() {
   std::string path;
   dl_iterate_phdr(
       [](dl_phdr_info* info, size_t, void* data) {

@@ -49,7 +49,7 @@ Neighbor FindNeighbor();
 std::optional<Host> FindHost(void* library);
 
 // libggml-base, if this process has loaded it; else null. The caller closes it.
-void* LoadedGgml();
+void* FindLoadedGgml();
 
 // Keeps this file loaded. ggml closes a library whose registry it already has; the neighbour's
 // device would then call functions that are no longer mapped.

@@ -1,10 +1,10 @@
 #include "graph_run.h"
 
-#include <algorithm>
 #include <cstring>
 #include <new>
 #include <thread>
 
+#include "growing_pool.h"
 #include "riffle/riffle.h"
 
 #if defined(__x86_64__) || defined(__i386__)
@@ -34,20 +34,7 @@ void RunOnGraphThreads(void (*body)(void*), void* data, unsigned threads, unsign
   }
 }
 
-// Gives the default pool room for `threads`. It never shrinks: contexts with fewer threads take
-// part with those they have.
-void EnsureThreads(int threads) {
-  static constinit std::atomic<int> room{0};
-  const int before = room.load(std::memory_order_acquire);
-  if (threads <= before) {
-    return;
-  }
-  if (before == 0) {
-    SetParallelRegion(RunOnGraphThreads);
-  }
-  SetNumThreads(std::min(threads, 1024));
-  room.store(threads, std::memory_order_release);
-}
+constinit GrowingPool default_pool([] { SetParallelRegion(RunOnGraphThreads); });
 
 }  // namespace
 
@@ -152,7 +139,7 @@ void GraphRun::RunNode(ggml::Tensor*, int thread, int threads, void* data) {
 
 void GraphRun::RunOnThreads(const Node& node, int threads) {
   try {
-    EnsureThreads(threads);
+    default_pool.Reserve(threads);
   } catch (...) {  // the call runs on fewer
   }
   calling_threads = &threads_;

@@ -33,7 +33,7 @@ attention::KvBytes Bytes(const View& kv, size_t unit) {
 }
 
 // The scale of a pool that has a divisor but no scales in memory.
-constexpr float kOne = 1.0f;
+constexpr float kUnitScale = 1.0f;
 
 attention::KvPages PoolBytes(const PagedKv& kv) {
   attention::KvPages pages{};
@@ -41,27 +41,27 @@ attention::KvPages PoolBytes(const PagedKv& kv) {
   pages.code = attention::RowCodeOf(kv.dtype, kv.format);
   pages.dim = static_cast<int>(kv.head_dim);
   pages.row_bytes = static_cast<size_t>(RowBytes(kv));
-  pages.group = pages.dim;
+  pages.elements_per_scale = pages.dim;
   pages.scale_divisor = 1.0f;
   if (attention::IsBlocks(pages.code)) {
-    pages.group = attention::kBlockElements;
+    pages.elements_per_scale = attention::kBlockElements;
     pages.scales = pages;
     pages.scale_group_stride = BlockBytes(kv.format);
     pages.scale_dtype = DType::kF16;
-    pages.groups = pages.dim / pages.group;
+    pages.scales_per_row = pages.dim / pages.elements_per_scale;
   } else if (kv.scales.data != nullptr) {
     const size_t unit = SizeOf(kv.scales.dtype);
-    pages.group = kv.scales.group == 0 ? pages.dim : static_cast<int>(kv.scales.group);
+    pages.elements_per_scale = kv.scales.group == 0 ? pages.dim : static_cast<int>(kv.scales.group);
     pages.scales = Bytes(kv.scales, unit);
     pages.scale_group_stride = kv.scales.group_stride * static_cast<int64_t>(unit);
     pages.scale_dtype = kv.scales.dtype;
     pages.scale_divisor = kv.scales.divisor;
-    pages.groups = pages.dim / pages.group;
+    pages.scales_per_row = pages.dim / pages.elements_per_scale;
   } else if (kv.scales.divisor != 1.0f) {
-    pages.scales = {reinterpret_cast<const uint8_t*>(&kOne), 0, 0, 0};
+    pages.scales = {reinterpret_cast<const uint8_t*>(&kUnitScale), 0, 0, 0};
     pages.scale_dtype = DType::kF32;
     pages.scale_divisor = kv.scales.divisor;
-    pages.groups = 1;
+    pages.scales_per_row = 1;
   }
   return pages;
 }
@@ -149,15 +149,15 @@ void RunPlanned(const attention::AttentionArgs& args, const attention::PlannedBa
     run_items(args, plan, batch.ChunkBegin(chunk), batch.ChunkBegin(chunk + 1), partial_states,
               scratch);
   });
-  if (plan.splits == 0) {
+  if (plan.divided_items == 0) {
     return;
   }
   const int64_t heads = args.shape.kv_heads;
-  lease.Run(plan.splits * heads, [&](int64_t i, uint8_t*) {
-    const attention::DividedItem& split = batch.out.splits[static_cast<size_t>(i / heads)];
+  lease.Run(plan.divided_items * heads, [&](int64_t i, uint8_t*) {
+    const attention::DividedItem& divided = batch.out.divided_items[static_cast<size_t>(i / heads)];
     const int head = static_cast<int>(i % heads);
-    if (head < split.whole.head_end - split.whole.head_begin) {
-      kernels.merge_divided_item(args, split, head, partial_states);
+    if (head < divided.whole.head_end - divided.whole.head_begin) {
+      kernels.merge_divided_item(args, divided, head, partial_states);
     }
   });
 }

@@ -22,10 +22,10 @@ struct KvBytes {
 // PagedKv and KvScales in bytes. The scales of a block format lie in its rows.
 struct KvPages : KvBytes {
   RowCode code;
-  int dim;           // elements of a row
-  size_t row_bytes;  // bytes of a row, from its first element to its last one
-  int groups;        // scales per row; 0: none
-  int group;         // elements that share a scale; dim if a row has fewer than two scales
+  int dim;                 // elements of a row
+  size_t row_bytes;        // bytes of a row, from its first element to its last one
+  int scales_per_row;      // 0: none
+  int elements_per_scale;  // dim if a row has fewer than two scales
   KvBytes scales;
   int64_t scale_group_stride;
   DType scale_dtype;
@@ -73,9 +73,9 @@ struct AttentionArgs {
   // Bytes that a key and its value take in memory.
   size_t kv_row_bytes() const { return keys.row_bytes + (values_in_keys ? 0 : values.row_bytes); }
   // Keys that the query at `position` of a sequence sees.
-  KeyRange Seen(int seq, int position) const {
-    return Visible(causal != nullptr && causal[seq] != 0 ? Causal(shape) : shape, kv_lens[seq],
-                   position);
+  KeyRange VisibleKeys(int seq, int position) const {
+    return attention::VisibleKeys(causal != nullptr && causal[seq] != 0 ? Causal(shape) : shape,
+                                  kv_lens[seq], position);
   }
   int first_token(int seq) const { return cu_q_lens != nullptr ? cu_q_lens[seq] : seq; }
   int q_len(int seq) const {

@@ -32,7 +32,7 @@ size_t PlaceArrays(const PagedBatch& batch, size_t pages, size_t mask_codes, con
   place(pages, &to->page_numbers);
   place(mask_codes, &to->mask_codes);
   place(static_cast<size_t>(plan.items), &to->out.items);
-  place(static_cast<size_t>(plan.splits), &to->out.splits);
+  place(static_cast<size_t>(plan.divided_items), &to->out.divided_items);
   place(static_cast<size_t>(plan.chunks) + 1, &to->out.chunk_begin);
   return layout.bytes();
 }
@@ -101,9 +101,9 @@ PlannedBatch BatchPlanner::Place(uint8_t* memory, core::Lease& lease) const {
   planned.plan = PlanAttention(shape_, std::span<const int32_t>(planned.cu_q_lens),
                                std::span<const int32_t>(planned.kv_lens), threads_, planned.out,
                                planned.causal);
-  CheckUnchanged(planned.plan.items == plan_.items && planned.plan.splits == plan_.splits &&
-                 planned.plan.chunks == plan_.chunks &&
-                 planned.plan.state_rows == plan_.state_rows);
+  CheckUnchanged(
+      planned.plan.items == plan_.items && planned.plan.divided_items == plan_.divided_items &&
+      planned.plan.chunks == plan_.chunks && planned.plan.state_rows == plan_.state_rows);
   for (const int32_t kv_len : planned.kv_lens) {
     CheckUnchanged(kv_len <= longest_);
   }

@@ -267,16 +267,16 @@ void CheckData(const HeadsView& q, const PagedKv& keys, const PagedKv& values,
   CheckHeadsData("q", q);
   CheckPool(keys, values);
   core::CheckAddressable("q", Heads(q));
-  const PagedBatch of = batch != nullptr ? *batch : PagedBatch();
+  const PagedBatch batch_or_empty = batch != nullptr ? *batch : PagedBatch();
   const Named inputs[] = {{"q", Heads(q)},
                           {"keys", KvRowBytes(keys)},
                           {"values", KvRowBytes(values)},
                           {"keys.scales", KvScaleBytes(keys)},
                           {"values.scales", KvScaleBytes(values)},
-                          {"cu_q_lens", Array(of.cu_q_lens)},
-                          {"kv_lens", Array(of.kv_lens)},
-                          {"page_table", Table(of)},
-                          {"causal", Flags(of.causal)},
+                          {"cu_q_lens", Array(batch_or_empty.cu_q_lens)},
+                          {"kv_lens", Array(batch_or_empty.kv_lens)},
+                          {"page_table", Table(batch_or_empty)},
+                          {"causal", Flags(batch_or_empty.causal)},
                           {"mask", Mask(options.mask)},
                           {"alibi_slopes", Floats(options.alibi_slopes)},
                           {"sinks", Floats(options.sinks)}};

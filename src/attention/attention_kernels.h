@@ -20,9 +20,9 @@ struct AttentionKernels {
   // Runs work items by fused multiply-adds in f32.
   RunItemsKernel run_items;
 
-  // Merges the partial states of one KV head of a split, in their order, into the first one, and
-  // writes the results. `head` counts from the split's first head.
-  void (*merge_divided_item)(const AttentionArgs& args, const DividedItem& split, int head,
+  // Merges the partial states of one KV head of a divided item, in their order, into the first one,
+  // and writes the results. `head` counts from the item's first head.
+  void (*merge_divided_item)(const AttentionArgs& args, const DividedItem& divided, int head,
                              float* partial_states);
 
   // Reads the tiles of work items [begin, end) in the kernels' order and returns the largest byte.

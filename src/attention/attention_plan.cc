@@ -61,23 +61,23 @@ class Planner {
     }
     int64_t total = 0;
     int64_t splits = 0;
-    ForEachUncutItem([&](const UncutItem& column) {
-      total += column.cost;
-      splits += column.item.split_end - column.item.split_begin;
+    ForEachUncutItem([&](const UncutItem& uncut) {
+      total += uncut.cost;
+      splits += uncut.item.split_end - uncut.item.split_begin;
     });
-    chunks_ = 1;
+    max_chunks_ = 1;
     if (threads_ > 1) {
-      chunks_ = std::clamp<int64_t>(total / kMinChunkCost, 1, threads_ * kChunksPerThread);
+      max_chunks_ = std::clamp<int64_t>(total / kMinChunkCost, 1, threads_ * kChunksPerThread);
     }
     // Few KV splits for many threads: cut between the heads too.
     head_splits_ = static_cast<int>(std::clamp<int64_t>(
-        (chunks_ + splits - 1) / std::max<int64_t>(splits, 1), 1, shape_.kv_heads));
-    chunk_cost_ = std::max<int64_t>(1, (total + chunks_ - 1) / chunks_);
+        (max_chunks_ + splits - 1) / std::max<int64_t>(splits, 1), 1, shape_.kv_heads));
+    chunk_cost_ = std::max<int64_t>(1, (total + max_chunks_ - 1) / max_chunks_);
     StartChunk();
-    ForEachUncutItem([&](const UncutItem& column) { Place(column); });
-    plan_.chunks = chunk_;
-    if (chunk_ < static_cast<int64_t>(out_.chunk_begin.size())) {
-      out_.chunk_begin[chunk_] = plan_.items;
+    ForEachUncutItem([&](const UncutItem& uncut) { Place(uncut); });
+    plan_.chunks = chunks_begun_;
+    if (chunks_begun_ < static_cast<int64_t>(out_.chunk_begin.size())) {
+      out_.chunk_begin[chunks_begun_] = plan_.items;
     }
     return plan_;
   }
@@ -108,75 +108,75 @@ class Planner {
 
   UncutItem MakeUncutItem(int seq, int query_begin, int query_end, int q_len, int head_begin,
                           int head_end) const {
-    UncutItem column{{seq, query_begin, query_end, head_begin, head_end, 0, 0, true}, {0, 0}, 0};
+    UncutItem uncut{{seq, query_begin, query_end, head_begin, head_end, 0, 0, true}, {0, 0}, 0};
     const auto kv_len = static_cast<int>(kv_lens_[static_cast<size_t>(seq)]);
     if (kv_len > 0) {
       const int first = kv_len - q_len;
       const bool causal = !causal_.empty() && causal_[static_cast<size_t>(seq)] != 0;
       const AttentionShape shape = causal ? Causal(shape_) : shape_;
-      column.keys = {Visible(shape, kv_len, first + query_begin).begin,
-                     Visible(shape, kv_len, first + query_end - 1).end};
-      column.item.split_begin = column.keys.begin / kKvSplit;
-      column.item.split_end = (column.keys.end + kKvSplit - 1) / kKvSplit;
+      uncut.keys = {VisibleKeys(shape, kv_len, first + query_begin).begin,
+                    VisibleKeys(shape, kv_len, first + query_end - 1).end};
+      uncut.item.split_begin = uncut.keys.begin / kKvSplit;
+      uncut.item.split_end = (uncut.keys.end + kKvSplit - 1) / kKvSplit;
     }
-    column.cost =
-        std::max<int64_t>(1, Cost(column.keys.end - column.keys.begin, head_end - head_begin,
+    uncut.cost =
+        std::max<int64_t>(1, Cost(uncut.keys.end - uncut.keys.begin, head_end - head_begin,
                                   (query_end - query_begin) * shape_.group, shape_.head_dim));
-    return column;
+    return uncut;
   }
 
   void StartChunk() {
-    if (chunk_ + 1 < static_cast<int64_t>(out_.chunk_begin.size())) {
-      out_.chunk_begin[chunk_] = plan_.items;
+    if (chunks_begun_ + 1 < static_cast<int64_t>(out_.chunk_begin.size())) {
+      out_.chunk_begin[chunks_begun_] = plan_.items;
     }
-    ++chunk_;
+    ++chunks_begun_;
   }
 
-  // Cuts a column where chunks end, unless one of the two items would be small.
-  void Place(const UncutItem& column) {
-    const int splits = column.item.split_end - column.item.split_begin;
-    const int64_t split_cost = std::max<int64_t>(1, column.cost / std::max(splits, 1));
-    int begin = column.item.split_begin;
+  // Cuts an item where chunks end, unless one of the two items would be small.
+  void Place(const UncutItem& uncut) {
+    const int splits = uncut.item.split_end - uncut.item.split_begin;
+    const int64_t split_cost = std::max<int64_t>(1, uncut.cost / std::max(splits, 1));
+    int begin = uncut.item.split_begin;
     int64_t items = 0;
     int64_t first_state_row = plan_.state_rows;
     int64_t partial_states = 0;
     for (;;) {
-      const int64_t left = (column.item.split_end - begin) * split_cost;
-      const int64_t room = chunk_ * chunk_cost_ - used_;
-      int end = column.item.split_end;
-      if (chunk_ < chunks_ && left > room + chunk_cost_ / 8) {
+      const int64_t left = (uncut.item.split_end - begin) * split_cost;
+      const int64_t room = chunks_begun_ * chunk_cost_ - placed_cost_;
+      int end = uncut.item.split_end;
+      if (chunks_begun_ < max_chunks_ && left > room + chunk_cost_ / 8) {
         if (room < std::max(chunk_cost_ / 8, std::min(split_cost, chunk_cost_))) {
-          used_ = std::max(used_, chunk_ * chunk_cost_);
+          placed_cost_ = std::max(placed_cost_, chunks_begun_ * chunk_cost_);
           StartChunk();
           continue;
         }
         end = std::min<int>(end, begin + std::max<int>(1, static_cast<int>(room / split_cost)));
       }
-      WorkItem item = column.item;
+      WorkItem item = uncut.item;
       item.split_begin = begin;
       item.split_end = end;
-      if (items > 0 || end < column.item.split_end) {
-        item.merges = items == 0;
+      if (items > 0 || end < uncut.item.split_end) {
+        item.merges_splits = items == 0;
         item.state_row = plan_.state_rows;
-        const int64_t states = item.merges ? 1 : end - begin;
+        const int64_t states = item.merges_splits ? 1 : end - begin;
         partial_states += states;
         plan_.state_rows += states * PartialStateRows(item.head_end - item.head_begin, Rows(item));
       }
       Emit(item);
       ++items;
-      used_ += (end - begin) * split_cost;
+      placed_cost_ += (end - begin) * split_cost;
       begin = end;
-      if (begin >= column.item.split_end) {
+      if (begin >= uncut.item.split_end) {
         break;
       }
     }
     if (items > 1) {
-      if (plan_.splits < static_cast<int64_t>(out_.splits.size())) {
-        DividedItem split{column.item, partial_states};
-        split.whole.state_row = first_state_row;
-        out_.splits[plan_.splits] = split;
+      if (plan_.divided_items < static_cast<int64_t>(out_.divided_items.size())) {
+        DividedItem divided{uncut.item, partial_states};
+        divided.whole.state_row = first_state_row;
+        out_.divided_items[plan_.divided_items] = divided;
       }
-      ++plan_.splits;
+      ++plan_.divided_items;
     }
   }
 
@@ -204,10 +204,10 @@ class Planner {
   Plan plan_;
   int item_rows_ = kItemRows;
   int head_splits_ = 1;
-  int64_t chunks_ = 1;
+  int64_t max_chunks_ = 1;
   int64_t chunk_cost_ = 1;
-  int64_t chunk_ = 0;  // chunks begun
-  int64_t used_ = 0;   // cost placed
+  int64_t chunks_begun_ = 0;
+  int64_t placed_cost_ = 0;
 };
 
 }  // namespace

@@ -67,7 +67,7 @@ struct KeyRange {
 
 // Keys that the query at `position` of a sequence of kv_len keys sees. Both ends ascend with the
 // position, which is negative only where neither window is set.
-inline KeyRange Visible(const AttentionShape& shape, int kv_len, int position) {
+inline KeyRange VisibleKeys(const AttentionShape& shape, int kv_len, int position) {
   KeyRange range{0, kv_len};
   if (shape.window_right >= 0 && shape.window_right < kv_len - 1 - position) {
     range.end = position + 1 + shape.window_right;
@@ -80,13 +80,13 @@ inline KeyRange Visible(const AttentionShape& shape, int kv_len, int position) {
 
 // The queries [query_begin, query_end) of sequence `seq`, some KV heads, some KV splits.
 // state_row < 0: the item covers all KV splits that its queries see and writes results. Otherwise
-// its partial states begin there: a single one if `merges`, else one for each KV split.
+// its partial states begin there: a single one if `merges_splits`, else one for each KV split.
 struct WorkItem {
   int32_t seq;
   int32_t query_begin, query_end;
   int32_t head_begin, head_end;  // KV heads
   int32_t split_begin, split_end;
-  bool merges;             // whether KV splits are merged into one state
+  bool merges_splits;      // whether KV splits are merged into one state
   int64_t state_row = -1;  // in rows of states (PartialStateRows)
 };
 
@@ -99,7 +99,7 @@ struct DividedItem {
 
 struct Plan {
   int64_t items = 0;
-  int64_t splits = 0;
+  int64_t divided_items = 0;
   int64_t chunks = 0;      // tasks; chunk c is work items [chunk_begin[c], chunk_begin[c + 1])
   int64_t state_rows = 0;  // of all states (PartialStateRows)
   int max_rows = 0;        // of a work item
@@ -111,7 +111,7 @@ struct Plan {
 // is written past their ends.
 struct PlanOut {
   std::span<WorkItem> items;
-  std::span<DividedItem> splits;
+  std::span<DividedItem> divided_items;
   std::span<int64_t> chunk_begin;  // [chunks + 1]
 };
 

@@ -56,12 +56,12 @@ inline float MaskBiasScalar(float element) {
   return element == kMinusInf ? kMinusInf : scaled < lowest ? lowest : scaled;
 }
 
-// line[0, n) = the bias of n neighbouring elements; n is a multiple of 16.
-HWY_INLINE void MakeMaskLineOf(DType dtype, const uint8_t* elements, int n, float* line) {
+// bias[0, n) = the bias of n neighbouring elements; n is a multiple of 16.
+HWY_INLINE void MaskElementsToBias(DType dtype, const uint8_t* elements, int n, float* bias) {
   const FloatTag<16> df;
   const auto make = [&](const auto& load) HWY_ATTR {
     for (int i = 0; i < n; i += static_cast<int>(hn::MaxLanes(df))) {
-      hn::StoreU(MaskBias(df, load(i)), df, line + i);
+      hn::StoreU(MaskBias(df, load(i)), df, bias + i);
     }
   };
   if (dtype == DType::kF32) {
@@ -77,37 +77,37 @@ HWY_INLINE void MakeMaskLineOf(DType dtype, const uint8_t* elements, int n, floa
     for (int i = 0; i < n; i += static_cast<int>(hn::MaxLanes(df))) {
       const auto seen = hn::PromoteTo(du, LoadAny(d8, elements + i));
       const auto hidden = hn::RebindMask(df, hn::Eq(seen, hn::Zero(du)));
-      hn::StoreU(hn::IfThenElseZero(hidden, minus_inf), df, line + i);
+      hn::StoreU(hn::IfThenElseZero(hidden, minus_inf), df, bias + i);
     }
   }
 }
 
-// line[0, n) = the bias of n keys from `row` on; has room for n rounded up to a multiple of 16.
-HWY_INLINE void MakeMaskLine(const MaskArgs& mask, const uint8_t* row, int n, float* line) {
+// bias[0, n) = the bias of n keys from `row` on; has room for n rounded up to a multiple of 16.
+HWY_INLINE void MaskRowToBias(const MaskArgs& mask, const uint8_t* row, int n, float* bias) {
   const auto element = static_cast<int>(SizeOf(mask.dtype));
   if (mask.key_stride != element) {
     alignas(64) uint8_t elements[kBlock * 4] = {};
     CopyMaskRow(mask, row, n, elements);
-    MakeMaskLineOf(mask.dtype, elements, (n + 15) / 16 * 16, line);
+    MaskElementsToBias(mask.dtype, elements, (n + 15) / 16 * 16, bias);
     return;
   }
   const int whole = n / 16 * 16;
-  MakeMaskLineOf(mask.dtype, row, whole, line);
+  MaskElementsToBias(mask.dtype, row, whole, bias);
   // For a few elements, scalar code is faster than a padded vector of 16.
   if (n <= 4 && mask.dtype == DType::kF32) {
     for (int i = 0; i < n; ++i) {
       float x;
       std::memcpy(&x, row + 4 * i, sizeof(x));
-      line[i] = MaskBiasScalar(x);
+      bias[i] = MaskBiasScalar(x);
     }
   } else if (n <= 4 && mask.dtype == DType::kU8) {
     for (int i = 0; i < n; ++i) {
-      line[i] = row[i] != 0 ? 0.0f : kMinusInf;
+      bias[i] = row[i] != 0 ? 0.0f : kMinusInf;
     }
   } else if (whole < n) {
     alignas(64) uint8_t elements[16 * 4] = {};
     CopyMaskRow(mask, row + whole * element, n - whole, elements);
-    MakeMaskLineOf(mask.dtype, elements, 16, line + whole);
+    MaskElementsToBias(mask.dtype, elements, 16, bias + whole);
   }
 }
 
@@ -123,7 +123,7 @@ HWY_INLINE void AddSlope(const float* base, float slope, int distance, int n, fl
 }
 
 // Loads rows of floats for TransposeTile, in place of a query.
-struct BiasLines {
+struct BiasLoader {
   HWY_INLINE hn::Vec<FloatTag<4>> Load(const uint8_t* row, int w) const {
     return LoadAny(FloatTag<4>(), row + 4 * w);
   }
@@ -147,38 +147,39 @@ template <class F>
 HWY_INLINE void FillBias(const MaskArgs& mask, bool masked, const float* slopes, int key0,
                          int begin, int end, int known, int rows, int lanes, const F& row_at,
                          float* bias) {
-  // A line of keys for each row, transposed at the end: stores of single floats, each to another
-  // cache line, took 3 % of a prefill over a block-diagonal mask.
-  alignas(64) float lines[kTileRows][kBlock];
-  alignas(64) float of_mask[kBlock];
+  // The biases of each row side by side, transposed at the end: stores of single floats, each to
+  // another cache line, took 3 % of a prefill over a block-diagonal mask.
+  alignas(64) float biases[kTileRows][kBlock];
+  alignas(64) float mask_biases[kBlock];
   alignas(64) static constexpr float kNothing[kBlock] = {};
-  const uint8_t* line_of[kTileRows];
+  const uint8_t* row_of_lane[kTileRows];
   const uint8_t* last = nullptr;
-  const float* line = kNothing;
+  const float* mask_bias = kNothing;
   for (int lane = 0; lane < lanes; ++lane) {
     if (lane >= rows) {
-      line_of[lane] = reinterpret_cast<const uint8_t*>(kNothing);
+      row_of_lane[lane] = reinterpret_cast<const uint8_t*>(kNothing);
       continue;
     }
     const BiasRow row = row_at(lane);
     if (masked) {
       const uint8_t* from = mask.Row(row.token, row.head) + (key0 + begin) * mask.key_stride;
       if (lane == 0 || from != last) {  // rows of a group mostly share a mask row
-        float* to = slopes != nullptr ? of_mask : lines[lane];
+        float* to = slopes != nullptr ? mask_biases : biases[lane];
         const int n = std::min(end, known) - begin;
-        MakeMaskLine(mask, from, n, to);
+        MaskRowToBias(mask, from, n, to);
         std::fill(to + n, to + end - begin, 0.0f);
         last = from;
-        line = to;
+        mask_bias = to;
       }
     }
     if (slopes != nullptr) {
-      AddSlope(line, slopes[row.head] * kLog2E, key0 + begin - row.position, end - begin,
-               lines[lane]);
+      AddSlope(mask_bias, slopes[row.head] * kLog2E, key0 + begin - row.position, end - begin,
+               biases[lane]);
     }
-    line_of[lane] = reinterpret_cast<const uint8_t*>(slopes != nullptr ? lines[lane] : line);
+    row_of_lane[lane] =
+        reinterpret_cast<const uint8_t*>(slopes != nullptr ? biases[lane] : mask_bias);
   }
-  TransposeTile(BiasLines(), line_of, end - begin, lanes, bias + begin * lanes);
+  TransposeTile(BiasLoader(), row_of_lane, end - begin, lanes, bias + begin * lanes);
 }
 
 // scores[key][lane] = scores[key][lane] * factor + bias[key][lane] for keys [begin, end) of the

@@ -148,12 +148,12 @@ class CodedPairs<RowCode::kIQ4NL, kHalves> : public NibblePairs<RowCode::kIQ4NL,
   HWY_INLINE CodedPairs() {}
 };
 
-// DirectValueKernel over codes, for up to kRows rows. Lanes without a row are computed like the
+// InPlaceValueKernel over codes, for up to kRows rows. Lanes without a row are computed like the
 // others, and their sums dropped.
 //   p  probabilities for the first 32 columns; upper_p: for the others, if there are any
 template <RowCode kCode, int kRows, int kHalves, bool kSameP>
 HWY_INLINE void CodedValueKernel(const uint32_t* HWY_RESTRICT p, const uint32_t* upper_p, int lanes,
-                                 int rows, const DirectValues& v, int column,
+                                 int rows, const InPlaceValues& v, int column,
                                  float* HWY_RESTRICT sums) {
   using Pairs = CodedPairs<kCode, kHalves>;
   const FloatTag<16> df;
@@ -162,7 +162,7 @@ HWY_INLINE void CodedValueKernel(const uint32_t* HWY_RESTRICT p, const uint32_t*
   hn::Vec<decltype(df)> sum[kRows][kVecs];
   for (int row = 0; row < kRows; ++row) {
     // Masked rather than `if`: GCC would keep the sums of both branches in memory.
-    const auto known = hn::FirstN(df, v.fresh || row >= rows ? 0 : 16);
+    const auto known = hn::FirstN(df, v.overwrite_sums || row >= rows ? 0 : 16);
     for (int i = 0; i < kVecs; ++i) {
       sum[row][i] = hn::MaskedLoad(known, df, sums + HWY_MIN(row, rows - 1) * v.columns + i * 16);
     }
@@ -201,21 +201,22 @@ HWY_INLINE void CodedValueKernel(const uint32_t* HWY_RESTRICT p, const uint32_t*
 // sums[row][column] += p * v for up to 8 rows.
 //   p  [groups of columns][kBlock / 2][lanes], lanes 4 or 8
 template <RowCode kCode>
-void AddCodedValues(const uint32_t* p, int lanes, int rows, const DirectValues& v, float* sums) {
+void AddCodedValues(const uint32_t* p, int lanes, int rows, const InPlaceValues& v, float* sums) {
   HWY_DASSERT(lanes == 4 || lanes == 8);
-  const auto of = [&](int column) {
+  const auto probabilities_of = [&](int column) {
     return p + (column - v.begin_column) / v.group_columns * (kBlock / 2 * lanes);
   };
   int column = v.begin_column;
   if (lanes == 8) {
     for (; column < v.end_column; column += 32) {
-      CodedValueKernel<kCode, 8, 1, true>(of(column), p, lanes, rows, v, column, sums + column);
+      CodedValueKernel<kCode, 8, 1, true>(probabilities_of(column), p, lanes, rows, v, column,
+                                          sums + column);
     }
     return;
   }
   for (; column + 64 <= v.end_column; column += 64) {
-    const uint32_t* lower = of(column);
-    const uint32_t* upper = of(column + 32);
+    const uint32_t* lower = probabilities_of(column);
+    const uint32_t* upper = probabilities_of(column + 32);
     if (lower == upper && !IsBlocks(kCode)) {
       CodedValueKernel<kCode, 4, 2, true>(lower, p, lanes, rows, v, column, sums + column);
     } else {
@@ -223,11 +224,12 @@ void AddCodedValues(const uint32_t* p, int lanes, int rows, const DirectValues& 
     }
   }
   if (column < v.end_column) {
-    CodedValueKernel<kCode, 4, 1, true>(of(column), p, lanes, rows, v, column, sums + column);
+    CodedValueKernel<kCode, 4, 1, true>(probabilities_of(column), p, lanes, rows, v, column,
+                                        sums + column);
   }
 }
 
-using CodedValuesKernel = void (*)(const uint32_t* p, int lanes, int rows, const DirectValues& v,
+using CodedValuesKernel = void (*)(const uint32_t* p, int lanes, int rows, const InPlaceValues& v,
                                    float* sums);
 // Null for codes that are decoded into memory first.
 inline CodedValuesKernel FindCodedValuesKernel(RowCode code) {

@@ -153,10 +153,11 @@ void DecodeF32(const KvPages& kv, const KvRows& rows, const float* scales, int s
       alignas(16) uint8_t integers[kBlockElements];
       constexpr int64_t kBytes = BlockBytes(
           static_cast<KvFormat>(static_cast<int>(kCode) - static_cast<int>(RowCode::kQ8_0) + 1));
-      for (int g = 0; g < kv.groups; ++g, from += kBytes) {
+      for (int g = 0; g < kv.scales_per_row; ++g, from += kBytes) {
         const uint8_t* x = BlockIntegers<kCode>(from, integers);
         const float scale = scales[g * kGroupKeys + row];
-        const float offset = HasOffsets(kCode) ? scales[(kv.groups + g) * kGroupKeys + row] : 0.0f;
+        const float offset =
+            HasOffsets(kCode) ? scales[(kv.scales_per_row + g) * kGroupKeys + row] : 0.0f;
         ForElements(0, kBlockElements, [&](auto df, int i) HWY_ATTR {
           auto y = hn::Mul(LoadElements<RowCode::kI8>(df, x + i), hn::Set(df, scale));
           if constexpr (HasOffsets(kCode)) {  // the product is exact: 5 bits times 11
@@ -167,9 +168,9 @@ void DecodeF32(const KvPages& kv, const KvRows& rows, const float* scales, int s
       }
     } else {
       int g = 0;
-      for (int begin = 0; begin < kv.dim; begin += kv.group, ++g) {
-        const float scale = kv.groups > 0 ? scales[g * kGroupKeys + row] : 1.0f;
-        ForElements(begin, begin + kv.group, [&](auto df, int i) HWY_ATTR {
+      for (int begin = 0; begin < kv.dim; begin += kv.elements_per_scale, ++g) {
+        const float scale = kv.scales_per_row > 0 ? scales[g * kGroupKeys + row] : 1.0f;
+        ForElements(begin, begin + kv.elements_per_scale, [&](auto df, int i) HWY_ATTR {
           auto x = LoadElements<kCode>(df, from + kElementBytes<kCode> * i);
           if constexpr (kCode >= RowCode::kE4M3) {
             x = hn::Mul(x, hn::Set(df, scale));

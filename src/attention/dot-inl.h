@@ -31,14 +31,14 @@ using core::HWY_NAMESPACE::BF16PairDot;
 template <int kLanes>
 using FloatTag = hn::CappedTag<float, kLanes>;
 
-// kDirect: whether kernels of small_m-inl.h serve this arithmetic.
+// kHasInPlaceKernels: whether kernels of small_m-inl.h serve this arithmetic.
 struct F32Math : F32Fma {
-  static constexpr bool kDirect = HWY_CAP_GE512;
+  static constexpr bool kHasInPlaceKernels = HWY_CAP_GE512;
 };
 
 #if RIFFLE_BF16_DOT
 struct BF16Math : BF16PairDot {
-  static constexpr bool kDirect = HWY_CAP_GE512;
+  static constexpr bool kHasInPlaceKernels = HWY_CAP_GE512;
 };
 #endif
 
@@ -51,7 +51,7 @@ constexpr int KeyStride(int dim) {
 // Rows that will be needed next, prefetched into L2 while a kernel runs: one prefetch every few
 // products keeps memory busy all the time, whereas bursts between kernels leave it idle while these
 // run (decode at four rows then reached 0.6 of the read bandwidth).
-struct Ahead {
+struct RowsToPrefetch {
   const uint8_t* const* rows = nullptr;  // as many as the kernel has rows of keys or values
   int step = 0;                          // bytes of 16 operands in memory
   int offset = 0;                        // bytes from a row's start to the columns in hand
@@ -75,7 +75,7 @@ template <class Math, int kKeys, int kVecs, bool kAhead, class DF,
           typename Operand = typename Math::Operand>
 HWY_INLINE void ScoreKernel(DF df, const Operand* HWY_RESTRICT q, int lanes,
                             const PackedKeys<Math>& k, int key0, float* HWY_RESTRICT scores,
-                            const Ahead& ahead) {
+                            const RowsToPrefetch& ahead) {
   const hn::Rebind<Operand, DF> dw;
   constexpr size_t kN = hn::MaxLanes(DF());
   const int stride = k.stride;
@@ -113,7 +113,7 @@ HWY_INLINE void ScoreKernel(DF df, const Operand* HWY_RESTRICT q, int lanes,
 // Tiles of up to 16 lanes prefetch.
 template <class Math, typename Operand = typename Math::Operand>
 HWY_INLINE void Scores16(const Operand* q, int lanes, const PackedKeys<Math>& keys, KeyRange seen,
-                         float* scores, const Ahead& ahead) {
+                         float* scores, const RowsToPrefetch& ahead) {
   // Sums in registers: 16 of 32, or 8 of 16.
   constexpr int kSums = kHas32Vectors ? 16 : 8;
   const auto all = [&](auto df, auto vecs, auto prefetch) HWY_ATTR {

@@ -223,7 +223,7 @@ class FewKeys {
     const uint8_t* keys = args.keys.data + head * args.keys.head_stride;
     const uint8_t* values = args.values.data + head * args.values.head_stride;
     for (int query = item.query_begin; query < item.query_end; ++query) {
-      const int last = args.Seen(item.seq, first + query).end;
+      const int last = args.VisibleKeys(item.seq, first + query).end;
       for (int i = 0; i < args.shape.group; ++i) {
         const int lane = lanes_++;
         rows_[lane] = {int64_t{args.first_token(item.seq)} + query,
@@ -246,7 +246,7 @@ class FewKeys {
     const KvPages& keys = context_.args.keys;
     for (int key = 0; key < keys_; ++key) {
       CopyKey(Math(), keys.code, head + key_at_[key], keys.dim,
-              context_.at.keys + key * context_.key_stride);
+              context_.scratch.keys + key * context_.key_stride);
     }
     shared_ = true;
   }
@@ -273,7 +273,7 @@ class FewKeys {
     alignas(64) float weight[kFewKeysLanes];
     std::fill_n(max, kFewKeysLanes, -std::numeric_limits<float>::infinity());
     std::fill_n(weight, kFewKeysLanes, 0.0f);
-    const bool masked = Weigh(lanes, {max, weight, context_.at.correction});
+    const bool masked = Weigh(lanes, {max, weight, context_.scratch.correction});
     for (int lane = 0; lane < lanes_; ++lane) {
       Write(lane, lanes, masked, max[lane], weight[lane]);
     }
@@ -289,55 +289,56 @@ class FewKeys {
                     ? args.q + row.token * args.q_token_stride + row.head * args.q_head_stride
                     : kZeroRow;
     }
-    PackQueryRows(Math(), args.q_dtype, q, operands_, args.scale_sign(), lanes, context_.at.q);
+    PackQueryRows(Math(), args.q_dtype, q, operands_, args.scale_sign(), lanes, context_.scratch.q);
   }
 
   // Every lane has keys of its own.
   void Score(int lanes) {
-    const auto& at = context_.at;
-    const int at_once = 64 / lanes;  // what at.keys has room for: 4 or 2
+    const auto& scratch = context_.scratch;
+    const int at_once = 64 / lanes;  // what scratch.keys has room for: 4 or 2
     for (int key = 0; key < keys_; key += at_once) {
       const int count = std::min(at_once, keys_ - key);
       for (int i = 0; i < count; ++i) {
         PackQueryRows(Math(), static_cast<DType>(context_.args.keys.code),
                       key_rows_ + (key + i) * kFewKeysLanes, operands_, 1.0f, lanes,
-                      at.keys + i * operands_ * lanes);
+                      scratch.keys + i * operands_ * lanes);
       }
       ForLanes(count, lanes, [&](auto df, auto keys, auto vecs, int lane) HWY_ATTR {
         RowLaneScores<Math, decltype(keys)::value, decltype(vecs)::value>(
-            df, at.q + lane, at.keys + lane, operands_, lanes, at.scores + key * lanes + lane);
+            df, scratch.q + lane, scratch.keys + lane, operands_, lanes,
+            scratch.scores + key * lanes + lane);
       });
     }
   }
 
   // All lanes have the keys of PackSharedKeys.
   void ScoreShared(int lanes) {
-    const auto& at = context_.at;
-    const PackedKeys<Math> packed{at.keys, context_.key_stride, 0, operands_};
+    const auto& scratch = context_.scratch;
+    const PackedKeys<Math> packed{scratch.keys, context_.key_stride, 0, operands_};
     for (int key = 0; key < keys_; key += 4) {
-      ForLanes(std::min(4, keys_ - key), lanes,
-               [&](auto df, auto keys, auto vecs, int lane) HWY_ATTR {
-                 ScoreKernel<Math, decltype(keys)::value, decltype(vecs)::value, false>(
-                     df, at.q + lane, lanes, packed, key, at.scores + key * lanes + lane, {});
-               });
+      ForLanes(
+          std::min(4, keys_ - key), lanes, [&](auto df, auto keys, auto vecs, int lane) HWY_ATTR {
+            ScoreKernel<Math, decltype(keys)::value, decltype(vecs)::value, false>(
+                df, scratch.q + lane, lanes, packed, key, scratch.scores + key * lanes + lane, {});
+          });
     }
   }
 
   // Scores -> probabilities and states. Returns whether the mask may hide keys.
   bool Weigh(int lanes, const TileState& states) const {
     const AttentionArgs& args = context_.args;
-    const auto& at = context_.at;
-    std::fill_n(at.first, lanes, 0);
-    std::copy_n(last_, lanes, at.last);
+    const auto& scratch = context_.scratch;
+    std::fill_n(scratch.first, lanes, 0);
+    std::copy_n(last_, lanes, scratch.last);
     TileBlock block{};
     block.end = (keys_ + 3) / 4 * 4;
-    block.partial = block.bounded = true;
+    block.has_hidden_keys = block.hidden_by_position = true;
     block.masked = args.mask.data != nullptr;
-    block.fresh = true;
+    block.overwrite_sums = true;
     if (args.biased()) {
       FillBias(
           args.mask, block.masked, args.slopes, 0, 0, block.end, keys_, lanes_, lanes,
-          [&](int lane) { return rows_[lane]; }, at.bias);
+          [&](int lane) { return rows_[lane]; }, scratch.bias);
     }
     const Tile tile{0, lanes_, lanes, {0, keys_}, {0, 0}};
     context_.softmax.Run(block, tile, states);
@@ -346,17 +347,17 @@ class FewKeys {
 
   void Write(int lane, int lanes, bool masked, float max, float weight) {
     const AttentionArgs& args = context_.args;
-    const auto& at = context_.at;
+    const auto& scratch = context_.scratch;
     // Hidden values become zeros: 0 times a NaN or an infinity would be NaN.
     for (int key = 0; masked && key < keys_; ++key) {
-      if (at.bias[key * lanes + lane] == kMinusInf) {
+      if (scratch.bias[key * lanes + lane] == kMinusInf) {
         value_rows_[key * kFewKeysLanes + lane] = kZeroRow;
       }
     }
     value_rows_[keys_ * kFewKeysLanes + lane] = kZeroRow;
     const RowResult row = BeginRow(args, rows_[lane].token, rows_[lane].head, max, weight);
     if (row.out != nullptr) {
-      const LaneValues<Operand> values{at.p + lane, value_rows_ + lane, lanes, keys_,
+      const LaneValues<Operand> values{scratch.p + lane, value_rows_ + lane, lanes, keys_,
                                        args.values.dim};
       WriteFewValues(args.values.code, values, row, args.q_dtype);
     }
@@ -366,7 +367,7 @@ class FewKeys {
   const int operands_;
   int keys_ = 0;                 // of every lane
   int lanes_ = 0;                // that have a row
-  bool shared_ = false;          // all lanes have the same keys, which at.keys holds
+  bool shared_ = false;          // all lanes have the same keys, which scratch.keys holds
   int64_t key_at_[kMaxFewKeys];  // bytes from a head's first row, of the item's sequence
   int64_t value_at_[kMaxFewKeys];
   BiasRow rows_[kFewKeysLanes];

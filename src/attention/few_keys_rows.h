@@ -28,7 +28,7 @@ inline bool HasFewKeys(const AttentionArgs& args, const WorkItem& item) {
   return keys >= 1 && keys <= kMaxFewKeys && (keys <= 4 || rows * keys <= 32) &&
          item.state_row < 0 && (args.shape.window == 0 || args.shape.window >= keys) &&
          args.keys.code <= RowCode::kBF16 && args.values.code <= RowCode::kBF16 &&
-         args.keys.groups == 0 && args.values.groups == 0;
+         args.keys.scales_per_row == 0 && args.values.scales_per_row == 0;
 }
 
 // Bytes from a head's first row to the row of position `key`.

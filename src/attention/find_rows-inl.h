@@ -45,8 +45,8 @@ HWY_INLINE void FillRows(const RowRun& run, KvRows* rows) {
 #endif
 }
 
-HWY_INLINE void FindRowsOf(const AttentionArgs& args, const KvBytes& kv, const RowsAt& at,
-                           KvRows* rows) {
+HWY_INLINE void FindRowsSimd(const AttentionArgs& args, const KvBytes& kv, const RowsAt& at,
+                             KvRows* rows) {
   const RowRun run = FindRun(args, kv, at.seq, at.head, at.begin, at.seen);
   if (run.data != nullptr) {
     FillRows(run, rows);
@@ -61,12 +61,12 @@ inline void FindTileRows(const AttentionArgs& args, const TileCursor& cursor, Ti
   const bool done = cursor.done();
   RowsAt at{done ? 0 : cursor.item().seq, cursor.head(), cursor.block(),
             done ? KeyRange{0, 0} : cursor.keys()};
-  for (int group = 0; group < kGroups; ++group, at.begin += kGroupKeys) {
-    FindRowsOf(args, args.keys, at, &rows->keys[group]);
+  for (int group = 0; group < kGroupsPerBlock; ++group, at.begin += kGroupKeys) {
+    FindRowsSimd(args, args.keys, at, &rows->keys[group]);
     if (args.values_in_keys) {  // they come with their keys
       rows->values[group] = ZeroRows();
     } else {
-      FindRowsOf(args, args.values, at, &rows->values[group]);
+      FindRowsSimd(args, args.values, at, &rows->values[group]);
     }
     cursor.PrefetchScales(group);
   }

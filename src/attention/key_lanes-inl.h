@@ -84,10 +84,10 @@ HWY_INLINE hn::Vec<FloatTag<16>> LaneScales(const float* scales) {
 // Sums of kSets sets of 16 keys and kRows rows.
 template <int kRows, int kSets>
 struct LaneSums {
-  hn::Vec<FloatTag<16>> of[kSets][kRows];
+  hn::Vec<FloatTag<16>> vec[kSets][kRows];
 
   HWY_INLINE LaneSums() {
-    for (auto& set : of) {
+    for (auto& set : vec) {
       for (auto& sum : set) {
         sum = hn::Zero(FloatTag<16>());
       }
@@ -111,7 +111,8 @@ struct LaneSums {
       for (int j = 0; j < 2; ++j) {
         for (int row = 0; row < kRows; ++row) {
           for (int set = 0; set < kSets; ++set) {
-            of[set][row] = BF16Math::Step(df, q[j * kRows + row], x[set].of[j], of[set][row]);
+            vec[set][row] =
+                BF16Math::Step(df, q[j * kRows + row], x[set].operand[j], vec[set][row]);
           }
         }
       }
@@ -120,7 +121,7 @@ struct LaneSums {
 
   HWY_INLINE void Store(float* HWY_RESTRICT scores) const {
     for (int set = 0; set < kSets; ++set) {
-      StoreLanes<kRows>(of[set], scores + 16 * set * kRows);
+      StoreLanes<kRows>(vec[set], scores + 16 * set * kRows);
     }
   }
 };
@@ -173,21 +174,21 @@ HWY_INLINE void ScaledLaneScores(const uint32_t* HWY_RESTRICT q, const LaneKeys&
       const auto scale = LaneScales(keys.scales + step * kBlock + 16 * set);
       for (int row = 0; row < kRows; ++row) {
         float* at = total[set][row];
-        hn::Store(hn::MulAdd(sums.of[set][row], scale, hn::Load(df, at)), df, at);
+        hn::Store(hn::MulAdd(sums.vec[set][row], scale, hn::Load(df, at)), df, at);
       }
     }
   }
   LaneSums<kRows, kSets> sums;
   for (int set = 0; set < kSets; ++set) {
     for (int row = 0; row < kRows; ++row) {
-      sums.of[set][row] = hn::Load(df, total[set][row]);
+      sums.vec[set][row] = hn::Load(df, total[set][row]);
     }
   }
   sums.Store(scores);
 }
 
 template <RowCode kCode, int kRows, int kSets>
-HWY_INLINE void LaneScoresOf(const uint32_t* q, const LaneKeys& keys, float* scores) {
+HWY_INLINE void LaneScores(const uint32_t* q, const LaneKeys& keys, float* scores) {
   if constexpr (IsBlocks(kCode)) {
     if (keys.scales != nullptr) {
       return ScaledLaneScores<kCode, kRows, kSets>(q, keys, scores);
@@ -200,18 +201,18 @@ HWY_INLINE void LaneScoresOf(const uint32_t* q, const LaneKeys& keys, float* sco
 template <RowCode kCode>
 void LaneScoresOfSets(const uint32_t* q, int lanes, LaneKeys keys, int sets, float* scores) {
   if (lanes == 4 && sets == 4) {
-    return LaneScoresOf<kCode, 4, 4>(q, keys, scores);
+    return LaneScores<kCode, 4, 4>(q, keys, scores);
   }
   if (lanes == 4 && sets == 2) {
-    return LaneScoresOf<kCode, 4, 2>(q, keys, scores);
+    return LaneScores<kCode, 4, 2>(q, keys, scores);
   }
   for (int set = 0; set < sets; ++set) {
     if (lanes == 4) {
-      LaneScoresOf<kCode, 4, 1>(q, keys, scores);
+      LaneScores<kCode, 4, 1>(q, keys, scores);
     } else if (lanes == 8) {
-      LaneScoresOf<kCode, 8, 1>(q, keys, scores);
+      LaneScores<kCode, 8, 1>(q, keys, scores);
     } else {
-      LaneScoresOf<kCode, 16, 1>(q, keys, scores);
+      LaneScores<kCode, 16, 1>(q, keys, scores);
     }
     keys.rows += kGroupKeys;
     keys.ahead += kGroupKeys;

@@ -26,7 +26,7 @@ using Keys16 = hn::CappedTag<uint32_t, 16>;
 
 // Four vectors with the bytes of 16 keys: block b of vector i has 16 bytes of key 4 i + b.
 struct KeyBlocks {
-  hn::Vec<Bytes64> of[4];
+  hn::Vec<Bytes64> vec[4];
 };
 
 // volatile forces a reload: otherwise the compiler hoists 16 pointers and spills them.
@@ -46,8 +46,8 @@ HWY_INLINE void Load32Bytes(const uint8_t* const* rows, int64_t offset, KeyBlock
   for (int i = 0; i < 4; ++i) {
     const auto low = two(4 * i);
     const auto high = two(4 * i + 2);
-    first->of[i] = hn::Vec<Bytes64>{_mm512_shuffle_i64x2(low.raw, high.raw, 0x88)};
-    second->of[i] = hn::Vec<Bytes64>{_mm512_shuffle_i64x2(low.raw, high.raw, 0xdd)};
+    first->vec[i] = hn::Vec<Bytes64>{_mm512_shuffle_i64x2(low.raw, high.raw, 0x88)};
+    second->vec[i] = hn::Vec<Bytes64>{_mm512_shuffle_i64x2(low.raw, high.raw, 0xdd)};
   }
 }
 
@@ -61,7 +61,7 @@ HWY_INLINE KeyBlocks Load16Bytes(const uint8_t* const* rows, int64_t offset) {
   for (int i = 0; i < 4; ++i) {
     const auto low = hn::Combine(half, one(4 * i + 1), one(4 * i));
     const auto high = hn::Combine(half, one(4 * i + 3), one(4 * i + 2));
-    blocks.of[i] = hn::Combine(d, high, low);
+    blocks.vec[i] = hn::Combine(d, high, low);
   }
   return blocks;
 }
@@ -70,7 +70,7 @@ HWY_INLINE KeyBlocks Load16Bytes(const uint8_t* const* rows, int64_t offset) {
 HWY_INLINE void StoreOperandsOf16Bytes(const KeyBlocks& blocks, uint32_t* HWY_RESTRICT to) {
   const Keys16 d;
   const hn::Repartition<uint64_t, Keys16> d64;
-  const auto operands = [&](int i) HWY_ATTR { return hn::BitCast(d, blocks.of[i]); };
+  const auto operands = [&](int i) HWY_ATTR { return hn::BitCast(d, blocks.vec[i]); };
   const auto twice = [&](auto x) HWY_ATTR { return hn::BitCast(d64, x); };
   const auto low01 = twice(hn::InterleaveLower(d, operands(0), operands(1)));
   const auto low23 = twice(hn::InterleaveLower(d, operands(2), operands(3)));
@@ -88,7 +88,7 @@ HWY_INLINE KeyBlocks TransposedPairs(const KeyBlocks& blocks) {
   const hn::Repartition<uint16_t, Bytes64> d16;
   const hn::Repartition<uint32_t, Bytes64> d32;
   const Bytes64 d;
-  const auto pairs = [&](int i) HWY_ATTR { return hn::BitCast(d16, blocks.of[i]); };
+  const auto pairs = [&](int i) HWY_ATTR { return hn::BitCast(d16, blocks.vec[i]); };
   const auto twice = [&](auto x) HWY_ATTR { return hn::BitCast(d32, x); };
   const auto low01 = twice(hn::InterleaveLower(d16, pairs(0), pairs(1)));
   const auto low23 = twice(hn::InterleaveLower(d16, pairs(2), pairs(3)));
@@ -102,13 +102,13 @@ HWY_INLINE KeyBlocks TransposedPairs(const KeyBlocks& blocks) {
 HWY_INLINE void StorePairs(const KeyBlocks& blocks, uint8_t* HWY_RESTRICT to) {
   const KeyBlocks pairs = TransposedPairs(blocks);
   for (int i = 0; i < 4; ++i) {
-    hn::Store(pairs.of[i], Bytes64(), to + 64 * i);
+    hn::Store(pairs.vec[i], Bytes64(), to + 64 * i);
   }
 }
 
 // Two neighbouring operands of 16 keys.
 struct TwoOperands {
-  hn::Vec<Keys16> of[2];
+  hn::Vec<Keys16> operand[2];
 };
 
 // Decodes two transposed pairs of codes to two operands.
@@ -205,8 +205,8 @@ struct NibbleKeySteps {
     const KeyBlocks pairs =
         TransposedPairs(Load16Bytes(rows, int64_t{step} * kStepBytes + kBlockHeader<kCode>));
     for (int i = 0; i < 4; ++i) {
-      const auto upper = hn::BitCast(d, hn::ShiftRight<4>(hn::BitCast(d16, pairs.of[i])));
-      hn::Store(hn::And(pairs.of[i], nibble), d, codes + 64 * i);
+      const auto upper = hn::BitCast(d, hn::ShiftRight<4>(hn::BitCast(d16, pairs.vec[i])));
+      hn::Store(hn::And(pairs.vec[i], nibble), d, codes + 64 * i);
       hn::Store(hn::And(upper, nibble), d, codes + 256 + 64 * i);
     }
   }

@@ -11,7 +11,7 @@ namespace riffle::attention {
 
 // Rows are handled 16 at a time: one page of the usual size, a quarter of a block.
 inline constexpr int kGroupKeys = 16;
-inline constexpr int kGroups = kBlock / kGroupKeys;
+inline constexpr int kGroupsPerBlock = kBlock / kGroupKeys;
 
 // Replaces rows that no query sees, so that nothing outside of the visible range is read: zeros in
 // every code, and scales of 0.
@@ -30,11 +30,11 @@ inline KvRows ZeroRows() {
 // The rows of a tile; rows of zeros at first.
 struct TileRows {
   TileRows() {
-    std::fill_n(keys, kGroups, ZeroRows());
-    std::fill_n(values, kGroups, ZeroRows());
+    std::fill_n(keys, kGroupsPerBlock, ZeroRows());
+    std::fill_n(values, kGroupsPerBlock, ZeroRows());
   }
-  KvRows keys[kGroups];
-  KvRows values[kGroups];
+  KvRows keys[kGroupsPerBlock];
+  KvRows values[kGroupsPerBlock];
 };
 
 // Prefetches into L2. GCC drops calls of a function that only prefetches, as if it had no effect;
@@ -122,8 +122,8 @@ inline void FindRows(const AttentionArgs& args, const KvBytes& kv, int seq, int 
 // Keys that any query of a work item sees.
 inline KeyRange WorkItemKeys(const AttentionArgs& args, const WorkItem& item) {
   const int first = args.kv_lens[item.seq] - args.q_len(item.seq);
-  KeyRange keys{args.Seen(item.seq, first + item.query_begin).begin,
-                args.Seen(item.seq, first + item.query_end - 1).end};
+  KeyRange keys{args.VisibleKeys(item.seq, first + item.query_begin).begin,
+                args.VisibleKeys(item.seq, first + item.query_end - 1).end};
   keys.begin = std::max(keys.begin, item.split_begin * kKvSplit);
   keys.end = std::min(keys.end, item.split_end * kKvSplit);
   return keys;
@@ -175,7 +175,7 @@ class TileCursor {
  public:
   TileCursor(const AttentionArgs& args, const WorkItem* begin, const WorkItem* end)
       : args_(args), item_(begin), end_(end) {
-    Enter();
+    BeginItem();
     if (AtHidden()) {
       Next();
     }
@@ -188,17 +188,17 @@ class TileCursor {
     PrefetchScales(group, args_.values);
   }
 
-  // Prefetches group `index` of the tile's keys, or group `index` - kGroups of its values.
+  // Prefetches group `index` of the tile's keys, or group `index` - kGroupsPerBlock of its values.
   void Prefetch(int index) const {
     if (done()) {
       return;
     }
-    const bool of_keys = index < kGroups;
+    const bool of_keys = index < kGroupsPerBlock;
     const KvPages& kv = of_keys ? args_.keys : args_.values;
-    PrefetchScales(index % kGroups, kv);
+    PrefetchScales(index % kGroupsPerBlock, kv);
     if (of_keys || !args_.values_in_keys) {
       KvRows rows;
-      FindIn(kv, index % kGroups, &rows);
+      FindIn(kv, index % kGroupsPerBlock, &rows);
       PrefetchRows(rows, kv.row_bytes);
     }
   }
@@ -227,13 +227,13 @@ class TileCursor {
     block_ += kBlock;
     if (block_ >= keys_.end) {
       ++item_;
-      Enter();
+      BeginItem();
     }
   }
 
   bool AtHidden() const { return !done() && IsHidden(args_, *item_, head_, block_); }
 
-  void Enter() {
+  void BeginItem() {
     for (; item_ != end_; ++item_) {
       keys_ = WorkItemKeys(args_, *item_);
       if (!keys_.empty()) {
@@ -246,7 +246,7 @@ class TileCursor {
 
   // Scales of neighbouring tokens mostly share a cache line. Those of blocks come with their rows.
   void PrefetchScales(int group, const KvPages& kv) const {
-    if (kv.groups > 0 && !IsBlocks(kv.code)) {
+    if (kv.scales_per_row > 0 && !IsBlocks(kv.code)) {
       KvRows scales;
       FindIn(kv.scales, group, &scales);
       for (int i = 0; i < kGroupKeys; i += 4) {

@@ -41,12 +41,12 @@ class KvSource {
       : args_(args), kv_(kv), decode_(FindDecoder(Math(), kv.code)), scales_(scales) {}
 
   static int64_t ScaleFloats(const KvPages& kv) {
-    return int64_t{kv.groups} * (HasOffsets(kv.code) ? 2 : 1) * kBlock;
+    return int64_t{kv.scales_per_row} * (HasOffsets(kv.code) ? 2 : 1) * kBlock;
   }
 
   // How many scales of a row multiply its scores or probabilities.
-  int groups() const { return kUnscaledOperands ? kv_.groups : 0; }
-  int group() const { return kv_.group; }
+  int scales_per_row() const { return kUnscaledOperands ? kv_.scales_per_row : 0; }
+  int elements_per_scale() const { return kv_.elements_per_scale; }
   bool in_place() const { return InPlace(Math(), kv_.code); }
   RowCode code() const { return kv_.code; }
   // Whether an operand may be NaN or infinite.
@@ -55,9 +55,9 @@ class KvSource {
   // Scale g of each of the block's 64 keys. Pre: FindScales has run for the block's groups.
   const float* Scales(int g) const { return scales_ + g * kBlock; }
 
-  // Loads the scales of group `group` of a block, whose rows are `rows`, if groups() > 0.
+  // Loads the scales of group `group` of a block, whose rows are `rows`, if scales_per_row() > 0.
   void FindScales(const RowsAt& at, [[maybe_unused]] const KvRows& rows, int group) const {
-    if (groups() > 0) {
+    if (scales_per_row() > 0) {
       float* to = scales_ + group * kGroupKeys;
 #if HWY_CAP_GE512
       if (IsBlocks(kv_.code)) {
@@ -89,7 +89,7 @@ class KvSource {
     if constexpr (kUnscaledOperands) {
       decode_(kv_, rows, stride, to);
     } else {
-      if (kv_.groups > 0) {
+      if (kv_.scales_per_row > 0) {
         FindScalesIn(at, kGroupKeys, scales_);
       }
       decode_(kv_, rows, scales_, stride, to);
@@ -125,7 +125,7 @@ class KvSource {
   }
 
   void Find(const KvBytes& bytes, const RowsAt& at, KvRows* rows) const {
-    FindRowsOf(args_, bytes, at, rows);
+    FindRowsSimd(args_, bytes, at, rows);
   }
 
   const AttentionArgs& args_;

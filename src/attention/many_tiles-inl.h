@@ -25,11 +25,11 @@ class ManyTiles {
   void RunBlock(int head, int key0, const TileCursor& ahead) {
     const auto& c = context_;
     const int begin = std::max(c.seen.begin - key0, 0) / kGroupKeys;
-    const int end = std::min((c.seen.end - key0 + kGroupKeys - 1) / kGroupKeys, kGroups);
-    for (int group = 0; group < kGroups; ++group) {
+    const int end = std::min((c.seen.end - key0 + kGroupKeys - 1) / kGroupKeys, kGroupsPerBlock);
+    for (int group = 0; group < kGroupsPerBlock; ++group) {
       // All prefetches come first: spread over the tiles they gained nothing.
       ahead.Prefetch(group);
-      ahead.Prefetch(kGroups + group);
+      ahead.Prefetch(kGroupsPerBlock + group);
       if (group < begin || group >= end) {  // no row sees any of it
         continue;
       }
@@ -39,11 +39,12 @@ class ManyTiles {
       c.keys.FindScales(rows, found, group);
       c.values.Rows(rows, &found);
       c.values.FindScales(rows, found, group);
-      c.keys.Decode(rows, c.key_stride, c.at.keys + group * kGroupKeys * c.key_stride);
+      c.keys.Decode(rows, c.key_stride, c.scratch.keys + group * kGroupKeys * c.key_stride);
     }
     c.PackValues(head, key0, begin, end, c.seen,
-                 c.at.values + begin * WorkItemContext<Math>::kGroupSteps * c.value_stride);
-    c.queries.ForEachTile([&](const Tile& tile) { RunTile(c.Meet(head, key0, tile), tile); });
+                 c.scratch.values + begin * WorkItemContext<Math>::kGroupSteps * c.value_stride);
+    c.queries.ForEachTile(
+        [&](const Tile& tile) { RunTile(c.MakeTileBlock(head, key0, tile), tile); });
   }
 
  private:
@@ -53,11 +54,11 @@ class ManyTiles {
     }
     const auto& c = context_;
     Score(block, tile);
-    const float* correction = c.Softmax(block, tile) ? c.at.correction : nullptr;
-    auto* v = c.at.values + block.begin / Math::kPerOperand * c.value_stride;
+    const float* correction = c.Softmax(block, tile) ? c.scratch.correction : nullptr;
+    auto* v = c.scratch.values + block.begin / Math::kPerOperand * c.value_stride;
     ValueProduct<Math> product = c.Product(block, tile, v);
     product.correction = correction;
-    const bool row_by_row = block.partial && c.values.HasNonFiniteOperands() &&
+    const bool row_by_row = block.has_hidden_keys && c.values.HasNonFiniteOperands() &&
                             AnyNonFinite(Math(), v, product.steps * c.value_stride);
     const auto add = [&](int begin_column, int end_column) HWY_ATTR {
       product.begin_column = begin_column;
@@ -65,8 +66,8 @@ class ManyTiles {
       if (row_by_row) {
         c.AddRowByRow(block, block.begin, block.end, tile, product, v);
       } else {
-        AddValues(product, tile.rows, block.key0 + block.begin, c.at.first + tile.row,
-                  c.at.last + tile.row);
+        AddValues(product, tile.rows, block.key0 + block.begin, c.scratch.first + tile.row,
+                  c.scratch.last + tile.row);
       }
     };
     c.softmax.ForColumnGroups(tile.lanes, block.begin, block.end, c.shape.columns, 1, add);
@@ -75,16 +76,16 @@ class ManyTiles {
   void Score(const TileBlock& block, const Tile& tile) {
     const auto& c = context_;
     const int operands = c.args.keys.dim / Math::kPerOperand;
-    if (c.keys.groups() < 2) {
-      ScoreGroups(block, tile, 0, operands, c.at.scores);
+    if (c.keys.scales_per_row() < 2) {
+      ScoreGroups(block, tile, 0, operands, c.scratch.scores);
       return;
     }
-    const int step = c.keys.group() / Math::kPerOperand;
-    for (int g = 0; g < c.keys.groups(); ++g) {
-      ScoreGroups(block, tile, g * step, (g + 1) * step, c.at.group_scores);
+    const int step = c.keys.elements_per_scale() / Math::kPerOperand;
+    for (int g = 0; g < c.keys.scales_per_row(); ++g) {
+      ScoreGroups(block, tile, g * step, (g + 1) * step, c.scratch.group_scores);
       WithLanes(tile.lanes, [&](auto df) HWY_ATTR {
         AddScaledScores(df, tile.lanes, block.begin, block.end, c.keys.Scales(g), g == 0,
-                        c.at.group_scores, c.at.scores);
+                        c.scratch.group_scores, c.scratch.scores);
         return true;
       });
     }
@@ -98,7 +99,7 @@ class ManyTiles {
       // Kernels for a tile of up to 16 lanes prefetch; here they get the row of zeros.
       Scores16<Math>(
           c.queries.Packed(block.head, tile), tile.lanes,
-          {c.at.keys + key * c.key_stride, c.key_stride, begin, end},
+          {c.scratch.keys + key * c.key_stride, c.key_stride, begin, end},
           {std::max(0, tile.any.begin - group0), std::min(kGroupKeys, tile.any.end - group0)},
           scores + key * tile.lanes, {no_rows_.row, 0});
     }

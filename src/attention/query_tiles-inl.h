@@ -37,12 +37,12 @@ class WorkItemQueries {
   using Operand = typename Math::Operand;
 
  public:
-  // `at` outlives this; Enter fills its `first`, `last` and `q`.
-  WorkItemQueries(const AttentionArgs& args, const WorkItemScratch<Math>& at)
-      : args_(args), at_(at) {}
+  // `scratch` outlives this; BeginItem fills its `first`, `last` and `q`.
+  WorkItemQueries(const AttentionArgs& args, const WorkItemScratch<Math>& scratch)
+      : args_(args), scratch_(scratch) {}
 
   // `seen`: keys that any row sees. If none, nothing is packed.
-  void Enter(const WorkItem& item, const WorkItemShape& shape, const KeyRange& seen) {
+  void BeginItem(const WorkItem& item, const WorkItemShape& shape, const KeyRange& seen) {
     item_ = &item;
     rows_ = shape.rows;
     lanes_ = shape.lanes;
@@ -52,9 +52,9 @@ class WorkItemQueries {
     const int position = args_.kv_lens[item.seq] - args_.q_len(item.seq) + item.query_begin;
     for (int lane = 0; lane < lanes_; ++lane) {
       const int row = std::min(lane, rows_ - 1);
-      const KeyRange keys = args_.Seen(item.seq, position + row / args_.shape.group);
-      at_.first[lane] = keys.begin;
-      at_.last[lane] = keys.end;
+      const KeyRange keys = args_.VisibleKeys(item.seq, position + row / args_.shape.group);
+      scratch_.first[lane] = keys.begin;
+      scratch_.last[lane] = keys.end;
     }
     for (int head = 0; head < shape.heads; ++head) {
       ForEachTile([&](const Tile& tile) { Place(head, tile); });
@@ -69,14 +69,14 @@ class WorkItemQueries {
       f(Tile{row,
              rows,
              TileLanes(rows),
-             {at_.first[row], at_.last[end]},
-             {at_.first[end], at_.last[row]}});
+             {scratch_.first[row], scratch_.last[end]},
+             {scratch_.first[end], scratch_.last[row]}});
     }
   }
 
   // A tile as [operands][lanes]; lanes without a row are 0.
   Operand* Packed(int head, const Tile& tile) const {
-    return at_.q + (int64_t{head} * lanes_ + tile.row) * operands();
+    return scratch_.q + (int64_t{head} * lanes_ + tile.row) * operands();
   }
 
   // Where a row of the work item lies in q and in the results.
@@ -119,7 +119,7 @@ class WorkItemQueries {
   }
 
   const AttentionArgs& args_;
-  const WorkItemScratch<Math>& at_;
+  const WorkItemScratch<Math>& scratch_;
   const WorkItem* item_ = nullptr;
   int rows_ = 0;
   int lanes_ = 0;

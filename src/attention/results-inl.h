@@ -97,9 +97,9 @@ HWY_INLINE void WriteRow(const AttentionArgs& args, int64_t token, int64_t head,
   }
 }
 
-inline void MergeDividedItem(const AttentionArgs& args, const DividedItem& split, int head,
+inline void MergeDividedItem(const AttentionArgs& args, const DividedItem& divided, int head,
                              float* partial_states) {
-  const WorkItem& item = split.whole;
+  const WorkItem& item = divided.whole;
   const int columns = PaddedDim(args.values.dim);
   const int heads = item.head_end - item.head_begin;
   const int group = args.shape.group;
@@ -109,7 +109,7 @@ inline void MergeDividedItem(const AttentionArgs& args, const DividedItem& split
   const PartialStateView total(first, heads, rows, columns);
   for (int row = head * rows; row < (head + 1) * rows; ++row) {
     float* sums = total.sums + int64_t{row} * columns;
-    for (int64_t i = 1; i < split.partial_states; ++i) {
+    for (int64_t i = 1; i < divided.partial_states; ++i) {
       const PartialStateView next(first + i * state_floats, heads, rows, columns);
       MergeState(next.max[row], next.weight[row], next.sums + int64_t{row} * columns, columns,
                  total.max + row, total.weight + row, sums);

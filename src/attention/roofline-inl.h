@@ -61,10 +61,10 @@ uint8_t ReadItems(const AttentionArgs& args, const WorkItem* begin, const WorkIt
   for (; !tile.done(); tile.Next(), ahead.Next()) {
     FindTileRows(args, tile, &rows);
     FindTileRows(args, ahead, &next);
-    for (int group = 0; group < kGroups; ++group) {
+    for (int group = 0; group < kGroupsPerBlock; ++group) {
       max = MaxOfRows(d, rows.keys[group], next.keys[group], args.keys.row_bytes, max);
     }
-    for (int group = 0; !args.values_in_keys && group < kGroups; ++group) {
+    for (int group = 0; !args.values_in_keys && group < kGroupsPerBlock; ++group) {
       max = MaxOfRows(d, rows.values[group], next.values[group], args.values.row_bytes, max);
     }
   }

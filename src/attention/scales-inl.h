@@ -139,7 +139,7 @@ HWY_INLINE void LoadScales(const KvPages& kv, int stride, float* HWY_RESTRICT to
                            const Load& load) {
   const FloatTag<16> df;
   constexpr int kN = static_cast<int>(hn::MaxLanes(df));
-  for (int g = 0; g < kv.groups; ++g, to += stride) {
+  for (int g = 0; g < kv.scales_per_row; ++g, to += stride) {
     load(g * kv.scale_group_stride, to);
     if (kv.scale_divisor != 1.0f) {
       const auto divisor = hn::Set(df, kv.scale_divisor);
@@ -148,7 +148,7 @@ HWY_INLINE void LoadScales(const KvPages& kv, int stride, float* HWY_RESTRICT to
       }
     }
   }
-  for (int g = 0; HasOffsets(kv.code) && g < kv.groups; ++g, to += stride) {
+  for (int g = 0; HasOffsets(kv.code) && g < kv.scales_per_row; ++g, to += stride) {
     load(g * kv.scale_group_stride + 2, to);
   }
 }
@@ -238,13 +238,13 @@ HWY_INLINE void LoadBlockScales(const KvRows& rows, int groups, int stride,
 // LoadScales of block formats without offsets.
 HWY_INLINE void LoadScalesOfBlocks(const KvPages& kv, const KvRows& rows, int stride, float* to) {
   if (kv.code == RowCode::kQ8_0) {
-    LoadBlockScales<BlockBytes(KvFormat::kQ8_0)>(rows, kv.groups, stride, to);
+    LoadBlockScales<BlockBytes(KvFormat::kQ8_0)>(rows, kv.scales_per_row, stride, to);
   } else if (kv.code == RowCode::kQ5_0) {
-    LoadBlockScales<BlockBytes(KvFormat::kQ5_0)>(rows, kv.groups, stride, to);
+    LoadBlockScales<BlockBytes(KvFormat::kQ5_0)>(rows, kv.scales_per_row, stride, to);
   } else {
     static_assert(BlockBytes(KvFormat::kQ4_0) == BlockBytes(KvFormat::kIQ4NL));
     HWY_DASSERT(kv.code == RowCode::kQ4_0 || kv.code == RowCode::kIQ4NL);
-    LoadBlockScales<BlockBytes(KvFormat::kQ4_0)>(rows, kv.groups, stride, to);
+    LoadBlockScales<BlockBytes(KvFormat::kQ4_0)>(rows, kv.scales_per_row, stride, to);
   }
 }
 #endif

@@ -77,14 +77,14 @@ class SingleTile {
   void RunBlock(int head, int key0, const TileCursor& ahead) {
     const Context& c = context_;
     if (!ahead.done()) {
-      FindTileRows(c.args, ahead, &ahead_);
+      FindTileRows(c.args, ahead, &ahead_rows_);
       prefetches_ = true;
     } else if (prefetches_) {
-      ahead_ = TileRows();
+      ahead_rows_ = TileRows();
       prefetches_ = false;
     }
     c.queries.ForEachTile([&](const Tile& tile) {  // the only one
-      const TileBlock block = c.Meet(head, key0, tile);
+      const TileBlock block = c.MakeTileBlock(head, key0, tile);
       if (block.begin < block.end) {
         Run(block, tile);
       }
@@ -97,23 +97,24 @@ class SingleTile {
     Score(block, tile);
     if (c.Softmax(block, tile)) {
       for (int row = 0; row < tile.rows; ++row) {
-        if (c.at.correction[row] != 1.0f) {
-          Scale(c.at.correction[row], c.shape.columns, c.Sums(block, tile) + row * c.shape.columns);
+        if (c.scratch.correction[row] != 1.0f) {
+          Scale(c.scratch.correction[row], c.shape.columns,
+                c.Sums(block, tile) + row * c.shape.columns);
         }
       }
     }
-    for (int group = 0; group < kGroups; ++group) {
+    for (int group = 0; group < kGroupsPerBlock; ++group) {
       if (group * kGroupKeys < block.begin || group * kGroupKeys >= block.end) {
         // No kernel runs on this group that could prefetch meanwhile.
-        PrefetchRows(ahead_.keys[group], c.args.keys.row_bytes);
-        PrefetchRows(ahead_.values[group], c.args.values.row_bytes);
+        PrefetchRows(ahead_rows_.keys[group], c.args.keys.row_bytes);
+        PrefetchRows(ahead_rows_.values[group], c.args.values.row_bytes);
       }
     }
 #if HWY_CAP_GE512  // clang 19 and later reject undeclared names even in `if constexpr`
-    if constexpr (Math::kDirect) {
+    if constexpr (Math::kHasInPlaceKernels) {
       // Rows of one query see the same keys, so values need no check for NaN and infinity.
-      if (c.args.values.dim % kDirectColumns == 0 &&
-          (!block.partial || AllRowsSeeSameKeys(block))) {
+      if (c.args.values.dim % kInPlaceColumns == 0 &&
+          (!block.has_hidden_keys || AllRowsSeeSameKeys(block))) {
         AddInPlace(block, tile);
         return;
       }
@@ -137,14 +138,14 @@ class SingleTile {
   // them.
   static constexpr int kDecodedAtOnce = 2;
   static constexpr bool kKeepsKeys = Math::kPerOperand == 2;  // whose operands are unscaled
-  int KeyPlace(int group) const {
+  int KeyBufferGroup(int group) const {
     return kKeepsKeys && context_.args.values_in_keys ? group : group % kDecodedAtOnce;
   }
 
   void Score(const TileBlock& block, const Tile& tile) {
     const Context& c = context_;
     const int end = block.end / kGroupKeys;
-    const int at_once = ReadsKeysInPlace(tile) ? kGroups : kDecodedAtOnce;
+    const int at_once = ReadsKeysInPlace(tile) ? kGroupsPerBlock : kDecodedAtOnce;
     for (int group = block.begin / kGroupKeys; group < end;) {
       const int count = std::min(at_once - group % at_once, end - group);
       KvRows* rows = rows_.keys + group;
@@ -155,8 +156,8 @@ class SingleTile {
         c.values.Rows(at, values);
         c.keys.FindScales(at, rows[i], group + i);
         c.values.FindScales(at, *values, group + i);
-        Operand* buffer = c.at.keys + KeyPlace(group + i) * kGroupKeys * c.key_stride;
-        if constexpr (Math::kDirect) {
+        Operand* buffer = c.scratch.keys + KeyBufferGroup(group + i) * kGroupKeys * c.key_stride;
+        if constexpr (Math::kHasInPlaceKernels) {
           if (!ReadsKeysInPlace(tile)) {
             c.keys.Readable(at, c.key_stride, buffer, rows + i);
           }
@@ -180,17 +181,17 @@ class SingleTile {
                    const KvRows* rows) {
     const Context& c = context_;
     const int at = group * kGroupKeys * tile.lanes;
-    if (c.keys.groups() < 2 || (ReadsKeysInPlace(tile) && IsBlocks(c.keys.code()))) {
-      ScoreOperands(block, tile, group, count, rows, 0, operands_, c.at.scores + at);
+    if (c.keys.scales_per_row() < 2 || (ReadsKeysInPlace(tile) && IsBlocks(c.keys.code()))) {
+      ScoreOperands(block, tile, group, count, rows, 0, operands_, c.scratch.scores + at);
       return;
     }
-    const int step = c.keys.group() / Math::kPerOperand;
-    for (int g = 0; g < c.keys.groups(); ++g) {
+    const int step = c.keys.elements_per_scale() / Math::kPerOperand;
+    for (int g = 0; g < c.keys.scales_per_row(); ++g) {
       ScoreOperands(block, tile, group, count, rows, g * step, (g + 1) * step,
-                    c.at.group_scores + at);
+                    c.scratch.group_scores + at);
       WithLanes(tile.lanes, [&](auto df) HWY_ATTR {
         AddScaledScores(df, tile.lanes, group * kGroupKeys, (group + count) * kGroupKeys,
-                        c.keys.Scales(g), g == 0, c.at.group_scores, c.at.scores);
+                        c.keys.Scales(g), g == 0, c.scratch.group_scores, c.scratch.scores);
         return true;
       });
     }
@@ -205,27 +206,28 @@ class SingleTile {
       const auto& kernel = ReadsKeysInPlace(tile) ? coded_.keys : coded_.decoded_keys;
       if (kernel.run != nullptr) {
         const bool scaled =
-            ReadsKeysInPlace(tile) && IsBlocks(c.keys.code()) && c.keys.groups() > 1;
+            ReadsKeysInPlace(tile) && IsBlocks(c.keys.code()) && c.keys.scales_per_row() > 1;
         kernel.run(q, tile.lanes,
                    {.rows = rows[0].row,
                     .begin_step = begin / kernel.step_operands,
                     .end_step = end / kernel.step_operands,
                     .scales = scaled ? c.keys.Scales(0) + group * kGroupKeys : nullptr,
-                    .ahead = ahead_.keys[group].row,
+                    .ahead = ahead_rows_.keys[group].row,
                     .ahead_lines = coded_.key_lines},
                    count, scores);
         return;
       }
     }
-    if constexpr (Math::kDirect) {
-      DirectScores<Math>(q, tile.lanes, tile.rows, {rows[0].row, begin, end}, count * kGroupKeys,
-                         scores, {ahead_.keys[group].row, key_step_});
+    if constexpr (Math::kHasInPlaceKernels) {
+      InPlaceScores<Math>(q, tile.lanes, tile.rows, {rows[0].row, begin, end}, count * kGroupKeys,
+                          scores, {ahead_rows_.keys[group].row, key_step_});
     } else {
       for (int i = 0; i < count; ++i) {
-        const Operand* keys = c.at.keys + KeyPlace(group + i) * kGroupKeys * c.key_stride;
+        const Operand* keys =
+            c.scratch.keys + KeyBufferGroup(group + i) * kGroupKeys * c.key_stride;
         Scores16<Math>(q, tile.lanes, {keys, c.key_stride, begin, end}, {0, kGroupKeys},
                        scores + i * kGroupKeys * tile.lanes,
-                       {ahead_.keys[group + i].row, key_step_});
+                       {ahead_rows_.keys[group + i].row, key_step_});
       }
     }
   }
@@ -233,7 +235,7 @@ class SingleTile {
 #if HWY_CAP_GE512
   // Columns that the kernels for values in place take at a time. The sums of padding columns after
   // the last one are never written.
-  static constexpr int kDirectColumns = 16 * Math::kPerOperand;
+  static constexpr int kInPlaceColumns = 16 * Math::kPerOperand;
 
   // Values are read in place, or where they have been decoded to.
   void AddInPlace(const TileBlock& block, const Tile& tile) {
@@ -248,20 +250,21 @@ class SingleTile {
         }
       }
     }
-    DirectValues values = {
+    InPlaceValues values = {
         .rows = rows[block.begin / kGroupKeys].row,
         .keys = block.end - block.begin,
-        .fresh = block.fresh,
+        .overwrite_sums = block.overwrite_sums,
         .columns = c.shape.columns,
         .begin_column = 0,
         .end_column = 0,
-        .group_columns = c.values.groups() < 2 ? c.shape.columns : c.values.group(),
-        .ahead = {ahead_.values[block.begin / kGroupKeys].row, AheadStep(c.args.values, 32)}};
+        .group_columns =
+            c.values.scales_per_row() < 2 ? c.shape.columns : c.values.elements_per_scale(),
+        .ahead = {ahead_rows_.values[block.begin / kGroupKeys].row, AheadStep(c.args.values, 32)}};
     const auto add = [&](int begin_column, int end_column) HWY_ATTR {
       values.begin_column = begin_column;
       values.end_column = end_column;
-      AddDirect(c.at.p + block.begin / Math::kPerOperand * tile.lanes, tile, values,
-                c.Sums(block, tile));
+      AddColumnsInPlace(c.scratch.p + block.begin / Math::kPerOperand * tile.lanes, tile, values,
+                        c.Sums(block, tile));
     };
     const int groups = ReadsValuesInPlace(tile) ? kTileRows / tile.lanes : 1;
     c.softmax.ForColumnGroups(tile.lanes, block.begin, block.end, c.args.values.dim, groups, add);
@@ -287,7 +290,7 @@ class SingleTile {
     if (ReadsValuesInPlace(tile) || c.values.in_place()) {
       return;
     }
-    c.values.Readable(at, stride, c.at.values + group * kGroupKeys * stride, rows);
+    c.values.Readable(at, stride, c.scratch.values + group * kGroupKeys * stride, rows);
   }
 
   // Values that lie in keys, which have just been decoded without their scales.
@@ -297,28 +300,28 @@ class SingleTile {
     const size_t element = offset * static_cast<size_t>(c.args.keys.dim) / c.args.keys.row_bytes;
     for (int i = 0; i < kGroupKeys; ++i) {
       rows->row[i] = reinterpret_cast<const uint8_t*>(
-                         c.at.keys + (KeyPlace(group) * kGroupKeys + i) * c.key_stride) +
+                         c.scratch.keys + (KeyBufferGroup(group) * kGroupKeys + i) * c.key_stride) +
                      2 * element;
     }
   }
 
-  void AddDirect(const Operand* p, const Tile& tile, const DirectValues& values,
-                 float* sums) const {
+  void AddColumnsInPlace(const Operand* p, const Tile& tile, const InPlaceValues& values,
+                         float* sums) const {
     if constexpr (Math::kPerOperand == 1) {
       if (context_.values.code() == RowCode::kF16) {
-        return AddDirectValues<Math, RowCode::kF16>(p, tile.lanes, tile.rows, values, sums);
+        return AddInPlaceValues<Math, RowCode::kF16>(p, tile.lanes, tile.rows, values, sums);
       }
       if (context_.values.code() == RowCode::kBF16) {
-        return AddDirectValues<Math, RowCode::kBF16>(p, tile.lanes, tile.rows, values, sums);
+        return AddInPlaceValues<Math, RowCode::kBF16>(p, tile.lanes, tile.rows, values, sums);
       }
-      AddDirectValues<Math, RowCode::kF32>(p, tile.lanes, tile.rows, values, sums);
+      AddInPlaceValues<Math, RowCode::kF32>(p, tile.lanes, tile.rows, values, sums);
     } else {
       if constexpr (CodedKernels<Math>::kAny) {
         if (ReadsValuesInPlace(tile)) {
           return coded_.values(p, tile.lanes, tile.rows, values, sums);
         }
       }
-      AddDirectValues<Math, RowCode::kBF16>(p, tile.lanes, tile.rows, values, sums);
+      AddInPlaceValues<Math, RowCode::kBF16>(p, tile.lanes, tile.rows, values, sums);
     }
   }
 #endif
@@ -326,14 +329,14 @@ class SingleTile {
   // Values are packed a group at a time, used and forgotten.
   void AddPacked(const TileBlock& block, const Tile& tile) {
     const Context& c = context_;
-    Operand* v = c.at.values;
+    Operand* v = c.scratch.values;
     ValueProduct<Math> product = c.Product(block, tile, v);
     product.steps = Context::kGroupSteps;
     for (int begin = block.begin; begin < block.end; begin += kGroupKeys) {
       const int group = begin / kGroupKeys;
       const int end = begin + kGroupKeys;
       c.PackValues(block.head, block.key0, group, group + 1, c.seen, v);
-      const bool row_by_row = block.partial && c.values.HasNonFiniteOperands() &&
+      const bool row_by_row = block.has_hidden_keys && c.values.HasNonFiniteOperands() &&
                               AnyNonFinite(Math(), v, Context::kGroupSteps * c.value_stride);
       const auto add = [&](int begin_column, int end_column) HWY_ATTR {
         product.begin_column = begin_column;
@@ -341,12 +344,12 @@ class SingleTile {
         if (row_by_row) {
           c.AddRowByRow(block, begin, end, tile, product, v);
         } else {
-          AddValuesAhead(product, tile.rows, {ahead_.values[group].row, value_step_});
+          AddValuesAhead(product, tile.rows, {ahead_rows_.values[group].row, value_step_});
         }
       };
       c.softmax.ForColumnGroups(tile.lanes, begin, end, c.shape.columns, 1, add);
       product.p += Context::kGroupSteps * tile.lanes;
-      product.fresh = false;
+      product.overwrite_sums = false;
     }
   }
 
@@ -361,8 +364,8 @@ class SingleTile {
   const int operands_;
   const int key_step_;
   const int value_step_;
-  TileRows rows_;   // of the block in hand
-  TileRows ahead_;  // what is prefetched; rows of zeros: nothing
+  TileRows rows_;        // of the block in hand
+  TileRows ahead_rows_;  // what is prefetched; rows of zeros: nothing
   bool prefetches_ = false;
 };
 

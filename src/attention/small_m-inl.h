@@ -90,8 +90,8 @@ struct KeyRows {
 // Eight vectors take a step in turn, since a product takes six cycles.
 //   q  [operands][kRows]; scores [keys][kRows], aligned
 template <class Math, int kRows, int kVecs>
-HWY_INLINE void ScoresInPlace(const typename Math::Operand* HWY_RESTRICT q, const KeyRows& k,
-                              float* HWY_RESTRICT scores, const Ahead& ahead) {
+HWY_INLINE void InPlaceScoreKernel(const typename Math::Operand* HWY_RESTRICT q, const KeyRows& k,
+                                   float* HWY_RESTRICT scores, const RowsToPrefetch& ahead) {
   const FloatTag<16> df;
   const hn::Rebind<typename Math::Operand, decltype(df)> dw;
   constexpr int kKeys = 16 / kRows;             // of a vector
@@ -161,11 +161,11 @@ HWY_INLINE void StoreLanes(const hn::Vec<FloatTag<16>>* sum, float* HWY_RESTRICT
 
 // Scores of 32 keys against kRows rows of q, up to four. Four operands of 16 keys are transposed in
 // registers, so that lanes are keys. With one row this takes a fourth of the products of
-// ScoresInPlace, which has lanes for four, and always half of the shuffles.
+// InPlaceScoreKernel, which has lanes for four, and always half of the shuffles.
 //   q  [operands][4]; scores [keys][4], aligned
 template <int kRows>
 HWY_INLINE void TransposedScores(const float* HWY_RESTRICT q, const KeyRows& k,
-                                 float* HWY_RESTRICT scores, const Ahead& ahead) {
+                                 float* HWY_RESTRICT scores, const RowsToPrefetch& ahead) {
   const FloatTag<16> df;
   constexpr int kSets = 2;
   constexpr int kPrefetch = 4 * kSets;  // rows; four operands are a fourth of a line
@@ -207,7 +207,7 @@ HWY_INLINE void TransposedScores(const float* HWY_RESTRICT q, const KeyRows& k,
 }
 
 HWY_INLINE void TransposedScoresOf(int rows, const float* q, const KeyRows& k, float* scores,
-                                   const Ahead& ahead) {
+                                   const RowsToPrefetch& ahead) {
   if (rows == 1) {
     TransposedScores<1>(q, k, scores, ahead);
   } else if (rows == 2) {
@@ -221,23 +221,23 @@ HWY_INLINE void TransposedScoresOf(int rows, const float* q, const KeyRows& k, f
 
 // Scores of `keys` keys, a multiple of 16, against a tile of up to 16 lanes, `rows` of them used.
 template <class Math>
-HWY_INLINE void DirectScores(const typename Math::Operand* q, int lanes, int rows, KeyRows k,
-                             int keys, float* scores, Ahead ahead) {
+HWY_INLINE void InPlaceScores(const typename Math::Operand* q, int lanes, int rows, KeyRows k,
+                              int keys, float* scores, RowsToPrefetch ahead) {
   while (keys > 0) {
     int done = 16;
     if (lanes == 4 && keys >= 32) {
       if constexpr (Math::kPerOperand == 1) {
         TransposedScoresOf(rows, q, k, scores, ahead);
       } else {
-        ScoresInPlace<Math, 4, 8>(q, k, scores, ahead);
+        InPlaceScoreKernel<Math, 4, 8>(q, k, scores, ahead);
       }
       done = 32;
     } else if (lanes == 4) {
-      ScoresInPlace<Math, 4, 4>(q, k, scores, ahead);
+      InPlaceScoreKernel<Math, 4, 4>(q, k, scores, ahead);
     } else if (lanes == 8) {
-      ScoresInPlace<Math, 8, 8>(q, k, scores, ahead);
+      InPlaceScoreKernel<Math, 8, 8>(q, k, scores, ahead);
     } else {
-      ScoresInPlace<Math, 16, 8>(q, k, scores, ahead);
+      InPlaceScoreKernel<Math, 16, 8>(q, k, scores, ahead);
       done = 8;
     }
     keys -= done;
@@ -248,16 +248,16 @@ HWY_INLINE void DirectScores(const typename Math::Operand* q, int lanes, int row
 }
 
 // Values that kernels read row by row, and rows to prefetch meanwhile.
-struct DirectValues {
+struct InPlaceValues {
   const uint8_t* const* rows;  // [keys]
   int keys;                    // even
-  bool fresh;                  // sums are written, not added to
+  bool overwrite_sums;         // sums are written, not added to
   int columns;                 // of a row of sums
   int begin_column;            // of them [begin_column, end_column), multiples of 32
   int end_column;              // (16 with F32Math)
-  int group_columns;  // columns that have the same probabilities, from begin_column on; see
-                      // TileSoftmax::ForColumnGroups
-  Ahead ahead;        // rows [keys]; step: bytes of 32 columns
+  int group_columns;     // columns that have the same probabilities, from begin_column on; see
+                         // TileSoftmax::ForColumnGroups
+  RowsToPrefetch ahead;  // rows [keys]; step: bytes of 32 columns
 };
 
 // Loads a step of values: the next keys' kVecs vectors of columns from `column` on.
@@ -294,17 +294,17 @@ struct ValueLoader<BF16Math, RowCode::kBF16, kVecs> {
 };
 #endif
 
-// ValueKernel over DirectValues: kRows rows, 16 * kVecs columns.
+// ValueKernel over InPlaceValues: kRows rows, 16 * kVecs columns.
 //   p  [keys / kPerOperand][lanes]
 template <class Math, RowCode kCode, int kRows, int kVecs, bool kAhead>
-HWY_INLINE void DirectValueKernel(const typename Math::Operand* HWY_RESTRICT p, int lanes,
-                                  const DirectValues& v, int column, float* HWY_RESTRICT sums) {
+HWY_INLINE void InPlaceValueKernel(const typename Math::Operand* HWY_RESTRICT p, int lanes,
+                                   const InPlaceValues& v, int column, float* HWY_RESTRICT sums) {
   const FloatTag<16> df;
   constexpr int kHalves = (kVecs + 1) / 2;  // that ahead.step counts
   hn::Vec<decltype(df)> sum[kRows][kVecs];
   for (int row = 0; row < kRows; ++row) {
     for (int i = 0; i < kVecs; ++i) {
-      sum[row][i] = v.fresh ? hn::Zero(df) : hn::Load(df, sums + row * v.columns + i * 16);
+      sum[row][i] = v.overwrite_sums ? hn::Zero(df) : hn::Load(df, sums + row * v.columns + i * 16);
     }
   }
   const int ahead_offset = column / 32 * v.ahead.step;
@@ -333,20 +333,20 @@ HWY_INLINE void DirectValueKernel(const typename Math::Operand* HWY_RESTRICT p, 
 
 // The columns of up to four rows, or of eight.
 template <class Math, RowCode kCode, int kRows, bool kAhead>
-HWY_INLINE void DirectValueRows(const typename Math::Operand* p, int lanes, const DirectValues& v,
-                                float* sums) {
+HWY_INLINE void InPlaceValueRows(const typename Math::Operand* p, int lanes, const InPlaceValues& v,
+                                 float* sums) {
   constexpr int kHalves = kRows > 4 ? 1 : 2;
   int column = v.begin_column;
   for (; column + 32 * kHalves <= v.end_column; column += 32 * kHalves) {
-    DirectValueKernel<Math, kCode, kRows, 2 * kHalves, kAhead>(p, lanes, v, column, sums + column);
+    InPlaceValueKernel<Math, kCode, kRows, 2 * kHalves, kAhead>(p, lanes, v, column, sums + column);
   }
   if (kHalves == 2 && column + 32 <= v.end_column) {
-    DirectValueKernel<Math, kCode, kRows, 2, kAhead>(p, lanes, v, column, sums + column);
+    InPlaceValueKernel<Math, kCode, kRows, 2, kAhead>(p, lanes, v, column, sums + column);
     column += 32;
   }
   if constexpr (Math::kPerOperand == 1) {
     if (column < v.end_column) {
-      DirectValueKernel<Math, kCode, kRows, 1, kAhead>(p, lanes, v, column, sums + column);
+      InPlaceValueKernel<Math, kCode, kRows, 1, kAhead>(p, lanes, v, column, sums + column);
     }
   }
 }
@@ -354,21 +354,21 @@ HWY_INLINE void DirectValueRows(const typename Math::Operand* p, int lanes, cons
 // sums[row][column] += p * v; the first rows prefetch.
 //   p  [v.keys / kPerOperand][lanes]
 template <class Math, RowCode kCode>
-HWY_INLINE void AddDirectValues(const typename Math::Operand* p, int lanes, int rows,
-                                const DirectValues& v, float* sums) {
+HWY_INLINE void AddInPlaceValues(const typename Math::Operand* p, int lanes, int rows,
+                                 const InPlaceValues& v, float* sums) {
   int row = 0;
   for (; row + 8 <= rows; row += 8) {
     if (row == 0) {
-      DirectValueRows<Math, kCode, 8, true>(p, lanes, v, sums);
+      InPlaceValueRows<Math, kCode, 8, true>(p, lanes, v, sums);
     } else {
-      DirectValueRows<Math, kCode, 8, false>(p + row, lanes, v, sums + row * v.columns);
+      InPlaceValueRows<Math, kCode, 8, false>(p + row, lanes, v, sums + row * v.columns);
     }
   }
   if (row + 4 <= rows) {
     if (row == 0) {
-      DirectValueRows<Math, kCode, 4, true>(p, lanes, v, sums);
+      InPlaceValueRows<Math, kCode, 4, true>(p, lanes, v, sums);
     } else {
-      DirectValueRows<Math, kCode, 4, false>(p + row, lanes, v, sums + row * v.columns);
+      InPlaceValueRows<Math, kCode, 4, false>(p + row, lanes, v, sums + row * v.columns);
     }
     row += 4;
   }
@@ -376,11 +376,11 @@ HWY_INLINE void AddDirectValues(const typename Math::Operand* p, int lanes, int 
   sums += row * v.columns;
   switch (rows - row) {  // prefetching again what other rows did costs little
     case 3:
-      return DirectValueRows<Math, kCode, 3, true>(p, lanes, v, sums);
+      return InPlaceValueRows<Math, kCode, 3, true>(p, lanes, v, sums);
     case 2:
-      return DirectValueRows<Math, kCode, 2, true>(p, lanes, v, sums);
+      return InPlaceValueRows<Math, kCode, 2, true>(p, lanes, v, sums);
     case 1:
-      return DirectValueRows<Math, kCode, 1, true>(p, lanes, v, sums);
+      return InPlaceValueRows<Math, kCode, 1, true>(p, lanes, v, sums);
     default:
       return;
   }

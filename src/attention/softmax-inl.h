@@ -36,7 +36,7 @@ struct TileState {
 // The largest logit as something that can be subtracted: 0 for -inf, so that a row without a key
 // gets weights 2^-inf = 0.
 template <class DF, class V = hn::Vec<DF>>
-HWY_INLINE V Subtrahend(DF df, V max) {
+HWY_INLINE V ZeroIfMinusInf(DF df, V max) {
   const V minus_inf = hn::Set(df, -std::numeric_limits<float>::infinity());
   return hn::IfThenZeroElse(hn::Eq(max, minus_inf), max);
 }
@@ -91,13 +91,13 @@ HWY_INLINE void MaskOutside(DF df, int lanes, int begin, int end, int key0, cons
   }
 }
 
-// Turns scores [begin, end) of a block (multiples of 16) into weights, hands them to `to`
+// Turns scores [begin, end) of a block (multiples of 16) into weights, hands them to `sink`
 // (weights-inl.h) and updates the states. Whether a key is left out or masked changes no bit: both
 // add 0. Four partial weights, by key modulo 4, make the order of additions independent of `begin`.
 // Returns whether any correction is not 1.
-template <class DF, class To>
+template <class DF, class Sink>
 HWY_INLINE bool SoftmaxBlock(DF df, int lanes, int begin, int end, float scale, const float* scores,
-                             const To& to, const TileState& state) {
+                             const Sink& sink, const TileState& state) {
   using V = hn::Vec<DF>;
   const V factor = hn::Set(df, scale);
   bool changed = false;
@@ -112,7 +112,7 @@ HWY_INLINE bool SoftmaxBlock(DF df, int lanes, int begin, int end, float scale, 
     const V old = hn::Load(df, state.max + lane);
     // The factor is positive, so the largest score is the largest logit.
     const V max = hn::Max(old, hn::Mul(hn::Max(max0, max1), factor));
-    const V shift = Subtrahend(df, max);
+    const V shift = ZeroIfMinusInf(df, max);
     const V correction = Exp2(df, hn::Sub(old, shift));
     V sum[4] = {hn::Zero(df), hn::Zero(df), hn::Zero(df), hn::Zero(df)};
     for (int key = begin; key < end; key += 4) {
@@ -123,8 +123,8 @@ HWY_INLINE bool SoftmaxBlock(DF df, int lanes, int begin, int end, float scale, 
         weight[i] = Exp2(df, hn::Sub(logit[i], shift));
         sum[i] = hn::Add(sum[i], weight[i]);
       }
-      to.Put(df, weight, logit, key, lane, lanes);
-      to.Put(df, weight + 2, logit + 2, key + 2, lane, lanes);
+      sink.StoreTwoKeys(df, weight, logit, key, lane, lanes);
+      sink.StoreTwoKeys(df, weight + 2, logit + 2, key + 2, lane, lanes);
     }
     const V added = hn::Add(hn::Add(sum[0], sum[1]), hn::Add(sum[2], sum[3]));
     const V weight = hn::MulAdd(hn::Load(df, state.weight + lane), correction, added);
@@ -139,9 +139,9 @@ HWY_INLINE bool SoftmaxBlock(DF df, int lanes, int begin, int end, float scale, 
 #if HWY_CAP_GE512
 // SoftmaxBlock for tiles of four lanes, four keys at a time: the four partial weights of a row are
 // the blocks of one vector.
-template <class To>
-HWY_INLINE bool SoftmaxOf4Rows(int begin, int end, float scale, const float* scores, const To& to,
-                               const TileState& state) {
+template <class Sink>
+HWY_INLINE bool SoftmaxOf4Rows(int begin, int end, float scale, const float* scores,
+                               const Sink& sink, const TileState& state) {
   const FloatTag<16> df;
   const FloatTag<4> d4;
   const auto factor = hn::Set(df, scale);
@@ -154,7 +154,7 @@ HWY_INLINE bool SoftmaxOf4Rows(int begin, int end, float scale, const float* sco
               hn::Max(hn::ExtractBlock<2>(largest), hn::ExtractBlock<3>(largest)));
   const auto old = hn::Load(d4, state.max);
   const auto max = hn::Max(old, hn::Mul(largest4, hn::Set(d4, scale)));
-  const auto shift4 = Subtrahend(d4, max);
+  const auto shift4 = ZeroIfMinusInf(d4, max);
   const auto correction = Exp2(d4, hn::Sub(old, shift4));
   alignas(16) float shift_lanes[4];
   hn::Store(shift4, d4, shift_lanes);
@@ -164,7 +164,7 @@ HWY_INLINE bool SoftmaxOf4Rows(int begin, int end, float scale, const float* sco
     const auto logit = hn::Mul(hn::Load(df, scores + 4 * key), factor);
     const auto weight = Exp2(df, hn::Sub(logit, shift));
     sum = hn::Add(sum, weight);
-    to.PutFour(weight, logit, key);
+    sink.StoreFourKeys(weight, logit, key);
   }
   const auto added = hn::Add(hn::Add(hn::ExtractBlock<0>(sum), hn::ExtractBlock<1>(sum)),
                              hn::Add(hn::ExtractBlock<2>(sum), hn::ExtractBlock<3>(sum)));
@@ -192,7 +192,7 @@ HWY_INLINE void MergeState(float later_max, float later_weight, const float* lat
   const FloatTag<4> d4;
   const auto old = hn::Set(d4, *max);
   const auto new_max = hn::Max(old, hn::Set(d4, later_max));
-  const auto shift = Subtrahend(d4, new_max);
+  const auto shift = ZeroIfMinusInf(d4, new_max);
   const float a = hn::GetLane(Exp2(d4, hn::Sub(old, shift)));
   const float b = hn::GetLane(Exp2(d4, hn::Sub(hn::Set(d4, later_max), shift)));
   *max = hn::GetLane(new_max);

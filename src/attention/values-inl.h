@@ -33,7 +33,7 @@ struct ValueProduct {
   int columns;       // a multiple of 32
   int begin_column;  // of them the columns [begin_column, end_column), multiples of 32
   int end_column;
-  bool fresh;               // sums are written, not added to: the first keys of a KV split
+  bool overwrite_sums;      // sums are written, not added to: the first keys of a KV split
   const float* correction;  // [rows] or null: what earlier sums are multiplied with first
 };
 
@@ -41,29 +41,30 @@ struct ValueProduct {
 // p[s][row] * v[s][column], for kRows rows and kVecs vectors of columns.
 //   kAhead  prefetch the columns' bytes of ahead.rows[0, steps * kPerOperand)
 template <class Math, int kRows, int kVecs, bool kAhead, class DF>
-HWY_INLINE void ValueKernel(DF df, const ValueProduct<Math>& of, int first_row, int column,
-                            int begin, int end, const Ahead& ahead) {
+HWY_INLINE void ValueKernel(DF df, const ValueProduct<Math>& product, int first_row, int column,
+                            int begin, int end, const RowsToPrefetch& ahead) {
   using Operand = typename Math::Operand;
   const hn::Rebind<Operand, DF> dw;
   constexpr size_t kN = hn::MaxLanes(DF());
   constexpr int kPerOperand = Math::kPerOperand;
   // Cache lines of the columns in a row; lines of 16-bit elements that become f32 count twice.
   constexpr int kLines = (kVecs * kN + 16 * kPerOperand - 1) / (16 * kPerOperand);
-  const int lanes = of.lanes;
-  const int stride = of.stride;
-  const int columns = of.columns;
-  const Operand* HWY_RESTRICT p = of.p + begin * lanes + first_row;
-  const Operand* HWY_RESTRICT v = of.v + begin * stride + column;
-  float* HWY_RESTRICT sums = of.sums + first_row * columns + column;
+  const int lanes = product.lanes;
+  const int stride = product.stride;
+  const int columns = product.columns;
+  const Operand* HWY_RESTRICT p = product.p + begin * lanes + first_row;
+  const Operand* HWY_RESTRICT v = product.v + begin * stride + column;
+  float* HWY_RESTRICT sums = product.sums + first_row * columns + column;
   hn::Vec<DF> sum[kRows][kVecs];
   for (int row = 0; row < kRows; ++row) {
     for (int i = 0; i < kVecs; ++i) {
-      sum[row][i] = of.fresh ? hn::Zero(df) : hn::Load(df, sums + row * columns + i * kN);
+      sum[row][i] =
+          product.overwrite_sums ? hn::Zero(df) : hn::Load(df, sums + row * columns + i * kN);
     }
   }
-  if (of.correction != nullptr) {
+  if (product.correction != nullptr) {
     for (int row = 0; row < kRows; ++row) {
-      const auto factor = hn::Set(df, of.correction[first_row + row]);
+      const auto factor = hn::Set(df, product.correction[first_row + row]);
       for (int i = 0; i < kVecs; ++i) {
         sum[row][i] = hn::Mul(sum[row][i], factor);
       }
@@ -99,16 +100,16 @@ HWY_INLINE void ValueKernel(DF df, const ValueProduct<Math>& of, int first_row, 
 
 // Up to 4 rows.
 template <class Math, int kVecs, bool kAhead, class DF>
-HWY_INLINE void SmallMValueRows(DF df, const ValueProduct<Math>& of, int row, int rows, int column,
-                                int begin, int end, const Ahead& ahead) {
+HWY_INLINE void SmallMValueRows(DF df, const ValueProduct<Math>& product, int row, int rows,
+                                int column, int begin, int end, const RowsToPrefetch& ahead) {
   if (rows >= 4) {
-    ValueKernel<Math, 4, kVecs, kAhead>(df, of, row, column, begin, end, ahead);
+    ValueKernel<Math, 4, kVecs, kAhead>(df, product, row, column, begin, end, ahead);
   } else if (rows == 3) {
-    ValueKernel<Math, 3, kVecs, kAhead>(df, of, row, column, begin, end, ahead);
+    ValueKernel<Math, 3, kVecs, kAhead>(df, product, row, column, begin, end, ahead);
   } else if (rows == 2) {
-    ValueKernel<Math, 2, kVecs, kAhead>(df, of, row, column, begin, end, ahead);
+    ValueKernel<Math, 2, kVecs, kAhead>(df, product, row, column, begin, end, ahead);
   } else {
-    ValueKernel<Math, 1, kVecs, kAhead>(df, of, row, column, begin, end, ahead);
+    ValueKernel<Math, 1, kVecs, kAhead>(df, product, row, column, begin, end, ahead);
   }
 }
 
@@ -128,14 +129,15 @@ HWY_INLINE void ForColumns(DF, int column, int end, const F& f) {
 
 // Up to 16 rows, one tile; the first four prefetch.
 template <class Math>
-HWY_INLINE void AddValuesAhead(const ValueProduct<Math>& of, int rows, Ahead ahead) {
+HWY_INLINE void AddValuesAhead(const ValueProduct<Math>& product, int rows, RowsToPrefetch ahead) {
   const FloatTag<16> df;
-  ForColumns(df, of.begin_column, of.end_column, [&](int column, auto vecs) HWY_ATTR {
+  ForColumns(df, product.begin_column, product.end_column, [&](int column, auto vecs) HWY_ATTR {
     constexpr int kVecs = decltype(vecs)::value;
     ahead.offset = column / (16 * Math::kPerOperand) * ahead.step;
-    SmallMValueRows<Math, kVecs, true>(df, of, 0, rows, column, 0, of.steps, ahead);
+    SmallMValueRows<Math, kVecs, true>(df, product, 0, rows, column, 0, product.steps, ahead);
     for (int row = 4; row < rows; row += 4) {
-      SmallMValueRows<Math, kVecs, false>(df, of, row, rows - row, column, 0, of.steps, {});
+      SmallMValueRows<Math, kVecs, false>(df, product, row, rows - row, column, 0, product.steps,
+                                          {});
     }
   });
 }
@@ -143,18 +145,18 @@ HWY_INLINE void AddValuesAhead(const ValueProduct<Math>& of, int rows, Ahead ahe
 // For `rows` rows. Row i needs only the keys [first[i], last[i]), counted from `key0` and both
 // ascending: the other probabilities are 0.
 template <class Math>
-HWY_INLINE void AddValues(const ValueProduct<Math>& of, int rows, int key0, const int32_t* first,
-                          const int32_t* last) {
+HWY_INLINE void AddValues(const ValueProduct<Math>& product, int rows, int key0,
+                          const int32_t* first, const int32_t* last) {
   const FloatTag<16> df;
-  ForColumns(df, of.begin_column, of.end_column, [&](int column, auto vecs) HWY_ATTR {
+  ForColumns(df, product.begin_column, product.end_column, [&](int column, auto vecs) HWY_ATTR {
     constexpr int kVecs = decltype(vecs)::value;
     for (int row = 0; row < rows; row += 4) {
       const int end_row = std::min(row + 4, rows) - 1;
       const int begin =
-          std::clamp(first[row] - key0, 0, of.steps * Math::kPerOperand) / Math::kPerOperand;
-      const int end =
-          std::min(of.steps, (last[end_row] - key0 + Math::kPerOperand - 1) / Math::kPerOperand);
-      SmallMValueRows<Math, kVecs, false>(df, of, row, rows - row, column, begin, end, {});
+          std::clamp(first[row] - key0, 0, product.steps * Math::kPerOperand) / Math::kPerOperand;
+      const int end = std::min(product.steps,
+                               (last[end_row] - key0 + Math::kPerOperand - 1) / Math::kPerOperand);
+      SmallMValueRows<Math, kVecs, false>(df, product, row, rows - row, column, begin, end, {});
     }
   });
 }

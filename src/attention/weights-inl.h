@@ -113,11 +113,12 @@ struct PlainWeights {
   typename Math::Operand* p;
 
   template <class DF, class V = hn::Vec<DF>>
-  HWY_INLINE void Put(DF df, const V* weight, const V*, int key, int lane, int lanes) const {
+  HWY_INLINE void StoreTwoKeys(DF df, const V* weight, const V*, int key, int lane,
+                               int lanes) const {
     StoreWeights(Math(), df, weight[0], weight[1], key, lanes, p + lane);
   }
 #if HWY_CAP_GE512
-  HWY_INLINE void PutFour(hn::Vec<FourKeys> weights, hn::Vec<FourKeys>, int key) const {
+  HWY_INLINE void StoreFourKeys(hn::Vec<FourKeys> weights, hn::Vec<FourKeys>, int key) const {
     StoreWeightsOf4(Math(), weights, key, p);
   }
 #endif
@@ -130,13 +131,15 @@ struct ScaledWeights {
   const float* scales;
 
   template <class DF, class V = hn::Vec<DF>>
-  HWY_INLINE void Put(DF df, const V* weight, const V* logit, int key, int lane, int lanes) const {
+  HWY_INLINE void StoreTwoKeys(DF df, const V* weight, const V* logit, int key, int lane,
+                               int lanes) const {
     const V even = ScaledWeight(df, weight[0], logit[0], hn::Set(df, scales[key]));
     const V odd = ScaledWeight(df, weight[1], logit[1], hn::Set(df, scales[key + 1]));
     StoreWeights(Math(), df, even, odd, key, lanes, p + lane);
   }
 #if HWY_CAP_GE512
-  HWY_INLINE void PutFour(hn::Vec<FourKeys> weights, hn::Vec<FourKeys> logits, int key) const {
+  HWY_INLINE void StoreFourKeys(hn::Vec<FourKeys> weights, hn::Vec<FourKeys> logits,
+                                int key) const {
     const auto scaled = ScaledWeight(FourKeys(), weights, logits, RepeatEach4(scales + key));
     StoreWeightsOf4(Math(), scaled, key, p);
   }
@@ -148,11 +151,12 @@ struct KeptWeights {
   float* weights;  // [kBlock][lanes]
 
   template <class DF, class V = hn::Vec<DF>>
-  HWY_INLINE void Put(DF df, const V* weight, const V*, int key, int lane, int lanes) const {
+  HWY_INLINE void StoreTwoKeys(DF df, const V* weight, const V*, int key, int lane,
+                               int lanes) const {
     StoreWeights(F32Math(), df, weight[0], weight[1], key, lanes, weights + lane);
   }
 #if HWY_CAP_GE512
-  HWY_INLINE void PutFour(hn::Vec<FourKeys> w, hn::Vec<FourKeys>, int key) const {
+  HWY_INLINE void StoreFourKeys(hn::Vec<FourKeys> w, hn::Vec<FourKeys>, int key) const {
     hn::Store(w, FourKeys(), weights + 4 * key);
   }
 #endif
@@ -195,14 +199,14 @@ HWY_INLINE void ScaleKeptWeights(DF df, int lanes, int begin, int end, const flo
   }
 #endif
   for (int g = 0; g < groups; ++g, scales += kBlock, p += kBlock / Math::kPerOperand * lanes) {
-    const ScaledWeights<Math> to{p, scales};
+    const ScaledWeights<Math> sink{p, scales};
     for (int lane = 0; lane < lanes; lane += static_cast<int>(hn::MaxLanes(df))) {
       for (int key = begin; key < end; key += 2) {
         const int at = key * lanes + lane;
         const hn::Vec<DF> weight[] = {hn::Load(df, weights + at),
                                       hn::Load(df, weights + at + lanes)};
         const hn::Vec<DF> score[] = {hn::Load(df, scores + at), hn::Load(df, scores + at + lanes)};
-        to.Put(df, weight, score, key, lane, lanes);
+        sink.StoreTwoKeys(df, weight, score, key, lane, lanes);
       }
     }
   }

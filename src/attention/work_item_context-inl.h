@@ -27,32 +27,32 @@ struct WorkItemContext {
   using Operand = typename Math::Operand;
   static constexpr int kGroupSteps = kGroupKeys / Math::kPerOperand;
 
-  WorkItemContext(const AttentionArgs& call, const Plan& plan, uint8_t* scratch)
+  WorkItemContext(const AttentionArgs& call, const Plan& plan, uint8_t* memory)
       : args(call),
         key_stride(KeyStride<Math>(call.keys.dim)),
         value_stride(ValueStride(PaddedDim(call.values.dim))),
-        at(Placed(call, plan, scratch)),
-        keys(args, args.keys, at.key_scales),
-        values(args, args.values, at.value_scales),
-        queries(args, at),
-        softmax(args, at, keys, values) {
+        scratch(Placed(call, plan, memory)),
+        keys(args, args.keys, scratch.key_scales),
+        values(args, args.values, scratch.value_scales),
+        queries(args, scratch),
+        softmax(args, scratch, keys, values) {
     shape.columns = PaddedDim(args.values.dim);
     // Columns past head_dim stay 0.
     for (int row = 0; row < kBlock / Math::kPerOperand; ++row) {
-      std::fill(at.values + row * value_stride + args.values.dim,
-                at.values + (row + 1) * value_stride, Operand{0});
+      std::fill(scratch.values + row * value_stride + args.values.dim,
+                scratch.values + (row + 1) * value_stride, Operand{0});
     }
   }
   WorkItemContext(const WorkItemContext&) = delete;
   WorkItemContext& operator=(const WorkItemContext&) = delete;
 
-  void Enter(const WorkItem& entered) {
+  void BeginItem(const WorkItem& entered) {
     item = &entered;
     seen = WorkItemKeys(args, entered);
     shape.heads = entered.head_end - entered.head_begin;
     shape.rows = (entered.query_end - entered.query_begin) * args.shape.group;
     shape.lanes = WorkItemLanes(shape.rows);
-    queries.Enter(entered, shape, seen);
+    queries.BeginItem(entered, shape, seen);
   }
 
   // The rows of group `group` of a block; those outside of `range` are zeros.
@@ -61,16 +61,18 @@ struct WorkItemContext {
   }
 
   // Empty (begin >= end) if no row of the tile sees any key of the block.
-  TileBlock Meet(int head, int key0, const Tile& tile) const {
+  TileBlock MakeTileBlock(int head, int key0, const Tile& tile) const {
     TileBlock block{};
     block.head = head;
     block.key0 = key0;
     block.begin = std::max({tile.any.begin, seen.begin, key0}) / kGroupKeys * kGroupKeys - key0;
     const int seen_end = std::min({tile.any.end, seen.end, key0 + kBlock});
     block.end = (seen_end - key0 + kGroupKeys - 1) / kGroupKeys * kGroupKeys;
-    block.bounded = tile.all.begin > key0 + block.begin || tile.all.end < key0 + block.end;
-    block.partial = block.bounded;
-    block.fresh = key0 == std::max({tile.any.begin, seen.begin, split_key0}) / kBlock * kBlock;
+    block.hidden_by_position =
+        tile.all.begin > key0 + block.begin || tile.all.end < key0 + block.end;
+    block.has_hidden_keys = block.hidden_by_position;
+    block.overwrite_sums =
+        key0 == std::max({tile.any.begin, seen.begin, split_key0}) / kBlock * kBlock;
     if (args.mask.data != nullptr && block.begin < block.end) {
       ApplyMask(block, tile);
     }
@@ -80,9 +82,9 @@ struct WorkItemContext {
   // Before the first block of a KV split.
   void BeginSplit(int first_key) {
     split_key0 = first_key;
-    at.split.Clear(shape);
+    scratch.split.Clear(shape);
     if (args.mask.data != nullptr) {  // which decides which block is a tile's first
-      std::fill_n(at.begun, shape.heads * shape.lanes, uint8_t{0});
+      std::fill_n(scratch.has_sums, shape.heads * shape.lanes, uint8_t{0});
     }
   }
 
@@ -92,14 +94,14 @@ struct WorkItemContext {
       MakeBias(block, tile);
     }
     const int state = block.head * shape.lanes + tile.row;
-    const bool changed =
-        softmax.Run(block, tile, {at.split.max + state, at.split.weight + state, at.correction});
-    return changed && !block.fresh;
+    const bool changed = softmax.Run(
+        block, tile, {scratch.split.max + state, scratch.split.weight + state, scratch.correction});
+    return changed && !block.overwrite_sums;
   }
 
   // The product of the block's probabilities with values packed from `v` on.
   ValueProduct<Math> Product(const TileBlock& block, const Tile& tile, const Operand* v) const {
-    return {.p = at.p + block.begin / Math::kPerOperand * tile.lanes,
+    return {.p = scratch.p + block.begin / Math::kPerOperand * tile.lanes,
             .lanes = tile.lanes,
             .v = v,
             .stride = value_stride,
@@ -108,18 +110,18 @@ struct WorkItemContext {
             .columns = shape.columns,
             .begin_column = 0,
             .end_column = shape.columns,
-            .fresh = block.fresh,
+            .overwrite_sums = block.overwrite_sums,
             .correction = nullptr};
   }
   float* Sums(const TileBlock& block, const Tile& tile) const {
-    return at.split.sums + (int64_t{block.head} * shape.rows + tile.row) * shape.columns;
+    return scratch.split.sums + (int64_t{block.head} * shape.rows + tile.row) * shape.columns;
   }
 
   // Packs the values of groups [begin, end) of a block to `to`, as operands of the value product.
   void PackValues(int head, int key0, int begin, int end, const KeyRange& range,
                   Operand* to) const {
     for (int group = begin; group < end; ++group, to += kGroupSteps * value_stride) {
-      values.PackColumns(Group(head, key0, group, range), value_stride, at.decoded, to);
+      values.PackColumns(Group(head, key0, group, range), value_stride, scratch.decoded, to);
     }
   }
 
@@ -130,8 +132,8 @@ struct WorkItemContext {
     const int first_group = begin / kGroupKeys;
     const int last_group = end / kGroupKeys;
     for (int row = 0; row < tile.rows; ++row) {
-      const KeyRange range{std::max(at.first[tile.row + row], seen.begin),
-                           std::min(at.last[tile.row + row], seen.end)};
+      const KeyRange range{std::max(scratch.first[tile.row + row], seen.begin),
+                           std::min(scratch.last[tile.row + row], seen.end)};
       PackValues(block.head, block.key0, first_group, last_group, range, v);
       if (block.masked) {
         ClearHidden(begin, end, tile.lanes, row, v);
@@ -140,7 +142,8 @@ struct WorkItemContext {
       of_row.p += row;
       of_row.sums += row * shape.columns;
       of_row.correction += product.correction != nullptr ? row : 0;
-      AddValues(of_row, 1, block.key0 + begin, at.first + tile.row + row, at.last + tile.row + row);
+      AddValues(of_row, 1, block.key0 + begin, scratch.first + tile.row + row,
+                scratch.last + tile.row + row);
     }
     // Packs all values again, for the next tile or the next columns.
     PackValues(block.head, block.key0, first_group, last_group, seen, v);
@@ -149,7 +152,7 @@ struct WorkItemContext {
   const AttentionArgs& args;
   const int key_stride;
   const int value_stride;
-  const WorkItemScratch<Math> at;
+  const WorkItemScratch<Math> scratch;
   const KvSource<Math> keys;
   const KvSource<Math> values;
   WorkItemQueries<Math> queries;
@@ -163,7 +166,7 @@ struct WorkItemContext {
 
   // Whether the mask hides a key of the block from a row of the tile; once MakeBias has run.
   bool Hides(const TileBlock& block, int key, int row, int lanes) const {
-    return block.masked && at.bias[key * lanes + row] == kMinusInf;
+    return block.masked && scratch.bias[key * lanes + row] == kMinusInf;
   }
 
  private:
@@ -185,11 +188,11 @@ struct WorkItemContext {
     for (int key = block.begin; key < block.end; key += kGroupKeys) {
       block.masked |= (group_code(key) & 1) != 0;
     }
-    block.partial |= block.masked;
+    block.has_hidden_keys |= block.masked;
     if (block.begin < block.end) {
-      uint8_t& begun = at.begun[block.head * shape.lanes + tile.row];
-      block.fresh = begun == 0;
-      begun = 1;
+      uint8_t& has_sums = scratch.has_sums[block.head * shape.lanes + tile.row];
+      block.overwrite_sums = has_sums == 0;
+      has_sums = 1;
     }
   }
 
@@ -203,22 +206,22 @@ struct WorkItemContext {
           return BiasRow{queries.Token(tile.row + row), queries.Head(block.head, tile.row + row),
                          first + (tile.row + row) / args.shape.group};
         },
-        at.bias);
+        scratch.bias);
   }
 
   // Sets to 0 the packed values of the keys of [begin, end) that the mask hides from a row.
   void ClearHidden(int begin, int end, int lanes, int row, Operand* v) const {
     for (int key = begin; key < end; ++key) {
-      if (at.bias[key * lanes + row] == kMinusInf) {
+      if (scratch.bias[key * lanes + row] == kMinusInf) {
         ClearPackedKey(Math(), key - begin, value_stride, v);
       }
     }
   }
 
   static WorkItemScratch<Math> Placed(const AttentionArgs& call, const Plan& plan,
-                                      uint8_t* scratch) {
+                                      uint8_t* memory) {
     WorkItemScratch<Math> placed;
-    placed.Place(call, plan, scratch);
+    placed.Place(call, plan, memory);
     return placed;
   }
 };

@@ -28,7 +28,7 @@ class WorkItemRunner {
       : context_(args, plan, scratch), single_tile_(context_), many_tiles_(context_) {}
 
   void Run(const WorkItem& item, float* partial_states, TileCursor& ahead) {
-    context_.Enter(item);
+    context_.BeginItem(item);
     if (SingleTile<Math>::Fits(context_.shape)) {
       RunSplits(single_tile_, partial_states, ahead);
     } else {
@@ -46,7 +46,7 @@ class WorkItemRunner {
   void RunSplits(Strategy& strategy, float* partial_states, TileCursor& ahead) {
     const WorkItem& item = *context_.item;
     const WorkItemShape& shape = context_.shape;
-    const WorkItemScratch<Math>& at = context_.at;
+    const WorkItemScratch<Math>& scratch = context_.scratch;
     float* to =
         partial_states + PartialStateFloats(std::max<int64_t>(item.state_row, 0), shape.columns);
     const int64_t state_floats =
@@ -55,29 +55,29 @@ class WorkItemRunner {
     // A single KV split needs no merge: merging it into the empty state would change no result.
     const bool one_split = item.state_row < 0 && splits.end - splits.begin == 1;
     if (!one_split) {
-      at.total.Clear(shape);
-      std::fill_n(at.total.sums, int64_t{shape.heads} * shape.rows * shape.columns, 0.0f);
+      scratch.total.Clear(shape);
+      std::fill_n(scratch.total.sums, int64_t{shape.heads} * shape.rows * shape.columns, 0.0f);
     }
     for (int split = splits.begin; split < splits.end; ++split) {
-      if (item.merges && !one_split && IsHiddenSplit(split)) {
+      if (item.merges_splits && !one_split && IsHiddenSplit(split)) {
         continue;
       }
       RunSplit(strategy, split, ahead);
       if (one_split) {
-        WriteResults(at.split);
+        WriteResults(scratch.split);
         return;
       }
-      if (item.merges) {
-        MergePartialState(shape, at.split, at.total);
+      if (item.merges_splits) {
+        MergePartialState(shape, scratch.split, scratch.total);
       } else {
-        StoreState(shape, at.split, to);
+        StoreState(shape, scratch.split, to);
         to += state_floats;
       }
     }
     if (item.state_row < 0) {
-      WriteResults(at.total);
-    } else if (item.merges) {
-      StoreState(shape, at.total, to);
+      WriteResults(scratch.total);
+    } else if (item.merges_splits) {
+      StoreState(shape, scratch.total, to);
     }
   }
 
@@ -130,7 +130,7 @@ class WorkItemRunner {
   };
   Splits VisibleSplits() const {
     Splits splits{context_.item->split_begin, context_.item->split_end};
-    if (context_.item->merges || context_.item->state_row < 0) {
+    if (context_.item->merges_splits || context_.item->state_row < 0) {
       while (splits.end - splits.begin > 1 && IsHiddenSplit(splits.begin)) {
         ++splits.begin;
       }
@@ -164,7 +164,7 @@ void RunItems(const AttentionArgs& args, const Plan& plan, const WorkItem* begin
   }
   TileCursor ahead(args, begin, end);
   for (int i = TilesAhead(args); i > 0; --i) {
-    for (int group = 0; group < 2 * kGroups; ++group) {
+    for (int group = 0; group < 2 * kGroupsPerBlock; ++group) {
       ahead.Prefetch(group);
     }
     ahead.Next();

@@ -42,7 +42,7 @@ struct WorkItemScratch {
   int32_t* first;       // [lanes]: the keys [first, last) that a row sees
   int32_t* last;        // [lanes]
   Operand* q;           // [heads][tiles][operands][lanes]
-  uint8_t* begun;       // [heads][lanes]: at a tile's first lane, whether its sums hold anything
+  uint8_t* has_sums;    // [heads][lanes]: at a tile's first lane, whether its sums hold anything
   WorkItemState split;  // of the KV split in hand
   WorkItemState total;  // of the KV splits before it
 
@@ -69,7 +69,7 @@ struct WorkItemScratch {
     take(first, lanes);
     take(last, lanes);
     take(q, int64_t{lanes} * (args.keys.dim / Math::kPerOperand));
-    take(begun, args.mask.data != nullptr ? plan.max_head_lanes : 0);
+    take(has_sums, args.mask.data != nullptr ? plan.max_head_lanes : 0);
     for (WorkItemState* state : {&split, &total}) {
       take(state->max, plan.max_head_lanes);
       take(state->weight, plan.max_head_lanes);

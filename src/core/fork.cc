@@ -25,12 +25,12 @@ struct ForkHandler {
 
   static void Before() {
     list_mutex.lock();
-    for (ForkSafeMutex* mutex = first; mutex != nullptr; mutex = mutex->behind_) {
+    for (ForkSafeMutex* mutex = first; mutex != nullptr; mutex = mutex->next_) {
       mutex->mutex_.lock();
     }
   }
   static void InParent() {
-    for (ForkSafeMutex* mutex = first; mutex != nullptr; mutex = mutex->behind_) {
+    for (ForkSafeMutex* mutex = first; mutex != nullptr; mutex = mutex->next_) {
       mutex->mutex_.unlock();
     }
     list_mutex.unlock();
@@ -63,18 +63,18 @@ pid_t ProcessId() {
 
 ForkSafeMutex::ForkSafeMutex() {
   const std::lock_guard<std::mutex> lock(ForkHandler::list_mutex);
-  behind_ = ForkHandler::first;
-  if (behind_ != nullptr) {
-    behind_->before_ = this;
+  next_ = ForkHandler::first;
+  if (next_ != nullptr) {
+    next_->previous_ = this;
   }
   ForkHandler::first = this;
 }
 
 ForkSafeMutex::~ForkSafeMutex() {
   const std::lock_guard<std::mutex> lock(ForkHandler::list_mutex);
-  (before_ != nullptr ? before_->behind_ : ForkHandler::first) = behind_;
-  if (behind_ != nullptr) {
-    behind_->before_ = before_;
+  (previous_ != nullptr ? previous_->next_ : ForkHandler::first) = next_;
+  if (next_ != nullptr) {
+    next_->previous_ = previous_;
   }
 }
 

@@ -37,8 +37,8 @@ class ForkSafeMutex {
  private:
   friend struct ForkHandler;
   std::mutex mutex_;
-  ForkSafeMutex* before_ = nullptr;  // in the list of all such mutexes
-  ForkSafeMutex* behind_ = nullptr;
+  ForkSafeMutex* previous_ = nullptr;  // in the list of all such mutexes
+  ForkSafeMutex* next_ = nullptr;
 };
 
 }  // namespace riffle::core

@@ -26,7 +26,8 @@ struct Int8Dot {
   static constexpr bool kNative = HWY_ARCH_X86 && HWY_TARGET <= HWY_AVX3_DL;
   static constexpr int32_t kBias = 128;
 #endif
-  static constexpr uint32_t kFlip = kBias == 0 ? 0 : 0x80808080u;  // packed lane = lane ^ kFlip
+  static constexpr uint32_t kSignFlip =
+      kBias == 0 ? 0 : 0x80808080u;  // packed lane = lane ^ kSignFlip
 
   template <class DI, class VI = hn::Vec<DI>>
   static HWY_INLINE VI Step(DI di, hn::Vec<hn::Repartition<uint8_t, DI>> packed,

@@ -4,13 +4,13 @@ namespace riffle::core {
 namespace {
 
 // ByteRows in ascending order of address; rows that are all at one address become one row.
-struct Sorted {
+struct AscendingRows {
   uintptr_t begin;
   int64_t rows;
   uintptr_t stride;
   uintptr_t width;
 
-  explicit Sorted(const ByteRows& a)
+  explicit AscendingRows(const ByteRows& a)
       : begin(reinterpret_cast<uintptr_t>(a.data)),
         rows(a.width == 0 ? 0 : a.rows),
         stride(static_cast<uintptr_t>(a.stride < 0 ? -a.stride : a.stride)),
@@ -30,8 +30,8 @@ struct Sorted {
 }  // namespace
 
 bool Overlaps(const ByteRows& a_rows, const ByteRows& b_rows) {
-  const Sorted a(a_rows);
-  const Sorted b(b_rows);
+  const AscendingRows a(a_rows);
+  const AscendingRows b(b_rows);
   if (a.rows == 0 || b.rows == 0 || a.End() <= b.begin || b.End() <= a.begin) {
     return false;
   }

@@ -24,10 +24,10 @@ struct PenaltyFactors {
 // Source: Keskar et al., "CTRL" (2019), section 4.1, with negative logits treated as in
 // Transformers' RepetitionPenaltyLogitsProcessor; frequency and presence as in OpenAI's API, in the
 // order that vLLM uses.
-inline float Penalized(float logit, const PenaltyFactors& penalties, int32_t in_output) {
+inline float Penalized(float logit, const PenaltyFactors& penalties, int32_t output_count) {
   logit = logit < 0 ? logit * penalties.repetition : logit / penalties.repetition;
-  logit -= penalties.frequency * static_cast<float>(in_output);
-  return logit - (in_output > 0 ? penalties.presence : 0);
+  logit -= penalties.frequency * static_cast<float>(output_count);
+  return logit - (output_count > 0 ? penalties.presence : 0);
 }
 
 }  // namespace riffle::core

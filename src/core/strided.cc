@@ -8,14 +8,14 @@ namespace {
 
 // A region as nested sub-regions: its axes of more than one element in descending order of stride,
 // all strides positive, with rows that touch or overlap merged into longer ones.
-struct Nest {
+struct SortedAxes {
   int64_t begin = 0;
   int axes = 0;
   int64_t size[3] = {};
   int64_t stride[3] = {};
   int64_t extent[4] = {};  // bytes of a sub-region whose first `axis` indices are fixed
 
-  explicit Nest(const Strided& x) {
+  explicit SortedAxes(const Strided& x) {
     Hull hull;
     FindHull(x, &hull);
     begin = hull.begin;
@@ -43,30 +43,32 @@ struct Nest {
 };
 
 struct SubRegion {
-  const Nest* nest;
+  const SortedAxes* region;
   int fixed;      // how many indices are fixed
   int64_t begin;  // address
 
-  int64_t extent() const { return nest->extent[fixed]; }
-  bool solid() const { return fixed == nest->axes; }
+  int64_t extent() const { return region->extent[fixed]; }
+  bool is_contiguous() const { return fixed == region->axes; }
 };
 
 int64_t FloorDiv(int64_t a, int64_t b) { return a / b - (a % b < 0 ? 1 : 0); }
 
-bool Meet(SubRegion a, SubRegion b);
+bool SubRegionsOverlap(SubRegion a, SubRegion b);
 
-// Whether sub-regions i of a and j of b meet depends only on i - j, so it is tested once per value
-// of i - j at which their hulls meet: few values even where two pools share all their pages.
-bool MeetAtEqualStrides(SubRegion a, SubRegion b) {
-  const int64_t stride = a.nest->stride[a.fixed];
-  const int64_t a_extent = a.nest->extent[a.fixed + 1];
-  const int64_t b_extent = b.nest->extent[b.fixed + 1];
+// Whether sub-regions i of a and j of b overlap depends only on i - j, so it is tested once per
+// value of i - j at which their hulls overlap: few values even where two pools share all their
+// pages.
+bool SubRegionsOverlapAtEqualStrides(SubRegion a, SubRegion b) {
+  const int64_t stride = a.region->stride[a.fixed];
+  const int64_t a_extent = a.region->extent[a.fixed + 1];
+  const int64_t b_extent = b.region->extent[b.fixed + 1];
   const int64_t first =
-      std::max(1 - b.nest->size[b.fixed], FloorDiv(b.begin - a.begin - a_extent, stride) + 1);
+      std::max(1 - b.region->size[b.fixed], FloorDiv(b.begin - a.begin - a_extent, stride) + 1);
   const int64_t last =
-      std::min(a.nest->size[a.fixed] - 1, FloorDiv(b.begin + b_extent - 1 - a.begin, stride));
+      std::min(a.region->size[a.fixed] - 1, FloorDiv(b.begin + b_extent - 1 - a.begin, stride));
   for (int64_t i = first; i <= last; ++i) {
-    if (Meet({a.nest, a.fixed + 1, a.begin + i * stride}, {b.nest, b.fixed + 1, b.begin})) {
+    if (SubRegionsOverlap({a.region, a.fixed + 1, a.begin + i * stride},
+                          {b.region, b.fixed + 1, b.begin})) {
       return true;
     }
   }
@@ -74,29 +76,30 @@ bool MeetAtEqualStrides(SubRegion a, SubRegion b) {
 }
 
 // Whether two sub-regions share a byte. Takes the larger one apart and looks only at the parts
-// whose hull meets the other. As long as sub-regions of the same region do not interleave, each
+// whose hull overlaps the other. As long as sub-regions of the same region do not interleave, each
 // meets one or two sub-regions of the other region on average, so the number of steps grows with
 // the number of rows, not with its square.
-bool Meet(SubRegion a, SubRegion b) {
+bool SubRegionsOverlap(SubRegion a, SubRegion b) {
   if (a.begin + a.extent() <= b.begin || b.begin + b.extent() <= a.begin) {
     return false;
   }
-  if (a.solid() && b.solid()) {
+  if (a.is_contiguous() && b.is_contiguous()) {
     return true;
   }
-  if (!a.solid() && !b.solid() && a.nest->stride[a.fixed] == b.nest->stride[b.fixed]) {
-    return MeetAtEqualStrides(a, b);
+  if (!a.is_contiguous() && !b.is_contiguous() &&
+      a.region->stride[a.fixed] == b.region->stride[b.fixed]) {
+    return SubRegionsOverlapAtEqualStrides(a, b);
   }
-  if (a.solid() || (!b.solid() && b.extent() > a.extent())) {
+  if (a.is_contiguous() || (!b.is_contiguous() && b.extent() > a.extent())) {
     std::swap(a, b);
   }
-  const int64_t stride = a.nest->stride[a.fixed];
-  const int64_t extent = a.nest->extent[a.fixed + 1];
+  const int64_t stride = a.region->stride[a.fixed];
+  const int64_t extent = a.region->extent[a.fixed + 1];
   const int64_t first = std::max<int64_t>(0, FloorDiv(b.begin - a.begin - extent, stride) + 1);
   const int64_t last =
-      std::min(a.nest->size[a.fixed] - 1, FloorDiv(b.begin + b.extent() - 1 - a.begin, stride));
+      std::min(a.region->size[a.fixed] - 1, FloorDiv(b.begin + b.extent() - 1 - a.begin, stride));
   for (int64_t i = first; i <= last; ++i) {
-    if (Meet({a.nest, a.fixed + 1, a.begin + i * stride}, b)) {
+    if (SubRegionsOverlap({a.region, a.fixed + 1, a.begin + i * stride}, b)) {
       return true;
     }
   }
@@ -127,9 +130,9 @@ bool Overlaps(const Strided& a, const Strided& b) {
       hull_a.end <= hull_b.begin || hull_b.end <= hull_a.begin) {
     return false;
   }
-  const Nest nest_a(a);
-  const Nest nest_b(b);
-  return Meet({&nest_a, 0, nest_a.begin}, {&nest_b, 0, nest_b.begin});
+  const SortedAxes region_a(a);
+  const SortedAxes region_b(b);
+  return SubRegionsOverlap({&region_a, 0, region_a.begin}, {&region_b, 0, region_b.begin});
 }
 
 bool OverlapsItself(const Strided& x) {

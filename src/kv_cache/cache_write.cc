@@ -90,7 +90,7 @@ void KvCache::Impl::Write(int64_t layer, int64_t seq, int64_t position, const He
     MakePrivate(sequence, position / page_size, kv_cache::CeilDiv(position + tokens, page_size));
   };
   const int64_t token_bytes = writers.token_bytes();
-  if (tokens < kv_cache::kThreadsBytes / token_bytes) {
+  if (tokens < kv_cache::kMinParallelBytes / token_bytes) {
     make_private();
     return writers.Write(0, tokens);
   }

@@ -10,13 +10,13 @@
 
 namespace riffle {
 
-using kv_cache::Allocate;
 using kv_cache::Sequence;
+using kv_cache::TranslateBadAlloc;
 
 KvCache::KvCache(const KvCacheOptions& options) try {
   const core::EntryPoint entry;
   core::EnsureTarget();
-  impl_ = Allocate([&] { return std::make_unique<Impl>(options); });
+  impl_ = TranslateBadAlloc([&] { return std::make_unique<Impl>(options); });
 } catch (...) {
   core::RethrowAsError();
 }
@@ -144,7 +144,7 @@ void KvCache::Batch(std::span<const int64_t> seqs, KvBatch& batch) const try {
     max_pages = std::max(max_pages, static_cast<int64_t>(impl.Find(seq).pages.size()));
   }
   const size_t width = static_cast<size_t>(max_pages);
-  Allocate([&] {
+  TranslateBadAlloc([&] {
     batch.kv_lens.resize(seqs.size());
     batch.page_table.resize(seqs.size() * width);
   });

@@ -30,7 +30,7 @@ inline int64_t CeilDiv(int64_t a, int64_t b) { return a / b + (a % b != 0 ? 1 : 
 
 // Calls f. If memory for bookkeeping runs out, throws Error(kOutOfMemory).
 template <typename F>
-auto Allocate(const F& f) {
+auto TranslateBadAlloc(const F& f) {
   try {
     return f();
   } catch (const std::bad_alloc&) {
@@ -47,7 +47,7 @@ class RIFFLE_LOCAL KvCache::Impl {
 
   explicit Impl(const KvCacheOptions& options)
       : options_(options),
-        layout_(kv_cache::KvLayout::Of(options)),
+        layout_(kv_cache::KvLayout::FromOptions(options)),
         storage_(static_cast<size_t>(layout_.total)),
         pool_(options.pages) {}
 
@@ -58,7 +58,7 @@ class RIFFLE_LOCAL KvCache::Impl {
   KvCacheStats stats() const;
 
   int64_t Add(Sequence sequence) {
-    kv_cache::Allocate([&] { sequences_.emplace(next_id_, std::move(sequence)); });
+    kv_cache::TranslateBadAlloc([&] { sequences_.emplace(next_id_, std::move(sequence)); });
     return next_id_++;
   }
 

@@ -63,7 +63,7 @@ class Size {
 
 }  // namespace
 
-KvLayout KvLayout::Of(const KvCacheOptions& options) {
+KvLayout KvLayout::FromOptions(const KvCacheOptions& options) {
   CheckDimension("layers", options.layers);
   CheckDimension("kv_heads", options.kv_heads);
   CheckDimension("head_dim", options.head_dim);

@@ -33,7 +33,7 @@ struct KvLayout {
 
   // Throws Error: kBadShape, kBadDType, kBadOption, kOutOfMemory if the total is beyond the address
   // space.
-  static KvLayout Of(const KvCacheOptions& options);
+  static KvLayout FromOptions(const KvCacheOptions& options);
 
   // The pages of a layer whose memory begins at `data`, to be written with computed scales.
   PagedKvOut View(const KvCacheOptions& options, const SideLayout& side, uint8_t* data) const;

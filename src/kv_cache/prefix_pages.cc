@@ -4,7 +4,7 @@ namespace riffle::kv_cache {
 
 PrefixPages::PrefixPages(int64_t pages)
     : end_(static_cast<int32_t>(pages)), nodes_(static_cast<size_t>(pages + 1) * sizeof(Node)) {
-  nodes()[end_].before = nodes()[end_].behind = end_;
+  nodes()[end_].prev = nodes()[end_].next = end_;
 }
 
 void PrefixPages::Add(std::span<const int32_t> pages, std::span<const BlockKey> keys) {
@@ -42,24 +42,24 @@ void PrefixPages::Forget(int32_t page) {
 void PrefixPages::AppendReusable(int32_t page) {
   HWY_DASSERT(HasKey(page));
   Node* const all = nodes();
-  const int32_t last = all[end_].before;
-  all[page].before = last;
-  all[page].behind = end_;
-  all[last].behind = all[end_].before = page;
+  const int32_t last = all[end_].prev;
+  all[page].prev = last;
+  all[page].next = end_;
+  all[last].next = all[end_].prev = page;
   ++reusable_;
 }
 
 void PrefixPages::RemoveReusable(int32_t page) {
   HWY_DASSERT(HasKey(page) && reusable_ > 0);
   Node* const all = nodes();
-  all[all[page].before].behind = all[page].behind;
-  all[all[page].behind].before = all[page].before;
+  all[all[page].prev].next = all[page].next;
+  all[all[page].next].prev = all[page].prev;
   --reusable_;
 }
 
 int32_t PrefixPages::TakeOldestReusable() {
   HWY_DASSERT(reusable_ > 0);
-  const int32_t page = nodes()[end_].behind;
+  const int32_t page = nodes()[end_].next;
   RemoveReusable(page);
   Forget(page);
   return page;

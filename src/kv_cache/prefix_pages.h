@@ -54,7 +54,7 @@ class PrefixPages {
  private:
   struct Node {
     BlockKey key;
-    int32_t before, behind;  // in the list
+    int32_t prev, next;  // in the list
     bool has_key;
     bool is_settled;  // the call that gave it the key has succeeded
   };

@@ -13,7 +13,7 @@ constexpr int64_t kMaxLength = std::numeric_limits<int32_t>::max();  // kv_lens 
 void Reserve(std::vector<int32_t>& pages, int64_t more) {
   const size_t need = pages.size() + static_cast<size_t>(more);
   if (need > pages.capacity()) {
-    kv_cache::Allocate([&] { pages.reserve(std::max(need, 2 * pages.capacity())); });
+    kv_cache::TranslateBadAlloc([&] { pages.reserve(std::max(need, 2 * pages.capacity())); });
   }
 }
 
@@ -42,7 +42,7 @@ KvCacheStats KvCache::Impl::stats() const {
 
 int64_t KvCache::Impl::Fork(int64_t seq) {
   const Sequence& parent = Find(seq);
-  Sequence child = kv_cache::Allocate([&] { return parent; });
+  Sequence child = kv_cache::TranslateBadAlloc([&] { return parent; });
   const std::vector<int32_t>& pages = parent.pages;  // its address stays valid when the map grows
   const int64_t id = Add(std::move(child));
   for (const int32_t page : pages) {
@@ -164,7 +164,7 @@ void KvCache::Impl::SetBlockKeys(int64_t seq, std::span<const BlockKey> keys) {
                 " has already; only writing to the page takes that away");
   }
   if (!keys.empty()) {
-    kv_cache::Allocate([&] { pool_.GetOrCreatePrefixes().Add(pages, keys); });
+    kv_cache::TranslateBadAlloc([&] { pool_.GetOrCreatePrefixes().Add(pages, keys); });
   }
 }
 

@@ -57,7 +57,7 @@ TokenWriter::TokenWriter(const WriteKernels& kernels, const HeadsView& in, const
   const bool is_copy = pages.format == KvFormat::kPlain && pages.dtype == in.dtype;
   const int64_t steps = static_cast<int64_t>(reinterpret_cast<intptr_t>(pages.data)) | out_page_ |
                         out_token_ | args_.out_head | out_row;
-  args_.streams = is_copy && steps % kLine == 0 && in.tokens >= kStreamBytes / token_bytes_;
+  args_.streams = is_copy && steps % kLine == 0 && in.tokens >= kMinStreamBytes / token_bytes_;
 }
 
 }  // namespace riffle::kv_cache

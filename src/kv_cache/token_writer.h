@@ -65,12 +65,12 @@ inline void FlushWrites(const TokenWriter& keys, const TokenWriter& values) {
 }
 
 // Writes of this many bytes and more are shared among threads, in tasks of kTaskBytes.
-inline constexpr int64_t kThreadsBytes = 256 * 1024;
+inline constexpr int64_t kMinParallelBytes = 256 * 1024;
 inline constexpr int64_t kTaskBytes = 64 * 1024;
 
 // Copies of this many bytes of keys, or of values, and more use streaming stores. Caches would not
 // hold all of them until they are read, and a plain store first reads a line that is then
 // overwritten whole, which takes as long as writing it (docs/lab/attention.md).
-inline constexpr int64_t kStreamBytes = 2 << 20;
+inline constexpr int64_t kMinStreamBytes = 2 << 20;
 
 }  // namespace riffle::kv_cache

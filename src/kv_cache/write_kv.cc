@@ -53,7 +53,7 @@ void WriteKv(const HeadsView& keys, const HeadsView& values, const IndexSpan& sl
   const int64_t page_size = key_pages.page_size;
   const kv_cache::WriteKernels& kernels = kv_cache::GetWriteKernels();
   const Writers writers{{kernels, keys, key_pages}, {kernels, values, value_pages}, page_size};
-  const bool is_large = tokens > kv_cache::kThreadsBytes / writers.token_bytes();
+  const bool is_large = tokens > kv_cache::kMinParallelBytes / writers.token_bytes();
   if (tokens <= kFewTokens && !is_large) {
     int64_t copy[kFewTokens];
     const std::span<int64_t> list = std::span(copy).first(static_cast<size_t>(tokens));

@@ -42,20 +42,20 @@ HWY_INLINE void InplaceKernel(const KBlockProduct& product, const WeightTile& ti
       total[g][r] = Source::kQ8 ? hn::Load(df, at) : sum[g][r];
     }
   }
-  for (int i = 0; i < operands; i += S::kOperands) {
+  for (int i = 0; i < operands; i += S::kStepOperands) {
     for (int g = 0; g < kGroups; g += S::kGroups) {
       VecU32 v[kLanes];
       S::template Load</*kPrefetch=*/true>(tile, column + g * kLanes, i, v);
-      for (int j = 0; j < S::kOperands; ++j) {
-        for (int of = 0; of < S::kGroups; ++of) {
-          const auto w = hn::BitCast(dw, v[of * S::kOperands + j]);
+      for (int j = 0; j < S::kStepOperands; ++j) {
+        for (int group = 0; group < S::kGroups; ++group) {
+          const auto w = hn::BitCast(dw, v[group * S::kStepOperands + j]);
           for (int r = 0; r < kRows; ++r) {
-            sum[g + of][r] = Math::Step(df, x[r][i + j], w, sum[g + of][r]);
+            sum[g + group][r] = Math::Step(df, x[r][i + j], w, sum[g + group][r]);
           }
         }
       }
     }
-    if (Source::kQ8 && (i + S::kOperands) % kBlock == 0) {
+    if (Source::kQ8 && (i + S::kStepOperands) % kBlock == 0) {
       const float* scales = tile.scales + i / kBlock * kTile + column;
       for (int g = 0; g < kGroups; ++g) {
         const auto scale = hn::Load(df, scales + g * kLanes);

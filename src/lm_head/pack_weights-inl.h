@@ -27,12 +27,13 @@ void PackColumns(const WeightTile& tile, int operands, int panel_operands, uint3
   using S = PackStep<Source>;
   for (int column = 0; column < kTile; column += S::kGroups * kLanes) {
     uint32_t* panel = out + column / kPanel * kPanel * panel_operands + column % kPanel;
-    for (int operand = 0; operand < operands; operand += S::kOperands) {
+    for (int operand = 0; operand < operands; operand += S::kStepOperands) {
       VecU32 v[kLanes];
       S::template Load</*kPrefetch=*/false>(tile, column, operand, v);
       for (int i = 0; i < kLanes; ++i) {
-        hn::Store(v[i], d,
-                  panel + (operand + i % S::kOperands) * kPanel + i / S::kOperands * kLanes);
+        hn::Store(
+            v[i], d,
+            panel + (operand + i % S::kStepOperands) * kPanel + i / S::kStepOperands * kLanes);
       }
     }
   }
@@ -116,12 +117,12 @@ void PackTransposed(const WeightTile& tile, uint32_t* operands) {
         std::memset(copies[i], 0, sizeof(copies[i]));
       } else if (tile.columns < kTile) {
         std::memset(copies[i], 0, sizeof(copies[i]));
-        std::memcpy(copies[i], tile.from + (input + i) * tile.stride,
+        std::memcpy(copies[i], tile.transposed_data + (input + i) * tile.transposed_stride,
                     static_cast<size_t>(tile.columns) * kElement);
       } else {
-        from[i] = tile.from + (input + i) * tile.stride;
+        from[i] = tile.transposed_data + (input + i) * tile.transposed_stride;
         for (size_t line = 0; line < kTile * kElement; line += 64) {
-          PrefetchAt(from[i] + line, kInputsAhead * tile.stride);
+          PrefetchAt(from[i] + line, kInputsAhead * tile.transposed_stride);
         }
       }
     }

@@ -27,8 +27,8 @@ struct WeightTile {
   int64_t next_tile;     // bytes from a column to the same column of the next tile
   // Transposed: the address of this k block's first input in the first column, and the bytes from
   // an input to the next.
-  const uint8_t* from;
-  int64_t stride;
+  const uint8_t* transposed_data;
+  int64_t transposed_stride;
 
   int columns;     // 1..kTile
   int inputs;      // 1..kKBlock

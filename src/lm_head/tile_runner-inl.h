@@ -59,7 +59,8 @@ class TileRunner {
     for (int64_t k_block = 0; k_block < args_.k_blocks(); ++k_block) {
       const int64_t input = k_block * kKBlock;
       tile.offset = q8_ ? input / kQ8Block * kQ8BlockBytes : input * args_.element_bytes();
-      tile.from = args_.weight + input * tile.stride + first_ * args_.element_bytes();
+      tile.transposed_data =
+          args_.weight + input * tile.transposed_stride + first_ * args_.element_bytes();
       tile.inputs = static_cast<int>(std::min<int64_t>(kKBlock, args_.d - input));
       Multiply(tile, k_block);
     }
@@ -76,7 +77,7 @@ class TileRunner {
     }
     tile.column_bytes = args_.column_bytes();
     tile.next_tile = column_list_ != nullptr ? 0 : kTile * args_.weight_stride;
-    tile.stride = args_.transposed ? args_.weight_stride : 0;
+    tile.transposed_stride = args_.transposed ? args_.weight_stride : 0;
     tile.columns = columns_;
     tile.tails = tails_;
     tile.scales = scales_;

@@ -85,11 +85,11 @@ struct Q8BF16PairSource {
 };
 #endif
 
-// A step packs kLanes vectors: kOperands operands for each of kGroups groups of kLanes columns.
+// A step packs kLanes vectors: kStepOperands operands for each of kGroups groups of kLanes columns.
 template <class Source>
 struct PackStep {
   static constexpr int kGroups = 1;
-  static constexpr int kOperands = kLanes;
+  static constexpr int kStepOperands = kLanes;
 
   // v[i] = operand `operand` + i of the kLanes columns from `column` on.
   template <bool kPrefetch>
@@ -113,7 +113,7 @@ struct PackStep {
 template <>
 struct PackStep<Q8BF16PairSource> {
   static constexpr int kGroups = 2;
-  static constexpr int kOperands = kLanes / 2;
+  static constexpr int kStepOperands = kLanes / 2;
   using D8 = hn::CappedTag<uint8_t, 64>;
   using V8 = hn::Vec<D8>;
 

@@ -71,8 +71,8 @@ void Penalize(const core::PenaltyFactors& penalties, std::span<const int32_t> pr
       return;  // an earlier occurrence of the token has applied the penalties
     }
     counts[token] = 0;
-    const int32_t in_output = count & (kInPrompt - 1);
-    x[token] = core::Penalized(x[token], penalties, in_output);
+    const int32_t output_count = count & (kInPrompt - 1);
+    x[token] = core::Penalized(x[token], penalties, output_count);
   };
   std::for_each(prompt.begin(), prompt.end(), change);
   std::for_each(output.begin(), output.end(), change);

@@ -20,7 +20,7 @@ RowDraw::RowDraw(const SamplingBatch& batch, int64_t row, const Candidates& firs
       weights_(scratch.weights.At(memory)),
       rest_(scratch.rest.At(memory)),
       row_weights_{batch.RowData(row), batch.logits.dtype, 0, plan_.scale, plan_.unit} {
-  HWY_DASSERT(first.count == plan_.first);
+  HWY_DASSERT(first.count == plan_.num_first);
   if (plan_.windowed) {
     sums_ = scratch.kept_sums.At(memory);
     search_.emplace(batch, row_weights_, scratch, memory);
@@ -52,9 +52,9 @@ void RowDraw::SumWindowed() {
 
 // The row's best `count` columns: from those found first if they suffice, else selected now.
 Candidates RowDraw::Best(int64_t count) const {
-  Candidates best = count <= plan_.first ? first_ : memory_;
+  Candidates best = count <= plan_.num_first ? first_ : memory_;
   best.count = count;
-  if (count > plan_.first) {
+  if (count > plan_.num_first) {
     batch_.FindBest(row_, best, rest_);
   }
   return best;
@@ -81,22 +81,22 @@ Kept RowDraw::FilterCandidates() {
   WeighCandidates(from);
   if (plan_.top_p < 1) {
     const double mass = static_cast<double>(plan_.top_p) * Sum(weights_, plan_.k);
-    from.count = std::min(from.count, Reach(weights_, plan_.k, mass));
+    from.count = std::min(from.count, PrefixLengthReaching(weights_, plan_.k, mass));
   }
   return {DropBelowMinWeight(from), {}, {}};
 }
 
 // Whether the row's k best columns reach `mass`. If so, *from has the fewest of them that do.
-bool RowDraw::Reaches(int64_t k, double mass, Candidates* from) const {
+bool RowDraw::FindFewestReaching(int64_t k, double mass, Candidates* from) const {
   *from = Best(k);
-  return ReachesAmong(from, mass);
+  return FindFewestReachingAmong(from, mass);
 }
 
 // The same for the best columns that *from holds already.
-bool RowDraw::ReachesAmong(Candidates* from, double mass) const {
+bool RowDraw::FindFewestReachingAmong(Candidates* from, double mass) const {
   const int64_t count = from->count;
   WeighCandidates(*from);
-  from->count = Reach(weights_, count, mass);
+  from->count = PrefixLengthReaching(weights_, count, mass);
   return from->count <= count;
 }
 
@@ -114,7 +114,7 @@ Kept RowDraw::FilterNucleus() {
   }
   const double mass = static_cast<double>(plan_.top_p) * all;
   for (const int64_t k : kNucleusSteps) {
-    if (Candidates from; Reaches(k, mass, &from)) {
+    if (Candidates from; FindFewestReaching(k, mass, &from)) {
       return {DropBelowMinWeight(from), {}, {}};
     }
   }
@@ -122,15 +122,15 @@ Kept RowDraw::FilterNucleus() {
 }
 
 Kept RowDraw::FilterWindowed() {
-  const bool in_window = search_->FindInWindow();
+  const bool in_window = search_->TryFindInWindow();
   // If the nucleus has few columns, draws from them in sorted order, best first.
   Candidates from = memory_;
   from.count = search_->FindBest(memory_);
-  if (from.count > 0 && ReachesAmong(&from, static_cast<double>(plan_.top_p) * mass_)) {
+  if (from.count > 0 && FindFewestReachingAmong(&from, static_cast<double>(plan_.top_p) * mass_)) {
     return {DropBelowMinWeight(from), {}, {}};
   }
   if (!in_window) {
-    search_->Find();
+    search_->FindAnywhere();
   }
   return FromNucleus(search_->nucleus());
 }
@@ -174,7 +174,7 @@ int32_t RowDraw::DrawFromAll(const Cut& cut, const Nucleus& nucleus) const {
   const int64_t begin = batch_.BlockBegin(block);
   const int64_t end = batch_.BlockEnd(block);
   batch_.kernels.weights(row_weights_, &cut, begin, end, weights_);
-  return static_cast<int32_t>(begin + Locate(weights_, end - begin, place - before));
+  return static_cast<int32_t>(begin + IndexAtMass(weights_, end - begin, place - before));
 }
 
 // Sums the columns that the cut of a nucleus keeps.
@@ -192,7 +192,7 @@ int32_t RowDraw::DrawFromKept(const Kept& kept) {
   const Candidates& from = kept.candidates;
   if (from.count > 0) {
     const double place = batch_.Random(row_) * Sum(weights_, from.count);
-    return from.indices[Locate(weights_, from.count, place)];
+    return from.indices[IndexAtMass(weights_, from.count, place)];
   }
   if (plan_.path == SamplePath::kNucleus) {
     SumKept(kept.cut);

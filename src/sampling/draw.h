@@ -19,7 +19,7 @@ struct Kept {
 
 class RowDraw {
  public:
-  // `first`: the row's plan.first best columns; if the plan is windowed, room for the best one,
+  // `first`: the row's plan.num_first best columns; if the plan is windowed, room for the best one,
   // which the constructor stores only if the pass through a window fails. `sums`: the weight of
   // each block; read if the plan sums weights before the draw. `memory`: the thread's scratch, in
   // which `scratch` places the arrays.
@@ -46,8 +46,8 @@ class RowDraw {
   Kept FilterNucleus();
   Kept FilterWindowed();
   void SumWindowed();
-  bool Reaches(int64_t k, double mass, Candidates* from) const;
-  bool ReachesAmong(Candidates* from, double mass) const;
+  bool FindFewestReaching(int64_t k, double mass, Candidates* from) const;
+  bool FindFewestReachingAmong(Candidates* from, double mass) const;
   Kept FromNucleus(Nucleus nucleus) const;
   void SumKept(const Cut& cut) const;
   Candidates Best(int64_t count) const;

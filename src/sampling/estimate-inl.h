@@ -66,27 +66,27 @@ struct MassBins {
     }
   }
 
-  // The totals of bins [0, bin].
-  struct Lowest {
+  // The totals of the lowest bins, [0, bin].
+  struct Prefix {
     int64_t bin = 0;
     int64_t count = 0;  // of columns
     double mass = 0;
     double square = 0;  // the sum of the squared weights
 
     // The effective sample size: so many columns of equal weight have the same relative error.
-    double Columns() const { return square > 0 ? mass * mass / square : 0; }
+    double EffectiveColumns() const { return square > 0 ? mass * mass / square : 0; }
   };
   // The fewest bins, from the lowest, whose mass reaches `below`; all bins if there is less mass.
-  Lowest Reach(double below) const {
-    Lowest lowest;
-    for (;; ++lowest.bin) {
-      const auto columns = static_cast<double>(count[lowest.bin]);
-      const auto each = static_cast<double>(weight[lowest.bin]);
-      lowest.count += count[lowest.bin];
-      lowest.mass += columns * each;
-      lowest.square += columns * each * each;
-      if (lowest.mass >= below || lowest.bin + 1 == kBins) {
-        return lowest;
+  Prefix PrefixWithMass(double below) const {
+    Prefix prefix;
+    for (;; ++prefix.bin) {
+      const auto columns = static_cast<double>(count[prefix.bin]);
+      const auto each = static_cast<double>(weight[prefix.bin]);
+      prefix.count += count[prefix.bin];
+      prefix.mass += columns * each;
+      prefix.square += columns * each * each;
+      if (prefix.mass >= below || prefix.bin + 1 == kBins) {
+        return prefix;
       }
     }
   }
@@ -106,26 +106,27 @@ struct MassBins {
 
 // One column in 64 is picked. If at most kMaxFewPicked of the picked columns reach the window's
 // lower end, the pass keeps all columns that do. If the sample does not tell where the nucleus
-// ends, the lower end is set so that kFewPicked reach it: enough for a nucleus of about a thousand
-// columns.
+// ends, the lower end is set so that kTargetFewPicked reach it: enough for a nucleus of about a
+// thousand columns.
 constexpr int64_t kMaxFewPicked = 48;
-constexpr int64_t kFewPicked = 24;
+constexpr int64_t kTargetFewPicked = 24;
 
-// Places the window around the value below which the picked columns have the mass `below`, whose
-// relative error is `slack`. `many`: the nucleus is known to be large.
-inline void FindWindow(const MassBins& bins, double below, double slack, bool many,
+// Places the window around the value below which the picked columns have the mass `below`, which
+// is known up to a relative error. `many`: the nucleus is known to be large.
+inline void FindWindow(const MassBins& bins, double below, double relative_error, bool many,
                        WindowEstimate* estimate) {
   constexpr float kInfinity = std::numeric_limits<float>::infinity();
-  const int64_t best = bins.BinOfBest(kFewPicked);
+  const int64_t best = bins.BinOfBest(kTargetFewPicked);
   estimate->few_low = best == MassBins::kBins ? std::nextafter(bins.LowerEdge(best), kInfinity)
                                               : bins.LowerEdge(std::max<int64_t>(best, 1));
-  const MassBins::Lowest end = bins.Reach(below);
-  const double columns = many ? static_cast<double>(end.count) : end.Columns();
-  // Five standard deviations for the picked columns, two (in `slack`) for the mass. With six, 2.5
-  // and a limit of 1 instead of 0.8, flat rows had larger windows, but fewer rows with a small
-  // nucleus got a window instead of being kept whole (docs/lab/sampling.md).
-  slack = std::max(0.125, std::sqrt(25 / (columns + 1) + slack * slack));
-  const int64_t first = slack < 0.8 ? bins.Reach(below * (1 - slack)).bin : -1;
+  const MassBins::Prefix end = bins.PrefixWithMass(below);
+  const double columns = many ? static_cast<double>(end.count) : end.EffectiveColumns();
+  // Five standard deviations for the picked columns, two (in `relative_error`) for the mass. With
+  // six, 2.5 and a limit of 1 instead of 0.8, flat rows had larger windows, but fewer rows with a
+  // small nucleus got a window instead of being kept whole (docs/lab/sampling.md).
+  relative_error = std::max(0.125, std::sqrt(25 / (columns + 1) + relative_error * relative_error));
+  const int64_t first =
+      relative_error < 0.8 ? bins.PrefixWithMass(below * (1 - relative_error)).bin : -1;
   // If the picked columns do not tell where the nucleus ends, it is usually small: most of the mass
   // below its end is then in a few of the picked columns.
   if (!many && (first < 0 || first >= std::max<int64_t>(bins.BinOfBest(kMaxFewPicked), 1))) {
@@ -134,7 +135,7 @@ inline void FindWindow(const MassBins& bins, double below, double slack, bool ma
     estimate->high = kInfinity;
     return;
   }
-  const int64_t last = bins.Reach(below * (1 + slack)).bin;
+  const int64_t last = bins.PrefixWithMass(below * (1 + relative_error)).bin;
   estimate->low = bins.LowerEdge(std::max<int64_t>(first, 0));
   estimate->high = last + 1 < MassBins::kBins ? bins.LowerEdge(last + 1) : kInfinity;
 }
@@ -152,8 +153,8 @@ HWY_INLINE void ForEstimate(int64_t n, const F& f) {
 
 // The estimated mass of a row, and its relative error.
 struct MassEstimate {
-  double all;
-  double slack;
+  double value;
+  double relative_error;
 };
 
 template <DType kDType>
@@ -206,11 +207,11 @@ WindowEstimate EstimateRow(WeightRow row, int64_t n, const WindowTarget& target,
   }
   // Above the best sampled column, as the row may have better ones; far above loses precision.
   const float pivot = top + 3 / row.scale;
-  if (target.all == 0) {
+  if (target.mass == 0) {
     row.max = std::isfinite(pivot) ? pivot : top;
   }
   const MassEstimate mass =
-      target.all > 0 ? MassEstimate{target.all, 0} : EstimateMass<kDType>(row, n);
+      target.mass > 0 ? MassEstimate{target.mass, 0} : EstimateMass<kDType>(row, n);
   // Lower columns have a negligible mass.
   const WeightVec bottom =
       hn::Set(d, std::max(top - 64 / row.scale, std::numeric_limits<float>::lowest()));
@@ -218,7 +219,7 @@ WindowEstimate EstimateRow(WeightRow row, int64_t n, const WindowTarget& target,
   for (int64_t i = 0; i < count; i += hn::MaxLanes(d)) {
     min = hn::Min(min, hn::Max(hn::Load(d, picked + i), bottom));
   }
-  WindowEstimate estimate{.pivot = row.max, .all = mass.all, .low = top, .high = top};
+  WindowEstimate estimate{.pivot = row.max, .mass = mass.value, .low = top, .high = top};
   const float lowest = hn::ReduceMin(d, min);
   if (!(lowest < top) || !std::isfinite(top - lowest)) {
     estimate.few_low = std::nextafter(top, kInfinity);
@@ -226,8 +227,8 @@ WindowEstimate EstimateRow(WeightRow row, int64_t n, const WindowTarget& target,
   }
   const MassBins bins(row, picked, count, lowest, top);
   const double below =
-      (1 - target.share) * mass.all * static_cast<double>(count) / static_cast<double>(n);
-  FindWindow(bins, below, mass.slack, /*many=*/target.all > 0, &estimate);
+      (1 - target.share) * mass.value * static_cast<double>(count) / static_cast<double>(n);
+  FindWindow(bins, below, mass.relative_error, /*many=*/target.mass > 0, &estimate);
   return estimate;
 }
 

@@ -36,14 +36,14 @@ bool NucleusSearch::SumWindow(const WindowEstimate& window, bool may_leave, int6
     const WindowSums sums =
         batch_.kernels.sum_window(row_, window, from, to, values_ + begin_[block]);
     max_ = std::max(max_, sums.max);
-    all += sums.all;
+    all += sums.total;
     const bool foreseen =
-        (sums.max - row_.max) * row_.scale <= kMaxAbovePivot && all <= kUnforeseen * window.all;
+        (sums.max - row_.max) * row_.scale <= kMaxAbovePivot && all <= kUnforeseen * window.mass;
     if (may_leave && !foreseen) {
       *blocks = block;
       return true;
     }
-    all_[block] = sums.all;
+    all_[block] = sums.total;
     above_[block] = sums.above;
     begin_[block + 1] = begin_[block] + static_cast<int32_t>(sums.count);
   }
@@ -53,7 +53,7 @@ bool NucleusSearch::SumWindow(const WindowEstimate& window, bool may_leave, int6
 
 // Sums the blocks from `first` on (those before are summed already), and keeps the columns of all
 // blocks that reach `low`. False if these are too many, or none.
-bool NucleusSearch::SumFew(float low, int64_t first) {
+bool NucleusSearch::SumAndKeepTop(float low, int64_t first) {
   is_few_ = true;
   begin_[0] = 0;
   for (int64_t block = 0; block < batch_.blocks; ++block) {
@@ -66,11 +66,11 @@ bool NucleusSearch::SumFew(float low, int64_t first) {
     int32_t* const columns = columns_ + begin_[block];
     int64_t count = 0;
     if (block < first) {
-      count = batch_.kernels.find_few(row_, low, from, to, values, columns);
+      count = batch_.kernels.keep_top(row_, low, from, to, values, columns);
     } else {
-      const WindowSums sums = batch_.kernels.sum_few(row_, low, from, to, values, columns);
+      const WindowSums sums = batch_.kernels.sum_and_keep_top(row_, low, from, to, values, columns);
       max_ = std::max(max_, sums.max);
-      all_[block] = sums.all;
+      all_[block] = sums.total;
       count = sums.count;
     }
     above_[block] = 0;
@@ -92,7 +92,7 @@ bool NucleusSearch::SumRow(double share) {
   if (!window.few && !SumWindow(window, /*may_leave=*/true, &blocks)) {
     return false;
   }
-  if (blocks < batch_.blocks && !SumFew(window.few ? window.low : window.few_low, blocks)) {
+  if (blocks < batch_.blocks && !SumAndKeepTop(window.few ? window.low : window.few_low, blocks)) {
     return false;
   }
   const double factor = std::exp2((static_cast<double>(row_.max) - static_cast<double>(max_)) *
@@ -104,38 +104,39 @@ bool NucleusSearch::SumRow(double share) {
   for (int64_t block = 0; block < batch_.blocks; ++block) {
     all_[block] *= factor;
     above_[block] *= factor;
-    target_.all += all_[block];
+    target_.mass += all_[block];
   }
-  // sum_few left the kept columns out of its sums; SumWindow, in the blocks before, did not.
+  // sum_and_keep_top left the kept columns out of its sums; SumWindow, in the blocks before, did
+  // not.
   if (const int64_t first = begin_[blocks], kept = begin_[batch_.blocks] - first;
       blocks < batch_.blocks && kept > 0) {
-    target_.all += batch_.kernels.sum_weights(Values(), nullptr, first, first + kept);
+    target_.mass += batch_.kernels.sum_weights(KeptRow(), nullptr, first, first + kept);
   }
-  return std::isfinite(target_.all) && target_.all > 0;
+  return std::isfinite(target_.mass) && target_.mass > 0;
 }
 
 // The columns kept by the pass, as a row of f32.
-WeightRow NucleusSearch::Values() const {
+WeightRow NucleusSearch::KeptRow() const {
   WeightRow values = row_;
   values.x = reinterpret_cast<const uint8_t*>(values_);
   values.dtype = DType::kF32;
   return values;
 }
 
-bool NucleusSearch::FindInWindow() {
+bool NucleusSearch::TryFindInWindow() {
   const int64_t count = begin_[batch_.blocks];
-  const double mass = target_.share * target_.all;
+  const double mass = target_.share * target_.mass;
   const double above = std::accumulate(above_, above_ + batch_.blocks, 0.0);
   if (count == 0 || above >= mass) {
     return false;
   }
   // A margin for rounding: find_nucleus, which adds in another order, must reach the mass too.
   constexpr double kMargin = 1e-6;
-  const double sum = batch_.kernels.sum_weights(Values(), nullptr, 0, count);
+  const double sum = batch_.kernels.sum_weights(KeptRow(), nullptr, 0, count);
   if (above + sum * (1 - kMargin) < mass) {
     return false;
   }
-  nucleus_ = batch_.kernels.find_nucleus(Values(), count, above, mass, rest_);
+  nucleus_ = batch_.kernels.find_nucleus(KeptRow(), count, above, mass, rest_);
   in_window_ = true;
   return true;
 }
@@ -170,14 +171,14 @@ size_t NucleusSearch::FindBestScratch() {
   return topk::BucketMaximaScratch(task);
 }
 
-void NucleusSearch::Find() {
+void NucleusSearch::FindAnywhere() {
   is_few_ = false;
   const int64_t cols = batch_.logits.cols;
   const WindowEstimate window = batch_.kernels.estimate_window(row_, cols, target_, rest_);
   int64_t blocks = 0;
   if (!std::isfinite(window.pivot) || !SumWindow(window, /*may_leave=*/false, &blocks) ||
-      !FindInWindow()) {
-    nucleus_ = batch_.kernels.find_nucleus(row_, cols, 0, target_.share * target_.all, rest_);
+      !TryFindInWindow()) {
+    nucleus_ = batch_.kernels.find_nucleus(row_, cols, 0, target_.share * target_.mass, rest_);
   }
 }
 
@@ -196,7 +197,7 @@ bool NucleusSearch::SumBlocks(double* sums) const {
   for (int64_t block = 0; block < batch_.blocks; ++block) {
     sums[block] = above_[block];
     if (begin_[block] < begin_[block + 1]) {
-      sums[block] += batch_.kernels.sum_weights(Values(), &cut, begin_[block], begin_[block + 1]);
+      sums[block] += batch_.kernels.sum_weights(KeptRow(), &cut, begin_[block], begin_[block + 1]);
     }
   }
   return true;

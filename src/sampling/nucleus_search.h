@@ -26,12 +26,12 @@ class NucleusSearch {
   // a NaN or +inf, or too many columns are in the window.
   bool SumRow(double share);
   float max() const { return row_.max; }
-  double mass() const { return target_.all; }  // relative to the maximum
+  double mass() const { return target_.mass; }  // relative to the maximum
 
-  // Find the nucleus of mass share * mass(), after SumRow. FindInWindow searches the columns kept
-  // by the pass and returns false if the nucleus does not end there; call Find then.
-  bool FindInWindow();
-  void Find();
+  // Find the nucleus of mass share * mass(), after SumRow. TryFindInWindow searches the columns
+  // kept by the pass and returns false if the nucleus does not end there; call FindAnywhere then.
+  bool TryFindInWindow();
+  void FindAnywhere();
   const Nucleus& nucleus() const { return nucleus_; }
 
   // Finds the best columns, in their order, if the window has kept them all and they are no more
@@ -49,8 +49,8 @@ class NucleusSearch {
   static constexpr float kMaxAbovePivot = 4;
 
   bool SumWindow(const WindowEstimate& window, bool may_leave, int64_t* blocks);
-  bool SumFew(float low, int64_t first);
-  WeightRow Values() const;
+  bool SumAndKeepTop(float low, int64_t first);
+  WeightRow KeptRow() const;
   // How many columns the nucleus has. Pre: it ends in the window, which is_few_.
   int64_t CountColumns() const;
 

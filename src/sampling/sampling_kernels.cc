@@ -60,7 +60,7 @@ Nucleus FindNucleus(const WeightRow& row, int64_t n, double above, double mass, 
 WindowEstimate EstimateWindow(const WeightRow& row, int64_t n, const WindowTarget& target,
                               uint8_t* scratch) {
   HWY_DASSERT(n >= kMinWindowed && row.unit == 1 && std::isfinite(row.scale) && row.scale > 0);
-  HWY_DASSERT(target.all >= 0 && (target.all == 0 || std::isfinite(row.max)));
+  HWY_DASSERT(target.mass >= 0 && (target.mass == 0 || std::isfinite(row.max)));
   HWY_DASSERT(reinterpret_cast<uintptr_t>(scratch) % core::kScratchAlignment == 0);
   return ForDType(row.dtype,
                   [&]<DType kDType>() { return EstimateRow<kDType>(row, n, target, scratch); });
@@ -73,21 +73,21 @@ WindowSums SumWindow(const WeightRow& row, const WindowEstimate& window, int64_t
       row.dtype, [&]<DType kDType>() { return WindowOf<kDType>(row, window, begin, end, values); });
 }
 
-WindowSums SumFew(const WeightRow& row, float low, int64_t begin, int64_t end, float* values,
-                  int32_t* columns) {
+WindowSums SumAndKeepTop(const WeightRow& row, float low, int64_t begin, int64_t end, float* values,
+                         int32_t* columns) {
   HWY_DASSERT(0 <= begin && begin < end && IsPlain(row));
   HWY_DASSERT(low > -std::numeric_limits<float>::infinity());
   return ForDType(row.dtype, [&]<DType kDType>() {
-    return FewOf<kDType>(row, low, begin, end, values, columns);
+    return SumAndKeepTopOf<kDType>(row, low, begin, end, values, columns);
   });
 }
 
-int64_t FindFew(const WeightRow& row, float low, int64_t begin, int64_t end, float* values,
+int64_t KeepTop(const WeightRow& row, float low, int64_t begin, int64_t end, float* values,
                 int32_t* columns) {
   HWY_DASSERT(0 <= begin && begin < end);
   HWY_DASSERT(low > -std::numeric_limits<float>::infinity());
   return ForDType(row.dtype, [&]<DType kDType>() {
-    return FindFewOf<kDType>(row, low, begin, end, values, columns);
+    return KeepTopOf<kDType>(row, low, begin, end, values, columns);
   });
 }
 
@@ -112,8 +112,8 @@ const SamplingKernels* SamplingKernelsForTarget() {
                                                .find_nucleus = FindNucleus,
                                                .estimate_window = EstimateWindow,
                                                .sum_window = SumWindow,
-                                               .sum_few = SumFew,
-                                               .find_few = FindFew,
+                                               .sum_and_keep_top = SumAndKeepTop,
+                                               .keep_top = KeepTop,
                                                .find_equal = FindEqual,
                                                .mask = MaskRange};
   return &kKernels;

@@ -65,7 +65,7 @@ constexpr int64_t kFewRoom = 8192;
 // What is known of a row before its window is estimated.
 struct WindowTarget {
   double share = 0;  // the share of the mass that the nucleus must reach
-  double all = 0;    // the mass of the row relative to row.max; 0: both are unknown
+  double mass = 0;   // of the row, relative to row.max; 0: it and row.max are unknown
 };
 
 // The values between which the last column of the nucleus is estimated to be, both included.
@@ -73,7 +73,7 @@ struct WindowEstimate {
   // The logit to which weights are relative until the maximum is known. Not finite: there is no
   // estimate, because the best logit of the sample is not finite.
   float pivot = 0;
-  double all = 0;  // the mass, relative to the pivot
+  double mass = 0;  // of the row, relative to the pivot
   float low = 0;
   float high = 0;
   // Only a few columns are estimated to reach `low`, and `high` is infinite.
@@ -82,10 +82,11 @@ struct WindowEstimate {
 };
 
 struct WindowSums {
-  double all = 0;     // sum of weights, same bits as sum_weights; sum_few: only below the window
+  double total =
+      0;  // sum of weights, same bits as sum_weights; sum_and_keep_top: without those kept
   double above = 0;   // sum of the weights above the window
   int64_t count = 0;  // how many columns are in the window
-  float max = 0;      // of all columns; sum_few: of those in the window, -inf if there is none
+  float max = 0;  // of all columns; sum_and_keep_top: of those in the window, -inf if there is none
 };
 
 struct SamplingKernels {
@@ -105,7 +106,7 @@ struct SamplingKernels {
 
   // Estimates the window of a target. `scratch` has NucleusScratch(n) bytes. Pre: n >=
   // kMinWindowed; the row has a scale that is finite and a unit of 1; row.max is known if
-  // target.all is.
+  // target.mass is.
   WindowEstimate (*estimate_window)(const WeightRow& row, int64_t n, const WindowTarget& target,
                                     uint8_t* scratch);
 
@@ -118,11 +119,11 @@ struct SamplingKernels {
   // Sums columns [begin, end) below `low` likewise and stores the others, in f32 and in their
   // order, with their numbers. There is room for end - begin + kWeightSlack of each. Pre: row.max
   // is not far below `low`, so that no weight in the sum overflows.
-  WindowSums (*sum_few)(const WeightRow& row, float low, int64_t begin, int64_t end, float* values,
-                        int32_t* columns);
+  WindowSums (*sum_and_keep_top)(const WeightRow& row, float low, int64_t begin, int64_t end,
+                                 float* values, int32_t* columns);
 
-  // Stores the same columns as sum_few but sums nothing. Returns how many there are.
-  int64_t (*find_few)(const WeightRow& row, float low, int64_t begin, int64_t end, float* values,
+  // Stores the same columns as sum_and_keep_top but sums nothing. Returns how many there are.
+  int64_t (*keep_top)(const WeightRow& row, float low, int64_t begin, int64_t end, float* values,
                       int32_t* columns);
 
   // The column of element number `place` (from 0) among those equal to `value`. If another thread

@@ -26,7 +26,7 @@ float Unit(float temperature) { return temperature < 0x1p100f ? 1.0f : 0x1p-64f;
 
 const float kRawScale = Scale(1, 1);
 
-bool RowPlan::raw() const { return scale == kRawScale && unit == 1 && min_weight == 0; }
+bool RowPlan::sums_are_raw() const { return scale == kRawScale && unit == 1 && min_weight == 0; }
 
 RowPlan PlanRow(const RowParameters& parameters, int64_t n, bool draws) {
   RowPlan plan;
@@ -41,12 +41,12 @@ RowPlan PlanRow(const RowParameters& parameters, int64_t n, bool draws) {
   if (limited || n <= kMaxFirst) {
     plan.path = SamplePath::kCandidates;
     plan.k = limited ? parameters.top_k : n;
-    plan.first = plan.k <= kMaxFirst ? plan.k : 1;
+    plan.num_first = plan.k <= kMaxFirst ? plan.k : 1;
   } else if (parameters.top_p < 1) {
     plan.path = SamplePath::kNucleus;
     plan.windowed = n >= kMinWindowed && plan.unit == 1 && std::isfinite(plan.scale);
     plan.sums = !plan.windowed;
-    plan.first = plan.windowed ? 1 : kNucleusSteps[0];
+    plan.num_first = plan.windowed ? 1 : kNucleusSteps[0];
   } else {
     plan.path = SamplePath::kAll;
     plan.sums = draws;

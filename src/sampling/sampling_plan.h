@@ -24,9 +24,9 @@ enum class SamplePath : uint8_t {
 
 struct RowPlan {
   SamplePath path = SamplePath::kGreedy;
-  int64_t k = 1;      // kCandidates: the number of candidates
-  int64_t first = 1;  // how many candidates the one top-k call for all rows finds, best first
-  float scale = 0;    // weights are 2^((x * unit - max * unit) * scale)
+  int64_t k = 1;          // kCandidates: the number of candidates
+  int64_t num_first = 1;  // how many candidates the one top-k call for all rows finds, best first
+  float scale = 0;        // weights are 2^((x * unit - max * unit) * scale)
   float unit = 1;
   float top_p = 1;
   float min_weight = 0;  // relative to the best column, whose weight is 1
@@ -35,7 +35,7 @@ struct RowPlan {
   // kNucleus: by a NucleusSearch, which finds the maximum and sums the weights itself.
   bool windowed = false;
   // Whether the sum of weights over all columns is also the one that log-probabilities need.
-  bool raw() const;
+  bool sums_are_raw() const;
 };
 
 // Without `draws` the row is only filtered.

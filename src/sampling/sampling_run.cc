@@ -49,7 +49,7 @@ class Sampler {
   }
   double* Sums(int64_t row) const { return sums_ + row * batch_.blocks; }
   // Whether the draw itself makes the sum that the log-probability needs.
-  static bool DrawSumsRaw(const RowPlan& plan) { return plan.windowed && plan.raw(); }
+  static bool DrawSumsRaw(const RowPlan& plan) { return plan.windowed && plan.sums_are_raw(); }
   // NaN is above all values, so if there is one it is the maximum.
   bool IsValid(int64_t row) const { return !std::isnan(Max(row)) && Max(row) != -kInfinity; }
 
@@ -85,11 +85,11 @@ uint8_t* Sampler::PlaceFirst() {
   const int64_t rows = batch_.logits.rows;
   for (int64_t row = 0; row < rows; ++row) {
     const RowPlan plan = batch_.Plan(row);
-    uniform_ &= plan.first == batch_.Plan(0).first;
+    uniform_ &= plan.num_first == batch_.Plan(0).num_first;
     any_sums_ |= plan.sums || (logprobs_ && !DrawSumsRaw(plan));
     any_windowed_ |= plan.windowed;
     any_first_ |= !plan.windowed;
-    width_ = std::max(width_, plan.first);
+    width_ = std::max(width_, plan.num_first);
   }
   const FirstScratch layout = PlanFirst(rows, width_, batch_.element, reserved_);
   uint8_t* const memory = core::ThreadScratch::Of(core::ThreadScratch::kSampling).Get(layout.bytes);
@@ -110,7 +110,7 @@ void Sampler::FindFirst() {
     return;
   }
   for (int64_t row = 0; row < logits.rows; ++row) {
-    counts_[row] = static_cast<int32_t>(batch_.Plan(row).first);
+    counts_[row] = static_cast<int32_t>(batch_.Plan(row).num_first);
   }
   TopK(logits, std::span<const int32_t>(counts_, static_cast<size_t>(logits.rows)), out, options);
 }
@@ -146,7 +146,7 @@ void Sampler::PlanScratch() {
     } else if (plan.path == SamplePath::kCandidates) {
       k = plan.k;
     }
-    for (const int64_t count : {plan.first, std::max(k, plan.first)}) {
+    for (const int64_t count : {plan.num_first, std::max(k, plan.num_first)}) {
       rest = std::max(rest, batch_.TopKScratch(row, count));
     }
     candidates = std::max(candidates, k);
@@ -161,7 +161,7 @@ void Sampler::SumBlocksOf(int64_t row, int64_t begin, int64_t end) {
   const Cut min_weight{-kInfinity, plan.min_weight};
   const bool cut = plan.path == SamplePath::kAll && plan.min_weight > 0;
   const bool logprobs = logprobs_ && !DrawSumsRaw(plan);
-  const bool shared = plan.sums && plan.raw();
+  const bool shared = plan.sums && plan.sums_are_raw();
   if (!IsValid(row)) {
     return;
   }
@@ -216,9 +216,9 @@ void Sampler::Run(core::FunctionRef<void(int64_t row, RowDraw& draw)> finish) {
   ThreadPool* const pool = batch_.options.pool;
   const int64_t threads = (pool != nullptr ? *pool : DefaultPool()).threads();
   // If tasks take whole rows, each row is summed while it is still in the core's cache.
-  const bool together =
+  const bool tasks_take_rows =
       (any_sums_ || any_windowed_) && (rows % threads == 0 || rows >= 4 * threads);
-  if (!together && any_first_) {
+  if (!tasks_take_rows && any_first_) {
     FindFirst();
   }
   core::Lease lease(pool);
@@ -226,18 +226,18 @@ void Sampler::Run(core::FunctionRef<void(int64_t row, RowDraw& draw)> finish) {
   if (any_sums_) {
     PlaceSums(lease);
   }
-  if (any_sums_ && !together) {
+  if (any_sums_ && !tasks_take_rows) {
     SumRows(lease);
   }
   lease.Run(rows, [&](int64_t row, uint8_t* memory) {
     const RowPlan plan = batch_.Plan(row);
-    const Candidates first = First(row, plan.first);
-    if (together && !plan.windowed) {
+    const Candidates first = First(row, plan.num_first);
+    if (tasks_take_rows && !plan.windowed) {
       batch_.FindBest(row, first, scratch_.rest.At(memory));
     }
     RowDraw draw(batch_, row, first, any_sums_ ? Sums(row) : nullptr, scratch_, memory);
     maxima_[row] = draw.max();
-    if (any_sums_ && (together || plan.windowed)) {
+    if (any_sums_ && (tasks_take_rows || plan.windowed)) {
       SumBlocksOf(row, 0, batch_.blocks);
     }
     if (IsValid(row)) {

@@ -32,7 +32,7 @@ int32_t RowDraw::VerifyAmongCandidates(const Kept& kept, int32_t draft, const fl
     left += above > 0 ? above : 0;
   }
   if (!(left > 0)) {  // p equals q up to rounding: draws from p
-    return from.indices[Locate(weights_, from.count, batch_.Random(row_) * total)];
+    return from.indices[IndexAtMass(weights_, from.count, batch_.Random(row_) * total)];
   }
   for (int64_t i = 0; i < from.count; ++i) {
     const double share = static_cast<double>(weights_[i]) / total;
@@ -40,7 +40,7 @@ int32_t RowDraw::VerifyAmongCandidates(const Kept& kept, int32_t draft, const fl
         static_cast<float>(std::max(share - static_cast<double>(q[from.indices[i]]), 0.0));
   }
   return from
-      .indices[Locate(weights_, from.count, batch_.Random(row_) * Sum(weights_, from.count))];
+      .indices[IndexAtMass(weights_, from.count, batch_.Random(row_) * Sum(weights_, from.count))];
 }
 
 // The weight of all columns that are kept.
@@ -117,7 +117,7 @@ int32_t RowDraw::VerifyAmongAll(const Kept& kept, int32_t draft, const float* q)
     if (block == last || before + sums_[block] > place) {
       const int64_t begin = batch_.BlockBegin(block);
       const int64_t count = batch_.BlockEnd(block) - begin;
-      return static_cast<int32_t>(begin + Locate(weights_, count, place - before));
+      return static_cast<int32_t>(begin + IndexAtMass(weights_, count, place - before));
     }
     before += sums_[block];
   }

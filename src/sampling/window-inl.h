@@ -127,8 +127,8 @@ class FewColumns {
 };
 
 template <DType kDType>
-WindowSums FewOf(const WeightRow& row, float low, int64_t begin, int64_t end, float* values,
-                 int32_t* columns) {
+WindowSums SumAndKeepTopOf(const WeightRow& row, float low, int64_t begin, int64_t end,
+                           float* values, int32_t* columns) {
   const WeightReader<kDType, false, true> read(row, {});
   FewColumns few(low, values, columns);
   WideSum sum;
@@ -141,7 +141,7 @@ WindowSums FewOf(const WeightRow& row, float low, int64_t begin, int64_t end, fl
 }
 
 template <DType kDType>
-int64_t FindFewOf(const WeightRow& row, float low, int64_t begin, int64_t end, float* values,
+int64_t KeepTopOf(const WeightRow& row, float low, int64_t begin, int64_t end, float* values,
                   int32_t* columns) {
   using E = Elements<kDType>;
   const WeightTag d;

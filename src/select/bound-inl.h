@@ -129,7 +129,7 @@ HWY_INLINE double RoughBiasedLog2(size_t count) {
 template <typename TI>
 struct Bound {
   TI key;
-  size_t reached;  // how many keys are >= key; 0: fewer than k reach the floor
+  size_t num_reaching;  // how many keys are >= key; 0: fewer than k reach the floor
 };
 
 // A key not below `floor` that at least k and at most `limit` of keys[0, count) reach; where ties
@@ -160,15 +160,15 @@ Bound<TI> FindBound(const TI* keys, size_t count, size_t k, size_t limit, TI flo
     reached = CountGe(keys, count, static_cast<TI>(low));
     step *= 4;
   }
-  const double wanted = RoughBiasedLog2((k + limit) / 2);
+  const double target_log2 = RoughBiasedLog2((k + limit) / 2);
   for (bool bisect = false; reached > limit && high - low > 1; bisect = !bisect) {
-    double share = 0.5;
+    double fraction = 0.5;
     if (!bisect) {
       const double above = RoughBiasedLog2(reached);
-      share =
-          (above - wanted) / (above - RoughBiasedLog2(std::max<size_t>(reached_high, 1)) + 0.01);
+      fraction = (above - target_log2) /
+                 (above - RoughBiasedLog2(std::max<size_t>(reached_high, 1)) + 0.01);
     }
-    const Wide guess = low + static_cast<Wide>(static_cast<double>(high - low) * share);
+    const Wide guess = low + static_cast<Wide>(static_cast<double>(high - low) * fraction);
     const Wide middle = std::clamp<Wide>(guess, low + 1, high - 1);
     const size_t at_middle = CountGe(keys, count, static_cast<TI>(middle));
     if (at_middle >= k) {

@@ -94,7 +94,7 @@ constexpr int kDense = 12;
 
 // Stores the indices from[0, Lanes(d)) whose lanes are set, in order. Writes whole vectors.
 template <class D, typename TI = hn::TFromD<D>>
-HWY_INLINE void CompressStored(D d, hn::Mask<D> mask, const int32_t* from, int32_t* out) {
+HWY_INLINE void CompressIndicesFrom(D d, hn::Mask<D> mask, const int32_t* from, int32_t* out) {
   if constexpr (sizeof(TI) == 8) {
     const hn::Rebind<int32_t, D> narrow;
     const auto wide = hn::PromoteTo(d, hn::LoadU(narrow, from));
@@ -137,7 +137,7 @@ void KeepGe(Candidates<TI>& candidates, TI bound) {
       continue;
     }
     hn::StoreU(hn::Compress(keys, mask), d, candidates.keys + kept);
-    CompressStored(d, mask, candidates.indices + i, candidates.indices + kept);
+    CompressIndicesFrom(d, mask, candidates.indices + i, candidates.indices + kept);
     kept += static_cast<size_t>(std::popcount(bits));
   }
   candidates.count = kept;

@@ -41,7 +41,7 @@ HWY_INLINE int32_t Prune(FloatCandidates& list, size_t k, size_t limit) {
   Pad(Tag<int32_t>(), list.keys, list.count);
   const Bound<int32_t> bound =
       FindBound(list.keys, list.count, k, limit, core::kF32Format.lowest_key(), core::kF32Format);
-  if (bound.reached <= limit) {
+  if (bound.num_reaching <= limit) {
     KeepGe(list, bound.key);
   } else {  // too many ties at the bound; fewer than k candidates are above it
     KeepFirstTies(list, bound.key, k - CountGe(list.keys, list.count, bound.key + 1));

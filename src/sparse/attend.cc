@@ -34,7 +34,7 @@ int64_t NamedCols(std::span<const SparseScope> scopes) {
   return cols;
 }
 
-int64_t LengthOf(const SparseScope& scope, int64_t token) {
+int64_t NumSlots(const SparseScope& scope, int64_t token) {
   return scope.lengths == nullptr ? scope.cols
                                   : std::clamp<int64_t>(scope.lengths[token], 0, scope.cols);
 }
@@ -43,7 +43,7 @@ int64_t CountNamed(std::span<const SparseScope> scopes, int64_t token) {
   int64_t named = 0;
   for (const SparseScope& scope : scopes) {
     const int32_t* slots = scope.slots + token * scope.slots_stride;
-    named += std::count_if(slots, slots + LengthOf(scope, token),
+    named += std::count_if(slots, slots + NumSlots(scope, token),
                            [&](int32_t slot) { return slot >= 0 && slot < scope.rows.slots; });
   }
   return named;
@@ -55,7 +55,7 @@ struct SharedLayout {
   core::ScratchArray<int32_t> counts;  // [tokens][scopes] how many of these are in each scope
   core::ScratchArray<int32_t> slots;   // [tokens][named columns], sorted
   core::ScratchArray<WorkItem> items;
-  core::ScratchArray<attention::DividedItem> splits;
+  core::ScratchArray<attention::DividedItem> divided_items;
   core::ScratchArray<int64_t> chunk_begin;
   core::ScratchArray<float> states;
   size_t bytes = 0;
@@ -67,7 +67,7 @@ struct SharedLayout {
     counts = layout.Place<int32_t>(tokens * static_cast<int64_t>(scopes.size()));
     slots = layout.Place<int32_t>(tokens * NamedCols(scopes));
     items = layout.Place<WorkItem>(plan.items);
-    splits = layout.Place<attention::DividedItem>(plan.splits);
+    divided_items = layout.Place<attention::DividedItem>(plan.divided_items);
     chunk_begin = layout.Place<int64_t>(plan.chunks + 1);
     states = layout.Place<float>(
         attention::PartialStateFloats(plan.state_rows, attention::PaddedDim(value_dim)));
@@ -75,10 +75,10 @@ struct SharedLayout {
   }
 };
 
-class Call {
+class SparseAttentionCall {
  public:
-  Call(const HeadsView& q, std::span<const SparseScope> scopes, const AttentionOut& out,
-       const SparseAttentionOptions& options)
+  SparseAttentionCall(const HeadsView& q, std::span<const SparseScope> scopes,
+                      const AttentionOut& out, const SparseAttentionOptions& options)
       : q_(q),
         scopes_(scopes),
         options_(options),
@@ -101,11 +101,11 @@ class Call {
     });
     const attention::AttentionKernels& kernels = attention::GetAttentionKernels();
     const int64_t heads = args_.shape.kv_heads;
-    lease_.Run(plan_.splits * heads, [&](int64_t i, uint8_t*) {
-      const attention::DividedItem& split = layout_->splits.At(memory_)[i / heads];
+    lease_.Run(plan_.divided_items * heads, [&](int64_t i, uint8_t*) {
+      const attention::DividedItem& divided = layout_->divided_items.At(memory_)[i / heads];
       const auto head = static_cast<int>(i % heads);
-      if (head < split.whole.head_end - split.whole.head_begin) {
-        kernels.merge_divided_item(args_, split, head, layout_->states.At(memory_));
+      if (head < divided.whole.head_end - divided.whole.head_begin) {
+        kernels.merge_divided_item(args_, divided, head, layout_->states.At(memory_));
       }
     });
   }
@@ -117,8 +117,8 @@ class Call {
     args_.q_dtype = q_.dtype;
     args_.q_token_stride = core::SaturatingMul(q_.token_stride, element);
     args_.q_head_stride = core::SaturatingMul(q_.head_stride, element);
-    args_.keys = PagesOf(static_cast<int>(q_.head_dim));
-    args_.values = PagesOf(value_dim_);
+    args_.keys = MakePages(static_cast<int>(q_.head_dim));
+    args_.values = MakePages(value_dim_);
     args_.values_in_keys = true;
     args_.page_size = 1;
     args_.scale = options_.scale.value_or(
@@ -134,7 +134,7 @@ class Call {
   }
 
   // The first `dim` elements of rows, as kernels read them.
-  attention::KvPages PagesOf(int dim) const {
+  attention::KvPages MakePages(int dim) const {
     const SparseRows& rows = scopes_[0].rows;
     switch (read_) {
       case sparse::RowAccess::kInPlace:
@@ -171,11 +171,11 @@ class Call {
     args_.kv_lens = layout_->lens.At(memory_);
     const attention::PlanOut out = {
         {layout_->items.At(memory_), static_cast<size_t>(plan_.items)},
-        {layout_->splits.At(memory_), static_cast<size_t>(plan_.splits)},
+        {layout_->divided_items.At(memory_), static_cast<size_t>(plan_.divided_items)},
         {layout_->chunk_begin.At(memory_), static_cast<size_t>(plan_.chunks) + 1}};
     const attention::Plan placed = attention::PlanAttention(
         args_.shape, {}, std::span<const int32_t>(args_.kv_lens, tokens), lease_.threads(), out);
-    core::Check(placed.items == plan_.items && placed.splits == plan_.splits &&
+    core::Check(placed.items == plan_.items && placed.divided_items == plan_.divided_items &&
                     placed.chunks == plan_.chunks && placed.state_rows == plan_.state_rows,
                 Code::kBadRange, "slots or lengths changed while the call read them");
   }
@@ -193,7 +193,7 @@ class Call {
       for (size_t s = 0; s < scopes_.size(); ++s) {
         const SparseScope& scope = scopes_[s];
         const int64_t count = sparse::SortSlots(
-            {scope.slots + token * scope.slots_stride, static_cast<size_t>(LengthOf(scope, token))},
+            {scope.slots + token * scope.slots_stride, static_cast<size_t>(NumSlots(scope, token))},
             scope.rows.slots, slots + named, reinterpret_cast<int32_t*>(scratch));
         layout_->counts.At(memory_)[token * scopes + static_cast<int64_t>(s)] =
             static_cast<int32_t>(count);
@@ -212,7 +212,7 @@ class Call {
     int64_t rows = 0;
     for (int64_t i = 0; i < plan_.items && read_ != sparse::RowAccess::kInPlace; ++i) {
       const WorkItem& item = layout_->items.At(memory_)[i];
-      rows = std::max<int64_t>(rows, RowsOf(item));
+      rows = std::max<int64_t>(rows, NumRows(item));
     }
     const size_t kernel =
         (attention::GetAttentionKernels().scratch_bytes(args_, plan_) + 63) / 64 * 64;
@@ -224,13 +224,13 @@ class Call {
     lease_.ReserveScratch(layout.bytes());
   }
 
-  static int64_t BeginOf(const WorkItem& item) {
+  static int64_t FirstRow(const WorkItem& item) {
     return int64_t{item.split_begin} * attention::kKvSplit;
   }
-  int64_t RowsOf(const WorkItem& item) const {
+  int64_t NumRows(const WorkItem& item) const {
     const int64_t end =
         std::min<int64_t>(args_.kv_lens[item.seq], int64_t{item.split_end} * attention::kKvSplit);
-    return std::max<int64_t>(0, end - BeginOf(item));
+    return std::max<int64_t>(0, end - FirstRow(item));
   }
 
   // Runs an item as if its rows were the whole sequence.
@@ -240,15 +240,15 @@ class Call {
     args.q += token * args.q_token_stride;
     args.out += token * args.out_token_stride;
     args.lse = args.lse != nullptr ? args.lse + token * args.lse_token_stride : nullptr;
-    const auto len = static_cast<int32_t>(RowsOf(item));
+    const auto len = static_cast<int32_t>(NumRows(item));
     const int64_t page_begin = 0;
     const int32_t page = 0;
     args.kv_lens = &len;
     args.page_begin = &page_begin;
     if (read_ == sparse::RowAccess::kInPlace) {
-      args.page_numbers = Slots(token) + BeginOf(item);
+      args.page_numbers = Slots(token) + FirstRow(item);
     } else {
-      Gather(token, BeginOf(item), BeginOf(item) + len, scratch);
+      Gather(token, FirstRow(item), FirstRow(item) + len, scratch);
       args.page_numbers = &page;
       args.page_size = std::numeric_limits<int32_t>::max();
       args.page_shift = -1;
@@ -299,7 +299,7 @@ void SparseAttention(const HeadsView& q, std::span<const SparseScope> scopes,
   sparse::CheckSparseAttention(q, scopes, out, options);
   core::EnsureTarget();
   if (q.tokens > 0) {
-    Call(q, scopes, out, options).Run();
+    SparseAttentionCall(q, scopes, out, options).Run();
   }
 } catch (...) {
   core::RethrowAsError();

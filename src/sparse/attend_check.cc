@@ -100,9 +100,9 @@ int64_t ScaleGroup(const SparseRows& rows) {
 void CheckPool(const char* name, const SparseRows& rows) {
   core::Check(rows.slots >= 0 && rows.slots <= kMaxInt, Code::kBadShape, name,
               ".slots = ", rows.slots, " is not in 0..", kMaxInt);
-  const int64_t least = rows.format == SparseRowFormat::kMla584 ? 1 : 0;
-  core::Check(rows.page_size >= least && rows.page_size <= kMaxInt, Code::kBadShape, name,
-              ".page_size = ", rows.page_size, " is not in ", least, "..", kMaxInt);
+  const int64_t min_page_size = rows.format == SparseRowFormat::kMla584 ? 1 : 0;
+  core::Check(rows.page_size >= min_page_size && rows.page_size <= kMaxInt, Code::kBadShape, name,
+              ".page_size = ", rows.page_size, " is not in ", min_page_size, "..", kMaxInt);
   core::Check(rows.format != SparseRowFormat::kMla584 ||
                   rows.page_stride >= core::SaturatingMul(rows.page_size, 584),
               Code::kBadShape, name, ".page_stride = ", rows.page_stride, " is less than the ",

@@ -82,9 +82,9 @@ void CheckInputs(const MatrixView& kv, const MatrixView& gates, const CompressOp
   sparse::CheckSame("gates.rows", gates.rows, "kv.rows", kv.rows);
   sparse::CheckSame("gates.cols", gates.cols, "kv.cols", kv.cols);
   const int64_t unit = options.overlap ? 32 : 16;
-  const int64_t most = sparse::kMaxEntryDim * unit / 16;
-  core::Check(kv.cols >= unit && kv.cols <= most && kv.cols % unit == 0, Code::kBadShape,
-              "kv.cols = ", kv.cols, " is not a multiple of ", unit, " in ", unit, "..", most,
+  const int64_t max_cols = sparse::kMaxEntryDim * unit / 16;
+  core::Check(kv.cols >= unit && kv.cols <= max_cols && kv.cols % unit == 0, Code::kBadShape,
+              "kv.cols = ", kv.cols, " is not a multiple of ", unit, " in ", unit, "..", max_cols,
               options.overlap ? "; with overlap it is twice an entry's dim" : "");
   core::Check(options.norm_eps >= 0 && std::isfinite(options.norm_eps), Code::kBadOption,
               "norm_eps = ", options.norm_eps, " is negative or not finite");

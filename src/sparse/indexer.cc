@@ -12,8 +12,8 @@
 #include "sparse/indexer_args.h"
 #include "sparse/indexer_check.h"
 #include "sparse/indexer_kernels.h"
-#include "sparse/indexer_make.h"
 #include "sparse/indexer_plan.h"
+#include "sparse/make_indexer_args.h"
 
 namespace riffle {
 namespace {
@@ -50,15 +50,15 @@ void RunLogits(const HeadsView& q, const IndexWeights& weights, const IndexKeys&
   const PlannedIndex plan = planner.Place(lease.Shared(planner.bytes()));
   const IndexerArgs args = sparse::MakeIndexerArgs(q, weights, keys, options.activation, plan);
   const IndexerKernels& kernels = sparse::GetIndexerKernels(args.product);
-  const sparse::ScoreScratch layout = sparse::PlanScoreScratch(args.heads, args.words());
+  const sparse::ScoreScratch layout = sparse::PlanScoreScratch(args.heads, args.operands());
   const int64_t splits = sparse::PlanSplits(planner.groups(), planner.max_keys(), lease.threads());
   lease.ReserveScratch(layout.bytes);
   const int64_t items = planner.groups() * splits;
   // The last queries of a prefill see the most keys: run them first.
   lease.Run(items, [&](int64_t task, uint8_t* scratch) {
-    const int64_t number = items - 1 - task;
-    const IndexerItem item = sparse::ItemOf(plan, number, splits, 1);
-    FillOutside(item, out, number % splits == 0, number % splits == splits - 1);
+    const int64_t index = items - 1 - task;
+    const IndexerItem item = sparse::ItemOf(plan, index, splits, 1);
+    FillOutside(item, out, index % splits == 0, index % splits == splits - 1);
     if (item.begin < item.end) {
       kernels.logits(args, item, out, layout, scratch);
     }
@@ -89,13 +89,13 @@ void CheckLogitsOut(const HeadsView& q, const IndexWeights& weights, const Index
 int64_t MaxIndexKeys(const PagedBatch& batch, int64_t ratio) try {
   const core::EntryPoint entry;
   core::Check(ratio >= 1, Code::kBadOption, "ratio = ", ratio, " is not positive");
-  int64_t most = 0;
+  int64_t max_keys = 0;
   for (size_t b = 0; b < batch.kv_lens.size(); ++b) {
     const bool asked = batch.cu_q_lens.empty() || (b + 1 < batch.cu_q_lens.size() &&
                                                    batch.cu_q_lens[b + 1] > batch.cu_q_lens[b]);
-    most = std::max(most, asked ? batch.kv_lens[b] / ratio : 0);
+    max_keys = std::max(max_keys, asked ? batch.kv_lens[b] / ratio : 0);
   }
-  return most;
+  return max_keys;
 } catch (...) {
   core::RethrowAsError();
 }

@@ -15,11 +15,11 @@ inline constexpr int kQueryBlock = 16;  // queries of a work item: they share th
 inline constexpr int kMaxIndexHeads = 128;
 inline constexpr int kMaxIndexDim = 256;
 
-// The arithmetic of q . k. A word is 32 bits of a row of q or of a key: one f32, two bf16 or four
-// int8.
+// The arithmetic of q . k. An operand is 32 bits of a row of q or of a key: one f32, two bf16 or
+// four int8.
 enum class Product : uint8_t { kF32, kBF16, kInt8 };
 
-constexpr int ElementsPerWord(Product product) {
+constexpr int ElementsPerOperand(Product product) {
   return product == Product::kF32 ? 1 : product == Product::kBF16 ? 2 : 4;
 }
 
@@ -63,7 +63,7 @@ struct IndexerArgs {
   int64_t candidate_block = 1;
   Product product = Product::kF32;
 
-  int words() const { return head_dim / ElementsPerWord(product); }
+  int operands() const { return head_dim / ElementsPerOperand(product); }
 };
 
 // Queries of one sequence whose keys are scored together.
@@ -77,22 +77,22 @@ struct IndexerItem {
   QueryGroup queries;
   int32_t begin = 0;  // keys
   int32_t end = 0;
-  int64_t number = 0;  // group * splits + split
+  int64_t index = 0;  // group * splits + split
 };
 
 // A thread's memory while it scores.
 struct ScoreScratch {
-  core::ScratchArray<uint32_t> q;      // [kQueryBlock][head groups][words][heads of a group]
+  core::ScratchArray<uint32_t> q;      // [kQueryBlock][head groups][operands][heads of a group]
   core::ScratchArray<float> weights;   // [kQueryBlock][kMaxIndexHeads]
   core::ScratchArray<int32_t> starts;  // likewise; int8: what the sums begin with
-  core::ScratchArray<uint32_t> tile;   // [panels][words][keys of a panel]
-  core::ScratchArray<uint32_t> rows;   // [kTileKeys][words]: keys that had to be converted
+  core::ScratchArray<uint32_t> tile;   // [panels][operands][keys of a panel]
+  core::ScratchArray<uint32_t> rows;   // [kTileKeys][operands]: keys that had to be converted
   core::ScratchArray<float> scales;    // [kTileKeys]
   core::ScratchArray<float> logits;    // [kTileKeys]
-  int64_t query_words = 0;             // words of a query
+  int64_t query_operands = 0;          // operands of a query
   size_t bytes = 0;
 };
-ScoreScratch PlanScoreScratch(int heads, int words);
+ScoreScratch PlanScoreScratch(int heads, int operands);
 
 // What IndexerTopK selects.
 struct SelectArgs {
@@ -120,14 +120,14 @@ struct SelectArgs {
 // The lists of candidates for the answers, which a thread keeps while it scores an item, and memory
 // for sorting them. Placed after the ScoreScratch.
 struct SelectScratch {
-  int64_t limit = 0;                        // candidates of a query that survive an item, at most
-  int64_t capacity = 0;                     // of the list while the item runs
-  core::ScratchArray<int32_t> keys;         // [kQueryBlock][stride]
-  core::ScratchArray<int32_t> blocks;       // likewise
-  core::ScratchArray<int64_t> counts;       // [kQueryBlock]
-  core::ScratchArray<int32_t> bounds;       // [kQueryBlock]
-  core::ScratchArray<uint64_t> pairs;       // of the sort
-  core::ScratchArray<int32_t> merged_keys;  // where items of one query are merged
+  int64_t limit = 0;                       // candidates of a query that survive an item, at most
+  int64_t capacity = 0;                    // of the list while the item runs
+  core::ScratchArray<int32_t> order_keys;  // [kQueryBlock][stride]
+  core::ScratchArray<int32_t> blocks;      // likewise
+  core::ScratchArray<int64_t> counts;      // [kQueryBlock]
+  core::ScratchArray<int32_t> bounds;      // [kQueryBlock]
+  core::ScratchArray<uint64_t> pairs;      // of the sort
+  core::ScratchArray<int32_t> merged_order_keys;  // where items of one query are merged
   core::ScratchArray<int32_t> merged_blocks;
   int64_t stride = 0;
   size_t bytes = 0;
@@ -135,10 +135,10 @@ struct SelectScratch {
 SelectScratch PlanSelectScratch(int64_t k, int64_t max_blocks, int64_t splits, size_t begin);
 
 // The candidates that items leave in shared memory where the keys of a group are split.
-struct KeptLists {
+struct SplitCandidates {
   int64_t* counts = nullptr;               // [items][kQueryBlock]
   std::atomic<int32_t>* bounds = nullptr;  // [tokens] an order key that k scores are known to reach
-  int32_t* keys = nullptr;                 // [items][kQueryBlock][limit], order keys of scores
+  int32_t* order_keys = nullptr;           // [items][kQueryBlock][limit], of scores
   int32_t* blocks = nullptr;               // likewise
 };
 

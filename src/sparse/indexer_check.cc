@@ -148,12 +148,13 @@ void CheckIndexBatch(const PagedBatch& batch, const IndexKeys& keys, int64_t tok
     core::Check(batch.cu_q_lens.back() == tokens, Code::kBadRange, "cu_q_lens[", sequences,
                 "] = ", batch.cu_q_lens.back(), " is not the number of tokens of q, ", tokens);
   }
-  const int64_t most = std::min(kMaxKeys, core::SaturatingMul(batch.max_pages, keys.page_size));
+  const int64_t table_keys =
+      std::min(kMaxKeys, core::SaturatingMul(batch.max_pages, keys.page_size));
   for (size_t b = 0; b < batch.kv_lens.size(); ++b) {
     const int64_t kv_len = batch.kv_lens[b];
-    core::Check(kv_len >= 0 && kv_len <= kMaxKeys && kv_len / ratio <= most, Code::kBadRange,
+    core::Check(kv_len >= 0 && kv_len <= kMaxKeys && kv_len / ratio <= table_keys, Code::kBadRange,
                 "kv_lens[", b, "] = ", kv_len, " is not in 0..",
-                std::min(kMaxKeys, core::SaturatingMul(most, ratio)), "; the table has ",
+                std::min(kMaxKeys, core::SaturatingMul(table_keys, ratio)), "; the table has ",
                 batch.max_pages, " pages of ", keys.page_size, " keys for it");
     if (!batch.cu_q_lens.empty()) {
       const int64_t begin = batch.cu_q_lens[b];

@@ -18,13 +18,13 @@
 HWY_BEFORE_NAMESPACE();
 namespace riffle::sparse::HWY_NAMESPACE {
 
-template <class Words>
+template <class Math>
 void Logits(const IndexerArgs& args, const IndexerItem& item, const IndexLogitsOut& out,
             const ScoreScratch& layout, uint8_t* scratch) {
   HWY_DASSERT(item.begin < item.end);
   HWY_DASSERT(item.queries.end - item.queries.begin <= kQueryBlock);
   constexpr float kMinusInf = -std::numeric_limits<float>::infinity();
-  Scorer<Words> scorer(args, item, layout, scratch);
+  Scorer<Math> scorer(args, item, layout, scratch);
   for (int32_t begin = item.begin; begin < item.end; begin += kTileKeys) {
     scorer.Pack(begin);
     for (int32_t token = item.queries.begin; token < item.queries.end; ++token) {
@@ -33,7 +33,7 @@ void Logits(const IndexerArgs& args, const IndexerItem& item, const IndexLogitsO
       const int32_t from = std::clamp(range.begin - begin, 0, scorer.count());
       const int32_t to = std::clamp(range.end - begin, from, scorer.count());
       if (from < to) {
-        const float* logits = scorer.Run(token - item.queries.begin);
+        const float* logits = scorer.Score(token - item.queries.begin);
         std::memcpy(row + from, logits + from, static_cast<size_t>(to - from) * sizeof(float));
       }
       std::fill(row, row + from, kMinusInf);
@@ -44,7 +44,7 @@ void Logits(const IndexerArgs& args, const IndexerItem& item, const IndexLogitsO
 
 // A query's list in a thread's scratch while an item runs.
 HWY_INLINE ScoreList ListOf(const SelectScratch& lists, int query, uint8_t* scratch) {
-  return {lists.keys.At(scratch) + query * lists.stride,
+  return {lists.order_keys.At(scratch) + query * lists.stride,
           lists.blocks.At(scratch) + query * lists.stride,
           static_cast<size_t>(lists.counts.At(scratch)[query])};
 }
@@ -55,12 +55,12 @@ HWY_INLINE int64_t Wanted(const SelectArgs& select, int64_t token) {
 }
 
 // Scores one item and keeps the best blocks of its queries.
-template <class Words>
-class Search {
+template <class Math>
+class ItemSearch {
  public:
-  Search(const IndexerArgs& args, const SelectArgs& select, const IndexerItem& item,
-         const KeptLists* kept, const ScoreScratch& layout, const SelectScratch& lists,
-         uint8_t* scratch)
+  ItemSearch(const IndexerArgs& args, const SelectArgs& select, const IndexerItem& item,
+             const SplitCandidates* kept, const ScoreScratch& layout, const SelectScratch& lists,
+             uint8_t* scratch)
       : args_(args),
         select_(select),
         item_(item),
@@ -84,7 +84,7 @@ class Search {
         const int32_t to = std::min(range.end, begin + scorer_.count());
         if (from < to && Wanted(select_, token) > 0) {
           const int query = token - item_.queries.begin;
-          Take(token, query, scorer_.Run(query) + (from - begin), from, to - from);
+          AddScores(token, query, scorer_.Score(query) + (from - begin), from, to - from);
         }
       }
     }
@@ -111,7 +111,7 @@ class Search {
                             : std::max(bound, kept_->bounds[token].load(std::memory_order_relaxed));
   }
 
-  void Take(int32_t token, int query, const float* scores, int32_t key, int32_t count) {
+  void AddScores(int32_t token, int query, const float* scores, int32_t key, int32_t count) {
     ScoreList list = ListOf(lists_, query, scratch_);
     if (static_cast<int64_t>(list.count) + kTileKeys > lists_.capacity) {
       PruneList(token, query, list);
@@ -120,13 +120,13 @@ class Search {
     if (select_.block == 1) {
       AppendReaching(scores, count, key, bound, list);
     } else {
-      reducers_[query].Take(scores, count, key, args_.ranges[token].end,
-                            [&](int64_t block, int32_t at) HWY_ATTR {
-                              if (at >= bound) {
-                                list.keys[list.count] = at;
-                                list.indices[list.count++] = static_cast<int32_t>(block);
-                              }
-                            });
+      reducers_[query].AddScores(scores, count, key, args_.ranges[token].end,
+                                 [&](int64_t block, int32_t at) HWY_ATTR {
+                                   if (at >= bound) {
+                                     list.keys[list.count] = at;
+                                     list.indices[list.count++] = static_cast<int32_t>(block);
+                                   }
+                                 });
     }
     HWY_DASSERT(static_cast<int64_t>(list.count) <= lists_.capacity);
     lists_.counts.At(scratch_)[query] = static_cast<int64_t>(list.count);
@@ -143,8 +143,8 @@ class Search {
       }
       return;
     }
-    const int64_t at = item_.number * kQueryBlock + query;
-    std::copy_n(list.keys, list.count, kept_->keys + at * lists_.limit);
+    const int64_t at = item_.index * kQueryBlock + query;
+    std::copy_n(list.keys, list.count, kept_->order_keys + at * lists_.limit);
     std::copy_n(list.indices, list.count, kept_->blocks + at * lists_.limit);
     kept_->counts[at] = static_cast<int64_t>(list.count);
   }
@@ -152,39 +152,38 @@ class Search {
   const IndexerArgs& args_;
   const SelectArgs& select_;
   const IndexerItem& item_;
-  const KeptLists* const kept_;
+  const SplitCandidates* const kept_;
   const SelectScratch& lists_;
   uint8_t* const scratch_;
-  Scorer<Words> scorer_;
+  Scorer<Math> scorer_;
   BlockReducer reducers_[kQueryBlock];
 };
 
-template <class Words>
+template <class Math>
 void SearchItem(const IndexerArgs& args, const SelectArgs& select, const IndexerItem& item,
-                const KeptLists* kept, const ScoreScratch& layout, const SelectScratch& lists,
+                const SplitCandidates* kept, const ScoreScratch& layout, const SelectScratch& lists,
                 uint8_t* scratch) {
   HWY_DASSERT(item.begin < item.end);
-  Search<Words>(args, select, item, kept, layout, lists, scratch).Run();
+  ItemSearch<Math>(args, select, item, kept, layout, lists, scratch).Run();
 }
 
 void FinishQuery(const IndexerArgs& args, const SelectArgs& select, int64_t token, int query,
-                 int64_t item, int64_t splits, const KeptLists& kept, const SelectScratch& lists,
-                 uint8_t* scratch) {
-  ScoreList list{lists.merged_keys.At(scratch), lists.merged_blocks.At(scratch), 0};
+                 int64_t item, int64_t splits, const SplitCandidates& kept,
+                 const SelectScratch& lists, uint8_t* scratch) {
+  ScoreList list{lists.merged_order_keys.At(scratch), lists.merged_blocks.At(scratch), 0};
   for (int64_t split = 0; split < splits; ++split) {
     const int64_t at = (item + split) * kQueryBlock + query;
     const auto count = static_cast<size_t>(kept.counts[at]);
-    std::copy_n(kept.keys + at * lists.limit, count, list.keys + list.count);
+    std::copy_n(kept.order_keys + at * lists.limit, count, list.keys + list.count);
     std::copy_n(kept.blocks + at * lists.limit, count, list.indices + list.count);
     list.count += count;
   }
   WriteAnswer(args, select, token, list, lists, scratch);
 }
 
-template <class Words>
+template <class Math>
 const IndexerKernels* TableOf() {
-  static constexpr IndexerKernels kTable = {Logits<Words>, SearchItem<Words>, FinishQuery,
-                                            WriteAll};
+  static constexpr IndexerKernels kTable = {Logits<Math>, SearchItem<Math>, FinishQuery, WriteAll};
   return &kTable;
 }
 

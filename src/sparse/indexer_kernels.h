@@ -13,13 +13,13 @@ struct IndexerKernels {
   // Scores an item and leaves the candidates for the answers in `kept`. If that is null, the item
   // has all keys of its queries, and their answers are written.
   void (*search)(const IndexerArgs& args, const SelectArgs& select, const IndexerItem& item,
-                 const KeptLists* kept, const ScoreScratch& layout, const SelectScratch& lists,
-                 uint8_t* scratch);
+                 const SplitCandidates* kept, const ScoreScratch& layout,
+                 const SelectScratch& lists, uint8_t* scratch);
   // Merges what the `splits` items of a query's group left and writes the answer. `item` is the
-  // number of the first one.
+  // index of the first one.
   void (*finish)(const IndexerArgs& args, const SelectArgs& select, int64_t token, int query,
-                 int64_t item, int64_t splits, const KeptLists& kept, const SelectScratch& lists,
-                 uint8_t* scratch);
+                 int64_t item, int64_t splits, const SplitCandidates& kept,
+                 const SelectScratch& lists, uint8_t* scratch);
   // Writes the answer of a query for which nothing needs scores: its forced members and the `count`
   // other blocks that join them.
   void (*write_all)(const IndexerArgs& args, const SelectArgs& select, int64_t token,

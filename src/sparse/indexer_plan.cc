@@ -30,16 +30,17 @@ int64_t PlanSplits(int64_t groups, int64_t max_keys, int threads) {
   return std::max<int64_t>(1, std::min(DivUp(wanted, groups), max_keys / kMinItemKeys));
 }
 
-ScoreScratch PlanScoreScratch(int heads, int words) {
+ScoreScratch PlanScoreScratch(int heads, int operands) {
   core::ScratchLayout layout;
   ScoreScratch plan;
   constexpr int kMaxHeadGroup = 8;
-  plan.query_words = int64_t{(heads + kMaxHeadGroup - 1) / kMaxHeadGroup * kMaxHeadGroup} * words;
-  plan.q = layout.Place<uint32_t>(kQueryBlock * plan.query_words);
+  plan.query_operands =
+      int64_t{(heads + kMaxHeadGroup - 1) / kMaxHeadGroup * kMaxHeadGroup} * operands;
+  plan.q = layout.Place<uint32_t>(kQueryBlock * plan.query_operands);
   plan.weights = layout.Place<float>(kQueryBlock * kMaxIndexHeads);
   plan.starts = layout.Place<int32_t>(kQueryBlock * kMaxIndexHeads);
-  plan.tile = layout.Place<uint32_t>(kTileKeys * words);
-  plan.rows = layout.Place<uint32_t>(kTileKeys * words);
+  plan.tile = layout.Place<uint32_t>(kTileKeys * operands);
+  plan.rows = layout.Place<uint32_t>(kTileKeys * operands);
   plan.scales = layout.Place<float>(kTileKeys);
   plan.logits = layout.Place<float>(kTileKeys);
   plan.bytes = layout.bytes();
@@ -50,17 +51,17 @@ SelectScratch PlanSelectScratch(int64_t k, int64_t max_blocks, int64_t splits, s
   core::ScratchLayout layout(begin);
   SelectScratch plan;
   constexpr auto kSlack = static_cast<int64_t>(select::kSlack);
-  const int64_t most = std::max<int64_t>(1, std::min(k, max_blocks));
-  plan.limit = most + most / 4 + 16;
+  const int64_t max_selected = std::max<int64_t>(1, std::min(k, max_blocks));
+  plan.limit = max_selected + max_selected / 4 + 16;
   plan.capacity = 2 * plan.limit + 512;
   plan.stride = plan.capacity + kSlack;
-  plan.keys = layout.Place<int32_t>(kQueryBlock * plan.stride);
+  plan.order_keys = layout.Place<int32_t>(kQueryBlock * plan.stride);
   plan.blocks = layout.Place<int32_t>(kQueryBlock * plan.stride);
   plan.counts = layout.Place<int64_t>(kQueryBlock);
   plan.bounds = layout.Place<int32_t>(kQueryBlock);
   const int64_t merged = std::max(plan.capacity, splits * plan.limit);
   plan.pairs = layout.Place<uint64_t>(2 * merged);
-  plan.merged_keys = layout.Place<int32_t>(splits > 1 ? merged + kSlack : 0);
+  plan.merged_order_keys = layout.Place<int32_t>(splits > 1 ? merged + kSlack : 0);
   plan.merged_blocks = layout.Place<int32_t>(splits > 1 ? merged + kSlack : 0);
   plan.bytes = layout.bytes();
   return plan;
@@ -78,25 +79,28 @@ IndexPlanner::IndexPlanner(const PagedBatch& batch, const IndexKeys& keys, int64
     const int64_t end = QueryEnd(b);
     const int64_t kv_len = batch.kv_lens[b];
     groups_ += DivUp(end - begin, kQueryBlock);
-    pages_ += PagesOf(kv_len);
+    pages_ += NumPages(kv_len);
     max_len_ = std::max(max_len_, kv_len);
     max_keys_ = std::max(max_keys_, end > begin ? kv_len / ratio : 0);
     begin = end;
   }
-  Arrange(static_cast<int64_t>(batch.kv_lens.size()));
+  PlaceArrays(static_cast<int64_t>(batch.kv_lens.size()));
 }
 
 IndexPlanner::IndexPlanner(std::span<const int32_t> starts, std::span<const int32_t> ends)
-    : starts_(starts), ends_(ends), flat_(true), tokens_(static_cast<int64_t>(starts.size())) {
+    : starts_(starts),
+      ends_(ends),
+      has_ranges_(true),
+      tokens_(static_cast<int64_t>(starts.size())) {
   for (size_t t = 0; t < starts.size(); ++t) {
     max_keys_ = std::max<int64_t>(max_keys_, int64_t{ends[t]} - starts[t]);
   }
   groups_ = DivUp(tokens_, kQueryBlock);
   pages_ = 1;
-  Arrange(1);
+  PlaceArrays(1);
 }
 
-void IndexPlanner::Arrange(int64_t sequences) {
+void IndexPlanner::PlaceArrays(int64_t sequences) {
   sequences_ = sequences;
   ranges_at_ = layout_.Place<QueryRange>(tokens_);
   groups_at_ = layout_.Place<QueryGroup>(groups_);
@@ -108,13 +112,13 @@ int64_t IndexPlanner::QueryEnd(size_t b) const {
   return batch_.cu_q_lens.empty() ? static_cast<int64_t>(b) + 1 : batch_.cu_q_lens[b + 1];
 }
 
-int64_t IndexPlanner::PagesOf(int64_t kv_len) const { return DivUp(kv_len / ratio_, page_size_); }
+int64_t IndexPlanner::NumPages(int64_t kv_len) const { return DivUp(kv_len / ratio_, page_size_); }
 
 PlannedIndex IndexPlanner::Place(uint8_t* memory) const {
   const PlannedIndex plan = {SpanAt(ranges_at_, memory, tokens_),
                              SpanAt(groups_at_, memory, groups_), SpanAt(pages_at_, memory, pages_),
                              SpanAt(begin_at_, memory, sequences_)};
-  if (flat_) {
+  if (has_ranges_) {
     CopyRanges(plan);
   } else {
     CopyBatch(plan);
@@ -146,7 +150,7 @@ void IndexPlanner::CopyBatch(const PlannedIndex& to) const {
     const int64_t end = QueryEnd(b);
     const int64_t kv_len = batch_.kv_lens[b];
     CheckUnchanged(begin <= end && end <= tokens_ && kv_len >= 0 && kv_len <= max_len_);
-    const int64_t pages = PagesOf(kv_len);
+    const int64_t pages = NumPages(kv_len);
     CheckUnchanged(pages <= pages_ - page_at &&
                    DivUp(end - begin, kQueryBlock) <= groups_ - static_cast<int64_t>(group));
     to.page_begin[b] = page_at;
@@ -173,8 +177,8 @@ void IndexPlanner::CopyBatch(const PlannedIndex& to) const {
 
 namespace {
 
-IndexerItem PartOf(const PlannedIndex& plan, const QueryGroup& group, int64_t number,
-                   int64_t splits, int64_t block) {
+IndexerItem MakeItem(const PlannedIndex& plan, const QueryGroup& group, int64_t index,
+                     int64_t splits, int64_t block) {
   int64_t begin = std::numeric_limits<int32_t>::max();
   int64_t end = 0;
   for (int32_t token = group.begin; token < group.end; ++token) {
@@ -184,11 +188,11 @@ IndexerItem PartOf(const PlannedIndex& plan, const QueryGroup& group, int64_t nu
       end = std::max<int64_t>(end, range.end);
     }
   }
-  IndexerItem item{group, 0, 0, number};
+  IndexerItem item{group, 0, 0, index};
   if (begin < end) {
     const int64_t unit = block * DivUp(kTileKeys, block);
     const int64_t chunk = DivUp(DivUp(end - begin, splits), unit) * unit;
-    const int64_t from = std::min(end, begin + number % splits * chunk);
+    const int64_t from = std::min(end, begin + index % splits * chunk);
     item.begin = static_cast<int32_t>(from);
     item.end = static_cast<int32_t>(std::min(end, from + chunk));
   }
@@ -197,13 +201,13 @@ IndexerItem PartOf(const PlannedIndex& plan, const QueryGroup& group, int64_t nu
 
 }  // namespace
 
-IndexerItem ItemOf(const PlannedIndex& plan, int64_t number, int64_t splits, int64_t block) {
-  return PartOf(plan, plan.groups[static_cast<size_t>(number / splits)], number, splits, block);
+IndexerItem ItemOf(const PlannedIndex& plan, int64_t index, int64_t splits, int64_t block) {
+  return MakeItem(plan, plan.groups[static_cast<size_t>(index / splits)], index, splits, block);
 }
 
-IndexerItem ItemOfToken(const PlannedIndex& plan, int64_t number, int64_t splits, int64_t block) {
-  const auto token = static_cast<int32_t>(number / splits);
-  return PartOf(plan, {token, token + 1}, number, splits, block);
+IndexerItem ItemOfToken(const PlannedIndex& plan, int64_t index, int64_t splits, int64_t block) {
+  const auto token = static_cast<int32_t>(index / splits);
+  return MakeItem(plan, {token, token + 1}, index, splits, block);
 }
 
 }  // namespace riffle::sparse

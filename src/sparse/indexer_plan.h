@@ -45,18 +45,18 @@ class IndexPlanner {
   PlannedIndex Place(uint8_t* memory) const;
 
  private:
-  void Arrange(int64_t sequences);
+  void PlaceArrays(int64_t sequences);
   void CopyBatch(const PlannedIndex& to) const;
   void CopyRanges(const PlannedIndex& to) const;
   int64_t QueryEnd(size_t b) const;
-  int64_t PagesOf(int64_t kv_len) const;
+  int64_t NumPages(int64_t kv_len) const;
 
   PagedBatch batch_;
   int64_t page_size_ = 1;
   int64_t num_pages_ = 1;
   int64_t ratio_ = 1;
   std::span<const int32_t> starts_, ends_;
-  bool flat_ = false;
+  bool has_ranges_ = false;
   int64_t tokens_ = 0;
   int64_t groups_ = 0;
   int64_t pages_ = 0;
@@ -70,10 +70,10 @@ class IndexPlanner {
   core::ScratchArray<int64_t> begin_at_;
 };
 
-// Item `number` of groups x splits: a part of the keys that any query of the group sees, in whole
+// Item `index` of groups x splits: a part of the keys that any query of the group sees, in whole
 // blocks of `block` keys. Items may be empty.
-IndexerItem ItemOf(const PlannedIndex& plan, int64_t number, int64_t splits, int64_t block);
+IndexerItem ItemOf(const PlannedIndex& plan, int64_t index, int64_t splits, int64_t block);
 // The same where every query is a group of its own.
-IndexerItem ItemOfToken(const PlannedIndex& plan, int64_t number, int64_t splits, int64_t block);
+IndexerItem ItemOfToken(const PlannedIndex& plan, int64_t index, int64_t splits, int64_t block);
 
 }  // namespace riffle::sparse

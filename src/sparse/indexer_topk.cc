@@ -11,8 +11,8 @@
 #include "sparse/indexer_args.h"
 #include "sparse/indexer_check.h"
 #include "sparse/indexer_kernels.h"
-#include "sparse/indexer_make.h"
 #include "sparse/indexer_plan.h"
+#include "sparse/make_indexer_args.h"
 
 namespace riffle {
 namespace {
@@ -28,11 +28,11 @@ using sparse::SelectArgs;
 // The shared memory of a call, after that of the batch.
 struct SharedLayout {
   core::ScratchArray<int32_t> visible;              // [tokens]
-  core::ScratchArray<int64_t> whole;                // [tokens], see NarrowOrFinish
+  core::ScratchArray<int64_t> unscored_counts;      // [tokens], see NarrowOrFinish
   core::ScratchArray<int32_t> candidates;           // [tokens][candidate blocks]
   core::ScratchArray<std::atomic<int32_t>> bounds;  // [tokens]
   core::ScratchArray<int64_t> counts;               // [items][kQueryBlock]
-  core::ScratchArray<int32_t> keys;                 // [items][kQueryBlock][limit]
+  core::ScratchArray<int32_t> order_keys;           // [items][kQueryBlock][limit]
   core::ScratchArray<int32_t> blocks;               // likewise
   size_t bytes = 0;
 
@@ -40,11 +40,11 @@ struct SharedLayout {
                int64_t limit) {
     core::ScratchLayout layout((begin + 63) / 64 * 64);
     visible = layout.Place<int32_t>(tokens);
-    whole = layout.Place<int64_t>(tokens);
+    unscored_counts = layout.Place<int64_t>(tokens);
     candidates = layout.Place<int32_t>(core::SaturatingMul(tokens, candidate_blocks));
     bounds = layout.Place<std::atomic<int32_t>>(items > 0 ? tokens : 0);
     counts = layout.Place<int64_t>(items * sparse::kQueryBlock);
-    keys = layout.Place<int32_t>(items * sparse::kQueryBlock * limit);
+    order_keys = layout.Place<int32_t>(items * sparse::kQueryBlock * limit);
     blocks = layout.Place<int32_t>(items * sparse::kQueryBlock * limit);
     bytes = layout.bytes();
   }
@@ -107,9 +107,10 @@ int64_t NarrowOrFinish(const IndexTopKOptions& options, const SelectArgs& select
 void Run(const HeadsView& q, const IndexWeights& weights, const IndexKeys& keys,
          const IndexPlanner& planner, int64_t k, const OutView<int32_t>& indices,
          const IndexTopKOptions& options, core::Lease& lease) {
-  const bool some = options.candidates != nullptr;
-  const int64_t candidate_blocks = some ? options.candidate_cols * options.candidate_span : 0;
-  const int64_t groups = some ? q.tokens : planner.groups();
+  const bool has_candidates = options.candidates != nullptr;
+  const int64_t candidate_blocks =
+      has_candidates ? options.candidate_cols * options.candidate_span : 0;
+  const int64_t groups = has_candidates ? q.tokens : planner.groups();
   const int64_t max_blocks = (planner.max_keys() + options.block - 1) / options.block;
   const int64_t splits = sparse::PlanSplits(groups, planner.max_keys(), lease.threads());
   const int64_t items = groups * splits;
@@ -129,46 +130,48 @@ void Run(const HeadsView& q, const IndexWeights& weights, const IndexKeys& keys,
   select.slots = options.slots;
   select.visible = shared.visible.At(memory);
   select.indices = indices;
-  if (some) {
+  if (has_candidates) {
     args.candidates = shared.candidates.At(memory);
     args.candidate_stride = candidate_blocks;
     args.candidate_block = options.block;
   }
   const sparse::IndexerKernels& kernels = sparse::GetIndexerKernels(args.product);
-  const sparse::ScoreScratch layout = sparse::PlanScoreScratch(args.heads, args.words());
+  const sparse::ScoreScratch layout = sparse::PlanScoreScratch(args.heads, args.operands());
   const sparse::SelectScratch lists =
       sparse::PlanSelectScratch(k, max_blocks, splits, layout.bytes);
   lease.ReserveScratch(lists.bytes);
-  sparse::KeptLists kept{shared.counts.At(memory), shared.bounds.At(memory), shared.keys.At(memory),
-                         shared.blocks.At(memory)};
-  int64_t* whole = shared.whole.At(memory);
+  sparse::SplitCandidates kept{shared.counts.At(memory), shared.bounds.At(memory),
+                               shared.order_keys.At(memory), shared.blocks.At(memory)};
+  int64_t* unscored_counts = shared.unscored_counts.At(memory);
   lease.Run(groups, [&](int64_t group, uint8_t*) {
     const sparse::QueryGroup queries =
-        some ? sparse::QueryGroup{static_cast<int32_t>(group), static_cast<int32_t>(group) + 1}
-             : plan.groups[static_cast<size_t>(group)];
+        has_candidates
+            ? sparse::QueryGroup{static_cast<int32_t>(group), static_cast<int32_t>(group) + 1}
+            : plan.groups[static_cast<size_t>(group)];
     for (int64_t token = queries.begin; token < queries.end; ++token) {
       QueryRange& range = plan.ranges[static_cast<size_t>(token)];
       shared.visible.At(memory)[token] = range.end;
-      whole[token] = NarrowOrFinish(
+      unscored_counts[token] = NarrowOrFinish(
           options, select, token,
-          some ? shared.candidates.At(memory) + token * candidate_blocks : nullptr, &range);
-      if (whole[token] >= 0) {
-        kernels.write_all(args, select, token, whole[token]);
+          has_candidates ? shared.candidates.At(memory) + token * candidate_blocks : nullptr,
+          &range);
+      if (unscored_counts[token] >= 0) {
+        kernels.write_all(args, select, token, unscored_counts[token]);
       } else if (splits > 1) {
         new (kept.bounds + token) std::atomic<int32_t>(core::kF32Format.lowest_key());
       }
     }
   });
-  const auto item_of = [&](int64_t number) {
-    return some ? sparse::ItemOfToken(plan, number, splits, options.block)
-                : sparse::ItemOf(plan, number, splits, options.block);
+  const auto item_of = [&](int64_t index) {
+    return has_candidates ? sparse::ItemOfToken(plan, index, splits, options.block)
+                          : sparse::ItemOf(plan, index, splits, options.block);
   };
   lease.Run(items, [&](int64_t task, uint8_t* scratch) {
     const IndexerItem item = item_of(items - 1 - task);
     if (item.begin < item.end) {
       kernels.search(args, select, item, splits > 1 ? &kept : nullptr, layout, lists, scratch);
     } else if (splits > 1) {
-      std::fill_n(kept.counts + item.number * sparse::kQueryBlock, sparse::kQueryBlock, 0);
+      std::fill_n(kept.counts + item.index * sparse::kQueryBlock, sparse::kQueryBlock, 0);
     }
   });
   if (splits == 1) {
@@ -177,7 +180,7 @@ void Run(const HeadsView& q, const IndexWeights& weights, const IndexKeys& keys,
   lease.Run(groups, [&](int64_t group, uint8_t* scratch) {
     const sparse::QueryGroup queries = item_of(group * splits).queries;
     for (int64_t token = queries.begin; token < queries.end; ++token) {
-      if (whole[token] < 0) {
+      if (unscored_counts[token] < 0) {
         kernels.finish(args, select, token, static_cast<int>(token - queries.begin), group * splits,
                        splits, kept, lists, scratch);
       }

@@ -41,8 +41,8 @@ HWY_INLINE VecU32 LoadFourthRows(const uint8_t* const* row, int64_t offset) {
   return hn::BitCast(LaneU32(), v);
 }
 
-// Calls put(word, vector) for each of the `words` words of kLanes rows, where the vector is that
-// word of all rows. `words` is a multiple of 4.
+// Calls put(word, vector) for each of the `words` 32-bit words of kLanes rows, where the vector is
+// that word of all rows. `words` is a multiple of 4.
 template <class Put>
 HWY_INLINE void TransposeWords(const uint8_t* const* row, int words, const Put& put) {
   HWY_DASSERT(words % 4 == 0);
@@ -63,16 +63,16 @@ HWY_INLINE void TransposeWords(const uint8_t* const* row, int words, const Put& 
   }
 }
 
-// Transposes rows of `words` words, a multiple of 4, into the panels of a tile; each word is xored
-// with `flip`. Reads and writes whole panels: `rows` has pointers for all of their keys.
-HWY_INLINE void PackTile(const uint8_t* const* rows, int panels, int words, uint32_t flip,
+// Transposes rows of `operands` operands, a multiple of 4, into the panels of a tile; each operand
+// is xored with `flip`. Reads and writes whole panels: `rows` has pointers for all of their keys.
+HWY_INLINE void PackTile(const uint8_t* const* rows, int panels, int operands, uint32_t flip,
                          uint32_t* tile) {
   const LaneU32 d;
   const auto mask = hn::Set(d, flip);
-  for (int panel = 0; panel < panels; ++panel, tile += words * kPanel) {
+  for (int panel = 0; panel < panels; ++panel, tile += operands * kPanel) {
     for (int half = 0; half < kPanel; half += kLanes) {
-      TransposeWords(rows + panel * kPanel + half, words, [&](int word, VecU32 x) HWY_ATTR {
-        hn::Store(hn::Xor(x, mask), d, tile + half + word * kPanel);
+      TransposeWords(rows + panel * kPanel + half, operands, [&](int operand, VecU32 x) HWY_ATTR {
+        hn::Store(hn::Xor(x, mask), d, tile + half + operand * kPanel);
       });
     }
   }
@@ -110,7 +110,7 @@ class E4M3Tables {
         high1_(hn::Load(D(), kE4M3Bytes.high + 64)) {}
 
   // The low and the high bytes of codes.
-  HWY_INLINE void Look(V codes, V& low, V& high) const {
+  HWY_INLINE void Lookup(V codes, V& low, V& high) const {
     const D d;
     const auto sign = hn::Set(d, uint8_t{0x80});
     const auto index = hn::IndicesFromVec(d, hn::AndNot(sign, codes));
@@ -134,7 +134,7 @@ HWY_INLINE void E4M3ToBF16(const uint8_t* from, int count, uint16_t* to) {
   const hn::Repartition<uint16_t, decltype(d)> d16;
   for (int i = 0; i < count; i += 64) {
     E4M3Tables::V low, high;
-    tables.Look(hn::LoadN(d, from + i, static_cast<size_t>(count - i)), low, high);
+    tables.Lookup(hn::LoadN(d, from + i, static_cast<size_t>(count - i)), low, high);
     const auto left = static_cast<size_t>(count - i);
     hn::StoreN(hn::BitCast(d16, hn::InterleaveWholeLower(d, low, high)), d16, to + i, left);
     if (left > 32) {
@@ -150,9 +150,10 @@ HWY_INLINE void E4M3ToBF16(const uint8_t* from, int count, uint16_t* to) {
 }
 
 #if RIFFLE_SPARSE_E4M3_TABLES
-// PackTile of rows of e4m3 codes as words of two bf16: four codes of a key are transposed as one
-// word, then decoded to two. This halves the words to transpose and needs no rows of bf16: scores
-// of one query over 131072 keys took 2.52 ms instead of 2.83 ms (docs/lab/sparse.md).
+// PackTile of rows of e4m3 codes as operands of two bf16: four codes of a key are transposed as one
+// 32-bit word, then decoded to two operands. This halves the words to transpose and needs no rows
+// of bf16: scores of one query over 131072 keys took 2.52 ms instead of 2.83 ms
+// (docs/lab/sparse.md).
 HWY_INLINE void PackE4M3Tile(const uint8_t* const* rows, int panels, int head_dim, uint32_t* tile) {
   const E4M3Tables tables;
   const E4M3Tables::D d8;
@@ -163,12 +164,12 @@ HWY_INLINE void PackE4M3Tile(const uint8_t* const* rows, int panels, int head_di
   const auto halves = hn::LoadDup128(d8, kHalves);
   const auto put = [&](VecU32 codes, uint32_t* to) HWY_ATTR {
     E4M3Tables::V low, high;
-    tables.Look(hn::TableLookupBytes(hn::BitCast(d8, codes), halves), low, high);
+    tables.Lookup(hn::TableLookupBytes(hn::BitCast(d8, codes), halves), low, high);
     hn::Store(hn::BitCast(d, hn::InterleaveLower(d8, low, high)), d, to);
     hn::Store(hn::BitCast(d, hn::InterleaveUpper(d8, low, high)), d, to + kPanel);
   };
-  const int words = head_dim / 2;
-  for (int panel = 0; panel < panels; ++panel, tile += words * kPanel) {
+  const int operands = head_dim / 2;
+  for (int panel = 0; panel < panels; ++panel, tile += operands * kPanel) {
     for (int half = 0; half < kPanel; half += kLanes) {
       TransposeWords(rows + panel * kPanel + half, head_dim / 4,
                      [&](int word, VecU32 codes)
@@ -218,9 +219,9 @@ HWY_INLINE void MxFp4ToBF16(const uint8_t* from, uint8_t scale, uint16_t* to) {
   }
 }
 
-// A row of MXFP4 as bf16 or f32 words.
-HWY_INLINE void MxFp4Words(const IndexerArgs& args, const uint8_t* row, const float* scales,
-                           uint32_t* to) {
+// A row of MXFP4 as bf16 or f32 operands.
+HWY_INLINE void MxFp4Operands(const IndexerArgs& args, const uint8_t* row, const float* scales,
+                              uint32_t* to) {
   uint8_t codes[sizeof(float)];
   std::memcpy(codes, scales, sizeof(codes));
   alignas(64) uint16_t wide[kMaxIndexDim];
@@ -234,11 +235,11 @@ HWY_INLINE void MxFp4Words(const IndexerArgs& args, const uint8_t* row, const fl
   }
 }
 
-// A key's row as words of the product: in place if it has that form, else converted to `to`.
-HWY_INLINE const uint8_t* KeyWords(const IndexerArgs& args, const uint8_t* row, const float* scale,
-                                   uint32_t* to) {
+// A key's row as operands of the product: in place if it has that form, else converted to `to`.
+HWY_INLINE const uint8_t* KeyOperands(const IndexerArgs& args, const uint8_t* row,
+                                      const float* scale, uint32_t* to) {
   if (args.mxfp4) {
-    MxFp4Words(args, row, scale, to);
+    MxFp4Operands(args, row, scale, to);
     return reinterpret_cast<const uint8_t*>(to);
   }
   if (args.product == Product::kF32 && args.key_dtype != DType::kF32) {
@@ -252,13 +253,13 @@ HWY_INLINE const uint8_t* KeyWords(const IndexerArgs& args, const uint8_t* row, 
   return row;
 }
 
-// One head of a query as words. *weight is multiplied by the scale of int8 codes; *start is what
+// One head of a query as operands. *weight is multiplied by the scale of int8 codes; *start is what
 // the sums of int8 products begin with, since keys are packed as code + Int8Dot::kBias.
-HWY_INLINE void HeadWords(const IndexerArgs& args, const uint8_t* head, uint32_t* words,
-                          float* weight, int32_t* start) {
+HWY_INLINE void HeadOperands(const IndexerArgs& args, const uint8_t* head, uint32_t* operands,
+                             float* weight, int32_t* start) {
   const int dim = args.head_dim;
   if (args.product == Product::kInt8) {
-    auto* codes = reinterpret_cast<int8_t*>(words);
+    auto* codes = reinterpret_cast<int8_t*>(operands);
     if (args.q_dtype == DType::kI8) {
       std::memcpy(codes, head, static_cast<size_t>(dim));
     } else {
@@ -274,13 +275,13 @@ HWY_INLINE void HeadWords(const IndexerArgs& args, const uint8_t* head, uint32_t
     return;
   }
   if (args.product == Product::kF32) {
-    RowToF32(args.q_dtype, head, dim, reinterpret_cast<float*>(words));
+    RowToF32(args.q_dtype, head, dim, reinterpret_cast<float*>(operands));
   } else if (args.q_dtype == DType::kBF16) {
-    std::memcpy(words, head, static_cast<size_t>(dim) * 2);
+    std::memcpy(operands, head, static_cast<size_t>(dim) * 2);
   } else {
     float x[kMaxIndexDim];
     RowToF32(args.q_dtype, head, dim, x);
-    ExactBF16(x, dim, reinterpret_cast<uint16_t*>(words));
+    ExactBF16(x, dim, reinterpret_cast<uint16_t*>(operands));
   }
   *start = 0;
 }
@@ -288,18 +289,18 @@ HWY_INLINE void HeadWords(const IndexerArgs& args, const uint8_t* head, uint32_t
 // Packs query `query` of an item into scratch.
 HWY_INLINE void PackQuery(const IndexerArgs& args, int64_t token, int query,
                           const ScoreScratch& layout, uint8_t* scratch) {
-  const int words = args.words();
-  uint32_t* q = layout.q.At(scratch) + query * layout.query_words;
+  const int operands = args.operands();
+  uint32_t* q = layout.q.At(scratch) + query * layout.query_operands;
   float* weights = layout.weights.At(scratch) + query * kMaxIndexHeads;
   int32_t* starts = layout.starts.At(scratch) + query * kMaxIndexHeads;
   for (int h = 0; h < args.heads; ++h) {
     alignas(64) uint32_t row[kMaxIndexDim];
     weights[h] = args.weights != nullptr ? args.weights[token * args.weight_stride + h] : 1.0f;
-    HeadWords(args, args.q + token * args.q_token_stride + h * args.q_head_stride, row, weights + h,
-              starts + h);
-    uint32_t* to = q + h / kHeadGroup * words * kHeadGroup + h % kHeadGroup;
-    for (int word = 0; word < words; ++word) {
-      to[word * kHeadGroup] = row[word];
+    HeadOperands(args, args.q + token * args.q_token_stride + h * args.q_head_stride, row,
+                 weights + h, starts + h);
+    uint32_t* to = q + h / kHeadGroup * operands * kHeadGroup + h % kHeadGroup;
+    for (int operand = 0; operand < operands; ++operand) {
+      to[operand * kHeadGroup] = row[operand];
     }
   }
 }

@@ -11,7 +11,7 @@ namespace {
 using attention::KvPages;
 
 // The scale of a pool that has a divisor but no scales in memory.
-constexpr float kOne = 1.0f;
+constexpr float kUnitScale = 1.0f;
 
 // How many rows ahead are prefetched while rows are copied: as many as gathers prefetch.
 constexpr int64_t kPrefetchRows = 24;
@@ -25,7 +25,7 @@ bool IsOnePage(const SparseRows& rows) {
   return rows.page_size == 0 || rows.slots <= rows.page_size;
 }
 
-bool AreInPlace(const SparseRows& rows) {
+bool CanReadInPlace(const SparseRows& rows) {
   if (rows.format != SparseRowFormat::kPlain) {
     return false;
   }
@@ -43,35 +43,35 @@ bool HaveSameFormat(const SparseRows& a, const SparseRows& b) {
 }
 
 // The KvPages of rows, without strides and addresses.
-KvPages Described(const SparseRows& rows, int dim) {
+KvPages DescribeRows(const SparseRows& rows, int dim) {
   KvPages pages{};
   pages.code = attention::RowCodeOf(rows.dtype, rows.blocks);
-  pages.dim = pages.group = dim;
+  pages.dim = pages.elements_per_scale = dim;
   pages.row_bytes = static_cast<size_t>(PlainRowBytes(rows, dim));
   pages.scale_divisor = 1.0f;
   if (attention::IsBlocks(pages.code)) {
-    pages.group = attention::kBlockElements;
-    pages.groups = dim / pages.group;
+    pages.elements_per_scale = attention::kBlockElements;
+    pages.scales_per_row = dim / pages.elements_per_scale;
     pages.scale_group_stride = BlockBytes(rows.blocks);
     pages.scale_dtype = DType::kF16;
   } else if (rows.scales.data != nullptr) {
-    pages.group = rows.scales.group == 0 ? dim : static_cast<int>(rows.scales.group);
-    pages.groups = dim / pages.group;
+    pages.elements_per_scale = rows.scales.group == 0 ? dim : static_cast<int>(rows.scales.group);
+    pages.scales_per_row = dim / pages.elements_per_scale;
     pages.scale_group_stride = rows.scales.group_stride * ScaleElement(rows);
     pages.scale_dtype = rows.scales.dtype;
     pages.scale_divisor = rows.scales.divisor;
   } else if (rows.scales.divisor != 1.0f) {
-    pages.groups = 1;
-    pages.scales.data = reinterpret_cast<const uint8_t*>(&kOne);
+    pages.scales_per_row = 1;
+    pages.scales.data = reinterpret_cast<const uint8_t*>(&kUnitScale);
     pages.scale_dtype = DType::kF32;
     pages.scale_divisor = rows.scales.divisor;
   }
   return pages;
 }
 
-bool HasOwnScales(const KvPages& pages) {
-  return !attention::IsBlocks(pages.code) && pages.groups > 0 &&
-         pages.scales.data != reinterpret_cast<const uint8_t*>(&kOne);
+bool HasScaleArray(const KvPages& pages) {
+  return !attention::IsBlocks(pages.code) && pages.scales_per_row > 0 &&
+         pages.scales.data != reinterpret_cast<const uint8_t*>(&kUnitScale);
 }
 
 void Prefetch(const uint8_t* at, size_t bytes) {
@@ -84,7 +84,7 @@ void Prefetch(const uint8_t* at, size_t bytes) {
 
 RowAccess ChooseRowAccess(std::span<const SparseScope> scopes) {
   const SparseRows& first = scopes[0].rows;
-  if (scopes.size() == 1 && AreInPlace(first)) {
+  if (scopes.size() == 1 && CanReadInPlace(first)) {
     return RowAccess::kInPlace;
   }
   const bool alike =
@@ -95,12 +95,12 @@ RowAccess ChooseRowAccess(std::span<const SparseScope> scopes) {
 }
 
 KvPages PagesInPlace(const SparseRows& rows, int dim) {
-  KvPages pages = Described(rows, dim);
+  KvPages pages = DescribeRows(rows, dim);
   pages.data = static_cast<const uint8_t*>(rows.data);
   pages.page_stride = core::SaturatingMul(rows.row_stride, Element(rows));
   if (attention::IsBlocks(pages.code)) {
     pages.scales = pages;
-  } else if (HasOwnScales(pages)) {
+  } else if (HasScaleArray(pages)) {
     pages.scales.data = static_cast<const uint8_t*>(rows.scales.data);
     pages.scales.page_stride = core::SaturatingMul(rows.scales.token_stride, ScaleElement(rows));
   }
@@ -108,9 +108,9 @@ KvPages PagesInPlace(const SparseRows& rows, int dim) {
 }
 
 KvPages PagesOfCopies(const SparseRows& rows, int dim) {
-  KvPages pages = Described(rows, dim);
+  KvPages pages = DescribeRows(rows, dim);
   pages.token_stride = PlainRowBytes(rows, rows.row_dim);
-  if (HasOwnScales(pages)) {
+  if (HasScaleArray(pages)) {
     pages.scale_group_stride = ScaleElement(rows);
     const int64_t groups = rows.scales.group == 0 ? 1 : rows.row_dim / rows.scales.group;
     pages.scales.token_stride = groups * ScaleElement(rows);
@@ -121,7 +121,7 @@ KvPages PagesOfCopies(const SparseRows& rows, int dim) {
 KvPages PagesOfDecoded(DType dtype, int64_t row_dim, int dim) {
   KvPages pages{};
   pages.code = attention::RowCodeOf(dtype, KvFormat::kPlain);
-  pages.dim = pages.group = dim;
+  pages.dim = pages.elements_per_scale = dim;
   pages.row_bytes = static_cast<size_t>(dim) * SizeOf(dtype);
   pages.scale_divisor = 1.0f;
   pages.token_stride = row_dim * static_cast<int64_t>(SizeOf(dtype));
@@ -132,13 +132,13 @@ void PlaceRows(const uint8_t* rows, const uint8_t* scales, KvPages* pages) {
   pages->data = rows;
   if (attention::IsBlocks(pages->code)) {
     pages->scales = *pages;
-  } else if (HasOwnScales(*pages)) {
+  } else if (HasScaleArray(*pages)) {
     pages->scales.data = scales;
   }
 }
 
 int64_t CopiedScaleBytes(const KvPages& pages) {
-  return HasOwnScales(pages) ? pages.scales.token_stride : 0;
+  return HasScaleArray(pages) ? pages.scales.token_stride : 0;
 }
 
 RowAddress AddressOf(const SparseRows& rows, int32_t slot) {

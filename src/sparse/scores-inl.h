@@ -19,7 +19,7 @@ HWY_BEFORE_NAMESPACE();
 namespace riffle::sparse::HWY_NAMESPACE {
 namespace hn = hwy::HWY_NAMESPACE;
 
-// One f32 a word; a step is one fused multiply-add.
+// An operand is one f32; a step is one fused multiply-add.
 struct F32Scores {
   using Sum = VecF32;
   static HWY_INLINE Sum Start(int32_t) { return hn::Zero(LaneF32()); }
@@ -33,7 +33,7 @@ struct F32Scores {
 };
 
 #if RIFFLE_BF16_DOT
-// Two bf16 a word, the first in the low half.
+// An operand is two bf16, the first in the low half.
 struct BF16Scores : F32Scores {
   static HWY_INLINE Sum Step(uint32_t q, VecU32 key, Sum sum) {
     return core::HWY_NAMESPACE::BF16PairDot::Step(LaneF32(), q, key, sum);
@@ -41,8 +41,8 @@ struct BF16Scores : F32Scores {
 };
 #endif
 
-// Four int8 a word, those of keys as code + Int8Dot::kBias. |sum| <= 256 * 128 * 128 = 2^22, so it
-// is exact in f32 too.
+// An operand is four int8, those of keys as code + Int8Dot::kBias. |sum| <= 256 * 128 * 128 = 2^22,
+// so it is exact in f32 too.
 struct Int8Scores {
   using Sum = VecI32;
   static HWY_INLINE Sum Start(int32_t start) { return hn::Set(LaneI32(), start); }
@@ -58,46 +58,47 @@ struct Int8Scores {
 };
 
 // Adds the scores of kHeads heads, in ascending order, to the totals of a panel's keys.
-template <class Words, int kHeads>
+template <class Math, int kHeads>
 HWY_INLINE void AddHeads(const uint32_t* HWY_RESTRICT q, const float* HWY_RESTRICT weights,
                          const int32_t* HWY_RESTRICT starts, const uint32_t* HWY_RESTRICT panel,
-                         int words, bool relu, VecF32 (&total)[2]) {
+                         int operands, bool relu, VecF32 (&total)[2]) {
   const LaneU32 du;
-  typename Words::Sum sum[kHeads][2];
+  typename Math::Sum sum[kHeads][2];
   for (int h = 0; h < kHeads; ++h) {
-    sum[h][0] = sum[h][1] = Words::Start(starts[h]);
+    sum[h][0] = sum[h][1] = Math::Start(starts[h]);
   }
-  for (int word = 0; word < words; ++word, q += kHeadGroup, panel += kPanel) {
+  for (int operand = 0; operand < operands; ++operand, q += kHeadGroup, panel += kPanel) {
     const auto k0 = hn::Load(du, panel);
     const auto k1 = hn::Load(du, panel + kLanes);
     for (int h = 0; h < kHeads; ++h) {
-      sum[h][0] = Words::Step(q[h], k0, sum[h][0]);
-      sum[h][1] = Words::Step(q[h], k1, sum[h][1]);
+      sum[h][0] = Math::Step(q[h], k0, sum[h][0]);
+      sum[h][1] = Math::Step(q[h], k1, sum[h][1]);
     }
   }
   const LaneF32 df;
   for (int h = 0; h < kHeads; ++h) {
     const auto weight = hn::Set(df, weights[h]);
-    total[0] = hn::Add(total[0], hn::Mul(weight, Words::Score(sum[h][0], relu)));
-    total[1] = hn::Add(total[1], hn::Mul(weight, Words::Score(sum[h][1], relu)));
+    total[0] = hn::Add(total[0], hn::Mul(weight, Math::Score(sum[h][0], relu)));
+    total[1] = hn::Add(total[1], hn::Mul(weight, Math::Score(sum[h][1], relu)));
   }
 }
 
 // AddHeads for `heads` of a group, at most kHeads.
-template <class Words, int kHeads>
+template <class Math, int kHeads>
 HWY_INLINE void AddSomeHeads(int heads, const uint32_t* q, const float* weights,
-                             const int32_t* starts, const uint32_t* panel, int words, bool relu,
+                             const int32_t* starts, const uint32_t* panel, int operands, bool relu,
                              VecF32 (&total)[2]) {
   if constexpr (kHeads > 1) {
     if (heads < kHeads) {
-      return AddSomeHeads<Words, kHeads - 1>(heads, q, weights, starts, panel, words, relu, total);
+      return AddSomeHeads<Math, kHeads - 1>(heads, q, weights, starts, panel, operands, relu,
+                                            total);
     }
   }
-  AddHeads<Words, kHeads>(q, weights, starts, panel, words, relu, total);
+  AddHeads<Math, kHeads>(q, weights, starts, panel, operands, relu, total);
 }
 
 // Scores of an item's queries, a tile of keys at a time.
-template <class Words>
+template <class Math>
 class Scorer {
  public:
   Scorer(const IndexerArgs& args, const IndexerItem& item, const ScoreScratch& layout,
@@ -106,21 +107,21 @@ class Scorer {
     for (int32_t token = item.queries.begin; token < item.queries.end; ++token) {
       PackQuery(args, token, static_cast<int>(token - item.queries.begin), layout, scratch);
     }
-    FindRows(item.begin, next_);
+    FindRows(item.begin, next_rows_);
   }
 
   // Packs the item's keys [begin, begin + kTileKeys), or as many as it has. Pre: tiles in order.
   void Pack(int32_t begin) {
-    std::copy(std::begin(next_), std::end(next_), rows_);
+    std::copy(std::begin(next_rows_), std::end(next_rows_), rows_);
     float* scales = layout_.scales.At(scratch_);
     std::copy(std::begin(next_scales_), std::end(next_scales_), scales);
     count_ = std::min(kTileKeys, item_.end - begin);
     // Prefetch the next tile while this one is scored.
     if (begin + kTileKeys < item_.end) {
-      FindRows(begin + kTileKeys, next_);
+      FindRows(begin + kTileKeys, next_rows_);
       PrefetchRows();
     }
-    const int words = args_.words();
+    const int operands = args_.operands();
     panels_ = (count_ + kPanel - 1) / kPanel;
 #if RIFFLE_SPARSE_E4M3_TABLES
     if (args_.product == Product::kBF16 && args_.key_dtype == DType::kE4M3 && !args_.mxfp4) {
@@ -131,34 +132,34 @@ class Scorer {
     uint32_t* converted = layout_.rows.At(scratch_);
     const uint8_t* rows[kTileKeys];
     for (int i = 0; i < panels_ * kPanel; ++i) {
-      rows[i] = KeyWords(args_, rows_[i], scales + i, converted + i * words);
+      rows[i] = KeyOperands(args_, rows_[i], scales + i, converted + i * operands);
     }
-    if (args_.mxfp4) {  // its scales are in the words
+    if (args_.mxfp4) {  // its scales are in the operands
       std::fill_n(scales, kTileKeys, 1.0f);
     }
-    PackTile(rows, panels_, words, args_.product == Product::kInt8 ? Int8Dot::kFlip : 0,
+    PackTile(rows, panels_, operands, args_.product == Product::kInt8 ? Int8Dot::kSignFlip : 0,
              layout_.tile.At(scratch_));
   }
 
   // Scores of the packed keys: kTileKeys of them, meaningless past the tile's last key.
-  const float* Run(int query) {
+  const float* Score(int query) {
     const LaneF32 df;
-    const int words = args_.words();
+    const int operands = args_.operands();
     const float* weights = layout_.weights.At(scratch_) + query * kMaxIndexHeads;
     const int32_t* starts = layout_.starts.At(scratch_) + query * kMaxIndexHeads;
     const float* scales = layout_.scales.At(scratch_);
     float* logits = layout_.logits.At(scratch_);
     const uint32_t* panel = layout_.tile.At(scratch_);
-    for (int p = 0; p < panels_; ++p, panel += words * kPanel) {
-      const uint32_t* q = layout_.q.At(scratch_) + query * layout_.query_words;
+    for (int p = 0; p < panels_; ++p, panel += operands * kPanel) {
+      const uint32_t* q = layout_.q.At(scratch_) + query * layout_.query_operands;
       VecF32 total[2] = {hn::Zero(df), hn::Zero(df)};
       int h = 0;
-      for (; h + kHeadGroup <= args_.heads; h += kHeadGroup, q += words * kHeadGroup) {
-        AddHeads<Words, kHeadGroup>(q, weights + h, starts + h, panel, words, args_.relu, total);
+      for (; h + kHeadGroup <= args_.heads; h += kHeadGroup, q += operands * kHeadGroup) {
+        AddHeads<Math, kHeadGroup>(q, weights + h, starts + h, panel, operands, args_.relu, total);
       }
       if (h < args_.heads) {
-        AddSomeHeads<Words, kHeadGroup - 1>(args_.heads - h, q, weights + h, starts + h, panel,
-                                            words, args_.relu, total);
+        AddSomeHeads<Math, kHeadGroup - 1>(args_.heads - h, q, weights + h, starts + h, panel,
+                                           operands, args_.relu, total);
       }
       for (int i = 0; i < 2; ++i) {
         const int at = p * kPanel + i * kLanes;
@@ -222,7 +223,7 @@ class Scorer {
   }
 
   void PrefetchRows() const {
-    for (const uint8_t* row : next_) {
+    for (const uint8_t* row : next_rows_) {
       for (int64_t i = 0; i < args_.key_bytes; i += 64) {
         __builtin_prefetch(row + i, 0, 2);
       }
@@ -236,7 +237,7 @@ class Scorer {
   int count_ = 0;
   int panels_ = 0;
   const uint8_t* rows_[kTileKeys];
-  const uint8_t* next_[kTileKeys];
+  const uint8_t* next_rows_[kTileKeys];
   float next_scales_[kTileKeys];
 };
 

@@ -32,10 +32,11 @@ class BlockReducer {
   BlockReducer() = default;
   BlockReducer(int64_t block, BlockScore score) : block_(block), score_(score) {}
 
-  // Takes scores [0, count) of keys from `key` on and hands (block, order key of its score) to
+  // Adds scores [0, count) of keys from `key` on and hands (block, order key of its score) to
   // `emit` for each block that ends among them; `end` is the end of the query's keys.
   template <class Emit>
-  HWY_INLINE void Take(const float* scores, int count, int64_t key, int64_t end, const Emit& emit) {
+  HWY_INLINE void AddScores(const float* scores, int count, int64_t key, int64_t end,
+                            const Emit& emit) {
     for (int i = 0; i < count; ++i, ++key) {
       if (score_ == BlockScore::kMean) {
         sum_ = size_ == 0 ? scores[i] : sum_ + scores[i];
@@ -45,14 +46,14 @@ class BlockReducer {
       }
       ++size_;
       if (size_ == block_ || key + 1 == end) {
-        emit(key / block_, BlockKey());
+        emit(key / block_, ScoreKey());
         size_ = 0;
       }
     }
   }
 
  private:
-  int32_t BlockKey() const {
+  int32_t ScoreKey() const {
     return score_ == BlockScore::kMax
                ? max_
                : core::Key(std::bit_cast<int32_t>(sum_ / static_cast<float>(size_)),
@@ -68,13 +69,13 @@ class BlockReducer {
 
 // The slot of a position, or the position.
 HWY_INLINE int32_t Result(const IndexerArgs& args, const SelectArgs& select, int64_t token,
-                          int32_t number) {
+                          int32_t position) {
   if (!select.slots) {
-    return number;
+    return position;
   }
   const int32_t* pages = args.page_numbers + args.page_begin[args.ranges[token].seq];
-  return static_cast<int32_t>(pages[number / args.page_size] * args.page_size +
-                              number % args.page_size);
+  return static_cast<int32_t>(pages[position / args.page_size] * args.page_size +
+                              position % args.page_size);
 }
 
 // The block that number `i` of a query's list stands for.

@@ -34,7 +34,7 @@ void SortDigit(const int32_t* from, int64_t count, int shift, int32_t* to) {
 int64_t SortSlots(std::span<const int32_t> slots, int64_t limit, int32_t* to, int32_t* other) {
   int64_t count = 0;
   int32_t last = 0;
-  int32_t most = 0;
+  int32_t max_slot = 0;
   bool sorted = true;
   for (const int32_t& at : slots) {
     const int32_t slot = *const_cast<const volatile int32_t*>(&at);  // read once: it may change
@@ -42,7 +42,7 @@ int64_t SortSlots(std::span<const int32_t> slots, int64_t limit, int32_t* to, in
       continue;
     }
     sorted = sorted && slot >= last;
-    most = std::max(most, slot);
+    max_slot = std::max(max_slot, slot);
     last = slot;
     to[count++] = slot;
   }
@@ -55,7 +55,7 @@ int64_t SortSlots(std::span<const int32_t> slots, int64_t limit, int32_t* to, in
   }
   int32_t* from = to;
   int32_t* free = other;
-  for (int shift = 0; shift < 31 && static_cast<uint32_t>(most) >> shift != 0;
+  for (int shift = 0; shift < 31 && static_cast<uint32_t>(max_slot) >> shift != 0;
        shift += kDigitBits) {
     SortDigit(from, count, shift, free);
     std::swap(from, free);

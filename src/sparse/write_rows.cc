@@ -11,7 +11,7 @@ namespace riffle {
 namespace {
 
 // From this many rows on, threads pay.
-constexpr int64_t kThreadsRows = 64;
+constexpr int64_t kMinParallelRows = 64;
 
 }  // namespace
 
@@ -25,7 +25,7 @@ void WriteSparseRows(const MatrixView& x, IndexSpan slots, const SparseRowsOut& 
   const auto element = static_cast<int64_t>(SizeOf(x.dtype));
   core::Lease lease(options.pool);
   // Each task writes the slots of its residue, in order, so that of equal slots the last one wins.
-  const int64_t tasks = x.rows >= kThreadsRows ? lease.threads() : 1;
+  const int64_t tasks = x.rows >= kMinParallelRows ? lease.threads() : 1;
   lease.Run(tasks, [&](int64_t task, uint8_t*) {
     for (int64_t i = 0; i < x.rows; ++i) {
       const int64_t slot = slots[static_cast<size_t>(i)];

@@ -187,7 +187,7 @@ void SelectFromCandidates(Row<F>& row) {
   const Bound<TI> bound = FindBound(candidates.keys, candidates.count, row.k, limit,
                                     row.format.lowest_key(), row.format);
   size_t ties = 0;
-  if (bound.reached > limit) {  // too many ties; fewer than k candidates are above them
+  if (bound.num_reaching > limit) {  // too many ties; fewer than k candidates are above them
     const bool is_top = bound.key == row.format.top_key();
     const TI above = static_cast<TI>(bound.key + (is_top ? 0 : 1));
     ties = row.k - (is_top ? 0 : CountGe(candidates.keys, candidates.count, above));

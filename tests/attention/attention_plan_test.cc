@@ -25,7 +25,7 @@ struct Call {
 struct Planned {
   attention::Plan plan;
   std::vector<attention::WorkItem> items;
-  std::vector<attention::DividedItem> splits;
+  std::vector<attention::DividedItem> divided_items;
   std::vector<int64_t> chunk_begin;
 };
 
@@ -37,10 +37,10 @@ Planned MakePlan(const Call& call) {
   Planned planned;
   planned.plan = attention::PlanAttention(call.shape, cu, call.kv_lens, call.threads, {});
   planned.items.resize(static_cast<size_t>(planned.plan.items));
-  planned.splits.resize(static_cast<size_t>(planned.plan.splits));
+  planned.divided_items.resize(static_cast<size_t>(planned.plan.divided_items));
   planned.chunk_begin.resize(static_cast<size_t>(planned.plan.chunks) + 1);
   attention::PlanAttention(call.shape, cu, call.kv_lens, call.threads,
-                           {planned.items, planned.splits, planned.chunk_begin});
+                           {planned.items, planned.divided_items, planned.chunk_begin});
   return planned;
 }
 
@@ -68,7 +68,7 @@ void CheckPlan(const Call& call) {
   for (size_t b = 0; b < call.q_lens.size(); ++b) {
     for (int q = 0; q < call.q_lens[b]; ++q) {
       const attention::KeyRange keys =
-          attention::Visible(call.shape, call.kv_lens[b], call.kv_lens[b] - call.q_lens[b] + q);
+          attention::VisibleKeys(call.shape, call.kv_lens[b], call.kv_lens[b] - call.q_lens[b] + q);
       for (int h = 0; h < call.shape.kv_heads; ++h) {
         ++expected;
         const auto& splits = seen[{static_cast<int>(b), q, h}];
@@ -86,11 +86,12 @@ void CheckPlan(const Call& call) {
   ASSERT_EQ(seen.size(), expected);
   // Partial states lie side by side: one for the first item, then one for each KV split.
   int64_t state_rows = 0;
-  for (const attention::DividedItem& split : planned.splits) {
-    ASSERT_EQ(split.whole.state_row, state_rows);
-    const int rows = (split.whole.query_end - split.whole.query_begin) * call.shape.group;
-    state_rows += split.partial_states *
-                  attention::PartialStateRows(split.whole.head_end - split.whole.head_begin, rows);
+  for (const attention::DividedItem& divided : planned.divided_items) {
+    ASSERT_EQ(divided.whole.state_row, state_rows);
+    const int rows = (divided.whole.query_end - divided.whole.query_begin) * call.shape.group;
+    state_rows +=
+        divided.partial_states *
+        attention::PartialStateRows(divided.whole.head_end - divided.whole.head_begin, rows);
   }
   ASSERT_EQ(state_rows, planned.plan.state_rows);
 }
@@ -121,7 +122,7 @@ TEST(AttentionPlan, CoversEverythingOnce) {
 TEST(AttentionPlan, DecodeOfEqualSequencesIsNotCut) {
   const Call call{
       {8, 4, 128, 0, 0}, std::vector<int32_t>(32, 1), std::vector<int32_t>(32, 4096), 2};
-  EXPECT_EQ(MakePlan(call).plan.splits, 0);
+  EXPECT_EQ(MakePlan(call).plan.divided_items, 0);
 }
 
 TEST(AttentionPlan, OneLongSequenceIsSharedEvenly) {
@@ -144,7 +145,7 @@ TEST(AttentionPlan, OneLongSequenceIsSharedEvenly) {
 
 TEST(AttentionPlan, ShortSequenceIsCutBetweenHeads) {
   const Planned planned = MakePlan({{8, 4, 128, 0, 0}, {1}, {500}, 8});
-  EXPECT_EQ(planned.plan.splits, 0);
+  EXPECT_EQ(planned.plan.divided_items, 0);
   EXPECT_EQ(planned.plan.items, 8);
 }
 

@@ -13,7 +13,7 @@
 
 #include "engine/default_model.h"
 #include "engine/gguf/gguf.h"
-#include "engine/tokenizer/special_tokens.h"
+#include "engine/tokenizer/token_matcher.h"
 #include "engine/tokenizer/tokenizer.h"
 #include "engine/tokenizer/utf8.h"
 #include "testing/gguf_writer.h"
@@ -181,7 +181,7 @@ TEST(Tokenizer, SpecialTokensAreThoseOfASearchByTrial) {
   };
   for (int round = 0; round < 300; ++round) {
     const uint32_t letters = 1 + static_cast<uint32_t>(random() % 3);
-    SpecialTokens special;
+    TokenMatcher special;
     std::map<std::string, int32_t> token_of;
     for (int32_t token = 0; token < 12; ++token) {
       const std::string text = text_of(random() % 7, letters);
@@ -200,7 +200,7 @@ TEST(Tokenizer, SpecialTokensAreThoseOfASearchByTrial) {
       }
       at += std::max<size_t>(length, 1);
     }
-    for (const SpecialTokens::Match& match : special.Find(text)) {
+    for (const TokenMatcher::Match& match : special.Find(text)) {
       got.push_back({match.start, match.length, static_cast<size_t>(match.token)});
     }
     EXPECT_EQ(got, wanted) << text;

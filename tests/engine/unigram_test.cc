@@ -89,7 +89,7 @@ Vocabulary FixtureVocabulary(const std::string& kind) {
     const std::string text(smollm2.TokenBytes(static_cast<int32_t>(i)));
     if (types[i] != 1 || FindInvalidUtf8(text) != std::string::npos) continue;
     const auto index = static_cast<float>(vocabulary.texts.size() * 7919 % 4093);
-    vocabulary.Add(SpellSpaces(text), -(1 + index) / 256);
+    vocabulary.Add(WithEscapedSpaces(text), -(1 + index) / 256);
   }
   if (kind == "bytes") vocabulary.AddBytes();
   vocabulary.space_prefix = vocabulary.removes_spaces = kind == "trimmed";
@@ -112,7 +112,7 @@ TEST(Unigram, TwentyThousandTextsAsTheLibraryTokenizersHasThem) {
         [&](const std::string& text) { return tokenizer.Encode(text); },
         [&](const std::string& text, const Tokens& tokens) {
           if (kind == "bytes") {  // nothing is lost
-            EXPECT_EQ(tokenizer.Decode(tokens), SpelledBytes(text, TokenType::kNormal));
+            EXPECT_EQ(tokenizer.Decode(tokens), UnescapedBytes(text, TokenType::kNormal));
           }
         });
   }

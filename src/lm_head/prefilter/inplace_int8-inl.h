@@ -115,12 +115,12 @@ HWY_INLINE void InplaceInt8Kernel(const InplaceTile& tile, int first, float* HWY
       scale[c] = ColumnScales(tile, first + c, at / kBytes, kPositions.of[phase], before[c], w[c]);
       square[c] = hn::MulAdd(scale[c], scale[c], square[c]);
       before[c] = w[c];
-      weight[c] = hn::Xor(w[c], hn::Set(d8, static_cast<uint8_t>(Int8Dot::kFlip & 0xff)));
+      weight[c] = hn::Xor(w[c], hn::Set(d8, static_cast<uint8_t>(Int8Dot::kSignFlip & 0xff)));
     }
     phase = phase + 1 == kPairLanes ? 0 : phase + 1;
     for (int r = 0; r < kRows; ++r) {
       const InplaceLine& x = tile.x[r * tile.lines + at / 64];
-      const auto start = hn::Load(di, x.start + at % 64 / 4);
+      const auto start = hn::Load(di, x.initial_sum + at % 64 / 4);
       const auto high = hn::Load(di8, x.high + at % 64);
       const auto low = hn::Load(di8, x.low + at % 64);
       const auto step = hn::Load(df, x.step + at % 64 / 4);

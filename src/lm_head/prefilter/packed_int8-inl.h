@@ -130,7 +130,7 @@ HWY_INLINE void PackHalfBlock(const uint8_t* const* column, int64_t offset, uint
     const auto size = hn::BitCast(d, hn::Abs(hn::BitCast(di8, packed[i])));  // 128 for -128
     const auto clamped = hn::Min(size, hn::Set(d, uint8_t{127}));
     squares = Int8Dot::StepUnsigned(di, size, clamped, squares);
-    hn::Store(hn::Xor(packed[i], hn::Set(du, Int8Dot::kFlip)), du, to + i * kPanel);
+    hn::Store(hn::Xor(packed[i], hn::Set(du, Int8Dot::kSignFlip)), du, to + i * kPanel);
   }
 }
 
@@ -182,7 +182,7 @@ HWY_INLINE void Int8Kernel(const Int8Block* HWY_RESTRICT x, const Int8Panel& pan
     prefetcher.Next(lines);
     VecI32 sum[kRows][2];
     for (int r = 0; r < kRows; ++r) {
-      sum[r][0] = sum[r][1] = hn::Set(di, x[r * kPrefilterBlocks].start);
+      sum[r][0] = sum[r][1] = hn::Set(di, x[r * kPrefilterBlocks].initial_sum);
     }
     HWY_UNROLL(8)
     for (int i = 0; i < kBlockLanes; ++i, w += 4 * kPanel) {

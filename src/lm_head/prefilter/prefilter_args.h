@@ -14,7 +14,7 @@ namespace riffle::lm_head {
 // 32 inputs of a row as step * q, |q| <= 127. A lane holds four q, the first in its lowest byte.
 struct Int8Block {
   int32_t lanes[kQ8Block / 4];
-  int32_t start;  // -Int8Dot::kBias times the sum of q
+  int32_t initial_sum;  // -Int8Dot::kBias times the sum of q
   float step;
 };
 
@@ -28,7 +28,7 @@ inline constexpr int32_t kMaxInplaceQ = 127 * 128;  // the largest |q| in place:
 struct InplaceLine {
   int8_t high[64];  // q = 128 * high + low
   int8_t low[64];
-  int32_t start[16];  // -kBias / 128 * sum of the lane's q: added before the shift left by 7
+  int32_t initial_sum[16];  // -kBias / 128 * sum of the lane's q: added before the shift left by 7
   float step[16];
 };
 

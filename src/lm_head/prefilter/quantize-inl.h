@@ -94,7 +94,7 @@ HWY_INLINE void StoreInt8Block(const QuantizedBlock& block, Int8Block& to) {
     hn::StoreU(hn::DemoteTo(d8, hn::Load(di, block.q + i)), d8, q8 + i);
   }
   std::memcpy(to.lanes, q8, sizeof(q8));
-  to.start = -Int8Dot::kBias * block.sum;
+  to.initial_sum = -Int8Dot::kBias * block.sum;
   to.step = block.step;
 }
 
@@ -108,7 +108,7 @@ inline void StoreInplaceBlock(const QuantizedBlock& block, int64_t number, Inpla
     HWY_DASSERT(line.high[byte] == 0 && line.low[byte] == 0);
     line.high[byte] = static_cast<int8_t>(high);
     line.low[byte] = static_cast<int8_t>(block.q[i] - 128 * high);
-    line.start[byte / 4] -= Int8Dot::kBias / 128 * block.q[i];
+    line.initial_sum[byte / 4] -= Int8Dot::kBias / 128 * block.q[i];
     line.step[byte / 4] = block.step;
   }
 }

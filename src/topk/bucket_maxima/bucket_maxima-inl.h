@@ -33,7 +33,7 @@ using core::HWY_NAMESPACE::Tag;
 // the values, so a bound that comes out positive is as good as one from keys (kPositive). As
 // unsigned integers, the bits of negative values are in reverse order and above all others, so
 // minima give a bound for rows whose bound is not positive (kNegative). Neither holds for a row
-// with a NaN whose sign bit is set. `watch` detects those: as unsigned integers they are the
+// with a NaN whose sign bit is set. `max_bits` detects those: as unsigned integers they are the
 // largest bits of all.
 template <typename TI, FirstPass kPass, bool kSmallest>
 struct ElementReader {
@@ -46,15 +46,15 @@ struct ElementReader {
 
   DV d;
   core::Format<TI> format;
-  hn::Vec<DU> watch;  // the lane-wise maximum of the bits as unsigned integers
+  hn::Vec<DU> max_bits;  // the lane-wise maximum of the bits as unsigned integers
 
   explicit ElementReader(core::Format<TI> row_format)
-      : d(), format(row_format), watch(hn::Zero(DU())) {}
+      : d(), format(row_format), max_bits(hn::Zero(DU())) {}
 
   // Whether no NaN with its sign bit set was loaded.
-  HWY_INLINE bool InOrder() const {
+  HWY_INLINE bool BitsAreOrdered() const {
     const auto minus_inf = static_cast<hwy::MakeUnsigned<TI>>(format.minus_inf());
-    return kPass == FirstPass::kKeyed || hn::ReduceMax(DU(), watch) <= minus_inf;
+    return kPass == FirstPass::kKeyed || hn::ReduceMax(DU(), max_bits) <= minus_inf;
   }
 
   HWY_INLINE V Load(const TI* from) {
@@ -62,7 +62,7 @@ struct ElementReader {
     if constexpr (kPass == FirstPass::kKeyed) {
       return Keys(d, bits, core::Format<TI>{format.inf, kSmallest});
     } else {
-      watch = hn::Max(watch, hn::BitCast(DU(), bits));
+      max_bits = hn::Max(max_bits, hn::BitCast(DU(), bits));
       const auto flipped = kSmallest ? hn::Xor(bits, hn::Set(D(), hwy::LimitsMin<TI>())) : bits;
       return hn::BitCast(d, flipped);
     }
@@ -107,24 +107,25 @@ struct IntegerElementReader {
   }
   static HWY_INLINE V Best(V a, V b) { return hn::Max(a, b); }
   HWY_INLINE V Maxima(V best) const { return best; }
-  HWY_INLINE bool InOrder() const { return true; }
+  HWY_INLINE bool BitsAreOrdered() const { return true; }
 };
 
 // Reduces the vectors of one bucket lane by lane.
-template <class L, typename TI>
-HWY_INLINE typename L::V BestOfBucket(L& leaves, const TI* from, size_t vectors) {
-  using V = typename L::V;
-  const size_t lanes = hn::Lanes(leaves.d);
-  V best = leaves.Load(from);
+template <class Reader, typename TI>
+HWY_INLINE typename Reader::V BestOfBucket(Reader& reader, const TI* from, size_t vectors) {
+  using V = typename Reader::V;
+  const size_t lanes = hn::Lanes(reader.d);
+  V best = reader.Load(from);
   size_t i = 1;
   for (; i + 3 < vectors; i += 4) {
-    const V pair0 = L::Best(leaves.Load(from + i * lanes), leaves.Load(from + (i + 1) * lanes));
+    const V pair0 =
+        Reader::Best(reader.Load(from + i * lanes), reader.Load(from + (i + 1) * lanes));
     const V pair1 =
-        L::Best(leaves.Load(from + (i + 2) * lanes), leaves.Load(from + (i + 3) * lanes));
-    best = L::Best(best, L::Best(pair0, pair1));
+        Reader::Best(reader.Load(from + (i + 2) * lanes), reader.Load(from + (i + 3) * lanes));
+    best = Reader::Best(best, Reader::Best(pair0, pair1));
   }
   for (; i < vectors; ++i) {
-    best = L::Best(best, leaves.Load(from + i * lanes));
+    best = Reader::Best(best, reader.Load(from + i * lanes));
   }
   return best;
 }
@@ -132,16 +133,16 @@ HWY_INLINE typename L::V BestOfBucket(L& leaves, const TI* from, size_t vectors)
 // Reduces buckets [kFirst, kFirst + 2^kLevel) of those whose maxima will fill one 16-byte block, in
 // memory order. Each position of every block of the result holds a part of one bucket's maximum.
 // Interleaving leaves the buckets in bit-reversed positions.
-template <size_t kLevel, size_t kFirst, size_t kVectors, class L, typename TI>
-HWY_INLINE typename L::V BlockTree(L& leaves, const TI* block, size_t vectors) {
+template <size_t kLevel, size_t kFirst, size_t kVectors, class Reader, typename TI>
+HWY_INLINE typename Reader::V BlockTree(Reader& reader, const TI* block, size_t vectors) {
   const size_t count = kVectors != 0 ? kVectors : vectors;
   if constexpr (kLevel == 0) {
-    return BestOfBucket(leaves, block + kFirst * count * hn::Lanes(leaves.d), count);
+    return BestOfBucket(reader, block + kFirst * count * hn::Lanes(reader.d), count);
   } else {
     constexpr size_t kHalf = size_t{1} << (kLevel - 1);
-    const auto a = BlockTree<kLevel - 1, kFirst, kVectors>(leaves, block, vectors);
-    const auto b = BlockTree<kLevel - 1, kFirst + kHalf, kVectors>(leaves, block, vectors);
-    return L::Best(hn::InterleaveLower(leaves.d, a, b), hn::InterleaveUpper(leaves.d, a, b));
+    const auto a = BlockTree<kLevel - 1, kFirst, kVectors>(reader, block, vectors);
+    const auto b = BlockTree<kLevel - 1, kFirst + kHalf, kVectors>(reader, block, vectors);
+    return Reader::Best(hn::InterleaveLower(reader.d, a, b), hn::InterleaveUpper(reader.d, a, b));
   }
 }
 
@@ -165,18 +166,18 @@ HWY_INLINE V ReversePositions(D d, V v) {
 }
 
 // The maxima of as many buckets as a vector has lanes.
-template <size_t kVectors, class L, typename TI>
-HWY_INLINE typename L::V Superblock(L& leaves, const TI* from, size_t vectors) {
+template <size_t kVectors, class Reader, typename TI>
+HWY_INLINE typename Reader::V Superblock(Reader& reader, const TI* from, size_t vectors) {
   constexpr size_t kPerBlock = 16 / sizeof(TI);
   constexpr size_t kLevels = std::bit_width(kPerBlock) - 1;
-  constexpr size_t kBlocks = hn::MaxLanes(typename L::DV()) / kPerBlock;
-  const auto d = leaves.d;
+  constexpr size_t kBlocks = hn::MaxLanes(typename Reader::DV()) / kPerBlock;
+  const auto d = reader.d;
   const size_t step = (kVectors != 0 ? kVectors : vectors) * hn::Lanes(d) * kPerBlock;
   const auto block = [&](size_t i) HWY_ATTR {
-    return BlockTree<kLevels, 0, kVectors>(leaves, from + i * step, vectors);
+    return BlockTree<kLevels, 0, kVectors>(reader, from + i * step, vectors);
   };
   const auto merge_halves = [&](auto a, auto b) HWY_ATTR {
-    return L::Best(hn::ConcatLowerLower(d, b, a), hn::ConcatUpperUpper(d, b, a));
+    return Reader::Best(hn::ConcatLowerLower(d, b, a), hn::ConcatUpperUpper(d, b, a));
   };
   const auto b0 = block(0);
   if constexpr (kBlocks == 1) {
@@ -188,8 +189,8 @@ HWY_INLINE typename L::V Superblock(L& leaves, const TI* from, size_t vectors) {
     const auto b1 = block(1);
     const auto even = merge_halves(b0, block(2));  // blocks 0 0 2 2
     const auto odd = merge_halves(b1, block(3));   // blocks 1 1 3 3
-    return ReversePositions(d, L::Best(hn::OddEvenBlocks(odd, even),
-                                       hn::SwapAdjacentBlocks(hn::OddEvenBlocks(even, odd))));
+    return ReversePositions(d, Reader::Best(hn::OddEvenBlocks(odd, even),
+                                            hn::SwapAdjacentBlocks(hn::OddEvenBlocks(even, odd))));
   }
 }
 
@@ -205,71 +206,71 @@ HWY_INLINE void StoreMaxima(D d, hn::Vec<D> maxima, TKey* to) {
   }
 }
 
-template <size_t kVectors, class L, typename TI>
-HWY_INLINE size_t Superblocks(L& leaves, const TI* row, size_t bucket, size_t end, size_t size,
-                              typename L::Key* maxima) {
-  const size_t lanes = hn::Lanes(leaves.d);
+template <size_t kVectors, class Reader, typename TI>
+HWY_INLINE size_t Superblocks(Reader& reader, const TI* row, size_t bucket, size_t end, size_t size,
+                              typename Reader::Key* maxima) {
+  const size_t lanes = hn::Lanes(reader.d);
   for (; bucket + lanes <= end; bucket += lanes) {
-    const auto best = Superblock<kVectors>(leaves, row + bucket * size, size / lanes);
-    StoreMaxima(typename L::D(), leaves.Maxima(best), maxima + bucket);
+    const auto best = Superblock<kVectors>(reader, row + bucket * size, size / lanes);
+    StoreMaxima(typename Reader::D(), reader.Maxima(best), maxima + bucket);
   }
   return bucket;
 }
 
 // The maximum of `count` elements, count > 0.
-template <class L, typename TI>
-HWY_INLINE TI ShortBucket(L& leaves, const TI* from, size_t count) {
-  const typename L::D d;
+template <class Reader, typename TI>
+HWY_INLINE TI ShortBucket(Reader& reader, const TI* from, size_t count) {
+  const typename Reader::D d;
   const size_t lanes = hn::Lanes(d);
   auto max = hn::Set(d, hwy::LimitsMin<TI>());
   size_t i = 0;
   for (; i + lanes <= count; i += lanes) {
-    max = hn::Max(max, leaves.Maxima(leaves.Load(from + i)));
+    max = hn::Max(max, reader.Maxima(reader.Load(from + i)));
   }
   if (i < count) {
     HWY_ALIGN TI tail[hn::MaxLanes(d)];
     std::memcpy(tail, from + i, sizeof(TI));
     hn::Store(hn::Set(d, tail[0]), d, tail);  // lanes past the end repeat an element
     std::memcpy(tail, from + i, (count - i) * sizeof(TI));
-    max = hn::Max(max, leaves.Maxima(leaves.Load(tail)));
+    max = hn::Max(max, reader.Maxima(reader.Load(tail)));
   }
   return hn::ReduceMax(d, max);
 }
 
 // Stores the maxima of buckets [begin, end) of a row; for an empty bucket, the lowest integer.
-// Returns whether the comparisons of `leaves` are valid for this row (InOrder).
-template <class L, typename TI>
-bool BucketMaxima(L leaves, const TI* row, const BucketBounds& buckets, size_t begin, size_t end,
-                  typename L::Key* maxima) {
+// Returns whether the comparisons of `reader` are valid for this row (BitsAreOrdered).
+template <class Reader, typename TI>
+bool BucketMaxima(Reader reader, const TI* row, const BucketBounds& buckets, size_t begin,
+                  size_t end, typename Reader::Key* maxima) {
   const size_t size = buckets.size();
   const size_t lead = buckets.lead();
-  HWY_DASSERT(size % hn::Lanes(leaves.d) == 0 && begin <= end);
+  HWY_DASSERT(size % hn::Lanes(reader.d) == 0 && begin <= end);
   const size_t whole = std::min(end, (buckets.n() - lead) / size);
   size_t bucket = begin;
-  switch (size / hn::Lanes(leaves.d)) {
+  switch (size / hn::Lanes(reader.d)) {
     case 1:
-      bucket = Superblocks<1>(leaves, row + lead, bucket, whole, size, maxima);
+      bucket = Superblocks<1>(reader, row + lead, bucket, whole, size, maxima);
       break;
     case 2:
-      bucket = Superblocks<2>(leaves, row + lead, bucket, whole, size, maxima);
+      bucket = Superblocks<2>(reader, row + lead, bucket, whole, size, maxima);
       break;
     case 4:
-      bucket = Superblocks<4>(leaves, row + lead, bucket, whole, size, maxima);
+      bucket = Superblocks<4>(reader, row + lead, bucket, whole, size, maxima);
       break;
     default:
-      bucket = Superblocks<0>(leaves, row + lead, bucket, whole, size, maxima);
+      bucket = Superblocks<0>(reader, row + lead, bucket, whole, size, maxima);
       break;
   }
   if (begin == 0 && bucket > 0 && lead > 0) {
-    maxima[0] = std::max<typename L::Key>(maxima[0], ShortBucket(leaves, row, lead));
+    maxima[0] = std::max<typename Reader::Key>(maxima[0], ShortBucket(reader, row, lead));
   }
   for (; bucket < end; ++bucket) {
     const size_t from = buckets.Begin(bucket);
     const size_t count = buckets.End(bucket) - from;
-    maxima[bucket] =
-        count == 0 ? hwy::LimitsMin<typename L::Key>() : ShortBucket(leaves, row + from, count);
+    maxima[bucket] = count == 0 ? hwy::LimitsMin<typename Reader::Key>()
+                                : ShortBucket(reader, row + from, count);
   }
-  return leaves.InOrder();
+  return reader.BitsAreOrdered();
 }
 
 }  // namespace riffle::topk::HWY_NAMESPACE

@@ -18,9 +18,9 @@ BucketPlan PlanBuckets(int64_t n, int64_t k, DType dtype) {
   // buckets are read again. The sum of both costs is smallest near sqrt(n / k) (bench/topk;
   // docs/lab/top-k.md).
   const double balance = std::sqrt(static_cast<double>(n) / static_cast<double>(k));
-  const int64_t least = std::max(kMinBucket, 64 / static_cast<int64_t>(SizeOf(dtype)));
+  const int64_t min_size = std::max(kMinBucket, 64 / static_cast<int64_t>(SizeOf(dtype)));
   const int64_t size = std::clamp(
-      static_cast<int64_t>(std::bit_ceil(static_cast<uint64_t>(balance))), least, kMaxBucket);
+      static_cast<int64_t>(std::bit_ceil(static_cast<uint64_t>(balance))), min_size, kMaxBucket);
   const int64_t buckets = (n + size - 1) / size;
   if (BucketLimit(static_cast<size_t>(k)) * 4 > static_cast<size_t>(buckets) * 3) {
     return {};

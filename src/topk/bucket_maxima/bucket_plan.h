@@ -16,7 +16,7 @@ namespace riffle::topk {
 constexpr size_t BucketLimit(size_t k) { return k + k / 4 + 4; }
 
 // How many bucket maxima are reduced to one for a first bound. At least 8 * k are left.
-constexpr size_t MaximaGroup(size_t buckets, size_t k) {
+constexpr size_t MaximaPerGroup(size_t buckets, size_t k) {
   const size_t group = buckets / (8 * k);
   return group < 16 ? group : 16;
 }
@@ -55,12 +55,12 @@ class BucketBounds {
 };
 
 // A sample of a row: `count` elements, in runs of kMinBucket at 0, stride, 2 * stride, ... Its
-// `k`-th best is a bound that enough elements of a row in random order reach, by a margin of four
-// standard deviations. count = 0: no sample.
+// `bound_rank`-th best is a bound that enough elements of a row in random order reach, by a margin
+// of four standard deviations. count = 0: no sample.
 struct SamplePlan {
   size_t count;
   size_t stride;
-  size_t k;
+  size_t bound_rank;
 };
 SamplePlan PlanSample(size_t n, size_t k);
 

@@ -114,7 +114,8 @@ void SelectFromAll(Row<F>& row) {
       hn::StoreU(LoadRow(row, at, row.n).keys, d, candidates.keys + i);
     }
     Pad(d, candidates.keys, plan.count);
-    bound = FindBound(candidates.keys, plan.count, plan.k, plan.k + plan.k / 16, lowest, row.format)
+    bound = FindBound(candidates.keys, plan.count, plan.bound_rank,
+                      plan.bound_rank + plan.bound_rank / 16, lowest, row.format)
                 .key;
   }
   if (bound > lowest) {
@@ -137,7 +138,7 @@ Bound<typename F::Key> BoundFromMaxima(Row<F>& row, typename F::Key* maxima,
   const size_t buckets = static_cast<size_t>(row.task.plan.buckets);
   const size_t limit = BucketLimit(row.k);
   Pad(d, maxima, buckets);
-  const size_t group = MaximaGroup(buckets, row.k);
+  const size_t group = MaximaPerGroup(buckets, row.k);
   if (group > 1) {
     // Group j has the buckets j, j + count, ...: the same ones for any vector length.
     const size_t count = (buckets / group + kMinBucket) / kMinBucket * kMinBucket;
@@ -152,7 +153,7 @@ Bound<typename F::Key> BoundFromMaxima(Row<F>& row, typename F::Key* maxima,
     Pad(d, of_groups, count);
     const Bound<TI> bound =
         FindBound(of_groups, count, row.k, row.k + row.k / 16 + 1, floor, row.format);
-    const size_t reached = bound.reached == 0 ? 0 : CountGe(maxima, buckets, bound.key);
+    const size_t reached = bound.num_reaching == 0 ? 0 : CountGe(maxima, buckets, bound.key);
     if (reached >= row.k && reached <= limit) {
       return {bound.key, reached};
     }
@@ -167,7 +168,7 @@ void SelectFromBuckets(Row<F>& row, FirstPass pass, typename F::Key* maxima) {
   const size_t limit = BucketLimit(row.k);
   const TI floor = pass == FirstPass::kPositive ? TI{1} : row.format.lowest_key();
   const Bound<TI> bound = BoundFromMaxima(row, maxima, floor);
-  if (bound.reached <= limit) {
+  if (bound.num_reaching <= limit) {
     Collect(row, maxima, bound.key, /*exact=*/false);
     SelectFromCandidates(row);
     return;

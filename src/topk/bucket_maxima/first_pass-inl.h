@@ -23,8 +23,8 @@ using select::HWY_NAMESPACE::Pad;
 template <typename TI, FirstPass kPass>
 bool RunFirstPassOf(const RowTask& task, int64_t begin, int64_t end, core::Format<TI> format,
                     TI* maxima) {
-  const auto run = [&](auto leaves) {
-    return BucketMaxima(leaves, static_cast<const TI*>(task.x), BucketBounds(task),
+  const auto run = [&](auto reader) {
+    return BucketMaxima(reader, static_cast<const TI*>(task.x), BucketBounds(task),
                         static_cast<size_t>(begin), static_cast<size_t>(end), maxima);
   };
   return task.largest ? run(ElementReader<TI, kPass, false>(format))
@@ -55,7 +55,7 @@ bool RunFirstPass(const RowTask& task, int64_t begin, int64_t end, FirstPass /*p
 
 // How many of the maxima are >= bound.
 template <typename TI>
-int64_t Reaching(int64_t buckets, TI bound, TI* maxima) {
+int64_t CountReaching(int64_t buckets, TI bound, TI* maxima) {
   Pad(Tag<TI>(), maxima, static_cast<size_t>(buckets));
   return static_cast<int64_t>(CountGe(maxima, static_cast<size_t>(buckets), bound));
 }
@@ -64,9 +64,9 @@ int64_t Reaching(int64_t buckets, TI bound, TI* maxima) {
 template <typename TI>
 FirstPass ChooseFirstPass(const RowTask& task, core::Format<TI> /*format*/, TI* maxima) {
   const int64_t buckets = task.plan.buckets;
-  return Reaching(buckets, TI{1}, maxima) >= task.k  ? FirstPass::kPositive
-         : Reaching(buckets, TI{0}, maxima) < task.k ? FirstPass::kNegative
-                                                     : FirstPass::kKeyed;
+  return CountReaching(buckets, TI{1}, maxima) >= task.k  ? FirstPass::kPositive
+         : CountReaching(buckets, TI{0}, maxima) < task.k ? FirstPass::kNegative
+                                                          : FirstPass::kKeyed;
 }
 template <typename TElement, typename TKey>
 FirstPass ChooseFirstPass(const RowTask& /*task*/, core::IntegerFormat<TElement, TKey> /*format*/,
@@ -78,13 +78,13 @@ FirstPass ChooseFirstPass(const RowTask& /*task*/, core::IntegerFormat<TElement,
 // not read twice. It takes the first sixteenth of the buckets by kPositive. If few of their maxima
 // are positive, as in a sorted row, it looks at a few buckets in the middle and at the end too. The
 // first sixteenth need not be repeated if kPositive is the answer.
-struct Guess {
+struct PassGuess {
   FirstPass pass;
   int64_t done;  // buckets whose maxima by `pass` are stored already
 };
 
 template <typename TI>
-Guess GuessPass(const RowTask& task, core::Format<TI> format, TI* maxima) {
+PassGuess GuessPass(const RowTask& task, core::Format<TI> format, TI* maxima) {
   const int64_t buckets = task.plan.buckets;
   const auto whole = [](int64_t count) { return count / kMinBucket * kMinBucket; };
   const int64_t part = std::max(whole(buckets / 16), kMinBucket);
@@ -101,8 +101,8 @@ Guess GuessPass(const RowTask& task, core::Format<TI> format, TI* maxima) {
       return {FirstPass::kKeyed, 0};
     }
     seen += end - begin;
-    positive += Reaching(end - begin, TI{1}, here);
-    not_negative += Reaching(end - begin, TI{0}, here);
+    positive += CountReaching(end - begin, TI{1}, here);
+    not_negative += CountReaching(end - begin, TI{0}, here);
     if (many(positive)) {
       return {FirstPass::kPositive, std::min(part, buckets)};
     }
@@ -114,7 +114,7 @@ Guess GuessPass(const RowTask& task, core::Format<TI> format, TI* maxima) {
 template <typename TI>
 FirstPass FirstPassOfRow(const RowTask& task, core::Format<TI> format, TI* maxima) {
   const int64_t buckets = task.plan.buckets;
-  Guess guess = GuessPass(task, format, maxima);
+  PassGuess guess = GuessPass(task, format, maxima);
   if (guess.pass == FirstPass::kPositive) {
     const bool in_order =
         RunFirstPass(task, guess.done, buckets, FirstPass::kPositive, format, maxima);
@@ -125,7 +125,7 @@ FirstPass FirstPassOfRow(const RowTask& task, core::Format<TI> format, TI* maxim
   }
   if (guess.pass == FirstPass::kNegative &&
       RunFirstPass(task, 0, buckets, FirstPass::kNegative, format, maxima) &&
-      Reaching(buckets, TI{1}, maxima) < task.k) {
+      CountReaching(buckets, TI{1}, maxima) < task.k) {
     return guess.pass;
   }
   RunFirstPass(task, 0, buckets, FirstPass::kKeyed, format, maxima);

@@ -39,7 +39,7 @@ class LanePass {
   static constexpr uintptr_t kAhead = 3072;  // bytes; with none or 1024 it is 10% slower
   // The first floor comes from a fourth of the row. A smaller part lets more elements through later
   // (an eighth: 6% slower); a larger one is read twice.
-  static constexpr size_t kFirst = 4;
+  static constexpr size_t kFirstPartDivisor = 4;
 
  public:
   LanePass(const Row<core::Format<TI>>& row, const LaneOptions& options, const LaneScratch& layout)
@@ -58,7 +58,7 @@ class LanePass {
   template <bool kKeyed>
   void Insert(size_t begin, size_t end);
   template <bool kKeyed>
-  uint32_t HotBlocks(size_t begin, size_t blocks) const;
+  uint32_t BlocksAboveFloor(size_t begin, size_t blocks) const;
   void InsertVector(size_t column);
   size_t FindColumns(size_t begin, int32_t* columns) const;
   void InsertColumns(const int32_t* columns, size_t count);
@@ -174,7 +174,7 @@ void LanePass<TI>::InsertColumns(const int32_t* columns, size_t count) {
 // for negative NaNs, which are the largest unsigned integers.
 template <typename TI>
 template <bool kKeyed>
-HWY_INLINE uint32_t LanePass<TI>::HotBlocks(size_t begin, size_t blocks) const {
+HWY_INLINE uint32_t LanePass<TI>::BlocksAboveFloor(size_t begin, size_t blocks) const {
   const D d;
   const hn::RebindToUnsigned<D> du;
   using TU = hn::TFromD<decltype(du)>;
@@ -214,7 +214,7 @@ void LanePass<TI>::Insert(size_t begin, size_t end) {
   size_t i = begin;
   while (i + block <= end) {
     const size_t blocks = std::min(kSpan, (end - i) / block);
-    uint32_t hot = HotBlocks<kKeyed>(i, blocks);
+    uint32_t hot = BlocksAboveFloor<kKeyed>(i, blocks);
     if (lanes_ >= width && hwy::PopCount(hot) > kFewBlocks) {
       for (size_t v = 0; v < blocks * kBlock; ++v) {
         InsertVector(i + v * width);
@@ -247,7 +247,7 @@ bool LanePass<TI>::FirstFloor() {
   const D d;
   const size_t width = hn::Lanes(d);
   const size_t stripes = std::max<size_t>(std::bit_ceil(4 * row_.k), 4 * kMinBucket);
-  const size_t steps = row_.n / kFirst / stripes;
+  const size_t steps = row_.n / kFirstPartDivisor / stripes;
   if (steps < 2 || stripes > last_depth_ * lanes_) {
     return true;  // the row is too short, or there are too few lanes
   }
@@ -275,7 +275,7 @@ bool LanePass<TI>::FirstFloor() {
   Pad(d, keys_, stripes);
   const Bound<TI> bound = FindBound(keys_, stripes, row_.k, row_.k + row_.k / 4,
                                     kKeyed ? row_.format.lowest_key() : TI{1}, row_.format);
-  if (bound.reached < row_.k) {
+  if (bound.num_reaching < row_.k) {
     return false;
   }
   floor_ = static_cast<TI>(bound.key - 1);  // elements equal to the bound must still be kept
@@ -289,7 +289,7 @@ void LanePass<TI>::RaiseFloor() {
   Pad(D(), keys_, kept);
   const Bound<TI> bound =
       FindBound(keys_, kept, row_.k, row_.k + row_.k / 4, row_.format.lowest_key(), row_.format);
-  if (bound.reached >= row_.k) {
+  if (bound.num_reaching >= row_.k) {
     floor_ = std::max(floor_, bound.key);
   }
 }
@@ -308,7 +308,8 @@ void LanePass<TI>::Run(size_t m) {
   // from a higher floor.
   size_t begin = 0;
   while (begin < row_.n) {
-    const size_t first = floor_ == kEmpty<TI> ? row_.n / 64 + 4 * row_.k : row_.n / kFirst;
+    const size_t first =
+        floor_ == kEmpty<TI> ? row_.n / 64 + 4 * row_.k : row_.n / kFirstPartDivisor;
     const size_t part = begin == 0 ? first : begin / 2;
     const size_t step = std::max(lanes_, hn::Lanes(D()));
     const size_t end = std::min(row_.n, (begin + part) / step * step + step);

@@ -46,7 +46,7 @@ bool Certify(Row<core::Format<TI>>& row, size_t lanes, size_t m) {
   const TI above = std::max(static_cast<TI>(pivot + 1), row.format.lowest_key());
   const Bound<TI> bound =
       FindBound(keys, kept, row.k, select::SortLimit(row.k, row.task.sorted), above, row.format);
-  if (bound.reached >= row.k) {
+  if (bound.num_reaching >= row.k) {
     KeepGe(row.candidates, bound.key);
     return true;
   }

@@ -15,7 +15,7 @@
 
 namespace riffle::engine {
 
-class SpecialTokens {
+class TokenMatcher {
  public:
   struct Match {
     size_t start;
@@ -29,8 +29,8 @@ class SpecialTokens {
 
   enum class Reading : uint8_t { kFromEnd, kFromStart };
 
-  // Find() needs kFromEnd, Read() and ForFound() need kFromStart.
-  explicit SpecialTokens(Reading reading = Reading::kFromEnd) : reading_(reading), nodes_(1) {}
+  // Find() needs kFromEnd, Read() and ForEachMatchEndingAt() need kFromStart.
+  explicit TokenMatcher(Reading reading = Reading::kFromEnd) : reading_(reading), nodes_(1) {}
 
   // Adds a text to be found. Of several tokens with the same text the first one counts; in plain
   // ranges, the first one that is not a control token. An empty text never matches.
@@ -42,13 +42,13 @@ class SpecialTokens {
   // token that touches a `plain` range does not count; these ranges ascend and do not touch.
   std::vector<Match> Find(std::string_view text, std::span<const Range> plain = {}) const;
 
-  static constexpr int32_t kNothingRead = 0;
-  // Reads on: `state` is kNothingRead or the result for the text before.
+  static constexpr int32_t kStartState = 0;
+  // Reads on: `state` is kStartState or the result for the text before.
   int32_t Read(int32_t state, std::string_view text) const;
   // Calls found(length, token) for every token that ends where `state` has read to, the longest
   // first.
   template <typename Found>
-  void ForFound(int32_t state, const Found& found) const {
+  void ForEachMatchEndingAt(int32_t state, const Found& found) const {
     for (int32_t at = At(state).longest; at >= 0; at = At(At(at).fallback).longest) {
       found(static_cast<size_t>(At(at).length), At(at).token);
     }

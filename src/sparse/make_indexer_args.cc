@@ -1,4 +1,4 @@
-#include "sparse/indexer_make.h"
+#include "sparse/make_indexer_args.h"
 
 #include "core/strided.h"
 #include "sparse/indexer_kernels.h"

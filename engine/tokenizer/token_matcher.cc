@@ -1,10 +1,10 @@
-#include "engine/tokenizer/special_tokens.h"
+#include "engine/tokenizer/token_matcher.h"
 
 #include <algorithm>
 
 namespace riffle::engine {
 
-int32_t SpecialTokens::Child(int32_t node, uint8_t byte) const {
+int32_t TokenMatcher::Child(int32_t node, uint8_t byte) const {
   int32_t child = At(node).first_child;
   while (child >= 0 && At(child).byte != byte) {
     child = At(child).sibling;
@@ -12,7 +12,7 @@ int32_t SpecialTokens::Child(int32_t node, uint8_t byte) const {
   return child;
 }
 
-void SpecialTokens::Add(std::string_view text, int32_t token, bool control) {
+void TokenMatcher::Add(std::string_view text, int32_t token, bool control) {
   int32_t node = 0;
   for (size_t i = 0; i < text.size(); ++i) {
     const size_t place = reading_ == Reading::kFromEnd ? text.size() - 1 - i : i;
@@ -35,7 +35,7 @@ void SpecialTokens::Add(std::string_view text, int32_t token, bool control) {
 }
 
 // Breadth first: a node's fallback is shorter, so it is complete already.
-void SpecialTokens::Finish() {
+void TokenMatcher::Finish() {
   std::vector<int32_t> order;
   order.reserve(nodes_.size());
   order.push_back(0);
@@ -51,7 +51,7 @@ void SpecialTokens::Finish() {
   }
 }
 
-int32_t SpecialTokens::Step(int32_t node, uint8_t byte) const {
+int32_t TokenMatcher::Step(int32_t node, uint8_t byte) const {
   for (;; node = At(node).fallback) {
     const int32_t child = Child(node, byte);
     if (child >= 0) return child;
@@ -60,8 +60,7 @@ int32_t SpecialTokens::Step(int32_t node, uint8_t byte) const {
 }
 
 // Only tokens that start before the plain range and reach into it are looked at one by one.
-SpecialTokens::Match SpecialTokens::LongestAt(size_t start, int32_t node,
-                                              size_t plain_begin) const {
+TokenMatcher::Match TokenMatcher::LongestAt(size_t start, int32_t node, size_t plain_begin) const {
   const auto match = [&](int32_t found, int32_t token) {
     return Match{start, static_cast<size_t>(At(found).length), token};
   };
@@ -77,8 +76,8 @@ SpecialTokens::Match SpecialTokens::LongestAt(size_t start, int32_t node,
   return {start, 0, -1};
 }
 
-std::vector<SpecialTokens::Match> SpecialTokens::Find(std::string_view text,
-                                                      std::span<const Range> plain) const {
+std::vector<TokenMatcher::Match> TokenMatcher::Find(std::string_view text,
+                                                    std::span<const Range> plain) const {
   std::vector<Match> matches;
   if (nodes_.size() == 1) return matches;
   std::vector<int32_t> nodes(text.size());  // the state after reading each byte
@@ -98,7 +97,7 @@ std::vector<SpecialTokens::Match> SpecialTokens::Find(std::string_view text,
   return matches;
 }
 
-int32_t SpecialTokens::Read(int32_t state, std::string_view text) const {
+int32_t TokenMatcher::Read(int32_t state, std::string_view text) const {
   for (const char c : text) {
     state = Step(state, static_cast<uint8_t>(c));
   }
