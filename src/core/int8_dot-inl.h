@@ -55,6 +55,36 @@ struct Int8Dot {
   }
 };
 
+// A target that multiplies matrices of int8 packs its operands for that.
+#undef RIFFLE_INT8_MATRICES
+#if HWY_TARGET == HWY_NEON_BF16
+#define RIFFLE_INT8_MATRICES 1
+
+// Adds to `sums` the products of two rows and two columns of eight int8: row 0 with columns 0 and
+// 1, then row 1 with both. An operand's lower half is its first row or column. One SMMLA, which
+// makes twice the products of an SDOT. Highway 1.2 has no function for it and does not let its
+// target use it; core/targets.cc asks whether the
+// processor has it.
+HWY_INLINE hn::Vec128<int32_t> AddInt8Matrices(hn::Vec128<int32_t> sums, hn::Vec128<uint32_t> rows,
+                                               hn::Vec128<uint32_t> columns) {
+  asm(".arch_extension i8mm\n\tsmmla %0.4s, %1.16b, %2.16b"
+      : "+w"(sums.raw)
+      : "w"(rows.raw), "w"(columns.raw));
+  return sums;
+}
+
+// Sums of two rows and four columns, from AddInt8Matrices with the first and the last two columns,
+// as a vector for each row.
+HWY_INLINE void SplitRows(hn::Vec128<int32_t> first, hn::Vec128<int32_t> last,
+                          hn::Vec128<int32_t>& row0, hn::Vec128<int32_t>& row1) {
+  const hn::Full128<int32_t> d;
+  row0 = hn::ConcatLowerLower(d, last, first);
+  row1 = hn::ConcatUpperUpper(d, last, first);
+}
+#else
+#define RIFFLE_INT8_MATRICES 0
+#endif
+
 }  // namespace riffle::core::HWY_NAMESPACE
 HWY_AFTER_NAMESPACE();
 

@@ -5,6 +5,7 @@
 #include <atomic>
 #include <cstdlib>
 
+#include "core/arm_features.h"
 #include "core/call_context.h"
 #include "core/check.h"
 #include "core/entry_point.h"
@@ -26,7 +27,9 @@ int64_t Detect() {
   } else {
     of_highway.DeInit();
   }
-  return supported & HWY_TARGETS;
+  // Kernels of NEON_BF16 multiply matrices of int8.
+  const int64_t unusable = core::HasInt8Matrices() ? 0 : HWY_NEON_BF16;
+  return supported & HWY_TARGETS & ~unusable;
 }
 
 // Detected without a lock, which would stay locked in a child that is forked meanwhile. Several

@@ -1,4 +1,4 @@
-// Packed operands of the indexer: words of kPanel keys, and of kHeadGroup heads of a query, side by
+// Packed operands of the indexer: those of kPanel keys, and of kHeadGroup heads of a query, side by
 // side. Included once per SIMD target.
 #if defined(RIFFLE_SPARSE_PACK_INL_H_) == defined(HWY_TARGET_TOGGLE)
 #ifdef RIFFLE_SPARSE_PACK_INL_H_
@@ -77,6 +77,25 @@ HWY_INLINE void PackTile(const uint8_t* const* rows, int panels, int operands, u
     }
   }
 }
+
+#if RIFFLE_INT8_MATRICES
+// PackTile for AddInt8Matrices: [panels][operands / 2][kPanel][2].
+HWY_INLINE void PackInt8Matrices(const uint8_t* const* rows, int panels, int operands,
+                                 uint32_t* tile) {
+  const hn::Full128<uint64_t> d;
+  for (int panel = 0; panel < panels; ++panel, rows += kPanel, tile += operands * kPanel) {
+    auto* to = reinterpret_cast<uint64_t*>(tile);
+    for (int operand = 0; operand < operands; operand += 4, to += 2 * kPanel) {
+      for (int i = 0; i < kPanel; i += 2) {
+        const auto a = hn::LoadU(d, reinterpret_cast<const uint64_t*>(rows[i] + 4 * operand));
+        const auto b = hn::LoadU(d, reinterpret_cast<const uint64_t*>(rows[i + 1] + 4 * operand));
+        hn::Store(hn::InterleaveLower(d, a, b), d, to + i);
+        hn::Store(hn::InterleaveUpper(d, a, b), d, to + kPanel + i);
+      }
+    }
+  }
+}
+#endif
 
 #if HWY_TARGET <= HWY_AVX3_ZEN4 && HWY_ARCH_X86
 #undef RIFFLE_SPARSE_E4M3_TABLES
@@ -286,6 +305,14 @@ HWY_INLINE void HeadOperands(const IndexerArgs& args, const uint8_t* head, uint3
   *start = 0;
 }
 
+// Where operand `operand` of head `h` of a group of heads is stored.
+constexpr int HeadOperandAt(Product product, int operand, int h) {
+  if (RIFFLE_INT8_MATRICES && product == Product::kInt8) {
+    return (operand / 2 * kHeadGroup + h) * 2 + operand % 2;
+  }
+  return operand * kHeadGroup + h;
+}
+
 // Packs query `query` of an item into scratch.
 HWY_INLINE void PackQuery(const IndexerArgs& args, int64_t token, int query,
                           const ScoreScratch& layout, uint8_t* scratch) {
@@ -298,9 +325,9 @@ HWY_INLINE void PackQuery(const IndexerArgs& args, int64_t token, int query,
     weights[h] = args.weights != nullptr ? args.weights[token * args.weight_stride + h] : 1.0f;
     HeadOperands(args, args.q + token * args.q_token_stride + h * args.q_head_stride, row,
                  weights + h, starts + h);
-    uint32_t* to = q + h / kHeadGroup * operands * kHeadGroup + h % kHeadGroup;
+    uint32_t* group = q + h / kHeadGroup * operands * kHeadGroup;
     for (int operand = 0; operand < operands; ++operand) {
-      to[operand * kHeadGroup] = row[operand];
+      group[HeadOperandAt(args.product, operand, h % kHeadGroup)] = row[operand];
     }
   }
 }

@@ -10,6 +10,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <type_traits>
 
 #include "core/bf16_dot.h"
 #include "core/dot_operands-inl.h"
@@ -18,6 +19,10 @@
 HWY_BEFORE_NAMESPACE();
 namespace riffle::sparse::HWY_NAMESPACE {
 namespace hn = hwy::HWY_NAMESPACE;
+#if RIFFLE_INT8_MATRICES
+using core::HWY_NAMESPACE::AddInt8Matrices;
+using core::HWY_NAMESPACE::SplitRows;
+#endif
 
 // An operand is one f32; a step is one fused multiply-add.
 struct F32Scores {
@@ -57,13 +62,12 @@ struct Int8Scores {
   }
 };
 
-// Adds the scores of kHeads heads, in ascending order, to the totals of a panel's keys.
+// q . k of kHeads heads and a panel's keys: sum[head][half of the panel].
 template <class Math, int kHeads>
-HWY_INLINE void AddHeads(const uint32_t* HWY_RESTRICT q, const float* HWY_RESTRICT weights,
-                         const int32_t* HWY_RESTRICT starts, const uint32_t* HWY_RESTRICT panel,
-                         int operands, bool relu, VecF32 (&total)[2]) {
+HWY_INLINE void HeadProducts(const uint32_t* HWY_RESTRICT q, const int32_t* HWY_RESTRICT starts,
+                             const uint32_t* HWY_RESTRICT panel, int operands,
+                             typename Math::Sum (&sum)[kHeads][2]) {
   const LaneU32 du;
-  typename Math::Sum sum[kHeads][2];
   for (int h = 0; h < kHeads; ++h) {
     sum[h][0] = sum[h][1] = Math::Start(starts[h]);
   }
@@ -74,6 +78,63 @@ HWY_INLINE void AddHeads(const uint32_t* HWY_RESTRICT q, const float* HWY_RESTRI
       sum[h][0] = Math::Step(q[h], k0, sum[h][0]);
       sum[h][1] = Math::Step(q[h], k1, sum[h][1]);
     }
+  }
+}
+
+#if RIFFLE_INT8_MATRICES
+// HeadProducts by matrices of two heads and two keys. An odd number of heads is multiplied with
+// the head behind it, whose sums are dropped.
+template <int kHeads>
+HWY_INLINE void Int8HeadProducts(const uint32_t* HWY_RESTRICT q, const uint32_t* HWY_RESTRICT panel,
+                                 int operands, VecI32 (&sum)[kHeads][2]) {
+  constexpr int kPairs = (kHeads + 1) / 2;
+  constexpr int kKeyPairs = kPanel / 2;
+  const LaneU32 du;
+  VecI32 sums[kPairs][kKeyPairs];
+  for (auto& of_heads : sums) {
+    for (auto& of_keys : of_heads) {
+      of_keys = hn::Zero(LaneI32());
+    }
+  }
+  for (int operand = 0; operand < operands;
+       operand += 2, q += 2 * kHeadGroup, panel += 2 * kPanel) {
+    VecU32 keys[kKeyPairs];
+    for (int k = 0; k < kKeyPairs; ++k) {
+      keys[k] = hn::Load(du, panel + k * kLanes);
+    }
+    for (int p = 0; p < kPairs; ++p) {
+      const auto heads = hn::Load(du, q + p * kLanes);
+      for (int k = 0; k < kKeyPairs; ++k) {
+        sums[p][k] = AddInt8Matrices(sums[p][k], heads, keys[k]);
+      }
+    }
+  }
+  for (int p = 0; p < kPairs; ++p) {
+    for (int half = 0; half < 2; ++half) {
+      VecI32 even, odd;
+      SplitRows(sums[p][2 * half], sums[p][2 * half + 1], even, odd);
+      sum[2 * p][half] = even;
+      if (2 * p + 1 < kHeads) {
+        sum[2 * p + 1][half] = odd;
+      }
+    }
+  }
+}
+#endif
+
+// Adds the scores of kHeads heads, in ascending order, to the totals of a panel's keys.
+template <class Math, int kHeads>
+HWY_INLINE void AddHeads(const uint32_t* HWY_RESTRICT q, const float* HWY_RESTRICT weights,
+                         const int32_t* HWY_RESTRICT starts, const uint32_t* HWY_RESTRICT panel,
+                         int operands, bool relu, VecF32 (&total)[2]) {
+  typename Math::Sum sum[kHeads][2];
+#if RIFFLE_INT8_MATRICES
+  if constexpr (std::is_same_v<Math, Int8Scores>) {
+    Int8HeadProducts<kHeads>(q, panel, operands, sum);
+  } else
+#endif
+  {
+    HeadProducts<Math, kHeads>(q, starts, panel, operands, sum);
   }
   const LaneF32 df;
   for (int h = 0; h < kHeads; ++h) {
@@ -137,6 +198,12 @@ class Scorer {
     if (args_.mxfp4) {  // its scales are in the operands
       std::fill_n(scales, kTileKeys, 1.0f);
     }
+#if RIFFLE_INT8_MATRICES
+    if (args_.product == Product::kInt8) {
+      PackInt8Matrices(rows, panels_, operands, layout_.tile.At(scratch_));
+      return;
+    }
+#endif
     PackTile(rows, panels_, operands, args_.product == Product::kInt8 ? Int8Dot::kSignFlip : 0,
              layout_.tile.At(scratch_));
   }

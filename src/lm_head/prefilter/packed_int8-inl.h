@@ -20,6 +20,10 @@
 HWY_BEFORE_NAMESPACE();
 namespace riffle::lm_head::HWY_NAMESPACE {
 namespace hn = hwy::HWY_NAMESPACE;
+#if RIFFLE_INT8_MATRICES
+using core::HWY_NAMESPACE::AddInt8Matrices;
+using core::HWY_NAMESPACE::SplitRows;
+#endif
 using core::HWY_NAMESPACE::FromF16;
 using core::HWY_NAMESPACE::Int8Dot;
 
@@ -65,9 +69,10 @@ class ColumnPrefetcher {
 struct Int8Panel {
   const uint8_t* column[kPanel];  // blocks of Q8_0
   int blocks;
-  uint8_t*
-      weights;    // [blocks][kBlockLanes][kPanel] lanes of four bytes, each weight + Int8Dot::kBias
-  float* scales;  // [blocks][kPanel]
+  // [blocks][kBlockLanes][kPanel] lanes of four bytes, each weight + Int8Dot::kBias; of
+  // RIFFLE_INT8_MATRICES [blocks][kBlockLanes / 2][kPanel][2].
+  uint8_t* weights;
+  float* scales;   // [blocks][kPanel]
   float* squares;  // [kPanel] squared norms of the columns; each block adds its part
 };
 
@@ -108,10 +113,11 @@ HWY_INLINE hn::Vec<D> LoadFourColumns(D d, const uint8_t* const* column, int64_t
   return v;
 }
 
-// Packs 16 weights of each of kLanes columns: four lanes per column, stored at `to`. Adds |w| *
-// min(|w|, 127) of every weight w to its column's lane of `squares`.
-HWY_INLINE void PackHalfBlock(const uint8_t* const* column, int64_t offset, uint32_t* to,
-                              VecI32& squares) {
+// Packs 16 weights of each of kLanes columns, which are columns `first_column` and on of the panel:
+// four lanes per column, of which the panel's first is at `to`. Adds |w| * min(|w|, 127) of every
+// weight w to its column's lane of `squares`.
+HWY_INLINE void PackHalfBlock(const uint8_t* const* column, int64_t offset, int first_column,
+                              uint32_t* to, VecI32& squares) {
   const LaneBytes d;
   const LaneSignedBytes di8;
   const LaneI32 di;
@@ -130,8 +136,18 @@ HWY_INLINE void PackHalfBlock(const uint8_t* const* column, int64_t offset, uint
     const auto size = hn::BitCast(d, hn::Abs(hn::BitCast(di8, packed[i])));  // 128 for -128
     const auto clamped = hn::Min(size, hn::Set(d, uint8_t{127}));
     squares = Int8Dot::StepUnsigned(di, size, clamped, squares);
-    hn::Store(hn::Xor(packed[i], hn::Set(du, Int8Dot::kSignFlip)), du, to + i * kPanel);
+#if !RIFFLE_INT8_MATRICES
+    hn::Store(hn::Xor(packed[i], hn::Set(du, Int8Dot::kSignFlip)), du,
+              to + i * kPanel + first_column);
+#endif
   }
+#if RIFFLE_INT8_MATRICES
+  for (int i = 0; i < 4; i += 2) {
+    uint32_t* pairs = to + i * kPanel + 2 * first_column;
+    hn::Store(hn::InterleaveLower(du, packed[i], packed[i + 1]), du, pairs);
+    hn::Store(hn::InterleaveUpper(du, packed[i], packed[i + 1]), du, pairs + kLanes);
+  }
+#endif
 }
 
 // Packs the blocks of a panel that start at byte `offset` of its columns. Prefetches `lines` lines
@@ -148,13 +164,13 @@ void PackPanel(const Int8Panel& panel, int64_t offset, ColumnPrefetcher& prefetc
   }
   for (int i = 0; i < kPanel; i += kLanes) {
     auto squares = hn::Load(df, panel.squares + i);
-    auto* to = reinterpret_cast<uint32_t*>(panel.weights) + i;
+    auto* to = reinterpret_cast<uint32_t*>(panel.weights);
     for (int block = 0; block < panel.blocks; ++block, to += kBlockLanes * kPanel) {
       prefetcher.Next(lines);
       const int64_t at = offset + block * kQ8BlockBytes + 2;
       auto of_block = hn::Zero(di);
-      PackHalfBlock(panel.column + i, at, to, of_block);
-      PackHalfBlock(panel.column + i, at + 16, to + 4 * kPanel, of_block);
+      PackHalfBlock(panel.column + i, at, i, to, of_block);
+      PackHalfBlock(panel.column + i, at + 16, i, to + 4 * kPanel, of_block);
       const auto scale = hn::Load(df, panel.scales + block * kPanel + i);
       squares = hn::MulAdd(hn::Mul(scale, scale), hn::ConvertTo(df, of_block), squares);
     }
@@ -162,15 +178,81 @@ void PackPanel(const Int8Panel& panel, int64_t offset, ColumnPrefetcher& prefetc
   }
 }
 
+// The products of a block of kRows rows and a panel's columns: sum[row][half of the panel].
+#if RIFFLE_INT8_MATRICES
+template <int kRows>
+HWY_INLINE void BlockSums(const Int8Block* HWY_RESTRICT x, const uint8_t* HWY_RESTRICT w,
+                          VecI32 (&sum)[kRows][2]) {
+  constexpr int kPairs = (kRows + 1) / 2;  // the last row of an odd number is its own partner
+  constexpr int kColumnPairs = kPanel / 2;
+  const LaneU32 du;
+  const hn::Repartition<uint64_t, LaneU32> du64;
+  VecI32 sums[kPairs][kColumnPairs];
+  for (auto& of_pair : sums) {
+    for (auto& of_columns : of_pair) {
+      of_columns = hn::Zero(LaneI32());
+    }
+  }
+  for (int i = 0; i < kBlockLanes; i += 4) {
+    VecU32 rows[kPairs][2];
+    for (int p = 0; p < kPairs; ++p) {
+      const auto lanes = [&](int r) HWY_ATTR {
+        return hn::LoadU(du64, reinterpret_cast<const uint64_t*>(
+                                   x[std::min(r, kRows - 1) * kPrefilterBlocks].lanes + i));
+      };
+      const auto a = lanes(2 * p);
+      const auto b = lanes(2 * p + 1);
+      rows[p][0] = hn::BitCast(du, hn::InterleaveLower(du64, a, b));
+      rows[p][1] = hn::BitCast(du, hn::InterleaveUpper(du64, a, b));
+    }
+    for (int half = 0; half < 2; ++half) {
+      for (int c = 0; c < kColumnPairs; ++c, w += 16) {
+        const auto columns = hn::Load(du, reinterpret_cast<const uint32_t*>(w));
+        for (int p = 0; p < kPairs; ++p) {
+          sums[p][c] = AddInt8Matrices(sums[p][c], rows[p][half], columns);
+        }
+      }
+    }
+  }
+  for (int p = 0; p < kPairs; ++p) {
+    const int last = std::min(2 * p + 1, kRows - 1);
+    for (int half = 0; half < 2; ++half) {
+      VecI32 even, odd;
+      SplitRows(sums[p][2 * half], sums[p][2 * half + 1], even, odd);
+      sum[last][half] = odd;
+      sum[2 * p][half] = even;
+    }
+  }
+}
+#else
+template <int kRows>
+HWY_INLINE void BlockSums(const Int8Block* HWY_RESTRICT x, const uint8_t* HWY_RESTRICT w,
+                          VecI32 (&sum)[kRows][2]) {
+  const LaneI32 di;
+  const LaneBytes du8;
+  const LaneSignedBytes di8;
+  for (int r = 0; r < kRows; ++r) {
+    sum[r][0] = sum[r][1] = hn::Set(di, x[r * kPrefilterBlocks].initial_sum);
+  }
+  HWY_UNROLL(8)
+  for (int i = 0; i < kBlockLanes; ++i, w += 4 * kPanel) {
+    const auto w0 = hn::Load(du8, w);
+    const auto w1 = hn::Load(du8, w + 4 * kLanes);
+    for (int r = 0; r < kRows; ++r) {
+      const auto q = hn::BitCast(di8, hn::Set(di, x[r * kPrefilterBlocks].lanes[i]));
+      sum[r][0] = Int8Dot::Step(di, w0, q, sum[r][0]);
+      sum[r][1] = Int8Dot::Step(di, w1, q, sum[r][1]);
+    }
+  }
+}
+#endif
+
 // Adds the products of kRows rows and a panel to sums [kRows][kTile]. Prefetches `lines` lines per
 // block.
 template <int kRows>
 HWY_INLINE void Int8Kernel(const Int8Block* HWY_RESTRICT x, const Int8Panel& panel,
                            float* HWY_RESTRICT sums, ColumnPrefetcher& prefetcher, int lines) {
   const LaneF32 df;
-  const LaneI32 di;
-  const LaneBytes du8;
-  const LaneSignedBytes di8;
   VecF32 total[kRows][2];
   for (int r = 0; r < kRows; ++r) {
     total[r][0] = hn::Load(df, sums + r * kTile);
@@ -181,19 +263,8 @@ HWY_INLINE void Int8Kernel(const Int8Block* HWY_RESTRICT x, const Int8Panel& pan
   for (int block = 0; block < panel.blocks; ++block, ++x, scales += kPanel) {
     prefetcher.Next(lines);
     VecI32 sum[kRows][2];
-    for (int r = 0; r < kRows; ++r) {
-      sum[r][0] = sum[r][1] = hn::Set(di, x[r * kPrefilterBlocks].initial_sum);
-    }
-    HWY_UNROLL(8)
-    for (int i = 0; i < kBlockLanes; ++i, w += 4 * kPanel) {
-      const auto w0 = hn::Load(du8, w);
-      const auto w1 = hn::Load(du8, w + 4 * kLanes);
-      for (int r = 0; r < kRows; ++r) {
-        const auto q = hn::BitCast(di8, hn::Set(di, x[r * kPrefilterBlocks].lanes[i]));
-        sum[r][0] = Int8Dot::Step(di, w0, q, sum[r][0]);
-        sum[r][1] = Int8Dot::Step(di, w1, q, sum[r][1]);
-      }
-    }
+    BlockSums<kRows>(x, w, sum);
+    w += kQ8Block * kPanel;
     const auto scale0 = hn::Load(df, scales);
     const auto scale1 = hn::Load(df, scales + kLanes);
     for (int r = 0; r < kRows; ++r) {
