@@ -113,6 +113,37 @@ def test_tokens_depend_on_attention(models, monkeypatch):
         mla_models.check_tokens(model, prompts, tokens)
 
 
+@pytest.mark.quick
+@pytest.mark.parametrize(
+    "vllms, dtype, cache_dtype, named, riffles",
+    [
+        ("CPU_MLA", torch.bfloat16, "auto", False, True),
+        ("AMX_MLA", torch.bfloat16, "auto", False, False),
+        ("AMX_MLA", torch.bfloat16, "auto", True, True),
+        ("AMX_MLA", torch.bfloat16, "fp8_e4m3", False, True),
+        ("AMX_MLA", torch.float16, "auto", False, True),
+        ("AMX_MLA", torch.float32, "auto", False, True),
+    ],
+)
+def test_amx_keeps_only_what_it_can_do(monkeypatch, vllms, dtype, cache_dtype, named, riffles):
+    """On any host: vLLM's answer is made up. Backend and configuration must agree."""
+    from riffle.vllm import _mla
+
+    choice = _mla._Choice("CPU_MLA", "AMX_MLA", named)
+    selector = types.SimpleNamespace(
+        use_mla=True, use_sparse=False, use_dcp=False, use_pcp=False, dtype=dtype, kv_cache_dtype=cache_dtype
+    )
+    answer = choice.get_attn_backend_cls(lambda *_: vllms, None, selector)
+    assert answer == (_mla.BACKEND if riffles else vllms)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: vllms == "AMX_MLA")
+    config = types.SimpleNamespace(
+        model_config=types.SimpleNamespace(hf_config=object(), dtype=dtype), cache_config=types.SimpleNamespace(cache_dtype=cache_dtype),
+        attention_config=types.SimpleNamespace(backend=None),
+        parallel_config=types.SimpleNamespace(decode_context_parallel_size=1, prefill_context_parallel_size=1),
+    )  # fmt: skip
+    assert choice.is_ours(config) == riffles
+
+
 # Below: the calls of a backend without an engine.
 
 LATENT, ROTATED, HEADS = 512, 64, 16

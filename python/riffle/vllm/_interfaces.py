@@ -64,3 +64,9 @@ def replace_function(native: Callable[..., Any], replacement: Callable[..., Any]
 def warn(text: str) -> None:
     """A warning in vLLM's log, once for each text."""
     logging.getLogger("vllm.riffle").warning("riffle: %s", text)
+
+
+@functools.cache
+def inform(text: str) -> None:
+    """A line in vLLM's log, once for each text."""
+    logging.getLogger("vllm.riffle").info("riffle: %s", text)
