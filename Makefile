@@ -45,7 +45,7 @@ test-python: setup ## Python tests and doctests
 test-install: setup ## the source distribution by pip, in clean environments of the oldest and the newest Python here
 	@$(STAGE) venv "Python environment" scripts/venv.sh
 	@$(STAGE) install "the source distribution, installed by pip" scripts/install_test.sh
-test-arm64: ## C++ tests on NEON: a cross compiler, and qemu-user to run them (more than an hour)
+test-arm64: ## C++ tests on NEON: a cross compiler, and qemu-user to run them (about an hour)
 	@$(STAGE) arm64 "C++ tests on 64-bit ARM, under qemu" scripts/arm64.sh
 test-arm64-quick: ## those of them that take a few minutes
 	@$(STAGE) arm64 "C++ tests on 64-bit ARM, under qemu" scripts/arm64.sh quick
