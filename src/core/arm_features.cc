@@ -1,4 +1,4 @@
-// Linux and macOS (untested); elsewhere the answer is no.
+// Linux and macOS (untested). Elsewhere the answer is no, unless the compiler was told otherwise.
 #include "core/arm_features.h"
 
 #include <cstddef>
@@ -12,7 +12,9 @@
 namespace riffle::core {
 
 bool HasInt8Matrices() {
-#if defined(__aarch64__) && defined(__linux__)
+#if defined(__ARM_FEATURE_MATMUL_INT8)  // the compiler was told so: the whole program needs it
+  return true;
+#elif defined(__aarch64__) && defined(__linux__)
   constexpr unsigned long kI8mm = 1UL << 13;  // HWCAP2_I8MM of Linux 5.10
   return (getauxval(AT_HWCAP2) & kI8mm) != 0;
 #elif defined(__aarch64__) && defined(__APPLE__)

@@ -62,9 +62,8 @@ struct Int8Dot {
 
 // Adds to `sums` the products of two rows and two columns of eight int8: row 0 with columns 0 and
 // 1, then row 1 with both. An operand's lower half is its first row or column. One SMMLA, which
-// makes twice the products of an SDOT. Highway 1.2 has no function for it and does not let its
-// target use it; core/targets.cc asks whether the
-// processor has it.
+// makes twice the products of an SDOT. Highway 1.2 has no function for it, and its target does not
+// imply it: core/targets.cc leaves NEON_BF16 out where the processor lacks it.
 HWY_INLINE hn::Vec128<int32_t> AddInt8Matrices(hn::Vec128<int32_t> sums, hn::Vec128<uint32_t> rows,
                                                hn::Vec128<uint32_t> columns) {
   asm(".arch_extension i8mm\n\tsmmla %0.4s, %1.16b, %2.16b"

@@ -82,8 +82,8 @@ HWY_INLINE void HeadProducts(const uint32_t* HWY_RESTRICT q, const int32_t* HWY_
 }
 
 #if RIFFLE_INT8_MATRICES
-// HeadProducts by matrices of two heads and two keys. An odd number of heads is multiplied with
-// the head behind it, whose sums are dropped.
+// HeadProducts by matrices of two heads and two keys. Of an odd number of heads the last one is
+// paired with whatever follows it, and those sums are dropped.
 template <int kHeads>
 HWY_INLINE void Int8HeadProducts(const uint32_t* HWY_RESTRICT q, const uint32_t* HWY_RESTRICT panel,
                                  int operands, VecI32 (&sum)[kHeads][2]) {

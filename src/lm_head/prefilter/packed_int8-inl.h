@@ -69,8 +69,8 @@ class ColumnPrefetcher {
 struct Int8Panel {
   const uint8_t* column[kPanel];  // blocks of Q8_0
   int blocks;
-  // [blocks][kBlockLanes][kPanel] lanes of four bytes, each weight + Int8Dot::kBias; of
-  // RIFFLE_INT8_MATRICES [blocks][kBlockLanes / 2][kPanel][2].
+  // [blocks][kBlockLanes][kPanel] lanes of four bytes, each weight + Int8Dot::kBias; with
+  // RIFFLE_INT8_MATRICES, two lanes of a column side by side: [blocks][kBlockLanes / 2][kPanel][2].
   uint8_t* weights;
   float* scales;   // [blocks][kPanel]
   float* squares;  // [kPanel] squared norms of the columns; each block adds its part
@@ -113,9 +113,10 @@ HWY_INLINE hn::Vec<D> LoadFourColumns(D d, const uint8_t* const* column, int64_t
   return v;
 }
 
-// Packs 16 weights of each of kLanes columns, which are columns `first_column` and on of the panel:
-// four lanes per column, of which the panel's first is at `to`. Adds |w| * min(|w|, 127) of every
-// weight w to its column's lane of `squares`.
+// Packs 16 weights of each of kLanes columns, four lanes per column. `column` and `offset` say
+// where they are, `first_column` is the first one's number in the panel, and `to` is where the
+// panel's lanes of these weights begin. Adds |w| * min(|w|, 127) of every weight w to its column's
+// lane of `squares`.
 HWY_INLINE void PackHalfBlock(const uint8_t* const* column, int64_t offset, int first_column,
                               uint32_t* to, VecI32& squares) {
   const LaneBytes d;
